@@ -1,0 +1,106 @@
+"""Events: everything that happens in a run, as plain data. Sinks receive them; displays are folds over them.
+
+The file form is one JSON object a line: `{"v": 1, "t": …, "kind": …, "step": …, "data": {…}}`. A resumed run
+appends to the same file, so it can hold steps that were taken twice: `read_events` drops the abandoned ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+KINDS = ("started", "step", "eval", "saved", "sample", "warning", "finished")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened. `step` counts finished steps; `time` is in seconds since the epoch."""
+
+    kind: str
+    step: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    time: float = field(default_factory=time.time)
+
+    def to_json(self) -> str:
+        """One line of `events.jsonl`. A number that JSON cannot hold (nan, inf) becomes a string."""
+        record = {"v": 1, "t": round(self.time, 3), "kind": self.kind, "step": self.step}
+        return json.dumps(record | {"data": _finite(self.data)}, ensure_ascii=False)
+
+    @staticmethod
+    def from_json(line: str) -> Event:
+        """Read what `to_json` wrote. Raises ValueError or KeyError on anything else."""
+        record = json.loads(line)
+        return Event(record["kind"], record["step"], record["data"], record["t"])
+
+
+Sink = Callable[[Event], None]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+class JsonLines:
+    """A sink that writes each event as a line and flushes it, so that another process can follow."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @classmethod
+    def append_to(cls, path: Path) -> JsonLines:
+        """Append to a file; a line that a killed process left half-written is closed first."""
+        torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+        stream = path.open("a", encoding="utf-8")
+        if torn:
+            stream.write("\n")
+        return cls(stream)
+
+    def __call__(self, event: Event) -> None:
+        self._stream.write(event.to_json() + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file beneath."""
+        self._stream.close()
+
+
+def fan_out(sinks: Iterable[Sink]) -> Sink:
+    """One sink that passes each event to all. A sink that raises is dropped, once, with a warning to the rest."""
+    alive = list(sinks)
+
+    def emit(event: Event) -> None:
+        for sink in list(alive):
+            try:
+                sink(event)
+            except Exception as error:  # a display or log must never stop a training run
+                alive.remove(sink)
+                name = getattr(sink, "__name__", type(sink).__name__)
+                emit(Event("warning", event.step, {"text": f"log `{name}` failed and was dropped: {error}"}))
+
+    return emit
+
+
+def read_events(path: Path) -> list[Event]:
+    """All events of a run in order, without the steps that a later resume took again and without torn lines."""
+    events: list[Event] = []
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                event = Event.from_json(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # the half-written last line of a killed process
+            if event.kind == "started":
+                events = [old for old in events if old.kind == "started" or old.step <= event.step]
+            events.append(event)
+    return events
