@@ -85,7 +85,11 @@ def settings_of(cls: type) -> dict[str, Setting]:
             continue
         flag = "--" + field.name.replace("_", "-") if meta["flag"] is True else meta["flag"] or None
         found[field.name] = Setting(
-            field.name, hints[field.name], field.default, **{k: v for k, v in meta.items() if k != "flag"}, flag=flag
+            field.name,
+            hints[field.name],
+            field.default,
+            **{k: v for k, v in meta.items() if k != "flag"},
+            flag=flag,
         )
     return found
 
@@ -125,7 +129,8 @@ def resolve(cls: type[T], layers: Sequence[Layer]) -> Resolved[T]:
 def unknown_name(name: str, known: Sequence[str], origin: str) -> ConfigError:
     """The error for a name that does not exist, with the nearest one that does."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"did you mean `{near[0]}`?" if near else f"known settings: {', '.join(sorted(known))}"
+    listed = ", ".join(sorted(known)) if len(known) <= 12 else "see `--help`, or the `config.yaml` of any run"
+    hint = f"did you mean `{near[0]}`?" if near else f"known settings: {listed}"
     return ConfigError(f"unknown setting `{name}` in {origin}", hint)
 
 
@@ -137,7 +142,7 @@ def convert(item: Setting, raw: Any, origin: str) -> Any:
         raise _wrong(item, raw, origin, "needs a value")
     try:
         value = _to_type(item.base_type, raw)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _wrong(item, raw, origin, f"should be {_type_name(item.base_type)}") from None
     _check_bounds(item, value, origin)
     return value
@@ -194,7 +199,16 @@ def _to_type(declared: Any, raw: Any) -> Any:
 def _to_bool(raw: Any) -> bool:
     if isinstance(raw, bool):
         return raw
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    words = {
+        "true": True,
+        "yes": True,
+        "on": True,
+        "1": True,
+        "false": False,
+        "no": False,
+        "off": False,
+        "0": False,
+    }
     return words[str(raw).lower()] if str(raw).lower() in words else _refuse(raw)
 
 
@@ -213,3 +227,10 @@ def as_dict(config: Any) -> dict[str, Any]:
     """The settings of an object by name: what `config.yaml` holds and `resolve` reads back."""
     values = {name: getattr(config, name) for name in settings_of(type(config))}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def validate(config: T) -> T:
+    """Check an object that was made in code as `resolve` checks files and flags. Raises ConfigError."""
+    known = settings_of(type(config))
+    values = {name: convert(item, getattr(config, name), "given in code") for name, item in known.items()}
+    return dataclasses.replace(config, **values)

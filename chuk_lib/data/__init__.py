@@ -1,0 +1,33 @@
+"""Data: records to examples to batches. `SFTDataset(source, tokenizer)` is the way in."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chuk_lib.data.batching import BatchPlan
+    from chuk_lib.data.packing import pack
+    from chuk_lib.data.preview import preview
+    from chuk_lib.data.reader import has_split, read_records
+    from chuk_lib.data.rendering import Renderer
+    from chuk_lib.data.report import DataReport
+    from chuk_lib.data.sft_dataset import SFTDataset
+    from chuk_lib.data.types import Batch, Example, Record, Source, Span
+
+_WHERE = {
+    "Batch": "types", "BatchPlan": "batching", "DataReport": "report", "Example": "types", "Record": "types",
+    "Renderer": "rendering", "SFTDataset": "sft_dataset", "Source": "types", "Span": "types",
+    "has_split": "reader", "pack": "packing", "preview": "preview", "read_records": "reader",
+}  # fmt: skip
+
+__all__ = [
+    "Batch", "BatchPlan", "DataReport", "Example", "Record", "Renderer", "SFTDataset", "Source", "Span",
+    "has_split", "pack", "preview", "read_records",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

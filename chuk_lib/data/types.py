@@ -13,13 +13,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Source:
-    """Where a record came from, for messages: `train.jsonl` line 17."""
+    """Where a record came from, for messages: `train.jsonl` line 17. `unit` is "row" where files have no lines."""
 
     name: str
     line: int
+    unit: str = "line"
 
     def __str__(self) -> str:
-        return f"`{self.name}` line {self.line}"
+        return f"`{self.name}` {self.unit} {self.line}"
 
 
 @dataclass(frozen=True)

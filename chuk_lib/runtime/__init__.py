@@ -1,0 +1,38 @@
+"""The machine below MLX: fast BLAS, threads, device, types and memory. Nothing is loaded until a name is
+used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chuk_lib.runtime.blas import BlasStatus as BlasStatus
+    from chuk_lib.runtime.device import RuntimeStatus as RuntimeStatus
+    from chuk_lib.runtime.device import adapt_threads as adapt_threads
+    from chuk_lib.runtime.device import default_dtype as default_dtype
+    from chuk_lib.runtime.device import prepare as prepare
+    from chuk_lib.runtime.environment import describe as describe
+    from chuk_lib.runtime.memory_use import MemoryUse as MemoryUse
+    from chuk_lib.runtime.memory_use import memory as memory
+    from chuk_lib.runtime.memory_use import reset_peak as reset_peak
+    from chuk_lib.runtime.memory_use import set_memory_limit as set_memory_limit
+
+_HOMES = {
+    "BlasStatus": "blas",
+    "MemoryUse": "memory_use",
+    "RuntimeStatus": "device",
+    "adapt_threads": "device",
+    "default_dtype": "device",
+    "describe": "environment",
+    "memory": "memory_use",
+    "prepare": "device",
+    "reset_peak": "memory_use",
+    "set_memory_limit": "memory_use",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

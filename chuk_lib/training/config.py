@@ -6,9 +6,12 @@ mlx-lm's other names for the same thing are accepted as aliases in files and wit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import InitVar, dataclass
+from typing import Any
 
-from chuk_lib.config.settings import setting
+from chuk_lib.config.settings import setting, settings_of
+from chuk_lib.errors import ConfigError
 from chuk_lib.models.config import LoRAConfig
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "adafactor", "muon")
@@ -39,11 +42,13 @@ class TrainerConfig:
         aliases=("output_dir", "checkpoint_dir"),
     )  # fmt: skip
     # How long and how fast
-    num_epochs: int = setting(
-        3, "Passes over the data.", flag=True, minimum=1, aliases=("epochs", "num_train_epochs")
-    )
+    num_epochs: int = setting(3, "Passes over the data.", flag=True, minimum=1, aliases=("epochs", "num_train_epochs"))
     max_steps: int | None = setting(
-        None, "Stop after this many steps, whatever num_epochs says.", flag=True, minimum=1, aliases=("iters",)
+        None,
+        "Stop after this many steps, whatever num_epochs says.",
+        flag=True,
+        minimum=1,
+        aliases=("iters",),
     )
     batch_size: int = setting(
         8, "Rows in one micro-batch.", flag=True, minimum=1, aliases=("per_device_train_batch_size",)
@@ -57,10 +62,16 @@ class TrainerConfig:
         aliases=("lr",),
     )  # fmt: skip
     lr_scheduler_type: str = setting(
-        "linear", "Learning-rate schedule after warmup.", choices=SCHEDULES, aliases=("lr_schedule",), flag=True
+        "linear",
+        "Learning-rate schedule after warmup.",
+        choices=SCHEDULES,
+        aliases=("lr_schedule",),
+        flag=True,
     )
     warmup_steps: int = setting(0, "Steps from zero to the peak learning rate.", minimum=0, flag=True)
-    warmup_ratio: float = setting(0.0, "Warmup as a share of all steps; used when warmup_steps is 0.", minimum=0, maximum=1)
+    warmup_ratio: float = setting(
+        0.0, "Warmup as a share of all steps; used when warmup_steps is 0.", minimum=0, maximum=1
+    )
     min_lr_rate: float = setting(0.0, "Floor of cosine_with_min_lr, as a share of the peak.", minimum=0, maximum=1)
     num_cycles: float = setting(1.0, "Cycles of cosine_with_restarts.", above=0)
     lr_power: float = setting(1.0, "Exponent of the polynomial schedule.", above=0)
@@ -75,11 +86,11 @@ class TrainerConfig:
     adam_beta2: float = setting(0.999, "Second-moment decay of Adam, AdamW and Lion.", minimum=0, maximum=0.9999999)
     adam_epsilon: float = setting(1e-8, "Term added to Adam's denominator.", above=0)
     momentum: float = setting(0.0, "Momentum of SGD; Muon uses 0.95 when this is 0.", minimum=0, maximum=0.999999)
-    max_grad_norm: float = setting(
-        1.0, "Clip the gradient to this global norm; 0 switches clipping off.", minimum=0
-    )
+    max_grad_norm: float = setting(1.0, "Clip the gradient to this global norm; 0 switches clipping off.", minimum=0)
     gradient_checkpointing: bool = setting(
-        False, "Recompute activations in the backward pass: slower, much less memory.", aliases=("grad_checkpoint",)
+        False,
+        "Recompute activations in the backward pass: slower, much less memory.",
+        aliases=("grad_checkpoint",),
     )
     seed: int = setting(0, "Seed of data order, dropout and new weights.", flag=True, minimum=0)
     # What is trained
@@ -126,9 +137,7 @@ class TrainerConfig:
     early_stopping_patience: int | None = setting(
         None, "Stop after this many evaluations without improvement.", panel="Output", minimum=1
     )
-    early_stopping_threshold: float = setting(
-        0.0, "Improvement of eval_loss that counts.", panel="Output", minimum=0
-    )
+    early_stopping_threshold: float = setting(0.0, "Improvement of eval_loss that counts.", panel="Output", minimum=0)
 
     @property
     def lora(self) -> LoRAConfig | None:
@@ -175,3 +184,34 @@ class SFTConfig(TrainerConfig):
     def __post_init__(self, epochs: int | None) -> None:
         if epochs is not None:
             object.__setattr__(self, "num_epochs", epochs)
+
+
+_Condition = Callable[[Any], bool]
+_IDLE: tuple[tuple[tuple[str, ...], _Condition, str], ...] = (
+    (("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"), lambda c: c.lora is None, "without use_lora"),
+    (("warmup_steps", "warmup_ratio"), lambda c: c.lr_scheduler_type == "constant",
+     "with lr_scheduler_type=constant; use constant_with_warmup"),
+    (("warmup_ratio",), lambda c: c.warmup_steps > 0, "when warmup_steps is given"),
+    (("min_lr_rate",), lambda c: c.lr_scheduler_type != "cosine_with_min_lr",
+     "without lr_scheduler_type=cosine_with_min_lr"),
+    (("num_cycles",), lambda c: c.lr_scheduler_type != "cosine_with_restarts",
+     "without lr_scheduler_type=cosine_with_restarts"),
+    (("lr_power",), lambda c: c.lr_scheduler_type != "polynomial", "without lr_scheduler_type=polynomial"),
+    (("num_decay_steps",), lambda c: c.lr_scheduler_type != "warmup_stable_decay",
+     "without lr_scheduler_type=warmup_stable_decay"),
+    (("momentum",), lambda c: c.optimizer not in ("sgd", "muon"), "without optimizer=sgd or muon"),
+    (("adam_beta1", "adam_beta2"), lambda c: c.optimizer in ("sgd", "adafactor"), "with optimizer=sgd or adafactor"),
+    (("adam_epsilon",), lambda c: c.optimizer in ("sgd", "adafactor", "lion"), "without an Adam optimizer"),
+    (("weight_decay",), lambda c: c.optimizer == "adam", "with optimizer=adam; use adamw"),
+    (("early_stopping_threshold",), lambda c: c.early_stopping_patience is None, "without early_stopping_patience"),
+    (("packing_strategy",), lambda c: not getattr(c, "packing", False), "without packing"),
+)  # fmt: skip
+
+
+def refuse_idle_settings(config: TrainerConfig) -> None:
+    """Raise ConfigError for a setting that was changed and would do nothing next to the others."""
+    known = settings_of(type(config))
+    for names, idle, why in _IDLE:
+        for name in names:
+            if name in known and getattr(config, name) != known[name].default and idle(config):
+                raise ConfigError(f"`{name}` does nothing {why}", f"leave `{name}` out, or change the other setting")

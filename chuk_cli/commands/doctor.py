@@ -1,0 +1,149 @@
+"""`chuk doctor`: the machine as chuk sees it, and whether its numbers are right."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chuk_cli.errors import FAILURE
+from chuk_cli.humanize import number, size
+from chuk_cli.options import JsonOption, QuietOption
+from chuk_cli.out import Out, make_table
+from chuk_lib.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from chuk_lib.parity import Check
+    from chuk_lib.runtime.checkup import Report
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def doctor(
+    parity: Annotated[
+        Path | None, typer.Option("--parity", help="Check all numbers against these fixtures.", metavar="DIR")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", help="With --parity: these suites only, comma-separated.", metavar="NAMES")
+    ] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Check this machine: device, speed, versions, memory, and what to mend.
+
+    Exit code 1 when something prevents work or a parity check fails. Paste the output of `--json` into an
+    issue.
+
+    Examples:
+      chuk doctor
+      chuk doctor --json
+      chuk doctor --parity tests/fixtures/parity
+      chuk doctor --parity tests/fixtures/parity --only models,sft
+    """
+    out = Out.of(json, quiet)
+    if parity is not None:
+        _check_parity(out, parity, _names(only))
+        return
+    if only is not None:
+        raise ConfigError("`--only` chooses parity suites", "add `--parity DIR`")
+    from chuk_lib.runtime.checkup import check_up
+
+    report = check_up(Path.cwd())
+    problems = [asdict(problem) for problem in report.problems]
+    out.result(
+        report.facts | {"problems": problems, "ok": not problems},
+        human=_as_text(report),
+        quiet=[problem.message for problem in report.problems],
+    )
+    if any(problem.fatal for problem in report.problems):
+        raise typer.Exit(FAILURE)
+
+
+def _as_text(report: Report) -> str:
+    from chuk_cli import __version__
+
+    facts = report.facts
+    lines = {"chuk": __version__}
+    if "device" in facts:
+        lines |= _machine_lines(facts)
+    memory, disk, hub = facts["memory"], facts["disk"], facts["hub"]
+    lines["memory"] = f"{size(memory['total_bytes'])}, {size(memory['available_bytes'])} available"
+    lines["disk"] = f"{size(disk['free_bytes'])} free in {disk['folder']}"
+    lines["hub cache"] = f"{hub['cache']}, {size(hub['size_bytes'])}{', offline' if hub['offline'] else ''}"
+    lines |= {name: version for name, version in facts["versions"].items() if name != "chuk-mlx"}
+    width = max(map(len, lines))
+    text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+    if not report.problems:
+        return f"{text}\n\nNo problems found."
+    return text + "\n" + "".join(f"\nproblem: {p.message}\n    fix: {p.fix}\n" for p in report.problems)
+
+
+def _machine_lines(facts: dict[str, Any]) -> dict[str, str]:
+    device, dtype, blas, threads, speed = (facts[key] for key in ("device", "dtype", "blas", "threads", "speed"))
+    name = " ".join(part for part in (blas["name"], blas["version"]) if part)
+    if blas["core"]:
+        name += f" ({blas['core']})"
+    if blas["threads"]:
+        plural = "s" if blas["threads"] > 1 else ""
+        name += f", {blas['threads']} thread{plural} ({'adaptive, ' if threads['adaptive'] else ''}{threads['from']})"
+    matmul = f"{number(speed['matmul_gflops'])} GFLOP/s"
+    if speed["wheel_matmul_gflops"]:
+        matmul += f" (the wheel's own BLAS: {number(speed['wheel_matmul_gflops'])})"
+    return {
+        "platform": facts["platform"],
+        "python": facts["python"],
+        "device": f"{device['name']} ({device['backend']})",
+        "dtype": f"{dtype['frozen']}: {dtype['reason']}",
+        "BLAS": name,
+        "matmul": matmul,
+        "exp": f"{number(speed['exp_gigavalues'])} billion values/s",
+    }
+
+
+def _names(only: str | None) -> list[str]:
+    return [name.strip() for name in (only or "").split(",") if name.strip()]
+
+
+def _check_parity(out: Out, folder: Path, only: list[str]) -> None:
+    if not folder.is_dir():
+        raise DataError(f"`{folder}` is not a folder", "name the folder of the parity fixtures")
+    from chuk_lib.parity import run
+
+    with out.status(f"Checking against `{folder}` …"):
+        checks = run(folder, only)
+    if not checks:
+        raise DataError(f"no parity check was run on `{folder}`", "see its README for the suites there are")
+    failed = [check for check in checks if not check.passed]
+    out.result(
+        {
+            "passed": len(checks) - len(failed),
+            "failed": len(failed),
+            "checks": [asdict(check) for check in checks],
+        },
+        human=make_table("Parity", ("suite", "passed", "failed", "largest difference"), _suites(checks)),
+        quiet=[f"{check.suite}/{check.name}" for check in failed],
+    )
+    for check in failed:
+        out.say(f"failed: {check.suite}/{check.name}: {_difference(check)}")
+    if failed:
+        raise typer.Exit(FAILURE)
+    out.say(f"All {len(checks)} checks passed.")
+
+
+def _suites(checks: list[Check]) -> list[tuple[str, int, int, str]]:
+    rows = []
+    for suite, members in groupby(sorted(checks, key=lambda check: check.suite), key=lambda check: check.suite):
+        group = list(members)
+        passed = sum(check.passed for check in group)
+        rows.append((suite, passed, len(group) - passed, number(max(check.difference for check in group))))
+    return rows
+
+
+def _difference(check: Check) -> str:
+    allowed = f", allowed {check.tolerance}" if check.tolerance else ""
+    detail = f" ({check.detail})" if check.detail else ""
+    return f"off by {number(check.difference)}{allowed}{detail}"

@@ -1,0 +1,207 @@
+"""`chuk infer`: one answer, or a conversation on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chuk_cli.options import JsonOption, ModelOption, QuietOption
+from chuk_cli.out import Out
+from chuk_lib.errors import ConfigError
+from chuk_lib.inference.config import SamplingConfig
+
+if TYPE_CHECKING:
+    from chuk_lib.inference.prompts import Prompt
+
+app = typer.Typer(add_completion=False)
+_DEFAULT = SamplingConfig()
+_LEAVE = ("exit", "quit")
+
+
+def _prompt_option(*names: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Prompt")
+
+
+def _sampling_option(*names: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Sampling")
+
+
+AdapterOption = Annotated[
+    str | None, typer.Option("--adapter", "-a", help="Adapter folder to put on the model.", metavar="DIR")
+]
+PromptOption = Annotated[
+    str | None, _prompt_option("--prompt", "-p", help="Text to answer, or - for stdin.", metavar="TEXT")
+]
+SystemOption = Annotated[str | None, _prompt_option("--system", help="System message.", metavar="TEXT")]
+ChatOption = Annotated[
+    bool | None,
+    _prompt_option(
+        "--chat/--no-chat", help="Use the chat template, or go on with plain text. Unset: chat if there is a template."
+    ),
+]
+TemperatureOption = Annotated[float, _sampling_option("--temperature", "-t", help="0 takes the likeliest token.")]
+TopPOption = Annotated[float, _sampling_option("--top-p", help="Sample from the likeliest tokens with this mass.")]
+TopKOption = Annotated[int, _sampling_option("--top-k", help="Sample from this many tokens; 0: all.")]
+MinPOption = Annotated[float, _sampling_option("--min-p", help="Drop tokens this much less likely than the best.")]
+PenaltyOption = Annotated[float, _sampling_option("--repetition-penalty", help="Above 1: repeat less.")]
+MaxTokensOption = Annotated[int, _sampling_option("--max-tokens", "-n", help="Longest answer.")]
+StopOption = Annotated[
+    list[str] | None, _sampling_option("--stop", help="End before this text. May be repeated.", metavar="TEXT")
+]
+DrawOption = Annotated[int | None, _sampling_option("--seed", help="Same seed, same answer. Unset: another each time.")]
+
+
+@app.command()
+def infer(
+    model: ModelOption,
+    adapter: AdapterOption = None,
+    prompt: PromptOption = None,
+    system: SystemOption = None,
+    chat: ChatOption = None,
+    temperature: TemperatureOption = _DEFAULT.temperature,
+    top_p: TopPOption = _DEFAULT.top_p,
+    top_k: TopKOption = _DEFAULT.top_k,
+    min_p: MinPOption = _DEFAULT.min_p,
+    repetition_penalty: PenaltyOption = _DEFAULT.repetition_penalty,
+    max_tokens: MaxTokensOption = _DEFAULT.max_tokens,
+    stop: StopOption = None,
+    seed: DrawOption = _DEFAULT.seed,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Generate text from a prompt or a pipe; on a terminal without a prompt, talk.
+
+    The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an answer and
+    Ctrl-D or `exit` ends it.
+
+    Examples:
+      chuk infer --model runs/first --prompt "What is 2 + 3?"
+      chuk infer --model ./base --adapter ./adapter --prompt "Hello" --temperature 0.7 --top-p 0.9 --seed 1
+      cat question.txt | chuk infer --model runs/first --quiet > answer.txt
+      chuk infer --model runs/first
+    """
+    out = Out.of(json, quiet)
+    sampling = SamplingConfig(
+        temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
+    )  # fmt: skip
+    text = _given_prompt(prompt)
+    writer = _Writer(*_load(out, model, adapter), sampling, chat, out)
+    if text is None:
+        _converse(writer, system)
+    else:
+        writer.tell(writer.answer(text, system))
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """An answer with what is known about it; its fields are the keys of the JSON output."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    generation_tokens: int
+    seconds: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """A loaded model with the options of this command line."""
+
+    model: Any
+    tokenizer: Any
+    sampling: SamplingConfig
+    chat: bool | None
+    out: Out
+
+    def answer(self, prompt: Prompt, system: str | None = None) -> _Answer:
+        """Write the answer to stdout as it comes (not in JSON mode)."""
+        from chuk_lib.inference.generator import stream
+        from chuk_lib.inference.prompts import encode_prompt
+
+        ids = encode_prompt(self.tokenizer, prompt, chat=self.chat, system=system)
+        began, pieces, reason, count = time.perf_counter(), [], "length", 0
+        for chunk in stream(self.model, self.tokenizer, ids, self.sampling):
+            count += 1
+            pieces.append(chunk.text)
+            reason = chunk.finish_reason or reason
+            self._write(chunk.text)
+        seconds, text = time.perf_counter() - began, "".join(pieces)
+        if not text.endswith("\n"):
+            self._write("\n")
+        return _Answer(text, reason, len(ids), count, round(seconds, 4), round(count / seconds, 2))
+
+    def tell(self, answer: _Answer) -> None:
+        """The JSON line, or the numbers on stderr."""
+        self.out.line(asdict(answer))
+        ended = {"eos": "", "stop": ", ended by a stop text", "length": ", cut at the limit"}[answer.finish_reason]
+        self.out.say(
+            f"{answer.generation_tokens} tokens in {answer.seconds:.1f} s ({answer.tokens_per_second:.0f} a second) "
+            f"after a prompt of {answer.prompt_tokens}{ended}"
+        )
+
+    def _write(self, text: str) -> None:
+        if not self.out.json and text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def _load(out: Out, model: str, adapter: str | None) -> tuple[Any, Any]:
+    with out.status(f"Loading `{model}` …"):
+        from chuk_lib.models import load_model
+
+        return load_model(model, adapter=adapter)
+
+
+def _given_prompt(prompt: str | None) -> str | None:
+    """The prompt from the option or the pipe; None when there is none and a person is at the keyboard."""
+    if prompt is not None and prompt != "-":
+        return prompt
+    at_keyboard = sys.stdin is not None and sys.stdin.isatty()
+    if prompt is None and at_keyboard:
+        return None
+    text = "" if sys.stdin is None else sys.stdin.read()
+    if not text:
+        raise ConfigError("there is no prompt: stdin is empty", "give `--prompt TEXT`, or pipe text in")
+    return text.removesuffix("\n")
+
+
+def _converse(writer: _Writer, system: str | None) -> None:
+    """Question and answer until the person ends it. A chat model sees all that was said, another only the
+    line."""
+    chats = writer.tokenizer.has_chat_template if writer.chat is None else writer.chat
+    said: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+    writer.out.say("Ctrl-C stops an answer, Ctrl-D ends.")
+    while (line := _read_line()) is not None and line.strip() not in _LEAVE:
+        if not line.strip():
+            continue
+        question = [*said, {"role": "user", "content": line}]
+        try:
+            answer = writer.answer(question) if chats else writer.answer(line, system)
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")
+            continue
+        writer.tell(answer)
+        said = [*question, {"role": "assistant", "content": answer.text}] if chats else said
+
+
+def _read_line() -> str | None:
+    """One line from the terminal, editable where there is readline; None at its end. The mark goes to stderr
+    when stdout is not the terminal."""
+    if not sys.stdout.isatty():
+        sys.stderr.write("> ")
+        sys.stderr.flush()
+        line = sys.stdin.readline()
+        return line.removesuffix("\n") if line else None
+    with suppress(ImportError):
+        import readline  # noqa: F401 - its import gives `input` line editing
+    try:
+        return input("> ")
+    except EOFError:
+        sys.stderr.write("\n")
+        return None

@@ -1,0 +1,205 @@
+"""`chuk model`: show, fetch and make models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chuk_cli.humanize import count, number, size
+from chuk_cli.options import JsonOption, OverwriteOption, QuietOption, SeedOption
+from chuk_cli.out import Out
+
+if TYPE_CHECKING:
+    from chuk_lib.models.info import AdapterInfo, ModelInfo
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Show, download and make models.")
+
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.", metavar="NAME")
+]
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="A folder, run, checkpoint, adapter or cached hub id.", metavar="MODEL")],
+    revision: RevisionOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show size, shape, context, memory needs and tokenizer of a model, without loading it.
+
+    Reads file headers only. Memory is estimated; the assumptions are in the output of `--json`.
+
+    Examples:
+      chuk model info ./my-model
+      chuk model info runs/first --json
+      chuk model info Qwen/Qwen3-0.6B
+    """
+    from chuk_lib.models.info import describe_model
+
+    out = Out.of(json, quiet)
+    found = describe_model(model, revision)
+    from dataclasses import asdict
+
+    lines = dict(_adapter_lines(found, found.adapter) if found.adapter else _model_lines(found))
+    width = max(map(len, lines))
+    text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+    out.result(asdict(found), human=text, quiet=str(found.parameters))
+
+
+@app.command()
+def create(
+    preset: Annotated[str, typer.Option("--preset", "-p", help="Shape of the model; see above.", metavar="NAME")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.", metavar="DIR")],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", help="char, bytes, or a folder to copy from. Unset: char.", metavar="NAME"),
+    ] = None,
+    tokenizer_data: Annotated[
+        str | None,
+        typer.Option("--tokenizer-data", help="Train a byte-level BPE tokenizer on this file.", metavar="DATA"),
+    ] = None,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option("--vocab-size", help="Tokens to train, or embedding rows of a ready tokenizer.", min=1),
+    ] = None,
+    context_length: Annotated[
+        int | None, typer.Option("--context-length", help="Longest sequence. Unset: the preset's.", min=2)
+    ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            "--chat-template", help="chatml, none, or a Jinja file. Unset: the tokenizer's own, else chatml.", metavar="NAME"
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a new Llama model with random weights, to train from nothing or to test with.
+
+    Presets: nano (33 thousand weights), micro (99 thousand), tiny (1 million), mini (7 million), small (28 million),
+    base (135 million, the shape of SmolLM2-135M).
+
+    Examples:
+      chuk model create --preset micro --output ./micro
+      chuk model create --preset tiny --output ./tiny --tokenizer-data train.jsonl --vocab-size 2000
+    """
+    from chuk_lib.models.create import create_model
+    from chuk_lib.models.info import describe_model
+
+    out = Out.of(json, quiet)
+    with out.status(f"making a {preset} model"):
+        folder = create_model(
+            preset, output, tokenizer=tokenizer, tokenizer_data=tokenizer_data, vocab_size=vocab_size, seed=seed,
+            context_length=context_length, chat_template=chat_template, overwrite=overwrite,
+        )  # fmt: skip
+    made = describe_model(folder)
+    result = {
+        "path": str(folder), "preset": preset, "parameters": made.parameters, "vocabulary": made.tokenizer_vocabulary,
+        "context_length": made.context_length, "seed": seed, "disk_bytes": made.disk_bytes,
+    }  # fmt: skip
+    out.result(result, quiet=str(folder))
+    out.say(f"next: `chuk train sft --model {folder} --data DATA`")
+
+
+@app.command()
+def download(
+    model_id: Annotated[str, typer.Argument(help="Hub id, such as Qwen/Qwen3-0.6B.", metavar="ID")],
+    revision: RevisionOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder. Unset: the hub cache.", metavar="DIR")
+    ] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fetch a model from the Hugging Face hub and print its folder.
+
+    Fetches configs, safetensors weights, tokenizer and chat template; never pickles or code.
+
+    Examples:
+      chuk model download Qwen/Qwen3-0.6B
+      chuk model download HuggingFaceTB/SmolLM2-135M-Instruct --output ./smollm2
+    """
+    out = Out.of(json, quiet)
+    with out.status(f"fetching {model_id}"):
+        from chuk_lib.models.hub import download_model
+
+        folder = download_model(model_id, revision=revision, output=output)
+    out.result({"model": model_id, "path": str(folder)}, human=str(folder), quiet=str(folder))
+
+
+def _model_lines(model: ModelInfo) -> Iterator[tuple[str, str]]:
+    yield from _place(model)
+    yield "architecture", f"{model.architecture or 'not named'} ({model.model_type})"
+    tied = ", head tied to the embeddings" if model.tied_head else ""
+    yield "parameters", f"{count(model.parameters)}{tied}"
+    for component, parameters in model.components.items():
+        yield f"  {component}", f"{count(parameters)}  {100 * parameters / max(model.parameters, 1):.1f} %"
+    if model.shape:
+        shape = model.shape
+        yield "shape", (
+            f"{shape.layers} layers, hidden {shape.hidden_size}, inner {shape.intermediate_size}, "
+            f"{shape.heads} heads ({shape.kv_heads} KV) of {shape.head_dim}"
+        )
+    yield from _storage(model)
+    if model.quantization:
+        packed = model.quantization
+        group = f" in groups of {packed.group_size}" if packed.group_size else ""
+        yield "quantization", f"{packed.bits} bits{group} ({packed.method}), {packed.bits_per_weight:.2f} bits a weight"
+    yield from _context(model)
+    yield from _tokenizer(model)
+    if model.notes:
+        yield "note", "; ".join(model.notes)
+
+
+def _adapter_lines(model: ModelInfo, adapter: AdapterInfo) -> Iterator[tuple[str, str]]:
+    yield from _place(model)
+    yield "adapter", f"{adapter.type}, rank {adapter.rank}, scale {number(adapter.scale) if adapter.scale else '?'}"
+    yield "base", adapter.base or "not named"
+    yield "targets", f"{', '.join(adapter.targets)} in {adapter.layers} layers"
+    yield "parameters", count(adapter.parameters)
+    if adapter.dropout:
+        yield "dropout", number(adapter.dropout)
+    yield from _storage(model)
+    yield from _tokenizer(model)
+
+
+def _place(model: ModelInfo) -> Iterator[tuple[str, str]]:
+    yield "model", model.source
+    if model.checkpoint:
+        yield "checkpoint", f"{model.checkpoint} (step {model.step})"
+
+
+def _storage(model: ModelInfo) -> Iterator[tuple[str, str]]:
+    files = f"{len(model.weight_files)} files" if len(model.weight_files) > 1 else model.weight_files[0]
+    yield "weights", f"{', '.join(model.dtypes)} in {files}; {size(model.disk_bytes)} on disk"
+
+
+def _context(model: ModelInfo) -> Iterator[tuple[str, str]]:
+    rope = ""
+    if model.rope:
+        factor = model.rope.scaling.get("factor")
+        scaled = f", {model.rope.type} scaling" + (f" by {factor:g}" if factor else "")
+        rope = f", RoPE base {model.rope.theta:,.0f}" + ("" if model.rope.type == "default" else scaled)
+    if model.context_length:
+        yield "context", f"{model.context_length:,} tokens{rope}"
+    if model.memory and model.kv_cache_bytes_per_token is not None:
+        full = size(model.memory.kv_cache_full_context)
+        yield "KV cache", f"{size(model.kv_cache_bytes_per_token)} a token, {full} at full context"
+    if model.memory:
+        yield "to run", f"about {size(model.memory.run)} at full context"
+        yield "to train", (
+            f"about {size(model.memory.train_full)} in full, {size(model.memory.train_lora)} with LoRA; "
+            "activations come on top"
+        )
+
+
+def _tokenizer(model: ModelInfo) -> Iterator[tuple[str, str]]:
+    if model.tokenizer_vocabulary:
+        template = "with" if model.chat_template else "no"
+        yield "tokenizer", f"{model.tokenizer_vocabulary:,} tokens, {template} chat template"

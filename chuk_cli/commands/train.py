@@ -1,0 +1,178 @@
+"""`chuk train`: fine-tune a model, or go on with a run that stopped."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chuk_cli import humanize
+from chuk_cli.interrupt import Stop
+from chuk_cli.options import JsonOption, OverwriteOption, QuietOption
+from chuk_cli.out import Out, glyph
+from chuk_cli.settings import with_settings
+from chuk_lib.config.settings import Resolved
+from chuk_lib.errors import ConfigError
+from chuk_lib.training.config import SFTConfig, TrainerConfig
+
+if TYPE_CHECKING:
+    from chuk_cli.dashboard.board import Board
+    from chuk_lib.events import Event, Sink
+    from chuk_lib.training.run import RunResult
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fine-tune a model, or go on with a run.")
+
+Train = Callable[["Sequence[Sink]", Callable[[], bool]], "RunResult"]
+
+
+@app.command()
+@with_settings(SFTConfig)
+def sft(
+    settings: Resolved[SFTConfig],
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Supervised fine-tuning on text, prompts with completions, or conversations.
+
+    Prints the run directory. Ctrl-C finishes the step and saves; a second one quits at once.
+
+    Examples:
+      chuk train sft --model Qwen/Qwen3-0.6B --data train.jsonl --lora
+      chuk train sft --config sft.yaml --learning-rate 1e-4 --output runs/first
+      cat train.jsonl | chuk train sft --model runs/first --data - --num-epochs 1
+    """
+    out = Out.of(json, quiet)
+    config = settings.value
+    _require(config)
+
+    def train(sinks: Sequence[Sink], should_stop: Callable[[], bool]) -> RunResult:
+        from chuk_lib.training.jobs import train_sft
+
+        return train_sft(
+            config, origins=settings.origins, sinks=sinks, should_stop=should_stop, overwrite=overwrite
+        )  # fmt: skip
+
+    _watch(out, train)
+
+
+@app.command(no_args_is_help=True)
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="New last step.")] = None,
+    num_epochs: Annotated[int | None, typer.Option("--num-epochs", min=1, help="New number of epochs.")] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Go on with a run exactly where its newest checkpoint is.
+
+    Examples:
+      chuk train resume runs/first
+      chuk train resume runs/first --max-steps 2000
+    """
+    given: dict[str, object] = {"max_steps": max_steps, "num_epochs": num_epochs}
+    changes = {name: value for name, value in given.items() if value is not None}
+
+    def train(sinks: Sequence[Sink], should_stop: Callable[[], bool]) -> RunResult:
+        from chuk_lib.training.jobs import resume as go_on
+
+        return go_on(run, changes=changes, sinks=sinks, should_stop=should_stop)
+
+    _watch(Out.of(json, quiet), train)
+
+
+def _require(config: TrainerConfig) -> None:
+    """Raise ConfigError that names the option for what nobody gave."""
+    for name, value in (("model", config.model), ("data", config.data)):
+        if not value:
+            raise ConfigError(f"no {name} given", f"add `--{name} …`, or `{name}:` to a `--config` file")
+
+
+def _watch(out: Out, train: Train) -> None:
+    """Run a training job under the display that fits the mode, say what came of it, and exit 130 or 143 if stopped."""
+    from chuk_cli.dashboard.board import Board
+
+    board = Board()
+    with ExitStack() as stack:
+        stop = stack.enter_context(Stop(on_first=lambda: out.say(_STOPPING), on_second=lambda: _show_cursor()))
+        sinks = [board.see, lambda event: _arm(stop, event), *_displays(out, stack)]
+        result = train(sinks, stop)
+    out.say(_summary(board, result))
+    if stop() and result.reason == "stopped":
+        out.say(f"resume: `chuk train resume {shlex.quote(_nearest(result.run_dir))}`")
+        _print_path(out, result)
+        raise typer.Exit(stop.exit_code)
+    out.say(f"next: `{_next_command(board, result)}`")
+    _print_path(out, result)
+
+
+_STOPPING = "stopping: the step is finished and saved first; once more quits at once"
+
+
+def _arm(stop: Stop, event: Event) -> None:
+    if event.kind == "started":
+        stop.arm()
+
+
+def _show_cursor() -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write("\033[?25h\n")
+
+
+def _displays(out: Out, stack: ExitStack) -> list[Sink]:
+    """JSON lines, nothing, the live view or plain lines."""
+    if out.json:
+        from chuk_lib.events import JsonLines
+
+        return [JsonLines(sys.stdout)]
+    if out.quiet:
+        return []
+    if sys.stderr.isatty() and not out.err_console.is_dumb_terminal:
+        from chuk_cli.dashboard.live import LiveView
+
+        return [stack.enter_context(LiveView(out.err_console, ascii=not glyph("━⠿╭", "")))]
+    from chuk_cli.dashboard.lines import Lines
+
+    out.say("getting ready: libraries, model, data")
+    return [Lines(sys.stderr)]
+
+
+def _summary(board: Board, result: RunResult) -> str:
+    """One or two lines: how it ended, how long it took, and the losses."""
+    seconds = board.elapsed()
+    speed = board.latest.get("tokens_per_second")
+    parts = [f"{result.steps:,} steps"]
+    parts += [humanize.duration(seconds)] if seconds is not None else []
+    parts += [f"{humanize.count(speed)} tokens/s"] if speed is not None else []
+    ending = {"early_stopping": "stopped early"}.get(result.reason, result.reason)
+    losses = [f"loss {humanize.number(board.losses[-1][1])}"] if board.losses else []
+    losses += [f"eval loss {humanize.number(board.evals[-1][1])}"] if board.evals else []
+    if board.best_eval:
+        step, loss = board.best_eval
+        losses.append(f"best {humanize.number(loss)} at step {step:,}")
+    return "\n".join(filter(None, [f"{ending}: {', '.join(parts)}", ", ".join(losses)]))
+
+
+def _next_command(board: Board, result: RunResult) -> str:
+    """The command that tries the model out, with the last sample's prompt when it is short."""
+    sampled = (board.sample or {}).get("prompt", "")
+    prompt = sampled if 0 < len(sampled) <= 60 and "\n" not in sampled and "`" not in sampled else "Hello"
+    return f"chuk infer --model {shlex.quote(_nearest(result.run_dir))} --prompt {shlex.quote(prompt)}"
+
+
+def _nearest(path: Path) -> str:
+    """The path as seen from here when that is shorter."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _print_path(out: Out, result: RunResult) -> None:
+    """The run directory on stdout; in JSON mode the events have said it."""
+    if not out.json:
+        where: dict[str, Any] = {"run_dir": str(result.run_dir)}
+        out.result(where, human=_nearest(result.run_dir), quiet=_nearest(result.run_dir))

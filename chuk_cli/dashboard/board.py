@@ -1,0 +1,150 @@
+"""What a run looks like at a moment: a fold over its events, nothing else.
+
+Events come from other people's code and from old files, so every key may be missing and any number may be text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from chuk_lib.events import Event
+
+Point = tuple[int, float]
+MOST_POINTS = 4000  # more than any terminal can show; longer curves are thinned, so that drawing stays cheap
+
+
+def as_number(value: Any) -> float | None:
+    """A number, or None; text such as "nan" (how events.jsonl holds it) counts."""
+    if value is None or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _whole(value: Any) -> int | None:
+    """A positive whole number, or None."""
+    number = as_number(value)
+    return int(number) if number is not None and math.isfinite(number) and number >= 1 else None
+
+
+def printable(text: Any) -> str:
+    """Text that is safe on a terminal: spaces stay, other control characters become `?`."""
+    return "".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in str(text or ""))
+
+
+def last_part(path: Any) -> str:
+    """The last name of a path or hub id, for display."""
+    text = printable(path)
+    return text.rstrip("/").rsplit("/", 1)[-1] or text
+
+
+@dataclass
+class Board:
+    """The state of a run. `see` is the only thing that changes it; `time` is that of the newest event."""
+
+    about: dict[str, Any] = field(default_factory=dict)  # data of the last `started`
+    step: int = 0
+    steps: int | None = None
+    latest: dict[str, float] = field(default_factory=dict)  # newest value of every metric
+    losses: list[Point] = field(default_factory=list)
+    evals: list[Point] = field(default_factory=list)
+    best_eval: Point | None = None
+    saved_step: int | None = None
+    best_step: int | None = None
+    sample: dict[str, str] | None = None
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+    finished: dict[str, Any] | None = None
+    began: float | None = None
+    time: float | None = None
+    _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=20))
+
+    def see(self, event: Event) -> None:
+        """Take one event. Kinds it does not know only move the clock."""
+        self.time = event.time
+        handlers = {
+            "started": self._see_started, "step": self._see_step, "eval": self._see_eval, "saved": self._see_saved,
+            "sample": self._see_sample, "warning": self._see_warning, "finished": self._see_finished,
+        }  # fmt: skip
+        if event.kind in handlers:
+            handlers[event.kind](event, event.data or {})
+
+    @property
+    def share(self) -> float:
+        """How much of the plan is done, 0 to 1."""
+        return min(1.0, self.step / self.steps) if self.steps else 0.0
+
+    def elapsed(self, now: float | None = None) -> float | None:
+        """Seconds since this process started the run; the final figure once it has finished."""
+        if self.finished is not None and (seconds := as_number(self.finished.get("seconds"))) is not None:
+            return seconds
+        end = now if now is not None and self.finished is None else self.time
+        return None if self.began is None or end is None else max(0.0, end - self.began)
+
+    def remaining(self, now: float | None = None) -> float | None:
+        """Expected seconds to the end of the plan, from the pace of the last reports (evaluations included)."""
+        if not self.steps or len(self._recent) < 2 or self.finished is not None:
+            return None
+        (first_time, first_step), (last_time, last_step) = self._recent[0], self._recent[-1]
+        if last_step <= first_step:
+            return None
+        pace = (last_time - first_time) / (last_step - first_step)
+        since = 0.0 if now is None else max(0.0, now - last_time)
+        return max(0.0, pace * (self.steps - last_step) - since)
+
+    def _see_started(self, event: Event, data: dict[str, Any]) -> None:
+        start = _whole(data.get("start_step")) or event.step
+        self.about, self.step = dict(data), start
+        self.steps = _whole(data.get("steps"))
+        self.began, self.finished = event.time, None
+        self.losses = [point for point in self.losses if point[0] <= start]
+        self.evals = [point for point in self.evals if point[0] <= start]
+        self._recent.clear()
+        self._recent.append((event.time, start))
+
+    def _see_step(self, event: Event, data: dict[str, Any]) -> None:
+        self.step = event.step
+        self._take_metrics(data)
+        self._recent.append((event.time, event.step))
+        if (loss := as_number(data.get("loss"))) is not None:
+            self.losses.append((event.step, loss))
+        if len(self.losses) >= MOST_POINTS:
+            self.losses = _halved(self.losses)
+
+    def _see_eval(self, event: Event, data: dict[str, Any]) -> None:
+        self._take_metrics(data)
+        if (loss := as_number(data.get("eval_loss"))) is None:
+            return
+        self.evals.append((event.step, loss))
+        is_best = data.get("best")
+        if self.best_eval is None or (loss < self.best_eval[1] if is_best is None else is_best):
+            self.best_eval = (event.step, loss)
+
+    def _see_saved(self, event: Event, data: dict[str, Any]) -> None:
+        self.saved_step = event.step
+        if data.get("best"):
+            self.best_step = event.step
+
+    def _see_sample(self, event: Event, data: dict[str, Any]) -> None:
+        self.sample = {key: printable(data.get(key)) for key in ("prompt", "target", "completion")}
+
+    def _see_warning(self, event: Event, data: dict[str, Any]) -> None:
+        self.warnings.append((printable(data.get("text") or "?"), printable(data.get("hint"))))
+
+    def _see_finished(self, event: Event, data: dict[str, Any]) -> None:
+        self.finished = dict(data)
+
+    def _take_metrics(self, data: dict[str, Any]) -> None:
+        numbers = {key: as_number(value) for key, value in data.items()}
+        self.latest.update({key: value for key, value in numbers.items() if value is not None})
+
+
+def _halved(points: list[Point]) -> list[Point]:
+    """Neighbours averaged in pairs; the newest point stays as it is."""
+    *old, newest = points
+    pairs = zip(old[::2], old[1::2], strict=False)
+    return [(late[0], (early[1] + late[1]) / 2) for early, late in pairs] + [newest]

@@ -1,0 +1,328 @@
+"""The picture of a board: a pure function of what is known, the size of the terminal and whether it knows Unicode.
+
+Parts give way when the terminal is low: first the sample, then the plot, never the progress line. Labels are dim and
+states are words, so that nothing is said by colour alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from chuk_cli import humanize
+from chuk_cli.dashboard.board import Board, as_number, last_part
+from chuk_cli.dashboard.plot import LINE, MARK, Plot, plot
+
+WIDE, WIDEST = 110, 160
+_STYLES = {LINE: "cyan", MARK: "bold yellow"}
+_ENDINGS = {
+    "done": ("done", "bold green"),
+    "stopped": ("stopped, state saved", "bold yellow"),
+    "early_stopping": ("stopped early: no more improvement", "bold green"),
+    "failed": ("failed", "bold red"),
+}
+Fact = tuple[str, str]
+
+
+def draw(board: Board, width: int, height: int, ascii: bool = False, now: float | None = None) -> RenderableType:
+    """The frame for a terminal of this size. `now` (seconds since the epoch) moves the clocks between events."""
+    width = max(40, min(width, WIDEST))
+    inner = width - 4
+    top: list[RenderableType] = [_header(board, inner), _progress(board, inner, ascii, now)]
+    bottom = _warnings(board, inner, ascii)
+    room = max(0, height - 3 - len(top) - len(bottom))
+    sample = _sample(board, inner, ascii) if room >= 14 else []
+    middle = _middle(board, inner, room - len(sample), ascii)
+    return Panel(
+        Group(*top, *middle, *sample, *bottom),
+        box=box.ASCII if ascii else box.ROUNDED,
+        title=Text(f"chuk train {board.about.get('algorithm', '')}".rstrip(), style="bold"),
+        title_align="left",
+        subtitle=_subtitle(board, inner, ascii),
+        subtitle_align="left",
+        border_style="dim",
+        width=width,
+        padding=(0, 1),
+    )
+
+
+def _header(board: Board, width: int) -> Text:
+    about = board.about
+    if not about:
+        return Text("getting ready: libraries, model, data")
+    left = Text(last_part(about.get("model")) or "a model", style="bold")
+    if about.get("data"):
+        left.append(" on ", style="dim").append(last_part(about["data"]))
+    machine = [device_name(about.get("device")), str(about.get("dtype") or "")]
+    choices = [[parameters(board), *machine], machine]
+    return _justified(left, [", ".join(filter(None, parts)) for parts in choices], width)
+
+
+def parameters(board: Board) -> str:
+    """How much is trained: `1.08 M of 494 M parameters`, or empty when nobody said."""
+    total, trained = as_number(board.about.get("parameters")), as_number(board.about.get("trainable_parameters"))
+    if not total:
+        return ""
+    share = "" if trained is None or trained == total else f"{humanize.count(trained)} of "
+    return f"{share}{humanize.count(total)} parameters"
+
+
+def device_name(device: object) -> str:
+    """MLX's `Device(gpu, 0)` as `gpu`."""
+    return str(device or "").removeprefix("Device(").split(",")[0].rstrip(")")
+
+
+def _progress(board: Board, width: int, ascii: bool, now: float | None) -> Text:
+    elapsed, left = board.elapsed(now), board.remaining(now)
+    words = Text()
+    if board.finished is not None:
+        reason = str(board.finished.get("reason", "done"))
+        words.append(*_ENDINGS.get(reason, (reason, "bold")))
+        if elapsed is not None:
+            words.append(f" after {humanize.duration(elapsed)}", style="dim")
+    elif elapsed is not None:
+        words.append(humanize.duration(elapsed), style="dim")
+        if left is not None:
+            words.append(f", {humanize.duration(left)} left")
+    if not board.steps:
+        return words
+    count = Text(f"  {board.step:,}/{board.steps:,}  {board.share:4.0%}  ", style="bold")
+    epoch = board.latest.get("epoch")
+    if epoch is not None and board.finished is None and width > 90:
+        count.append(f"epoch {epoch:.2f}/{board.about.get('epochs', '?')}  ", style="dim")
+    line = Text.assemble(_bar(board.share, max(8, width - len(count) - len(words)), ascii), count, words)
+    line.truncate(width)
+    return line
+
+
+def _bar(share: float, width: int, ascii: bool) -> Text:
+    filled = int(share * width)
+    full, tip, rest = ("#", "", "-") if ascii else ("━", "╸", "─")
+    tip = tip if 0 < filled < width else ""
+    done = full * (filled - len(tip)) + tip
+    return Text.assemble((done, "green" if share >= 1 else "cyan"), (rest * (width - len(done)), "dim"))
+
+
+def _middle(board: Board, width: int, room: int, ascii: bool) -> list[RenderableType]:
+    """The curve and the facts: side by side when wide, else one above the other."""
+    facts = _facts(board)
+    if room < 2 or not (facts or board.losses or board.evals):
+        return []
+    if width + 4 >= WIDE and room >= 8:
+        return [Text(), _side_by_side(board, facts, width, room, ascii)]
+    columns = 2 if width >= 56 else 1
+    n_fact_rows = min(math.ceil(len(facts) / columns), room - 1)
+    curve = _curve(board, width, min(8, room - n_fact_rows - 4), ascii)
+    if curve:
+        return [Text(), *curve, Text(), _facts_grid(facts[: n_fact_rows * columns], columns, width)]
+    return [Text(), _facts_grid([*_losses(board), *facts][: columns * (room - 1)], columns, width)]
+
+
+def _side_by_side(board: Board, facts: Sequence[Fact], width: int, room: int, ascii: bool) -> Table:
+    right_width = 42
+    left_width = width - right_width - 3
+    curve = _curve(board, left_width, min(12, max(len(facts) - 2, 6), room - 3), ascii)
+    shown = facts if curve else [*_losses(board), *facts]
+    grid = Table.grid(padding=(0, 3, 0, 0))
+    grid.add_column(width=left_width)
+    grid.add_column(width=right_width)
+    grid.add_row(Group(*curve), _facts_grid(shown[: room - 1], 1, right_width))
+    return grid
+
+
+def _losses(board: Board) -> list[Fact]:
+    """The losses as facts, for when no curve shows them."""
+    both = (("loss", board.losses), ("eval loss", board.evals))
+    return [(label, _figure(points[-1][1])) for label, points in both if points]
+
+
+def _curve(board: Board, width: int, rows: int, ascii: bool) -> list[Text]:
+    """Legend, plot and axis; nothing when fewer than two rows are left for it."""
+    if rows < 2 or len(board.losses) + len(board.evals) < 2:
+        return []
+    picture = plot(board.losses, board.evals, width - 8, rows, ascii)
+    if picture is None:
+        return []
+    return [_legend(board, width, ascii), *_plot_lines(picture, rows, ascii), _axis(picture, width, ascii)]
+
+
+def _legend(board: Board, width: int, ascii: bool) -> Text:
+    legend = Text()
+    if board.losses:
+        legend.append("*" if ascii else "⠒⠒", style=_STYLES[LINE])
+        legend.append(" loss ", style="dim").append(_figure(board.losses[-1][1]), style="bold")
+    if board.evals:
+        legend.append("    " if board.losses else "")
+        legend.append("o" if ascii else "●", style=_STYLES[MARK])
+        legend.append(" eval loss ", style="dim").append(_figure(board.evals[-1][1]), style="bold")
+    if board.best_eval:
+        step, loss = board.best_eval
+        legend.append(f"    best {_figure(loss)} at step {step:,}", style="dim")
+    legend.truncate(width)
+    return legend
+
+
+def _plot_lines(picture: Plot, rows: int, ascii: bool) -> list[Text]:
+    edge, plain_edge = ("|", "|") if ascii else ("┤", "│")
+    lines = []
+    for index, cells in enumerate(picture.cells):
+        label = picture.high if index == 0 else picture.low if index == rows - 1 else None
+        text = "" if label is None else _short(label)
+        line = Text(f"{text:>6} {plain_edge if label is None else edge}", style="dim")
+        for character, kind in cells:
+            line.append(character, style=_STYLES.get(kind, ""))
+        lines.append(line)
+    return lines
+
+
+def _axis(picture: Plot, width: int, ascii: bool) -> Text:
+    corner, line = ("+", "-") if ascii else ("╰", "─")
+    first, last = f" {picture.first:,} ", f" {picture.last:,} "
+    middle = line * max(0, width - 9 - len(first) - len(last))
+    return Text(f"{'':>6} {corner}{line}{first}{middle}{last}"[:width], style="dim")
+
+
+def _facts(board: Board) -> list[Fact]:
+    """What is known, in an order that keeps related things side by side in two columns."""
+    latest = board.latest
+    found = [
+        ("learning rate", _if_known(latest.get("learning_rate"), humanize.number)),
+        ("tokens/s", _speed(board)),
+        ("gradient norm", _if_known(latest.get("grad_norm"), lambda norm: f"{norm:.3g}")),
+        ("tokens", _if_known(latest.get("num_tokens"), humanize.count)),
+        ("token accuracy", _accuracy(board)),
+        ("padding", _if_known(latest.get("padding"), lambda share: f"{share:.0%}")),
+        ("entropy", _if_known(latest.get("entropy"), lambda entropy: f"{entropy:.3g}")),
+        ("memory", _memory(board)),
+        ("checkpoint", _if_known(board.saved_step, lambda step: f"step {step:,.0f}")),
+        ("best", _best(board)),
+    ]
+    return [(label, value) for label, value in found if value]
+
+
+def _if_known(value: float | None, show: Callable[[float], str]) -> str:
+    return "" if value is None else show(value)
+
+
+def _speed(board: Board) -> str:
+    every, trained = board.latest.get("tokens_per_second"), board.latest.get("trained_tokens_per_second")
+    if every is None:
+        return ""
+    return humanize.count(every) + (f" ({humanize.count(trained)} trained)" if trained is not None else "")
+
+
+def _accuracy(board: Board) -> str:
+    train, held_out = board.latest.get("mean_token_accuracy"), board.latest.get("eval_mean_token_accuracy")
+    parts = [f"{train:.1%}"] if train is not None else []
+    return ", ".join(parts + ([f"eval {held_out:.1%}"] if held_out is not None else []))
+
+
+def _memory(board: Board) -> str:
+    active, peak = board.latest.get("memory_bytes"), board.latest.get("peak_memory_bytes")
+    parts = [humanize.size(active)] if active is not None else []
+    return ", ".join(parts + ([f"peak {humanize.size(peak)}"] if peak is not None else []))
+
+
+def _best(board: Board) -> str:
+    if board.best_step is None:
+        return ""
+    known = board.best_eval is not None and board.best_eval[0] == board.best_step
+    loss = f" ({_figure(board.best_eval[1])})" if known and board.best_eval else ""
+    return f"step {board.best_step:,}{loss}"
+
+
+def _facts_grid(facts: Sequence[Fact], columns: int, width: int) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(columns):
+        grid.add_column(width=14, style="dim", no_wrap=True)
+        grid.add_column(width=max(8, (width - 18 * columns + 2) // columns), no_wrap=True, overflow="ellipsis")
+    for start in range(0, len(facts), columns):
+        grid.add_row(*(cell for fact in facts[start : start + columns] for cell in fact))
+    return grid
+
+
+def _sample(board: Board, width: int, ascii: bool) -> list[Text]:
+    """The last sample: what was asked, then what was wanted beside what was written."""
+    if board.sample is None:
+        return []
+    half = (width - 3) // 2
+    sample = {key: " ".join(text.split()) for key, text in board.sample.items()}
+    left, right = _folded(sample["target"], half, 2, ascii), _folded(sample["completion"], half, 2, ascii)
+    beside = [_beside(Text("wanted", style="dim"), Text("written", style="dim"), half)]
+    beside += [_beside(Text(one), Text(other), half) for one, other in zip_longest(left, right, fillvalue="")]
+    prompt = Text("prompt  ", style="dim").append(_cut(sample["prompt"], width - 8, ascii), style="default not dim")
+    return [Text(), prompt, *beside]
+
+
+def _beside(left: Text, right: Text, half: int) -> Text:
+    return Text.assemble(left, " " * (half + 3 - left.cell_len), right)
+
+
+def _warnings(board: Board, width: int, ascii: bool) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for text, hint in board.warnings[-2:]:
+        whole = f"{text} ({hint})" if hint else text
+        warning = Text("warning: ", style="yellow")
+        lines.append(warning.append(_cut(" ".join(whole.split()), width - 9, ascii), style="default"))
+    hidden = len(board.warnings) - 2
+    if hidden > 0:
+        lines.append(Text(f"and {hidden} earlier, all in the run's events.jsonl", style="dim"))
+    return [Text(), *lines] if lines else []
+
+
+def _subtitle(board: Board, width: int, ascii: bool) -> Text | None:
+    path = str(board.about.get("run_dir") or "")
+    if len(path) > width - 4:
+        path = ("..." if ascii else "…") + path[-(width - 8) :]
+    return Text(path, style="dim") if path else None
+
+
+def _justified(left: Text, rights: Sequence[str], width: int) -> Text:
+    """`left`, and at the right edge the first text that fits beside it."""
+    for right in rights:
+        gap = width - left.cell_len - len(right)
+        if gap >= 3:
+            return Text.assemble(left, " " * gap, (right, "dim"))
+    left.truncate(width)
+    return left
+
+
+def _figure(value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.4f}" if 0.001 <= abs(value) < 10 else humanize.number(value)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if 0.01 <= abs(value) < 1000 else f"{value:.1g}" if abs(value) < 0.01 else f"{value:.0e}"
+
+
+def _cut(text: str, width: int, ascii: bool) -> str:
+    end = "..." if ascii else "…"
+    cut = Text(text)
+    if cut.cell_len <= width:
+        return text
+    cut.truncate(max(1, width - len(end)))
+    return cut.plain.rstrip() + end
+
+
+def _folded(text: str, width: int, rows: int, ascii: bool) -> list[str]:
+    lines: list[str] = []
+    line = ""
+    for word in text.split():
+        if line and Text(f"{line} {word}").cell_len > width:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    lines.append(line)
+    if len(lines) > rows:
+        lines = [*lines[: rows - 1], " ".join(lines[rows - 1 :])]
+    return [_cut(part, width, ascii) for part in lines]

@@ -1,0 +1,105 @@
+"""A run as plain lines, for logs and pipes: no colour, no control codes, one thing a line.
+
+Steps are told at the first one and then when five seconds or a twentieth of the run have passed; evaluations, best
+checkpoints, warnings and the end always.
+"""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from chuk_cli import humanize
+from chuk_cli.dashboard.board import Board, as_number, last_part
+from chuk_cli.dashboard.draw import device_name, parameters
+from chuk_lib.events import Event
+
+SECONDS, SHARE = 5.0, 0.05
+
+
+class Lines:
+    """A sink that writes to a stream. Time is that of the events, so a replay reads like the run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.board = Board()
+        self._stream = stream
+        self._told: tuple[float, int] | None = None  # time and step of the last step line
+
+    def __call__(self, event: Event) -> None:
+        self.board.see(event)
+        tellers = {
+            "started": self._started, "step": self._step, "eval": self._eval, "saved": self._saved,
+            "sample": self._sample, "warning": self._warning, "finished": self._finished,
+        }  # fmt: skip
+        if event.kind in tellers and (text := tellers[event.kind](event)):
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+    def _started(self, event: Event) -> str:
+        board, about = self.board, self.board.about
+        self._told = None
+        what = f"{about.get('algorithm', 'training')} {last_part(about.get('model'))} on {last_part(about.get('data'))}"
+        plan = [f"{board.steps:,} steps" if board.steps else "", f"{about['epochs']} epochs" if about.get("epochs") else ""]
+        machine = [parameters(board), device_name(about.get("device")), str(about.get("dtype") or "")]
+        head = f"{what}: {', '.join(filter(None, [*plan, *machine]))}"
+        goes_on = [f"goes on from step {board.step:,}"] if board.step else []
+        where = [f"run directory: {about['run_dir']}"] if about.get("run_dir") else []
+        return "\n".join([head, *goes_on, *where])
+
+    def _step(self, event: Event) -> str:
+        if self._told is not None:
+            waited = event.time - self._told[0] >= SECONDS
+            advanced = event.step - self._told[1] >= SHARE * (self.board.steps or event.step * 2)
+            if not waited and not advanced:
+                return ""
+        self._told = (event.time, event.step)
+        return "  ".join(filter(None, [self._where(), *self._measures()]))
+
+    def _where(self) -> str:
+        board = self.board
+        if not board.steps:
+            return f"step {board.step:,}"
+        width = len(f"{board.steps:,}")
+        return f"step {board.step:>{width},}/{board.steps:,} {board.share:4.0%}"
+
+    def _measures(self) -> list[str]:
+        latest, left = self.board.latest, self.board.remaining()
+        shown = [
+            ("loss", "loss {}", humanize.number), ("learning_rate", "lr {}", humanize.number),
+            ("grad_norm", "grad {}", lambda norm: f"{norm:.3g}"), ("tokens_per_second", "{} tokens/s", humanize.count),
+            ("peak_memory_bytes", "peak {}", humanize.size),
+        ]  # fmt: skip
+        texts = [form.format(show(latest[key])) for key, form, show in shown if key in latest]
+        return texts + ([f"{humanize.duration(left)} left"] if left else [])
+
+    def _eval(self, event: Event) -> str:
+        loss = as_number(event.data.get("eval_loss"))
+        accuracy = as_number(event.data.get("eval_mean_token_accuracy"))
+        parts = ["" if loss is None else f"eval loss {humanize.number(loss)}"]
+        parts.append("" if accuracy is None else f"token accuracy {accuracy:.1%}")
+        best = " (best)" if event.data.get("best") else ""
+        return f"eval at step {event.step:,}: {', '.join(filter(None, parts)) or 'done'}{best}"
+
+    def _saved(self, event: Event) -> str:
+        return f"saved step {event.step:,} as the best" if event.data.get("best") else ""
+
+    def _sample(self, event: Event) -> str:
+        parts = self.board.sample or {}
+        shown = ", ".join(f"{name} {_quoted(parts.get(key, ''))}" for key, name in _SAMPLE_WORDS.items())
+        return f"sample at step {event.step:,}: {shown}"
+
+    def _warning(self, event: Event) -> str:
+        text, hint = self.board.warnings[-1]
+        return f"warning: {text}" + (f"\nhint: {hint}" if hint else "")
+
+    def _finished(self, event: Event) -> str:
+        reason, seconds = str(event.data.get("reason", "done")), self.board.elapsed()
+        after = f" in {humanize.duration(seconds)}" if seconds is not None else ""
+        return f"{reason.replace('_', ' ')}: {self.board.step:,} steps{after}"
+
+
+_SAMPLE_WORDS = {"prompt": "prompt", "target": "wanted", "completion": "written"}
+
+
+def _quoted(text: str, longest: int = 60) -> str:
+    line = " ".join(text.split())
+    return f'"{line if len(line) <= longest else line[: longest - 3] + "..."}"'

@@ -1,0 +1,23 @@
+"""Options that mean the same in every command. Defaults stand in the commands, the words here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="Model: a folder, a run, a checkpoint or a hub id.", metavar="MODEL")
+]
+DataOption = Annotated[
+    str, typer.Option("--data", "-d", help="Data: a file, a folder, a hub dataset id, or - for stdin.", metavar="DATA")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Where to write the result.", metavar="PATH")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON on stdout and nothing else.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Write the bare result only.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

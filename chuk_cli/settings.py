@@ -1,0 +1,220 @@
+"""Dataclass settings as command-line options.
+
+`@with_settings(SFTConfig)` gives a command one option for each setting that has a flag, `--config FILE` and
+`--set KEY=VALUE`, and hands it a `Resolved` object: the settings and where each value came from. Later ones win:
+defaults < `--config` files in order < `CHUK_<SETTING>` variables < `--set` < flags that were typed.
+
+A relative `model`, `data`, `eval_data` or `output` in a file means a path beside that file when such a path exists;
+otherwise it stays as written (a hub id, or a path from the working directory).
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings_of, unknown_name
+from chuk_lib.errors import ConfigError
+
+PATH_SETTINGS = ("model", "data", "eval_data", "output")
+PANEL = "Configuration"
+_METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
+
+ConfigOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config", metavar="FILE", rich_help_panel=PANEL,
+        help="YAML file of settings; repeat it, later files win.",
+    ),
+]  # fmt: skip
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", rich_help_panel=PANEL,
+        help="Any setting by its name, also those without a flag; repeat it.",
+    ),
+]  # fmt: skip
+
+
+def with_settings(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the settings of a dataclass as options. Its parameter `settings` receives a `Resolved[cls]`."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        def with_options(ctx: typer.Context, **given: Any) -> Any:
+            flags = {name: given.pop(name) for name in _flagged(cls)}
+            files, overrides = given.pop("config") or [], given.pop("set_values") or []
+            typed = {name: value for name, value in flags.items() if _was_typed(ctx, name)}
+            settings = resolve_settings(cls, files, os.environ, overrides, typed)
+            return command(settings=settings, **given)
+
+        return _dressed(with_options, command, cls)
+
+    return decorate
+
+
+def resolve_settings(
+    cls: type,
+    files: Sequence[Path] = (),
+    environment: Mapping[str, str] | None = None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Resolved[Any]:
+    """Merge the layers of a command line. Raises ConfigError that names the file and line, variable or option."""
+    known = settings_of(cls)
+    layers = [layer for file in files for layer in read_config(file, cls)]
+    layers += _from_environment(cls, environment or {})
+    layers += [Layer("--set", _assignment(text)) for text in overrides]
+    layers += [Layer(_flag_name(known[name]), {name: value}) for name, value in (flags or {}).items()]
+    return resolve(cls, layers)
+
+
+def read_config(path: Path, cls: type) -> list[Layer]:
+    """The settings of a YAML file, each with `file:line` as its origin."""
+    names = _canonical(cls)
+    layers = []
+    for key, value, line in _yaml_entries(path):
+        origin = f"{path.name}:{line}"
+        if key not in names:
+            raise unknown_name(str(key), list(names), origin)
+        if isinstance(value, dict):
+            raise ConfigError(f"`{key}` ({origin}) is a section", "write settings as flat `name: value` lines")
+        if names[key] in PATH_SETTINGS and isinstance(value, str):
+            value = _beside(path, value)
+        layers.append(Layer(origin, {key: value}))
+    return layers
+
+
+def _yaml_entries(path: Path) -> Iterator[tuple[Any, Any, int]]:
+    """Key, value and line of each top-level entry; a key that stands twice is an error."""
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if root is None:
+            return
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"`{path}` holds no settings", "write them as `name: value` lines")
+        seen: dict[Any, int] = {}
+        for key_node, value_node in root.value:
+            line = key_node.start_mark.line + 1
+            key = loader.construct_object(key_node, deep=True)
+            if seen.setdefault(str(key), line) != line:
+                raise ConfigError(f"`{path}` line {line}: `{key}` is already set in line {seen[str(key)]}", "keep one")
+            yield key, loader.construct_object(value_node, deep=True), line
+    except yaml.YAMLError as error:
+        raise _yaml_error(path, error) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"`{path}` is not UTF-8 text", "`--config` takes a YAML file of settings") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read `{path}`: {(error.strerror or str(error)).lower()}", "check `--config`") from None
+
+
+def _yaml_error(path: Path, error: Any) -> ConfigError:
+    mark = getattr(error, "problem_mark", None)
+    where = f" line {mark.line + 1}" if mark else ""
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not valid YAML"
+    return ConfigError(f"`{path}`{where}: {problem}", "check indentation, quotes and colons there")
+
+
+def _beside(config: Path, value: str) -> str:
+    if value in ("", "-") or Path(value).is_absolute():
+        return value
+    here = config.parent / value
+    return str(here) if here.exists() else value
+
+
+def _from_environment(cls: type, environment: Mapping[str, str]) -> list[Layer]:
+    variables = {f"CHUK_{name.upper()}": name for name in _canonical(cls)}
+    return [
+        Layer(variable, {name: environment[variable]})
+        for variable, name in variables.items()
+        if environment.get(variable)
+    ]
+
+
+def _assignment(text: str) -> dict[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"`--set {text}` is not KEY=VALUE", "for example `--set max_grad_norm=0.5`")
+    return {key.strip().replace("-", "_"): value.strip()}
+
+
+@cache
+def _canonical(cls: type) -> dict[str, str]:
+    """Every accepted name of a setting, aliases included, to its own name."""
+    return {name: item.name for item in settings_of(cls).values() for name in (*item.aliases, item.name)}
+
+
+def _flagged(cls: type) -> dict[str, Setting]:
+    return {name: item for name, item in settings_of(cls).items() if item.flag}
+
+
+def _flag_name(item: Setting) -> str:
+    return (item.flag or "").partition("/")[0]
+
+
+def _was_typed(ctx: typer.Context, name: str) -> bool:
+    """Whether the option stood on the command line, also when its value equals the default."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _dressed(wrapper: Callable[..., Any], command: Callable[..., Any], cls: type) -> Callable[..., Any]:
+    """The wrapper with the name, help and signature that Typer reads: own parameters, then settings, then files."""
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        if parameter.name != "settings"
+    ]
+    parameters = [
+        inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
+        *(_parameter(item) for item in _flagged(cls).values()),
+        inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption),
+        inspect.Parameter("set_values", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=SetOption),
+        *own,
+    ]
+    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+    wrapper.__module__, wrapper.__qualname__ = command.__module__, command.__qualname__
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def _parameter(item: Setting) -> inspect.Parameter:
+    """One setting as an option. Values stay text here: `resolve` converts and checks them, as for files."""
+    is_bool = item.base_type is bool
+    flag = item.flag or ""
+    if is_bool and "/" not in flag:
+        flag = f"{flag}/--no-{flag[2:]}"
+    names = (flag, item.short) if item.short else (flag,)
+    option = typer.Option(
+        *names, help=_help(item), rich_help_panel=item.panel, metavar=None if is_bool else _metavar(item),
+        autocompletion=(lambda: list(item.choices)) if item.choices else None,
+    )  # fmt: skip
+    default = item.default if is_bool or item.default is None else _as_text(item.default)
+    annotation = Annotated[bool | None, option] if is_bool else Annotated[str | None, option]
+    return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _help(item: Setting) -> str:
+    plain_name = "--" + item.name.replace("_", "-")
+    name = "" if _flag_name(item) == plain_name else f" Setting `{item.name}`."
+    choices = f" One of {', '.join(item.choices)}." if item.choices else ""
+    return f"{item.help}{choices}{name}"
+
+
+def _metavar(item: Setting) -> str:
+    return item.name.upper() if item.name in PATH_SETTINGS else _METAVARS.get(item.base_type, "LIST")
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(str(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

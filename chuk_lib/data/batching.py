@@ -1,0 +1,161 @@
+"""Batches addressed by step: which rows an update sees depends on (examples, settings, seed, step) and nothing else,
+so that a resumed run needs no loader state. Every row is seen exactly once an epoch, the remainder too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from chuk_lib.data.packing import PackedRow, Piece, pack
+from chuk_lib.data.types import Batch, Example
+from chuk_lib.errors import ConfigError, DataError
+
+GROUPED_WINDOWS = 50
+"""At most this many windows, and at most a quarter of all, have their rows sorted together: enough to find rows of
+similar length, few enough that windows differ from epoch to epoch."""
+
+
+class _Epoch(NamedTuple):
+    """The rows of each window. `packed` holds what a row is made of; without packing a row is an example."""
+
+    packed: list[PackedRow] | None
+    sizes: np.ndarray
+    windows: list[np.ndarray]
+
+
+class BatchPlan:
+    """The batches of a run. A window is what one update sees: `accumulation` micro-batches of `batch_size` rows; the
+    last window of an epoch may be smaller.
+
+    `shuffle` draws a new order each epoch from (seed, epoch); without it rows come in file order, ungrouped.
+    `group_by_length` sorts by length within stretches of many windows, then shuffles the windows. `packing` (bfd,
+    bfd_split, wrapped) fills rows of `max_length` tokens. `max_steps` cuts epochs short or goes on with more.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        accumulation: int = 1,
+        num_epochs: int = 1,
+        max_steps: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        group_by_length: bool = True,
+        packing: str | None = None,
+        max_length: int | None = None,
+        pad_token_id: int = 0,
+        pad_to_multiple_of: int | None = None,
+    ) -> None:
+        if not examples:
+            raise DataError("there are no examples to train on", "give data with at least one row")
+        if batch_size < 1 or accumulation < 1:
+            raise ConfigError("batch_size and accumulation should be at least 1", "one row a batch is the least")
+        if packing and max_length is None:
+            raise ConfigError("packing needs a max_length", "set max_length, or leave packing off")
+        self.examples = examples
+        self.batch_size = batch_size
+        self.window = batch_size * accumulation
+        self.seed = seed
+        self.shuffle = shuffle
+        self.grouped = shuffle and group_by_length
+        self.packing = packing
+        self.max_length = max_length
+        self._pad_id = pad_token_id
+        self._multiple = pad_to_multiple_of or 1
+        self._lengths = np.array([len(example) for example in examples], dtype=np.int64)
+        self._epoch_plan = lru_cache(maxsize=2)(self._plan_epoch)
+        self.rows = len(self._epoch_plan(0).sizes)
+        self.steps_per_epoch = -(-self.rows // self.window)
+        self.steps = max_steps if max_steps is not None else self.steps_per_epoch * num_epochs
+
+    def batches(self, step: int) -> list[Batch]:
+        """The micro-batches of step `step` (0-based), each right-padded to its longest row."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        plan = self._epoch_plan(epoch)
+        window = plan.windows[index]
+        parts = [window[start : start + self.batch_size] for start in range(0, len(window), self.batch_size)]
+        return [self._batch([self._row(plan, int(row)) for row in part]) for part in parts]
+
+    def epoch(self, step: int) -> float:
+        """How many epochs are done after `step` steps."""
+        return step / self.steps_per_epoch
+
+    @property
+    def padding_share(self) -> float:
+        """The share of positions in the first epoch's batches that are padding."""
+        plan = self._epoch_plan(0)
+        padded = 0
+        for window in plan.windows:
+            for start in range(0, len(window), self.batch_size):
+                part = plan.sizes[window[start : start + self.batch_size]]
+                padded += self._width(int(part.max())) * len(part)
+        return 1.0 - float(plan.sizes.sum()) / padded
+
+    def _plan_epoch(self, epoch: int) -> _Epoch:
+        """All rows of an epoch and the order in which windows take them. Packed rows are made anew from the epoch's
+        order of documents; their number is always the same."""
+        random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch])))
+        order = random.permutation(len(self._lengths)) if self.shuffle else np.arange(len(self._lengths))
+        packed, sizes = None, self._lengths
+        if self.packing and self.max_length is not None:
+            packed = _pack_in_order(order, self._lengths, self.max_length, self.packing)
+            sizes = np.array([_size(row) for row in packed], dtype=np.int64)
+            order = random.permutation(len(packed)) if self.shuffle else np.arange(len(packed))
+        if self.grouped:
+            return _Epoch(packed, sizes, self._by_length(order, sizes, random))
+        windows = [order[start : start + self.window] for start in range(0, len(order), self.window)]
+        return _Epoch(packed, sizes, windows)
+
+    def _row(self, plan: _Epoch, row: int) -> PackedRow:
+        return plan.packed[row] if plan.packed is not None else [Piece(row, 0, int(self._lengths[row]))]
+
+    def _by_length(self, order: np.ndarray, sizes: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
+        """Windows of rows of similar length in random order; the smaller last one stays last."""
+        whole = len(order) - len(order) % self.window
+        stretch = self.window * max(1, min(GROUPED_WINDOWS, whole // self.window // 4))
+        windows: list[np.ndarray] = []
+        for start in range(0, whole, stretch):
+            part = order[start : min(start + stretch, whole)]
+            ranked = part[np.argsort(-sizes[part], kind="stable")]
+            windows.extend(ranked[at : at + self.window] for at in range(0, len(ranked), self.window))
+        shuffled = [windows[index] for index in random.permutation(len(windows))]
+        rest = order[whole:]
+        return shuffled + ([rest[np.argsort(-sizes[rest], kind="stable")]] if len(rest) else [])
+
+    def _width(self, longest: int) -> int:
+        return -(-longest // self._multiple) * self._multiple
+
+    def _batch(self, rows: Sequence[PackedRow]) -> Batch:
+        lengths = np.array([_size(row) for row in rows], dtype=np.int32)
+        shape = (len(rows), self._width(int(lengths.max())))
+        ids = np.full(shape, self._pad_id, dtype=np.int32)
+        mask = np.zeros(shape, dtype=bool)
+        segments = np.zeros(shape, dtype=np.int32) if self.packing in ("bfd", "bfd_split") else None
+        for at, row in enumerate(rows):
+            position = 0
+            for number, (document, start, end) in enumerate(row, 1):
+                example, stop = self.examples[document], position + end - start
+                ids[at, position:stop] = example.input_ids[start:end]
+                mask[at, position:stop] = example.loss_mask[start:end]
+                if segments is not None:
+                    segments[at, position:stop] = number
+                    mask[at, position] = False
+                position = stop
+        mask[:, 0] = False
+        held = dict.fromkeys(piece.document for row in rows for piece in row)
+        return Batch(ids, mask, lengths, segments, tuple(held))
+
+
+def _size(row: PackedRow) -> int:
+    return sum(piece.end - piece.start for piece in row)
+
+
+def _pack_in_order(order: np.ndarray, lengths: np.ndarray, capacity: int, strategy: str) -> list[PackedRow]:
+    rows = pack(lengths[order].tolist(), capacity, strategy)
+    return [[piece._replace(document=int(order[piece.document])) for piece in row] for row in rows]

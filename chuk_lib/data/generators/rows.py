@@ -1,0 +1,127 @@
+"""Samples as rows of a data file, in the shapes that trainers read, and split without overlap."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from chuk_lib.data.generators.math_generator import write_jsonl
+from chuk_lib.data.generators.problems import TOOL_SCHEMA, TrainingSample
+from chuk_lib.errors import ConfigError
+
+SPLITS = ("train", "valid", "test")
+
+
+def to_row(sample: TrainingSample, format: str, reverse: bool = False) -> dict[str, Any]:
+    """One row, with the columns `answer`, `problem_type`, `difficulty` and `problem_id` at its end.
+
+    `reverse` writes an addition's answer with the last digit first, which a small model learns far sooner; the column
+    `answer` keeps its order. Raises ConfigError for an unknown format and for what cannot be reversed.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"unknown format `{format}`", f"formats: {', '.join(FORMATS)}")
+    problem = sample.problem
+    if reverse:
+        sample = _reversed(sample, format)
+    return {
+        **FORMATS[format](sample),
+        "answer": problem.answer_exact,
+        "problem_type": problem.problem_type,
+        "difficulty": problem.difficulty,
+        "problem_id": problem.id,
+    }
+
+
+def _reversed(sample: TrainingSample, format: str) -> TrainingSample:
+    if sample.problem.problem_type != "addition" or format == "tools":
+        raise ConfigError("only answers of `addition` can be reversed, and not tool calls", "use `--types addition`")
+    wrong = tuple(text[::-1] for text in sample.incorrect_responses)
+    return replace(sample, correct_response=sample.correct_response[::-1], incorrect_responses=wrong)
+
+
+def _completion(sample: TrainingSample) -> dict[str, Any]:
+    return {"prompt": sample.problem.problem_text, "completion": sample.correct_response}
+
+
+def _messages(sample: TrainingSample) -> dict[str, Any]:
+    asked = {"role": "user", "content": sample.problem.problem_text}
+    return {"messages": [asked, {"role": "assistant", "content": sample.correct_response}]}
+
+
+def _tools(sample: TrainingSample) -> dict[str, Any]:
+    """Each step is a call by the assistant and a result in the tool's own turn, which is not the assistant's text."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": sample.problem.problem_text}]
+    for call in sample.correct_trace:
+        function = {"name": call.tool_name, "arguments": call.tool_args}
+        messages.append({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]})
+        messages.append({"role": "tool", "name": call.tool_name, "content": call.tool_result})
+    messages.append({"role": "assistant", "content": f"ANSWER: {sample.problem.answer_exact}"})
+    return {"messages": messages, "tools": [TOOL_SCHEMA]}
+
+
+def _text(sample: TrainingSample) -> dict[str, Any]:
+    between = "" if sample.problem.problem_type == "addition" else "\n"
+    return {"text": f"{sample.problem.problem_text}{between}{sample.correct_response}"}
+
+
+def _preference(sample: TrainingSample) -> dict[str, Any]:
+    chosen, rejected = sample.correct_response, sample.incorrect_responses[0]
+    return {"prompt": sample.problem.problem_text, "chosen": chosen, "rejected": rejected}
+
+
+FORMATS: dict[str, Callable[[TrainingSample], dict[str, Any]]] = {
+    "completion": _completion,
+    "messages": _messages,
+    "tools": _tools,
+    "text": _text,
+    "preference": _preference,
+}
+
+
+def to_line(row: dict[str, Any]) -> str:
+    """A row as a line of JSON."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def split_rows(rows: Sequence[dict[str, Any]], valid: float, test: float) -> dict[str, list[dict[str, Any]]]:
+    """Rows by split, in order; `valid` and `test` are shares. A share above 0 gets at least one row.
+
+    No two samples of one generator share a problem, so no two splits do. Raises ConfigError when nothing is left to
+    train on.
+    """
+    if valid < 0 or test < 0 or valid + test >= 1:
+        raise ConfigError(f"shares of {valid:g} and {test:g} leave nothing to train on", "together they stay below 1")
+    sizes = [max(1, round(len(rows) * share)) if share else 0 for share in (valid, test)]
+    train = len(rows) - sum(sizes)
+    if train < 1:
+        raise ConfigError(f"{len(rows)} samples are too few for {sum(sizes)} held-out ones", "ask for more samples")
+    ends = [train, train + sizes[0], len(rows)]
+    return {name: list(rows[start:end]) for name, start, end in zip(SPLITS, [0, *ends], ends, strict=False)}
+
+
+def write_splits(folder: Path, splits: dict[str, list[dict[str, Any]]], overwrite: bool = False) -> None:
+    """Write `train.jsonl`, `valid.jsonl` and `test.jsonl`; a split without rows has no file afterwards.
+
+    Raises ConfigError when one of the files exists and `overwrite` is false.
+    """
+    check_splits(folder, overwrite)
+    for name in SPLITS:
+        path = folder / f"{name}.jsonl"
+        if splits.get(name):
+            write_jsonl(path, splits[name])
+        else:
+            path.unlink(missing_ok=True)
+
+
+def check_splits(folder: Path, overwrite: bool) -> None:
+    """Raise ConfigError when split files must not be written to `folder`. Changes nothing."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"`{folder}` is a file, not a folder", "choose another --output")
+    taken = [name for name in SPLITS if (folder / f"{name}.jsonl").exists()]
+    if taken and not overwrite:
+        raise ConfigError(
+            f"`{folder / taken[0]}.jsonl` exists", "choose another --output, or replace the files with --overwrite"
+        )

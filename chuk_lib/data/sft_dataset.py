@@ -1,0 +1,115 @@
+"""A data source as examples for supervised fine-tuning: read, recognised, rendered, cut and counted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from chuk_lib.data.reader import DataSource, read_records
+from chuk_lib.data.rendering import Renderer
+from chuk_lib.data.report import DataReport, length_bins
+from chuk_lib.data.types import Example, Span
+from chuk_lib.errors import ConfigError, DataError
+
+
+class SFTDataset:
+    """Examples of one split of a source, in file order, and a report of what became of the rows.
+
+    Rows longer than `max_length` lose their end (not when packing will cut or split them); rows in which nothing is
+    left to learn are dropped and counted. `packing` and `packing_strategy` only decide that: `BatchPlan` packs.
+    Raises DataError when a row is broken or when no row has a token to learn.
+    """
+
+    def __init__(
+        self,
+        source: DataSource,
+        tokenizer: Any,
+        *,
+        split: str = "train",
+        max_length: int | None = 1024,
+        completion_only_loss: bool | None = None,
+        assistant_only_loss: bool = False,
+        packing: bool = False,
+        packing_strategy: str = "bfd",
+        format: str | None = None,
+        text_field: str = "text",
+        spans: bool = False,
+    ) -> None:
+        if packing and max_length is None:
+            raise ConfigError("packing needs a max_length", "set max_length, or leave packing off")
+        self.source = str(source) if isinstance(source, str) or hasattr(source, "__fspath__") else "rows"
+        self.split = split
+        self.packing = packing_strategy if packing else None
+        self.max_length = max_length
+        renderer = Renderer(
+            tokenizer, completion_only_loss=completion_only_loss, assistant_only_loss=assistant_only_loss,
+            format=format, text_field=text_field, spans=spans,
+        )  # fmt: skip
+        self.examples: list[Example] = []
+        rows = truncated = 0
+        for example in renderer.render(read_records(source, split)):
+            rows += 1
+            cut = self._cut(example)
+            if self._learns(cut):
+                self.examples.append(cut)
+                truncated += len(cut) < len(example)
+        if not self.examples:
+            raise _nothing_to_learn(self.source, rows, max_length, assistant_only_loss)
+        self.report = self._report(renderer, assistant_only_loss, rows, truncated)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.examples)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all lengths, ids and masks: equal when and only when training would see the same rows."""
+        digest = hashlib.sha256()
+        digest.update(np.array([len(example) for example in self.examples], dtype=np.int64).tobytes())
+        for start in range(0, len(self.examples), 4096):
+            part = self.examples[start : start + 4096]
+            digest.update(np.concatenate([example.input_ids for example in part]).astype("<i4").tobytes())
+            digest.update(np.packbits(np.concatenate([example.loss_mask for example in part])).tobytes())
+        return digest.hexdigest()
+
+    def _cut(self, example: Example) -> Example:
+        limit = self.max_length
+        if limit is None or len(example) <= limit or self.packing in ("bfd_split", "wrapped"):
+            return example
+        spans = [Span(span.role, span.start, min(span.end, limit)) for span in example.spans if span.start < limit]
+        return Example(example.input_ids[:limit], example.loss_mask[:limit], tuple(spans), example.source)
+
+    def _learns(self, example: Example) -> bool:
+        """Whether the row has a target. Where rows are joined without boundaries its first token can be one."""
+        return bool(example.loss_mask.any()) if self.packing == "wrapped" else example.trained_tokens > 0
+
+    def _report(self, renderer: Renderer, assistant_only: bool, rows: int, truncated: int) -> DataReport:
+        lengths = [len(example) for example in self.examples]
+        parts = [name for name, on in (("completions", renderer.completion_only), ("assistant turns", assistant_only)) if on]
+        form = renderer.recogniser.format
+        return DataReport(
+            source=self.source, split=self.split, format=form.name if form else "", how=renderer.recogniser.how,
+            loss_on=" that are ".join(parts) or "every token", rows=rows, kept=len(self.examples),
+            dropped=rows - len(self.examples), truncated=truncated, tokens=sum(lengths),
+            trained_tokens=sum(example.trained_tokens for example in self.examples), max_length=self.max_length,
+            longest=max(lengths), lengths=length_bins(lengths), notes=renderer.notes,
+        )  # fmt: skip
+
+
+def _nothing_to_learn(source: str, rows: int, max_length: int | None, assistant_only: bool) -> DataError:
+    if assistant_only:
+        hint = "check that the messages have assistant turns and that the chat template marks or shows them"
+    elif max_length is not None:
+        hint = f"prompts may fill max_length ({max_length}): raise it, or learn prompts with completion_only_loss off"
+    else:
+        hint = "each row needs at least two tokens, and one in its completion"
+    return DataError(f"`{source}`: none of the {rows} rows has a token to learn", hint)

@@ -1,0 +1,60 @@
+"""Load and save tokenizers: a folder's own files, never code and never the network.
+
+What comes back is mlx-lm's wrapper: a streaming detokenizer, the set of ids that end a turn, and everything else
+passed on to the transformers tokenizer inside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from chuk_lib.errors import ModelError
+
+_FILES = (
+    "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model",
+    "qwen.tiktoken",
+)  # fmt: skip
+
+
+def load_tokenizer(folder: str | Path, eos_token_ids: int | Iterable[int] | None = None) -> Any:
+    """The tokenizer of a model folder, as mlx-lm's `TokenizerWrapper`.
+
+    `eos_token_ids`: ids that end a text, besides the tokenizer's own; None takes those that the folder's config.json
+    and generation_config.json name. Raises ModelError when the folder has no tokenizer or it cannot be read.
+    """
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in _FILES):
+        raise ModelError(f"`{folder}` has no tokenizer: no tokenizer.json in it", "copy the tokenizer files of the base model there")
+    from mlx_lm.tokenizer_utils import load
+
+    ends = _named_ends(folder) if eos_token_ids is None else _as_ids(eos_token_ids)
+    try:
+        return load(folder, eos_token_ids=sorted(ends) or None)
+    except Exception as error:  # tokenizers raises bare Exception, transformers whatever its parsers do
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"the tokenizer in `{folder}` cannot be read: {reason[0]}", "copy its files again") from error
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer's files, chat template included, into an existing folder."""
+    inner = getattr(tokenizer, "_tokenizer", tokenizer)  # mlx-lm's wrapper, or a transformers tokenizer as it is
+    inner.save_pretrained(str(folder))
+
+
+def _named_ends(folder: Path) -> set[int]:
+    ends: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        try:
+            ends |= _as_ids(json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id"))
+        except (OSError, ValueError, AttributeError):
+            continue  # absent or broken: whoever needs that file says so
+    return ends
+
+
+def _as_ids(value: Any) -> set[int]:
+    if value is None:
+        return set()
+    return {value} if isinstance(value, int) else {int(item) for item in value}

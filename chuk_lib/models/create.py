@@ -1,0 +1,263 @@
+"""Make a small model from nothing: a Llama folder with random weights, a tokenizer and a chat template that mlx-lm,
+transformers and chuk load like any other.
+
+Weights are normal(0, 0.02), those that write to the residual stream (`o_proj`, `down_proj`) scaled by 1/√(2·layers) as
+in GPT-2, norms 1; the same seed gives the same bytes. The folder is written beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chuk_lib.errors import ConfigError, ModelError
+from chuk_lib.models.chat_template import CHATML
+from chuk_lib.models.presets import Preset, find_preset
+
+if TYPE_CHECKING:
+    import numpy as np
+
+INITIAL_STD = 0.02
+DEFAULT_TRAINED_VOCABULARY = 4096
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model", "chat_template.jinja",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _TokenizerFiles:
+    """What a tokenizer puts into a model folder, and the ids the model's config names."""
+
+    files: dict[str, bytes]
+    size: int
+    pad_id: int | None
+    eos_ids: tuple[int, ...]
+    bos_id: int | None = None
+
+
+def create_model(
+    preset: str,
+    output: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    tokenizer_data: str | Path | None = None,
+    vocab_size: int | None = None,
+    seed: int = 0,
+    context_length: int | None = None,
+    chat_template: str | Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a new model of a preset's shape to the folder `output` and return it.
+
+    `tokenizer` is `char` (default), `bytes` or a folder to copy from; with `tokenizer_data` a byte-level BPE of
+    `vocab_size` tokens is trained on that file. Without it `vocab_size` is the number of embedding rows, at least the
+    tokenizer's. `chat_template`: None keeps the tokenizer's own or adds ChatML, `none` adds nothing, else a Jinja file.
+    Raises ConfigError for wrong settings or a folder that is not empty, DataError and ModelError for unusable inputs.
+    """
+    shape = find_preset(preset)
+    folder = Path(output)
+    _check_settings(shape, seed, context_length)
+    check_replaceable(folder, overwrite)
+    context = context_length or shape.context_length
+    parts = _tokenizer_files(tokenizer, tokenizer_data, vocab_size or shape.vocab_size, context)
+    rows = _embedding_rows(shape, parts.size, None if tokenizer_data else vocab_size)
+    files = parts.files | _template_files(parts.files, chat_template) | _config_files(shape, parts, rows, context)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir()
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+        _save_weights(partial / "model.safetensors", dict(_weights(shape, rows, seed)))
+        _move_into_place(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def check_replaceable(folder: Path, overwrite: bool) -> None:
+    """Raise ConfigError unless `folder` is missing, empty, or a model folder that may be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"`{folder}` is a file, not a folder", "choose another --output")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise ConfigError(f"`{folder}` is not empty", "choose another --output, or replace it with --overwrite")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"`{folder}` holds files that are no model", "--overwrite replaces model folders only; choose another --output"
+        )
+
+
+def _check_settings(shape: Preset, seed: int, context_length: int | None) -> None:
+    if seed < 0:
+        raise ConfigError(f"seed must be 0 or more, not {seed}")
+    if context_length is not None and context_length < 2:
+        raise ConfigError(f"context length must be 2 or more, not {context_length}", f"{shape.name}: {shape.context_length}")
+
+
+def _move_into_place(partial: Path, folder: Path) -> None:
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old)
+
+
+def _embedding_rows(shape: Preset, tokens: int, wanted: int | None) -> int:
+    if wanted is not None and wanted < tokens:
+        raise ConfigError(f"--vocab-size {wanted} is smaller than the tokenizer ({tokens} tokens)", f"use {tokens} or more")
+    return wanted or max(tokens, shape.vocab_size or 0)
+
+
+def _tokenizer_files(
+    tokenizer: str | Path | None, data: str | Path | None, vocab_size: int | None, context: int
+) -> _TokenizerFiles:
+    from chuk_lib.data.tokenizers import char, train
+
+    if data is not None:
+        if tokenizer is not None:
+            raise ConfigError("a tokenizer is either given or trained", "leave out --tokenizer or --tokenizer-data")
+        made = train.train_bpe(train.texts_of(data), vocab_size or DEFAULT_TRAINED_VOCABULARY)
+    elif tokenizer in (None, "char"):
+        made = char.char_tokenizer()
+    elif tokenizer == "bytes":
+        made = char.byte_tokenizer()
+    else:
+        return _copied_tokenizer(Path(str(tokenizer)))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": char.TURN_END,
+        "pad_token": char.PAD,
+        "extra_special_tokens": [char.END_OF_TEXT, char.TURN_START],
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context,
+    }
+    files = {"tokenizer.json": made.to_str(pretty=True).encode(), "tokenizer_config.json": _json(config)}
+    ids = [made.token_to_id(token) for token in (char.PAD, char.TURN_END, char.END_OF_TEXT)]
+    return _TokenizerFiles(files, made.get_vocab_size(), ids[0], (ids[1], ids[2]))
+
+
+def _copied_tokenizer(folder: Path) -> _TokenizerFiles:
+    """The tokenizer of another model folder. Raises ModelError when it has no `tokenizer.json` or no EOS token."""
+    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if "tokenizer.json" not in files:
+        raise ModelError(
+            f"`{folder}` has no tokenizer.json", "give `char`, `bytes` or a model folder, or train one with --tokenizer-data"
+        )
+    from tokenizers import Tokenizer
+
+    try:
+        made = Tokenizer.from_str(files["tokenizer.json"].decode())
+        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ModelError(f"`{folder}` has a tokenizer that cannot be read: {error}") from None
+    ids = {name: made.token_to_id(_content(config.get(f"{name}_token")) or "") for name in ("pad", "eos", "bos")}
+    if ids["eos"] is None:
+        raise ModelError(
+            f"`{folder}` names no end-of-sequence token", "set `eos_token` in its tokenizer_config.json"
+        )
+    size = max(made.get_vocab(with_added_tokens=True).values()) + 1
+    return _TokenizerFiles(files, size, ids["pad"], (ids["eos"],), ids["bos"])
+
+
+def _content(token: Any) -> str | None:
+    """A token as tokenizer_config.json writes it: text, or an object with `content`."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _template_files(files: dict[str, bytes], chat_template: str | Path | None) -> dict[str, bytes]:
+    name = "chat_template.jinja"
+    if chat_template is None:
+        own = name in files or "chat_template" in json.loads(files.get("tokenizer_config.json", b"{}"))
+        return {} if own else {name: CHATML.encode()}
+    if str(chat_template) == "none":
+        return {}
+    if str(chat_template) == "chatml":
+        return {name: CHATML.encode()}
+    try:
+        return {name: Path(chat_template).read_bytes()}
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read chat template `{chat_template}`: {error.strerror}", "give `chatml`, `none` or a Jinja file"
+        ) from None
+
+
+def _config_files(shape: Preset, tokenizer: _TokenizerFiles, rows: int, context: int) -> dict[str, bytes]:
+    eos: int | list[int] = tokenizer.eos_ids[0] if len(tokenizer.eos_ids) == 1 else list(tokenizer.eos_ids)
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos, "pad_token_id": tokenizer.pad_id}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": rows,
+        "max_position_embeddings": context,
+        "rope_theta": shape.rope_theta,
+        "rope_parameters": {"rope_theta": shape.rope_theta, "rope_type": "default"},
+        "rope_scaling": None,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "initializer_range": INITIAL_STD,
+        "use_cache": True,
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        **ids,
+    }
+    return {"config.json": _json(config), "generation_config.json": _json(ids)}
+
+
+def _weights(shape: Preset, rows: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Tensors by Hugging Face name, float32. Drawn in this order from one stream."""
+    import numpy as np
+
+    random = np.random.Generator(np.random.PCG64(seed))
+
+    def normal(outputs: int, inputs: int, std: float = INITIAL_STD) -> np.ndarray:
+        return random.standard_normal((outputs, inputs), dtype=np.float32) * np.float32(std)
+
+    def ones() -> np.ndarray:
+        return np.ones(shape.hidden_size, dtype=np.float32)
+
+    hidden, inner, head = shape.hidden_size, shape.intermediate_size, shape.head_dim
+    residual = INITIAL_STD / (2 * shape.num_layers) ** 0.5
+    yield "model.embed_tokens.weight", normal(rows, hidden)
+    for layer in range(shape.num_layers):
+        prefix = f"model.layers.{layer}."
+        yield prefix + "input_layernorm.weight", ones()
+        yield prefix + "self_attn.q_proj.weight", normal(shape.num_heads * head, hidden)
+        yield prefix + "self_attn.k_proj.weight", normal(shape.num_kv_heads * head, hidden)
+        yield prefix + "self_attn.v_proj.weight", normal(shape.num_kv_heads * head, hidden)
+        yield prefix + "self_attn.o_proj.weight", normal(hidden, shape.num_heads * head, residual)
+        yield prefix + "post_attention_layernorm.weight", ones()
+        yield prefix + "mlp.gate_proj.weight", normal(inner, hidden)
+        yield prefix + "mlp.up_proj.weight", normal(inner, hidden)
+        yield prefix + "mlp.down_proj.weight", normal(hidden, inner, residual)
+    yield "model.norm.weight", ones()
+
+
+def _save_weights(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    from safetensors.numpy import save
+
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file would leave it readable by its owner only
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

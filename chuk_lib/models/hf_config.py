@@ -1,0 +1,110 @@
+"""A model folder's `config.json`: reading it, and the two ways in which RoPE settings are written.
+
+transformers 5 keeps them in `rope_parameters` only, at times one dictionary per layer type; mlx-lm reads top-level keys
+(`rope_theta`, `rope_scaling`, `partial_rotary_factor`, …) and silently uses its defaults when they are missing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chuk_lib.errors import ModelError
+from chuk_lib.models.headers import read_json
+
+Config = dict[str, Any]
+
+_GLOBAL = ("full_attention", "global_attention", "global")
+_LOCAL = ("sliding_attention", "local_attention", "chunked_attention", "local")
+_LOCAL_THETA = ("rope_local_base_freq", "swa_rope_theta", "rope_local_theta")
+_PATTERNED = ("gemma3_text", "cohere2")
+_NOT_SCALING = ("rope_theta", "partial_rotary_factor")
+
+
+def read_config(folder: Path) -> Config:
+    """The folder's `config.json`. Raises ModelError when it is missing, broken or asks for code of its own."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"`{folder}` is not a model folder: it has no config.json", "name a Hugging Face model folder")
+    config = read_json(path)
+    if not isinstance(config.get("model_type"), str):
+        raise ModelError(f"`{path}` names no model_type", "is this the config of a language model?")
+    if config.get("model_file"):
+        raise ModelError(
+            f"`{folder}` wants to run its own code (`{config['model_file']}`)", "chuk loads data only, never code"
+        )
+    return config
+
+
+def flatten_rope(config: Mapping[str, Any]) -> Config:
+    """A copy of `config` with the top-level RoPE keys that mlx-lm reads; also inside `text_config`.
+
+    What `rope_parameters` says wins over an older top-level key, as in transformers.
+    """
+    flat = copy.deepcopy(dict(config))
+    if isinstance(flat.get("text_config"), dict):
+        flat["text_config"] = flatten_rope(flat["text_config"])
+    _flatten_pattern(flat)
+    rope = flat.get("rope_parameters")
+    if not isinstance(rope, dict) or not rope:
+        return flat
+    per_layer_type = {name: part for name, part in rope.items() if isinstance(part, dict)}
+    if per_layer_type and _find(per_layer_type, _LOCAL):
+        theta = _find(per_layer_type, _LOCAL).get("rope_theta")
+        flat |= {} if theta is None else dict.fromkeys(_LOCAL_THETA, theta)
+    shared = {name: part for name, part in rope.items() if not isinstance(part, dict)}
+    _flatten_one(flat, _find(per_layer_type, _GLOBAL) if per_layer_type else shared)
+    return flat
+
+
+def _find(parts: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return next((parts[name] for name in names if name in parts), {})
+
+
+def _flatten_one(flat: Config, rope: dict[str, Any]) -> None:
+    theta, partial = rope.get("rope_theta"), rope.get("partial_rotary_factor")
+    if theta is not None:
+        flat["rope_theta"] = theta
+    if partial is not None:
+        flat["partial_rotary_factor"] = partial
+    if flat["model_type"] == "gpt_neox":
+        flat |= {"rotary_emb_base": theta or 10_000, "rotary_pct": 0.25 if partial is None else partial}
+    scaling = {name: value for name, value in rope.items() if name not in _NOT_SCALING}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if (kind != "default" or len(scaling) > 1) and not flat.get("rope_scaling"):
+        flat["rope_scaling"] = scaling | {"rope_type": kind, "type": kind}
+    original = scaling.get("original_max_position_embeddings")
+    if original is not None:
+        flat.setdefault("original_max_position_embeddings", original)
+
+
+def _flatten_pattern(flat: Config) -> None:
+    """Which blocks attend globally: transformers 5 lists `layer_types`, mlx-lm wants the period."""
+    kinds = flat.get("layer_types")
+    if flat.get("model_type") not in _PATTERNED or "sliding_window_pattern" in flat or not isinstance(kinds, list):
+        return
+    is_global = [kind != "sliding_attention" for kind in kinds]
+    period = is_global.index(True) + 1 if True in is_global else len(kinds) + 1
+    if is_global != [(block + 1) % period == 0 for block in range(len(kinds))]:
+        raise ModelError("config.json: `layer_types` does not repeat; mlx-lm cannot build this model")
+    flat["sliding_window_pattern"] = period
+
+
+def both_rope_forms(config: Mapping[str, Any]) -> Config:
+    """A copy of `config` that transformers 4, transformers 5 and mlx-lm read alike."""
+    both = flatten_rope(config)
+    if isinstance(both.get("text_config"), dict):
+        both["text_config"] = both_rope_forms(both["text_config"])
+    if not both.get("rope_parameters") and both.get("rope_theta") is not None:
+        scaling = dict(both.get("rope_scaling") or {})
+        scaling["rope_type"] = scaling.get("rope_type") or scaling.pop("type", None) or "default"
+        local = next((both[name] for name in _LOCAL_THETA if both.get(name) is not None), None)
+        own = {"rope_theta": both["rope_theta"], **scaling}
+        if "partial_rotary_factor" in both:
+            own["partial_rotary_factor"] = both["partial_rotary_factor"]
+        both["rope_parameters"] = own if local is None else {
+            "full_attention": own, "sliding_attention": {"rope_theta": local, "rope_type": "default"},
+        }  # fmt: skip
+    return both

@@ -1,0 +1,85 @@
+"""Models of the Hugging Face hub: find them in the local cache, or fetch what is needed of them.
+
+Finding reads folders only. Fetching is the one place here that uses the network, and only when asked.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from chuk_lib.errors import ConfigError, ModelError
+
+NEEDED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
+"""What is fetched: configs, weights, tokenizer and chat template; no pickles, no code."""
+
+_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether text can be a hub id: `name` or `owner/name`."""
+    return bool(_ID.fullmatch(source)) and ".." not in source and "--" not in source
+
+
+def cached_snapshot(model_id: str, revision: str | None = None) -> Path:
+    """The folder of a hub model in the local cache, without network.
+
+    Raises ModelError when `model_id` is neither a folder nor in the cache.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if not is_hub_id(model_id):
+        raise ModelError(f"`{model_id}` does not exist", "name a model folder, a run, an adapter or a hub id")
+    repository = Path(HF_HUB_CACHE) / f"models--{model_id.replace('/', '--')}"
+    reference = repository / "refs" / (revision or "main")
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision or ""
+    folder = repository / "snapshots" / commit
+    if not commit or not folder.is_dir():
+        what = f"`{model_id}`" + (f" at revision `{revision}`" if revision else "")
+        raise ModelError(
+            f"{what} is neither a folder nor in the local cache", f"fetch it first: `chuk model download {model_id}`"
+        )
+    return folder
+
+
+def download_model(model_id: str, *, revision: str | None = None, output: str | Path | None = None) -> Path:
+    """Fetch a hub model (into the cache, or the folder `output`) and return its folder.
+
+    What the cache holds is not fetched again. Raises ConfigError for text that is no id, ModelError when the hub
+    cannot be reached, does not know the model or refuses it.
+    """
+    if not is_hub_id(model_id):
+        raise ConfigError(f"`{model_id}` is no hub id", "an id looks like `owner/name`")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(model_id, revision=revision, allow_patterns=list(NEEDED), local_dir=output)
+    except HFValidationError as error:
+        raise ConfigError(f"`{model_id}` is no hub id", str(error).splitlines()[0]) from None
+    except LocalEntryNotFoundError:
+        raise _unreachable(model_id) from None
+    except HfHubHTTPError as error:
+        raise _refused(model_id, revision, error) from None
+    except OSError as error:
+        raise ModelError(f"cannot fetch `{model_id}`: {str(error).splitlines()[0]}", "check the network and the disk") from None
+    return Path(folder)
+
+
+def _unreachable(model_id: str) -> ModelError:
+    return ModelError(
+        f"`{model_id}` is not in the local cache and the hub cannot be reached",
+        f"with a network: `chuk model download {model_id}`; then copy the folder here, and unset HF_HUB_OFFLINE if it is set",
+    )
+
+
+def _refused(model_id: str, revision: str | None, error: Exception) -> ModelError:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return ModelError(f"`{model_id}` needs its owner's permission", f"ask at https://huggingface.co/{model_id}, then `hf auth login`")
+    if isinstance(error, RevisionNotFoundError):
+        return ModelError(f"`{model_id}` has no revision `{revision}`", "leave out --revision to take the newest")
+    if isinstance(error, RepositoryNotFoundError):
+        return ModelError(f"the hub knows no model `{model_id}`", "check the spelling; for a private model `hf auth login`")
+    return ModelError(f"cannot fetch `{model_id}`: {str(error).splitlines()[0]}", "try again later")

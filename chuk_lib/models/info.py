@@ -1,0 +1,268 @@
+"""Describe a model from its headers and configs alone: no weights are read and no array library is loaded.
+
+Works on model folders, runs, checkpoints, adapters and hub models in the local cache.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chuk_lib.errors import ModelError
+from chuk_lib.models import components, footprint
+from chuk_lib.models.headers import TensorHeader, read_headers, read_json, read_tensors
+
+_ADAPTER_FILES = ("adapters.safetensors", "adapter_model.safetensors")
+_ADAPTER_TENSOR = re.compile(r"^(?:base_model\.model\.)?(.*?)\.(?:lora_[aA]|lora_[bB]|lora_magnitude_vector|m)(?:\.|$)")
+_LARGEST_TOKENIZER = 20_000_000
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3",
+           "F8_E5M2": "float8_e5m2", "U32": "uint32", "I32": "int32", "U8": "uint8", "I8": "int8"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder, as far as its config names them."""
+
+    layers: int | None
+    hidden_size: int | None
+    intermediate_size: int | None
+    heads: int | None
+    kv_heads: int | None
+    head_dim: int | None
+    vocab_size: int | None
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """An adapter: `scale` is the factor on B·A, `targets` the adapted module names, `layers` how many blocks have one."""
+
+    type: str
+    rank: int | None
+    alpha: float | None
+    scale: float | None
+    dropout: float
+    targets: tuple[str, ...]
+    layers: int
+    parameters: int
+    base: str | None
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known without loading. Sizes in bytes; `dtypes` maps a dtype to the bytes stored in it."""
+
+    source: str
+    folder: str
+    kind: str  # model, adapter
+    checkpoint: str | None = None
+    step: int | None = None
+    architecture: str | None = None
+    model_type: str | None = None
+    parameters: int = 0
+    components: dict[str, int] = field(default_factory=dict)
+    shape: Shape | None = None
+    tied_head: bool | None = None
+    dtypes: dict[str, int] = field(default_factory=dict)
+    quantization: components.Quantization | None = None
+    context_length: int | None = None
+    rope: footprint.Rope | None = None
+    kv_cache_bytes_per_token: int | None = None
+    disk_bytes: int = 0
+    weight_files: tuple[str, ...] = ()
+    memory: footprint.Memory | None = None
+    tokenizer_vocabulary: int | None = None
+    chat_template: bool = False
+    adapter: AdapterInfo | None = None
+    notes: tuple[str, ...] = ()
+
+
+def describe_model(source: str | Path, revision: str | None = None) -> ModelInfo:
+    """Everything the headers tell about a folder, run, checkpoint, adapter or cached hub model.
+
+    Raises ModelError when there is nothing to describe or a file is damaged.
+    """
+    folder, checkpoint = _find(source, revision)
+    step = _step_of(folder)
+    if (folder / "adapter_config.json").is_file() and _adapter_file(folder):
+        return _describe_adapter(str(source), folder, checkpoint, step)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"`{folder}` is no model: it has no config.json", "name a folder that holds a model or an adapter")
+    return _describe_full(str(source), folder, checkpoint, step)
+
+
+def _find(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
+    """The folder to describe, and the checkpoint's name when a run or checkpoint was named."""
+    path = Path(source)
+    if path.is_file():
+        raise ModelError(f"`{path}` is a file", f"name its folder: `{path.parent}`")
+    if not path.exists():
+        from chuk_lib.models.hub import cached_snapshot
+
+        return cached_snapshot(str(source), revision), None
+    if (path / "checkpoints").is_dir():
+        path = _checkpoint_of(path)
+    return path, path.name if (path / "state.json").is_file() else None
+
+
+def _checkpoint_of(run: Path) -> Path:
+    """The best checkpoint of a run when one is marked, else the latest."""
+    for pointer in ("best", "latest"):
+        if (run / pointer).is_file():
+            name = (run / pointer).read_text(encoding="utf-8").strip()
+            folder = run / "checkpoints" / Path(name).name
+            if name and folder.is_dir():
+                return folder
+            raise ModelError(f"`{run / pointer}` names checkpoint `{name}`, which does not exist", "name a checkpoint folder")
+    raise ModelError(f"run `{run}` has no checkpoint yet", "wait for the first one")
+
+
+def _step_of(folder: Path) -> int | None:
+    if not (folder / "state.json").is_file():
+        return None
+    step = read_json(folder / "state.json").get("step")
+    return step if isinstance(step, int) else None
+
+
+def _adapter_file(folder: Path) -> Path | None:
+    return next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
+
+
+def _describe_full(source: str, folder: Path, checkpoint: str | None, step: int | None) -> ModelInfo:
+    config = read_json(folder / "config.json")
+    files, tensors = read_tensors(folder)
+    if not files:
+        raise ModelError(f"`{folder}` has no safetensors weights", "convert the model, or download it again")
+    text = footprint.text_config(config)
+    counts = components.count_parameters(tensors, config)
+    total, weight_bytes = sum(counts.values()), sum(tensor.n_bytes for tensor in tensors)
+    context, kv_bytes = _context_length(text), _kv_bytes(tensors)
+    memory = footprint.estimate_memory(
+        text, parameters=total, weight_bytes=weight_bytes, context=context or 0, kv_bytes=kv_bytes,
+        lora_parameters=_lora_parameters(tensors, config),
+    )  # fmt: skip
+    vocabulary = _tokenizer_vocabulary(folder, text)
+    architectures = config.get("architectures")
+    return ModelInfo(
+        source=source, folder=str(folder), kind="model", checkpoint=checkpoint, step=step,
+        architecture=architectures[0] if isinstance(architectures, list) and architectures else None,
+        model_type=config.get("model_type"), parameters=total, components=counts, shape=_shape_of(text),
+        tied_head="head" not in counts, dtypes=_dtypes(tensors),
+        quantization=components.quantization_of(tensors, config, total), context_length=context,
+        rope=footprint.rope_of(text), kv_cache_bytes_per_token=footprint.kv_cache_bytes(text, 1, kv_bytes),
+        disk_bytes=_disk_bytes(folder), weight_files=tuple(path.name for path in files), memory=memory,
+        tokenizer_vocabulary=vocabulary, chat_template=_has_chat_template(folder),
+        notes=_notes(text, counts, vocabulary),
+    )  # fmt: skip
+
+
+def _describe_adapter(source: str, folder: Path, checkpoint: str | None, step: int | None) -> ModelInfo:
+    path = _adapter_file(folder)
+    if path is None:
+        raise ModelError(f"`{folder}` has no adapter weights")
+    tensors = read_headers(path)
+    adapter = _adapter_of(read_json(folder / "adapter_config.json"), tensors)
+    return ModelInfo(
+        source=source, folder=str(folder), kind="adapter", checkpoint=checkpoint, step=step,
+        parameters=adapter.parameters, dtypes=_dtypes(tensors), disk_bytes=_disk_bytes(folder),
+        weight_files=(path.name,), adapter=adapter, tokenizer_vocabulary=_tokenizer_vocabulary(folder, {}),
+        chat_template=_has_chat_template(folder),
+    )  # fmt: skip
+
+
+def _adapter_of(config: dict[str, Any], tensors: Sequence[TensorHeader]) -> AdapterInfo:
+    """From mlx-lm's or PEFT's adapter config; targets and layers from the tensors themselves."""
+    modules = {found.group(1) for tensor in tensors if (found := _ADAPTER_TENSOR.match(tensor.name))}
+    layers = {found.group(1) for module in modules if (found := re.search(r"(?:layers|h)\.(\d+)\.", module))}
+    mlx = config.get("lora_parameters") or {}
+    rank, alpha = mlx.get("rank", config.get("r")), config.get("lora_alpha", mlx.get("alpha"))
+    scale = mlx.get("scale")
+    if scale is None and rank and alpha is not None:
+        scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    dora = config.get("use_dora") or config.get("fine_tune_type") == "dora"
+    kind = "dora" if dora else str(config.get("fine_tune_type") or config.get("peft_type") or "lora").lower()
+    return AdapterInfo(
+        type=kind, rank=rank, alpha=alpha, scale=scale,
+        dropout=float(mlx.get("dropout", config.get("lora_dropout")) or 0.0),
+        targets=tuple(sorted({module.rpartition(".")[2] for module in modules})), layers=len(layers),
+        parameters=sum(tensor.elements for tensor in tensors),
+        base=config.get("base_model_name_or_path") or config.get("model"),
+    )  # fmt: skip
+
+
+def _shape_of(config: dict[str, Any]) -> Shape:
+    heads, hidden = config.get("num_attention_heads", config.get("n_head")), config.get("hidden_size", config.get("n_embd"))
+    return Shape(
+        layers=config.get("num_hidden_layers", config.get("n_layer")), hidden_size=hidden,
+        intermediate_size=config.get("intermediate_size"), heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or (hidden // heads if hidden and heads else None),
+        vocab_size=config.get("vocab_size"),
+    )  # fmt: skip
+
+
+def _context_length(config: dict[str, Any]) -> int | None:
+    for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "model_max_length"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    return None
+
+
+def _kv_bytes(tensors: Sequence[TensorHeader]) -> int:
+    """Bytes of one cached number: the cache has the type that the model computes in."""
+    floats = [tensor for tensor in tensors if tensor.dtype in ("F64", "F32", "F16", "BF16")]
+    largest = max(floats, key=lambda tensor: tensor.n_bytes, default=None)
+    return 4 if largest is not None and largest.dtype in ("F32", "F64") else 2
+
+
+def _dtypes(tensors: Sequence[TensorHeader]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        name = _DTYPES.get(tensor.dtype, tensor.dtype.lower())
+        sizes[name] = sizes.get(name, 0) + tensor.n_bytes
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def _lora_parameters(tensors: Sequence[TensorHeader], config: dict[str, Any]) -> int:
+    """Weights of rank-8 adapters on every q_proj and v_proj (a fused projection counts as one)."""
+    names = {tensor.name for tensor in tensors}
+    wanted = re.compile(r"\.(q_proj|v_proj|qkv_proj|c_attn|query_key_value)\.(weight|qweight)$")
+    shapes = [components.matrix_shape(tensor, names, config) for tensor in tensors if wanted.search(tensor.name)]
+    return footprint.LORA_RANK * sum(outputs + inputs for outputs, inputs in shapes)
+
+
+def _disk_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def _tokenizer_vocabulary(folder: Path, config: dict[str, Any]) -> int | None:
+    """Tokens in `tokenizer.json`; for a very large file the config's word for it."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    if path.stat().st_size > _LARGEST_TOKENIZER:
+        return config.get("vocab_size")
+    content = read_json(path)
+    vocabulary = (content.get("model") or {}).get("vocab") or {}
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    added = (token.get("id", -1) for token in content.get("added_tokens") or ())
+    return max(max(ids, default=-1), max(added, default=-1)) + 1
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and bool(read_json(path).get("chat_template"))
+
+
+def _notes(config: dict[str, Any], counts: dict[str, int], vocabulary: int | None) -> tuple[str, ...]:
+    notes = []
+    if config.get("tie_word_embeddings") is False and "head" not in counts:
+        notes.append("the config says the head is not tied, yet there is no head: the embeddings serve as one")
+    rows = config.get("vocab_size")
+    if vocabulary and rows and vocabulary > rows:
+        notes.append(f"the tokenizer knows {vocabulary:,} tokens, the model only {rows:,}")
+    return tuple(notes)

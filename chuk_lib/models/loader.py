@@ -1,0 +1,230 @@
+"""Load a model and its tokenizer from whatever the user named. See `sources` for what that may be.
+
+mlx-lm builds the model; before it does, every file is checked, and RoPE settings are put where mlx-lm looks for them.
+Loading is data only and leaves MLX's random generator as it was.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from chuk_lib.errors import ConfigError, ModelError
+from chuk_lib.models.adapters import mount, read_adapter
+from chuk_lib.models.config import Dtype, LoadConfig, LoRAConfig
+from chuk_lib.models.headers import TensorHeader, read_json, read_tensors
+from chuk_lib.models.hf_config import Config, flatten_rope, read_config
+from chuk_lib.models.lora import apply_lora, cast_floating
+from chuk_lib.models.provenance import Provenance, provenance_of, remember
+from chuk_lib.models.randomness import untouched_random_state
+from chuk_lib.models.sources import ADAPTER_CONFIG, Located, base_record, locate
+from chuk_lib.models.weights import check_fit
+
+_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+def load_model(
+    source: str | Path | LoadConfig,
+    lora: LoRAConfig | None = None,
+    *,
+    adapter: str | Path | None = None,
+    dtype: Dtype = "auto",
+    local_only: bool = False,
+    revision: str | None = None,
+    seed: int = 0,
+) -> tuple[nn.Module, Any]:
+    """The model, in eval mode, and its tokenizer.
+
+    `source`: a model folder, a run (its best checkpoint, else the latest), a checkpoint, an adapter (its base is found
+    from its config) or a hub id; a LoadConfig says all at once and stands alone. `lora` puts new adapters on, or goes
+    on with those that `source` has when they agree. `dtype` "auto": float32 on a CPU, bfloat16 on a GPU; adapters are
+    float32 always. Raises ModelError for what cannot be read, ConfigError for settings that cannot be.
+    """
+    given = LoadConfig(
+        str(source), use_lora=lora is not None, lora_config=lora or LoRAConfig(), local_only=local_only,
+        adapter=None if adapter is None else str(adapter), dtype=dtype, revision=revision, seed=seed,
+    )  # fmt: skip
+    if isinstance(source, LoadConfig):
+        if replace(given, model_name="") != LoadConfig(""):
+            raise ConfigError("a LoadConfig stands alone", "put lora, adapter, dtype and the rest into it")
+        given = source
+    return _load(given)
+
+
+def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
+    from chuk_lib.data.tokenizers.loader import load_tokenizer
+    from chuk_lib.runtime import default_dtype, prepare
+
+    if asked.dtype not in ("auto", *_DTYPES):
+        raise ConfigError(f"`dtype` should be one of auto, {', '.join(_DTYPES)}, not `{asked.dtype}`")
+    prepare()
+    found = locate(asked.model_name, adapter=asked.adapter, revision=asked.revision, local_only=asked.local_only)
+    config = read_config(found.folder)
+    four_bit = asked.use_4bit or _was_quantized_on_load(found)
+    tokenizer = load_tokenizer(found.folder)
+    with untouched_random_state():
+        mx.random.seed(asked.seed)
+        model, config = _build(found.folder, config, asked.load_weights)
+        dtype = default_dtype(False) if asked.dtype == "auto" else _DTYPES[asked.dtype]
+        model.update(cast_floating(model, model.parameters(), dtype))
+        if four_bit:
+            config = config | {"quantization": _quantize(model, config)}
+        mx.eval(model.parameters())
+    remember(model, _provenance(found, config, asked.dtype, four_bit))
+    _adapt(model, found, asked)
+    model.eval()
+    return model, tokenizer
+
+
+def _provenance(found: Located, config: Config, dtype: Dtype, four_bit: bool) -> Provenance:
+    notes = (found.note,) if found.note else ()
+    return Provenance(
+        found.source, found.folder, config, revision=found.revision, dtype=dtype, quantized_on_load=four_bit, notes=notes
+    )
+
+
+def _adapt(model: nn.Module, found: Located, asked: LoadConfig) -> None:
+    wanted = asked.lora_config if asked.use_lora else None
+    if found.adapter_folder is not None:
+        mount(model, read_adapter(found.adapter_folder), wanted)
+    elif wanted is not None:
+        apply_lora(model, wanted, asked.seed)
+
+
+def _was_quantized_on_load(found: Located) -> bool:
+    if found.adapter_folder is None:
+        return False
+    return bool(base_record(read_json(found.adapter_folder / ADAPTER_CONFIG)).get("quantized_on_load"))
+
+
+def _build(folder: Path, config: Config, load_weights: bool) -> tuple[nn.Module, Config]:
+    """The model as mlx-lm builds it, and its config as the folder says it, with `quantization` when it has that."""
+    from mlx_lm.utils import load_model as mlx_load
+
+    model_class, args_class = _classes(config)
+    readable = config if _reads_rope_parameters(args_class) else flatten_rope(config)
+    if not load_weights:
+        return _with_random_weights(folder, readable, model_class, args_class), config
+    files, headers = read_tensors(folder)
+    if not files or not all(path.name.startswith("model") for path in files):
+        raise _no_weights(folder)
+    readable = _with_tying(readable, headers)
+    checked = _checking(model_class, folder)
+    try:
+        model, loaded = mlx_load(
+            folder, lazy=True, model_config=readable, get_model_classes=lambda config: (checked, args_class)
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # model files raise whatever a strange config leads them to
+        raise _cannot_build(folder, error) from error
+    model.__class__ = model_class
+    names = ("quantization", "quantization_config")
+    return model, config | {name: loaded[name] for name in names if name in loaded}
+
+
+def _with_random_weights(folder: Path, config: Config, model_class: Any, args_class: Any) -> nn.Module:
+    try:
+        model: nn.Module = model_class(args_class.from_dict(config))
+        own = dict(tree_flatten(model.parameters()))
+        if config.get("tie_word_embeddings", True):
+            own.pop("lm_head.weight", None)
+        if hasattr(model, "sanitize"):
+            model.sanitize(own)  # some families tie their head here
+    except Exception as error:  # model files raise whatever a strange config leads them to
+        raise _cannot_build(folder, error) from error
+    return model
+
+
+def _checking(model_class: Any, folder: Path) -> Any:
+    """`model_class` with a `load_weights` that names what does not fit, for the time of loading."""
+
+    def load_weights(self: nn.Module, weights: list[tuple[str, mx.array]], strict: bool = True) -> nn.Module:
+        own = {name: tuple(value.shape) for name, value in tree_flatten(self.parameters())}
+        check_fit(folder, own, {name: tuple(value.shape) for name, value in weights})
+        loaded: nn.Module = model_class.load_weights(self, weights, strict)
+        return loaded
+
+    return type(model_class.__name__, (model_class,), {"load_weights": load_weights, "__module__": model_class.__module__})
+
+
+def _classes(config: Config) -> tuple[Any, Any]:
+    """mlx-lm's model and argument classes for a config. Raises ModelError for an architecture it does not know."""
+    from mlx_lm.utils import _get_classes
+
+    try:
+        model_class, args_class = _get_classes(config)
+    except (ValueError, AttributeError):
+        raise _unknown_architecture(config["model_type"]) from None
+    return model_class, args_class
+
+
+def _unknown_architecture(kind: str) -> ModelError:
+    from mlx_lm.utils import MODEL_REMAPPING
+
+    spec = importlib.util.find_spec("mlx_lm.models")
+    folders = spec.submodule_search_locations or [] if spec is not None else []
+    files = [path.stem for folder in folders for path in Path(folder).glob("*.py")]
+    known = sorted({*files, *MODEL_REMAPPING})
+    near = difflib.get_close_matches(kind, known, n=3, cutoff=0.5)
+    hint = f"nearest: {', '.join(near)}" if near else "chuk trains what mlx-lm can run: llama, qwen3, gemma3_text, mistral …"
+    return ModelError(f"unknown architecture: model_type `{kind}`", hint)
+
+
+def _reads_rope_parameters(args_class: Any) -> bool:
+    return "rope_parameters" in inspect.signature(args_class).parameters
+
+
+def _with_tying(config: Config, headers: list[TensorHeader]) -> Config:
+    """Say whether the head is tied when the config does not: mlx-lm would assume it and drop a head of its own."""
+    has_head = any(header.name == "lm_head.weight" for header in headers)
+    return config if "tie_word_embeddings" in config or not has_head else config | {"tie_word_embeddings": False}
+
+
+def _no_weights(folder: Path) -> ModelError:
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf", ".npz"))
+    hint = f"it has `{others[0]}`: convert that to safetensors first" if others else "copy or download the weights too"
+    return ModelError(f"`{folder}` has no weights: no model.safetensors in it", hint)
+
+
+def _cannot_build(folder: Path, error: Exception) -> ModelError:
+    absent = re.search(r"missing \d+ required positional arguments?: (.*)", str(error))
+    if absent:
+        return ModelError(f"`{folder / 'config.json'}` lacks {absent.group(1)}", "take the config.json of the same model")
+    text = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}").strip()[:200]
+    return ModelError(f"`{folder}` cannot be built: {text}", "is its config.json the one that belongs to the weights?")
+
+
+def _quantize(model: nn.Module, config: Config) -> dict[str, Any]:
+    """Quantize linear layers and embeddings to 4 bits, in groups of 64, or 32 where 64 does not divide them."""
+    if config.get("quantization") or config.get("quantization_config"):
+        raise ConfigError("the model is quantized already", "leave out use_4bit")
+    layers = [module for module in model.modules() if hasattr(module, "to_quantized") and "weight" in module]
+    widths = {module.weight.shape[-1] for module in layers}
+    group = 64 if all(width % 64 == 0 for width in widths) else 32
+    accepts = getattr(model, "quant_predicate", None) or (lambda path, module: True)
+
+    def predicate(path: str, module: nn.Module) -> Any:
+        fits = hasattr(module, "to_quantized") and module.weight.shape[-1] % group == 0
+        return fits and accepts(path, module)
+
+    nn.quantize(model, group_size=group, bits=4, class_predicate=predicate)
+    return {"group_size": group, "bits": 4, "mode": "affine"}
+
+
+def describe_source(model: nn.Module) -> str:
+    """One line on where a model came from, for headers of reports."""
+    found = provenance_of(model)
+    words = [found.source, *found.notes]
+    if found.adapter_folder is not None:
+        words.append(f"adapter on {found.folder}")
+    return ", ".join(words)

@@ -1,0 +1,52 @@
+"""Randomness that stays where it belongs: MLX has one global generator, and steps own it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+@contextmanager
+def untouched_random_state() -> Iterator[None]:
+    """Leave the global generator after the block as it was before, whatever is drawn inside."""
+    high, low = mx.random.state[0].tolist()
+    try:
+        yield
+    finally:
+        mx.random.seed((high << 32) | low)
+
+
+class _Draws:
+    """The key that a dropout draws from while its block is run again; None: MLX's global generator."""
+
+    def __init__(self) -> None:
+        self.key: mx.array | None = None
+
+
+class Dropout(nn.Module):
+    """Dropout that can be told its key, so that a block run twice (see `recompute`) drops the same elements twice."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.draws = _Draws()
+
+    @property
+    def active(self) -> bool:
+        """Whether it drops anything now."""
+        return self.p > 0 and self.training
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Zero a share p of the elements and scale the rest by 1/(1-p); nothing in eval mode."""
+        if not self.active:
+            return x
+        kept = mx.random.bernoulli(1 - self.p, x.shape, key=self.draws.key)
+        return mx.where(kept, x * (1 / (1 - self.p)), mx.zeros_like(x))
+
+
+def fresh_key() -> mx.array:
+    """A new key from the global generator, shape (2,) uint32, usable inside compiled functions."""
+    return mx.random.randint(0, 1 << 31, (2,), dtype=mx.uint32)

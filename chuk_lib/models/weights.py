@@ -1,0 +1,153 @@
+"""Save a loaded model as a folder that others load, and read such a folder's weights back into a model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from chuk_lib.errors import ModelError
+from chuk_lib.models.adapters import put_tensors, read_adapter, save_mlx_adapter
+from chuk_lib.models.headers import read_tensors
+from chuk_lib.models.hf_config import Config, both_rope_forms
+from chuk_lib.models.lora import adapters_of
+from chuk_lib.models.provenance import Provenance, provenance_of
+from chuk_lib.models.sources import ADAPTER_CONFIG
+
+SHARD_BYTES = 5 << 30
+HF_NAMED = frozenset({
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "phi3", "starcoder2", "olmo2",
+    "olmo3", "smollm3", "stablelm", "cohere", "glm4", "seed_oss",
+})  # fmt: skip
+"""Families whose mlx-lm parameters have Hugging Face's names, shapes and values. Others are saved in mlx-lm's own layout,
+which mlx-lm and chuk load and transformers does not."""
+
+_DTYPES = {mx.float32: "float32", mx.bfloat16: "bfloat16", mx.float16: "float16"}
+
+
+def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
+    """Write the model into an existing folder.
+
+    With adapters: an mlx-lm adapter folder (adapters only). Without: weights, config.json in both RoPE forms,
+    generation_config.json, tokenizer and chat template. The caller makes it atomic. Raises OSError when it cannot write.
+    """
+    folder = Path(folder)
+    if adapters_of(model):
+        save_mlx_adapter(model, folder)
+        return
+    from chuk_lib.data.tokenizers.loader import save_tokenizer
+
+    found = provenance_of(model)
+    weights = dict(tree_flatten(model.parameters()))
+    _save_shards(folder, weights, "pt" if is_hf_layout(model, found.config) else "mlx")
+    _write_json(folder / "config.json", _saved_config(found.config, weights))
+    _save_generation_config(found, folder)
+    save_tokenizer(tokenizer, folder)
+
+
+def is_hf_layout(model: nn.Module, config: Config) -> bool:
+    """Whether transformers can load what `save_pretrained` writes of this model."""
+    return config["model_type"] in HF_NAMED and not any("scales" in module for module in model.modules())
+
+
+def _save_shards(folder: Path, weights: dict[str, mx.array], layout: str) -> None:
+    shards = list(_shards(weights))
+    if len(shards) == 1:
+        mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": layout})
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        mx.save_safetensors(str(folder / name), shard, metadata={"format": layout})
+        weight_map |= dict.fromkeys(shard, name)
+    size = sum(value.nbytes for value in weights.values())
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _shards(weights: dict[str, mx.array]) -> Iterator[dict[str, mx.array]]:
+    shard: dict[str, mx.array] = {}
+    for name, value in weights.items():
+        if shard and sum(v.nbytes for v in shard.values()) + value.nbytes > SHARD_BYTES:
+            yield shard
+            shard = {}
+        shard[name] = value
+    yield shard
+
+
+def _saved_config(config: Config, weights: dict[str, mx.array]) -> Config:
+    saved = both_rope_forms(config)
+    floating = [_DTYPES[value.dtype] for value in weights.values() if value.dtype in _DTYPES]
+    if floating:
+        dtype = max(set(floating), key=floating.count)
+        saved |= {name: dtype for name in ("dtype", "torch_dtype") if name == "dtype" or name in saved}
+    return saved
+
+
+def _save_generation_config(found: Provenance, folder: Path) -> None:
+    source = found.folder / "generation_config.json"
+    if source.is_file():
+        shutil.copyfile(source, folder / source.name)
+        return
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    _write_json(folder / source.name, {name: found.config[name] for name in names if found.config.get(name) is not None})
+
+
+def load_trained_weights(model: nn.Module, folder: str | Path) -> None:
+    """Put the weights of a folder that `save_pretrained` wrote into a model of the same shape, strictly.
+
+    Adapters go to adapters, full weights to full weights; each keeps the dtype it has in the model. Raises ModelError
+    that names what is missing, left over or of another shape.
+    """
+    folder = Path(folder)
+    if adapters_of(model):
+        if not (folder / ADAPTER_CONFIG).is_file():
+            raise ModelError(f"`{folder}` holds no adapter, but the model has adapters")
+        put_tensors(model, read_adapter(folder))
+        return
+    files, _ = read_tensors(folder)
+    if not files or (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(f"`{folder}` holds no full weights, but the model has no adapters")
+    weights: dict[str, mx.array] = {}
+    for path in files:
+        weights |= mx.load(str(path))
+    own = dict(tree_flatten(model.parameters()))
+    if weights.keys() != own.keys() and hasattr(model, "sanitize"):
+        weights = model.sanitize(weights)
+    check_fit(folder, {n: tuple(v.shape) for n, v in own.items()}, {n: tuple(v.shape) for n, v in weights.items()})
+    model.load_weights([(name, value.astype(own[name].dtype)) for name, value in weights.items()])
+    mx.eval(model.parameters())
+
+
+def check_fit(folder: Path, wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> None:
+    """Compare names and shapes of a model's parameters with a folder's. Raises ModelError that names the difference."""
+    missing = sorted(wanted.keys() - given.keys())
+    extra = sorted(given.keys() - wanted.keys())
+    shaped = [name for name in sorted(wanted.keys() & given.keys()) if wanted[name] != given[name]]
+    parts = []
+    if missing:
+        parts.append(f"{_some(missing)} missing")
+    if extra:
+        parts.append(f"{_some(extra)} not in the model")
+    if shaped:
+        name = shaped[0]
+        parts.append(f"{_some(shaped)} of another shape ({list(given[name])}, the model needs {list(wanted[name])})")
+    if parts:
+        raise ModelError(
+            f"the weights in `{folder}` do not fit the model: {'; '.join(parts)}",
+            "they and the config.json come from different models, or a file is incomplete",
+        )
+
+
+def _some(names: list[str]) -> str:
+    return f"`{names[0]}`" if len(names) == 1 else f"`{names[0]}` and {len(names) - 1} more"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

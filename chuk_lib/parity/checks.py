@@ -1,0 +1,92 @@
+"""One comparison with a reference number, and the collector that suites write to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chuk_lib.errors import DataError
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one comparison: largest absolute `difference`, and how far it may be (`tolerance`, as text)."""
+
+    suite: str
+    name: str
+    passed: bool
+    difference: float
+    tolerance: str
+    detail: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+class Checker:
+    """Collects checks for one suite over one parity folder."""
+
+    def __init__(self, folder: Path, suite: str) -> None:
+        self.folder = folder
+        self.suite = suite
+        self.checks: list[Check] = []
+
+    def close(self, name: str, got: Any, want: Any, *, rtol: float = 2e-4, atol: float = 2e-5) -> None:
+        """Passes when |got − want| ≤ atol + rtol·|want| everywhere and the shapes agree."""
+        got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+        if got.shape != want.shape:
+            self.fail(name, f"shape {got.shape}, not {want.shape}")
+            return
+        gap = np.abs(got - want)
+        passed = bool((gap <= atol + rtol * np.abs(want)).all())
+        largest = float(gap.max()) if gap.size else 0.0
+        self._add(name, passed, largest, f"{atol:g} + {rtol:g}·|x|", "" if passed else _worst(got, want, gap))
+
+    def equal(self, name: str, got: Any, want: Any) -> None:
+        """Passes when both are the same, element for element."""
+        same = bool(np.array_equal(np.asarray(got), np.asarray(want)))
+        self._add(name, same, 0.0 if same else 1.0, "exact", "" if same else f"got {_short(got)}, want {_short(want)}")
+
+    def fail(self, name: str, detail: str) -> None:
+        """A check that could not even be compared."""
+        self._add(name, False, float("inf"), "", detail)
+
+    def json(self, path: str) -> Any:
+        """A JSON file of the folder. Raises DataError when it is not there or broken."""
+        try:
+            return json.loads((self.folder / path).read_text(encoding="utf-8"))
+        except OSError:
+            raise missing(self.folder, path) from None
+        except ValueError as error:
+            raise DataError(f"`{self.folder / path}` is not JSON: {error}") from None
+
+    def arrays(self, path: str) -> dict[str, np.ndarray]:
+        """The arrays of an NPZ file of the folder, pickles refused."""
+        try:
+            with np.load(self.folder / path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except OSError:
+            raise missing(self.folder, path) from None
+
+    def _add(self, name: str, passed: bool, difference: float, tolerance: str, detail: str) -> None:
+        self.checks.append(Check(self.suite, name, passed, difference, tolerance, detail))
+
+
+def missing(folder: Path, path: str) -> DataError:
+    """The error for a parity folder without one of its files."""
+    return DataError(f"parity folder `{folder}` has no `{path}`", "give a folder laid out like the project's fixtures")
+
+
+def _worst(got: np.ndarray, want: np.ndarray, gap: np.ndarray) -> str:
+    at = int(np.nanargmax(gap)) if not np.isnan(gap).all() else 0
+    return f"got {got.ravel()[at]:.8g}, want {want.ravel()[at]:.8g}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "…"

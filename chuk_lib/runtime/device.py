@@ -1,0 +1,168 @@
+"""Make the machine ready for MLX, once, and say what was done and why.
+
+`prepare()` is called by `load_model` before anything is computed; calling it again costs nothing. All
+`CHUK_*` variables that concern the machine are read here and nowhere else:
+
+    CHUK_BLAS          auto (default), off, or the path of a BLAS library
+    CHUK_BLAS_THREADS  a number, or `adaptive`; without it OPENBLAS_NUM_THREADS counts, then the machine decides
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chuk_lib.errors import ConfigError
+from chuk_lib.runtime import blas, threads
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+
+@dataclass(frozen=True)
+class RuntimeStatus:
+    """What `prepare` found and did. `backend`: cpu, metal or cuda. `threads_from`: who chose the number of
+    threads."""
+
+    backend: str
+    device: str
+    dtype: str
+    dtype_reason: str
+    blas: blas.BlasStatus
+    threads_from: str
+    adaptive: bool = False
+
+
+@dataclass(frozen=True)
+class ThreadChoice:
+    """Number of BLAS threads to start with and where it comes from."""
+
+    threads: int
+    origin: str
+    adaptive: bool = False
+
+
+@dataclass
+class _Process:
+    """What this process has prepared so far."""
+
+    status: RuntimeStatus | None = None
+    governor: threads.Governor | None = None
+    threads: int = 0
+
+
+_process = _Process()
+
+
+def prepare() -> RuntimeStatus:
+    """Fast BLAS in and its threads set on a Linux CPU; weights kept resident on Metal. Safe to call at any
+    time.
+
+    Raises ConfigError for a CHUK_BLAS_THREADS that is neither a number nor `adaptive`.
+    """
+    backend = current_backend()
+    if _process.status is not None and _process.status.backend == backend:
+        return _process.status
+    if backend == "metal":
+        _keep_resident()
+    choice = thread_choice(os.environ, threads.count_cores())
+    found = _prepare_blas(backend, choice)
+    _process.threads = choice.threads
+    _process.governor = _governor(choice) if found.swapped and choice.adaptive else None
+    _process.status = RuntimeStatus(
+        backend, device_name(), *_dtype_policy(backend), found, choice.origin, _process.governor is not None
+    )
+    return _process.status
+
+
+def current_backend() -> str:
+    """`cpu`, `metal` or `cuda`: where MLX computes unless told otherwise."""
+    import mlx.core as mx
+
+    if mx.default_device() == mx.cpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def device_name() -> str:
+    """What MLX calls the device it computes on: `Apple M4 Pro`, `NVIDIA H100`, `AMD EPYC`."""
+    import mlx.core as mx
+
+    device = mx.default_device()
+    known = mx.device_info(device)
+    return str(known.get("device_name") or known.get("architecture") or device)
+
+
+def default_dtype(trained: bool) -> mx.Dtype:
+    """The type for weights when the user names none.
+
+    `trained`: whether the weights themselves will be updated. Then float32 everywhere: bfloat16 keeps 8 bits,
+    so an update smaller than 1/256 of a weight, as at the usual learning rates, would be rounded away. Frozen
+    weights (to generate, or under LoRA adapters) are bfloat16 on a GPU. On a CPU they are float32 too:
+    bfloat16 products do not go through BLAS there and are 20 to 70 times slower.
+    """
+    import mlx.core as mx
+
+    return mx.float32 if trained or current_backend() == "cpu" else mx.bfloat16
+
+
+def thread_choice(environment: os._Environ[str] | dict[str, str], cores: threads.Cores) -> ThreadChoice:
+    """CHUK_BLAS_THREADS over OPENBLAS_NUM_THREADS over the machine."""
+    wanted = environment.get("CHUK_BLAS_THREADS", "").strip().lower()
+    if wanted == "adaptive":
+        return ThreadChoice(threads.default_threads(cores), "CHUK_BLAS_THREADS=adaptive", adaptive=True)
+    if wanted:
+        if not wanted.isdigit() or int(wanted) < 1:
+            raise ConfigError(
+                f"CHUK_BLAS_THREADS is {wanted!r}, not a number of threads",
+                "set it to a number from 1 up, or to `adaptive`",
+            )
+        return ThreadChoice(int(wanted), "CHUK_BLAS_THREADS")
+    general = environment.get("OPENBLAS_NUM_THREADS", "").strip()
+    if general.isdigit() and int(general) >= 1:
+        return ThreadChoice(int(general), "OPENBLAS_NUM_THREADS")
+    return ThreadChoice(threads.default_threads(cores), f"{cores.usable} usable cores")
+
+
+def adapt_threads() -> int:
+    """Threads BLAS uses now. With `CHUK_BLAS_THREADS=adaptive` the number follows the load of the machine,
+    looked at no more than once a second: call it between steps. Otherwise it never changes."""
+    if _process.governor is None:
+        return _process.threads
+    wanted = _process.governor.threads()
+    if wanted != _process.threads:
+        blas.set_threads(wanted)
+        _process.threads = wanted
+    return wanted
+
+
+def _prepare_blas(backend: str, choice: ThreadChoice) -> blas.BlasStatus:
+    if sys.platform == "darwin":
+        return blas.BlasStatus(name="Accelerate", fast=True)
+    if backend != "cpu":
+        return blas.BlasStatus(name="not used", fast=True, reason="products run on the GPU")
+    if not sys.platform.startswith("linux"):
+        return blas.BlasStatus(name="MLX's own", fast=False, reason=f"not known on {sys.platform}")
+    return blas.install(os.environ.get("CHUK_BLAS", "").strip() or "auto", choice.threads)
+
+
+def _governor(choice: ThreadChoice) -> threads.Governor:
+    return threads.Governor(threads.count_cores().usable, choice.threads)
+
+
+def _dtype_policy(backend: str) -> tuple[str, str]:
+    if backend == "cpu":
+        return "float32", "only float32 products are fast on a CPU"
+    return "bfloat16", "frozen weights on a GPU; weights that are trained are float32"
+
+
+def _keep_resident() -> None:
+    """Let Metal keep what MLX uses wired up to the working set Apple recommends, as mlx-lm does (macOS 15
+    on)."""
+    import mlx.core as mx
+
+    recommended = mx.device_info(mx.default_device()).get("max_recommended_working_set_size")
+    if isinstance(recommended, int) and recommended > 0:
+        mx.set_wired_limit(recommended)

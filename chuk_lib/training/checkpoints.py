@@ -1,0 +1,145 @@
+"""Checkpoints: written beside, flushed to disk, renamed; checksummed, and verified when read.
+
+A checkpoint `step_000020` holds the state after 20 finished steps: weights (a model or adapter folder that other tools
+read), `optimizer.safetensors` and `state.json`, which has the step, the counters of the run and the checksum of every
+other file. A kill at any moment leaves the previous checkpoints whole and at most a `.partial-…` folder behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from chuk_lib.errors import ModelError, TrainingError
+from chuk_lib.training.run_dir import RunDir
+
+_NAME = re.compile(r"step_(\d{6,})")
+_STATE = "state.json"
+_OPTIMIZER = "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk that was verified: its folder, its step, and the state the engine kept in it."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    run: RunDir, step: int, write_weights: Callable[[Path], None], optimizer_state: Any, state: dict[str, Any]
+) -> Path:
+    """Write checkpoint `step` and make it the latest. Returns its folder.
+
+    Raises TrainingError when the disk refuses (full, read-only): what was there before stays as it was.
+    """
+    folder = run.checkpoints / f"step_{step:06d}"
+    partial = run.checkpoints / f".partial-{folder.name}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_weights(partial)
+        mx.save_safetensors(str(partial / _OPTIMIZER), dict(tree_flatten(optimizer_state)))
+        files = {path.name: _seal(path) for path in sorted(partial.iterdir())}
+        content = {"version": 1, "step": step, **state, "files": files}
+        sealed = {**content, "sha256": _seal_of(content)}
+        (partial / _STATE).write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
+        _sync(partial / _STATE)
+        _sync(partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        _sync(run.checkpoints)
+        run.point("latest", folder)
+    except (OSError, RuntimeError) as error:  # MLX reports a failed write as RuntimeError
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TrainingError(
+            f"cannot write checkpoint `{folder}`: {getattr(error, 'strerror', None) or error}",
+            f"make room or mend the disk, then `chuk train resume {run.path}`",
+        ) from None
+    return folder
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Checkpoint folders of a run, oldest first, unverified."""
+    folder = run / "checkpoints"
+    found = [entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda entry: int(entry.name.removeprefix("step_")))
+
+
+def verify_checkpoint(folder: Path) -> Checkpoint:
+    """Read `state.json` and check every file against it. Raises ModelError that names the damaged file."""
+    try:
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        files, step, seal_of_state = dict(state["files"]), int(state["step"]), state.pop("sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"checkpoint `{folder}` is damaged: `{_STATE}` is missing or unreadable") from None
+    if seal_of_state != _seal_of(state) or _OPTIMIZER not in files:
+        raise ModelError(f"checkpoint `{folder}` is damaged: `{_STATE}` is not as it was written")
+    for name, seal in files.items():
+        path = folder / Path(name).name
+        if not path.is_file() or path.stat().st_size != seal.get("bytes") or _digest(path) != seal.get("sha256"):
+            raise ModelError(f"checkpoint `{folder}` is damaged: `{name}` is not as it was written")
+    return Checkpoint(folder, step, state)
+
+
+def newest_valid(run: Path, warn: Callable[[str], None]) -> Checkpoint:
+    """The newest checkpoint that verifies; each damaged one is passed over with a warning.
+
+    Raises ModelError when none is left.
+    """
+    for folder in reversed(list_checkpoints(run)):
+        try:
+            return verify_checkpoint(folder)
+        except ModelError as error:
+            warn(error.message)
+    raise ModelError(f"`{run}` has no valid checkpoint to resume from", "start the run again with --overwrite")
+
+
+def load_optimizer_state(checkpoint: Checkpoint) -> dict[str, mx.array]:
+    """The arrays of the tree that `save_checkpoint` was given, by path."""
+    return dict(mx.load(str(checkpoint.folder / _OPTIMIZER)))
+
+
+def prune(run: Path, keep: int | None, best: str | None) -> None:
+    """Remove the oldest checkpoints beyond `keep`, never the best one. Leftovers of killed writers go too."""
+    for leftover in (run / "checkpoints").glob(".partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    if keep is None:
+        return
+    for folder in list_checkpoints(run)[:-keep]:
+        if folder.name != best:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    _sync(path)
+    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
+
+
+def _seal_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

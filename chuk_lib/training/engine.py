@@ -1,0 +1,241 @@
+"""The one loop. Every trainer is an `Algorithm` (where updates come from, and a loss) run by `fit`.
+
+A step owns its randomness (seeded from (seed, step)) and its batches are addressed by step, so a run that resumes at
+step k does bit for bit what an uninterrupted one does. Gradients are summed over micro-batches and divided once, by
+the weight of the whole update. A gradient that is not finite stops the run before it touches a weight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from chuk_lib.errors import TrainingError
+from chuk_lib.events import Event, Sink
+from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Update
+from chuk_lib.training.optimizers import ChukOptimizer
+from chuk_lib.training.schedulers import Schedule
+from chuk_lib.training.utils.gradient_utils import add_gradients, clip_by_global_norm, global_norm
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How far to go and when to look up. Steps count from 0; `at` cadences fire after a step is finished."""
+
+    steps: int
+    seed: int
+    schedule: Schedule
+    max_grad_norm: float = 1.0
+    log_interval: int = 10
+    eval_interval: int | None = None
+    checkpoint_interval: int = 500
+    patience: int | None = None
+    threshold: float = 0.0
+
+
+@dataclass
+class Progress:
+    """What a run remembers between steps besides weights and moments; a checkpoint keeps it.
+
+    `best` is {"step", "eval_loss"}; `stale` counts evaluations since then; `counts` are sums over the run.
+    """
+
+    step: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    stale: int = 0
+
+    def to_state(self) -> dict[str, Any]:
+        """As plain data for `state.json`; the step itself is the checkpoint's."""
+        return {"counts": self.counts, "best": self.best, "stale": self.stale}
+
+    @staticmethod
+    def from_state(step: int, state: dict[str, Any]) -> Progress:
+        """Read what `to_state` wrote."""
+        return Progress(step, dict(state["counts"]), state["best"], int(state["stale"]))
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the engine calls between steps. `save(progress, is_best)` writes a checkpoint; `evaluate()` measures;
+    `should_stop()` is asked after every step; `between_steps()` is for the runtime (threads, memory)."""
+
+    emit: Sink
+    save: Callable[[Progress, bool], None]
+    evaluate: Callable[[], dict[str, Any]] | None = None
+    should_stop: Callable[[], bool] = lambda: False
+    between_steps: Callable[[], None] = lambda: None
+    extra_metrics: Callable[[int], dict[str, float]] = lambda step: {}
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A 64-bit seed for step `step`: a hash, so that neighbouring steps and seeds share nothing."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=8).digest(), "big")
+
+
+class Updater:
+    """Applies updates: gradients over micro-batches, one division, a check, clipping, the optimizer."""
+
+    def __init__(self, algorithm: Algorithm, optimizer: ChukOptimizer, max_grad_norm: float) -> None:
+        self._algorithm = algorithm
+        self._optimizer = optimizer
+        self._max_grad_norm = max_grad_norm
+        self._gradients = nn.value_and_grad(algorithm.model, self._scaled_loss)
+
+    def __call__(self, update: Update, learning_rate: float) -> dict[str, float]:
+        """Run one update; returns sums `total`, `weight` and metric sums, and `grad_norm` before clipping.
+
+        Raises FloatingPointError, weights untouched, when the loss or the gradient is not finite.
+        """
+        if not update.micro_batches:  # pieces of cut documents can leave a window with nothing to learn
+            return {"total": 0.0, "weight": 0.0}
+        gradients, sums = self._accumulate(update)
+        norm = float(global_norm(gradients).item())
+        if not math.isfinite(norm) or not math.isfinite(sums["total"]):
+            raise FloatingPointError(f"loss {sums['total'] / max(sums['weight'], 1):.4g}, gradient norm {norm:.4g}")
+        model = self._algorithm.model
+        gradients = clip_by_global_norm(gradients, norm, self._max_grad_norm)
+        self._optimizer.update(model, gradients, learning_rate)
+        mx.eval(model.trainable_parameters(), self._optimizer.state)
+        return sums | {"grad_norm": norm}
+
+    def _accumulate(self, update: Update) -> tuple[Any, dict[str, float]]:
+        scale = mx.array(1.0 / max(update.weight, 1.0), mx.float32)
+        gradients: Any = None
+        sums: dict[str, float] = {}
+        for micro_batch in update.micro_batches:
+            (_, loss), part = self._gradients(micro_batch, scale)
+            gradients = add_gradients(gradients, part) if len(update.micro_batches) > 1 else part
+            values = {"total": loss.total, "weight": loss.weight, **loss.metrics}
+            mx.eval(gradients, values)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + float(value.item())
+        return gradients, sums
+
+    def _scaled_loss(self, micro_batch: Arrays, scale: mx.array) -> tuple[mx.array, Loss]:
+        loss = self._algorithm.loss(self._algorithm.model, micro_batch)
+        return loss.total * scale, loss
+
+
+class _Window:
+    """Sums since the last log record."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self.steps = 0
+        self.seconds = 0.0
+
+    def add(self, sums: dict[str, float], counts: dict[str, int]) -> None:
+        for name, value in sums.items():
+            self.sums[name] = value if name == "grad_norm" else self.sums.get(name, 0.0) + value
+        for name, count in counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+
+    def record(self) -> dict[str, Any]:
+        """Means over the window: loss and metrics by weight, rates by time; grad_norm is the last one."""
+        sums = dict(self.sums)
+        weight, grad_norm = max(sums.pop("weight", 0.0), 1e-9), sums.pop("grad_norm", 0.0)
+        metrics = {"loss": sums.pop("total", 0.0) / weight, "grad_norm": grad_norm}
+        metrics |= {name: value / weight for name, value in sums.items()}
+        slots = self.counts.get("slots", 0)
+        rates = {
+            "tokens_per_second": self.counts.get("tokens", 0) / max(self.seconds, 1e-9),
+            "trained_tokens_per_second": self.counts.get("trained_tokens", 0) / max(self.seconds, 1e-9),
+            "seconds_per_step": self.seconds / max(self.steps, 1),
+            "padding": 1 - self.counts.get("tokens", 0) / slots if slots else 0.0,
+        }
+        return metrics | {name: float(f"{value:.6g}") for name, value in rates.items()}
+
+
+def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Progress, hooks: Hooks) -> str:
+    """Train from `progress.step` to `plan.steps`. Returns why it ended: done, stopped or early_stopping.
+
+    `progress` is updated in place. The last finished step is always saved. Raises TrainingError when a loss or
+    gradient is not finite, after saving the last good state.
+    """
+    update = Updater(algorithm, optimizer, plan.max_grad_norm)
+    algorithm.model.train()
+    window, saved_at, reason = _Window(), progress.step, "done"
+    while progress.step < plan.steps:
+        began = time.perf_counter()
+        try:
+            learning_rate = _run_step(algorithm, update, plan, progress, window)
+        except FloatingPointError as error:
+            _stop_on_bad_numbers(algorithm, error, progress, hooks, saved_at)
+        window.seconds += time.perf_counter() - began
+        if progress.step % plan.log_interval == 0 or progress.step in (1, plan.steps):
+            hooks.emit(Event("step", progress.step, _record(window, learning_rate, progress, hooks)))
+            window = _Window()
+        improved = _evaluate_if_due(algorithm, plan, progress, hooks)
+        stale = plan.patience is not None and progress.stale >= plan.patience
+        stop = hooks.should_stop()
+        last = stale or stop or progress.step == plan.steps
+        if improved or last or progress.step % plan.checkpoint_interval == 0:
+            hooks.save(progress, improved)
+            saved_at = progress.step
+        if last and progress.step < plan.steps:
+            reason = "early_stopping" if stale else "stopped"
+            break
+        hooks.between_steps()
+    algorithm.model.eval()
+    return reason
+
+
+def _run_step(algorithm: Algorithm, update: Updater, plan: Plan, progress: Progress, window: _Window) -> float:
+    mx.random.seed(step_seed(plan.seed, progress.step))
+    learning_rate = plan.schedule.learning_rate(progress.step)
+    for part in algorithm.updates(progress.step):
+        window.add(update(part, learning_rate), part.counts)
+        for name, count in part.counts.items():
+            progress.counts[name] = progress.counts.get(name, 0) + count
+    progress.step += 1
+    window.steps += 1
+    return learning_rate
+
+
+def _record(window: _Window, learning_rate: float, progress: Progress, hooks: Hooks) -> dict[str, Any]:
+    record = window.record() | {
+        "learning_rate": learning_rate,
+        "num_tokens": progress.counts.get("tokens", 0),
+    }
+    return record | hooks.extra_metrics(progress.step)
+
+
+def _evaluate_if_due(algorithm: Algorithm, plan: Plan, progress: Progress, hooks: Hooks) -> bool:
+    """Evaluate when the plan says so; returns whether this was the best so far."""
+    interval = plan.eval_interval or plan.checkpoint_interval
+    due = progress.step % interval == 0 or progress.step == plan.steps
+    if hooks.evaluate is None or not due:
+        return False
+    began = time.perf_counter()
+    algorithm.model.eval()
+    metrics = hooks.evaluate()
+    algorithm.model.train()
+    improved = progress.best is None or metrics["eval_loss"] < progress.best["eval_loss"] - plan.threshold
+    progress.stale = 0 if improved else progress.stale + 1
+    if improved:
+        progress.best = {"step": progress.step, "eval_loss": metrics["eval_loss"]}
+    data = metrics | {"best": improved, "seconds": round(time.perf_counter() - began, 3)}
+    hooks.emit(Event("eval", progress.step, data))
+    return improved
+
+
+def _stop_on_bad_numbers(
+    algorithm: Algorithm, error: FloatingPointError, progress: Progress, hooks: Hooks, saved_at: int
+) -> None:
+    if saved_at != progress.step:
+        hooks.save(progress, False)
+    kept = f"the state after step {progress.step} is saved" if progress.step else "nothing was trained"
+    raise TrainingError(
+        f"step {progress.step + 1} is not finite ({error}) on {algorithm.where(progress.step)}; "
+        f"no weight was changed, {kept}",
+        "lower the learning rate, set max_grad_norm, or look at these rows",
+    ) from None

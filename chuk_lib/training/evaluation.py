@@ -1,0 +1,33 @@
+"""Measuring a model between steps: the loss on validation data, and a sample beside its target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from chuk_lib.training.algorithm import Algorithm
+
+
+def evaluate_loss(algorithm: Algorithm, steps: int) -> dict[str, float]:
+    """`eval_loss` and the algorithm's metrics as `eval_…` over all rows of its plan: sums divided once.
+
+    The model should be in eval mode. Draws no random numbers.
+    """
+    sums: dict[str, float] = {}
+    for step in range(steps):
+        for update in algorithm.updates(step):
+            for micro_batch in update.micro_batches:
+                loss = algorithm.loss(algorithm.model, micro_batch)
+                values = {"loss": loss.total, "weight": loss.weight, **loss.metrics}
+                mx.eval(values)
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + float(value.item())
+    weight = max(sums.pop("weight", 0.0), 1e-9)
+    return {f"eval_{name}": value / weight for name, value in sums.items()}
+
+
+def evaluator(algorithm: Algorithm, steps: int) -> Callable[[], dict[str, Any]]:
+    """`evaluate_loss` as the hook that the engine calls."""
+    return lambda: evaluate_loss(algorithm, steps)

@@ -1,0 +1,133 @@
+"""Whole jobs, as the command line runs them: settings in, run directory out.
+
+Cheap checks come first (output folder, data file), the model is loaded once, and the run directory is made only when
+model and data are known to be good: a failed start leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from chuk_lib.config.settings import Layer, resolve, validate
+from chuk_lib.data.reader import has_split
+from chuk_lib.data.sft_dataset import SFTDataset
+from chuk_lib.errors import ConfigError
+from chuk_lib.events import Sink
+from chuk_lib.models import load_model
+from chuk_lib.models.config import Dtype
+from chuk_lib.training.checkpoints import newest_valid
+from chuk_lib.training.config import SFTConfig, refuse_idle_settings
+from chuk_lib.training.run import Run, RunResult
+from chuk_lib.training.run_dir import RunDir, check_output, default_run_path
+from chuk_lib.training.sft_trainer import SFTTrainer
+
+_STDIN_COPY = "data.jsonl"
+
+
+def train_sft(
+    config: SFTConfig,
+    *,
+    origins: Mapping[str, str] | None = None,
+    sinks: Sequence[Sink] = (),
+    should_stop: Callable[[], bool] = lambda: False,
+    overwrite: bool = False,
+) -> RunResult:
+    """Supervised fine-tuning from settings. Data from stdin (`-`) is kept in the run directory.
+
+    Raises ConfigError, ModelError, DataError or TrainingError; nothing is written before the first step can be taken.
+    """
+    config = validate(config)
+    refuse_idle_settings(config)
+    output = Path(config.output or default_run_path("sft", _required(config, "model"))).resolve()
+    check_output(output, overwrite)
+    with tempfile.TemporaryDirectory() as scratch:
+        source = _required(config, "data")
+        spooled = _spool_stdin(Path(scratch) / _STDIN_COPY) if source == "-" else None
+        settings = _with_absolute_paths(replace(config, output=str(output)))
+        if spooled:
+            settings = replace(settings, data=str(output / _STDIN_COPY))
+        trainer, dataset, eval_dataset = _load_sft(settings, str(spooled or source))
+
+        def open_run() -> Run:
+            directory = RunDir.create(output, overwrite)
+            if spooled:
+                shutil.copy(spooled, output / _STDIN_COPY)
+            return Run(directory, dict(origins or {}))
+
+        return trainer.train(dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=open_run)
+
+
+def resume(
+    run_path: Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    sinks: Sequence[Sink] = (),
+    should_stop: Callable[[], bool] = lambda: False,
+    allow_changed_data: bool = False,
+) -> RunResult:
+    """Go on exactly where a run stopped, from its newest valid checkpoint.
+
+    `changes` are settings to change on the way (`max_steps`, `num_epochs`). Raises ModelError when there is no run or
+    no valid checkpoint, DataError when the data is not what the run was trained on.
+    """
+    directory = RunDir.open(run_path.resolve())
+    try:
+        warnings: list[str] = []
+        checkpoint = newest_valid(directory.path, warnings.append)
+        layers = [Layer("config.yaml", directory.read_config()), Layer("the command line", changes or {})]
+        config = resolve(SFTConfig, layers).value
+        trainer, dataset, eval_dataset = _load_sft(config, _required(config, "data"))
+        run = Run(directory, {}, checkpoint, allow_changed_data, warnings)
+        return trainer.train(dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=lambda: run)
+    finally:
+        directory.close()
+
+
+def _load_sft(config: SFTConfig, source: str) -> tuple[SFTTrainer, SFTDataset, SFTDataset | None]:
+    trains_all = config.lora is None  # small updates are lost in half-precision weights
+    dtype = "float32" if config.dtype == "auto" and trains_all else config.dtype
+    model, tokenizer = load_model(
+        _required(config, "model"), config.lora, dtype=cast(Dtype, dtype), revision=config.revision, seed=config.seed
+    )
+    dataset = SFTDataset(source, tokenizer, split="train", **_data_settings(config))
+    eval_dataset = None
+    if config.eval_data is not None or has_split(source, "valid"):
+        eval_source = config.eval_data or source
+        split = "valid" if has_split(eval_source, "valid") else "train"
+        eval_settings = _data_settings(config) | {"packing": False}
+        eval_dataset = SFTDataset(eval_source, tokenizer, split=split, **eval_settings)
+    return SFTTrainer(model, tokenizer, config), dataset, eval_dataset
+
+
+def _data_settings(config: SFTConfig) -> dict[str, Any]:
+    return {
+        "max_length": config.max_length, "completion_only_loss": config.completion_only_loss,
+        "assistant_only_loss": config.assistant_only_loss, "packing": config.packing,
+        "packing_strategy": config.packing_strategy, "format": config.format, "text_field": config.text_field,
+    }  # fmt: skip
+
+
+def _required(config: SFTConfig, name: str) -> str:
+    value = getattr(config, name)
+    if value is None:
+        raise ConfigError(f"`{name}` is not given", f"give --{name}, or `{name}:` in a --config file")
+    return str(value)
+
+
+def _with_absolute_paths(config: SFTConfig) -> SFTConfig:
+    """Local paths made absolute, so that the run can be resumed from another folder."""
+    given = {name: getattr(config, name) for name in ("model", "data", "eval_data")}
+    local = {name: str(Path(path).resolve()) for name, path in given.items() if path and Path(path).exists()}
+    return replace(config, **local)
+
+
+def _spool_stdin(path: Path) -> Path:
+    with path.open("wb") as copy:
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+    return path

@@ -1,0 +1,95 @@
+"""Optimizers: MLX's own, set up as PyTorch and TRL run them.
+
+MLX's Adam family leaves out bias correction by default and its AdamW decays norms and biases; here bias correction
+is on and weight decay is decoupled (Loshchilov & Hutter 2019), on weights that are neither norms nor biases.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map_with_path
+
+from chuk_lib.errors import ModelError
+from chuk_lib.training.config import TrainerConfig
+
+
+class ChukOptimizer:
+    """An MLX optimizer plus decoupled weight decay on the right weights. `state` is what a checkpoint keeps."""
+
+    def __init__(self, base: optim.Optimizer, weight_decay: float, decayed: frozenset[str]) -> None:
+        self._base = base
+        self._weight_decay = weight_decay
+        self.decayed = decayed
+
+    @property
+    def state(self) -> Any:
+        """The optimizer's moments and counters, a tree of arrays."""
+        return self._base.state
+
+    def restore(self, arrays: dict[str, mx.array]) -> None:
+        """Continue from the arrays of a saved `state` by path, as `tree_flatten` names them. Call `init` first.
+
+        Raises ModelError when they belong to other parameters or another optimizer.
+        """
+        own = dict(tree_flatten(self._base.state))
+        if set(own) != set(arrays):
+            name = sorted(set(own) ^ set(arrays))[0]
+            raise ModelError(f"the saved optimizer state does not fit: `{name}` is in only one of the two")
+        self._base.state = tree_map_with_path(lambda path, _: arrays[path], self._base.state)
+        for part in getattr(self._base, "optimizers", [self._base]):
+            part._initialized = True  # MLX would otherwise zero the moments at the first update
+
+    def init(self, model: nn.Module) -> None:
+        """Allocate the state for all trainable parameters."""
+        self._base.init(model.trainable_parameters())
+
+    def update(self, model: nn.Module, gradients: Any, learning_rate: float) -> None:
+        """One update: p ← p·(1 − lr·decay) where decayed, then the optimizer's own rule. Lazy: evaluates nothing."""
+        self._base.learning_rate = mx.array(learning_rate, mx.float32)
+        if self._weight_decay:
+            keep = 1.0 - learning_rate * self._weight_decay
+            decay = lambda path, value: value * keep if path in self.decayed else value  # noqa: E731
+            model.update(tree_map_with_path(decay, model.trainable_parameters()))
+        model.update(self._base.apply_gradients(gradients, model.trainable_parameters()))
+
+
+def decayed_parameters(model: nn.Module) -> frozenset[str]:
+    """Names of the trainable parameters that weight decay touches: all but biases and the weights of norms."""
+    norms = {name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
+    names = (name for name, _ in tree_flatten(model.trainable_parameters()))
+    return frozenset(n for n in names if not n.endswith("bias") and n.rpartition(".")[0] not in norms)
+
+
+def build_optimizer(config: TrainerConfig, model: nn.Module) -> ChukOptimizer:
+    """The optimizer of a run, state allocated."""
+    optimizer = ChukOptimizer(_base_optimizer(config), config.weight_decay, decayed_parameters(model))
+    optimizer.init(model)
+    return optimizer
+
+
+def _base_optimizer(config: TrainerConfig) -> optim.Optimizer:
+    betas = [config.adam_beta1, config.adam_beta2]
+
+    def adam() -> optim.Optimizer:
+        return optim.Adam(learning_rate=0.0, betas=betas, eps=config.adam_epsilon, bias_correction=True)
+
+    if config.optimizer in ("adam", "adamw"):
+        return adam()
+    if config.optimizer == "sgd":
+        return optim.SGD(learning_rate=0.0, momentum=config.momentum)
+    if config.optimizer == "lion":
+        return optim.Lion(learning_rate=0.0, betas=betas)
+    if config.optimizer == "adafactor":
+        return optim.Adafactor(learning_rate=0.0, scale_parameter=False, relative_step=False)
+    muon = optim.Muon(learning_rate=0.0, momentum=config.momentum or 0.95, weight_decay=0.0)
+    return optim.MultiOptimizer([muon, adam()], [_is_hidden_matrix])
+
+
+def _is_hidden_matrix(path: str, value: mx.array) -> bool:
+    """Muon's weights (Jordan 2024): matrices inside the blocks; embeddings, head, norms and biases go to Adam."""
+    outside = any(part in path for part in ("embed", "lm_head", "wte", "wpe"))
+    return value.ndim >= 2 and not outside

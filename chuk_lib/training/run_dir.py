@@ -1,0 +1,163 @@
+"""What a run leaves behind, and the rules of the folder.
+
+    config.yaml  origins.json  environment.json  events.jsonl  checkpoints/step_000020/…  latest  best
+
+`latest` and `best` are text files that hold a checkpoint's name. The folder is a model for `--model`. One process at
+a time may train in it (a lock that the kernel lets go when the process dies, however it dies).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from chuk_lib.errors import ConfigError, ModelError, TrainingError
+
+_OWN = (
+    "config.yaml",
+    "origins.json",
+    "environment.json",
+    "events.jsonl",
+    "checkpoints",
+    "latest",
+    "best",
+    "data.jsonl",
+)
+_LOCK = ".lock"
+
+
+class RunDir:
+    """The folder of one run. Make it with `create` or `open`; `close` lets another process in."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @property
+    def events(self) -> Path:
+        """The event log."""
+        return self.path / "events.jsonl"
+
+    @classmethod
+    def create(cls, path: Path, overwrite: bool = False) -> RunDir:
+        """Make and lock a new run directory.
+
+        Raises ConfigError when the folder holds anything and `overwrite` is false, or when it cannot be written.
+        Overwriting removes what a run wrote there and nothing else.
+        """
+        check_output(path, overwrite)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            run = cls(path)
+            run._take_lock()
+            if overwrite:
+                run._clear()
+            run.checkpoints.mkdir()
+        except OSError as error:
+            raise _unwritable(path, error) from None
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """Lock an existing run directory to go on in it. Raises ModelError when it is none."""
+        if not (path / "config.yaml").is_file():
+            raise ModelError(
+                f"`{path}` is not a run directory: it has no config.yaml", "name the folder of a training run"
+            )
+        run = cls(path)
+        run._take_lock()
+        return run
+
+    def write_yaml(self, name: str, values: dict[str, Any]) -> None:
+        """Write a YAML file, whole or not at all."""
+        write_whole(self.path / name, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        write_whole(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+    def read_config(self) -> dict[str, Any]:
+        """The settings in `config.yaml`, by name."""
+        return dict(yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")))
+
+    def point(self, name: str, checkpoint: Path) -> None:
+        """Make `latest` or `best` name a checkpoint."""
+        write_whole(self.path / name, checkpoint.name + "\n")
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            self._lock = None
+            raise TrainingError(
+                f"another process is training in `{self.path}`",
+                "wait for it, stop it, or choose another --output",
+            ) from None
+
+    def _clear(self) -> None:
+        for name in _OWN:
+            target = self.path / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Raise ConfigError when `path` cannot become a run directory. Changes nothing on disk."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"--output `{path}` is a file", "name a folder that does not exist yet")
+    held = [entry for entry in path.iterdir() if entry.name != _LOCK] if path.exists() else []
+    if not held:
+        return
+    is_run = (path / "config.yaml").exists() or all(entry.name in _OWN for entry in held)
+    if not overwrite:
+        resume = f"`chuk train resume {path}` to go on, " if is_run else ""
+        raise ConfigError(f"--output `{path}` is not empty", f"{resume}--overwrite to replace it, or another folder")
+    if not is_run:
+        raise ConfigError(
+            f"--output `{path}` is not empty and not a run directory: --overwrite removes only runs",
+            "choose another folder",
+        )
+
+
+def default_run_path(algorithm: str, model: str) -> Path:
+    """`runs/<date>-<time>-<algorithm>-<model>-<4 hex>`."""
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", Path(model).name).strip("-")[:40] or "model"
+    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{algorithm}-{slug}-{secrets.token_hex(2)}"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file beside and rename it: readers see the old or the new one, never half."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot write the run directory `{path}`: {error.strerror}", "choose another --output")

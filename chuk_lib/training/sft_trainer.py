@@ -1,0 +1,161 @@
+"""Supervised fine-tuning: next-token cross-entropy on the tokens that the data marks as learned.
+
+Numbers are TRL's: the loss is a sum over target tokens divided by the targets of the whole accumulation window. Left
+out: mixture-of-experts auxiliary losses, and NEFTune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from chuk_lib.config.settings import validate
+from chuk_lib.data.batching import BatchPlan
+from chuk_lib.data.sft_dataset import SFTDataset
+from chuk_lib.data.types import Batch
+from chuk_lib.events import Sink
+from chuk_lib.models import provenance_of
+from chuk_lib.models.heads import OutputHead, output_head
+from chuk_lib.models.segments import check_packable
+from chuk_lib.training.algorithm import Arrays, Loss, Update
+from chuk_lib.training.config import SFTConfig, refuse_idle_settings
+from chuk_lib.training.evaluation import evaluator
+from chuk_lib.training.losses.cross_entropy import sft_loss
+from chuk_lib.training.run import Job, Run, RunResult, prepare_model, run_training
+from chuk_lib.training.utils.log_probs import target_stats
+
+
+class SFTAlgorithm:
+    """One update a step: the batch plan's window, and `sft_loss` over its target tokens."""
+
+    def __init__(self, model: nn.Module, plan: BatchPlan, loss_type: str = "nll") -> None:
+        self.model = model
+        self.plan = plan
+        self._loss_type = loss_type
+        self._head: OutputHead = output_head(model)
+
+    def updates(self, step: int) -> Iterable[Update]:
+        """The one update of a step."""
+        yield make_update(self.plan.batches(step))
+
+    def loss(self, model: nn.Module, micro_batch: Arrays) -> Loss:
+        """Sum over the micro-batch's N target tokens, weight N."""
+        stats = target_stats(
+            self._head, model, micro_batch["input_ids"], micro_batch["positions"], micro_batch["targets"],
+            micro_batch.get("segment_ids"),
+        )  # fmt: skip
+        return sft_loss(stats, self._loss_type)
+
+    def where(self, step: int) -> str:
+        """The source lines that a step trains on."""
+        rows = sorted({row for batch in self.plan.batches(step) for row in batch.rows})
+        sources = [str(self.plan.examples[row].source or f"row {row}") for row in rows]
+        more = f" and {len(sources) - 4} more" if len(sources) > 4 else ""
+        return ", ".join(sources[:4]) + more
+
+
+def make_update(batches: Sequence[Batch]) -> Update:
+    """Device arrays and counts of one accumulation window. Micro-batches without a target are left out."""
+    counts = {
+        "tokens": sum(batch.tokens for batch in batches),
+        "trained_tokens": sum(batch.trained_tokens for batch in batches),
+        "slots": sum(batch.input_ids.size for batch in batches),
+        "rows": sum(len(batch.rows) for batch in batches),
+    }
+    learned = [to_arrays(batch) for batch in batches if batch.trained_tokens]
+    return Update(learned, float(counts["trained_tokens"]), counts)
+
+
+def to_arrays(batch: Batch) -> Arrays:
+    """A batch as the loss reads it: `input_ids` (B, T), flat `positions` (N,) whose next token is a target, the
+    `targets` (N,) themselves, and `segment_ids` (B, T) when rows are packed."""
+    rows, columns = np.nonzero(batch.loss_mask)
+    width = batch.input_ids.shape[1]
+    arrays = {
+        "input_ids": mx.array(batch.input_ids),
+        "positions": mx.array((rows * width + columns - 1).astype(np.int32)),
+        "targets": mx.array(batch.input_ids[rows, columns]),
+    }
+    if batch.segment_ids is not None:
+        arrays["segment_ids"] = mx.array(batch.segment_ids)
+    return arrays
+
+
+class SFTTrainer:
+    """Supervised fine-tuning of a loaded model.
+
+    >>> model, tokenizer = load_model("my-model", lora=LoRAConfig(rank=8, alpha=16))
+    >>> SFTTrainer(model, tokenizer, SFTConfig(epochs=3)).train(SFTDataset("train.jsonl", tokenizer))
+
+    Adapters on the model are trained and nothing else; without adapters every parameter is (or the last
+    `num_layers` blocks). Raises ConfigError when a setting is out of bounds or would have no effect.
+    """
+
+    algorithm = "sft"
+
+    def __init__(self, model: nn.Module, tokenizer: Any, config: SFTConfig | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = validate(config or SFTConfig())
+        refuse_idle_settings(self.config)
+
+    def train(
+        self,
+        dataset: SFTDataset,
+        eval_dataset: SFTDataset | None = None,
+        *,
+        sinks: Sequence[Sink] = (),
+        should_stop: Callable[[], bool] = lambda: False,
+        open_run: Callable[[], Run] | None = None,
+    ) -> RunResult:
+        """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
+        adapted = prepare_model(self.model, self.config)
+        self.config = self._complete(adapted, dataset)
+        if self.config.packing:
+            check_packable(self.model)
+        plan = self.batch_plan(dataset)
+        evaluate = None
+        if eval_dataset is not None:
+            eval_plan = self._eval_plan(eval_dataset)
+            evaluate = evaluator(SFTAlgorithm(self.model, eval_plan), eval_plan.steps)
+        job = Job(
+            SFTAlgorithm(self.model, plan, self.config.loss_type), "sft", plan.steps, plan.epoch,
+            dataset.fingerprint, {"rows": len(dataset), "report": dataset.report.as_dict()}, evaluate,
+        )  # fmt: skip
+        return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
+
+    def batch_plan(self, dataset: SFTDataset) -> BatchPlan:
+        """Which rows each step trains on."""
+        config = self.config
+        return BatchPlan(
+            dataset.examples, batch_size=config.batch_size, accumulation=config.gradient_accumulation_steps,
+            num_epochs=config.num_epochs, max_steps=config.max_steps, seed=config.seed, shuffle=config.shuffle,
+            group_by_length=config.group_by_length and config.shuffle, max_length=config.max_length,
+            packing=config.packing_strategy if config.packing else None, pad_token_id=pad_token_id(self.tokenizer),
+            pad_to_multiple_of=config.pad_to_multiple_of,
+        )  # fmt: skip
+
+    def _complete(self, adapted: bool, dataset: SFTDataset) -> SFTConfig:
+        """Fill in what was left open, so that `config.yaml` alone repeats the run."""
+        rate = self.config.learning_rate or (2e-4 if adapted else 2e-5)  # TRL's default and its advice for LoRA
+        model = self.config.model or provenance_of(self.model).source
+        return replace(self.config, learning_rate=rate, model=model, data=self.config.data or dataset.source)
+
+    def _eval_plan(self, dataset: SFTDataset) -> BatchPlan:
+        size = self.config.eval_batch_size or self.config.batch_size
+        by_length = sorted(dataset.examples, key=len)
+        return BatchPlan(
+            by_length, batch_size=size, shuffle=False, group_by_length=False,
+            pad_token_id=pad_token_id(self.tokenizer),
+        )  # fmt: skip
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """The id that fills rows up. Its value never matters: padding is neither seen nor learned."""
+    pad = tokenizer.pad_token_id
+    return pad if pad is not None else (tokenizer.eos_token_id or 0)

@@ -1,0 +1,189 @@
+"""Output head and log-softmax in one, a tile of tokens at a time: a batch's logits never exist whole.
+
+For token t with hidden state h, head weight W (V, H) and target y:  l = f(W·h),  log p(y) = l_y − logsumexp(l),
+and the gradient is  ∂ log p(y)/∂l = onehot(y) − softmax(l).  f is what the family does to its logits (soft cap, scale).
+
+On a CPU the exponentials run in NumPy, over the same memory: MLX's CPU exp is scalar and about 20 times slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from chuk_lib.models.transforms import LogitTransform
+
+_TILE_BYTES = {"cpu": 4 << 20, "gpu": 1 << 30}
+_KEEP_BYTES = 256 << 20  # probabilities kept for the backward pass, on a CPU; beyond that they are made again
+
+
+@dataclass(frozen=True)
+class FusedHead:
+    """A head that can be tiled: `weight` (V, H), float, maybe trained.
+
+    Its product with hidden states and the product's two gradients are all that is needed of it.
+    """
+
+    weight: mx.array
+    trained: bool
+    transform: LogitTransform | None = None
+
+    def stats(self, hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Log-prob (with gradient), entropy and top-1 hit of targets (N,) under hidden states (N, H); float32."""
+        tile = tile_rows(self.weight.shape[0])
+        kernel = _NumpyTile if mx.default_device() == mx.Device(mx.cpu) else _MlxTile
+        run = _Run(self, targets, tile, kernel)
+        if self.trained:
+            return run.trained()(hidden, self.weight)
+        return run.frozen()(hidden)
+
+
+def tile_rows(vocabulary: int) -> int:
+    """Tokens in a tile: what fits the cache on a CPU, a gibibyte of float32 logits on a GPU."""
+    kind = "cpu" if mx.default_device() == mx.Device(mx.cpu) else "gpu"
+    return max(16, _TILE_BYTES[kind] // (4 * vocabulary))
+
+
+class _Run:
+    """One forward pass over the tiles, and the memory its backward pass needs."""
+
+    def __init__(self, head: FusedHead, targets: mx.array, tile: int, kernel: Any) -> None:
+        self._head = head
+        self._targets = targets
+        self._slices = [slice(at, at + tile) for at in range(0, targets.shape[0], tile)]
+        keep = kernel is _NumpyTile and 4 * targets.shape[0] * head.weight.shape[0] <= _KEEP_BYTES
+        self._tiles = [kernel(targets[part], head.transform, keep) for part in self._slices]
+
+    def trained(self) -> Callable[..., Any]:
+        """As a function of (hidden, weight) with gradients for both."""
+        function = mx.custom_function(self._forward)
+        function.vjp(lambda primals, cotangents, _: self._backward(*primals, cotangents[0], True))
+        return function
+
+    def frozen(self) -> Callable[..., Any]:
+        """As a function of (hidden,) with a gradient for it alone."""
+        function = mx.custom_function(lambda hidden: self._forward(hidden, self._head.weight))
+        weight = self._head.weight
+        function.vjp(lambda primals, cotangents, _: self._backward(_only(primals), weight, cotangents[0], False)[0])
+        return function
+
+    def _forward(self, hidden: mx.array, weight: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        parts = [
+            tile.forward(_product(hidden[part], weight)) for part, tile in zip(self._slices, self._tiles, strict=True)
+        ]
+        logps, entropy, correct = (mx.concatenate(column) for column in zip(*parts, strict=True))
+        return logps, entropy, correct
+
+    def _backward(self, hidden: mx.array, weight: mx.array, cotangent: mx.array, trained: bool) -> tuple[mx.array, ...]:
+        to_hidden: list[mx.array] = []
+        to_weight: mx.array | None = None
+        for part, tile in zip(self._slices, self._tiles, strict=True):
+            logits = None if tile.kept else _product(hidden[part], weight)
+            slope = tile.backward(logits, cotangent[part]).astype(weight.dtype)
+            to_hidden.append(slope @ weight)
+            if trained:
+                share = slope.T @ hidden[part]
+                to_weight = share if to_weight is None else to_weight + share
+            if tile.eager:
+                mx.eval(to_hidden, [] if to_weight is None else to_weight)
+        gradient = mx.concatenate(to_hidden).astype(hidden.dtype)
+        return (gradient, to_weight) if to_weight is not None else (gradient,)
+
+
+class _NumpyTile:
+    """A tile on a CPU: NumPy works on the memory of MLX's product, in cache."""
+
+    eager = True
+
+    def __init__(self, targets: mx.array, transform: LogitTransform | None, keep: bool) -> None:
+        self._targets = np.array(targets)
+        self._rows = np.arange(len(self._targets))
+        self._transform = transform
+        self._keep = keep
+        self._probs: np.ndarray | None = None
+        self._slope: Any = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether the backward pass can do without the logits."""
+        return self._probs is not None
+
+    def forward(self, product: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Log-probs, entropies and hits of the tile."""
+        shifted, probs = self._exponentials(product)
+        sums = probs.sum(axis=1)
+        log_sums = np.log(sums)
+        at_target = shifted[self._rows, self._targets]
+        entropy = log_sums - np.einsum("ij,ij->i", probs, shifted) / sums
+        if self._keep:
+            probs /= sums[:, None]
+            self._probs = probs
+        return mx.array(at_target - log_sums), mx.array(entropy), mx.array((at_target >= 0).astype(np.float32))
+
+    def backward(self, product: mx.array | None, cotangent: mx.array) -> mx.array:
+        """The gradient with respect to the head's product: cotangent·(onehot − softmax)·f'."""
+        if product is not None:
+            _, self._probs = self._exponentials(product)
+            self._probs /= self._probs.sum(axis=1, keepdims=True)
+        slope, scale = self._probs, np.array(cotangent)
+        assert slope is not None
+        self._probs = None
+        slope *= -scale[:, None]
+        slope[self._rows, self._targets] += scale
+        return mx.array(slope if self._slope is None else slope * self._slope)
+
+    def _exponentials(self, product: mx.array) -> tuple[np.ndarray, np.ndarray]:
+        """Logits less their row's maximum, and the exponentials of that."""
+        logits = product.astype(mx.float32)
+        mx.eval(logits)
+        shifted = np.array(logits, copy=False)
+        if self._transform is not None:
+            self._transform.in_place(shifted)
+            self._slope = self._transform.slope(shifted)
+        shifted -= shifted.max(axis=1, keepdims=True)
+        return shifted, np.exp(shifted)
+
+
+class _MlxTile:
+    """A tile on a GPU: lazy, made again in the backward pass."""
+
+    eager = False
+    kept = False
+
+    def __init__(self, targets: mx.array, transform: LogitTransform | None, keep: bool) -> None:
+        self._targets = targets
+        self._transform = transform
+
+    def forward(self, product: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Log-probs, entropies and hits of the tile."""
+        logits = self._logits(product)
+        log_z = mx.logsumexp(logits, axis=-1)
+        at_target = mx.take_along_axis(logits, self._targets[:, None], axis=-1)[:, 0]
+        entropy = log_z - (mx.exp(logits - log_z[:, None]) * logits).sum(axis=-1)
+        hits = (mx.argmax(logits, axis=-1) == self._targets).astype(mx.float32)
+        return at_target - log_z, entropy, hits
+
+    def backward(self, product: mx.array | None, cotangent: mx.array) -> mx.array:
+        """The gradient with respect to the head's product: cotangent·(onehot − softmax)·f'."""
+        assert product is not None
+        logits = self._logits(product)
+        onehot = mx.arange(logits.shape[-1]) == self._targets[:, None]
+        slope = (onehot.astype(mx.float32) - mx.softmax(logits, axis=-1)) * cotangent[:, None]
+        return slope if self._transform is None else slope * self._transform.slope(logits)
+
+    def _logits(self, product: mx.array) -> mx.array:
+        logits = product.astype(mx.float32)
+        return logits if self._transform is None else self._transform(logits)
+
+
+def _product(hidden: mx.array, weight: mx.array) -> mx.array:
+    return hidden.astype(weight.dtype) @ weight.T
+
+
+def _only(primals: Any) -> mx.array:
+    """A custom function of one argument gets it bare, one of several gets a tuple."""
+    return primals[0] if isinstance(primals, tuple | list) else primals

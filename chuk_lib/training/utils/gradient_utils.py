@@ -1,0 +1,29 @@
+"""Sums, norms and clipping of gradient trees. All of them see every leaf, also those inside lists of layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_map
+
+
+def add_gradients(total: Any, gradients: Any) -> Any:
+    """Leaf-wise sum in float32; `total` may be None."""
+    if total is None:
+        return tree_map(lambda g: g.astype(mx.float32), gradients)
+    return tree_map(lambda a, b: a + b.astype(mx.float32), total, gradients)
+
+
+def global_norm(gradients: Any) -> mx.array:
+    """L2 norm over all leaves, a float32 scalar."""
+    squares = [mx.square(leaf.astype(mx.float32)).sum() for _, leaf in tree_flatten(gradients)]
+    return mx.sqrt(mx.stack(squares).sum())
+
+
+def clip_by_global_norm(gradients: Any, norm: float, max_norm: float) -> Any:
+    """Scale by max_norm / (norm + 1e-6) when norm > max_norm, as `torch.nn.utils.clip_grad_norm_` does."""
+    if max_norm <= 0 or norm <= max_norm:
+        return gradients
+    factor = max_norm / (norm + 1e-6)
+    return tree_map(lambda leaf: leaf * factor, gradients)

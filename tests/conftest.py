@@ -1,0 +1,57 @@
+"""What all tests share: a tiny real model, and the real executable in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("TYPER_USE_RICH", "0")  # typer reads it when imported
+
+ROOT = Path(__file__).resolve().parent.parent
+DROPPED = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TYPER_USE_RICH", "PYTHONWARNINGS")
+
+RunChuk = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def chuk_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a `chuk` process: nothing of the developer's settings, no network, two threads."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("CHUK_") and key not in DROPPED}
+    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
+    return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", **(extra or {})}
+
+
+@pytest.fixture
+def run_chuk(tmp_path: Path) -> RunChuk:
+    """`run_chuk("model", "info", path, input=…, env=…, cwd=…)`: run `chuk` and return the finished process.
+
+    Without `cwd` it runs in the test's own folder.
+    """
+
+    def run(
+        *args: Any,
+        input: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "chuk_cli", *map(str, args)], input=input, capture_output=True, text=True,
+            env=chuk_environment(env), cwd=cwd or tmp_path, timeout=timeout, check=False,
+            stdin=subprocess.DEVNULL if input is None else None,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama folder of about 30 thousand parameters with a character tokenizer. Read it, do not write to it."""
+    from chuk_lib.models.create import create_model
+
+    return Path(create_model("nano", tmp_path_factory.mktemp("models") / "nano", seed=0))
