@@ -12,7 +12,7 @@ def main() -> None:
     """Run the command line and exit with its code."""
     arguments = sys.argv[1:]
     if arguments == ["--version"]:
-        print(f"chuk {__version__}")
+        sys.stdout.write(f"chuk {__version__}\n")
         sys.exit(0)
     if not (sys.stdout.isatty() and sys.stderr.isatty()) or os.environ.get("TERM") == "dumb":
         os.environ.setdefault("TYPER_USE_RICH", "0")  # typer reads it when imported; plain help is twice as fast

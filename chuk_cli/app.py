@@ -29,7 +29,7 @@ USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # typer 0.26 to 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"chuk {__version__}")
+        sys.stdout.write(f"chuk {__version__}\n")
         raise typer.Exit
 
 

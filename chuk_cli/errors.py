@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from chuk_cli import __version__
-from chuk_cli.out import paint, paint_commands, to_json
+from chuk_cli.out import tell, tell_json
 from chuk_lib.errors import ChukError, ConfigError
 
 FAILURE, USAGE, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
@@ -43,7 +43,7 @@ def report_usage(error: Any, as_json: bool) -> int:
     """Say what is wrong with the command line; asking for a group without a command shows its help instead."""
     message = error.format_message()
     if not message or message.startswith("Usage:"):
-        print(message, file=sys.stderr)
+        sys.stderr.write(message + "\n")
         return USAGE
     context = getattr(error, "ctx", None)
     hint = f"see `{context.command_path} --help`" if context else ""
@@ -65,11 +65,11 @@ def explain(error: Exception) -> ChukError | None:
 
 def _tell(kind: str, message: str, hint: str, as_json: bool) -> None:
     if as_json:
-        print(to_json({"error": {"kind": kind, "message": message, "hint": hint}}), file=sys.stderr)
+        tell_json({"error": {"kind": kind, "message": message, "hint": hint}})
         return
-    print(f"{paint('error:', 'error', sys.stderr)} {paint_commands(message, sys.stderr)}", file=sys.stderr)
+    tell(message, "error")
     if hint:
-        print(f"{paint('hint:', 'hint', sys.stderr)} {paint_commands(hint, sys.stderr)}", file=sys.stderr)
+        tell(hint, "hint")
 
 
 def _brief(error: Exception) -> str:

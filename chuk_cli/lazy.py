@@ -6,7 +6,6 @@ import os
 from importlib import import_module
 from typing import Any, NamedTuple
 
-import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -37,7 +36,7 @@ class LazyGroup(TyperGroup):
         for name, group in GROUPS.items():
             self.commands[name] = TyperGroup(name=name, help=group.help, rich_help_panel=group.panel)
 
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The named command with its module imported, and the arguments that are left."""
         name, stub, rest = super().resolve_command(ctx, args)
         if name not in GROUPS:

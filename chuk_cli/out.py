@@ -47,6 +47,19 @@ def paint_commands(text: str, stream: TextIO) -> str:
     return "".join(paint(f"`{part}`", "command", stream) if i % 2 else part for i, part in enumerate(parts))
 
 
+def tell(text: str, label: str = "") -> None:
+    """One message on stderr, with what stands in backticks coloured; a label (`error`, `hint` …) goes before it."""
+    before = paint(f"{label}:", label, sys.stderr) + " " if label else ""
+    sys.stderr.write(f"{before}{paint_commands(text, sys.stderr)}\n")
+    sys.stderr.flush()
+
+
+def tell_json(record: Mapping[str, Any]) -> None:
+    """One JSON object on stderr."""
+    sys.stderr.write(to_json(record) + "\n")
+    sys.stderr.flush()
+
+
 def to_json(data: Any) -> str:
     """One line of JSON. Paths become text, dataclasses objects, and numbers JSON cannot hold (nan, inf) text."""
     return json.dumps(_plain(data), ensure_ascii=not _is_utf(sys.stdout), default=str)
@@ -196,18 +209,16 @@ class Out:
     def say(self, text: str = "") -> None:
         """Tell a person something about the work, on stderr. Silent in JSON and quiet mode."""
         if self.human:
-            print(paint_commands(text, sys.stderr), file=sys.stderr, flush=True)
+            tell(text)
 
     def warn(self, text: str, hint: str = "") -> None:
         """Something that may be wrong, on stderr: text, or a JSON line in JSON mode. Silent in quiet mode."""
         if self.json:
-            print(to_json({"warning": {"message": text, "hint": hint}}), file=sys.stderr, flush=True)
+            tell_json({"warning": {"message": text, "hint": hint}})
         elif self.human:
-            label = paint("warning:", "warning", sys.stderr)
-            print(f"{label} {paint_commands(text, sys.stderr)}", file=sys.stderr)
+            tell(text, "warning")
             if hint:
-                label = paint("hint:", "hint", sys.stderr)
-                print(f"{label} {paint_commands(hint, sys.stderr)}", file=sys.stderr, flush=True)
+                tell(hint, "hint")
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
@@ -226,7 +237,8 @@ class Out:
             return
         if not self.human or not sys.stdin.isatty() or not sys.stderr.isatty():
             raise ConfigError(f"{question} Nobody can be asked here", "add `--yes` to go ahead")
-        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{question} [y/N] ")
+        sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise ConfigError("not confirmed; nothing was done", "add `--yes` to skip the question")
 

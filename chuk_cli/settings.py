@@ -70,7 +70,7 @@ def resolve_settings(
     layers = [layer for file in files for layer in read_config(file, cls)]
     layers += _from_environment(cls, environment or {})
     layers += [Layer("--set", _assignment(text)) for text in overrides]
-    layers += [Layer(_flag_name(known[name]), {name: value}) for name, value in (flags or {}).items()]
+    layers += [Layer(_flag_name(known[name], value), {name: value}) for name, value in (flags or {}).items()]
     return resolve(cls, layers)
 
 
@@ -113,7 +113,8 @@ def _yaml_entries(path: Path) -> Iterator[tuple[Any, Any, int]]:
     except UnicodeDecodeError:
         raise ConfigError(f"`{path}` is not UTF-8 text", "`--config` takes a YAML file of settings") from None
     except OSError as error:
-        raise ConfigError(f"cannot read `{path}`: {(error.strerror or str(error)).lower()}", "check `--config`") from None
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"cannot read `{path}`: {reason}", "check `--config`") from None
 
 
 def _yaml_error(path: Path, error: Any) -> ConfigError:
@@ -156,8 +157,16 @@ def _flagged(cls: type) -> dict[str, Setting]:
     return {name: item for name, item in settings_of(cls).items() if item.flag}
 
 
-def _flag_name(item: Setting) -> str:
-    return (item.flag or "").partition("/")[0]
+def _declared(item: Setting) -> str:
+    """The flag as Typer takes it: a switch has two sides, `--packing/--no-packing`."""
+    flag = item.flag or ""
+    return f"{flag}/--no-{flag[2:]}" if item.base_type is bool and "/" not in flag else flag
+
+
+def _flag_name(item: Setting, value: Any = True) -> str:
+    """The flag as it was typed, for the origin of a value."""
+    on, _, off = _declared(item).partition("/")
+    return off if value is False else on
 
 
 def _was_typed(ctx: typer.Context, name: str) -> bool:
@@ -190,10 +199,7 @@ def _dressed(wrapper: Callable[..., Any], command: Callable[..., Any], cls: type
 def _parameter(item: Setting) -> inspect.Parameter:
     """One setting as an option. Values stay text here: `resolve` converts and checks them, as for files."""
     is_bool = item.base_type is bool
-    flag = item.flag or ""
-    if is_bool and "/" not in flag:
-        flag = f"{flag}/--no-{flag[2:]}"
-    names = (flag, item.short) if item.short else (flag,)
+    names = (_declared(item), item.short) if item.short else (_declared(item),)
     option = typer.Option(
         *names, help=_help(item), rich_help_panel=item.panel, metavar=None if is_bool else _metavar(item),
         autocompletion=(lambda: list(item.choices)) if item.choices else None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chuk_cli.options import JsonOption, OverwriteOption, QuietOption, SeedOption
+from chuk_cli.options import DataOption, JsonOption, ModelOption, OverwriteOption, QuietOption, SeedOption
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
 
@@ -78,6 +78,75 @@ def generate_math(
     out.say(f"next: `chuk train sft --model MODEL --data {folder}`")
 
 
+@app.command()
+def preview(
+    data: DataOption,
+    model: ModelOption,
+    rows: Annotated[int, typer.Option("--rows", "-n", help="Rows to show.", min=0)] = 3,
+    split: Annotated[str, typer.Option("--split", help="train, valid or test.", metavar="NAME")] = "train",
+    max_length: Annotated[
+        int, typer.Option("--max-length", help="Cut rows at this many tokens; 0: never.", min=0)
+    ] = 1024,
+    completion_only_loss: Annotated[
+        bool | None,
+        typer.Option(
+            "--completion-only-loss/--no-completion-only-loss",
+            help="Learn completions only. Unset: yes when rows have a prompt and a completion.",
+        ),
+    ] = None,
+    assistant_only_loss: Annotated[
+        bool, typer.Option("--assistant-only-loss", help="Learn every assistant turn and nothing else.")
+    ] = False,
+    format: Annotated[
+        str | None, typer.Option("--format", help="Record format; unset: recognised.", metavar="NAME")
+    ] = None,
+    text_field: Annotated[str, typer.Option("--text-field", help="Column of plain text.", metavar="NAME")] = "text",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show rows as training sees them, with the learned tokens marked, and count the whole split.
+
+    Learned tokens stand between ⟦ and ⟧. Only the tokenizer of the model is loaded. The quiet output is the
+    fingerprint of the data: equal data, tokenizer and settings give an equal fingerprint.
+
+    Examples:
+      chuk data preview --data train.jsonl --model ./my-model
+      chuk data preview --data ./math --model ./my-model --split valid --rows 10
+      chuk data preview --data chats.jsonl --model ./my-model --assistant-only-loss --json
+    """
+    from dataclasses import asdict, replace
+
+    from chuk_cli.preview import draw
+    from chuk_lib.data import SFTDataset, preview_rows, read_records
+
+    out = Out.of(json, quiet)
+    records = list(read_records(data, split))
+    tokenizer = _tokenizer(model)
+    rules: dict[str, Any] = {
+        "max_length": max_length or None, "completion_only_loss": completion_only_loss,
+        "assistant_only_loss": assistant_only_loss, "format": format, "text_field": text_field,
+    }  # fmt: skip
+    with out.status(f"rendering {len(records):,} rows"):
+        shown = preview_rows(records, tokenizer, rows=rows, **rules)
+        dataset = SFTDataset(records, tokenizer, split=split, **rules)
+    report = replace(dataset.report, source=data)
+    result = {**report.as_dict(), "fingerprint": dataset.fingerprint, "preview": [asdict(row) for row in shown]}
+    out.result(result, human=draw(shown, report), quiet=dataset.fingerprint)
+    for note in report.notes:
+        out.warn(note)
+
+
+def _tokenizer(model: str) -> Any:
+    """A folder with tokenizer files, or the tokenizer of whatever else names a model."""
+    from chuk_lib.data.tokenizers.loader import load_tokenizer
+
+    if (Path(model) / "tokenizer.json").is_file():
+        return load_tokenizer(model)
+    from chuk_lib.models.sources import locate
+
+    return load_tokenizer(locate(model).folder)
+
+
 def _levels(text: str) -> tuple[int, int]:
     """`2` or `1-3` as a range."""
     low, _, high = text.partition("-")
@@ -92,8 +161,9 @@ def _tally(samples: list[TrainingSample]) -> dict[str, dict[str, int]]:
     from collections import Counter
 
     types = Counter(sample.problem.problem_type for sample in samples)
-    levels = Counter(str(sample.problem.difficulty) for sample in samples)
-    return {"types": dict(sorted(types.items())), "difficulties": dict(sorted(levels.items(), key=lambda kv: int(kv[0])))}
+    levels = Counter(sample.problem.difficulty for sample in samples)
+    difficulties = {str(level): number for level, number in sorted(levels.items())}
+    return {"types": dict(sorted(types.items())), "difficulties": difficulties}
 
 
 def _summary(result: dict[str, Any], first: dict[str, Any]) -> str:

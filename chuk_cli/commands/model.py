@@ -71,9 +71,7 @@ def create(
     ] = None,
     chat_template: Annotated[
         str | None,
-        typer.Option(
-            "--chat-template", help="chatml, none, or a Jinja file. Unset: the tokenizer's own, else chatml.", metavar="NAME"
-        ),
+        typer.Option("--chat-template", help="chatml, none or a Jinja file. Unset: as it comes.", metavar="NAME"),
     ] = None,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,

@@ -54,9 +54,8 @@ def sft(
     def train(sinks: Sequence[Sink], should_stop: Callable[[], bool]) -> RunResult:
         from chuk_lib.training.jobs import train_sft
 
-        return train_sft(
-            config, origins=settings.origins, sinks=sinks, should_stop=should_stop, overwrite=overwrite
-        )  # fmt: skip
+        origins = settings.origins
+        return train_sft(config, origins=origins, sinks=sinks, should_stop=should_stop, overwrite=overwrite)
 
     _watch(out, train)
 
@@ -102,7 +101,8 @@ def _watch(out: Out, train: Train) -> None:
         stop = stack.enter_context(Stop(on_first=lambda: out.say(_STOPPING), on_second=lambda: _show_cursor()))
         sinks = [board.see, lambda event: _arm(stop, event), *_displays(out, stack)]
         result = train(sinks, stop)
-    out.say(_summary(board, result))
+    if summary := _summary(board):
+        out.say(summary)
     if stop() and result.reason == "stopped":
         out.say(f"resume: `chuk train resume {shlex.quote(_nearest(result.run_dir))}`")
         _print_path(out, result)
@@ -142,20 +142,16 @@ def _displays(out: Out, stack: ExitStack) -> list[Sink]:
     return [Lines(sys.stderr)]
 
 
-def _summary(board: Board, result: RunResult) -> str:
-    """One or two lines: how it ended, how long it took, and the losses."""
-    seconds = board.elapsed()
+def _summary(board: Board) -> str:
+    """The losses and the pace; how it ended and how long it took stand in the display's last line."""
     speed = board.latest.get("tokens_per_second")
-    parts = [f"{result.steps:,} steps"]
-    parts += [humanize.duration(seconds)] if seconds is not None else []
-    parts += [f"{humanize.count(speed)} tokens/s"] if speed is not None else []
-    ending = {"early_stopping": "stopped early"}.get(result.reason, result.reason)
-    losses = [f"loss {humanize.number(board.losses[-1][1])}"] if board.losses else []
-    losses += [f"eval loss {humanize.number(board.evals[-1][1])}"] if board.evals else []
+    parts = [f"loss {humanize.number(board.losses[-1][1])}"] if board.losses else []
+    parts += [f"eval loss {humanize.number(board.evals[-1][1])}"] if board.evals else []
     if board.best_eval:
         step, loss = board.best_eval
-        losses.append(f"best {humanize.number(loss)} at step {step:,}")
-    return "\n".join(filter(None, [f"{ending}: {', '.join(parts)}", ", ".join(losses)]))
+        parts.append(f"best {humanize.number(loss)} at step {step:,}")
+    parts += [f"{humanize.count(speed)} tokens/s"] if speed is not None else []
+    return "result: " + ", ".join(parts) if parts else ""
 
 
 def _next_command(board: Board, result: RunResult) -> str:

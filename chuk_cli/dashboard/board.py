@@ -78,6 +78,14 @@ class Board:
         """How much of the plan is done, 0 to 1."""
         return min(1.0, self.step / self.steps) if self.steps else 0.0
 
+    @property
+    def epochs(self) -> int | None:
+        """The planned passes over the data; None when a number of steps decides instead."""
+        config = self.about.get("config")
+        if isinstance(config, dict) and config.get("max_steps"):
+            return None
+        return _whole(self.about.get("epochs"))
+
     def elapsed(self, now: float | None = None) -> float | None:
         """Seconds since this process started the run; the final figure once it has finished."""
         if self.finished is not None and (seconds := as_number(self.finished.get("seconds"))) is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -57,7 +57,7 @@ def _header(board: Board, width: int) -> Text:
     about = board.about
     if not about:
         return Text("getting ready: libraries, model, data")
-    left = Text(last_part(about.get("model")) or "a model", style="bold")
+    left = Text.assemble((last_part(about.get("model")) or "a model", "bold"))
     if about.get("data"):
         left.append(" on ", style="dim").append(last_part(about["data"]))
     machine = [device_name(about.get("device")), str(about.get("dtype") or "")]
@@ -93,10 +93,11 @@ def _progress(board: Board, width: int, ascii: bool, now: float | None) -> Text:
             words.append(f", {humanize.duration(left)} left")
     if not board.steps:
         return words
-    count = Text(f"  {board.step:,}/{board.steps:,}  {board.share:4.0%}  ", style="bold")
+    count = Text.assemble((f"  {board.step:,}/{board.steps:,}  {board.share:4.0%}  ", "bold"))
     epoch = board.latest.get("epoch")
     if epoch is not None and board.finished is None and width > 90:
-        count.append(f"epoch {epoch:.2f}/{board.about.get('epochs', '?')}  ", style="dim")
+        total = f"/{board.epochs}" if board.epochs else ""
+        count.append(f"epoch {epoch:.2f}{total}  ", style="dim")
     line = Text.assemble(_bar(board.share, max(8, width - len(count) - len(words)), ascii), count, words)
     line.truncate(width)
     return line
@@ -175,9 +176,9 @@ def _plot_lines(picture: Plot, rows: int, ascii: bool) -> list[Text]:
     for index, cells in enumerate(picture.cells):
         label = picture.high if index == 0 else picture.low if index == rows - 1 else None
         text = "" if label is None else _short(label)
-        line = Text(f"{text:>6} {plain_edge if label is None else edge}", style="dim")
-        for character, kind in cells:
-            line.append(character, style=_STYLES.get(kind, ""))
+        line = Text.assemble((f"{text:>6} {plain_edge if label is None else edge}", "dim"))
+        for kind, group in groupby(cells, key=lambda cell: cell[1]):
+            line.append("".join(character for character, _ in group), style=_STYLES.get(kind, ""))
         lines.append(line)
     return lines
 
@@ -257,7 +258,7 @@ def _sample(board: Board, width: int, ascii: bool) -> list[Text]:
     left, right = _folded(sample["target"], half, 2, ascii), _folded(sample["completion"], half, 2, ascii)
     beside = [_beside(Text("wanted", style="dim"), Text("written", style="dim"), half)]
     beside += [_beside(Text(one), Text(other), half) for one, other in zip_longest(left, right, fillvalue="")]
-    prompt = Text("prompt  ", style="dim").append(_cut(sample["prompt"], width - 8, ascii), style="default not dim")
+    prompt = Text.assemble(("prompt  ", "dim"), _cut(sample["prompt"], width - 8, ascii))
     return [Text(), prompt, *beside]
 
 
@@ -269,8 +270,7 @@ def _warnings(board: Board, width: int, ascii: bool) -> list[RenderableType]:
     lines: list[RenderableType] = []
     for text, hint in board.warnings[-2:]:
         whole = f"{text} ({hint})" if hint else text
-        warning = Text("warning: ", style="yellow")
-        lines.append(warning.append(_cut(" ".join(whole.split()), width - 9, ascii), style="default"))
+        lines.append(Text.assemble(("warning: ", "yellow"), _cut(" ".join(whole.split()), width - 9, ascii)))
     hidden = len(board.warnings) - 2
     if hidden > 0:
         lines.append(Text(f"and {hidden} earlier, all in the run's events.jsonl", style="dim"))

@@ -38,7 +38,8 @@ class Lines:
         board, about = self.board, self.board.about
         self._told = None
         what = f"{about.get('algorithm', 'training')} {last_part(about.get('model'))} on {last_part(about.get('data'))}"
-        plan = [f"{board.steps:,} steps" if board.steps else "", f"{about['epochs']} epochs" if about.get("epochs") else ""]
+        plan = [f"{board.steps:,} steps"] if board.steps else []
+        plan += [f"{board.epochs} epochs"] if board.epochs else []
         machine = [parameters(board), device_name(about.get("device")), str(about.get("dtype") or "")]
         head = f"{what}: {', '.join(filter(None, [*plan, *machine]))}"
         goes_on = [f"goes on from step {board.step:,}"] if board.step else []

@@ -41,7 +41,11 @@ class LiveView:
         from rich.live import Live
 
         self._live = Live(
-            self._frame(), console=self._console, auto_refresh=False, redirect_stdout=False, vertical_overflow="crop"
+            self._moving_frame(),
+            console=self._console,
+            auto_refresh=False,
+            redirect_stdout=False,
+            vertical_overflow="crop",
         )
         self._live.start(refresh=True)
         self._thread.start()
@@ -61,12 +65,19 @@ class LiveView:
             began = time.thread_time()
             self._clear_after_resize()
             if self._live is not None:
-                self._live.update(self._frame(), refresh=True)
+                self._live.update(self._moving_frame(), refresh=True)
             pause = max(REDRAW_SECONDS, (time.thread_time() - began) / _MOST_OF_A_CORE)
 
     def _frame(self) -> RenderableType:
         with self._lock:
             return draw(self.board, self._console.width, self._console.height, self._ascii, time.time())
+
+    def _moving_frame(self) -> RenderableType:
+        """The frame and an empty line for the cursor: what is typed there (`^C`) cannot push the frame up."""
+        from rich.console import Group
+        from rich.text import Text
+
+        return Group(self._frame(), Text())
 
     def _clear_after_resize(self) -> None:
         """A narrower terminal wraps the lines of the old frame: nothing but a clean screen removes them."""

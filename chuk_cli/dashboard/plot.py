@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 Point = tuple[int, float]
@@ -65,7 +66,7 @@ def _columns(points: Sequence[Point], first: int, last: int, n_columns: int) -> 
         counts[column] += 1
     means = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
     known = [index for index, mean in enumerate(means) if mean is not None]
-    for left, right in zip(known, known[1:], strict=False):
+    for left, right in pairwise(known):
         start, end = sums[left] / counts[left], sums[right] / counts[right]
         for index in range(left + 1, right):
             means[index] = start + (end - start) * (index - left) / (right - left)

@@ -108,7 +108,9 @@ class Recogniser:
     def _named(self, name: str) -> Format:
         key = ALIASES.get(name.lower().replace("-", "_"), name.lower().replace("-", "_"))
         if key not in self._formats:
-            raise ConfigError(f"`format` should be one of {', '.join(self._formats)}, not `{name}`", "or leave it unset")
+            raise ConfigError(
+                f"`format` should be one of {', '.join(self._formats)}, not `{name}`", "or leave it unset"
+            )
         return self._formats[key]
 
     def _recognise(self, record: Record) -> tuple[Format, tuple[str, ...]]:
@@ -157,8 +159,8 @@ def formats(text_field: str = "text") -> dict[str, Format]:
         ),
         Format(
             "input_output", (("input",), ("output",)), _input_output,
-            "input as a user turn and output as an assistant turn of the chat template (for plain text name the columns "
-            "`prompt` and `completion`)",
+            "input as a user turn and output as an assistant turn of the chat template (for plain text name the "
+            "columns `prompt` and `completion`)",
             "input and output joined as they stand (no chat template), then the end-of-text token",
         ),
         Format("text", ((text_field,),), _text, "", f"`{text_field}` as it stands, then the end-of-text token"),
@@ -258,15 +260,15 @@ def alpaca_prompt(instruction: str, extra: str = "") -> str:
     )
 
 
-def _chat(
-    columns: Mapping[str, Any], found: list[dict[str, Any]], prompt_count: int | None, source: Source
-) -> Chat:
+def _chat(columns: Mapping[str, Any], found: list[dict[str, Any]], prompt_count: int | None, source: Source) -> Chat:
     options = chat.from_json(columns.get("chat_template_kwargs"), "chat_template_kwargs", source) or {}
     if not isinstance(options, Mapping):
         raise DataError(f"{source}: `chat_template_kwargs` should be an object", 'such as {"enable_thinking": false}')
     tools = chat.from_json(columns.get("tools"), "tools", source)
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise DataError(f"{source}: `tools` should be a list of tool descriptions", "or a string that holds one as JSON")
+        raise DataError(
+            f"{source}: `tools` should be a list of tool descriptions", "or a string that holds one as JSON"
+        )
     return Chat(found, prompt_count, tools or None, options)
 
 

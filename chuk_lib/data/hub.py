@@ -48,10 +48,11 @@ def _listed(repo: str, source: str) -> list[str]:
         raise DataError(f"data set `{repo}` asks for permission", hint) from None
     except RepositoryNotFoundError:
         raise DataError(
-            f"`{source}` is neither here nor a data set on the hub", "check the spelling; a private one needs `hf auth login`"
+            f"`{source}` is neither here nor a data set on the hub",
+            "check the spelling; a private one needs `hf auth login`",
         ) from None
     except (HTTPError, OSError) as error:
-        hint = f"if it is a path, check it; else fetch it where there is a network: hf download --repo-type dataset {repo}"
+        hint = f"check the path, or fetch it where there is a network: hf download --repo-type dataset {repo}"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"`{source}` is not here, and the hub cannot be reached ({reason})", hint) from None
 

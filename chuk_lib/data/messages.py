@@ -42,6 +42,11 @@ def has_tool_calls_as_text(messages: list[dict[str, Any]]) -> bool:
     return any(isinstance(call.get("arguments"), str) for message in messages for call in _functions(message))
 
 
+def called(message: dict[str, Any]) -> list[str]:
+    """The names of the tools that a message calls."""
+    return [str(call["name"]) for call in _functions(message) if "name" in call]
+
+
 def with_parsed_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Copies whose tool calls have arguments as objects: most templates print them with `tojson`, which would quote
     a string a second time."""
@@ -65,7 +70,9 @@ def _message(item: Any, where: str) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise DataError(f"{where} is {type(item).__name__}, not an object", f"a message is {_EXAMPLE}")
     renamed = {"from": "role", "value": "content"}
-    message = {renamed.get(key, key): value for key, value in item.items() if value is not None}
+    message: dict[str, Any] = {
+        renamed.get(str(key), str(key)): value for key, value in item.items() if value is not None
+    }
     role = message.get("role")
     if not isinstance(role, str):
         raise DataError(f"{where} has no `role`", f"a message is {_EXAMPLE}")

@@ -1,4 +1,4 @@
-"""Reading records: JSONL, JSON, Parquet, CSV, TSV, text, stdin, a folder with train/valid/test files, or a hub data set.
+"""Reading records: JSONL, JSON, Parquet, CSV, TSV, text, stdin, a folder with train/valid/test files, a hub data set.
 
 Rows stream and keep their file and line, so that every complaint can say where. Text is UTF-8 and nothing else.
 """
@@ -28,8 +28,8 @@ ROW_EXAMPLE = '{"text": "…"} or {"messages": […]}'
 _SHARD = r"(?:[-_.]?\d+(?:-of-\d+)?)?"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?:/[\w.-]+)?")
 
-DataSource = str | Path | Iterable[Mapping[str, Any]]
-"""What records are read from: a path, "-" for stdin, a hub id, or rows that are already in memory."""
+DataSource = str | Path | Iterable[Mapping[str, Any]] | Iterable[Record]
+"""What records are read from: a path, "-" for stdin, a hub id, or rows or records that are already in memory."""
 
 
 def read_records(source: DataSource, split: str = "train") -> Iterator[Record]:
@@ -138,9 +138,12 @@ def _reader_of(path: Path) -> Callable[[Path], Iterator[Record]]:
     return readers[_suffix(path)]
 
 
-def _read_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
+def _read_rows(rows: Iterable[Any]) -> Iterator[Record]:
     number = 0
     for number, row in enumerate(rows, 1):
+        if isinstance(row, Record):
+            yield row
+            continue
         if not isinstance(row, Mapping):
             raise DataError(f"row {number} is {_kind(row)}, not a mapping of columns", f"a row is {ROW_EXAMPLE}")
         yield Record(dict(row), Source("rows", number, "row"))

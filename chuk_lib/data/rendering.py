@@ -52,6 +52,7 @@ class Renderer:
         self._cut_prompts = 0
         self._learns_stop = False
         self._history = False
+        self._unshown = ""
 
     def render(self, records: Iterable[Record]) -> Iterator[Example]:
         """One example a record, in order. Nothing is cut and nothing is left out."""
@@ -84,6 +85,8 @@ class Renderer:
             )
         if self._started and not self._learns_stop:
             notes.append("no row learns an end-of-text token: the model may not learn to stop")
+        if self._unshown:
+            notes.append(f"the chat template leaves out {self._unshown} of the first row")
         if self._history:
             notes.append(
                 "the chat template shows earlier assistant turns without their reasoning; they are learned as it "
@@ -116,8 +119,8 @@ class Renderer:
             )
         if self._assistant_only and isinstance(row, Tokens) and row.loss_mask is None:
             raise DataError(f"assistant_only_loss is on, but {source} has no `assistant_masks`", "add the column")
-        if self._assistant_only and isinstance(row, Chat):
-            self._history = not self._encoder.has_markers() and self._turns.rewrites_history()
+        if isinstance(row, Chat):
+            self._unshown = self._left_out(row, self._text(row, source))
 
     def _examples(self, rows: Sequence[Row], sources: Sequence[Source]) -> Iterator[Example]:
         """The rows of one chunk; a format makes one kind of row."""
@@ -179,6 +182,16 @@ class Renderer:
             return row
         return Chat(chat.with_parsed_arguments(row.messages), row.prompt_count, row.tools, row.options)
 
+    def _left_out(self, row: Chat, text: str) -> str:
+        """What of the assistant's words a template does not show: many know no tools, some no plain text."""
+        for message in row.messages:
+            said = message["content"].rpartition("</think>")[2].strip() if message["role"] == "assistant" else ""
+            if said not in text:
+                return "the assistant's text"
+            if any(name not in text for name in chat.called(message)):
+                return "the tool calls"
+        return ""
+
     def _text(self, row: Chat, source: Source, *, prompt: bool = False) -> str:
         part = row.messages[: row.prompt_count] if prompt else row.messages
         try:
@@ -212,6 +225,7 @@ class Renderer:
         masks = []
         for row, source, text, encoding in zip(rows, sources, texts, encodings, strict=True):
             turns = self._turns.turns(row.messages, row.tools, row.options, text, source)
+            self._history = self._history or (len(turns) > 1 and self._turns.rewrites_history)
             mask = np.zeros(len(encoding.ids), dtype=bool)
             for start, end in turns:
                 first, last = _tokens_of(encoding, start, end)

@@ -38,7 +38,8 @@ class DataReport:
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON has it."""
         bins = [{"up_to": bound, "rows": count} for bound, count in self.lengths]
-        return asdict(self) | {"trained_share": round(self.trained_share, 4), "lengths": bins, "notes": list(self.notes)}
+        share = round(self.trained_share, 4)
+        return asdict(self) | {"trained_share": share, "lengths": bins, "notes": list(self.notes)}
 
 
 def length_bins(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:

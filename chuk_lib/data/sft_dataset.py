@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,28 +38,30 @@ class SFTDataset:
         packing_strategy: str = "bfd",
         format: str | None = None,
         text_field: str = "text",
-        spans: bool = False,
     ) -> None:
         if packing and max_length is None:
             raise ConfigError("packing needs a max_length", "set max_length, or leave packing off")
-        self.source = str(source) if isinstance(source, str) or hasattr(source, "__fspath__") else "rows"
+        self.source = str(source) if isinstance(source, str | Path) else "rows"
         self.split = split
         self.packing = packing_strategy if packing else None
         self.max_length = max_length
         renderer = Renderer(
             tokenizer, completion_only_loss=completion_only_loss, assistant_only_loss=assistant_only_loss,
-            format=format, text_field=text_field, spans=spans,
+            format=format, text_field=text_field,
         )  # fmt: skip
         self.examples: list[Example] = []
-        rows = truncated = 0
+        rows = truncated = too_long = 0
         for example in renderer.render(read_records(source, split)):
+            if rows == 0 and example.source is not None and self.source == "rows":
+                self.source = example.source.name
             rows += 1
-            cut = self._cut(example)
-            if self._learns(cut):
-                self.examples.append(cut)
-                truncated += len(cut) < len(example)
+            kept = self._cut(example)
+            too_long += len(kept) < len(example)
+            if self._learns(kept):
+                self.examples.append(kept)
+                truncated += len(kept) < len(example)
         if not self.examples:
-            raise _nothing_to_learn(self.source, rows, max_length, assistant_only_loss)
+            raise _nothing_to_learn(self.source, rows, max_length if too_long else None, assistant_only_loss)
         self.report = self._report(renderer, assistant_only_loss, rows, truncated)
 
     def __len__(self) -> int:
@@ -82,11 +85,9 @@ class SFTDataset:
         return digest.hexdigest()
 
     def _cut(self, example: Example) -> Example:
-        limit = self.max_length
-        if limit is None or len(example) <= limit or self.packing in ("bfd_split", "wrapped"):
+        if self.max_length is None or self.packing in ("bfd_split", "wrapped"):
             return example
-        spans = [Span(span.role, span.start, min(span.end, limit)) for span in example.spans if span.start < limit]
-        return Example(example.input_ids[:limit], example.loss_mask[:limit], tuple(spans), example.source)
+        return truncate(example, self.max_length)
 
     def _learns(self, example: Example) -> bool:
         """Whether the row has a target. Where rows are joined without boundaries its first token can be one."""
@@ -94,7 +95,8 @@ class SFTDataset:
 
     def _report(self, renderer: Renderer, assistant_only: bool, rows: int, truncated: int) -> DataReport:
         lengths = [len(example) for example in self.examples]
-        parts = [name for name, on in (("completions", renderer.completion_only), ("assistant turns", assistant_only)) if on]
+        limits = (("completions", renderer.completion_only), ("assistant turns", assistant_only))
+        parts = [name for name, on in limits if on]
         form = renderer.recogniser.format
         return DataReport(
             source=self.source, split=self.split, format=form.name if form else "", how=renderer.recogniser.how,
@@ -105,11 +107,20 @@ class SFTDataset:
         )  # fmt: skip
 
 
+def truncate(example: Example, limit: int) -> Example:
+    """The first `limit` tokens of an example."""
+    if len(example) <= limit:
+        return example
+    spans = [Span(span.role, span.start, min(span.end, limit)) for span in example.spans if span.start < limit]
+    return Example(example.input_ids[:limit], example.loss_mask[:limit], tuple(spans), example.source)
+
+
 def _nothing_to_learn(source: str, rows: int, max_length: int | None, assistant_only: bool) -> DataError:
-    if assistant_only:
-        hint = "check that the messages have assistant turns and that the chat template marks or shows them"
-    elif max_length is not None:
-        hint = f"prompts may fill max_length ({max_length}): raise it, or learn prompts with completion_only_loss off"
+    """`max_length` is None when it cut nothing."""
+    if max_length is not None:
+        hint = f"prompts fill max_length ({max_length} tokens): raise it"
+    elif assistant_only:
+        hint = "check that the messages have assistant turns and that the chat template shows them"
     else:
         hint = "each row needs at least two tokens, and one in its completion"
     return DataError(f"`{source}`: none of the {rows} rows has a token to learn", hint)

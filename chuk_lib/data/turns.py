@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from chuk_lib.data.encoder import Encoder, Messages
@@ -64,6 +65,7 @@ class TurnFinder:
             ranges.append((start, end))
         return ranges
 
+    @cached_property
     def rewrites_history(self) -> bool:
         """Whether an earlier turn with reasoning looks different from the same turn at the end."""
         reply = {"role": "assistant", "content": f"<think>\nplan\n</think>\n\n{_PROBE}"}

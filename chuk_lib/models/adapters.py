@@ -50,17 +50,22 @@ class Adapter:
 def read_adapter(folder: Path) -> Adapter:
     """Read an adapter folder of either form. Raises ModelError for what is damaged or what chuk cannot apply."""
     config = read_json(folder / ADAPTER_CONFIG)
-    if (folder / MLX_WEIGHTS).is_file():
-        return _from_mlx(folder, config)
-    if (folder / PEFT_WEIGHTS).is_file():
-        return _from_peft(folder, config)
-    raise ModelError(f"adapter `{folder}` has no weights", f"it should hold {MLX_WEIGHTS} or {PEFT_WEIGHTS}")
+    read = {MLX_WEIGHTS: _from_mlx, PEFT_WEIGHTS: _from_peft}
+    name = next((name for name in read if (folder / name).is_file()), None)
+    if name is None:
+        raise ModelError(f"adapter `{folder}` has no weights", f"it should hold {MLX_WEIGHTS} or {PEFT_WEIGHTS}")
+    try:
+        return read[name](folder, config)
+    except ModelError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ModelError(f"`{folder / ADAPTER_CONFIG}` and `{name}` make no adapter: {error!r}") from None
 
 
 def _from_mlx(folder: Path, config: dict[str, Any]) -> Adapter:
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
-        raise ModelError(f"adapter `{folder}` is of type `{kind}`", "chuk reads lora and dora; merge others with mlx_lm.fuse")
+        raise ModelError(f"adapter `{folder}` is of type `{kind}`", "chuk reads lora and dora")
     settings = config.get("lora_parameters")
     if not isinstance(settings, dict) or "scale" not in settings:
         raise ModelError(f"`{folder / ADAPTER_CONFIG}` has no lora_parameters with a scale")
@@ -79,12 +84,14 @@ def _from_mlx(folder: Path, config: dict[str, Any]) -> Adapter:
 
 def _from_peft(folder: Path, config: dict[str, Any]) -> Adapter:
     if config.get("peft_type") != "LORA":
-        raise ModelError(f"adapter `{folder}` is of type `{config.get('peft_type')}`", "chuk reads PEFT's LORA adapters")
+        raise ModelError(f"adapter `{folder}` is of type `{config.get('peft_type')}`", "chuk reads PEFT's LORA")
     odd = [name for name in _PEFT_REFUSED if config.get(name)]
     if config.get("bias", "none") != "none":
         odd.append("bias")
     if odd:
-        raise ModelError(f"adapter `{folder}` uses {', '.join(odd)}, which chuk cannot apply", "merge it with PEFT first")
+        raise ModelError(
+            f"adapter `{folder}` uses {', '.join(odd)}: chuk cannot apply that", "merge it with PEFT first"
+        )
     tensors = {}
     for name, value in _load(folder / PEFT_WEIGHTS).items():
         path, leaf = _peft_name(folder, name)
@@ -108,7 +115,7 @@ def _peft_name(folder: Path, name: str) -> tuple[str, str]:
 
 def _load(path: Path) -> dict[str, mx.array]:
     read_headers(path)
-    tensors = mx.load(str(path))
+    tensors: Any = mx.load(str(path))
     if not tensors:
         raise ModelError(f"`{path}` is empty")
     return {name: value.astype(mx.float32) for name, value in tensors.items()}
@@ -173,8 +180,12 @@ def _check_wanted(model: nn.Module, adapter: Adapter, wanted: LoRAConfig) -> Non
                 f"adapter `{adapter.folder}` has {name} {getattr(has, name)}, not {getattr(wanted, name)}",
                 "leave the LoRA settings out to go on training it, or merge it and start a new one",
             )
-    if wanted.targets is not None and resolve_targets(model, wanted.targets, wanted.num_layers) != list(adapter.specs):
-        raise ConfigError(f"adapter `{adapter.folder}` is on other modules than `lora_target_modules` names", "leave that setting out")
+    if wanted.targets is None:
+        return
+    if resolve_targets(model, wanted.targets, wanted.num_layers) != list(adapter.specs):
+        raise ConfigError(
+            f"adapter `{adapter.folder}` is on other modules than `lora_target_modules` names", "leave that setting out"
+        )
 
 
 def _refuse_tied_peft(model: nn.Module, adapter: Adapter) -> None:
@@ -220,7 +231,7 @@ def save_mlx_adapter(model: nn.Module, folder: Path) -> None:
         },
     }  # fmt: skip
     if found is not None:
-        config["model"] = _base_name(found)
+        config["model"] = found.base
         config["chuk"] = {"version": 1, "base": _base_record(found, folder)}
     if found is not None and lora is not None:
         targets = None if lora.targets is None else list(lora.targets)
@@ -243,13 +254,9 @@ def _mlx_keys(model: nn.Module, paths: list[str]) -> tuple[int, list[str]]:
     return (total - first, keys + outer) if named == set(inner) else (total, paths)
 
 
-def _base_name(found: Provenance) -> str:
-    return str(found.folder) if Path(found.source).expanduser().exists() else found.source
-
-
 def _base_record(found: Provenance, folder: Path) -> dict[str, Any]:
     base = found.folder.resolve()
-    record = {"source": found.source, "folder": str(base), "revision": found.revision}
+    record = {"name": found.base, "folder": str(base), "revision": found.revision}
     if base.is_dir():
         record |= {"relative": os.path.relpath(base, folder.resolve()), "fingerprint": fingerprint(base)}
     return record | {"quantized_on_load": found.quantized_on_load}
@@ -267,16 +274,16 @@ def save_peft_adapter(model: nn.Module, folder: Path) -> None:
     tensors = {}
     for path, layer in layers.items():
         if layer.lora_a.ndim != 2 or "embedding" in layer:
-            raise ModelError(f"`{path}` cannot be written in PEFT's form", "save it with save_pretrained, or merge it with fuse")
+            raise ModelError(f"`{path}` cannot be written in PEFT's form", "use save_pretrained, or merge it with fuse")
         tensors[f"{_PEFT_PREFIX}{path}.lora_A.weight"] = layer.lora_a.T
         tensors[f"{_PEFT_PREFIX}{path}.lora_B.weight"] = layer.lora_b.T
         if "m" in layer:
             tensors[f"{_PEFT_PREFIX}{path}.lora_magnitude_vector"] = layer.m
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "none",
-        "base_model_name_or_path": _base_name(found), "revision": found.revision, "r": lora.rank,
-        "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_rslora": lora.use_rslora, "use_dora": lora.use_dora,
-        "fan_in_fan_out": False, "init_lora_weights": True, "target_modules": list(layers),
+        "base_model_name_or_path": found.base, "revision": found.revision, "r": lora.rank,
+        "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_rslora": lora.use_rslora,
+        "use_dora": lora.use_dora, "fan_in_fan_out": False, "init_lora_weights": True, "target_modules": list(layers),
     }  # fmt: skip
     tensors = {name: mx.contiguous(value) for name, value in tensors.items()}
     mx.save_safetensors(str(folder / PEFT_WEIGHTS), tensors, metadata={"format": "pt"})

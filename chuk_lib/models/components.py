@@ -14,7 +14,9 @@ from typing import Any
 from chuk_lib.models.headers import TensorHeader
 
 COMPONENTS = ("embeddings", "attention", "mlp", "norms", "head", "other")
-_STORAGE = re.compile(r"\.(scales|qzeros|g_idx|weight_scale_inv|weight_scale|input_scale|absmax|quant_map)$|_scales$|\.weight\.")
+_STORAGE = re.compile(
+    r"\.(scales|qzeros|g_idx|weight_scale_inv|weight_scale|input_scale|absmax|quant_map)$|_scales$|\.weight\."
+)
 _PATTERNS = (
     ("head", re.compile(r"(^|\.)(lm_head|embed_out|score|v_head)\.|^output\.")),
     ("norms", re.compile(r"norm|(^|\.)ln_|layernorm", re.IGNORECASE)),

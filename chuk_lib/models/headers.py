@@ -87,9 +87,8 @@ def _broken(path: Path, what: str) -> ModelError:
 
 
 def _cut_short(path: Path, size: int, promised: int) -> ModelError:
-    return ModelError(
-        f"`{path}` is cut short: it has {size:,} bytes and its header promises {promised:,}", "fetch or save the file again"
-    )
+    what = f"`{path}` is cut short: it has {size:,} bytes and its header promises {promised:,}"
+    return ModelError(what, "fetch or save the file again")
 
 
 def weight_files(folder: Path) -> list[Path]:

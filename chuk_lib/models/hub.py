@@ -62,14 +62,14 @@ def download_model(model_id: str, *, revision: str | None = None, output: str | 
     except HfHubHTTPError as error:
         raise _refused(model_id, revision, error) from None
     except OSError as error:
-        raise ModelError(f"cannot fetch `{model_id}`: {str(error).splitlines()[0]}", "check the network and the disk") from None
+        raise _failed(model_id, error, "check the network and the disk") from None
     return Path(folder)
 
 
 def _unreachable(model_id: str) -> ModelError:
     return ModelError(
         f"`{model_id}` is not in the local cache and the hub cannot be reached",
-        f"with a network: `chuk model download {model_id}`; then copy the folder here, and unset HF_HUB_OFFLINE if it is set",
+        "unset HF_HUB_OFFLINE if it is set, or fetch it on another machine with `--output` and copy the folder",
     )
 
 
@@ -77,9 +77,15 @@ def _refused(model_id: str, revision: str | None, error: Exception) -> ModelErro
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
-        return ModelError(f"`{model_id}` needs its owner's permission", f"ask at https://huggingface.co/{model_id}, then `hf auth login`")
+        hint = f"ask at https://huggingface.co/{model_id}, then `hf auth login`"
+        return ModelError(f"`{model_id}` needs its owner's permission", hint)
     if isinstance(error, RevisionNotFoundError):
         return ModelError(f"`{model_id}` has no revision `{revision}`", "leave out --revision to take the newest")
     if isinstance(error, RepositoryNotFoundError):
-        return ModelError(f"the hub knows no model `{model_id}`", "check the spelling; for a private model `hf auth login`")
-    return ModelError(f"cannot fetch `{model_id}`: {str(error).splitlines()[0]}", "try again later")
+        return ModelError(f"the hub knows no model `{model_id}`", "check the spelling; private: `hf auth login`")
+    return _failed(model_id, error, "try again later")
+
+
+def _failed(model_id: str, error: Exception, hint: str) -> ModelError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ModelError(f"cannot fetch `{model_id}`: {reason}", hint)

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from chuk_lib.errors import ModelError
-from chuk_lib.models import components, footprint
+from chuk_lib.models.components import Quantization, count_parameters, matrix_shape, quantization_of
+from chuk_lib.models.footprint import (
+    LORA_RANK,
+    Memory,
+    Rope,
+    estimate_memory,
+    kv_cache_bytes,
+    rope_of,
+    text_config,
+)
 from chuk_lib.models.headers import TensorHeader, read_headers, read_json, read_tensors
+from chuk_lib.models.sources import ADAPTER_CONFIG, locate, locate_adapter
 
 _ADAPTER_FILES = ("adapters.safetensors", "adapter_model.safetensors")
 _ADAPTER_TENSOR = re.compile(r"^(?:base_model\.model\.)?(.*?)\.(?:lora_[aA]|lora_[bB]|lora_magnitude_vector|m)(?:\.|$)")
@@ -37,7 +47,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """An adapter: `scale` is the factor on B·A, `targets` the adapted module names, `layers` how many blocks have one."""
+    """An adapter. `scale` is the factor on B·A; `targets` are the adapted modules, in `layers` blocks."""
 
     type: str
     rank: int | None
@@ -66,13 +76,13 @@ class ModelInfo:
     shape: Shape | None = None
     tied_head: bool | None = None
     dtypes: dict[str, int] = field(default_factory=dict)
-    quantization: components.Quantization | None = None
+    quantization: Quantization | None = None
     context_length: int | None = None
-    rope: footprint.Rope | None = None
+    rope: Rope | None = None
     kv_cache_bytes_per_token: int | None = None
     disk_bytes: int = 0
     weight_files: tuple[str, ...] = ()
-    memory: footprint.Memory | None = None
+    memory: Memory | None = None
     tokenizer_vocabulary: int | None = None
     chat_template: bool = False
     adapter: AdapterInfo | None = None
@@ -84,39 +94,26 @@ def describe_model(source: str | Path, revision: str | None = None) -> ModelInfo
 
     Raises ModelError when there is nothing to describe or a file is damaged.
     """
-    folder, checkpoint = _find(source, revision)
+    folder = _find(source, revision)
+    if (folder / "config.json").is_file():
+        found = _describe_full(str(source), folder)
+    elif (folder / ADAPTER_CONFIG).is_file():
+        found = _describe_adapter(str(source), folder)
+    else:
+        raise ModelError(f"`{folder}` is no model: it has no config.json", "name a folder with a model or an adapter")
     step = _step_of(folder)
-    if (folder / "adapter_config.json").is_file() and _adapter_file(folder):
-        return _describe_adapter(str(source), folder, checkpoint, step)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"`{folder}` is no model: it has no config.json", "name a folder that holds a model or an adapter")
-    return _describe_full(str(source), folder, checkpoint, step)
+    return found if step is None else replace(found, checkpoint=folder.name, step=step)
 
 
-def _find(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
-    """The folder to describe, and the checkpoint's name when a run or checkpoint was named."""
-    path = Path(source)
-    if path.is_file():
-        raise ModelError(f"`{path}` is a file", f"name its folder: `{path.parent}`")
-    if not path.exists():
-        from chuk_lib.models.hub import cached_snapshot
-
-        return cached_snapshot(str(source), revision), None
-    if (path / "checkpoints").is_dir():
-        path = _checkpoint_of(path)
-    return path, path.name if (path / "state.json").is_file() else None
-
-
-def _checkpoint_of(run: Path) -> Path:
-    """The best checkpoint of a run when one is marked, else the latest."""
-    for pointer in ("best", "latest"):
-        if (run / pointer).is_file():
-            name = (run / pointer).read_text(encoding="utf-8").strip()
-            folder = run / "checkpoints" / Path(name).name
-            if name and folder.is_dir():
-                return folder
-            raise ModelError(f"`{run / pointer}` names checkpoint `{name}`, which does not exist", "name a checkpoint folder")
-    raise ModelError(f"run `{run}` has no checkpoint yet", "wait for the first one")
+def _find(source: str | Path, revision: str | None) -> Path:
+    """The folder to describe. An adapter is described whether or not its base is there."""
+    path = Path(source).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        try:
+            return locate_adapter(path)
+        except ModelError:
+            pass  # a run or checkpoint with full weights
+    return locate(source, revision=revision, local_only=True).folder
 
 
 def _step_of(folder: Path) -> int | None:
@@ -126,46 +123,42 @@ def _step_of(folder: Path) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def _adapter_file(folder: Path) -> Path | None:
-    return next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
-
-
-def _describe_full(source: str, folder: Path, checkpoint: str | None, step: int | None) -> ModelInfo:
+def _describe_full(source: str, folder: Path) -> ModelInfo:
     config = read_json(folder / "config.json")
     files, tensors = read_tensors(folder)
     if not files:
         raise ModelError(f"`{folder}` has no safetensors weights", "convert the model, or download it again")
-    text = footprint.text_config(config)
-    counts = components.count_parameters(tensors, config)
+    text = text_config(config)
+    counts = count_parameters(tensors, config)
     total, weight_bytes = sum(counts.values()), sum(tensor.n_bytes for tensor in tensors)
     context, kv_bytes = _context_length(text), _kv_bytes(tensors)
-    memory = footprint.estimate_memory(
+    memory = estimate_memory(
         text, parameters=total, weight_bytes=weight_bytes, context=context or 0, kv_bytes=kv_bytes,
         lora_parameters=_lora_parameters(tensors, config),
     )  # fmt: skip
     vocabulary = _tokenizer_vocabulary(folder, text)
     architectures = config.get("architectures")
     return ModelInfo(
-        source=source, folder=str(folder), kind="model", checkpoint=checkpoint, step=step,
+        source=source, folder=str(folder), kind="model",
         architecture=architectures[0] if isinstance(architectures, list) and architectures else None,
         model_type=config.get("model_type"), parameters=total, components=counts, shape=_shape_of(text),
         tied_head="head" not in counts, dtypes=_dtypes(tensors),
-        quantization=components.quantization_of(tensors, config, total), context_length=context,
-        rope=footprint.rope_of(text), kv_cache_bytes_per_token=footprint.kv_cache_bytes(text, 1, kv_bytes),
+        quantization=quantization_of(tensors, config, total), context_length=context,
+        rope=rope_of(text), kv_cache_bytes_per_token=kv_cache_bytes(text, 1, kv_bytes),
         disk_bytes=_disk_bytes(folder), weight_files=tuple(path.name for path in files), memory=memory,
         tokenizer_vocabulary=vocabulary, chat_template=_has_chat_template(folder),
         notes=_notes(text, counts, vocabulary),
     )  # fmt: skip
 
 
-def _describe_adapter(source: str, folder: Path, checkpoint: str | None, step: int | None) -> ModelInfo:
-    path = _adapter_file(folder)
+def _describe_adapter(source: str, folder: Path) -> ModelInfo:
+    path = next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
     if path is None:
-        raise ModelError(f"`{folder}` has no adapter weights")
+        raise ModelError(f"adapter `{folder}` has no safetensors weights", "save or fetch it again")
     tensors = read_headers(path)
-    adapter = _adapter_of(read_json(folder / "adapter_config.json"), tensors)
+    adapter = _adapter_of(read_json(folder / ADAPTER_CONFIG), tensors)
     return ModelInfo(
-        source=source, folder=str(folder), kind="adapter", checkpoint=checkpoint, step=step,
+        source=source, folder=str(folder), kind="adapter",
         parameters=adapter.parameters, dtypes=_dtypes(tensors), disk_bytes=_disk_bytes(folder),
         weight_files=(path.name,), adapter=adapter, tokenizer_vocabulary=_tokenizer_vocabulary(folder, {}),
         chat_template=_has_chat_template(folder),
@@ -193,7 +186,8 @@ def _adapter_of(config: dict[str, Any], tensors: Sequence[TensorHeader]) -> Adap
 
 
 def _shape_of(config: dict[str, Any]) -> Shape:
-    heads, hidden = config.get("num_attention_heads", config.get("n_head")), config.get("hidden_size", config.get("n_embd"))
+    heads = config.get("num_attention_heads", config.get("n_head"))
+    hidden = config.get("hidden_size", config.get("n_embd"))
     return Shape(
         layers=config.get("num_hidden_layers", config.get("n_layer")), hidden_size=hidden,
         intermediate_size=config.get("intermediate_size"), heads=heads,
@@ -229,8 +223,8 @@ def _lora_parameters(tensors: Sequence[TensorHeader], config: dict[str, Any]) ->
     """Weights of rank-8 adapters on every q_proj and v_proj (a fused projection counts as one)."""
     names = {tensor.name for tensor in tensors}
     wanted = re.compile(r"\.(q_proj|v_proj|qkv_proj|c_attn|query_key_value)\.(weight|qweight)$")
-    shapes = [components.matrix_shape(tensor, names, config) for tensor in tensors if wanted.search(tensor.name)]
-    return footprint.LORA_RANK * sum(outputs + inputs for outputs, inputs in shapes)
+    shapes = [matrix_shape(tensor, names, config) for tensor in tensors if wanted.search(tensor.name)]
+    return LORA_RANK * sum(outputs + inputs for outputs, inputs in shapes)
 
 
 def _disk_bytes(folder: Path) -> int:

@@ -24,7 +24,7 @@ from chuk_lib.models.config import Dtype, LoadConfig, LoRAConfig
 from chuk_lib.models.headers import TensorHeader, read_json, read_tensors
 from chuk_lib.models.hf_config import Config, flatten_rope, read_config
 from chuk_lib.models.lora import apply_lora, cast_floating
-from chuk_lib.models.provenance import Provenance, provenance_of, remember
+from chuk_lib.models.provenance import Provenance, remember
 from chuk_lib.models.randomness import untouched_random_state
 from chuk_lib.models.sources import ADAPTER_CONFIG, Located, base_record, locate
 from chuk_lib.models.weights import check_fit
@@ -88,8 +88,9 @@ def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
 def _provenance(found: Located, config: Config, dtype: Dtype, four_bit: bool) -> Provenance:
     notes = (found.note,) if found.note else ()
     return Provenance(
-        found.source, found.folder, config, revision=found.revision, dtype=dtype, quantized_on_load=four_bit, notes=notes
-    )
+        found.source, found.base, found.folder, config, revision=found.revision, dtype=dtype,
+        quantized_on_load=four_bit, notes=notes,
+    )  # fmt: skip
 
 
 def _adapt(model: nn.Module, found: Located, asked: LoadConfig) -> None:
@@ -154,7 +155,8 @@ def _checking(model_class: Any, folder: Path) -> Any:
         loaded: nn.Module = model_class.load_weights(self, weights, strict)
         return loaded
 
-    return type(model_class.__name__, (model_class,), {"load_weights": load_weights, "__module__": model_class.__module__})
+    names = {"load_weights": load_weights, "__module__": model_class.__module__}
+    return type(model_class.__name__, (model_class,), names)
 
 
 def _classes(config: Config) -> tuple[Any, Any]:
@@ -176,7 +178,7 @@ def _unknown_architecture(kind: str) -> ModelError:
     files = [path.stem for folder in folders for path in Path(folder).glob("*.py")]
     known = sorted({*files, *MODEL_REMAPPING})
     near = difflib.get_close_matches(kind, known, n=3, cutoff=0.5)
-    hint = f"nearest: {', '.join(near)}" if near else "chuk trains what mlx-lm can run: llama, qwen3, gemma3_text, mistral …"
+    hint = f"nearest: {', '.join(near)}" if near else "chuk loads what mlx-lm can run: llama, qwen3, gemma3_text …"
     return ModelError(f"unknown architecture: model_type `{kind}`", hint)
 
 
@@ -199,7 +201,7 @@ def _no_weights(folder: Path) -> ModelError:
 def _cannot_build(folder: Path, error: Exception) -> ModelError:
     absent = re.search(r"missing \d+ required positional arguments?: (.*)", str(error))
     if absent:
-        return ModelError(f"`{folder / 'config.json'}` lacks {absent.group(1)}", "take the config.json of the same model")
+        return ModelError(f"`{folder / 'config.json'}` lacks {absent.group(1)}", "take the one of the same model")
     text = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}").strip()[:200]
     return ModelError(f"`{folder}` cannot be built: {text}", "is its config.json the one that belongs to the weights?")
 
@@ -219,12 +221,3 @@ def _quantize(model: nn.Module, config: Config) -> dict[str, Any]:
 
     nn.quantize(model, group_size=group, bits=4, class_predicate=predicate)
     return {"group_size": group, "bits": 4, "mode": "affine"}
-
-
-def describe_source(model: nn.Module) -> str:
-    """One line on where a model came from, for headers of reports."""
-    found = provenance_of(model)
-    words = [found.source, *found.notes]
-    if found.adapter_folder is not None:
-        words.append(f"adapter on {found.folder}")
-    return ", ".join(words)

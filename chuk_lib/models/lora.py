@@ -56,7 +56,7 @@ def apply_lora(model: nn.Module, config: LoRAConfig, seed: int = 0) -> list[str]
     """
     _check_numbers(config)
     if adapters_of(model):
-        raise ConfigError("the model has adapters already", "go on training those, or merge them first with fuse(model)")
+        raise ConfigError("the model has adapters already", "train those, or merge them first with fuse(model)")
     paths = resolve_targets(model, config.targets, config.num_layers)
     spec = AdapterSpec(config.rank, config.scale, config.dropout, config.use_dora)
     add_adapters(model, dict.fromkeys(paths, spec), seed)
@@ -112,14 +112,15 @@ def _wrapped(path: str, base: nn.Module, spec: AdapterSpec) -> Any:
 
     is_linear = isinstance(base, nn.Linear | nn.QuantizedLinear)
     if spec.dora and not is_linear:
-        raise ConfigError(f"DoRA works on linear layers only, `{path}` is {type(base).__name__}", "leave it out of the targets")
+        kind = type(base).__name__
+        raise ConfigError(f"DoRA works on linear layers only, `{path}` is {kind}", "leave it out of the targets")
     if not spec.dora and hasattr(base, "to_lora"):
         return base.to_lora(r=spec.rank, scale=spec.scale, dropout=0.0)
     if is_linear:
-        kind = DoRALinear if spec.dora else LoRALinear
+        adapter = DoRALinear if spec.dora else LoRALinear
     else:
-        kind = LoRAEmbedding if isinstance(base, _EMBEDDINGS) else LoRASwitchLinear
-    return kind.from_base(base, r=spec.rank, scale=spec.scale, dropout=0.0)
+        adapter = LoRAEmbedding if isinstance(base, _EMBEDDINGS) else LoRASwitchLinear
+    return adapter.from_base(base, r=spec.rank, scale=spec.scale, dropout=0.0)
 
 
 def input_width(linear: Any) -> int:
@@ -131,7 +132,8 @@ def input_width(linear: Any) -> int:
 
 def _key(seed: int, path: str) -> mx.array:
     digest = hashlib.blake2b(f"{seed}/{path}".encode(), digest_size=8).digest()
-    return mx.random.key(int.from_bytes(digest, "little"))
+    key: mx.array = mx.random.key(int.from_bytes(digest, "little"))
+    return key
 
 
 def set_trainable(model: nn.Module, lora: bool, num_layers: int | None = None) -> Trained:
@@ -154,7 +156,7 @@ def set_trainable(model: nn.Module, lora: bool, num_layers: int | None = None) -
 def _unfreeze_adapters(model: nn.Module, num_layers: int | None) -> str:
     adapters = adapters_of(model)
     if not adapters:
-        raise ConfigError("the model has no adapters to train", "load it with lora=LoRAConfig(…), or train full weights")
+        raise ConfigError("the model has no adapters to train", "load it with lora=LoRAConfig(…)")
     prefix, blocks = block_prefix(model), last_blocks(model, num_layers)
     for path, layer in adapters.items():
         if not path.startswith(prefix) or int(path.removeprefix(prefix).split(".")[0]) in blocks:
@@ -164,9 +166,9 @@ def _unfreeze_adapters(model: nn.Module, num_layers: int | None) -> str:
 
 def _unfreeze_weights(model: nn.Module, num_layers: int | None) -> str:
     if adapters_of(model):
-        raise ConfigError("the model has adapters, its full weights cannot be trained", "merge them first with fuse(model)")
+        raise ConfigError("the model has adapters, its full weights cannot be trained", "merge them first: fuse(model)")
     if any(_is_quantized(module) for module in model.modules()):
-        raise ConfigError("a quantized model cannot be trained in full", "train adapters with --lora, or take the float model")
+        raise ConfigError("a quantized model cannot be trained in full", "train adapters, or take the float model")
     if num_layers is None:
         model.unfreeze()
         return "all weights"
@@ -207,7 +209,7 @@ def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
     """
     adapters = adapters_of(model)
     if not adapters:
-        raise ModelError("the model has no adapters to switch off", "a fully trained model needs a second copy as reference")
+        raise ModelError("the model has no adapters to switch off", "a full model needs a second copy")
     _replace(model, {path: base_layer(layer) for path, layer in adapters.items()})
     try:
         yield model
@@ -256,10 +258,11 @@ def _merged(layer: Any, requantize: bool) -> nn.Module:
 
 
 def _float_weight(layer: Any) -> mx.array:
+    weight: mx.array = layer.weight
     if not _is_quantized(layer):
-        return layer.weight
+        return weight
     return mx.dequantize(
-        layer.weight, layer.scales, layer.get("biases"), group_size=layer.group_size, bits=layer.bits, mode=layer.mode
+        weight, layer.scales, layer.get("biases"), group_size=layer.group_size, bits=layer.bits, mode=layer.mode
     )
 
 

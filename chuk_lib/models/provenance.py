@@ -14,11 +14,12 @@ _ATTRIBUTE = "_chuk_provenance"
 
 @dataclass(frozen=True)
 class Provenance:
-    """`source` is what the user named, `folder` where the base weights were read, `config` its config.json (with
-    `quantization` when chuk quantized it). `lora` are the adapters on the model, `adapter_folder` where they were
-    read, if they were. `notes` are things the user should see."""
+    """`source` is what the user named, `base` the base model's own name (a hub id or a folder), `folder` where its
+    weights were read, `config` its config.json (with `quantization` when chuk quantized it). `lora` are the adapters
+    on the model, `adapter_folder` where they were read, if they were. `notes` are things the user should see."""
 
     source: str
+    base: str
     folder: Path
     config: dict[str, Any]
     lora: LoRAConfig | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,7 +13,8 @@ import mlx.nn as nn
 @contextmanager
 def untouched_random_state() -> Iterator[None]:
     """Leave the global generator after the block as it was before, whatever is drawn inside."""
-    high, low = mx.random.state[0].tolist()
+    state: Any = mx.random.state
+    high, low = state[0].tolist()
     try:
         yield
     finally:

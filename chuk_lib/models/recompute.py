@@ -23,7 +23,8 @@ def checkpoint_layers(model: nn.Module) -> int:
     """Make every block of `model` recompute its activations in training; returns how many blocks do."""
     for block in model.layers:
         if not is_checkpointed(block):
-            block.__class__ = _recomputing(type(block))
+            plain: Any = type(block)
+            block.__class__ = _recomputing(plain)
     return len(model.layers)
 
 
@@ -40,7 +41,7 @@ def is_checkpointed(block: nn.Module) -> bool:
 
 
 @cache
-def _recomputing(plain: type[nn.Module]) -> type[nn.Module]:
+def _recomputing(plain: Any) -> Any:
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not self.training:
             return plain.__call__(self, *args, **kwargs)
@@ -73,13 +74,15 @@ def _run(block: nn.Module, function: Callable[..., Any], args: tuple[Any, ...], 
 
 def _take_arrays(tree: Any) -> list[mx.array]:
     """The floating-point arrays of nested arguments in order: what gradients flow through."""
-    return [leaf for _, leaf in tree_flatten(tree) if _is_differentiable(leaf)]
+    return [leaf for _, leaf in tree_flatten(tree, is_leaf=nn.Module.is_module) if _is_differentiable(leaf)]
 
 
 def _put_arrays(tree: Any, arrays: list[mx.array]) -> Any:
     """The same arguments with their arrays replaced, in the same order."""
     following = iter(arrays)
-    return tree_map(lambda leaf: next(following) if _is_differentiable(leaf) else leaf, tree)
+    return tree_map(
+        lambda leaf: next(following) if _is_differentiable(leaf) else leaf, tree, is_leaf=nn.Module.is_module
+    )
 
 
 def _is_differentiable(leaf: Any) -> bool:

@@ -22,12 +22,14 @@ _EDGE = 1 << 16
 class Located:
     """Where a model is. `folder` holds the base weights, `adapter_folder` the adapter on top of them, if any.
 
-    `kind` is folder, run, checkpoint, adapter or hub; `note` says what was chosen when there was a choice.
+    `kind` is folder, run, checkpoint, adapter or hub; `base` names the base weights again (a hub id or a folder);
+    `note` says what was chosen when there was a choice.
     """
 
     source: str
     folder: Path
     kind: str
+    base: str
     adapter_folder: Path | None = None
     revision: str | None = None
     note: str = ""
@@ -63,7 +65,7 @@ def locate_adapter(source: str | Path) -> Path:
     if _is_run(path):
         path, _ = _run_checkpoint(path)
     if not (path / ADAPTER_CONFIG).is_file():
-        raise ModelError(f"`{path}` is not an adapter: it has no {ADAPTER_CONFIG}", "name the folder of an adapter or a LoRA run")
+        raise ModelError(f"`{path}` is not an adapter: it has no {ADAPTER_CONFIG}", "name an adapter or a LoRA run")
     return path
 
 
@@ -74,11 +76,12 @@ def _from_folder(source: str, path: Path, revision: str | None, local_only: bool
     elif (path / "state.json").is_file():
         kind = "checkpoint"
     if not (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
-        return Located(source, folder, kind, None, revision, note)
+        return Located(source, folder, kind, str(folder), None, revision, note)
     if not find_base:
-        return Located(source, folder, kind, folder, revision, note)
+        return Located(source, folder, kind, "", folder, revision, note)
     base = _base_of(folder, local_only)
-    return Located(source, base.folder, "adapter" if kind == "folder" else kind, folder, base.revision, note)
+    kind = "adapter" if kind == "folder" else kind
+    return Located(source, base.folder, kind, base.name, folder, base.revision, note)
 
 
 def _is_run(path: Path) -> bool:
@@ -105,7 +108,7 @@ def _from_hub(source: str, revision: str | None, local_only: bool) -> Located:
     try:
         folder = hub.cached_snapshot(source, revision)
         if weight_files(folder):
-            return Located(source, folder, "hub", None, revision, "from the local cache")
+            return Located(source, folder, "hub", source, None, revision, "from the local cache")
     except ModelError:
         if "/" not in source:
             raise _no_such_folder(source, "model") from None
@@ -113,7 +116,7 @@ def _from_hub(source: str, revision: str | None, local_only: bool) -> Located:
             raise
     if local_only:
         raise ModelError(f"`{source}` is in the cache without its weights", f"fetch it: `chuk model download {source}`")
-    return Located(source, hub.download_model(source, revision=revision), "hub", None, revision)
+    return Located(source, hub.download_model(source, revision=revision), "hub", source, None, revision)
 
 
 def _no_such_folder(source: str, what: str) -> ModelError:
@@ -128,6 +131,7 @@ def _no_such_folder(source: str, what: str) -> ModelError:
 @dataclass(frozen=True)
 class _Base:
     folder: Path
+    name: str
     revision: str | None
 
 
@@ -140,10 +144,10 @@ def _base_of(adapter: Path, local_only: bool) -> _Base:
         for path in (adapter / name, Path(name).expanduser()):
             if (path / "config.json").is_file():
                 _check_unchanged(adapter, path, written.get("fingerprint"))
-                return _Base(path.resolve(), revision)
-    for name in _base_names(config):
-        if hub.is_hub_id(name) and "/" in name and not name.startswith("."):
-            return _Base(_from_hub(name, revision, local_only).folder, revision)
+                known_as = next(filter(_is_hub_name, _base_names(config)), str(path.resolve()))
+                return _Base(path.resolve(), known_as, revision)
+    for name in filter(_is_hub_name, _base_names(config)):
+        return _Base(_from_hub(name, revision, local_only).folder, name, revision)
     named = next(_base_names(config), None)
     if named is None:
         message = f"adapter `{adapter}` does not say which model it belongs to"
@@ -152,8 +156,12 @@ def _base_of(adapter: Path, local_only: bool) -> _Base:
     raise ModelError(message, f"name the base too: `--model BASE --adapter {adapter}`")
 
 
+def _is_hub_name(name: str) -> bool:
+    return hub.is_hub_id(name) and "/" in name and not name.startswith(".") and not Path(name).exists()
+
+
 def base_record(config: dict[str, Any]) -> dict[str, Any]:
-    """What chuk wrote about the base into an adapter's config: source, folder, relative, revision, fingerprint."""
+    """What chuk wrote about the base into an adapter's config: name, folder, relative, revision, fingerprint."""
     own = config.get("chuk")
     base = own.get("base") if isinstance(own, dict) else None
     return base if isinstance(base, dict) else {}
@@ -162,7 +170,7 @@ def base_record(config: dict[str, Any]) -> dict[str, Any]:
 def _base_names(config: dict[str, Any]) -> Iterator[str]:
     written = base_record(config)
     names = (written.get("relative"), written.get("folder"), config.get("model"), config.get("base_model_name_or_path"))
-    yield from (name for name in (*names, written.get("source")) if isinstance(name, str) and name)
+    yield from (name for name in (*names, written.get("name")) if isinstance(name, str) and name)
 
 
 def _check_unchanged(adapter: Path, base: Path, expected: Any) -> None:

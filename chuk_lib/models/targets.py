@@ -45,7 +45,7 @@ def block_prefix(model: nn.Module) -> str:
     first = next((path for path, module in model.named_modules() if module is blocks[0]), None)
     if first is None:
         raise ModelError("the model's blocks cannot be found in it")
-    return first.removesuffix("0")
+    return str(first).removesuffix("0")
 
 
 def last_blocks(model: nn.Module, num_layers: int | None) -> range:
@@ -54,7 +54,7 @@ def last_blocks(model: nn.Module, num_layers: int | None) -> range:
     if num_layers is None:
         return range(total)
     if not 1 <= num_layers <= total:
-        raise ConfigError(f"`num_layers` is {num_layers}, the model has {total} blocks", f"use 1 to {total}, or leave it out for all")
+        raise ConfigError(f"`num_layers` is {num_layers}, the model has {total} blocks", f"use 1 to {total}")
     return range(total - num_layers, total)
 
 
@@ -95,16 +95,16 @@ def _matches(target: str, path: str, module: nn.Module, prefix: str) -> bool:
         return path.startswith(prefix) and not isinstance(module, nn.Embedding | nn.QuantizedEmbedding)
     name = path.rsplit(".", 1)[-1]
     if any(sign in target for sign in "*?["):
-        relative = path.removeprefix(prefix).partition(".")[2] if path.startswith(prefix) else path
-        return any(fnmatch.fnmatchcase(text, target) for text in (name, path, relative))
+        inner = "." in target and fnmatch.fnmatchcase(path, "*." + target)
+        return inner or any(fnmatch.fnmatchcase(text, target) for text in (name, path))
     return target in (name, path) or ("." in target and path.endswith("." + target))
 
 
 def _unknown(target: str, paths: list[str]) -> ConfigError:
     names = sorted({path.rsplit(".", 1)[-1] for path in paths})
     near = difflib.get_close_matches(target, [*names, ALL_LINEAR], n=1, cutoff=0.6)
-    guess = f"did you mean `{near[0]}`? " if near else ""
-    return ConfigError(f"`lora_target_modules`: no module matches `{target}`", f"{guess}the model has {_listing(paths)}")
+    hint = (f"did you mean `{near[0]}`? " if near else "") + f"the model has {_listing(paths)}"
+    return ConfigError(f"`lora_target_modules`: no module matches `{target}`", hint)
 
 
 def _listing(paths: list[str]) -> str:

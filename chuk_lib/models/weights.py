@@ -25,8 +25,8 @@ HF_NAMED = frozenset({
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "phi3", "starcoder2", "olmo2",
     "olmo3", "smollm3", "stablelm", "cohere", "glm4", "seed_oss",
 })  # fmt: skip
-"""Families whose mlx-lm parameters have Hugging Face's names, shapes and values. Others are saved in mlx-lm's own layout,
-which mlx-lm and chuk load and transformers does not."""
+"""Families whose mlx-lm parameters have Hugging Face's names, shapes and values. Others are saved in mlx-lm's own
+layout, which mlx-lm and chuk load and transformers does not."""
 
 _DTYPES = {mx.float32: "float32", mx.bfloat16: "bfloat16", mx.float16: "float16"}
 
@@ -35,7 +35,8 @@ def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> Non
     """Write the model into an existing folder.
 
     With adapters: an mlx-lm adapter folder (adapters only). Without: weights, config.json in both RoPE forms,
-    generation_config.json, tokenizer and chat template. The caller makes it atomic. Raises OSError when it cannot write.
+    generation_config.json, tokenizer and chat template. The caller makes it atomic. Raises OSError (MLX: RuntimeError)
+    when it cannot write.
     """
     folder = Path(folder)
     if adapters_of(model):
@@ -61,7 +62,7 @@ def _save_shards(folder: Path, weights: dict[str, mx.array], layout: str) -> Non
     if len(shards) == 1:
         mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": layout})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         mx.save_safetensors(str(folder / name), shard, metadata={"format": layout})
@@ -96,7 +97,8 @@ def _save_generation_config(found: Provenance, folder: Path) -> None:
         shutil.copyfile(source, folder / source.name)
         return
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    _write_json(folder / source.name, {name: found.config[name] for name in names if found.config.get(name) is not None})
+    ids = {name: found.config[name] for name in names if found.config.get(name) is not None}
+    _write_json(folder / source.name, ids)
 
 
 def load_trained_weights(model: nn.Module, folder: str | Path) -> None:
@@ -116,7 +118,8 @@ def load_trained_weights(model: nn.Module, folder: str | Path) -> None:
         raise ModelError(f"`{folder}` holds no full weights, but the model has no adapters")
     weights: dict[str, mx.array] = {}
     for path in files:
-        weights |= mx.load(str(path))
+        loaded: Any = mx.load(str(path))
+        weights |= loaded
     own = dict(tree_flatten(model.parameters()))
     if weights.keys() != own.keys() and hasattr(model, "sanitize"):
         weights = model.sanitize(weights)

@@ -89,7 +89,7 @@ def _mlx_problem() -> Problem | None:
 
 
 def _problems(facts: dict[str, Any]) -> list[Problem]:
-    found = _package_problems(facts["versions"])
+    found = package_problems(facts["versions"])
     if "blas" in facts:
         found += _blas_problems(facts)
     if 0 < facts["memory"]["available_bytes"] < LITTLE_BYTES:
@@ -103,7 +103,8 @@ def _problems(facts: dict[str, Any]) -> list[Problem]:
     return found
 
 
-def _package_problems(found: dict[str, str]) -> list[Problem]:
+def package_problems(found: dict[str, str]) -> list[Problem]:
+    """What is missing, doubled or untested among installed packages (name -> version)."""
     problems = [
         Problem(f"{name} is not installed", f"pip install {name}", fatal=True) for name in NEEDED if name not in found
     ]

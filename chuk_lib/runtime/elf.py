@@ -243,8 +243,11 @@ class _Dynamic:
     def _read(self, offset: int, length: int) -> bytes:
         if length > MOST_BYTES:
             raise ElfError(f"a table of {length} bytes is not plausible")
-        self._file.seek(offset)
-        data = self._file.read(length)
+        try:
+            self._file.seek(offset)
+            data = self._file.read(length)
+        except (OSError, OverflowError) as error:
+            raise ElfError(f"it cannot be read at {offset}: {error}") from error
         if len(data) != length:
             raise ElfError("it ends early")
         return data

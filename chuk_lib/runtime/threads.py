@@ -41,9 +41,9 @@ class Cores:
 def default_threads(cores: Cores) -> int:
     """One thread up to two cores, then half the physical cores, at most `MOST_THREADS`.
 
-    OpenBLAS's threads wait for each other by spinning. When one of them loses its core to another process the
-    others burn theirs: with two threads on two cores a 0.1 ms product then takes 6 ms, with one thread still
-    0.1 ms. Half the cores leaves room for MLX's own thread, the data and whatever else the machine is for.
+    OpenBLAS's threads wait for each other by spinning. When one of them loses its core to another process the others
+    burn theirs: two threads on two cores, one core taken, ran at a third to a half of the speed of one thread, and at
+    times far below. Half the cores leaves room for MLX's own thread, the data and whatever else the machine is for.
     """
     return min(MOST_THREADS, max(1, cores.usable // 2))
 

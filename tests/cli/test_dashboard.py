@@ -103,9 +103,9 @@ def test_long_curves_are_thinned_and_end_where_they_end() -> None:
 
 
 SEEN = [
-    "chuk train sft", "Qwen3-0.6B on train.jsonl", "60/100", "60%", "left", "loss", "eval loss", "best", "learning rate",
-    "1e-4", "gradient norm", "0.7", "5,120 (2,310 trained)", "12%", "2.0 GiB, peak 3.0 GiB", "step 60", "wanted",
-    "It is 4.", "written", "It is 5.", "runs/first", "bfloat16",
+    "chuk train sft", "Qwen3-0.6B on train.jsonl", "bfloat16", "runs/first", "60/100", "60%", "left", "loss",
+    "eval loss", "best", "learning rate", "1e-4", "gradient norm", "0.7", "5,120 (2,310 trained)", "12%",
+    "2.0 GiB, peak 3.0 GiB", "step 60", "wanted", "It is 4.", "written", "It is 5.",
 ]  # fmt: skip
 
 
@@ -135,6 +135,13 @@ def test_low_terminals_keep_the_progress_and_the_loss() -> None:
     assert "wanted" not in text
 
 
+def test_epochs_are_told_when_they_decide() -> None:
+    board = board_after(70)
+    assert "epoch 1.20/2" in picture(board, 140)
+    board.about["config"] = {"max_steps": 100}
+    assert "epoch 1.20  " in picture(board, 140)
+
+
 def test_picture_is_a_pure_function() -> None:
     board = board_after(70)
     assert picture(board, 80) == picture(board, 80)
@@ -152,7 +159,8 @@ def test_colour_goes_away_with_no_color(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_end_is_said_in_words() -> None:
     assert "done after 3 m 20 s" in picture(board_after(500), 80)
-    for reason, words in (("stopped", "stopped, state saved"), ("early_stopping", "stopped early"), ("failed", "failed")):
+    ends = {"stopped": "stopped, state saved", "early_stopping": "stopped early", "failed": "failed"}
+    for reason, words in ends.items():
         board = board_after(70)
         board.see(Event("finished", 60, {"reason": reason}, 1200.0))
         assert words in picture(board, 80)

@@ -103,8 +103,9 @@ def test_what_the_machine_refuses_is_not_a_bug() -> None:
 
 
 def test_ctrl_c_and_sigterm_end_with_their_codes() -> None:
+    waiting = 'import time; print("up", flush=True); time.sleep(60)'
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        command = [sys.executable, "-c", FAILING.format(statement='import time; print("up", flush=True); time.sleep(60)')]
+        command = [sys.executable, "-c", FAILING.format(statement=waiting)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=chuk_environment())
         assert process.stdout
         process.stdout.readline()
@@ -154,7 +155,7 @@ def test_a_group_without_a_command_shows_its_help(run_chuk: RunChuk) -> None:
 
 
 def test_what_stdout_cannot_encode_is_escaped() -> None:
-    done = run_failing('print(chr(0x2713))', env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"})
+    done = run_failing("print(chr(0x2713))", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"})
     assert (done.returncode, done.stdout) == (0, "\\u2713\n")
 
 

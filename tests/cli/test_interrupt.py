@@ -74,7 +74,8 @@ def test_the_answer_does_not_wait_for_the_step() -> None:
 def test_after_the_block_signals_are_as_before() -> None:
     code = LOOP.format(step="signal.raise_signal(signal.SIGINT); time.sleep(1)", after="pass", before="pass")
     code = code.replace("sys.exit(stop.exit_code)", "signal.raise_signal(signal.SIGINT)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=chuk_environment(), check=False)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=chuk_environment(), check=False)
     assert "KeyboardInterrupt" in done.stderr
 
 

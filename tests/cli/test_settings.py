@@ -56,7 +56,7 @@ def test_a_typed_flag_wins_even_when_it_says_the_default(tmp_path: Path) -> None
     path = config_file(tmp_path, "batch_size: 2\nuse_lora: true\n")
     settings = seen_by_command(["--config", str(path), "--batch-size", "8", "--full"])
     assert (settings.value.batch_size, settings.value.use_lora) == (8, False)
-    assert settings.origins["use_lora"] == "--lora"
+    assert settings.origins["use_lora"] == "--full"
 
 
 def test_switches_go_both_ways() -> None:
@@ -98,7 +98,8 @@ BAD_FILES = {
     "twice": ("seed: 1\nlr: 2\nseed: 3\n", ["line 3", "line 1"], ""),
     "type": ("batch_size: many\n", ["sft.yaml:1", "whole number", "many"], ""),
     "infinite": ("batch_size: .inf\n", ["sft.yaml:1", "whole number"], ""),
-    "null": ("batch_size: null\n", ["needs a value"], ""), "tag": ("seed: !!python/object:os.system 1\n", ["line 1"], ""),
+    "null": ("batch_size: null\n", ["needs a value"], ""),
+    "tag": ("seed: !!python/object:os.system 1\n", ["line 1"], ""),
 }  # fmt: skip
 
 
@@ -120,14 +121,15 @@ BAD_OPTIONS = {
     "not a choice": (["--optimizer", "adamm"], ["optimizer", "adamw"]),
     "unknown setting": (["--set", "warmup_step=3"], ["warmup_step", "warmup_steps"]),
     "no value": (["--set", "seed"], ["KEY=VALUE"]), "missing file": (["--config", "no.yaml"], ["no.yaml"]),
-    "folder": (["--config", "."], ["."]), "no model": (["--data", "x"], ["--model"]), "no data": (["-m", "x"], ["--data"]),
+    "folder": (["--config", "."], ["."]), "no model": (["--data", "x"], ["--model"]),
+    "no data": (["-m", "x"], ["--data"]),
     "unknown option": (["--learning-rte", "1"], ["--learning-rate"]),
     "both modes": (["--json", "--quiet", "-m", "x", "-d", "y"], ["--quiet"]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("args", "parts"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
-def test_a_bad_option_is_told_in_one_line_with_exit_code_2(run_chuk: RunChuk, args: list[str], parts: list[str]) -> None:
+def test_a_bad_option_is_told_in_one_line(run_chuk: RunChuk, args: list[str], parts: list[str]) -> None:
     done = run_chuk("train", "sft", *args)
     assert (done.returncode, done.stdout) == (2, "")
     assert all(part in done.stderr for part in parts), done.stderr

@@ -54,7 +54,8 @@ def test_per_layer_type_rope_parameters_are_flattened_as_gemma3_needs_them() -> 
     flat = flatten_rope({"model_type": "gemma3_text", "rope_parameters": nested, "layer_types": kinds})
     assert (flat["rope_theta"], flat["rope_local_base_freq"], flat["sliding_window_pattern"]) == (1e6, 1e4, 3)
     assert flat["rope_scaling"]["factor"] == 8.0
-    inside = flatten_rope({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "rope_parameters": nested}})
+    inner = {"model_type": "gemma3_text", "rope_parameters": nested}
+    inside = flatten_rope({"model_type": "gemma3", "text_config": inner})
     assert inside["text_config"]["rope_local_base_freq"] == 1e4
 
 

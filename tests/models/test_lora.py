@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten, tree_map
 from parity_models import IDS, LLAMA, PARITY, logits, parameters, shake_adapters, trainable
 
 from chuk_lib.errors import ConfigError, ModelError
@@ -119,7 +120,9 @@ def test_num_layers_adapts_the_last_blocks_and_no_more_than_there_are() -> None:
             apply_lora(model, LoRAConfig(num_layers=wrong))
 
 
-@pytest.mark.parametrize("bad", [{"rank": 0}, {"alpha": 0.0}, {"alpha": float("nan")}, {"dropout": 1.0}, {"targets": ()}])
+@pytest.mark.parametrize(
+    "bad", [{"rank": 0}, {"alpha": 0.0}, {"alpha": float("nan")}, {"dropout": 1.0}, {"targets": ()}]
+)
 def test_numbers_that_make_no_adapter_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         load_model(LLAMA, LoRAConfig(**bad))
@@ -145,8 +148,6 @@ def test_full_training_trains_every_parameter(name: str) -> None:
     assert trainable(model).keys() == parameters(model).keys()
     assert said.parameters == said.total == sum(value.size for value in parameters(model).values())
     _, gradient = nn.value_and_grad(model, lambda ids: total_loss(model, ids))(IDS)
-    from mlx.utils import tree_flatten
-
     assert all(mx.abs(value).max().item() > 0 for _, value in tree_flatten(gradient))
 
 
@@ -159,15 +160,23 @@ def test_full_training_of_the_last_blocks() -> None:
         set_trainable(model, lora=True)
 
 
+@pytest.mark.parametrize(("dtype", "trained"), [("auto", mx.float32), ("bfloat16", mx.bfloat16)])
+def test_full_training_widens_weights_unless_the_dtype_was_chosen(dtype: Any, trained: mx.Dtype) -> None:
+    model, _ = load_model(LLAMA, dtype=dtype)
+    model.update(tree_map(lambda value: value.astype(mx.bfloat16), model.parameters()))
+    set_trainable(model, lora=False, num_layers=1)
+    assert {value.dtype for value in trainable(model).values()} == {trained}
+    assert parameters(model)["model.embed_tokens.weight"].dtype == mx.bfloat16
+
+
 def test_quantized_base_trains_adapters_only() -> None:
     model, _ = load_model(LoadConfig(str(LLAMA), use_4bit=True, use_lora=True, lora_config=LoRAConfig(rank=2)))
     shake_adapters(model)
     _, gradient = nn.value_and_grad(model, lambda ids: total_loss(model, ids))(IDS)
-    from mlx.utils import tree_flatten
-
     found = dict(tree_flatten(gradient))
     assert found.keys() == trainable(model).keys()
-    assert all(name.endswith((".lora_a", ".lora_b")) and mx.abs(value).max().item() > 0 for name, value in found.items())
+    assert all(name.endswith((".lora_a", ".lora_b")) for name in found)
+    assert all(mx.abs(value).max().item() > 0 for value in found.values())
     plain, _ = load_model(LoadConfig(str(LLAMA), use_4bit=True))
     with pytest.raises(ConfigError, match="quantized model cannot be trained in full"):
         set_trainable(plain, lora=False)

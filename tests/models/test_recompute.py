@@ -90,12 +90,13 @@ def test_dropout_is_the_same_in_both_runs_of_a_block() -> None:
     generator = np.random.default_rng(0)
     for _ in range(3):
         way = {name: generator.normal(size=value.shape).astype(np.float32) for name, value in start}
-        step = 1e-2
+        step = 1e-3
         up, down = (loss_at([(n, v + sign * step * mx.array(way[n])) for n, v in start]) for sign in (1, -1))
         slope = sum(float((gradient[name] * way[name]).sum()) for name in way)
-        assert (up - down) / (2 * step) == pytest.approx(slope, rel=0.05, abs=2e-3)
+        assert (up - down) / (2 * step) == pytest.approx(slope, rel=0.01, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_compiled_training_step_with_dropout() -> None:
     model, _ = load_model(LLAMA, LoRAConfig(rank=4, dropout=0.3))
     shake_adapters(model)
@@ -105,8 +106,8 @@ def test_compiled_training_step_with_dropout() -> None:
     def loss(ids: mx.array) -> mx.array:
         return nn.losses.cross_entropy(model(ids[:, :-1]), ids[:, 1:]).mean()
 
-    step = nn.value_and_grad(model, loss)
-    compiled = mx.compile(lambda ids: step(ids), inputs=[model.state, mx.random.state], outputs=[mx.random.state])
+    step, state = nn.value_and_grad(model, loss), [model.state, mx.random.state]
+    compiled = mx.compile(lambda ids: step(ids), inputs=state, outputs=state)
     first, second = (compiled(IDS)[0].item() for _ in range(2))
     assert first != second
     mx.random.seed(1)

@@ -134,7 +134,7 @@ def test_recomputing_activations_gives_the_same_weights(train):
 
 
 def test_format_and_text_field_choose_the_columns(train, tmp_path):
-    rows = [{"prompt": "red ", "completion": "green", "text": "blue blue", "body": "grey grey grey"}] * 4
+    rows = [{"prompt": "red ", "completion": "green", "text": "blue", "body": "grey grey grey"}] * 4
     data = str(write_rows(tmp_path / "many.jsonl", rows))
     shared = {"data": data, "max_steps": 1, "eval_data": data}
     tokens = [

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from random import Random
 
-from chuk_lib.data.generators.problems import Draft, exact
+from chuk_lib.data.generators.problems import Draft, apply, exact
 from chuk_lib.data.generators.words import word_problem
 
 Maker = Callable[[Random, int], Draft]
@@ -35,10 +35,10 @@ def arithmetic(random: Random, difficulty: int) -> Draft:
         a = b * random.randint(2, top // b)
     elif operator == "-" and difficulty == 1 and a < b:
         a, b = b, a
-    value = {"+": a + b, "-": a - b, "*": a * b, "/": Fraction(a, b)}[operator]
+    value = apply(operator, Fraction(a), Fraction(b))
     operands = (min(a, b), max(a, b)) if operator in "+*" else (a, b)
     expression = f"{a} {operator} {b}"
-    return _asked(random, expression, expression, Fraction(value), (operator, *operands))
+    return _asked(random, expression, expression, value, (operator, *operands))
 
 
 def fractions(random: Random, difficulty: int) -> Draft:
@@ -49,14 +49,14 @@ def fractions(random: Random, difficulty: int) -> Draft:
     second = _proper(random, first.denominator if difficulty == 1 else random.randint(2, largest))
     if difficulty == 1 and operator == "-" and first < second:
         first, second = second, first
-    value = _apply(operator, first, second)
+    value = apply(operator, first, second)
     expression = f"({first}) {operator} ({second})"
     shown = expression if operator == "/" else f"{first} {operator} {second}"
     if difficulty < 5:
         ordered = sorted((first, second)) if operator in "+*" else [first, second]
         return _asked(random, shown, expression, value, ("fractions", operator, *map(str, ordered)))
     third, sign = _proper(random, random.randint(2, largest)), random.choice("+-")
-    steps = ((expression, value), (f"({value}) {sign} ({third})", _apply(sign, value, third)))
+    steps = ((expression, value), (f"({value}) {sign} ({third})", apply(sign, value, third)))
     text = random.choice(_QUESTIONS).format(f"({shown}) {sign} {third}")
     return Draft(text, f"({expression}) {sign} ({third})", steps, _key_of_three(operator, sign, first, second, third))
 
@@ -141,14 +141,6 @@ def _asked(random: Random, shown: str, expression: str, value: Fraction, key: tu
 
 def _proper(random: Random, denominator: int) -> Fraction:
     return Fraction(random.randint(1, denominator - 1), denominator)
-
-
-def _apply(operator: str, a: Fraction, b: Fraction) -> Fraction:
-    if operator == "+":
-        return a + b
-    if operator == "-":
-        return a - b
-    return a * b if operator == "*" else a / b
 
 
 def _key_of_three(

@@ -84,6 +84,15 @@ class Draft:
         return self.steps[-1][1]
 
 
+def apply(operator: str, a: Fraction, b: Fraction) -> Fraction:
+    """a + b, a - b, a * b or a / b, exactly."""
+    if operator == "+":
+        return a + b
+    if operator == "-":
+        return a - b
+    return a * b if operator == "*" else a / b
+
+
 def exact(value: Fraction, decimal: bool = False) -> str:
     """A value as text that loses nothing: `12`, `-5/6`, and with `decimal` `4.5` where the decimals end."""
     if value.denominator == 1:

@@ -55,8 +55,8 @@ def _tools(sample: TrainingSample) -> dict[str, Any]:
     """Each step is a call by the assistant and a result in the tool's own turn, which is not the assistant's text."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": sample.problem.problem_text}]
     for call in sample.correct_trace:
-        function = {"name": call.tool_name, "arguments": call.tool_args}
-        messages.append({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]})
+        made = {"type": "function", "function": {"name": call.tool_name, "arguments": call.tool_args}}
+        messages.append({"role": "assistant", "content": "", "tool_calls": [made]})
         messages.append({"role": "tool", "name": call.tool_name, "content": call.tool_result})
     messages.append({"role": "assistant", "content": f"ANSWER: {sample.problem.answer_exact}"})
     return {"messages": messages, "tools": [TOOL_SCHEMA]}

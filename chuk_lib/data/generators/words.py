@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from random import Random
 
-from chuk_lib.data.generators.problems import Draft
+from chuk_lib.data.generators.problems import Draft, apply
 
 _STORIES = (
     ("+", "{name} has {a} {items} and buys {b} more. How many {items} does {name} have?", "{items}"),
@@ -39,11 +39,11 @@ def word_problem(random: Random, difficulty: int) -> Draft:
     if difficulty >= 3:
         aside = random.choice(_ASIDES).format(n=random.randint(2, 90), **words)
         text = f"{aside} {text}" if random.random() < 0.5 else _before_the_question(text, aside)
-    value = {"+": a + b, "-": a - b, "*": a * b, "/": Fraction(a, b)}[operator]
+    value = apply(operator, Fraction(a), Fraction(b))
     operands = (min(a, b), max(a, b)) if operator in "+*" else (a, b)
     expression = f"{a} {operator} {b}"
     key = ("word", operator, *operands)
-    return Draft(text, expression, ((expression, Fraction(value)),), key, unit.format(**words))
+    return Draft(text, expression, ((expression, value),), key, unit.format(**words))
 
 
 def _numbers(random: Random, operator: str, difficulty: int) -> tuple[int, int]:

@@ -27,8 +27,8 @@ def load_tokenizer(folder: str | Path, eos_token_ids: int | Iterable[int] | None
     """
     folder = Path(folder)
     if not any((folder / name).is_file() for name in _FILES):
-        raise ModelError(f"`{folder}` has no tokenizer: no tokenizer.json in it", "copy the tokenizer files of the base model there")
-    from mlx_lm.tokenizer_utils import load
+        raise ModelError(f"`{folder}` has no tokenizer: no tokenizer.json in it", "copy the base model's there")
+    from mlx_lm.utils import load_tokenizer as load
 
     ends = _named_ends(folder) if eos_token_ids is None else _as_ids(eos_token_ids)
     try:

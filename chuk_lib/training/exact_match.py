@@ -1,0 +1,69 @@
+"""How often a model writes exactly what the data says: greedy answers to held-out prompts.
+
+Prompt and target are the very tokens that training sees: the prompt is what stands before a row's last learned
+stretch, the target is that stretch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.nn as nn
+import numpy as np
+
+from chuk_lib.data.types import Example
+from chuk_lib.errors import DataError
+from chuk_lib.inference import Completion, SamplingConfig, generate_many
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was asked, what should have come, what came. `source` is the row's file and line."""
+
+    prompt: str
+    target: str
+    completion: str
+    source: str
+
+    @property
+    def correct(self) -> bool:
+        """Equal but for blanks around it."""
+        return self.completion.strip() == self.target.strip()
+
+
+def exact_match(
+    model: nn.Module, tokenizer: Any, examples: Sequence[Example], *, max_tokens: int | None = None
+) -> list[Answer]:
+    """Greedy answers to the examples' prompts, in order.
+
+    A row may write `max_tokens` tokens; unset: four more than the longest target, enough to see that it goes on too
+    long. Raises DataError for an example that learns its first token: it has no prompt.
+    """
+    pairs = [prompt_and_target(example) for example in examples]
+    longest = max((len(target) for _, target in pairs), default=0)
+    config = SamplingConfig(max_tokens=max_tokens or longest + 4)
+    completions = generate_many(model, tokenizer, [prompt.tolist() for prompt, _ in pairs], config)
+    return [
+        _answer(tokenizer, example, *pair, completion)
+        for example, pair, completion in zip(examples, pairs, completions, strict=True)
+    ]
+
+
+def prompt_and_target(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids before the last learned stretch, and of that stretch. Raises DataError when nothing stands before."""
+    learned = np.flatnonzero(example.loss_mask)
+    end = int(learned[-1]) + 1
+    gaps = np.flatnonzero(~example.loss_mask[:end])
+    begin = int(gaps[-1]) + 1 if len(gaps) else 0
+    if begin == 0:
+        raise DataError(
+            f"{example.source or 'a row'} has no prompt to answer", "give prompt/completion or messages rows"
+        )
+    return example.input_ids[:begin], example.input_ids[begin:end]
+
+
+def _answer(tokenizer: Any, example: Example, prompt: np.ndarray, target: np.ndarray, completion: Completion) -> Answer:
+    text = lambda ids: str(tokenizer.decode(ids.tolist(), skip_special_tokens=True))  # noqa: E731
+    return Answer(text(prompt), text(target), completion.text, str(example.source))

@@ -1,0 +1,63 @@
+"""What the data tests share: TRL's fixtures, a real tokenizer with and without markers in its template, and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chuk_lib.data.tokenizers.loader import load_tokenizer
+
+TESTS = Path(__file__).resolve().parent.parent
+WriteRows = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def parity() -> Path:
+    """TRL's fixtures: CHUK_PARITY, else ../shared/parity beside the repository, else the committed part of them."""
+    places = [Path(os.environ.get("CHUK_PARITY", "")), TESTS.parent.parent / "shared" / "parity"]
+    found = (place for place in places if (place / "expected" / "sft_tokenized.json").is_file())
+    return next(found, TESTS / "fixtures" / "parity")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(parity: Path) -> Any:
+    """Byte-level BPE with a ChatML template that marks what the assistant writes. Do not change it."""
+    return load_tokenizer(parity / "models" / "llama-tiny")
+
+
+@pytest.fixture
+def with_template(parity: Path) -> Callable[[str | None], Any]:
+    """The same tokenizer with another chat template."""
+
+    def load(template: str | None) -> Any:
+        made = load_tokenizer(parity / "models" / "llama-tiny")
+        made._tokenizer.chat_template = template
+        return made
+
+    return load
+
+
+@pytest.fixture
+def unmarked(tokenizer: Any, with_template: Callable[[str | None], Any]) -> Any:
+    """The tokenizer whose template has lost its `{% generation %}` markers."""
+    template = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", tokenizer._tokenizer.chat_template)
+    assert "generation %}" not in template
+    return with_template(template)
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> WriteRows:
+    """`rows_file(row, row, …)` writes a JSONL file and returns its path."""
+
+    def write(*rows: Any, name: str = "rows.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
