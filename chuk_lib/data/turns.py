@@ -101,7 +101,7 @@ class TurnFinder:
             return Frame("", "", "")
         tail = last.split(_PROBE, 1)[1].rstrip()
         head, after = longer.split(_PROBE, 1)
-        header = head[len(before) :] if head.startswith(before) else ""
+        header = head[len(before) :] if head.startswith(before) and head[len(before) :].strip() else ""
         if after.startswith(tail):
             return Frame(header, tail, tail)
         shared = _TOKENS.match(tail[: common_prefix(tail, after)])

@@ -7,20 +7,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import RunChuk
 
 from chuk_lib.data.generators import MathProblemGenerator, TrainingSample
 from chuk_lib.data.generators.makers import MAKERS
 from chuk_lib.data.generators.problems import exact
 from chuk_lib.data.generators.rows import FORMATS, split_rows, to_row
 from chuk_lib.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from conftest import RunChuk
 
 SIX = ("arithmetic", "fractions", "percentages", "word_problem", "multi_step", "comparison")
 
@@ -67,6 +71,10 @@ def _atom(tokens: list[str]) -> Fraction:
     return Fraction(token)
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def make(n: int = 600, seed: int = 1, **options: object) -> list[TrainingSample]:
     return MathProblemGenerator(seed).generate_batch(n, **options)  # type: ignore[arg-type]
 
@@ -88,8 +96,8 @@ def test_every_answer_and_every_step_is_exact(kind: str, level: int) -> None:
 
 
 def test_questions_state_the_expression_they_ask() -> None:
-    plain = [s.problem for s in make(300, problem_types=["arithmetic", "fractions", "multi_step"], difficulty_range=(1, 5))]
-    for problem in plain:
+    plain = make(300, problem_types=["arithmetic", "fractions", "multi_step"], difficulty_range=(1, 5))
+    for problem in (sample.problem for sample in plain):
         shown = re.sub(r"^(What is|Calculate|Compute|Find the value of|Work out) |[?.]$", "", problem.problem_text)
         assert value_of(shown) == Fraction(problem.answer_exact), problem
     for sample in make(200, problem_types=["word_problem"], difficulty_range=(1, 5)):
@@ -117,11 +125,17 @@ def test_wrong_responses_are_wrong_and_look_alike() -> None:
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_difficulty_matters_in_every_type(kind: str) -> None:
-    def weight(level: int) -> float:
-        samples = make(50, difficulty_range=(level, level), problem_types=[kind])
-        return sum(len(s.problem.expression) for s in samples) / len(samples)
+    def reach(level: int) -> tuple[set[str], int, float]:
+        """Forms of the questions, the largest number in them, and the mean length of the expressions."""
+        problems = [s.problem for s in make(50, difficulty_range=(level, level), problem_types=[kind])]
+        forms = {re.sub(r"\d+", "0", problem.expression) for problem in problems}
+        largest = max(int(n) for problem in problems for n in re.findall(r"\d+", problem.expression))
+        return forms, largest, sum(len(problem.expression) for problem in problems) / len(problems)
 
-    assert weight(1) < weight(3) < weight(5)
+    levels = [reach(level) for level in range(1, 6)]
+    for (forms, largest, _), (harder_forms, harder_largest, _) in itertools.pairwise(levels):
+        assert harder_forms - forms or harder_largest > largest
+    assert levels[0][2] < levels[4][2]
 
 
 def test_types_and_levels_are_drawn_evenly() -> None:
@@ -177,8 +191,8 @@ def test_wrong_requests_are_refused(options: dict[str, object], words: str) -> N
 def test_saved_files_have_the_known_columns(tmp_path: Path) -> None:
     generator = MathProblemGenerator()
     samples = generator.generate_batch(20)
-    sft = [json.loads(line) for line in generator.save_sft_dataset(samples, tmp_path / "sft.jsonl").open()]
-    dpo = [json.loads(line) for line in generator.save_dpo_dataset(samples, tmp_path / "dpo.jsonl").open()]
+    sft = read(generator.save_sft_dataset(samples, tmp_path / "sft.jsonl"))
+    dpo = read(generator.save_dpo_dataset(samples, tmp_path / "dpo.jsonl"))
     assert len(sft) == 20
     assert len(dpo) == 80
     assert set(sft[0]) == {"prompt", "response", "metadata"}
@@ -200,7 +214,8 @@ def test_rows_carry_the_answer_in_every_format(format: str) -> None:
 def test_tool_results_stand_in_a_turn_of_the_tool() -> None:
     sample = make(1, problem_types=["multi_step"])[0]
     row = to_row(sample, "tools")
-    assert [m["role"] for m in row["messages"]] == ["user", *["assistant", "tool"] * len(sample.correct_trace), "assistant"]
+    turns = ["assistant", "tool"] * len(sample.correct_trace)
+    assert [m["role"] for m in row["messages"]] == ["user", *turns, "assistant"]
     written = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
     assert written == [""] * len(sample.correct_trace) + [f"ANSWER: {sample.problem.answer_exact}"]
     assert row["tools"][0]["function"]["name"] == row["messages"][1]["tool_calls"][0]["function"]["name"]
@@ -221,17 +236,13 @@ def test_reversed_answers_start_with_the_last_digit() -> None:
 
 def test_split_sizes() -> None:
     rows = [{"n": n} for n in range(10)]
-    assert {name: len(part) for name, part in split_rows(rows, 0.05, 0.05).items()} == {"train": 8, "valid": 1, "test": 1}
-    assert {name: len(part) for name, part in split_rows(rows, 0.3, 0).items()} == {"train": 7, "valid": 3, "test": 0}
+    assert [len(part) for part in split_rows(rows, 0.05, 0.05).values()] == [8, 1, 1]
+    assert [len(part) for part in split_rows(rows, 0.3, 0).values()] == [7, 3, 0]
     for valid, test in ((0.5, 0.5), (-0.1, 0.1)):
         with pytest.raises(ConfigError, match="nothing to train on"):
             split_rows(rows, valid, test)
     with pytest.raises(ConfigError, match="too few"):
         split_rows(rows[:2], 0.05, 0.05)
-
-
-def read(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_command_writes_disjoint_splits(run_chuk: RunChuk, tmp_path: Path) -> None:
@@ -255,13 +266,9 @@ def test_command_writes_the_same_bytes_for_the_same_seed(run_chuk: RunChuk, tmp_
 
 def test_every_option_changes_the_output(run_chuk: RunChuk) -> None:
     base = ["data", "generate-math", "-n", "40", "-o", "-", "--types", "addition"]
-    outputs = [
-        run_chuk(*base, *more).stdout
-        for more in (
-            [], ["--seed", "3"], ["--difficulty", "3"], ["--reverse-answers"], ["--types", "fractions"],
-            ["--format", "messages"], ["--format", "tools"], ["--format", "text"], ["--format", "preference"],
-        )  # fmt: skip
-    ]
+    formats = [["--format", name] for name in FORMATS if name != "completion"]
+    variations = [[], ["--seed", "3"], ["--difficulty", "3"], ["--reverse-answers"], ["--types", "fractions"], *formats]
+    outputs = [run_chuk(*base, *more).stdout for more in variations]
     assert len(set(outputs)) == len(outputs)
     assert all(len(output.splitlines()) == 40 for output in outputs)
     shares = run_chuk("data", "generate-math", "-n", 40, "-o", "s", "--valid", 0, "--test", 0.5, "--json")
@@ -299,7 +306,7 @@ def test_command_explains_what_it_cannot_do(options: list[str], code: int, words
     assert done.stdout == ""
 
 
-def test_closed_pipe_is_no_error(run_chuk: RunChuk) -> None:
+def test_standard_output_holds_rows_only(run_chuk: RunChuk) -> None:
     done = run_chuk("data", "generate-math", "-n", "3", "-o", "-")
     assert done.returncode == 0
     assert done.stderr == ""

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import RunChuk
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
@@ -23,6 +23,9 @@ from chuk_lib.data.tokenizers.loader import load_tokenizer
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.create import create_model
 from chuk_lib.models.presets import PRESETS
+
+if TYPE_CHECKING:
+    from conftest import RunChuk
 
 TEXTS = [
     "123+456=579",

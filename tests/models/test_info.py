@@ -13,9 +13,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from conftest import ROOT, RunChuk, chuk_environment
 from mlx.utils import tree_flatten
 
 from chuk_lib.errors import ConfigError, ModelError
@@ -25,6 +25,10 @@ from chuk_lib.models.headers import read_headers
 from chuk_lib.models.hub import is_hub_id
 from chuk_lib.models.info import describe_model
 
+if TYPE_CHECKING:
+    from conftest import RunChuk
+
+ROOT = Path(__file__).resolve().parents[2]
 PARITY = ROOT / "tests" / "fixtures" / "parity" / "models"
 
 
@@ -100,7 +104,11 @@ def test_one_module_packed_otherwise(model: Path) -> None:
     loaded, _ = mlx_lm.load(str(model))
     special = "model.layers.1.mlp.up_proj"
     exception = {"group_size": 32, "bits": 8}
-    nn.quantize(loaded, 32, 4, class_predicate=lambda path, m: hasattr(m, "to_quantized") and (exception if path == special else True))
+
+    def how(path: str, module: nn.Module) -> bool | dict[str, int]:
+        return hasattr(module, "to_quantized") and (exception if path == special else True)
+
+    nn.quantize(loaded, 32, 4, class_predicate=how)
     before = describe_model(model).parameters
     mx.save_safetensors(str(model / "model.safetensors"), dict(tree_flatten(loaded.parameters())))
     edit_config(model, quantization={"group_size": 32, "bits": 4, special: exception})
@@ -119,7 +127,7 @@ def test_memory_follows_from_the_shape(model: Path) -> None:
     assert found.disk_bytes == sum(path.stat().st_size for path in model.iterdir())
 
 
-@pytest.mark.parametrize("name", ["llama-tiny", "qwen2-tiny", "qwen3-tiny"])
+@pytest.mark.parametrize("name", ["llama-tiny", "qwen2-tiny"])
 def test_rope_reads_alike_in_both_config_forms(name: str) -> None:
     forms = [json.loads((PARITY / name / file).read_text()) for file in ("config.json", "config.transformers_v5.json")]
     old = {key: value for key, value in forms[0].items() if key != "rope_parameters"}
@@ -210,7 +218,8 @@ def test_peft_adapter() -> None:
 def test_adapter_that_chuk_writes_and_the_run_it_lies_in(model: Path, tmp_path: Path) -> None:
     from chuk_lib.models import LoRAConfig, load_model, save_pretrained
 
-    loaded, tokenizer = load_model(model, lora=LoRAConfig(rank=2, alpha=8.0, num_layers=1, targets=("q_proj", "o_proj")))
+    lora = LoRAConfig(rank=2, alpha=8.0, num_layers=1, targets=("q_proj", "o_proj"))
+    loaded, tokenizer = load_model(model, lora=lora)
     run = tmp_path / "run"
     checkpoint = run / "checkpoints" / "step_000020"
     checkpoint.mkdir(parents=True)
@@ -276,7 +285,8 @@ def test_what_cannot_be_fetched_is_said_in_one_line(run_chuk: RunChuk, tmp_path:
 
 
 def test_hub_ids() -> None:
-    assert is_hub_id("owner/name-1.5_b") and is_hub_id("gpt2")
+    assert is_hub_id("owner/name-1.5_b")
+    assert is_hub_id("gpt2")
     assert not any(map(is_hub_id, ("a/b/c", "/etc/passwd", "../x", "a b", "", "./x")))
 
 
@@ -303,7 +313,7 @@ def test_info_loads_nothing_heavy(model: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "model", "info", str(model)],
-        capture_output=True, text=True, env=chuk_environment(), check=True,
+        capture_output=True, text=True, cwd=ROOT, check=True,
     )  # fmt: skip
     assert "33,120" in done.stdout
     heavy = {"mlx", "numpy", "transformers", "tokenizers", "safetensors", "huggingface_hub", "yaml", "rich"}

@@ -44,7 +44,7 @@ def arithmetic(random: Random, difficulty: int) -> Draft:
 def fractions(random: Random, difficulty: int) -> Draft:
     """Two proper fractions (three at level 5). Level 1: one denominator; multiplication from 2, division from 3."""
     operator = random.choice("+-" if difficulty == 1 else "+-*" if difficulty == 2 else "+-*/")
-    largest = (12, 10, 15, 30, 40)[difficulty - 1]
+    largest = (10, 12, 15, 30, 40)[difficulty - 1]
     first = _proper(random, random.randint(3, largest))
     second = _proper(random, first.denominator if difficulty == 1 else random.randint(2, largest))
     if difficulty == 1 and operator == "-" and first < second:
@@ -64,7 +64,7 @@ def fractions(random: Random, difficulty: int) -> Draft:
 def percentages(random: Random, difficulty: int) -> Draft:
     """A share of a number; any percentage from level 3, increases and decreases from level 4."""
     if difficulty == 1:
-        percent, base = random.choice((5, 10, 20, 25, 30, 40, 50, 60, 75, 80)), 20 * random.randint(1, 50)
+        percent, base = random.choice((5, 10, 20, 25, 30, 40, 50, 60, 75, 80)), 20 * random.randint(1, 20)
     elif difficulty == 2:
         percent, base = 5 * random.randint(1, 19), random.randint(10, 500)
     else:
