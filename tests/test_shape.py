@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, RunChuk, chuk_environment
 
 from chuk_cli import lazy
 from chuk_lib import __version__
+from tests.conftest import ROOT, RunChuk, chuk_environment
 
 SOURCES = sorted([*(ROOT / "chuk_lib").rglob("*.py"), *(ROOT / "chuk_cli").rglob("*.py")])
 HEAVY = {"mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy", "tokenizers", "pydantic", "pyarrow", "jinja2"}

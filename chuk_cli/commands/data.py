@@ -38,7 +38,10 @@ def generate_math(
         str, typer.Option("--format", help="completion, messages, tools, text or preference.", metavar="NAME")
     ] = "completion",
     reverse_answers: Annotated[
-        bool, typer.Option("--reverse-answers", help="Write the answers of addition with the last digit first.")
+        bool, typer.Option("--reverse-answers", help="Addition: write answers with the last digit first.")
+    ] = False,
+    reverse_numbers: Annotated[
+        bool, typer.Option("--reverse-numbers", help="Addition: write every number with the last digit first.")
     ] = False,
     valid: Annotated[float, typer.Option("--valid", help="Share of the validation split.", min=0)] = 0.05,
     test: Annotated[float, typer.Option("--test", help="Share of the test split.", min=0)] = 0.05,
@@ -54,7 +57,7 @@ def generate_math(
 
     Examples:
       chuk data generate-math --samples 10000 --output ./math
-      chuk data generate-math --types addition --difficulty 3 --reverse-answers --output ./sums
+      chuk data generate-math --types addition --difficulty 3 --reverse-numbers --output ./sums
       chuk data generate-math --samples 5 --format tools --output -
     """
     from chuk_lib.data.generators import MathProblemGenerator, rows
@@ -65,7 +68,8 @@ def generate_math(
         rows.check_splits(folder, overwrite)
     names = [name.strip() for name in types.split(",") if name.strip()] if types else None
     made = MathProblemGenerator(seed).generate_batch(samples, _levels(difficulty), names)
-    table = [rows.to_row(sample, format, reverse_answers) for sample in made]
+    reverse = "numbers" if reverse_numbers else "answers" if reverse_answers else "nothing"
+    table = [rows.to_row(sample, format, reverse) for sample in made]
     if folder is None:
         sys.stdout.writelines(rows.to_line(row) for row in table)
         return

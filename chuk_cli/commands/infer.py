@@ -41,7 +41,8 @@ SystemOption = Annotated[str | None, _prompt_option("--system", help="System mes
 ChatOption = Annotated[
     bool | None,
     _prompt_option(
-        "--chat/--no-chat", help="Use the chat template, or go on with plain text. Unset: chat if there is a template."
+        "--chat/--no-chat",
+        help="Use the chat template, or go on with plain text. Unset: as in training, else if there is one.",
     ),
 ]
 TemperatureOption = Annotated[float, _sampling_option("--temperature", "-t", help="0 takes the likeliest token.")]
@@ -90,7 +91,12 @@ def infer(
         temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
     )  # fmt: skip
     text = _given_prompt(prompt)
-    writer = _Writer(*_load(out, model, adapter), sampling, chat, out)
+    loaded, tokenizer = _load(out, model, adapter)
+    if chat is None and system is None:
+        from chuk_lib.inference.prompts import expects_chat
+
+        chat = expects_chat(loaded)
+    writer = _Writer(loaded, tokenizer, sampling, chat, out)
     if text is None:
         _converse(writer, system)
     else:

@@ -65,6 +65,9 @@ def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="New last step.")] = None,
     num_epochs: Annotated[int | None, typer.Option("--num-epochs", min=1, help="New number of epochs.")] = None,
+    allow_changed_data: Annotated[
+        bool, typer.Option("--allow-changed-data", help="Go on although the data is not what it was.")
+    ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -80,7 +83,7 @@ def resume(
     def train(sinks: Sequence[Sink], should_stop: Callable[[], bool]) -> RunResult:
         from chuk_lib.training.jobs import resume as go_on
 
-        return go_on(run, changes=changes, sinks=sinks, should_stop=should_stop)
+        return go_on(run, changes=changes, sinks=sinks, should_stop=should_stop, allow_changed_data=allow_changed_data)
 
     _watch(Out.of(json, quiet), train)
 

@@ -14,8 +14,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from chuk_lib.errors import ConfigError
 
@@ -74,7 +73,6 @@ def setting(
     return dataclasses.field(default=default, metadata={_META: meta})
 
 
-@cache
 def settings_of(cls: type) -> dict[str, Setting]:
     """All settings of a dataclass by name, in order of definition."""
     hints = typing.get_type_hints(cls)
@@ -233,4 +231,4 @@ def validate(config: T) -> T:
     """Check an object that was made in code as `resolve` checks files and flags. Raises ConfigError."""
     known = settings_of(type(config))
     values = {name: convert(item, getattr(config, name), "given in code") for name, item in known.items()}
-    return dataclasses.replace(config, **values)
+    return cast(T, dataclasses.replace(cast(Any, config), **values))

@@ -11,8 +11,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class DataReport:
-    """Counts over one split. `dropped` rows had no token to learn, `truncated` ones were cut at `max_length`; `how`
-    says what was made of a row; `lengths` are (longest, rows) bins of the rows kept."""
+    """Counts over one split. `conversational` rows went through the chat template; `dropped` rows had no token to
+    learn, `truncated` ones were cut at `max_length`; `how` says what was made of a row; `lengths` are (longest, rows)
+    bins of the rows kept."""
 
     source: str
     split: str
@@ -27,6 +28,7 @@ class DataReport:
     trained_tokens: int
     max_length: int | None
     longest: int
+    conversational: bool
     lengths: tuple[tuple[int, int], ...]
     notes: tuple[str, ...] = ()
 

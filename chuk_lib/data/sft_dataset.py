@@ -103,7 +103,8 @@ class SFTDataset:
             loss_on=" that are ".join(parts) or "every token", rows=rows, kept=len(self.examples),
             dropped=rows - len(self.examples), truncated=truncated, tokens=sum(lengths),
             trained_tokens=sum(example.trained_tokens for example in self.examples), max_length=self.max_length,
-            longest=max(lengths), lengths=length_bins(lengths), notes=renderer.notes,
+            longest=max(lengths), conversational=renderer.recogniser.conversational,
+            lengths=length_bins(lengths), notes=renderer.notes,
         )  # fmt: skip
 
 

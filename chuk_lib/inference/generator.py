@@ -13,7 +13,7 @@ import mlx.nn as nn
 from chuk_lib.errors import ModelError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoding import Decoder, decodes_together, evaluating
-from chuk_lib.inference.prompts import Prompt, encode_prompt, room
+from chuk_lib.inference.prompts import Prompt, encode_prompt, expects_chat, room
 from chuk_lib.inference.text import StopText, TextStream, decode
 from chuk_lib.runtime import prepare
 
@@ -71,6 +71,7 @@ def stream(
     Raises ModelError when the prompt does not fit the context or the model's output is not a number.
     """
     config = config or SamplingConfig()
+    chat = expects_chat(model) if chat is None and system is None else chat
     ids = encode_prompt(tokenizer, prompt, chat=chat, system=system)
     row = _Row(0, ids, tokenizer, config, room(model, len(ids), config.max_tokens), streams=True)
     prepare()
@@ -116,6 +117,7 @@ def generate_many(
     """
     config = config or SamplingConfig()
     began = time.perf_counter()
+    chat = expects_chat(model) if chat is None and system is None else chat
     rows = []
     for number, prompt in enumerate(prompts):
         ids = encode_prompt(tokenizer, prompt, chat=chat, system=system)

@@ -8,7 +8,7 @@ when body-then-head does not give the model's own logits, the whole model is use
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -40,7 +40,7 @@ class OutputHead:
         """Hidden states (B, T, H) after the final norm, or logits (B, T, V) when the model is not split."""
         cache = None if segment_ids is None else segment_caches(model, segment_ids)
         run = getattr(self._language_model(model), self.body) if self.split else model
-        return run(input_ids, cache=cache)
+        return cast(mx.array, run(input_ids, cache=cache))
 
     def logits(self, model: nn.Module, hidden: mx.array) -> mx.array:
         """Logits (…, V) of hidden states (…, H)."""
@@ -52,7 +52,7 @@ class OutputHead:
     def project(self, model: nn.Module, hidden: mx.array) -> mx.array:
         """The linear part of the head alone."""
         module = self.module(model)
-        return module(hidden) if self.head else module.as_linear(hidden)
+        return cast(mx.array, module(hidden) if self.head else module.as_linear(hidden))
 
     def module(self, model: nn.Module) -> Any:
         """The layer whose weight is the head: a linear layer, or the tied embedding."""

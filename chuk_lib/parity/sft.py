@@ -21,7 +21,7 @@ from chuk_lib.training import SFTConfig, SFTTrainer
 from chuk_lib.training.optimizers import decayed_parameters
 from chuk_lib.training.schedulers import Schedule
 from chuk_lib.training.sft_trainer import SFTAlgorithm
-from chuk_lib.training.utils.gradient_utils import global_norm
+from chuk_lib.training.utils.gradient_utils import global_norm, to_float
 
 _DATA_KEYS = ("max_length", "completion_only_loss", "assistant_only_loss", "packing", "packing_strategy")
 _NAMES = {"per_device_train_batch_size": "batch_size", "optim": "optimizer"}
@@ -64,13 +64,13 @@ def _first_batch(check: Checker, name: str, case: dict[str, Any]) -> None:
     (micro_batch,) = update.micro_batches
     total = lambda: (lambda loss: (loss.total / loss.weight, loss))(algorithm.loss(model, micro_batch))  # noqa: E731
     (mean, loss), gradients = nn.value_and_grad(model, total)()
-    weight = float(loss.weight.item())
+    weight = to_float(loss.weight)
     check.close(f"{name}/loss", mean.item(), case["loss"])
     check.equal(f"{name}/num_loss_tokens", weight, case["num_loss_tokens"])
     check.close(f"{name}/grad_norm", global_norm(gradients).item(), case["grad_norm"], rtol=5e-4)
     for metric in ("entropy", "mean_token_accuracy"):
         check.close(f"{name}/{metric}", loss.metrics[metric].item() / weight, case[metric])
-    norms = {key: float(mx.linalg.norm(leaf).item()) for key, leaf in tree_flatten(gradients)}
+    norms = {key: to_float(mx.linalg.norm(leaf)) for key, leaf in tree_flatten(gradients)}
     shared = sorted(set(norms) & set(case["grad_norm_per_param"]))
     want = [case["grad_norm_per_param"][key] for key in shared]
     check.close(f"{name}/grad_norm_per_param", [norms[key] for key in shared], want, rtol=1e-3, atol=5e-5)

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -109,7 +109,7 @@ def newest_valid(run: Path, warn: Callable[[str], None]) -> Checkpoint:
 
 def load_optimizer_state(checkpoint: Checkpoint) -> dict[str, mx.array]:
     """The arrays of the tree that `save_checkpoint` was given, by path."""
-    return dict(mx.load(str(checkpoint.folder / _OPTIMIZER)))
+    return cast("dict[str, mx.array]", mx.load(str(checkpoint.folder / _OPTIMIZER)))
 
 
 def prune(run: Path, keep: int | None, best: str | None) -> None:

@@ -22,7 +22,7 @@ from chuk_lib.events import Event, Sink
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Update
 from chuk_lib.training.optimizers import ChukOptimizer
 from chuk_lib.training.schedulers import Schedule
-from chuk_lib.training.utils.gradient_utils import add_gradients, clip_by_global_norm, global_norm
+from chuk_lib.training.utils.gradient_utils import add_gradients, clip_by_global_norm, global_norm, to_float
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the engine calls between steps. `save(progress, is_best)` writes a checkpoint; `evaluate()` measures;
+    """What the engine calls between steps. `save(progress, is_best)` writes a checkpoint;
+    `evaluate(step)` measures, and may add a `sample`;
     `should_stop()` is asked after every step; `between_steps()` is for the runtime (threads, memory)."""
 
     emit: Sink
     save: Callable[[Progress, bool], None]
-    evaluate: Callable[[], dict[str, Any]] | None = None
+    evaluate: Callable[[int], dict[str, Any]] | None = None
     should_stop: Callable[[], bool] = lambda: False
-    between_steps: Callable[[], None] = lambda: None
+    between_steps: Callable[[], object] = lambda: None
     extra_metrics: Callable[[int], dict[str, float]] = lambda step: {}
 
 
@@ -97,7 +98,7 @@ class Updater:
         if not update.micro_batches:  # pieces of cut documents can leave a window with nothing to learn
             return {"total": 0.0, "weight": 0.0}
         gradients, sums = self._accumulate(update)
-        norm = float(global_norm(gradients).item())
+        norm = to_float(global_norm(gradients))
         if not math.isfinite(norm) or not math.isfinite(sums["total"]):
             raise FloatingPointError(f"loss {sums['total'] / max(sums['weight'], 1):.4g}, gradient norm {norm:.4g}")
         model = self._algorithm.model
@@ -116,7 +117,7 @@ class Updater:
             values = {"total": loss.total, "weight": loss.weight, **loss.metrics}
             mx.eval(gradients, values)
             for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + float(value.item())
+                sums[name] = sums.get(name, 0.0) + to_float(value)
         return gradients, sums
 
     def _scaled_loss(self, micro_batch: Arrays, scale: mx.array) -> tuple[mx.array, Loss]:
@@ -217,7 +218,8 @@ def _evaluate_if_due(algorithm: Algorithm, plan: Plan, progress: Progress, hooks
         return False
     began = time.perf_counter()
     algorithm.model.eval()
-    metrics = hooks.evaluate()
+    metrics = dict(hooks.evaluate(progress.step))
+    sample = metrics.pop("sample", None)
     algorithm.model.train()
     improved = progress.best is None or metrics["eval_loss"] < progress.best["eval_loss"] - plan.threshold
     progress.stale = 0 if improved else progress.stale + 1
@@ -225,6 +227,8 @@ def _evaluate_if_due(algorithm: Algorithm, plan: Plan, progress: Progress, hooks
         progress.best = {"step": progress.step, "eval_loss": metrics["eval_loss"]}
     data = metrics | {"best": improved, "seconds": round(time.perf_counter() - began, 3)}
     hooks.emit(Event("eval", progress.step, data))
+    if sample is not None:
+        hooks.emit(Event("sample", progress.step, sample))
     return improved
 
 

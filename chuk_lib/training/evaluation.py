@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import mlx.core as mx
 
 from chuk_lib.training.algorithm import Algorithm
+from chuk_lib.training.utils.gradient_utils import to_float
 
 
 def evaluate_loss(algorithm: Algorithm, steps: int) -> dict[str, float]:
@@ -23,11 +21,6 @@ def evaluate_loss(algorithm: Algorithm, steps: int) -> dict[str, float]:
                 values = {"loss": loss.total, "weight": loss.weight, **loss.metrics}
                 mx.eval(values)
                 for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + float(value.item())
+                    sums[name] = sums.get(name, 0.0) + to_float(value)
     weight = max(sums.pop("weight", 0.0), 1e-9)
     return {f"eval_{name}": value / weight for name, value in sums.items()}
-
-
-def evaluator(algorithm: Algorithm, steps: int) -> Callable[[], dict[str, Any]]:
-    """`evaluate_loss` as the hook that the engine calls."""
-    return lambda: evaluate_loss(algorithm, steps)

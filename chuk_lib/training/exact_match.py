@@ -64,6 +64,19 @@ def prompt_and_target(example: Example) -> tuple[np.ndarray, np.ndarray]:
     return example.input_ids[:begin], example.input_ids[begin:end]
 
 
+def write_sample(model: nn.Module, tokenizer: Any, example: Example, max_tokens: int = 64) -> dict[str, str]:
+    """What the model writes beside what it should: `prompt`, `target`, `completion`. Plain text is cut in half."""
+    try:
+        prompt, target = prompt_and_target(example)
+    except DataError:
+        half = max(1, len(example) // 2)
+        prompt, target = example.input_ids[:half], example.input_ids[half:]
+    config = SamplingConfig(max_tokens=min(max_tokens, len(target) + 4))
+    (completion,) = generate_many(model, tokenizer, [prompt.tolist()], config)
+    answer = _answer(tokenizer, example, prompt, target, completion)
+    return {"prompt": answer.prompt, "target": answer.target, "completion": answer.completion}
+
+
 def _answer(tokenizer: Any, example: Example, prompt: np.ndarray, target: np.ndarray, completion: Completion) -> Answer:
     text = lambda ids: str(tokenizer.decode(ids.tolist(), skip_special_tokens=True))  # noqa: E731
     return Answer(text(prompt), text(target), completion.text, str(example.source))

@@ -124,7 +124,7 @@ def _with_absolute_paths(config: SFTConfig) -> SFTConfig:
     """Local paths made absolute, so that the run can be resumed from another folder."""
     given = {name: getattr(config, name) for name in ("model", "data", "eval_data")}
     local = {name: str(Path(path).resolve()) for name, path in given.items() if path and Path(path).exists()}
-    return replace(config, **local)
+    return replace(config, **cast(Any, local))
 
 
 def _spool_stdin(path: Path) -> Path:

@@ -57,7 +57,8 @@ class Run:
 class Job:
     """What a trainer hands over: its algorithm with a plan of `steps`, and what to know about its data.
 
-    `epoch(step)` says how many passes over the data `step` finished steps are; `data` goes into the log.
+    `epoch(step)` says how many passes over the data `step` finished steps are; `data` and `notes` go into the log.
+    `conversational` data makes a model that expects its chat template.
     """
 
     algorithm: Algorithm
@@ -66,7 +67,9 @@ class Job:
     epoch: Callable[[int], float]
     fingerprint: str
     data: dict[str, Any]
-    evaluate: Callable[[], dict[str, Any]] | None = None
+    notes: Sequence[str] = ()
+    evaluate: Callable[[int], dict[str, Any]] | None = None
+    conversational: bool = False
 
 
 class Trainer(Protocol):
@@ -74,7 +77,10 @@ class Trainer(Protocol):
 
     model: nn.Module
     tokenizer: Any
-    config: TrainerConfig
+
+    @property
+    def config(self) -> TrainerConfig:
+        """All settings, complete."""
 
 
 def run_training(
@@ -176,7 +182,7 @@ def _train(
     began, last = time.perf_counter(), _Last(run.checkpoint)
     watched = fan_out([emit, last])
     emit(Event("started", progress.step, _started(trainer, job, run)))
-    for text in run.warnings:
+    for text in (*run.warnings, *job.notes, *_slow_blas()):
         emit(Event("warning", progress.step, {"text": text}))
     hooks = Hooks(
         emit=watched, save=lambda now, best: _save(trainer, job, optimizer, run, now, best, watched),
@@ -214,6 +220,7 @@ def _save(
     trainer: Trainer, job: Job, optimizer: ChukOptimizer, run: Run, progress: Progress, best: bool, emit: Sink
 ) -> None:
     state = progress.to_state() | {"fingerprint": job.fingerprint, "algorithm": job.name}
+    state["conversational"] = job.conversational
     folder = save_checkpoint(
         run.directory, progress.step, lambda folder: save_pretrained(trainer.model, trainer.tokenizer, folder),
         optimizer.state, state,
@@ -233,8 +240,20 @@ def _started(trainer: Trainer, job: Job, run: Run) -> dict[str, Any]:
         "steps": job.steps, "start_step": run.checkpoint.step if run.checkpoint else 0,
         "epochs": config.num_epochs, "parameters": count(model.parameters()),
         "trainable_parameters": count(model.trainable_parameters()), "config": as_dict(config),
-        "device": str(mx.default_device()), "environment": runtime.describe(), **job.data,
+        "device": runtime.prepare().device, "dtype": _dtypes(model), "environment": runtime.describe(), **job.data,
     }  # fmt: skip
+
+
+def _dtypes(model: nn.Module) -> str:
+    kinds = {str(leaf.dtype).removeprefix("mlx.core.") for _, leaf in tree_flatten(model.trainable_parameters())}
+    return ", ".join(sorted(kinds))
+
+
+def _slow_blas() -> list[str]:
+    blas = runtime.prepare().blas
+    if blas.fast or mx.default_device() != mx.Device(mx.cpu):
+        return []
+    return [f"matrix products are slow: {blas.reason or blas.name}; `chuk doctor` says how to mend it"]
 
 
 def _memory() -> dict[str, int]:

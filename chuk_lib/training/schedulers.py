@@ -6,6 +6,7 @@ The rate is a function of (step, total steps), never hidden state: a resumed run
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from chuk_lib.errors import ConfigError
@@ -30,7 +31,7 @@ class Schedule:
             return 1.0
         if step < self.warmup_steps:
             return step / max(1, self.warmup_steps)
-        shapes = {
+        shapes: dict[str, Callable[[float], float]] = {
             "constant_with_warmup": lambda _: 1.0,
             "linear": lambda p: max(0.0, 1.0 - p),
             "cosine": lambda p: _cosine(p),

@@ -24,7 +24,8 @@ from chuk_lib.models.heads import OutputHead, output_head
 from chuk_lib.models.segments import check_packable
 from chuk_lib.training.algorithm import Arrays, Loss, Update
 from chuk_lib.training.config import SFTConfig, refuse_idle_settings
-from chuk_lib.training.evaluation import evaluator
+from chuk_lib.training.evaluation import evaluate_loss
+from chuk_lib.training.exact_match import write_sample
 from chuk_lib.training.losses.cross_entropy import sft_loss
 from chuk_lib.training.run import Job, Run, RunResult, prepare_model, run_training
 from chuk_lib.training.utils.log_probs import target_stats
@@ -119,13 +120,11 @@ class SFTTrainer:
         if self.config.packing:
             check_packable(self.model)
         plan = self.batch_plan(dataset)
-        evaluate = None
-        if eval_dataset is not None:
-            eval_plan = self._eval_plan(eval_dataset)
-            evaluate = evaluator(SFTAlgorithm(self.model, eval_plan), eval_plan.steps)
+        evaluate = self._evaluator(eval_dataset) if eval_dataset is not None else None
         job = Job(
             SFTAlgorithm(self.model, plan, self.config.loss_type), "sft", plan.steps, plan.epoch,
-            dataset.fingerprint, {"rows": len(dataset), "report": dataset.report.as_dict()}, evaluate,
+            dataset.fingerprint, {"rows": len(dataset), "report": dataset.report.as_dict()},
+            (*provenance_of(self.model).notes, *dataset.report.notes), evaluate, dataset.report.conversational,
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
@@ -145,6 +144,17 @@ class SFTTrainer:
         rate = self.config.learning_rate or (2e-4 if adapted else 2e-5)  # TRL's default and its advice for LoRA
         model = self.config.model or provenance_of(self.model).source
         return replace(self.config, learning_rate=rate, model=model, data=self.config.data or dataset.source)
+
+    def _evaluator(self, dataset: SFTDataset) -> Callable[[int], dict[str, Any]]:
+        """The loss over all rows, and one row's answer, another row each time."""
+        plan = self._eval_plan(dataset)
+        algorithm = SFTAlgorithm(self.model, plan)
+
+        def evaluate(step: int) -> dict[str, Any]:
+            example = dataset[step % len(dataset)]
+            return evaluate_loss(algorithm, plan.steps) | {"sample": write_sample(self.model, self.tokenizer, example)}
+
+        return evaluate
 
     def _eval_plan(self, dataset: SFTDataset) -> BatchPlan:
         size = self.config.eval_batch_size or self.config.batch_size

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import RunChuk, chuk_environment
 
 from chuk_cli.errors import explain
+from tests.conftest import RunChuk, chuk_environment
 
 FAILING = """
 import sys

@@ -8,7 +8,8 @@ import sys
 import time
 
 import pytest
-from conftest import chuk_environment
+
+from tests.conftest import chuk_environment
 
 LOOP = """
 import signal, sys, time

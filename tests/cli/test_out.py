@@ -44,7 +44,10 @@ def test_a_table_in_each_mode(capsys: pytest.CaptureFixture[str]) -> None:
     ]  # fmt: skip
 
 
-def test_a_wide_table_is_not_cut_off_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wide_table_is_not_cut_off_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     Out("human").result({}, human=make_table("", ["text"], [["x" * 300]]))
     assert "x" * 300 in capsys.readouterr().out
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import typer
-from conftest import RunChuk
 from typer.testing import CliRunner
 
 from chuk_cli.settings import resolve_settings, with_settings
 from chuk_lib.config.settings import Resolved
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.config import SFTConfig
+from tests.conftest import RunChuk
 
 
 def seen_by_command(args: list[str], env: dict[str, str] | None = None) -> Resolved[SFTConfig]:

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import RunChuk, chuk_environment
+
+from tests.conftest import RunChuk, chuk_environment
 
 ROWS = "".join(json.dumps({"prompt": f"{n}+{n}=", "completion": str(2 * n)}) + "\n" for n in range(32))
 

@@ -24,7 +24,7 @@ from chuk_lib.data.generators.rows import FORMATS, split_rows, to_row
 from chuk_lib.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from conftest import RunChuk
+    from tests.conftest import RunChuk
 
 SIX = ("arithmetic", "fractions", "percentages", "word_problem", "multi_step", "comparison")
 
@@ -221,15 +221,21 @@ def test_tool_results_stand_in_a_turn_of_the_tool() -> None:
     assert row["tools"][0]["function"]["name"] == row["messages"][1]["tool_calls"][0]["function"]["name"]
 
 
-def test_reversed_answers_start_with_the_last_digit() -> None:
+def test_reversed_numbers_start_with_the_last_digit() -> None:
     sample = make(1, problem_types=["addition"], difficulty_range=(3, 3))[0]
-    answer = sample.problem.answer_exact
-    row = to_row(sample, "completion", reverse=True)
-    assert (row["completion"], row["answer"]) == (answer[::-1], answer)
-    pair = to_row(sample, "preference", reverse=True)
+    answer, question = sample.problem.answer_exact, sample.problem.problem_text
+    row = to_row(sample, "completion", "answers")
+    assert (row["prompt"], row["completion"], row["answer"]) == (question, answer[::-1], answer)
+    pair = to_row(sample, "preference", "answers")
     assert (pair["chosen"], pair["rejected"]) == (answer[::-1], sample.incorrect_responses[0][::-1])
+    turned = to_row(sample, "completion", "numbers")
+    first, second = question.rstrip("=").split("+")
+    assert (turned["prompt"], turned["completion"]) == (f"{first[::-1]}+{second[::-1]}=", answer[::-1])
+    assert turned["answer"] == answer
     with pytest.raises(ConfigError, match="addition"):
-        to_row(make(1)[0], "completion", reverse=True)
+        to_row(make(1)[0], "completion", "answers")
+    with pytest.raises(ConfigError, match="backwards"):
+        to_row(sample, "completion", "backwards")
     with pytest.raises(ConfigError, match="unknown format"):
         to_row(sample, "yaml")
 
@@ -268,6 +274,7 @@ def test_every_option_changes_the_output(run_chuk: RunChuk) -> None:
     base = ["data", "generate-math", "-n", "40", "-o", "-", "--types", "addition"]
     formats = [["--format", name] for name in FORMATS if name != "completion"]
     variations = [[], ["--seed", "3"], ["--difficulty", "3"], ["--reverse-answers"], ["--types", "fractions"], *formats]
+    variations.append(["--reverse-numbers"])
     outputs = [run_chuk(*base, *more).stdout for more in variations]
     assert len(set(outputs)) == len(outputs)
     assert all(len(output.splitlines()) == 40 for output in outputs)

@@ -6,12 +6,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from generation_models import LLAMA, MODELS, PARITY, answers, loaded, prompts
 
 from chuk_lib.errors import ModelError
 from chuk_lib.inference import Completion, SamplingConfig, generate, generate_many, stream
 from chuk_lib.inference.decoding import Decoder, evaluating
 from chuk_lib.models import load_model
+from tests.inference.generation_models import LLAMA, MODELS, PARITY, answers, loaded, prompts
 
 SHORT = SamplingConfig(max_tokens=16)
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import RunChuk, chuk_environment
-from generation_models import LLAMA, PARITY, loaded
 
 from chuk_lib.inference import SamplingConfig, generate
+from tests.conftest import RunChuk, chuk_environment
+from tests.inference.generation_models import LLAMA, PARITY, loaded
 
 SHORT = ("--model", str(LLAMA), "--max-tokens", "12")
 

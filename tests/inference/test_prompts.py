@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from generation_models import loaded
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.inference.prompts import context_length, encode_prompt, room
 from chuk_lib.models.provenance import provenance_of, remember
+from tests.inference.generation_models import loaded
 
 
 def as_text(prompt: Any, **options: Any) -> str:

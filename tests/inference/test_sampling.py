@@ -7,11 +7,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from generation_models import EXPECTED
 
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference import SamplingConfig
 from chuk_lib.inference.sampling import choose, filtered_logps, row_keys, token_logps
+from tests.inference.generation_models import EXPECTED
 
 CASES: dict[str, Any] = EXPECTED["sampling"]["cases"]
 LOGITS = mx.array(EXPECTED["sampling"]["logits"])

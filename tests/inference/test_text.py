@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
-from generation_models import loaded
 
 from chuk_lib.inference.text import UNKNOWN, StopText, TextStream, decode
+from tests.inference.generation_models import loaded
 
 TEXTS = ["plain words, and more", "naïve café", "日本語のテキスト", "mixed 👩‍👩‍👧 emoji 🎉!", " spaces  kept \n\n ", ""]
 

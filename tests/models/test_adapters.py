@@ -10,7 +10,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from parity_models import LLAMA, MODELS, PARITY, PEFT_ADAPTER, edit_json, logits, parameters, shake_adapters
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models import (
@@ -25,6 +24,16 @@ from chuk_lib.models import (
     save_pretrained,
 )
 from chuk_lib.models.headers import read_headers
+from tests.models.parity_models import (
+    LLAMA,
+    MODELS,
+    PARITY,
+    PEFT_ADAPTER,
+    edit_json,
+    logits,
+    parameters,
+    shake_adapters,
+)
 
 CONFIGS = {
     "default": LoRAConfig(rank=4, alpha=8),

@@ -10,11 +10,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from parity_models import LLAMA, MODELS, PARITY, edit_json, logits, parameters, writable_copy
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models import LoadConfig, LoRAConfig, load_model, provenance_of
 from chuk_lib.models.hf_config import both_rope_forms, flatten_rope
+from tests.models.parity_models import LLAMA, MODELS, PARITY, edit_json, logits, parameters, writable_copy
 
 
 @pytest.mark.parametrize("name", MODELS)

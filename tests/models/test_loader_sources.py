@@ -9,10 +9,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from parity_models import LLAMA, PEFT_ADAPTER, edit_json, logits, shake_adapters, writable_copy
 
 from chuk_lib.errors import ModelError
 from chuk_lib.models import LoRAConfig, load_model, locate, provenance_of, save_pretrained
+from tests.models.parity_models import LLAMA, PEFT_ADAPTER, edit_json, logits, shake_adapters, writable_copy
 
 
 def adapted(folder: Path, base: Path = LLAMA, shake: int = 1) -> Path:

@@ -9,7 +9,6 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
-from parity_models import IDS, LLAMA, PARITY, logits, parameters, shake_adapters, trainable
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models import (
@@ -24,6 +23,7 @@ from chuk_lib.models import (
     resolve_targets,
     set_trainable,
 )
+from tests.models.parity_models import IDS, LLAMA, PARITY, logits, parameters, shake_adapters, trainable
 
 X = mx.array(np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32))
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parity_models import logits, parameters, shake_adapters, writable_copy
 
 from chuk_lib.models import LoadConfig, LoRAConfig, adapters_of, apply_lora, fuse, load_model, save_pretrained
 from chuk_lib.models.headers import read_headers
 from chuk_lib.models.targets import default_targets
+from tests.models.parity_models import logits, parameters, shake_adapters, writable_copy
 
 COMMON = {
     "hidden_size": 32,

@@ -9,9 +9,9 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from parity_models import IDS, LLAMA, logits, parameters, shake_adapters, trainable
 
 from chuk_lib.models import LoRAConfig, checkpoint_layers, load_model, set_trainable, uncheckpoint_layers
+from tests.models.parity_models import IDS, LLAMA, logits, parameters, shake_adapters, trainable
 
 
 def loss_and_gradient(model: Any) -> tuple[float, dict[str, np.ndarray]]:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import chuk_environment
 
 from chuk_lib.runtime import blas, elf, prepare
+from tests.conftest import chuk_environment
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or mx.default_device() != mx.cpu, reason="concerns products on a Linux CPU"

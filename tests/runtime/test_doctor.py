@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, RunChuk
 
 from chuk_lib.runtime.checkup import NEEDED, check_up, folder_size, package_problems
+from tests.conftest import ROOT, RunChuk
 
 FIXTURES = ROOT / "tests" / "fixtures" / "parity"
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the BLAS is swapped on Linux only")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +14,22 @@ from chuk_lib.data.generators.problems import TOOL_SCHEMA, TrainingSample
 from chuk_lib.errors import ConfigError
 
 SPLITS = ("train", "valid", "test")
+REVERSALS = ("nothing", "answers", "numbers")
 
 
-def to_row(sample: TrainingSample, format: str, reverse: bool = False) -> dict[str, Any]:
+def to_row(sample: TrainingSample, format: str, reverse: str = "nothing") -> dict[str, Any]:
     """One row, with the columns `answer`, `problem_type`, `difficulty` and `problem_id` at its end.
 
-    `reverse` writes an addition's answer with the last digit first, which a small model learns far sooner; the column
-    `answer` keeps its order. Raises ConfigError for an unknown format and for what cannot be reversed.
+    `reverse` is one of REVERSALS and holds for addition: `answers` writes the answer's last digit first, the order in
+    which carries run; `numbers` reverses the summands too, so that every digit stands at the same distance from those
+    that it follows from, which a model of two layers learns in a few hundred steps. `answer` keeps its order. Raises
+    ConfigError for an unknown format and for what cannot be reversed.
     """
     if format not in FORMATS:
         raise ConfigError(f"unknown format `{format}`", f"formats: {', '.join(FORMATS)}")
     problem = sample.problem
-    if reverse:
-        sample = _reversed(sample, format)
+    if reverse != "nothing":
+        sample = _reversed(sample, format, reverse)
     return {
         **FORMATS[format](sample),
         "answer": problem.answer_exact,
@@ -35,11 +39,18 @@ def to_row(sample: TrainingSample, format: str, reverse: bool = False) -> dict[s
     }
 
 
-def _reversed(sample: TrainingSample, format: str) -> TrainingSample:
-    if sample.problem.problem_type != "addition" or format == "tools":
-        raise ConfigError("only answers of `addition` can be reversed, and not tool calls", "use `--types addition`")
+def _reversed(sample: TrainingSample, format: str, reverse: str) -> TrainingSample:
+    if reverse not in REVERSALS:
+        raise ConfigError(f"unknown reversal `{reverse}`", f"one of: {', '.join(REVERSALS)}")
+    problem = sample.problem
+    if problem.problem_type != "addition" or format == "tools":
+        raise ConfigError("only `addition` can be reversed, and not as tool calls", "use `--types addition`")
+    if reverse == "numbers":
+        turned = re.sub(r"\d+", lambda found: found[0][::-1], problem.problem_text)
+        problem = replace(problem, problem_text=turned)
     wrong = tuple(text[::-1] for text in sample.incorrect_responses)
-    return replace(sample, correct_response=sample.correct_response[::-1], incorrect_responses=wrong)
+    right = sample.correct_response[::-1]
+    return replace(sample, problem=problem, correct_response=right, incorrect_responses=wrong)
 
 
 def _completion(sample: TrainingSample) -> dict[str, Any]:

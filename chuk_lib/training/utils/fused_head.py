@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from chuk_lib.models.transforms import LogitTransform
 
 _TILE_BYTES = {"cpu": 4 << 20, "gpu": 1 << 30}
+Stats = tuple[mx.array, mx.array, mx.array]
 _KEEP_BYTES = 256 << 20  # probabilities kept for the backward pass, on a CPU; beyond that they are made again
 
 
@@ -32,14 +33,14 @@ class FusedHead:
     trained: bool
     transform: LogitTransform | None = None
 
-    def stats(self, hidden: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    def stats(self, hidden: mx.array, targets: mx.array) -> Stats:
         """Log-prob (with gradient), entropy and top-1 hit of targets (N,) under hidden states (N, H); float32."""
         tile = tile_rows(self.weight.shape[0])
         kernel = _NumpyTile if mx.default_device() == mx.Device(mx.cpu) else _MlxTile
         run = _Run(self, targets, tile, kernel)
         if self.trained:
-            return run.trained()(hidden, self.weight)
-        return run.frozen()(hidden)
+            return cast(Stats, run.trained()(hidden, self.weight))
+        return cast(Stats, run.frozen()(hidden))
 
 
 def tile_rows(vocabulary: int) -> int:
@@ -61,7 +62,7 @@ class _Run:
     def trained(self) -> Callable[..., Any]:
         """As a function of (hidden, weight) with gradients for both."""
         function = mx.custom_function(self._forward)
-        function.vjp(lambda primals, cotangents, _: self._backward(*primals, cotangents[0], True))
+        function.vjp(lambda primals, cotangents, _: self._backward(primals[0], primals[1], cotangents[0], True))
         return function
 
     def frozen(self) -> Callable[..., Any]:
@@ -75,7 +76,7 @@ class _Run:
         parts = [
             tile.forward(_product(hidden[part], weight)) for part, tile in zip(self._slices, self._tiles, strict=True)
         ]
-        logps, entropy, correct = (mx.concatenate(column) for column in zip(*parts, strict=True))
+        logps, entropy, correct = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
         return logps, entropy, correct
 
     def _backward(self, hidden: mx.array, weight: mx.array, cotangent: mx.array, trained: bool) -> tuple[mx.array, ...]:
@@ -186,4 +187,4 @@ def _product(hidden: mx.array, weight: mx.array) -> mx.array:
 
 def _only(primals: Any) -> mx.array:
     """A custom function of one argument gets it bare, one of several gets a tuple."""
-    return primals[0] if isinstance(primals, tuple | list) else primals
+    return cast(mx.array, primals[0] if isinstance(primals, tuple | list) else primals)

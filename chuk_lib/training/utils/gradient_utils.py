@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten, tree_map
+
+
+def to_float(scalar: mx.array) -> float:
+    """A scalar array as a Python number; waits for it."""
+    return float(np.asarray(scalar.astype(mx.float32)))
 
 
 def add_gradients(total: Any, gradients: Any) -> Any:
