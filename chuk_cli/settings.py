@@ -80,10 +80,12 @@ def read_config(path: Path, cls: type) -> list[Layer]:
     layers = []
     for key, value, line in _yaml_entries(path):
         origin = f"{path.name}:{line}"
-        if key not in names:
-            raise unknown_name(str(key), list(names), origin)
+        if not isinstance(key, str):
+            raise ConfigError(f"`{key}` ({origin}) is no name of a setting", "write settings as `name: value` lines")
         if isinstance(value, dict):
             raise ConfigError(f"`{key}` ({origin}) is a section", "write settings as flat `name: value` lines")
+        if key not in names:
+            raise unknown_name(key, list(names), origin)
         if names[key] in PATH_SETTINGS and isinstance(value, str):
             value = _beside(path, value)
         layers.append(Layer(origin, {key: value}))

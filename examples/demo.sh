@@ -1,39 +1,45 @@
 #!/usr/bin/env bash
-# The main job from nothing, offline: make a small model, make data, train, measure, ask. Every line that starts
-# with $ is a command you can type yourself. Folder: demo/ (or the first argument).
+# The main job from nothing, offline: make a small model and data, train, measure, ask. Every line that begins with $
+# is a command to type yourself. Everything goes into demo/ (or the folder given as first argument).
 set -euo pipefail
 here=${1:-demo}
-script_dir=$(cd "$(dirname "$0")/.." && pwd)
+config=$(cd "$(dirname "$0")/../training_config" && pwd)/demo.yaml
 
-
-run() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
+bold=$([ -t 1 ] && [ -z "${NO_COLOR:-}" ] && printf '\033[1m' || true)
+plain=$([ -n "$bold" ] && printf '\033[0m' || true)
+run() { printf '%s$ %s%s\n' "$bold" "$*" "$plain"; "$@"; }
 say() { printf '\n%s\n' "$*"; }
+began=$(date +%s)
 
 say "1. A language model of 100 thousand parameters that knows nothing."
 run chuk model create --preset micro --output "$here/model" --overwrite
 
-say "2. Additions of 3-digit numbers; train, valid and test share no problem. Answers have the last digit first."
-run chuk data generate-math --types addition --difficulty 3 --samples 60000 --reverse-answers --output "$here/data" --overwrite
+say "2. Sums of 3-digit numbers. No problem is in two of train, valid and test. Numbers are written with the last
+   digit first, the order in which one adds by hand: 123+456=579 becomes 321+654=975."
+run chuk data generate-math --types addition --difficulty 3 --samples 20000 --reverse-numbers \
+  --output "$here/data" --overwrite
 
-say "3. What it knows before."
-run chuk eval --model "$here/model" --data "$here/data/test.jsonl" --max-rows 500
+say "3. What it can do before: 1,000 problems that are in no training data."
+run chuk eval --model "$here/model" --data "$here/data/test.jsonl"
 
 say "4. Training."
-run chuk train sft --config "$script_dir/training_config/demo.yaml" \
-  --model "$here/model" --data "$here/data" --output "$here/run" --overwrite
+run chuk train sft --config "$config" --model "$here/model" --data "$here/data" --output "$here/run" --overwrite
 
-say "5. What it knows after: problems that it has never seen."
+say "5. What it can do after: the same 1,000 problems. It has never seen them."
 run chuk eval --model "$here/run" --data "$here/data/test.jsonl"
 
-say "6. Ask it. 579 is written 975: the last digit comes first."
-run chuk infer --model "$here/run" --prompt "123+456="
+say "6. Ask it for 123+456."
+run chuk infer --model "$here/run" --prompt "321+654="
 
 cat <<EOT
 
-Everything lies in $here/: model (as it began), data, run (checkpoints, config.yaml, events.jsonl).
+Done in $(($(date +%s) - began)) s. Everything lies in $here/:
+  model   as it began: config.json, model.safetensors, tokenizer.json, which mlx-lm and transformers load too
+  data    train.jsonl, valid.jsonl, test.jsonl
+  run     checkpoints/, config.yaml, events.jsonl; the folder is itself a model for --model
 Try next:
-  chuk infer --model $here/run --prompt "808+199="
-  chuk train resume $here/run --max-steps 3000
-  chuk model info $here/run
-  chuk train sft --model YOUR_MODEL --data YOUR_FILE.jsonl --lora --output my-run
+  .venv/bin/chuk infer --model $here/run --prompt "991+808="
+  .venv/bin/chuk data preview --data $here/data --model $here/model
+  .venv/bin/chuk model info $here/run
+  .venv/bin/chuk train sft --model YOUR_MODEL --data YOUR_FILE.jsonl --lora --output my-run
 EOT

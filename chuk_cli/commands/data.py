@@ -64,8 +64,10 @@ def generate_math(
 
     out = Out.of(json, quiet)
     folder = None if output == "-" else Path(output)
+    rows.check_format(format)
     if folder is not None:
         rows.check_splits(folder, overwrite)
+        rows.split_sizes(samples, valid, test)
     names = [name.strip() for name in types.split(",") if name.strip()] if types else None
     made = MathProblemGenerator(seed).generate_batch(samples, _levels(difficulty), names)
     reverse = "numbers" if reverse_numbers else "answers" if reverse_answers else "nothing"

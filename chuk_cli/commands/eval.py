@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,18 +49,19 @@ def evaluate(
         report = measure(
             model, data, adapter=adapter, split=split, max_rows=max_rows, max_tokens=max_tokens, batch_size=batch_size
         )
-    out.result(report.as_dict(), human=_as_table(report), quiet=f"{report.exact_match:.4f}")
+    loss, share = report.metrics["eval_loss"], 100 * report.exact_match
+    line = f"exact match {share:.1f} %  ({report.correct:,} of {report.rows:,})  loss {loss:.4g}"
+    out.result(report.as_dict(), human=line, quiet=f"{report.exact_match:.4f}")
+    if out.human and len(report.by_type) > 1:
+        out.console.print(_by_type(report.by_type))
     if out.human:
         for answer in [answer for answer in report.answers if not answer.correct][:_SHOWN]:
             out.say(f"wrong: {_line(answer)}")
 
 
-def _as_table(report: Any) -> Any:
-    rows: list[list[Any]] = [["all", report.correct, report.rows, f"{100 * report.exact_match:.1f} %"]]
-    for name, (correct, count) in report.by_type.items():
-        rows.append([name, correct, count, f"{100 * correct / count:.1f} %"])
-    title = f"Exact match on {Path(report.data).name}, loss {report.metrics['eval_loss']:.4f}"
-    return make_table(title, ["problems", "correct", "of", "exact match"], rows)
+def _by_type(counts: dict[str, tuple[int, int]]) -> Any:
+    rows = [[name, correct, rows, f"{100 * correct / rows:.1f} %"] for name, (correct, rows) in counts.items()]
+    return make_table("", ["problems", "correct", "of", "exact match"], rows)
 
 
 def _line(answer: Answer) -> str:

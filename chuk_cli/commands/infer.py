@@ -12,7 +12,7 @@ import typer
 
 from chuk_cli.options import JsonOption, ModelOption, QuietOption
 from chuk_cli.out import Out
-from chuk_lib.errors import ConfigError
+from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
 
 if TYPE_CHECKING:
@@ -167,14 +167,24 @@ def _load(out: Out, model: str, adapter: str | None) -> tuple[Any, Any]:
 def _given_prompt(prompt: str | None) -> str | None:
     """The prompt from the option or the pipe; None when there is none and a person is at the keyboard."""
     if prompt is not None and prompt != "-":
-        return prompt
+        return _checked(prompt, "`--prompt`")
     at_keyboard = sys.stdin is not None and sys.stdin.isatty()
     if prompt is None and at_keyboard:
         return None
-    text = "" if sys.stdin is None else sys.stdin.read()
+    text = "" if sys.stdin is None else _checked(sys.stdin.buffer.read(), "stdin")
     if not text:
         raise ConfigError("there is no prompt: stdin is empty", "give `--prompt TEXT`, or pipe text in")
     return text.removesuffix("\n")
+
+
+def _checked(given: str | bytes, name: str) -> str:
+    """Text as it was typed or piped. Raises DataError when it is not UTF-8."""
+    raw = given if isinstance(given, bytes) else given.encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{raw[error.start]:02x} at position {error.start + 1}"
+        raise DataError(f"{name} is not UTF-8 text ({found})", "convert it: iconv -f ENCODING -t UTF-8") from None
 
 
 def _converse(writer: _Writer, system: str | None) -> None:

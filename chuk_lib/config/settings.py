@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -137,7 +138,7 @@ def convert(item: Setting, raw: Any, origin: str) -> Any:
     if raw is None or (item.optional and isinstance(raw, str) and raw.lower() in ("none", "null")):
         if item.optional:
             return None
-        raise _wrong(item, raw, origin, "needs a value")
+        raise ConfigError(f"`{item.name}` ({origin}) needs a value", f"{item.name}: {item.help}")
     try:
         value = _to_type(item.base_type, raw)
     except (TypeError, ValueError, OverflowError):
@@ -152,14 +153,14 @@ def _check_bounds(item: Setting, value: Any, origin: str) -> None:
         raise _wrong(item, value, origin, f"should be one of {', '.join(item.choices)}", near[0] if near else None)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
-    if value != value:
-        raise _wrong(item, value, origin, "should be a number")
+    if not math.isfinite(value):
+        raise _wrong(item, value, origin, "should be a finite number")
     if item.minimum is not None and value < item.minimum:
-        raise _wrong(item, value, origin, f"should be at least {item.minimum:g}")
+        raise _wrong(item, value, origin, f"should be at least {item.minimum:.12g}")
     if item.above is not None and value <= item.above:
-        raise _wrong(item, value, origin, f"should be above {item.above:g}")
+        raise _wrong(item, value, origin, f"should be above {item.above:.12g}")
     if item.maximum is not None and value > item.maximum:
-        raise _wrong(item, value, origin, f"should be at most {item.maximum:g}")
+        raise _wrong(item, value, origin, f"should be at most {item.maximum:.12g}")
 
 
 def _wrong(item: Setting, raw: Any, origin: str, what: str, near: str | None = None) -> ConfigError:

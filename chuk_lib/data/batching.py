@@ -17,6 +17,8 @@ from chuk_lib.errors import ConfigError, DataError
 GROUPED_WINDOWS = 50
 """At most this many windows, and at most a quarter of all, have their rows sorted together: enough to find rows of
 similar length, few enough that windows differ from epoch to epoch."""
+WORTH_GROUPING = 0.1
+"""Share of padding above which rows are grouped by length unless told otherwise."""
 
 
 class _Epoch(NamedTuple):
@@ -32,7 +34,9 @@ class BatchPlan:
     last window of an epoch may be smaller.
 
     `shuffle` draws a new order each epoch from (seed, epoch); without it rows come in file order, ungrouped.
-    `group_by_length` sorts by length within stretches of many windows, then shuffles the windows. `packing` (bfd,
+    `group_by_length` puts rows of about the same length together (within a twelfth) in stretches of many windows,
+    then shuffles the windows; None: only where more than a tenth would be padding, since batches of one length each
+    are a worse sample of the data. `packing` (bfd,
     bfd_split, wrapped) fills rows of `max_length` tokens. `max_steps` cuts epochs short or goes on with more.
     """
 
@@ -46,7 +50,7 @@ class BatchPlan:
         max_steps: int | None = None,
         seed: int = 0,
         shuffle: bool = True,
-        group_by_length: bool = True,
+        group_by_length: bool | None = None,
         packing: str | None = None,
         max_length: int | None = None,
         pad_token_id: int = 0,
@@ -63,13 +67,16 @@ class BatchPlan:
         self.window = batch_size * accumulation
         self.seed = seed
         self.shuffle = shuffle
-        self.grouped = shuffle and group_by_length
+        self.grouped = False
         self.packing = packing
         self.max_length = max_length
         self._pad_id = pad_token_id
         self._multiple = pad_to_multiple_of or 1
         self._lengths = np.array([len(example) for example in examples], dtype=np.int64)
         self._epoch_plan = lru_cache(maxsize=2)(self._plan_epoch)
+        if shuffle and group_by_length is not False:
+            self.grouped = bool(group_by_length or packing) or self.padding_share > WORTH_GROUPING
+            self._epoch_plan.cache_clear()
         self.rows = len(self._epoch_plan(0).sizes)
         self.steps_per_epoch = -(-self.rows // self.window)
         self.steps = max_steps if max_steps is not None else self.steps_per_epoch * num_epochs
@@ -122,7 +129,7 @@ class BatchPlan:
         windows: list[np.ndarray] = []
         for start in range(0, whole, stretch):
             part = order[start : min(start + stretch, whole)]
-            ranked = part[np.argsort(-sizes[part], kind="stable")]
+            ranked = part[np.argsort(-_bands(sizes[part]), kind="stable")]
             windows.extend(ranked[at : at + self.window] for at in range(0, len(ranked), self.window))
         shuffled = [windows[index] for index in random.permutation(len(windows))]
         rest = order[whole:]
@@ -150,6 +157,12 @@ class BatchPlan:
         mask[:, 0] = False
         held = dict.fromkeys(piece.document for row in rows for piece in row)
         return Batch(ids, mask, lengths, segments, tuple(held))
+
+
+def _bands(sizes: np.ndarray) -> np.ndarray:
+    """Lengths as bands, eight to the doubling: rows of a band count as equally long and stay in random order."""
+    bands: np.ndarray = np.ceil(8 * np.log2(np.maximum(sizes, 1))).astype(np.int64)
+    return bands
 
 
 def _size(row: PackedRow) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chuk_lib.data import messages as chat
-from chuk_lib.data.types import Record, Source
+from chuk_lib.data.types import Record, Source, kind_of
 from chuk_lib.errors import ConfigError, DataError
 
 
@@ -183,8 +183,7 @@ def string(columns: Mapping[str, Any], name: str, source: Source) -> str:
     value = columns[name]
     if isinstance(value, str):
         return value
-    kind = "null" if value is None else type(value).__name__
-    raise DataError(f"{source}: `{name}` should be text, not {kind}", "write it as a string, or remove the row")
+    raise DataError(f"{source}: `{name}` should be text, not {kind_of(value)}", "write it as a string, or remove the row")
 
 
 def _text(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> Row:
@@ -295,6 +294,6 @@ def _aligned(columns: Mapping[str, Any], name: str, ids: Sequence[int], source: 
     if values is None:
         return None
     if not isinstance(values, list) or len(values) != len(ids):
-        size = len(values) if isinstance(values, list) else type(values).__name__
+        size = len(values) if isinstance(values, list) else kind_of(values)
         raise DataError(f"{source}: `{name}` ({size}) should be as long as `input_ids` ({len(ids)})", "one per token")
     return values

@@ -53,8 +53,7 @@ def _listed(repo: str, source: str) -> list[str]:
         ) from None
     except (HTTPError, OSError) as error:
         hint = f"check the path, or fetch it where there is a network: hf download --repo-type dataset {repo}"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"`{source}` is not here, and the hub cannot be reached ({reason})", hint) from None
+        raise DataError(f"`{source}` is not here, and the hub cannot be reached{_why(error)}", hint) from None
 
 
 def _downloaded(repo: str, name: str, cache_dir: str | Path | None) -> Path:
@@ -64,8 +63,15 @@ def _downloaded(repo: str, name: str, cache_dir: str | Path | None) -> Path:
     try:
         return Path(hf_hub_download(repo, name, repo_type="dataset", cache_dir=cache_dir))
     except (HTTPError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"`{name}` of data set `{repo}` cannot be downloaded: {reason}", "try again later") from None
+        raise DataError(f"`{name}` of data set `{repo}` cannot be downloaded{_why(error)}", "try again later") from None
+
+
+def _why(error: Exception) -> str:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled):
+        return " (HF_HUB_OFFLINE is set)"
+    return f" ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
 
 def _data_files(names: Sequence[str], folder: Sequence[str]) -> list[Path]:

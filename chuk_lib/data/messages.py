@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from chuk_lib.data.types import Source
+from chuk_lib.data.types import Source, kind_of
 from chuk_lib.errors import DataError
 
 ROLES = {
@@ -20,7 +20,7 @@ def parse(value: Any, name: str, source: Source) -> list[dict[str, Any]]:
     """The messages of one column. Raises DataError naming row and message when it is not a list of messages."""
     found = from_json(value, name, source)
     if not isinstance(found, list) or not found:
-        kind = "an empty list" if found == [] else type(found).__name__
+        kind = "an empty list" if found == [] else kind_of(found)
         raise DataError(f"{source}: `{name}` should be a list of messages, not {kind}", f"a message is {_EXAMPLE}")
     return [_message(item, f"{source}: message {number} of `{name}`") for number, item in enumerate(found, 1)]
 
@@ -68,7 +68,7 @@ def _functions(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _message(item: Any, where: str) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise DataError(f"{where} is {type(item).__name__}, not an object", f"a message is {_EXAMPLE}")
+        raise DataError(f"{where} is {kind_of(item)}, not an object", f"a message is {_EXAMPLE}")
     renamed = {"from": "role", "value": "content"}
     message: dict[str, Any] = {
         renamed.get(str(key), str(key)): value for key, value in item.items() if value is not None
@@ -96,4 +96,4 @@ def _content(content: Any, where: str) -> str:
         if not others:
             return "".join(part["text"] for part in content)
         raise DataError(f"{where} holds a part of type `{others[0]}`", "only text can be trained on")
-    raise DataError(f"{where}: `content` should be text, not {type(content).__name__}", f"a message is {_EXAMPLE}")
+    raise DataError(f"{where}: `content` should be text, not {kind_of(content)}", f"a message is {_EXAMPLE}")

@@ -13,9 +13,9 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
-from chuk_lib.data.types import Record, Source
+from chuk_lib.data.types import Record, Source, kind_of
 from chuk_lib.errors import DataError
 
 SPLITS = {
@@ -26,7 +26,16 @@ SPLITS = {
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt")
 ROW_EXAMPLE = '{"text": "…"} or {"messages": […]}'
 _SHARD = r"(?:[-_.]?\d+(?:-of-\d+)?)?"
+_HALF = re.compile(r"\\u[dD][89abAB]")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?:/[\w.-]+)?")
+
+
+class SupportsWrite(Protocol):
+    """What bytes can be written to."""
+
+    def write(self, part: bytes, /) -> object:
+        """Take a part."""
+
 
 DataSource = str | Path | Iterable[Mapping[str, Any]] | Iterable[Record]
 """What records are read from: a path, "-" for stdin, a hub id, or rows or records that are already in memory."""
@@ -38,7 +47,7 @@ def read_records(source: DataSource, split: str = "train") -> Iterator[Record]:
     if not isinstance(source, str | Path):
         return _read_rows(source)
     if str(source) == "-":
-        return _read_stdin()
+        return read_stdin()
     return _read_files(find_files(source, split), source)
 
 
@@ -145,17 +154,29 @@ def _read_rows(rows: Iterable[Any]) -> Iterator[Record]:
             yield row
             continue
         if not isinstance(row, Mapping):
-            raise DataError(f"row {number} is {_kind(row)}, not a mapping of columns", f"a row is {ROW_EXAMPLE}")
+            raise DataError(f"row {number} is {kind_of(row)}, not a mapping of columns", f"a row is {ROW_EXAMPLE}")
         yield Record(dict(row), Source("rows", number, "row"))
     if number == 0:
         raise DataError("there are no rows", f"a row is {ROW_EXAMPLE}")
 
 
-def _read_stdin() -> Iterator[Record]:
+def read_stdin(copy: SupportsWrite | None = None) -> Iterator[Record]:
+    """Records piped in as JSONL; their bytes also go to `copy`, so that they can be read again. Raises DataError as
+    `read_records` does, and at once when nothing is piped in."""
     if sys.stdin is None or sys.stdin.isatty():
         raise DataError("data is `-`, but nothing is piped in", "pipe JSONL: cat train.jsonl | chuk train sft --data -")
+    return _piped(sys.stdin.buffer if copy is None else _copied(sys.stdin.buffer, copy))
+
+
+def _copied(lines: Iterable[bytes], copy: SupportsWrite) -> Iterator[bytes]:
+    for line in lines:
+        copy.write(line)
+        yield line
+
+
+def _piped(lines: Iterable[bytes]) -> Iterator[Record]:
     found = False
-    for record in _parse_jsonl(_decoded(sys.stdin.buffer, "stdin"), "stdin"):
+    for record in _parse_jsonl(_decoded(lines, "stdin"), "stdin"):
         found = True
         yield record
     if not found:
@@ -172,13 +193,13 @@ def _lines(path: Path) -> Iterator[str]:
         raise DataError(f"`{path}` cannot be read: {reason}", "check the file and its permissions") from None
 
 
-def _decoded(file: BinaryIO | gzip.GzipFile, name: str) -> Iterator[str]:
+def _decoded(file: Iterable[bytes], name: str) -> Iterator[str]:
     for number, raw in enumerate(file, 1):
         try:
             yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             bad = f"byte 0x{raw[error.start]:02x} at position {error.start + 1}"
-            hint = f"save it as UTF-8: iconv -f ENCODING -t UTF-8 {name}"
+            hint = f"save it as UTF-8: iconv -f ENCODING -t UTF-8 {'' if name == 'stdin' else name}".rstrip()
             raise DataError(f"`{name}` line {number} is not UTF-8 ({bad})", hint) from None
 
 
@@ -193,9 +214,28 @@ def _parse_jsonl(lines: Iterable[str], name: str) -> Iterator[Record]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            reason = _json_reason(error, len(line.rstrip()))
             raise DataError(f"`{name}` line {number} is not JSON: {reason}", _jsonl_hint(line, number)) from None
-        yield Record(_as_object(row, Source(name, number)), Source(name, number))
+        source = Source(name, number)
+        if _HALF.search(line):
+            _refuse_half_characters(row, source)
+        yield Record(_as_object(row, source), source)
+
+
+def _json_reason(error: Exception, length: int) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg[0].lower()}{error.msg[1:]} at column {min(error.pos, length) + 1}"
+    return str(error)
+
+
+def _refuse_half_characters(row: Any, source: Source) -> None:
+    """An escape such as `\\ud83d` without its other half is JSON but no text: no tokenizer takes it."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        hint = "text was cut inside a character: write the row again, or remove it"
+        raise DataError(f"{source} holds half a character (`{half}`)", hint) from None
 
 
 def _jsonl_hint(line: str, number: int) -> str:
@@ -221,8 +261,11 @@ def _read_json(path: Path) -> Iterator[Record]:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         hint = "a `.json` file holds an array of rows; one row a line is `.jsonl`"
         raise DataError(f"`{path}` {where} is not JSON: {reason}", hint) from None
+    has_halves = _HALF.search(text) is not None
     for number, row in enumerate(_rows_of(document, path), 1):
         source = Source(str(path), number, "row")
+        if has_halves:
+            _refuse_half_characters(row, source)
         yield Record(_as_object(row, source), source)
 
 
@@ -242,19 +285,14 @@ def _rows_of(document: Any, path: Path) -> list[Any]:
                 return list(document[key])
         if all(not isinstance(value, list) or key in ("messages", "conversations") for key, value in document.items()):
             return [document]
-    found = f"an object with {', '.join(document)}" if isinstance(document, dict) else _kind(document)
+    found = f"an object with {', '.join(document)}" if isinstance(document, dict) else kind_of(document)
     raise DataError(f"`{path}` holds {found}, not rows", "it should hold an array of rows, alone or under `data`")
 
 
 def _as_object(row: Any, source: Source) -> dict[str, Any]:
     if isinstance(row, dict):
         return row
-    raise DataError(f"{source} is {_kind(row)}, not an object", f"each row must be an object such as {ROW_EXAMPLE}")
-
-
-def _kind(value: Any) -> str:
-    names = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
-    return names.get(type(value), type(value).__name__)
+    raise DataError(f"{source} is {kind_of(row)}, not an object", f"each row must be an object such as {ROW_EXAMPLE}")
 
 
 def _read_csv(path: Path) -> Iterator[Record]:

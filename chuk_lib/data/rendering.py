@@ -19,7 +19,7 @@ from chuk_lib.data.encoder import Encoder, Encoding
 from chuk_lib.data.formats import Chat, Pair, Recogniser, Row, Text, Tokens
 from chuk_lib.data.turns import TurnFinder, common_prefix, role_ranges, template_errors
 from chuk_lib.data.types import Example, Record, Source, Span
-from chuk_lib.errors import DataError, ModelError
+from chuk_lib.errors import ChukError, DataError, ModelError
 
 _CHUNK = 1000
 
@@ -278,7 +278,12 @@ def _example(ids: Sequence[int], mask: np.ndarray, spans: Sequence[Span], source
     return Example(np.asarray(ids, dtype=np.int32), mask, tuple(spans), source)
 
 
-def _refused(source: Source, error: Exception) -> DataError:
+def _refused(source: Source, error: Exception) -> ChukError:
+    import jinja2
+
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        reason = f"the chat template is broken in line {error.lineno}: {error.message}"
+        return ModelError(reason, "mend the chat template in the model folder")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return DataError(
         f"{source}: the chat template refuses this conversation: {reason}", "mend the messages, or remove the row"

@@ -23,6 +23,15 @@ class Source:
         return f"`{self.name}` {self.unit} {self.line}"
 
 
+def kind_of(value: Any) -> str:
+    """What a value is, in the words of messages: a list, text, a number, null."""
+    names = {
+        list: "a list", dict: "an object", str: "text", bool: "true or false", int: "a number", float: "a number",
+        type(None): "null",
+    }  # fmt: skip
+    return names.get(type(value), type(value).__name__)
+
+
 @dataclass(frozen=True)
 class Record:
     """One parsed row: its columns as found, and where it stood."""

@@ -36,6 +36,7 @@ class SamplingConfig:
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
         _check("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0")
         _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
+        _check("seed", self.seed or 0, 0 <= (self.seed or 0) < 2**32, f"from 0 to {2**32 - 1}")
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise ConfigError("stop must be a list of texts that are not empty", 'for one text: stop=["\\n"]')
 
@@ -47,4 +48,4 @@ class SamplingConfig:
 
 def _check(name: str, value: float, right: bool, expected: str) -> None:
     if not right or not math.isfinite(value):
-        raise ConfigError(f"{name} is {value}, it must be {expected}")
+        raise ConfigError(f"{name} is {value}, it must be {expected}", f"unset it is {getattr(SamplingConfig, name)}")

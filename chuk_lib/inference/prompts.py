@@ -106,6 +106,9 @@ def _from_messages(tokenizer: Any, messages: list[dict[str, Any]], system: str |
         ids = tokenizer.apply_chat_template(
             messages, add_generation_prompt=not goes_on, **({"continue_final_message": True} if goes_on else {})
         )
+    except jinja2.TemplateSyntaxError as error:
+        reason = f"the chat template is broken in line {error.lineno}: {error.message}"
+        raise ModelError(reason, "mend the chat template in the model folder, or give plain text with `--no-chat`") from error
     except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"the chat template does not take these messages: {error}", "check their roles and order"

@@ -59,7 +59,7 @@ def read_adapter(folder: Path) -> Adapter:
     except ModelError:
         raise
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ModelError(f"`{folder / ADAPTER_CONFIG}` and `{name}` make no adapter: {error!r}") from None
+        raise _damaged(f"`{folder / ADAPTER_CONFIG}` and `{name}` make no adapter: {error}") from None
 
 
 def _from_mlx(folder: Path, config: dict[str, Any]) -> Adapter:
@@ -68,7 +68,7 @@ def _from_mlx(folder: Path, config: dict[str, Any]) -> Adapter:
         raise ModelError(f"adapter `{folder}` is of type `{kind}`", "chuk reads lora and dora")
     settings = config.get("lora_parameters")
     if not isinstance(settings, dict) or "scale" not in settings:
-        raise ModelError(f"`{folder / ADAPTER_CONFIG}` has no lora_parameters with a scale")
+        raise _damaged(f"`{folder / ADAPTER_CONFIG}` has no lora_parameters with a scale")
     tensors = _load(folder / MLX_WEIGHTS)
     scale, dropout = float(settings["scale"]), float(settings.get("dropout") or 0.0)
     rank = int(settings.get("rank", 0)) or _any_rank(folder, tensors)
@@ -113,11 +113,19 @@ def _peft_name(folder: Path, name: str) -> tuple[str, str]:
     raise ModelError(f"adapter `{folder}` holds `{name}`, which chuk cannot apply", "merge it with PEFT first")
 
 
+def _damaged(message: str) -> ModelError:
+    return ModelError(message, "save or fetch the adapter again")
+
+
+def _misfit(adapter: Adapter, why: str) -> ModelError:
+    return ModelError(f"adapter `{adapter.folder}` does not fit: {why}", "load it on the model it was trained on")
+
+
 def _load(path: Path) -> dict[str, mx.array]:
     read_headers(path)
     tensors: Any = mx.load(str(path))
     if not tensors:
-        raise ModelError(f"`{path}` is empty")
+        raise _damaged(f"`{path}` is empty")
     return {name: value.astype(mx.float32) for name, value in tensors.items()}
 
 
@@ -125,10 +133,10 @@ def _paths(folder: Path, tensors: dict[str, mx.array]) -> list[str]:
     paths = {name.rpartition(".")[0] for name in tensors}
     for path in paths:
         if f"{path}.lora_a" not in tensors or f"{path}.lora_b" not in tensors:
-            raise ModelError(f"adapter `{folder}` is incomplete: `{path}` needs lora_a and lora_b")
+            raise _damaged(f"adapter `{folder}` is incomplete: `{path}` needs lora_a and lora_b")
     odd = [name for name in tensors if name.rpartition(".")[2] not in ADAPTER_LEAVES]
     if odd:
-        raise ModelError(f"adapter `{folder}` holds `{odd[0]}`, which is no adapter weight")
+        raise _damaged(f"adapter `{folder}` holds `{odd[0]}`, which is no adapter weight")
     return sorted(paths, key=natural)
 
 
@@ -161,10 +169,7 @@ def mount(model: nn.Module, adapter: Adapter, wanted: LoRAConfig | None = None) 
     modules = adaptable(model)
     missing = [path for path in adapter.specs if path not in modules]
     if missing:
-        raise ModelError(
-            f"adapter `{adapter.folder}` does not fit: the model has no `{missing[0]}` ({len(missing)} such modules)",
-            "load it on the model it was trained on",
-        )
+        raise _misfit(adapter, f"the model has no `{missing[0]}` ({len(missing)} such modules)")
     _refuse_tied_peft(model, adapter)
     add_adapters(model, {path: replace(spec, dropout=lora.dropout) for path, spec in adapter.specs.items()})
     put_tensors(model, adapter)
@@ -192,7 +197,10 @@ def _refuse_tied_peft(model: nn.Module, adapter: Adapter) -> None:
     """PEFT adapts the input side of a tied embedding only; here the head would follow."""
     on_embedding = [path for path in adapter.specs if path.endswith(("embed_tokens", "wte"))]
     if on_embedding and (adapter.folder / PEFT_WEIGHTS).is_file() and "lm_head" not in model:
-        raise ModelError(f"adapter `{adapter.folder}` is on the tied embedding, which chuk cannot apply as PEFT does")
+        raise ModelError(
+            f"adapter `{adapter.folder}` is on the tied embedding, which chuk cannot apply as PEFT does",
+            "merge it with PEFT first",
+        )
 
 
 def put_tensors(model: nn.Module, adapter: Adapter) -> None:
@@ -200,12 +208,12 @@ def put_tensors(model: nn.Module, adapter: Adapter) -> None:
     own = adapter_tensors(model)
     for name in [*own, *adapter.tensors]:
         if name not in adapter.tensors:
-            raise ModelError(f"adapter `{adapter.folder}` lacks `{name}`")
+            raise _damaged(f"adapter `{adapter.folder}` lacks `{name}`")
         if name not in own:
-            raise ModelError(f"adapter `{adapter.folder}` holds `{name}`, which the model's adapters do not have")
+            raise _misfit(adapter, f"the model's adapters have no `{name}`")
         if own[name].shape != adapter.tensors[name].shape:
             shapes = f"{list(adapter.tensors[name].shape)}, the model needs {list(own[name].shape)}"
-            raise ModelError(f"adapter `{adapter.folder}` does not fit: `{name}` is {shapes}")
+            raise _misfit(adapter, f"`{name}` is {shapes}")
     model.load_weights(list(adapter.tensors.items()), strict=False)
     mx.eval(model.parameters())
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.chat_template import CHATML
 from chuk_lib.models.presets import Preset, find_preset
+from chuk_lib.utils.paths import check_folder, make_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,10 +70,9 @@ def create_model(
     parts = _tokenizer_files(tokenizer, tokenizer_data, vocab_size or shape.vocab_size, context)
     rows = _embedding_rows(shape, parts.size, None if tokenizer_data else vocab_size)
     files = parts.files | _template_files(parts.files, chat_template) | _config_files(shape, parts, rows, context)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
-        partial.mkdir()
+        make_folder(partial)
         for name, content in files.items():
             (partial / name).write_bytes(content)
         _save_weights(partial / "model.safetensors", dict(_weights(shape, rows, seed)))
@@ -84,8 +84,7 @@ def create_model(
 
 def check_replaceable(folder: Path, overwrite: bool) -> None:
     """Raise ConfigError unless `folder` is missing, empty, or a model folder that may be overwritten."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"`{folder}` is a file, not a folder", "choose another --output")
+    check_folder(folder)
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not overwrite:

@@ -64,6 +64,7 @@ def read_headers(path: Path) -> list[TensorHeader]:
 def _parse(path: Path, raw: Any) -> tuple[list[TensorHeader], int]:
     """Tensors, and where the last one ends after the header."""
     tensors, last = [], 0
+    taken: list[tuple[int, int]] = []
     try:
         for name, entry in raw.items():
             if name == "__metadata__":
@@ -73,12 +74,18 @@ def _parse(path: Path, raw: Any) -> tuple[list[TensorHeader], int]:
             bits = _BITS.get(tensor.dtype)
             if bits is not None and -(-tensor.elements * bits // 8) != tensor.n_bytes:
                 raise _broken(path, f"contradicts itself about tensor `{name}`")
+            if bits is None:
+                raise _broken(path, f"holds tensor `{name}` of the unknown type `{tensor.dtype}`")
             tensors.append(tensor)
+            taken.append((begin, end))
             last = max(last, end)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
         raise _broken(path, "has a header that cannot be read") from None
+    taken.sort()
+    if any(begin < former for (begin, _), former in zip(taken, [0, *(end for _, end in taken)], strict=False)):
+        raise _broken(path, "contradicts itself: two tensors lie in the same place")
     return tensors, last
 
 

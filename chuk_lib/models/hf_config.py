@@ -21,6 +21,10 @@ _LOCAL = ("sliding_attention", "local_attention", "chunked_attention", "local")
 _LOCAL_THETA = ("rope_local_base_freq", "swa_rope_theta", "rope_local_theta")
 _PATTERNED = ("gemma3_text", "cohere2")
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor")
+_SIZES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+    "vocab_size", "max_position_embeddings", "n_embd", "n_layer", "n_head",
+)  # fmt: skip
 
 
 def read_config(folder: Path) -> Config:
@@ -35,7 +39,20 @@ def read_config(folder: Path) -> Config:
         raise ModelError(
             f"`{folder}` wants to run its own code (`{config['model_file']}`)", "chuk loads data only, never code"
         )
+    check_sizes(path, config)
     return config
+
+
+def check_sizes(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise ModelError when a size in `config`, read from `path`, is no whole number above 0."""
+    for part in (config, config.get("text_config")):
+        for name in _SIZES if isinstance(part, Mapping) else ():
+            value = part.get(name)  # some families write one size a block
+            if value is not None and not isinstance(value, list) and (type(value) is not int or value < 1):
+                raise ModelError(
+                    f"`{path}`: `{name}` should be a whole number above 0, not `{value}`",
+                    "take the config.json that belongs to the weights",
+                )
 
 
 def flatten_rope(config: Mapping[str, Any]) -> Config:

@@ -68,7 +68,7 @@ def download_model(model_id: str, *, revision: str | None = None, output: str | 
 
 def _unreachable(model_id: str) -> ModelError:
     return ModelError(
-        f"`{model_id}` is not in the local cache and the hub cannot be reached",
+        f"`{model_id}` is neither a folder nor in the local cache, and the hub cannot be reached",
         "unset HF_HUB_OFFLINE if it is set, or fetch it on another machine with `--output` and copy the folder",
     )
 

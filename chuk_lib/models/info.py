@@ -23,6 +23,7 @@ from chuk_lib.models.footprint import (
     text_config,
 )
 from chuk_lib.models.headers import TensorHeader, read_headers, read_json, read_tensors
+from chuk_lib.models.hf_config import check_sizes
 from chuk_lib.models.sources import ADAPTER_CONFIG, locate, locate_adapter
 
 _ADAPTER_FILES = ("adapters.safetensors", "adapter_model.safetensors")
@@ -125,6 +126,7 @@ def _step_of(folder: Path) -> int | None:
 
 def _describe_full(source: str, folder: Path) -> ModelInfo:
     config = read_json(folder / "config.json")
+    check_sizes(folder / "config.json", config)
     files, tensors = read_tensors(folder)
     if not files:
         raise ModelError(f"`{folder}` has no safetensors weights", "convert the model, or download it again")

@@ -69,11 +69,12 @@ def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
     prepare()
     found = locate(asked.model_name, adapter=asked.adapter, revision=asked.revision, local_only=asked.local_only)
     config = read_config(found.folder)
+    classes = _classes(config)
     four_bit = asked.use_4bit or _was_quantized_on_load(found)
     tokenizer = load_tokenizer(found.folder)
     with untouched_random_state():
         mx.random.seed(asked.seed)
-        model, config = _build(found.folder, config, asked.load_weights)
+        model, config = _build(found.folder, config, classes, asked.load_weights)
         dtype = default_dtype(False) if asked.dtype == "auto" else _DTYPES[asked.dtype]
         model.update(cast_floating(model, model.parameters(), dtype))
         if four_bit:
@@ -107,11 +108,11 @@ def _was_quantized_on_load(found: Located) -> bool:
     return bool(base_record(read_json(found.adapter_folder / ADAPTER_CONFIG)).get("quantized_on_load"))
 
 
-def _build(folder: Path, config: Config, load_weights: bool) -> tuple[nn.Module, Config]:
+def _build(folder: Path, config: Config, classes: tuple[Any, Any], load_weights: bool) -> tuple[nn.Module, Config]:
     """The model as mlx-lm builds it, and its config as the folder says it, with `quantization` when it has that."""
     from mlx_lm.utils import load_model as mlx_load
 
-    model_class, args_class = _classes(config)
+    model_class, args_class = classes
     readable = config if _reads_rope_parameters(args_class) else flatten_rope(config)
     if not load_weights:
         return _with_random_weights(folder, readable, model_class, args_class), config

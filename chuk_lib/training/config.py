@@ -92,7 +92,7 @@ class TrainerConfig:
         "Recompute activations in the backward pass: slower, much less memory.",
         aliases=("grad_checkpoint",),
     )
-    seed: int = setting(0, "Seed of data order, dropout and new weights.", flag=True, minimum=0)
+    seed: int = setting(0, "Seed of data order, dropout and new weights.", flag=True, minimum=0, maximum=2**32 - 1)
     # What is trained
     use_lora: bool = setting(
         False, "Train low-rank adapters instead of all weights.", panel="Model", flag="--lora/--full",
@@ -171,8 +171,8 @@ class SFTConfig(TrainerConfig):
         "bfd", "bfd keeps rows whole, bfd_split cuts long ones, wrapped ignores boundaries.", panel="Data",
         choices=("bfd", "bfd_split", "wrapped"),
     )  # fmt: skip
-    group_by_length: bool = setting(
-        True, "Batch rows of similar length: less padding, same rows an epoch.", panel="Data"
+    group_by_length: bool | None = setting(
+        None, "Batch rows of similar length. Unset: where more than a tenth would be padding.", panel="Data"
     )
     shuffle: bool = setting(True, "New order each epoch, from the seed. Off: file order.", panel="Data")
     pad_to_multiple_of: int | None = setting(None, "Round padded lengths up to a multiple.", panel="Data", minimum=1)

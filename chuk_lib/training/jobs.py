@@ -7,7 +7,6 @@ model and data are known to be good: a failed start leaves nothing behind.
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from chuk_lib.config.settings import Layer, resolve, validate
-from chuk_lib.data.reader import has_split
+from chuk_lib.data.reader import DataSource, has_split, read_stdin
 from chuk_lib.data.sft_dataset import SFTDataset
 from chuk_lib.errors import ConfigError
 from chuk_lib.events import Sink
@@ -44,20 +43,22 @@ def train_sft(
     """
     config = validate(config)
     refuse_idle_settings(config)
-    output = Path(config.output or default_run_path("sft", _required(config, "model"))).resolve()
+    output = Path(config.output or default_run_path("sft", _required(config, "model")))
     check_output(output, overwrite)
-    with tempfile.TemporaryDirectory() as scratch:
-        source = _required(config, "data")
-        spooled = _spool_stdin(Path(scratch) / _STDIN_COPY) if source == "-" else None
-        settings = _with_absolute_paths(replace(config, output=str(output)))
-        if spooled:
-            settings = replace(settings, data=str(output / _STDIN_COPY))
-        trainer, dataset, eval_dataset = _load_sft(settings, str(spooled or source))
+    output = output.resolve()
+    settings = _with_absolute_paths(replace(config, output=str(output)))
+    source: DataSource = _required(config, "data")
+    with tempfile.NamedTemporaryFile() as copy:
+        is_piped = source == "-"
+        if is_piped:
+            source, settings = read_stdin(copy), replace(settings, data=str(output / _STDIN_COPY))
+        trainer, dataset, eval_dataset = _load_sft(settings, source)
 
         def open_run() -> Run:
             directory = RunDir.create(output, overwrite)
-            if spooled:
-                shutil.copy(spooled, output / _STDIN_COPY)
+            if is_piped:
+                copy.flush()
+                shutil.copyfile(copy.name, output / _STDIN_COPY)
             return Run(directory, dict(origins or {}))
 
         return trainer.train(dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=open_run)
@@ -89,7 +90,7 @@ def resume(
         directory.close()
 
 
-def _load_sft(config: SFTConfig, source: str) -> tuple[SFTTrainer, SFTDataset, SFTDataset | None]:
+def _load_sft(config: SFTConfig, source: DataSource) -> tuple[SFTTrainer, SFTDataset, SFTDataset | None]:
     trains_all = config.lora is None  # small updates are lost in half-precision weights
     dtype = "float32" if config.dtype == "auto" and trains_all else config.dtype
     model, tokenizer = load_model(
@@ -126,8 +127,3 @@ def _with_absolute_paths(config: SFTConfig) -> SFTConfig:
     local = {name: str(Path(path).resolve()) for name, path in given.items() if path and Path(path).exists()}
     return replace(config, **cast(Any, local))
 
-
-def _spool_stdin(path: Path) -> Path:
-    with path.open("wb") as copy:
-        shutil.copyfileobj(sys.stdin.buffer, copy)
-    return path

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from chuk_lib.errors import ConfigError, ModelError, TrainingError
+from chuk_lib.utils.paths import check_folder, make_folder
 
 _OWN = (
     "config.yaml",
@@ -60,8 +61,8 @@ class RunDir:
         Overwriting removes what a run wrote there and nothing else.
         """
         check_output(path, overwrite)
+        make_folder(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
             run = cls(path)
             run._take_lock()
             if overwrite:
@@ -127,8 +128,7 @@ class RunDir:
 
 def check_output(path: Path, overwrite: bool) -> None:
     """Raise ConfigError when `path` cannot become a run directory. Changes nothing on disk."""
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"--output `{path}` is a file", "name a folder that does not exist yet")
+    check_folder(path)
     held = [entry for entry in path.iterdir() if entry.name != _LOCK] if path.exists() else []
     if not held:
         return

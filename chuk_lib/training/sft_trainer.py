@@ -134,7 +134,7 @@ class SFTTrainer:
         return BatchPlan(
             dataset.examples, batch_size=config.batch_size, accumulation=config.gradient_accumulation_steps,
             num_epochs=config.num_epochs, max_steps=config.max_steps, seed=config.seed, shuffle=config.shuffle,
-            group_by_length=config.group_by_length and config.shuffle, max_length=config.max_length,
+            group_by_length=config.group_by_length, max_length=config.max_length,
             packing=config.packing_strategy if config.packing else None, pad_token_id=pad_token_id(self.tokenizer),
             pad_to_multiple_of=config.pad_to_multiple_of,
         )  # fmt: skip

@@ -158,6 +158,8 @@ def test_grouping_saves_padding() -> None:
     data = examples(2000, longest=500)
     grouped = BatchPlan(data, batch_size=8, accumulation=2)
     plain = BatchPlan(data, batch_size=8, accumulation=2, group_by_length=False)
+    assert grouped.grouped
+    assert not plain.grouped
     packed = BatchPlan(data, batch_size=8, packing="bfd", max_length=512)
     assert grouped.padding_share < 0.05 < 0.3 < plain.padding_share
     assert packed.padding_share < 0.02
@@ -192,3 +194,12 @@ def test_wrong_settings_are_told() -> None:
         BatchPlan(examples(3), batch_size=0)
     with pytest.raises(ConfigError, match="needs a max_length"):
         BatchPlan(examples(3), batch_size=1, packing="bfd")
+
+
+def test_rows_of_nearly_one_length_are_left_in_random_order_unless_asked() -> None:
+    data = examples(200, longest=500)
+    nearly_equal = [
+        Example(row.input_ids[: 12 + index % 2], row.loss_mask[: 12 + index % 2]) for index, row in enumerate(data)
+    ]
+    assert not BatchPlan(nearly_equal, batch_size=8).grouped
+    assert BatchPlan(nearly_equal, batch_size=8, group_by_length=True).grouped

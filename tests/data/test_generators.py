@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from chuk_lib.data import SFTDataset
 from chuk_lib.data.generators import MathProblemGenerator, TrainingSample
 from chuk_lib.data.generators.makers import MAKERS
+from chuk_lib.data.generators.math_generator import write_jsonl
 from chuk_lib.data.generators.problems import exact
 from chuk_lib.data.generators.rows import FORMATS, split_rows, to_row
+from chuk_lib.data.tokenizers.loader import load_tokenizer
 from chuk_lib.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -318,3 +321,20 @@ def test_standard_output_holds_rows_only(run_chuk: RunChuk) -> None:
     assert done.returncode == 0
     assert done.stderr == ""
     assert all(json.loads(line)["answer"] for line in done.stdout.splitlines())
+
+
+def test_training_reads_every_format_and_never_learns_a_tool_result(tmp_path: Path, tiny_model_dir: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model_dir)
+    generator = MathProblemGenerator(5)
+    samples = generator.generate_batch(5, problem_types=["multi_step"])
+    for name in ("completion", "messages", "tools", "text"):
+        path = write_jsonl(tmp_path / f"{name}.jsonl", [to_row(sample, name) for sample in samples])
+        dataset = SFTDataset(path, tokenizer, max_length=4096, assistant_only_loss=name in ("messages", "tools"))
+        assert len(dataset) == 5, name
+    tools = SFTDataset(tmp_path / "tools.jsonl", tokenizer, max_length=4096, assistant_only_loss=True)
+    for sample, example in zip(samples, tools.examples, strict=True):
+        text = tokenizer.decode(example.input_ids[example.loss_mask].tolist())
+        call = '<tool_call>{{"name": "math_solve", "arguments": {}}}</tool_call><|im_end|>'
+        calls = [call.format(json.dumps(step.tool_args)) for step in sample.correct_trace]
+        assert text == "".join(calls) + f"ANSWER: {sample.problem.answer_exact}<|im_end|>"
+    assert len(SFTDataset(generator.save_sft_dataset(samples, tmp_path / "sft.jsonl"), tokenizer)) == 5

@@ -57,7 +57,7 @@ CHANGES_WEIGHTS = {
     "packing": ({"max_length": 64}, {"packing": True}),
     "packing_strategy": ({"packing": True, "max_length": 40}, {"packing_strategy": "wrapped"}),
     "packing_strategy bfd_split": ({"packing": True, "max_length": 20}, {"packing_strategy": "bfd_split"}),
-    "group_by_length": ({}, {"group_by_length": False}),
+    "group_by_length": ({"group_by_length": False}, {"group_by_length": True}),
     "shuffle": ({}, {"shuffle": False}),
     "loss_type": ({}, {"loss_type": "dft"}),
 }

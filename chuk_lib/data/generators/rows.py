@@ -12,6 +12,7 @@ from typing import Any
 from chuk_lib.data.generators.math_generator import write_jsonl
 from chuk_lib.data.generators.problems import TOOL_SCHEMA, TrainingSample
 from chuk_lib.errors import ConfigError
+from chuk_lib.utils.paths import check_folder, make_folder
 
 SPLITS = ("train", "valid", "test")
 REVERSALS = ("nothing", "answers", "numbers")
@@ -25,8 +26,7 @@ def to_row(sample: TrainingSample, format: str, reverse: str = "nothing") -> dic
     that it follows from, which a model of two layers learns in a few hundred steps. `answer` keeps its order. Raises
     ConfigError for an unknown format and for what cannot be reversed.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"unknown format `{format}`", f"formats: {', '.join(FORMATS)}")
+    check_format(format)
     problem = sample.problem
     if reverse != "nothing":
         sample = _reversed(sample, format, reverse)
@@ -37,6 +37,12 @@ def to_row(sample: TrainingSample, format: str, reverse: str = "nothing") -> dic
         "difficulty": problem.difficulty,
         "problem_id": problem.id,
     }
+
+
+def check_format(format: str) -> None:
+    """Raise ConfigError for a format that there is not."""
+    if format not in FORMATS:
+        raise ConfigError(f"unknown format `{format}`", f"formats: {', '.join(FORMATS)}")
 
 
 def _reversed(sample: TrainingSample, format: str, reverse: str) -> TrainingSample:
@@ -97,19 +103,25 @@ def to_line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
+def split_sizes(count: int, valid: float, test: float) -> list[int]:
+    """Rows of train, valid and test. Raises ConfigError when nothing is left to train on."""
+    if not (valid >= 0 and test >= 0 and valid + test < 1):
+        raise ConfigError(f"shares of {valid:g} and {test:g} leave nothing to train on", "together they stay below 1")
+    held_out = [max(1, round(count * share)) if share else 0 for share in (valid, test)]
+    train = count - sum(held_out)
+    if train < 1:
+        raise ConfigError(f"{count} samples are too few for {sum(held_out)} held-out ones", "ask for more samples")
+    return [train, *held_out]
+
+
 def split_rows(rows: Sequence[dict[str, Any]], valid: float, test: float) -> dict[str, list[dict[str, Any]]]:
     """Rows by split, in order; `valid` and `test` are shares. A share above 0 gets at least one row.
 
     No two samples of one generator share a problem, so no two splits do. Raises ConfigError when nothing is left to
     train on.
     """
-    if valid < 0 or test < 0 or valid + test >= 1:
-        raise ConfigError(f"shares of {valid:g} and {test:g} leave nothing to train on", "together they stay below 1")
-    sizes = [max(1, round(len(rows) * share)) if share else 0 for share in (valid, test)]
-    train = len(rows) - sum(sizes)
-    if train < 1:
-        raise ConfigError(f"{len(rows)} samples are too few for {sum(sizes)} held-out ones", "ask for more samples")
-    ends = [train, train + sizes[0], len(rows)]
+    sizes = split_sizes(len(rows), valid, test)
+    ends = [sizes[0], sizes[0] + sizes[1], len(rows)]
     return {name: list(rows[start:end]) for name, start, end in zip(SPLITS, [0, *ends], ends, strict=False)}
 
 
@@ -119,6 +131,7 @@ def write_splits(folder: Path, splits: dict[str, list[dict[str, Any]]], overwrit
     Raises ConfigError when one of the files exists and `overwrite` is false.
     """
     check_splits(folder, overwrite)
+    make_folder(folder)
     for name in SPLITS:
         path = folder / f"{name}.jsonl"
         if splits.get(name):
@@ -129,8 +142,7 @@ def write_splits(folder: Path, splits: dict[str, list[dict[str, Any]]], overwrit
 
 def check_splits(folder: Path, overwrite: bool) -> None:
     """Raise ConfigError when split files must not be written to `folder`. Changes nothing."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"`{folder}` is a file, not a folder", "choose another --output")
+    check_folder(folder)
     taken = [name for name in SPLITS if (folder / f"{name}.jsonl").exists()]
     if taken and not overwrite:
         raise ConfigError(

@@ -1,0 +1,68 @@
+"""Which run is meant: a path, a name under `runs/`, or the beginning of one."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from chuk_lib.errors import ModelError
+from chuk_lib.runs.files import is_run
+
+RUNS = Path("runs")
+
+
+def list_runs(root: Path = RUNS) -> list[Path]:
+    """The run directories in a folder, by name; `root` itself when it is one. Raises ModelError without the folder."""
+    if not root.is_dir():
+        hint = "`chuk train` makes runs/ here; name another folder if yours lie elsewhere"
+        raise ModelError(f"there is no folder `{root}`", hint)
+    if is_run(root):
+        return [root]
+    return sorted(entry for entry in root.iterdir() if entry.is_dir() and is_run(entry))
+
+
+def find_run(name: str, root: Path = RUNS) -> Path:
+    """The run directory that `name` means. Raises ModelError that lists what it could mean."""
+    path = Path(name)
+    for candidate in (path, root / name):
+        if is_run(candidate):
+            return candidate
+    known = _names(root)
+    begun = [run for run in known if run.startswith(name)]
+    if len(begun) == 1:
+        return root / begun[0]
+    if begun:
+        shown = ", ".join(f"`{run}`" for run in begun[:4]) + (" …" if len(begun) > 4 else "")
+        raise ModelError(f"{len(begun)} runs begin with `{name}`: {shown}", "write more of the name")
+    if path.is_dir():
+        raise ModelError(f"`{name}` is not a run directory: it has no events.jsonl", "name the folder of a run")
+    raise ModelError(f"there is no run `{name}`", _nearest(name, known, root))
+
+
+def newest_run(root: Path = RUNS) -> Path:
+    """The run that was written to last. Raises ModelError when there is none."""
+    runs = list_runs(root) if root.is_dir() else []
+    if not runs:
+        raise ModelError(f"there are no runs in `{root}`", "name the folder of a run, or start one with `chuk train`")
+    return max(runs, key=_last_written)
+
+
+def _last_written(run: Path) -> float:
+    try:
+        return (run / "events.jsonl").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _names(root: Path) -> list[str]:
+    return [run.name for run in list_runs(root)] if root.is_dir() and not is_run(root) else []
+
+
+def _nearest(name: str, known: list[str], root: Path) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = near or [run for run in known if name and name in run][:1]
+    if near:
+        return f"did you mean `{near[0]}`?"
+    if known:
+        return f"runs in `{root}`: {', '.join(known[-4:])}" + (f" and {len(known) - 4} more" if len(known) > 4 else "")
+    return f"there are no runs in `{root}`; give the path of the run's folder"

@@ -1,0 +1,46 @@
+"""Folders that are about to be written: whether that can be done is asked before any work is spent on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from chuk_lib.errors import ConfigError
+
+_HINT = "choose another --output"
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ConfigError unless `folder` can be written, or can be made. Changes nothing.
+
+    What only the attempt shows (a quota, a file system of its own kind) is left to `make_folder`.
+    """
+    try:
+        there = folder.resolve()
+        nearest = next(path for path in (there, *there.parents) if path.exists())
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a loop of links, a null character
+        raise ConfigError(f"`{_short(folder)}` cannot be a folder: {_reason(error)}", _HINT) from None
+    if not nearest.is_dir():
+        same = nearest == there
+        raise ConfigError(f"`{folder}` is a file" if same else f"cannot make `{folder}`: `{nearest}` is a file", _HINT)
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write `{folder}`: no permission to write in `{nearest}`", _HINT)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Raises ConfigError with the reason."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make `{folder}`: {_reason(error)}", _HINT) from None
+
+
+def _short(path: Path) -> str:
+    text = str(path).replace("\0", "\\0")
+    return text if len(text) <= 80 else f"{text[:40]}…{text[-20:]}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
+    return "its links run in a circle" if isinstance(error, RuntimeError) else str(error)
