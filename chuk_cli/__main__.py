@@ -6,10 +6,13 @@ import os
 import sys
 
 from chuk_cli import __version__
+from chuk_cli.streams import lasting, open_closed_streams
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    open_closed_streams()
+    sys.stderr = lasting(sys.stderr)
     arguments = sys.argv[1:]
     if arguments == ["--version"]:
         sys.stdout.write(f"chuk {__version__}\n")

@@ -14,7 +14,7 @@ import typer
 from typer.main import get_command
 
 from chuk_cli import __version__
-from chuk_cli.errors import FAILURE, INTERRUPTED, TERMINATED, report, report_usage
+from chuk_cli.errors import FAILURE, INTERRUPTED, report, report_usage
 from chuk_cli.lazy import LazyGroup
 
 app = typer.Typer(
@@ -64,15 +64,16 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _prepare_process() -> None:
-    """What cannot be encoded is written escaped, and SIGTERM unwinds so that half-written files are cleaned up."""
+    """What cannot be encoded is written escaped; SIGTERM and SIGHUP unwind, so that half-written files are removed."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminate)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(TERMINATED)
+    raise SystemExit(128 + signum)
 
 
 def _leave_closed_pipe() -> int:

@@ -1,6 +1,6 @@
 """What is said about a failure, and which exit code it has.
 
-0 done, 1 explained failure, 2 wrong command line or configuration, 70 bug, 130 and 143 stopped.
+0 done, 1 explained failure, 2 wrong command line or configuration, 70 bug, 129, 130 and 143 stopped.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from chuk_cli import __version__
 from chuk_cli.out import tell, tell_json
 from chuk_lib.errors import ChukError, ConfigError
 
-FAILURE, USAGE, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
+FAILURE, USAGE, BUG, INTERRUPTED = 1, 2, 70, 130
 _MACHINE = {
     errno.ENOSPC: "free some space, or write elsewhere with `--output`",
     errno.EDQUOT: "free some space, or write elsewhere with `--output`",
+    errno.EFBIG: "raise the limit on file sizes (`ulimit -f`), or write elsewhere with `--output`",
     errno.EROFS: "write elsewhere with `--output`",
     errno.EACCES: "check who owns it, or choose another place",
     errno.EPERM: "check who owns it, or choose another place",

@@ -1,5 +1,8 @@
 """Ctrl-C as a request: the first one lets the step finish and be saved, the second one quits at once.
 
+SIGTERM is the same request. So is SIGHUP, what a process gets when its terminal is closed; it comes in twos and along
+with SIGTERM, so it never counts as the second. Under `nohup` it is ignored and the run goes on.
+
 A signal handler in Python waits until the running MLX call returns. A thread at the wake-up pipe does not, so the
 answer comes at once however long a step takes.
 """
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import socket
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
@@ -46,11 +49,11 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """128 and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM; 0 when none came."""
+        """128 and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP; 0 when none came."""
         return 0 if self.signal is None else 128 + self.signal
 
     def arm(self) -> None:
-        """Take SIGINT and SIGTERM from here on, but for one that the caller's shell ignores. Main thread only."""
+        """Take the signals from here on, but for those that the caller's shell ignores. Main thread only."""
         if self._armed:
             return
         self._armed = True
@@ -76,6 +79,8 @@ class Stop:
         if self.signal is None:
             self.signal = signum
             self._on_first()
+            return
+        if signum == signal.SIGHUP:
             return
         self._on_second()
         sys.stderr.flush()

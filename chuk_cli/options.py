@@ -19,3 +19,4 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON on stdout a
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Write the bare result only.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]

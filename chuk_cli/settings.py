@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from chuk_cli.out import Out
+from chuk_lib.config import legacy
 from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings_of, unknown_name
+from chuk_lib.config.yaml_lines import read_entries
 from chuk_lib.errors import ConfigError
 
 PATH_SETTINGS = ("model", "data", "eval_data", "output")
 PANEL = "Configuration"
+Warn = Callable[[str], None]
 _METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 
 ConfigOption = Annotated[
@@ -50,7 +54,8 @@ def with_settings(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any
             flags = {name: given.pop(name) for name in _flagged(cls)}
             files, overrides = given.pop("config") or [], given.pop("set_values") or []
             typed = {name: value for name, value in flags.items() if _was_typed(ctx, name)}
-            settings = resolve_settings(cls, files, os.environ, overrides, typed)
+            warn = lambda text: Out.of(given.get("json", False), given.get("quiet", False)).warn(text)  # noqa: E731
+            settings = resolve_settings(cls, files, os.environ, overrides, typed, warn)
             return command(settings=settings, **given)
 
         return _dressed(with_options, command, cls)
@@ -64,66 +69,48 @@ def resolve_settings(
     environment: Mapping[str, str] | None = None,
     overrides: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
+    warn: Warn = lambda text: None,
 ) -> Resolved[Any]:
     """Merge the layers of a command line. Raises ConfigError that names the file and line, variable or option."""
     known = settings_of(cls)
-    layers = [layer for file in files for layer in read_config(file, cls)]
+    layers = [layer for file in files for layer in read_config(file, cls, warn)]
     layers += _from_environment(cls, environment or {})
     layers += [Layer("--set", _assignment(text)) for text in overrides]
     layers += [Layer(_flag_name(known[name], value), {name: value}) for name, value in (flags or {}).items()]
     return resolve(cls, layers)
 
 
-def read_config(path: Path, cls: type) -> list[Layer]:
-    """The settings of a YAML file, each with `file:line` as its origin."""
+def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[Layer]:
+    """The settings of a YAML file, each with `file:line` as its origin. The old sectioned form is told to `warn`."""
+    entries = read_entries(path)
+    if legacy.is_legacy(entries):
+        return _read_legacy(path, warn)
     names = _canonical(cls)
     layers = []
-    for key, value, line in _yaml_entries(path):
-        origin = f"{path.name}:{line}"
+    for entry in entries:
+        key, value, origin = entry.keys[0], entry.value, f"{path.name}:{entry.line}"
         if not isinstance(key, str):
             raise ConfigError(f"`{key}` ({origin}) is no name of a setting", "write settings as `name: value` lines")
         if isinstance(value, dict):
             raise ConfigError(f"`{key}` ({origin}) is a section", "write settings as flat `name: value` lines")
         if key not in names:
             raise unknown_name(key, list(names), origin)
-        if names[key] in PATH_SETTINGS and isinstance(value, str):
-            value = _beside(path, value)
-        layers.append(Layer(origin, {key: value}))
+        layers.append(Layer(origin, {key: _value(path, names[key], value)}))
     return layers
 
 
-def _yaml_entries(path: Path) -> Iterator[tuple[Any, Any, int]]:
-    """Key, value and line of each top-level entry; a key that stands twice is an error."""
-    import yaml
-
-    try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        root = loader.get_single_node()
-        if root is None:
-            return
-        if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"`{path}` holds no settings", "write them as `name: value` lines")
-        seen: dict[Any, int] = {}
-        for key_node, value_node in root.value:
-            line = key_node.start_mark.line + 1
-            key = loader.construct_object(key_node, deep=True)
-            if seen.setdefault(str(key), line) != line:
-                raise ConfigError(f"`{path}` line {line}: `{key}` is already set in line {seen[str(key)]}", "keep one")
-            yield key, loader.construct_object(value_node, deep=True), line
-    except yaml.YAMLError as error:
-        raise _yaml_error(path, error) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"`{path}` is not UTF-8 text", "`--config` takes a YAML file of settings") from None
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(f"cannot read `{path}`: {reason}", "check `--config`") from None
+def _read_legacy(path: Path, warn: Warn) -> list[Layer]:
+    translation = legacy.translate(path)
+    legacy.refuse_lost(path, translation)
+    warn(legacy.deprecation(path, translation))
+    return [
+        Layer(f"{path.name}:{item.entry.line}", {item.setting: _value(path, item.setting, item.value)})
+        for item in translation.mapped
+    ]
 
 
-def _yaml_error(path: Path, error: Any) -> ConfigError:
-    mark = getattr(error, "problem_mark", None)
-    where = f" line {mark.line + 1}" if mark else ""
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not valid YAML"
-    return ConfigError(f"`{path}`{where}: {problem}", "check indentation, quotes and colons there")
+def _value(path: Path, name: str, value: Any) -> Any:
+    return _beside(path, value) if name in PATH_SETTINGS and isinstance(value, str) else value
 
 
 def _beside(config: Path, value: str) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,14 +19,36 @@ from typing import Any, TextIO
 KINDS = ("started", "step", "eval", "saved", "sample", "warning", "finished")
 
 
+class Clock:
+    """Seconds since the epoch that never go back: where the machine's clock is set back, time goes on from the last
+    reading, so that no duration is negative."""
+
+    def __init__(self, source: Callable[[], float] = time.time) -> None:
+        self._source = source
+        self._latest, self._behind = -math.inf, 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> float:
+        with self._lock:
+            reading = self._source() + self._behind
+            if reading < self._latest:
+                self._behind += self._latest - reading
+                reading = self._latest
+            self._latest = reading
+            return reading
+
+
+now = Clock()
+
+
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened. `step` counts finished steps; `time` is in seconds since the epoch."""
+    """One thing that happened. `step` counts finished steps; `time` is in seconds since the epoch, by `now`."""
 
     kind: str
     step: int = 0
     data: dict[str, Any] = field(default_factory=dict)
-    time: float = field(default_factory=time.time)
+    time: float = field(default_factory=now)
 
     def to_json(self) -> str:
         """One line of `events.jsonl`. A number that JSON cannot hold (nan, inf) becomes a string."""
@@ -71,8 +95,9 @@ class JsonLines:
         self._stream.flush()
 
     def close(self) -> None:
-        """Close the file beneath."""
-        self._stream.close()
+        """Close the file beneath. What a full disk did not take before, it need not take now."""
+        with suppress(OSError):
+            self._stream.close()
 
 
 def fan_out(sinks: Iterable[Sink]) -> Sink:
@@ -81,6 +106,8 @@ def fan_out(sinks: Iterable[Sink]) -> Sink:
 
     def emit(event: Event) -> None:
         for sink in list(alive):
+            if sink not in alive:
+                continue  # dropped while the failure of one before it was told
             try:
                 sink(event)
             except Exception as error:  # a display or log must never stop a training run

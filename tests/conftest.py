@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("TYPER_USE_RICH", "0")  # typer reads it when imported
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, or CI: children would be deaf too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 DROPPED = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TYPER_USE_RICH", "PYTHONWARNINGS")

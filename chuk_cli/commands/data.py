@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chuk_cli.options import DataOption, JsonOption, ModelOption, OverwriteOption, QuietOption, SeedOption
+from chuk_cli.options import DataOption, DryRunOption, JsonOption, ModelOption, OverwriteOption, QuietOption, SeedOption
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
 
@@ -46,6 +46,7 @@ def generate_math(
     valid: Annotated[float, typer.Option("--valid", help="Share of the validation split.", min=0)] = 0.05,
     test: Annotated[float, typer.Option("--test", help="Share of the test split.", min=0)] = 0.05,
     seed: SeedOption = 42,
+    dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -76,12 +77,13 @@ def generate_math(
         sys.stdout.writelines(rows.to_line(row) for row in table)
         return
     splits = rows.split_rows(table, valid, test)
-    rows.write_splits(folder, splits, overwrite)
+    if not dry_run:
+        rows.write_splits(folder, splits, overwrite)
     sizes = {name: len(split) for name, split in splits.items() if split}
     result = {"path": str(folder), "rows": sizes, "format": format, "seed": seed, **_tally(made)}
     paths = [str(folder / f"{name}.jsonl") for name in sizes]
     out.result(result, human=_summary(result, table[0]), quiet=paths)
-    out.say(f"next: `chuk train sft --model MODEL --data {folder}`")
+    out.say("dry run: nothing was written" if dry_run else f"next: `chuk train sft --model MODEL --data {folder}`")
 
 
 @app.command()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chuk_cli.humanize import count, number, size
-from chuk_cli.options import JsonOption, OverwriteOption, QuietOption, SeedOption
-from chuk_cli.out import Out
+from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption, SeedOption
+from chuk_cli.out import Out, make_table
 
 if TYPE_CHECKING:
+    from chuk_lib.models.create import NewModel
     from chuk_lib.models.info import AdapterInfo, ModelInfo
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Show, download and make models.")
@@ -74,6 +75,7 @@ def create(
         typer.Option("--chat-template", help="chatml, none or a Jinja file. Unset: as it comes.", metavar="NAME"),
     ] = None,
     seed: SeedOption = 0,
+    dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -87,21 +89,29 @@ def create(
       chuk model create --preset micro --output ./micro
       chuk model create --preset tiny --output ./tiny --tokenizer-data train.jsonl --vocab-size 2000
     """
-    from chuk_lib.models.create import create_model
+    from chuk_lib.models.create import create_model, plan_model
     from chuk_lib.models.info import describe_model
 
     out = Out.of(json, quiet)
+    settings: dict[str, Any] = {
+        "tokenizer": tokenizer, "tokenizer_data": tokenizer_data, "vocab_size": vocab_size, "seed": seed,
+        "context_length": context_length, "chat_template": chat_template, "overwrite": overwrite,
+    }  # fmt: skip
+    if dry_run:
+        _show_new(out, plan_model(preset, output, **settings))
+        return
     with out.status(f"making a {preset} model"):
-        folder = create_model(
-            preset, output, tokenizer=tokenizer, tokenizer_data=tokenizer_data, vocab_size=vocab_size, seed=seed,
-            context_length=context_length, chat_template=chat_template, overwrite=overwrite,
-        )  # fmt: skip
+        folder = create_model(preset, output, **settings)
     made = describe_model(folder)
     result = {
         "path": str(folder), "preset": preset, "parameters": made.parameters, "vocabulary": made.tokenizer_vocabulary,
         "context_length": made.context_length, "seed": seed, "disk_bytes": made.disk_bytes,
     }  # fmt: skip
-    out.result(result, quiet=str(folder))
+    lines = {
+        "path": str(folder), "parameters": count(made.parameters), "vocabulary": f"{made.tokenizer_vocabulary:,}",
+        "context": f"{made.context_length:,} tokens", "disk": size(made.disk_bytes),
+    }  # fmt: skip
+    out.result(result, human="\n".join(f"{name:<10}  {value}" for name, value in lines.items()), quiet=str(folder))
     out.say(f"next: `chuk train sft --model {folder} --data DATA`")
 
 
@@ -112,6 +122,7 @@ def download(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder. Unset: the hub cache.", metavar="DIR")
     ] = None,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -124,11 +135,39 @@ def download(
       chuk model download HuggingFaceTB/SmolLM2-135M-Instruct --output ./smollm2
     """
     out = Out.of(json, quiet)
+    if dry_run:
+        _show_download(out, model_id, revision, output)
+        return
     with out.status(f"fetching {model_id}"):
         from chuk_lib.models.hub import download_model
 
         folder = download_model(model_id, revision=revision, output=output)
     out.result({"model": model_id, "path": str(folder)}, human=str(folder), quiet=str(folder))
+
+
+def _show_new(out: Out, made: NewModel) -> None:
+    files = [*made.files, "model.safetensors"]
+    result = {
+        "path": str(made.folder), "preset": made.shape.name, "parameters": made.parameters,
+        "vocabulary": made.vocabulary, "context_length": made.context_length, "disk_bytes": made.disk_bytes,
+        "files": files,
+    }  # fmt: skip
+    text = f"{made.folder}: {count(made.parameters)} parameters, {size(made.disk_bytes)}: {', '.join(files)}"
+    out.result(result, human=text, quiet=str(made.folder))
+    out.say("dry run: nothing was written")
+
+
+def _show_download(out: Out, model_id: str, revision: str | None, output: Path | None) -> None:
+    with out.status(f"asking the hub about {model_id}"):
+        from chuk_lib.models.hub import plan_download
+
+        found = plan_download(model_id, revision=revision, output=output)
+    missing = sum(item.size or 0 for item in found if item.missing)
+    rows = [[item.name, size(item.size) if item.size else None, "fetch" if item.missing else "here"] for item in found]
+    files = [{"name": item.name, "bytes": item.size, "missing": item.missing} for item in found]
+    result = {"model": model_id, "to": str(output or "the hub cache"), "bytes": missing, "files": files}
+    out.result(result, human=make_table("", ["file", "size", ""], rows), quiet=str(missing))
+    out.say(f"dry run: {size(missing)} would be fetched into {result['to']}; nothing was written")
 
 
 def _model_lines(model: ModelInfo) -> Iterator[tuple[str, str]]:

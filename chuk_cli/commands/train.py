@@ -13,9 +13,11 @@ import typer
 
 from chuk_cli import humanize
 from chuk_cli.interrupt import Stop
-from chuk_cli.options import JsonOption, OverwriteOption, QuietOption
+from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out, glyph
+from chuk_cli.plan import FitOption, fitted, show_plan
 from chuk_cli.settings import with_settings
+from chuk_cli.streams import lasting_stdout
 from chuk_lib.config.settings import Resolved
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.config import SFTConfig, TrainerConfig
@@ -34,27 +36,35 @@ Train = Callable[["Sequence[Sink]", Callable[[], bool]], "RunResult"]
 @with_settings(SFTConfig)
 def sft(
     settings: Resolved[SFTConfig],
+    fit: FitOption = None,
+    dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Supervised fine-tuning on text, prompts with completions, or conversations.
 
-    Prints the run directory. Ctrl-C finishes the step and saves; a second one quits at once.
+    Prints the run directory. Ctrl-C finishes the step and saves; a second one quits at once. Closing the terminal
+    saves too; under `nohup` the run goes on.
 
     Examples:
       chuk train sft --model Qwen/Qwen3-0.6B --data train.jsonl --lora
       chuk train sft --config sft.yaml --learning-rate 1e-4 --output runs/first
       cat train.jsonl | chuk train sft --model runs/first --data - --num-epochs 1
+      chuk train sft --model ./my-model --data train.jsonl --fit 8GiB --dry-run
     """
     out = Out.of(json, quiet)
-    config = settings.value
-    _require(config)
+    _require(settings.value)
+    if dry_run:
+        show_plan(out, settings, fit, overwrite)
+        return
+    if fit:
+        settings = fitted(out, settings, fit, overwrite)
+    config, origins = settings.value, settings.origins
 
     def train(sinks: Sequence[Sink], should_stop: Callable[[], bool]) -> RunResult:
         from chuk_lib.training.jobs import train_sft
 
-        origins = settings.origins
         return train_sft(config, origins=origins, sinks=sinks, should_stop=should_stop, overwrite=overwrite)
 
     _watch(out, train)
@@ -96,21 +106,30 @@ def _require(config: TrainerConfig) -> None:
 
 
 def _watch(out: Out, train: Train) -> None:
-    """Run a training job under the display that fits the mode, say what came of it, and exit 130 or 143 if stopped."""
+    """Run a training job under the display that fits the mode, say what came of it, and exit 129 and up if stopped.
+
+    The run does not need those who read along: a terminal or a pipe may close.
+    """
     from chuk_cli.dashboard.board import Board
 
     board = Board()
-    with ExitStack() as stack:
-        stop = stack.enter_context(Stop(on_first=lambda: out.say(_STOPPING), on_second=lambda: _show_cursor()))
-        sinks = [board.see, lambda event: _arm(stop, event), *_displays(out, stack)]
-        result = train(sinks, stop)
+    with lasting_stdout():
+        with ExitStack() as stack:
+            stop = stack.enter_context(Stop(on_first=lambda: out.say(_STOPPING), on_second=lambda: _show_cursor()))
+            sinks = [board.see, lambda event: _arm(stop, event), *_displays(out, stack)]
+            result = train(sinks, stop)
+        _tell_result(out, board, result, stopped=stop() and result.reason == "stopped")
+    if stop() and result.reason == "stopped":
+        raise typer.Exit(stop.exit_code)
+
+
+def _tell_result(out: Out, board: Board, result: RunResult, stopped: bool) -> None:
     if summary := _summary(board):
         out.say(summary)
-    if stop() and result.reason == "stopped":
+    if stopped:
         out.say(f"resume: `chuk train resume {shlex.quote(_nearest(result.run_dir))}`")
-        _print_path(out, result)
-        raise typer.Exit(stop.exit_code)
-    out.say(f"next: `{_next_command(board, result)}`")
+    else:
+        out.say(f"next: `{_next_command(board, result)}`")
     _print_path(out, result)
 
 

@@ -90,7 +90,9 @@ class Board:
         """Seconds since this process started the run; the final figure once it has finished."""
         if self.finished is not None and (seconds := as_number(self.finished.get("seconds"))) is not None:
             return seconds
-        end = now if now is not None and self.finished is None else self.time
+        end = self.time
+        if now is not None and self.finished is None:
+            end = now if end is None else max(now, end)  # the clock of another process may be behind
         return None if self.began is None or end is None else max(0.0, end - self.began)
 
     def remaining(self, now: float | None = None) -> float | None:

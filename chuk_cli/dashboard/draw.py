@@ -201,7 +201,7 @@ def _facts(board: Board) -> list[Fact]:
         ("token accuracy", _accuracy(board)),
         ("padding", _if_known(latest.get("padding"), lambda share: f"{share:.0%}")),
         ("entropy", _if_known(latest.get("entropy"), lambda entropy: f"{entropy:.3g}")),
-        ("memory", _memory(board)),
+        ("memory, peak", _memory(board)),
         ("checkpoint", _if_known(board.saved_step, lambda step: f"step {step:,.0f}")),
         ("best", _best(board)),
     ]
@@ -216,7 +216,8 @@ def _speed(board: Board) -> str:
     every, trained = board.latest.get("tokens_per_second"), board.latest.get("trained_tokens_per_second")
     if every is None:
         return ""
-    return humanize.count(every) + (f" ({humanize.count(trained)} trained)" if trained is not None else "")
+    share = f" ({trained / every:.0%} trained)" if trained is not None and every else ""
+    return humanize.count(every) + share
 
 
 def _accuracy(board: Board) -> str:
@@ -226,9 +227,8 @@ def _accuracy(board: Board) -> str:
 
 
 def _memory(board: Board) -> str:
-    active, peak = board.latest.get("memory_bytes"), board.latest.get("peak_memory_bytes")
-    parts = [humanize.size(active)] if active is not None else []
-    return ", ".join(parts + ([f"peak {humanize.size(peak)}"] if peak is not None else []))
+    found = (board.latest.get("memory_bytes"), board.latest.get("peak_memory_bytes"))
+    return ", ".join(humanize.size(value) for value in found if value is not None)
 
 
 def _best(board: Board) -> str:

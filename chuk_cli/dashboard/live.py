@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from chuk_cli.dashboard.board import Board
 from chuk_cli.dashboard.draw import draw
-from chuk_lib.events import Event
+from chuk_lib.events import Event, now
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -26,7 +26,7 @@ class LiveView:
     """Use as a context manager around the run, and as a sink within it. The last frame stays on the screen."""
 
     def __init__(self, console: Console, ascii: bool = False) -> None:
-        self.board = Board(began=time.time())
+        self.board = Board(began=now())
         self._console, self._ascii = console, ascii
         self._lock, self._over = threading.Lock(), threading.Event()
         self._width = console.width
@@ -70,7 +70,7 @@ class LiveView:
 
     def _frame(self) -> RenderableType:
         with self._lock:
-            return draw(self.board, self._console.width, self._console.height, self._ascii, time.time())
+            return draw(self.board, self._console.width, self._console.height, self._ascii, now())
 
     def _moving_frame(self) -> RenderableType:
         """The frame and an empty line for the cursor: what is typed there (`^C`) cannot push the frame up."""

@@ -183,7 +183,9 @@ def string(columns: Mapping[str, Any], name: str, source: Source) -> str:
     value = columns[name]
     if isinstance(value, str):
         return value
-    raise DataError(f"{source}: `{name}` should be text, not {kind_of(value)}", "write it as a string, or remove the row")
+    raise DataError(
+        f"{source}: `{name}` should be text, not {kind_of(value)}", "write it as a string, or remove the row"
+    )
 
 
 def _text(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> Row:

@@ -26,7 +26,7 @@ SPLITS = {
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt")
 ROW_EXAMPLE = '{"text": "…"} or {"messages": […]}'
 _SHARD = r"(?:[-_.]?\d+(?:-of-\d+)?)?"
-_HALF = re.compile(r"\\u[dD][89abAB]")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?:/[\w.-]+)?")
 
 

@@ -108,7 +108,9 @@ def _from_messages(tokenizer: Any, messages: list[dict[str, Any]], system: str |
         )
     except jinja2.TemplateSyntaxError as error:
         reason = f"the chat template is broken in line {error.lineno}: {error.message}"
-        raise ModelError(reason, "mend the chat template in the model folder, or give plain text with `--no-chat`") from error
+        raise ModelError(
+            reason, "mend the chat template in the model folder, or give plain text with `--no-chat`"
+        ) from error
     except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"the chat template does not take these messages: {error}", "check their roles and order"

@@ -62,6 +62,58 @@ def create_model(
     tokenizer's. `chat_template`: None keeps the tokenizer's own or adds ChatML, `none` adds nothing, else a Jinja file.
     Raises ConfigError for wrong settings or a folder that is not empty, DataError and ModelError for unusable inputs.
     """
+    made = plan_model(
+        preset, output, tokenizer=tokenizer, tokenizer_data=tokenizer_data, vocab_size=vocab_size,
+        context_length=context_length, chat_template=chat_template, seed=seed, overwrite=overwrite,
+    )  # fmt: skip
+    folder = made.folder
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    try:
+        make_folder(partial)
+        for name, content in made.files.items():
+            (partial / name).write_bytes(content)
+        _save_weights(partial / "model.safetensors", dict(_weights(made.shape, made.rows, seed)))
+        _move_into_place(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A model that is about to be written: all files but the weights, and `rows` of embeddings."""
+
+    folder: Path
+    shape: Preset
+    files: dict[str, bytes]
+    vocabulary: int
+    rows: int
+    context_length: int
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model."""
+        return self.shape.parameters(self.rows)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Size of the folder, but for the header of the weights file."""
+        return 4 * self.parameters + sum(map(len, self.files.values()))
+
+
+def plan_model(
+    preset: str,
+    output: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    tokenizer_data: str | Path | None = None,
+    vocab_size: int | None = None,
+    seed: int = 0,
+    context_length: int | None = None,
+    chat_template: str | Path | None = None,
+    overwrite: bool = False,
+) -> NewModel:
+    """What `create_model` would write with these settings; raises what it would raise and writes nothing."""
     shape = find_preset(preset)
     folder = Path(output)
     _check_settings(seed, context_length)
@@ -70,16 +122,7 @@ def create_model(
     parts = _tokenizer_files(tokenizer, tokenizer_data, vocab_size or shape.vocab_size, context)
     rows = _embedding_rows(shape, parts.size, None if tokenizer_data else vocab_size)
     files = parts.files | _template_files(parts.files, chat_template) | _config_files(shape, parts, rows, context)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    try:
-        make_folder(partial)
-        for name, content in files.items():
-            (partial / name).write_bytes(content)
-        _save_weights(partial / "model.safetensors", dict(_weights(shape, rows, seed)))
-        _move_into_place(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    return NewModel(folder, shape, files, parts.size, rows, context)
 
 
 def check_replaceable(folder: Path, overwrite: bool) -> None:

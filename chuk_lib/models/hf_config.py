@@ -45,8 +45,9 @@ def read_config(folder: Path) -> Config:
 
 def check_sizes(path: Path, config: Mapping[str, Any]) -> None:
     """Raise ModelError when a size in `config`, read from `path`, is no whole number above 0."""
-    for part in (config, config.get("text_config")):
-        for name in _SIZES if isinstance(part, Mapping) else ():
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, Mapping) else {}):
+        for name in _SIZES:
             value = part.get(name)  # some families write one size a block
             if value is not None and not isinstance(value, list) and (type(value) is not int or value < 1):
                 raise ModelError(

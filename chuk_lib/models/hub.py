@@ -6,7 +6,9 @@ Finding reads folders only. Fetching is the one place here that uses the network
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from chuk_lib.errors import ConfigError, ModelError
 
@@ -48,13 +50,33 @@ def download_model(model_id: str, *, revision: str | None = None, output: str | 
     What the cache holds is not fetched again. Raises ConfigError for text that is no id, ModelError when the hub
     cannot be reached, does not know the model or refuses it.
     """
+    return Path(_snapshot(model_id, revision, output, dry_run=False))
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a hub model: its size in bytes when the hub tells, and whether it would be fetched."""
+
+    name: str
+    size: int | None
+    missing: bool
+
+
+def plan_download(model_id: str, *, revision: str | None = None, output: str | Path | None = None) -> list[HubFile]:
+    """The files that `download_model` would leave behind. Asks the hub, fetches none of them; raises as it does."""
+    found = _snapshot(model_id, revision, output, dry_run=True)
+    return [HubFile(item.filename, item.file_size, item.will_download) for item in found]
+
+
+def _snapshot(model_id: str, revision: str | None, output: str | Path | None, dry_run: bool) -> Any:
     if not is_hub_id(model_id):
         raise ConfigError(f"`{model_id}` is no hub id", "an id looks like `owner/name`")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    options: dict[str, Any] = {"dry_run": True} if dry_run else {}
     try:
-        folder = snapshot_download(model_id, revision=revision, allow_patterns=list(NEEDED), local_dir=output)
+        return snapshot_download(model_id, revision=revision, allow_patterns=list(NEEDED), local_dir=output, **options)
     except HFValidationError as error:
         raise ConfigError(f"`{model_id}` is no hub id", str(error).splitlines()[0]) from None
     except LocalEntryNotFoundError:
@@ -63,7 +85,6 @@ def download_model(model_id: str, *, revision: str | None = None, output: str | 
         raise _refused(model_id, revision, error) from None
     except OSError as error:
         raise _failed(model_id, error, "check the network and the disk") from None
-    return Path(folder)
 
 
 def _unreachable(model_id: str) -> ModelError:

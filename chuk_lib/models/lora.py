@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -120,7 +121,25 @@ def _wrapped(path: str, base: nn.Module, spec: AdapterSpec) -> Any:
         adapter = DoRALinear if spec.dora else LoRALinear
     else:
         adapter = LoRAEmbedding if isinstance(base, _EMBEDDINGS) else LoRASwitchLinear
-    return adapter.from_base(base, r=spec.rank, scale=spec.scale, dropout=0.0)
+    layer = adapter.from_base(base, r=spec.rank, scale=spec.scale, dropout=0.0)
+    if adapter is LoRALinear:
+        layer.__class__ = _in_input_dtype(adapter)
+    return layer
+
+
+@cache
+def _in_input_dtype(plain: Any) -> Any:
+    """mlx-lm's LoRALinear with its two small products in the type of the input.
+
+    The adapter itself stays float32. mlx-lm multiplies float32 with bfloat16, which turns every input into a float32
+    copy; mixed precision computes in the lower type, as PyTorch's autocast does.
+    """
+
+    def call(self: Any, x: mx.array) -> mx.array:
+        down, up = self.lora_a.astype(x.dtype), self.lora_b.astype(x.dtype)
+        return self.linear(x) + (self.scale * ((self.dropout(x) @ down) @ up)).astype(x.dtype)
+
+    return type(plain.__name__, (plain,), {"__call__": call, "__doc__": plain.__doc__, "__module__": plain.__module__})
 
 
 def input_width(linear: Any) -> int:

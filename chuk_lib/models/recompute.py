@@ -19,13 +19,15 @@ from chuk_lib.models.randomness import Dropout, fresh_key
 _PLAIN = "_chuk_plain_type"
 
 
-def checkpoint_layers(model: nn.Module) -> int:
-    """Make every block of `model` recompute its activations in training; returns how many blocks do."""
-    for block in model.layers:
+def checkpoint_layers(model: nn.Module, blocks: int | None = None) -> int:
+    """Make the first `blocks` blocks of `model` (all by default) recompute their activations in training; returns how
+    many do."""
+    chosen = model.layers if blocks is None else model.layers[:blocks]
+    for block in chosen:
         if not is_checkpointed(block):
             plain: Any = type(block)
             block.__class__ = _recomputing(plain)
-    return len(model.layers)
+    return len(chosen)
 
 
 def uncheckpoint_layers(model: nn.Module) -> None:

@@ -53,5 +53,6 @@ def check_packable(model: nn.Module) -> None:
     if recurrent or kind in absolute:
         why = "keeps a state along the row" if recurrent else "has absolute positions"
         raise ConfigError(
-            f"packing is not exact for `{kind}`: it {why}", "leave packing off: rows of similar length are batched together, which also saves padding"
+            f"packing is not exact for `{kind}`: it {why}",
+            "leave packing off: rows of similar length share batches, which also saves padding",
         )

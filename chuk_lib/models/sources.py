@@ -92,14 +92,14 @@ def _run_checkpoint(run: Path) -> tuple[Path, str]:
     """The best checkpoint of a run when one is marked, else the latest, else the newest there is."""
     for mark in ("best", "latest"):
         if (run / mark).is_file():
-            name = (run / mark).read_text(encoding="utf-8").strip()
+            name = (run / mark).read_text(encoding="utf-8", errors="replace").strip()
             folder = run / "checkpoints" / Path(name).name
             if name and folder.is_dir():
-                return folder, f"{mark} checkpoint {folder.name}"
+                return folder, f"model: the {mark} checkpoint of `{run}`, {folder.name}"
     found = sorted((p for p in (run / "checkpoints").glob("step_*") if p.is_dir()), key=lambda p: (len(p.name), p.name))
     if not found:
         raise ModelError(f"run `{run}` has no checkpoint yet", f"train it further: `chuk train resume {run}`")
-    return found[-1], f"newest checkpoint {found[-1].name}"
+    return found[-1], f"model: the newest checkpoint of `{run}`, {found[-1].name}"
 
 
 def _from_hub(source: str, revision: str | None, local_only: bool) -> Located:
@@ -108,7 +108,7 @@ def _from_hub(source: str, revision: str | None, local_only: bool) -> Located:
     try:
         folder = hub.cached_snapshot(source, revision)
         if weight_files(folder):
-            return Located(source, folder, "hub", source, None, revision, "from the local cache")
+            return Located(source, folder, "hub", source, None, revision, f"model: `{source}` from the local cache")
     except ModelError:
         if "/" not in source:
             raise _no_such_folder(source, "model") from None

@@ -31,7 +31,9 @@ def export(log: Log, output: Path) -> int:
     """
     ending = output.suffix.lower()
     if ending not in FORMATS:
-        raise ConfigError(f"`--output {output}` does not end in {' or '.join(FORMATS)}", "the ending chooses the format")
+        raise ConfigError(
+            f"`--output {output}` does not end in {' or '.join(FORMATS)}", "the ending chooses the format"
+        )
     rows = rows_of(log)
     columns = list(dict.fromkeys(["step", "time", "elapsed", *(name for row in rows for name in row)]))
     partial = output.with_name(f".{output.name}.partial")

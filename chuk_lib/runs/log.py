@@ -108,7 +108,7 @@ def parse(line: str) -> Event | None:
     kind, step, data, time = (record.get(key) for key in ("kind", "step", "data", "t"))
     if not isinstance(kind, str) or not isinstance(data, dict) or not _is_step(step) or not _is_time(time):
         return None
-    return Event(kind, step, data, float(time))
+    return Event(kind, int(record["step"]), data, float(record["t"]))
 
 
 def _skim(line: str) -> Event | None:

@@ -71,12 +71,13 @@ def differences(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def _defaults() -> dict[str, Any]:
     """The default of every setting of every trainer."""
-    classes = [TrainerConfig, *_below(TrainerConfig)]
+    classes: list[type[Any]] = [TrainerConfig, *_below(TrainerConfig)]
     return {name: item.default for cls in reversed(classes) for name, item in settings_of(cls).items()}
 
 
-def _below(cls: type) -> list[type]:
-    return [inner for child in cls.__subclasses__() for inner in (child, *_below(child))]
+def _below(cls: type[Any]) -> list[type[Any]]:
+    children: list[type[Any]] = cls.__subclasses__()
+    return [inner for child in children for inner in (child, *_below(child))]
 
 
 def _plain(value: Any) -> Any:

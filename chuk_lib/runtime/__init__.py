@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chuk_lib.runtime.blas import BlasStatus as BlasStatus
+    from chuk_lib.runtime.cpu_math import fast_math as fast_math
     from chuk_lib.runtime.device import RuntimeStatus as RuntimeStatus
     from chuk_lib.runtime.device import adapt_threads as adapt_threads
     from chuk_lib.runtime.device import default_dtype as default_dtype
@@ -25,6 +26,7 @@ _HOMES = {
     "adapt_threads": "device",
     "default_dtype": "device",
     "describe": "environment",
+    "fast_math": "cpu_math",
     "memory": "memory_use",
     "prepare": "device",
     "reset_peak": "memory_use",

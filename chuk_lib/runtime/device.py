@@ -67,6 +67,8 @@ def prepare() -> RuntimeStatus:
         return _process.status
     if backend == "metal":
         _keep_resident()
+    if backend == "cpu":
+        _leave_uncompiled()
     choice = thread_choice(os.environ, threads.count_cores())
     found = _prepare_blas(backend, choice)
     _process.threads = choice.threads
@@ -75,6 +77,14 @@ def prepare() -> RuntimeStatus:
         backend, device_name(), *_dtype_policy(backend), found, choice.origin, _process.governor is not None
     )
     return _process.status
+
+
+def _leave_uncompiled() -> None:
+    """On a CPU `mx.compile` starts a C++ compiler for every new expression, 22 s for a small model, and gains nothing.
+    Without it results do not depend on whether the machine has a compiler."""
+    import mlx.core as mx
+
+    mx.disable_compile()
 
 
 def current_backend() -> str:

@@ -1,4 +1,4 @@
-"""Weights & Biases. `WANDB_MODE=offline` needs no network and no login: `wandb sync RUN/wandb/offline-…` sends it later.
+"""Weights & Biases. `WANDB_MODE=offline` needs no network and no login; `wandb sync RUN/wandb/offline-…` sends later.
 
 W&B reads its own variables (WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE …); without a project the run goes to `chuk`.
 """
@@ -29,7 +29,9 @@ class WandbSink:
         settings = wandb.setup(wandb.Settings(silent=True)).settings
         self._project = settings.project or "chuk"
         if settings.mode not in ("offline", "dryrun", "disabled") and not wandb.api.api_key:
-            raise ConfigError("`report_to` names wandb, but nobody is logged in", "`wandb login`, or WANDB_MODE=offline")
+            raise ConfigError(
+                "`report_to` names wandb, but nobody is logged in", "`wandb login`, or WANDB_MODE=offline"
+            )
 
     def __call__(self, event: Event) -> None:
         if event.kind == "started":
@@ -47,7 +49,9 @@ class WandbSink:
 
         folder = Path(str(event.data["run_dir"]))
         config = dict(event.data.get("config") or {})
-        about = {key: event.data[key] for key in ("algorithm", "parameters", "trainable_parameters") if key in event.data}
+        about = {
+            key: event.data[key] for key in ("algorithm", "parameters", "trainable_parameters") if key in event.data
+        }
         self._run = wandb.init(
             project=self._project, name=run_name(event), id=_run_id(folder, fresh=not event.step), resume="allow",
             dir=str(folder), config=config | about,

@@ -48,7 +48,7 @@ def save_checkpoint(
     partial = run.checkpoints / f".partial-{folder.name}"
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial.mkdir()
         write_weights(partial)
         mx.save_safetensors(str(partial / _OPTIMIZER), dict(tree_flatten(optimizer_state)))
         files = {path.name: _seal(path) for path in sorted(partial.iterdir())}
@@ -57,8 +57,9 @@ def save_checkpoint(
         (partial / _STATE).write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
         _sync(partial / _STATE)
         _sync(partial)
-        if folder.exists():
+        if folder.is_dir():
             shutil.rmtree(folder)
+        folder.unlink(missing_ok=True)  # what is no folder is no checkpoint
         partial.rename(folder)
         _sync(run.checkpoints)
         run.point("latest", folder)

@@ -138,6 +138,9 @@ class TrainerConfig:
         None, "Stop after this many evaluations without improvement.", panel="Output", minimum=1
     )
     early_stopping_threshold: float = setting(0.0, "Improvement of eval_loss that counts.", panel="Output", minimum=0)
+    report_to: tuple[str, ...] = setting(
+        (), "Also report to these, with commas between: tensorboard, wandb, trackio.", panel="Output", flag=True
+    )
 
     @property
     def lora(self) -> LoRAConfig | None:

@@ -16,13 +16,14 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map
 
 from chuk_lib.errors import TrainingError
 from chuk_lib.events import Event, Sink
-from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Update
+from chuk_lib.training.algorithm import Algorithm, Arrays, Update
 from chuk_lib.training.optimizers import ChukOptimizer
 from chuk_lib.training.schedulers import Schedule
-from chuk_lib.training.utils.gradient_utils import add_gradients, clip_by_global_norm, global_norm, to_float
+from chuk_lib.training.utils.gradient_utils import add_gradients, clip_factor, global_norm, to_float
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Plan:
     checkpoint_interval: int = 500
     patience: int | None = None
     threshold: float = 0.0
+    compiled: bool = False
 
 
 @dataclass
@@ -84,11 +86,20 @@ def step_seed(seed: int, step: int) -> int:
 class Updater:
     """Applies updates: gradients over micro-batches, one division, a check, clipping, the optimizer."""
 
-    def __init__(self, algorithm: Algorithm, optimizer: ChukOptimizer, max_grad_norm: float) -> None:
+    def __init__(
+        self, algorithm: Algorithm, optimizer: ChukOptimizer, max_grad_norm: float, compiled: bool = False
+    ) -> None:
         self._algorithm = algorithm
         self._optimizer = optimizer
         self._max_grad_norm = max_grad_norm
-        self._gradients = nn.value_and_grad(algorithm.model, self._scaled_loss)
+        self._gradients: Callable[..., Any] = nn.value_and_grad(algorithm.model, self._scaled_loss)
+        self._apply: Callable[..., Any] = self._update_model
+        if compiled:
+            model, draws = algorithm.model.state, mx.random.state
+            inside = [model, draws]  # the model is an output too: tracing leaves placeholders in it
+            self._gradients = mx.compile(self._gradients, inputs=inside, outputs=inside)
+            both = [model, optimizer.state]
+            self._apply = mx.compile(self._update_model, inputs=both, outputs=both)
 
     def __call__(self, update: Update, learning_rate: float) -> dict[str, float]:
         """Run one update; returns sums `total`, `weight` and metric sums, and `grad_norm` before clipping.
@@ -101,28 +112,31 @@ class Updater:
         norm = to_float(global_norm(gradients))
         if not math.isfinite(norm) or not math.isfinite(sums["total"]):
             raise FloatingPointError(f"loss {sums['total'] / max(sums['weight'], 1):.4g}, gradient norm {norm:.4g}")
-        model = self._algorithm.model
-        gradients = clip_by_global_norm(gradients, norm, self._max_grad_norm)
-        self._optimizer.update(model, gradients, learning_rate)
-        mx.eval(model.trainable_parameters(), self._optimizer.state)
+        factor = clip_factor(norm, self._max_grad_norm)
+        self._apply(gradients, mx.array(learning_rate, mx.float32), None if factor == 1 else mx.array(factor))
+        mx.eval(self._algorithm.model.trainable_parameters(), self._optimizer.state)
         return sums | {"grad_norm": norm}
+
+    def _update_model(self, gradients: Any, learning_rate: mx.array, factor: mx.array | None) -> None:
+        if factor is not None:
+            gradients = tree_map(lambda leaf: leaf * factor.astype(leaf.dtype), gradients)
+        self._optimizer.update(self._algorithm.model, gradients, learning_rate)
 
     def _accumulate(self, update: Update) -> tuple[Any, dict[str, float]]:
         scale = mx.array(1.0 / max(update.weight, 1.0), mx.float32)
         gradients: Any = None
         sums: dict[str, float] = {}
         for micro_batch in update.micro_batches:
-            (_, loss), part = self._gradients(micro_batch, scale)
+            (_, values), part = self._gradients(micro_batch, scale)
             gradients = add_gradients(gradients, part) if len(update.micro_batches) > 1 else part
-            values = {"total": loss.total, "weight": loss.weight, **loss.metrics}
             mx.eval(gradients, values)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + to_float(value)
         return gradients, sums
 
-    def _scaled_loss(self, micro_batch: Arrays, scale: mx.array) -> tuple[mx.array, Loss]:
+    def _scaled_loss(self, micro_batch: Arrays, scale: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
         loss = self._algorithm.loss(self._algorithm.model, micro_batch)
-        return loss.total * scale, loss
+        return loss.total * scale, {"total": loss.total, "weight": loss.weight, **loss.metrics}
 
 
 class _Window:
@@ -162,7 +176,7 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
     `progress` is updated in place. The last finished step is always saved. Raises TrainingError when a loss or
     gradient is not finite, after saving the last good state.
     """
-    update = Updater(algorithm, optimizer, plan.max_grad_norm)
+    update = Updater(algorithm, optimizer, plan.max_grad_norm, plan.compiled)
     algorithm.model.train()
     window, saved_at, reason = _Window(), progress.step, "done"
     while progress.step < plan.steps:

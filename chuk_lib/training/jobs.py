@@ -6,7 +6,6 @@ model and data are known to be good: a failed start leaves nothing behind.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from chuk_lib.errors import ConfigError
 from chuk_lib.events import Sink
 from chuk_lib.models import load_model
 from chuk_lib.models.config import Dtype
-from chuk_lib.training.checkpoints import newest_valid
+from chuk_lib.training.checkpoints import list_checkpoints, newest_valid
 from chuk_lib.training.config import SFTConfig, refuse_idle_settings
 from chuk_lib.training.run import Run, RunResult
 from chuk_lib.training.run_dir import RunDir, check_output, default_run_path
@@ -58,7 +57,7 @@ def train_sft(
             directory = RunDir.create(output, overwrite)
             if is_piped:
                 copy.flush()
-                shutil.copyfile(copy.name, output / _STDIN_COPY)
+                directory.copy_in(Path(copy.name), _STDIN_COPY)
             return Run(directory, dict(origins or {}))
 
         return trainer.train(dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=open_run)
@@ -72,7 +71,7 @@ def resume(
     should_stop: Callable[[], bool] = lambda: False,
     allow_changed_data: bool = False,
 ) -> RunResult:
-    """Go on exactly where a run stopped, from its newest valid checkpoint.
+    """Go on exactly where a run stopped, from its newest valid checkpoint; at the start when it has none yet.
 
     `changes` are settings to change on the way (`max_steps`, `num_epochs`). Raises ModelError when there is no run or
     no valid checkpoint, DataError when the data is not what the run was trained on.
@@ -80,7 +79,8 @@ def resume(
     directory = RunDir.open(run_path.resolve())
     try:
         warnings: list[str] = []
-        checkpoint = newest_valid(directory.path, warnings.append)
+        is_begun = bool(list_checkpoints(directory.path))
+        checkpoint = newest_valid(directory.path, warnings.append) if is_begun else None
         layers = [Layer("config.yaml", directory.read_config()), Layer("the command line", changes or {})]
         config = resolve(SFTConfig, layers).value
         trainer, dataset, eval_dataset = _load_sft(config, _required(config, "data"))
@@ -126,4 +126,3 @@ def _with_absolute_paths(config: SFTConfig) -> SFTConfig:
     given = {name: getattr(config, name) for name in ("model", "data", "eval_data")}
     local = {name: str(Path(path).resolve()) for name, path in given.items() if path and Path(path).exists()}
     return replace(config, **cast(Any, local))
-

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from chuk_lib import runtime
 from chuk_lib.data.batching import BatchPlan
 from chuk_lib.data.reader import has_split, read_records
 from chuk_lib.data.sft_dataset import SFTDataset
@@ -80,7 +81,8 @@ def measure(
     plan = BatchPlan(
         sorted(examples, key=len), batch_size=batch_size, shuffle=False, pad_token_id=pad_token_id(tokenizer)
     )
-    metrics = evaluate_loss(SFTAlgorithm(model, plan), plan.steps)
+    with runtime.fast_math():
+        metrics = evaluate_loss(SFTAlgorithm(model, plan, gradient=False), plan.steps)
     return Measurement(model_source, data, answers, _by_type(data, split, answers), metrics)
 
 

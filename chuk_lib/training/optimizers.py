@@ -47,12 +47,12 @@ class ChukOptimizer:
         """Allocate the state for all trainable parameters."""
         self._base.init(model.trainable_parameters())
 
-    def update(self, model: nn.Module, gradients: Any, learning_rate: float) -> None:
+    def update(self, model: nn.Module, gradients: Any, learning_rate: mx.array) -> None:
         """One update: p ← p·(1 − lr·decay) where decayed, then the optimizer's own rule. Lazy: evaluates nothing."""
-        self._base.learning_rate = mx.array(learning_rate, mx.float32)
+        self._base.learning_rate = learning_rate
         if self._weight_decay:
             keep = 1.0 - learning_rate * self._weight_decay
-            decay = lambda path, value: value * keep if path in self.decayed else value  # noqa: E731
+            decay = lambda path, value: value * keep.astype(value.dtype) if path in self.decayed else value  # noqa: E731
             model.update(tree_map_with_path(decay, model.trainable_parameters()))
         model.update(self._base.apply_gradients(gradients, model.trainable_parameters()))
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 
 from chuk_lib import runtime
@@ -21,6 +22,7 @@ from chuk_lib.config.settings import as_dict
 from chuk_lib.errors import ChukError, ConfigError, DataError
 from chuk_lib.events import Event, JsonLines, Sink, fan_out
 from chuk_lib.models import load_trained_weights, provenance_of, save_pretrained, set_trainable
+from chuk_lib.sinks import make_sinks
 from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.checkpoints import Checkpoint, load_optimizer_state, prune, save_checkpoint
 from chuk_lib.training.config import TrainerConfig
@@ -100,10 +102,11 @@ def run_training(
     if plan.patience is not None and job.evaluate is None:
         raise ConfigError("early stopping has no validation data", "give --eval-data, or a folder with a valid file")
     optimizer = build_optimizer(config, trainer.model)
+    sinks = [*make_sinks(config.report_to), *sinks]
     run = open_run() if open_run else _new_run(job, config)
     try:
         progress = _restore(trainer.model, optimizer, run, job)
-        if run.checkpoint is None:
+        if not run.directory.is_described:
             _describe(run, config)
         log = JsonLines.append_to(run.directory.events)
         try:
@@ -141,7 +144,7 @@ def plan_of(config: TrainerConfig, steps: int) -> Plan:
         steps=steps, seed=config.seed, schedule=schedule, max_grad_norm=config.max_grad_norm,
         log_interval=config.log_interval, eval_interval=config.eval_steps,
         checkpoint_interval=config.checkpoint_interval, patience=config.early_stopping_patience,
-        threshold=config.early_stopping_threshold,
+        threshold=config.early_stopping_threshold, compiled=bool(mx.default_device() != mx.Device(mx.cpu)),
     )  # fmt: skip
 
 
@@ -164,9 +167,13 @@ def _restore(model: nn.Module, optimizer: ChukOptimizer, run: Run, job: Job) -> 
 
 
 def _describe(run: Run, config: TrainerConfig) -> None:
-    run.directory.write_yaml("config.yaml", as_dict(config))
-    run.directory.write_json("origins.json", run.origins or dict.fromkeys(as_dict(config), "given in code"))
-    run.directory.write_json("environment.json", runtime.describe())
+    try:
+        run.directory.write_json("origins.json", run.origins or dict.fromkeys(as_dict(config), "given in code"))
+        run.directory.write_json("environment.json", runtime.describe())
+        run.directory.write_yaml("config.yaml", as_dict(config))
+    except OSError:
+        run.directory.discard()
+        raise
 
 
 def _train(
@@ -190,7 +197,8 @@ def _train(
         extra_metrics=lambda step: {"epoch": round(job.epoch(step), 4), **_memory()},
     )  # fmt: skip
     try:
-        reason = fit(job.algorithm, optimizer, plan, progress, hooks)
+        with runtime.fast_math(), np.errstate(all="ignore"):  # the engine looks at what comes out
+            reason = fit(job.algorithm, optimizer, plan, progress, hooks)
     except BaseException as error:
         text = error.message if isinstance(error, ChukError) else type(error).__name__
         emit(Event("finished", progress.step, {"reason": "failed", "error": text, "steps": progress.step}))
@@ -225,9 +233,9 @@ def _save(
         run.directory, progress.step, lambda folder: save_pretrained(trainer.model, trainer.tokenizer, folder),
         optimizer.state, state,
     )  # fmt: skip
-    if best:
-        run.directory.point("best", folder)
     best_name = f"step_{progress.best['step']:06d}" if progress.best else None
+    if best_name:  # each time: a kill can come between a checkpoint and its mark
+        run.directory.point("best", run.directory.checkpoints / best_name)
     prune(run.directory.path, trainer.config.keep_checkpoints, best_name)
     emit(Event("saved", progress.step, {"path": str(folder), "best": best}))
 

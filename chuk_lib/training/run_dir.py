@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,11 @@ _OWN = (
     "latest",
     "best",
     "data.jsonl",
+    "report.html",
+    "tensorboard",
+    "wandb",
 )
-_LOCK = ".lock"
+_LOCK, _SETTINGS = ".lock", "config.yaml"
 
 
 class RunDir:
@@ -53,6 +57,11 @@ class RunDir:
         """The event log."""
         return self.path / "events.jsonl"
 
+    @property
+    def is_described(self) -> bool:
+        """Whether the settings of the run are written, the last of what a run writes before its first step."""
+        return (self.path / _SETTINGS).is_file()
+
     @classmethod
     def create(cls, path: Path, overwrite: bool = False) -> RunDir:
         """Make and lock a new run directory.
@@ -67,7 +76,7 @@ class RunDir:
             run._take_lock()
             if overwrite:
                 run._clear()
-            run.checkpoints.mkdir()
+            run.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise _unwritable(path, error) from None
         return run
@@ -75,13 +84,21 @@ class RunDir:
     @classmethod
     def open(cls, path: Path) -> RunDir:
         """Lock an existing run directory to go on in it. Raises ModelError when it is none."""
-        if not (path / "config.yaml").is_file():
+        if not (path / _SETTINGS).is_file():
             raise ModelError(
                 f"`{path}` is not a run directory: it has no config.yaml", "name the folder of a training run"
             )
         run = cls(path)
         run._take_lock()
         return run
+
+    def copy_in(self, source: Path, name: str) -> None:
+        """Copy a file into the folder of a new run. When the disk refuses, nothing is left of the run."""
+        try:
+            shutil.copyfile(source, self.path / name)
+        except OSError:
+            self.discard()
+            raise
 
     def write_yaml(self, name: str, values: dict[str, Any]) -> None:
         """Write a YAML file, whole or not at all."""
@@ -92,8 +109,16 @@ class RunDir:
         write_whole(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
     def read_config(self) -> dict[str, Any]:
-        """The settings in `config.yaml`, by name."""
-        return dict(yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8")))
+        """The settings in `config.yaml`, by name. Raises ModelError when they cannot be read."""
+        path = self.path / _SETTINGS
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(f"`{path}` cannot be read: {reason}", "put the file back as the run wrote it") from None
+        if not isinstance(values, dict):
+            raise ModelError(f"`{path}` holds no settings", "put the file back as the run wrote it")
+        return values
 
     def point(self, name: str, checkpoint: Path) -> None:
         """Make `latest` or `best` name a checkpoint."""
@@ -104,6 +129,14 @@ class RunDir:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def discard(self) -> None:
+        """Remove what this run wrote, and the folder when nothing else is in it. For a run that could not start."""
+        self._clear()
+        (self.path / _LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # something of the user's is in it
+            self.path.rmdir()
+        self.close()
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -129,18 +162,25 @@ class RunDir:
 def check_output(path: Path, overwrite: bool) -> None:
     """Raise ConfigError when `path` cannot become a run directory. Changes nothing on disk."""
     check_folder(path)
-    held = [entry for entry in path.iterdir() if entry.name != _LOCK] if path.exists() else []
+    held = [entry for entry in path.iterdir() if not _is_leftover(entry)] if path.exists() else []
     if not held:
         return
-    is_run = (path / "config.yaml").exists() or all(entry.name in _OWN for entry in held)
+    is_begun = (path / _SETTINGS).exists()
+    is_run = is_begun or all(entry.name in _OWN for entry in held)
     if not overwrite:
-        resume = f"`chuk train resume {path}` to go on, " if is_run else ""
+        resume = f"`chuk train resume {path}` to go on, " if is_begun else ""
         raise ConfigError(f"--output `{path}` is not empty", f"{resume}--overwrite to replace it, or another folder")
     if not is_run:
         raise ConfigError(
             f"--output `{path}` is not empty and not a run directory: --overwrite removes only runs",
             "choose another folder",
         )
+
+
+def _is_leftover(entry: Path) -> bool:
+    """What a process leaves that was killed while it made the folder."""
+    is_partial = entry.name.startswith(".") and entry.name.endswith(".partial")
+    return is_partial or entry.name == _LOCK or (entry.name == "checkpoints" and not any(entry.iterdir()))
 
 
 def default_run_path(algorithm: str, model: str) -> Path:
@@ -152,11 +192,15 @@ def default_run_path(algorithm: str, model: str) -> Path:
 def write_whole(path: Path, text: str) -> None:
     """Write a small file beside and rename it: readers see the old or the new one, never half."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:

@@ -19,6 +19,7 @@ from chuk_lib.data.batching import BatchPlan
 from chuk_lib.data.sft_dataset import SFTDataset
 from chuk_lib.data.types import Batch
 from chuk_lib.events import Sink
+from chuk_lib.inference.prompts import context_length
 from chuk_lib.models import provenance_of
 from chuk_lib.models.heads import OutputHead, output_head
 from chuk_lib.models.segments import check_packable
@@ -30,27 +31,38 @@ from chuk_lib.training.losses.cross_entropy import sft_loss
 from chuk_lib.training.run import Job, Run, RunResult, prepare_model, run_training
 from chuk_lib.training.utils.log_probs import target_stats
 
+GPU_MULTIPLE = 64
+"""Padded lengths on a GPU are multiples of this, unless `pad_to_multiple_of` says otherwise."""
+
 
 class SFTAlgorithm:
-    """One update a step: the batch plan's window, and `sft_loss` over its target tokens."""
+    """One update a step: the batch plan's window, and `sft_loss` over its target tokens.
 
-    def __init__(self, model: nn.Module, plan: BatchPlan, loss_type: str = "nll") -> None:
+    `few_shapes` rounds the number of targets up, so that a compiled step is compiled for few of them. `gradient=False`
+    makes an algorithm for evaluation, whose loss has no gradient.
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: BatchPlan, loss_type: str = "nll", few_shapes: bool = False, gradient: bool = True
+    ) -> None:
         self.model = model
         self.plan = plan
         self._loss_type = loss_type
+        self._few_shapes = few_shapes
+        self._gradient = gradient
         self._head: OutputHead = output_head(model)
 
     def updates(self, step: int) -> Iterable[Update]:
         """The one update of a step."""
-        yield make_update(self.plan.batches(step))
+        yield make_update(self.plan.batches(step), self._few_shapes)
 
     def loss(self, model: nn.Module, micro_batch: Arrays) -> Loss:
         """Sum over the micro-batch's N target tokens, weight N."""
         stats = target_stats(
             self._head, model, micro_batch["input_ids"], micro_batch["positions"], micro_batch["targets"],
-            micro_batch.get("segment_ids"),
+            micro_batch.get("segment_ids"), self._gradient,
         )  # fmt: skip
-        return sft_loss(stats, self._loss_type)
+        return sft_loss(stats, self._loss_type, micro_batch.get("weights"))
 
     def where(self, step: int) -> str:
         """The source lines that a step trains on."""
@@ -60,7 +72,7 @@ class SFTAlgorithm:
         return ", ".join(sources[:4]) + more
 
 
-def make_update(batches: Sequence[Batch]) -> Update:
+def make_update(batches: Sequence[Batch], few_shapes: bool = False) -> Update:
     """Device arrays and counts of one accumulation window. Micro-batches without a target are left out."""
     counts = {
         "tokens": sum(batch.tokens for batch in batches),
@@ -68,23 +80,31 @@ def make_update(batches: Sequence[Batch]) -> Update:
         "slots": sum(batch.input_ids.size for batch in batches),
         "rows": sum(len(batch.rows) for batch in batches),
     }
-    learned = [to_arrays(batch) for batch in batches if batch.trained_tokens]
+    learned = [to_arrays(batch, few_shapes) for batch in batches if batch.trained_tokens]
     return Update(learned, float(counts["trained_tokens"]), counts)
 
 
-def to_arrays(batch: Batch) -> Arrays:
+def to_arrays(batch: Batch, few_shapes: bool = False) -> Arrays:
     """A batch as the loss reads it: `input_ids` (B, T), flat `positions` (N,) whose next token is a target, the
-    `targets` (N,) themselves, and `segment_ids` (B, T) when rows are packed."""
+    `targets` (N,) themselves, and `segment_ids` (B, T) when rows are packed. With `few_shapes` N is rounded up to a
+    sixteenth of B·T and `weights` (N,) are 0 where nothing is learned."""
     rows, columns = np.nonzero(batch.loss_mask)
     width = batch.input_ids.shape[1]
-    arrays = {
-        "input_ids": mx.array(batch.input_ids),
-        "positions": mx.array((rows * width + columns - 1).astype(np.int32)),
-        "targets": mx.array(batch.input_ids[rows, columns]),
-    }
+    positions, targets = (rows * width + columns - 1).astype(np.int32), batch.input_ids[rows, columns]
+    arrays = {"input_ids": mx.array(batch.input_ids)}
+    if few_shapes:
+        extra = -len(targets) % max(16, batch.input_ids.size // 16)
+        positions, targets = (np.pad(part, (0, extra)) for part in (positions, targets))
+        arrays["weights"] = mx.array((np.arange(len(targets)) < len(rows)).astype(np.float32))
+    arrays |= {"positions": mx.array(positions), "targets": mx.array(targets)}
     if batch.segment_ids is not None:
         arrays["segment_ids"] = mx.array(batch.segment_ids)
     return arrays
+
+
+def on_gpu() -> bool:
+    """Whether steps are compiled: on a GPU they are, and batches come in few shapes."""
+    return bool(mx.default_device() != mx.Device(mx.cpu))
 
 
 class SFTTrainer:
@@ -122,9 +142,9 @@ class SFTTrainer:
         plan = self.batch_plan(dataset)
         evaluate = self._evaluator(eval_dataset) if eval_dataset is not None else None
         job = Job(
-            SFTAlgorithm(self.model, plan, self.config.loss_type), "sft", plan.steps, plan.epoch,
+            SFTAlgorithm(self.model, plan, self.config.loss_type, on_gpu()), "sft", plan.steps, plan.epoch,
             dataset.fingerprint, {"rows": len(dataset), "report": dataset.report.as_dict()},
-            (*provenance_of(self.model).notes, *dataset.report.notes), evaluate, dataset.report.conversational,
+            self._notes(dataset), evaluate, dataset.report.conversational,
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
@@ -136,7 +156,7 @@ class SFTTrainer:
             num_epochs=config.num_epochs, max_steps=config.max_steps, seed=config.seed, shuffle=config.shuffle,
             group_by_length=config.group_by_length, max_length=config.max_length,
             packing=config.packing_strategy if config.packing else None, pad_token_id=pad_token_id(self.tokenizer),
-            pad_to_multiple_of=config.pad_to_multiple_of,
+            pad_to_multiple_of=config.pad_to_multiple_of or (GPU_MULTIPLE if on_gpu() else None),
         )  # fmt: skip
 
     def _complete(self, adapted: bool, dataset: SFTDataset) -> SFTConfig:
@@ -145,10 +165,17 @@ class SFTTrainer:
         model = self.config.model or provenance_of(self.model).source
         return replace(self.config, learning_rate=rate, model=model, data=self.config.data or dataset.source)
 
+    def _notes(self, dataset: SFTDataset) -> tuple[str, ...]:
+        limit, longest = context_length(self.model), dataset.report.longest
+        if limit is None or longest <= limit:
+            return (*provenance_of(self.model).notes, *dataset.report.notes)
+        text = f"rows have up to {longest:,} tokens, the model was made for {limit:,}: max_length={limit} cuts them"
+        return (*provenance_of(self.model).notes, *dataset.report.notes, text)
+
     def _evaluator(self, dataset: SFTDataset) -> Callable[[int], dict[str, Any]]:
         """The loss over all rows, and one row's answer, another row each time."""
         plan = self._eval_plan(dataset)
-        algorithm = SFTAlgorithm(self.model, plan)
+        algorithm = SFTAlgorithm(self.model, plan, gradient=False)
 
         def evaluate(step: int) -> dict[str, Any]:
             example = dataset[step % len(dataset)]

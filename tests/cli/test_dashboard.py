@@ -104,8 +104,8 @@ def test_long_curves_are_thinned_and_end_where_they_end() -> None:
 
 SEEN = [
     "chuk train sft", "Qwen3-0.6B on train.jsonl", "bfloat16", "runs/first", "60/100", "60%", "left", "loss",
-    "eval loss", "best", "learning rate", "1e-4", "gradient norm", "0.7", "5,120 (2,310 trained)", "12%",
-    "2.0 GiB, peak 3.0 GiB", "step 60", "wanted", "It is 4.", "written", "It is 5.",
+    "eval loss", "best", "learning rate", "1e-4", "gradient norm", "0.7", "5,120 (45% trained)", "12%",
+    "memory, peak", "2.0 GiB, 3.0 GiB", "step 60", "wanted", "It is 4.", "written", "It is 5.",
 ]  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def test_paths_in_a_file_are_beside_it_when_they_exist_there(tmp_path: Path) -> 
 
 BAD_FILES = {
     "unknown": ("seed: 1\nlearning_rte: 1\n", ["`learning_rte`", "sft.yaml:2"], "learning_rate"),
-    "section": ("training:\n  lr: 1\n", ["sft.yaml:1"], ""), "list": ("- a\n", ["holds no settings"], ""),
+    "section": ("trainer:\n  lr: 1\n", ["sft.yaml:1"], ""), "list": ("- a\n", ["holds no settings"], ""),
     "syntax": ("seed: 1\nbatch_size: [1\n", ["sft.yaml", "line"], ""), "tab": ("seed: 1\n\tlr: 1\n", ["line 2"], ""),
     "twice": ("seed: 1\nlr: 2\nseed: 3\n", ["line 3", "line 1"], ""),
     "type": ("batch_size: many\n", ["sft.yaml:1", "whole number", "many"], ""),

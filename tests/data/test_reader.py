@@ -137,7 +137,12 @@ def test_files_have_no_other_split(tmp_path: Path) -> None:
         ("a.jsonl", "\n\n", "`{path}` holds no records", "a record is one row"),
         ("a.json", "[]", "`{path}` holds no records", "a record is one row"),
         ("a.csv", "text\n", "`{path}` holds no records", "a record is one row"),
-        ("a.jsonl", '{"text": "a"}\n{"text": \n', "`{path}` line 2 is not JSON: expecting value at column 9", "one JSON object"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"text": \n',
+            "`{path}` line 2 is not JSON: expecting value at column 9",
+            "one JSON object",
+        ),
         ("a.jsonl", '{"text": "a"}\n{"te', "`{path}` line 2 is not JSON", "may be cut off"),
         ("a.jsonl", "[\n{}\n]", "`{path}` line 1 is not JSON", "name the file `.json`"),
         ("a.jsonl", '{"text": "a"}\n[1]\n', "`{path}` line 2 is a list, not an object", "must be an object"),

@@ -36,17 +36,17 @@ def make_run(folder: Path, **marks: str) -> Path:
 
 def test_run_gives_its_best_checkpoint_else_the_latest_else_the_newest(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", latest="step_000001", best="step_000002")
-    assert locate(run).note == "best checkpoint step_000002"
+    assert locate(run).note == f"model: the best checkpoint of `{run}`, step_000002"
     (run / "best").unlink()
-    assert locate(run).note == "latest checkpoint step_000001"
+    assert locate(run).note == f"model: the latest checkpoint of `{run}`, step_000001"
     (run / "latest").unlink()
     found = locate(run)
-    assert found.note == "newest checkpoint step_000002"
+    assert found.note == f"model: the newest checkpoint of `{run}`, step_000002"
     assert (found.kind, found.folder) == ("run", LLAMA.resolve())
     model, _ = load_model(run)
     checkpoint, _ = load_model(run / "checkpoints" / "step_000002")
     np.testing.assert_array_equal(logits(model), logits(checkpoint))
-    assert provenance_of(model).notes == ("newest checkpoint step_000002",)
+    assert provenance_of(model).notes == (found.note,)
     assert locate(run / "checkpoints" / "step_000002").kind == "checkpoint"
 
 

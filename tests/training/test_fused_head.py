@@ -47,8 +47,15 @@ def test_statistics_and_both_gradients_agree(inputs, transform, keep, kernel, mo
         np.testing.assert_allclose(np.array(got[1][index]), np.array(want[1][index]), atol=2e-5)
 
 
-def test_a_frozen_weight_gets_no_gradient_and_the_hidden_states_the_same_one(inputs):
+@pytest.mark.parametrize("kernel", ["numpy", "mlx"])
+def test_a_frozen_weight_gets_no_gradient_and_the_hidden_states_the_same_one(inputs, kernel, monkeypatch):
+    monkeypatch.setattr(fused_head, "tile_rows", lambda vocabulary: 16)
+    if kernel == "mlx":
+        monkeypatch.setattr(fused_head, "_NumpyTile", fused_head._MlxTile)
     hidden, weight, targets, scale = inputs
+    frozen = FusedHead(weight, False).stats(hidden, targets)
+    for got, want in zip(frozen, whole(hidden, weight, targets, None), strict=True):
+        np.testing.assert_allclose(np.array(got), np.array(want), atol=2e-5)
     loss = lambda hidden: (FusedHead(weight, False).stats(hidden, targets)[0] * scale).sum()  # noqa: E731
     want = gradients(lambda h, w: whole(h, w, targets, None), hidden, weight, scale)[1][0]
     np.testing.assert_allclose(np.array(mx.grad(loss)(hidden)), np.array(want), atol=2e-5)

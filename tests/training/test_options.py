@@ -112,7 +112,7 @@ def test_early_stopping_patience_and_threshold(train):
 
 
 def test_the_best_checkpoint_is_kept_and_is_what_the_run_loads(train):
-    worse_and_worse = {"learning_rate": 5.0, "optimizer": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
+    worse_and_worse = {"learning_rate": 1.0, "optimizer": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
     result = train(eval_steps=1, keep_checkpoints=1, **worse_and_worse)
     best = result.best["step"]
     assert best < 12
@@ -185,6 +185,7 @@ ELSEWHERE = {
     "model", "data", "eval_data", "output", "optimizer", "lora_rank", "gradient_checkpointing", "log_interval",
     "eval_steps", "eval_batch_size", "checkpoint_interval", "keep_checkpoints", "early_stopping_patience",
     "early_stopping_threshold", "assistant_only_loss", "pad_to_multiple_of", "format", "text_field",
+    "report_to",  # event files, databases: tests/runs/test_sinks.py
     "revision",  # a hub branch: tests/models/test_loader.py, with a cache made by hand
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ _FILES = (
     "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model",
     "qwen.tiktoken",
 )  # fmt: skip
+_TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 
 
 def load_tokenizer(folder: str | Path, eos_token_ids: int | Iterable[int] | None = None) -> Any:
@@ -32,7 +33,9 @@ def load_tokenizer(folder: str | Path, eos_token_ids: int | Iterable[int] | None
 
     ends = _named_ends(folder) if eos_token_ids is None else _as_ids(eos_token_ids)
     try:
-        return load(folder, eos_token_ids=sorted(ends) or None)
+        tokenizer = load(folder, eos_token_ids=sorted(ends) or None)
+        tokenizer._tokenizer.deprecation_warnings[_TOO_LONG] = True  # chuk measures rows against the context itself
+        return tokenizer
     except Exception as error:  # tokenizers raises bare Exception, transformers whatever its parsers do
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"the tokenizer in `{folder}` cannot be read: {reason[0]}", "copy its files again") from error

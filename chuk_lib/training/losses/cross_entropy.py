@@ -13,12 +13,18 @@ from chuk_lib.training.algorithm import Loss
 from chuk_lib.training.utils.log_probs import TokenStats
 
 
-def sft_loss(stats: TokenStats, loss_type: str = "nll") -> Loss:
-    """The loss over N target tokens, weight N. Raises ConfigError on a `loss_type` that is neither nll nor dft."""
+def sft_loss(stats: TokenStats, loss_type: str = "nll", weights: mx.array | None = None) -> Loss:
+    """The loss over N target tokens, weight N; `weights` (N,) are 0 for tokens that only fill a shape up.
+
+    Raises ConfigError on a `loss_type` that is neither nll nor dft.
+    """
     if loss_type not in ("nll", "dft"):
         raise ConfigError(f"unknown loss_type `{loss_type}`", "one of: nll, dft")
     per_token = -stats.logps
     if loss_type == "dft":
         per_token = per_token * mx.stop_gradient(mx.exp(stats.logps))
-    metrics = {"entropy": stats.entropy.sum(), "mean_token_accuracy": stats.correct.sum()}
-    return Loss(per_token.sum(), mx.array(stats.logps.size, mx.float32), metrics)
+    if weights is None:
+        metrics = {"entropy": stats.entropy.sum(), "mean_token_accuracy": stats.correct.sum()}
+        return Loss(per_token.sum(), mx.array(stats.logps.size, mx.float32), metrics)
+    metrics = {"entropy": (stats.entropy * weights).sum(), "mean_token_accuracy": (stats.correct * weights).sum()}
+    return Loss((per_token * weights).sum(), weights.sum(), metrics)

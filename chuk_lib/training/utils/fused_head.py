@@ -8,7 +8,7 @@ On a CPU the exponentials run in NumPy, over the same memory: MLX's CPU exp is s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,73 +26,107 @@ _KEEP_BYTES = 256 << 20  # probabilities kept for the backward pass, on a CPU; b
 class FusedHead:
     """A head that can be tiled: `weight` (V, H), float, maybe trained.
 
-    Its product with hidden states and the product's two gradients are all that is needed of it.
+    Its product with hidden states and the product's gradients are all that is needed of it.
     """
 
     weight: mx.array
     trained: bool
     transform: LogitTransform | None = None
 
-    def stats(self, hidden: mx.array, targets: mx.array) -> Stats:
-        """Log-prob (with gradient), entropy and top-1 hit of targets (N,) under hidden states (N, H); float32."""
-        tile = tile_rows(self.weight.shape[0])
-        kernel = _NumpyTile if mx.default_device() == mx.Device(mx.cpu) else _MlxTile
-        run = _Run(self, targets, tile, kernel)
+    def stats(self, hidden: mx.array, targets: mx.array, gradient: bool = True) -> Stats:
+        """Log-prob (with gradient), entropy and top-1 hit of targets (N,) under hidden states (N, H); float32.
+
+        `gradient=False` saves the work that only a backward pass needs.
+        """
+        run = _Run(self, targets)
+        if not gradient:
+            return run.forward(hidden, self.weight)
         if self.trained:
             return cast(Stats, run.trained()(hidden, self.weight))
-        return cast(Stats, run.frozen()(hidden))
+        return cast(Stats, run.frozen()(hidden)[:3])
 
 
 def tile_rows(vocabulary: int) -> int:
-    """Tokens in a tile: what fits the cache on a CPU, a gibibyte of float32 logits on a GPU."""
-    kind = "cpu" if mx.default_device() == mx.Device(mx.cpu) else "gpu"
-    return max(16, _TILE_BYTES[kind] // (4 * vocabulary))
+    """Tokens in a tile: what fits the cache on a CPU, half a gibibyte of float32 logits on a GPU."""
+    return max(16, _TILE_BYTES["cpu" if _on_cpu() else "gpu"] // (4 * vocabulary))
+
+
+def _on_cpu() -> bool:
+    return bool(mx.default_device() == mx.Device(mx.cpu))
 
 
 class _Run:
-    """One forward pass over the tiles, and the memory its backward pass needs."""
+    """One pass over the tiles, and what its backward pass needs.
 
-    def __init__(self, head: FusedHead, targets: mx.array, tile: int, kernel: Any) -> None:
-        self._head = head
-        self._targets = targets
+    With a trained head the backward pass makes each tile's probabilities again (on a CPU they are kept while they are
+    small). With a frozen head the forward pass makes the gradient of every log-prob, (N, H) in the hidden states'
+    type: the gradient of anything made of them is that times a number for each token.
+    """
+
+    def __init__(self, head: FusedHead, targets: mx.array) -> None:
+        kernel: Any = _NumpyTile if _on_cpu() else _MlxTile
+        tile = tile_rows(head.weight.shape[0])
+        keep = not head.trained or 4 * targets.shape[0] * head.weight.shape[0] <= _KEEP_BYTES
+        self._weight = head.weight
         self._slices = [slice(at, at + tile) for at in range(0, targets.shape[0], tile)]
-        keep = kernel is _NumpyTile and 4 * targets.shape[0] * head.weight.shape[0] <= _KEEP_BYTES
         self._tiles = [kernel(targets[part], head.transform, keep) for part in self._slices]
 
     def trained(self) -> Callable[..., Any]:
         """As a function of (hidden, weight) with gradients for both."""
-        function = mx.custom_function(self._forward)
-        function.vjp(lambda primals, cotangents, _: self._backward(primals[0], primals[1], cotangents[0], True))
+        function = mx.custom_function(self.forward)
+        function.vjp(lambda primals, cotangents, _: self._backward(primals[0], primals[1], cotangents[0]))
         return function
 
     def frozen(self) -> Callable[..., Any]:
-        """As a function of (hidden,) with a gradient for it alone."""
-        function = mx.custom_function(lambda hidden: self._forward(hidden, self._head.weight))
-        weight = self._head.weight
-        function.vjp(lambda primals, cotangents, _: self._backward(_only(primals), weight, cotangents[0], False)[0])
+        """As a function of (hidden,) with a gradient for it alone; its fourth result is that gradient's rows."""
+        function = mx.custom_function(lambda hidden: self._forward_with_gradient(hidden, self._weight))
+        function.vjp(lambda _, cotangents, results: cotangents[0][:, None].astype(results[3].dtype) * results[3])
         return function
 
-    def _forward(self, hidden: mx.array, weight: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        parts = [
-            tile.forward(_product(hidden[part], weight)) for part, tile in zip(self._slices, self._tiles, strict=True)
-        ]
-        logps, entropy, correct = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
-        return logps, entropy, correct
+    def forward(self, hidden: mx.array, weight: mx.array) -> Stats:
+        """Log-probs, entropies and hits, tile after tile."""
+        parts: list[Stats] = []
+        for part, tile in zip(self._slices, self._tiles, strict=True):
+            rows = _after(hidden[part], parts[-1] if parts else ())
+            parts.append(tile.forward(_product(rows, weight)))
+        return _joined(parts)
 
-    def _backward(self, hidden: mx.array, weight: mx.array, cotangent: mx.array, trained: bool) -> tuple[mx.array, ...]:
+    def _forward_with_gradient(self, hidden: mx.array, weight: mx.array) -> tuple[mx.array, ...]:
+        parts: list[Stats] = []
+        rises: list[mx.array] = []
+        for part, tile in zip(self._slices, self._tiles, strict=True):
+            rows = _after(hidden[part], (*parts[-1], rises[-1]) if parts else ())
+            stats, rise = tile.with_gradient(_product(rows, weight), rows, weight)
+            parts.append(stats)
+            rises.append(rise.astype(hidden.dtype))
+            if tile.eager:
+                mx.eval(rises[-1])
+        return (*_joined(parts), mx.concatenate(rises))
+
+    def _backward(self, hidden: mx.array, weight: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
         to_hidden: list[mx.array] = []
         to_weight: mx.array | None = None
         for part, tile in zip(self._slices, self._tiles, strict=True):
-            logits = None if tile.kept else _product(hidden[part], weight)
-            slope = tile.backward(logits, cotangent[part]).astype(weight.dtype)
-            to_hidden.append(slope @ weight)
-            if trained:
-                share = slope.T @ hidden[part]
-                to_weight = share if to_weight is None else to_weight + share
+            rows = _after(hidden[part], (to_hidden[-1], to_weight) if to_weight is not None else ())
+            product = None if tile.kept else _product(rows, weight)
+            slope = tile.backward(product, cotangent[part]).astype(weight.dtype)
+            to_hidden.append((slope @ weight).astype(hidden.dtype))
+            share = slope.T @ rows.astype(weight.dtype)
+            to_weight = share if to_weight is None else to_weight + share
             if tile.eager:
-                mx.eval(to_hidden, [] if to_weight is None else to_weight)
-        gradient = mx.concatenate(to_hidden).astype(hidden.dtype)
-        return (gradient, to_weight) if to_weight is not None else (gradient,)
+                mx.eval(to_hidden, to_weight)
+        assert to_weight is not None
+        return mx.concatenate(to_hidden), to_weight
+
+
+def _after(rows: mx.array, earlier: Sequence[mx.array]) -> mx.array:
+    """`rows`, not computed with before all of `earlier` is there: so that one tile's logits exist at a time."""
+    return mx.depends([rows], list(earlier))[0] if earlier else rows
+
+
+def _joined(parts: list[Stats]) -> Stats:
+    logps, entropy, correct = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
+    return logps, entropy, correct
 
 
 class _NumpyTile:
@@ -137,6 +171,11 @@ class _NumpyTile:
         slope[self._rows, self._targets] += scale
         return mx.array(slope if self._slope is None else slope * self._slope)
 
+    def with_gradient(self, product: mx.array, rows: mx.array, weight: mx.array) -> tuple[Stats, mx.array]:
+        """`forward`, and the gradient of each log-prob with respect to its hidden state (N, H)."""
+        stats = self.forward(product)
+        return stats, self.backward(None, mx.ones(product.shape[:1])) @ weight
+
     def _exponentials(self, product: mx.array) -> tuple[np.ndarray, np.ndarray]:
         """Logits less their row's maximum, and the exponentials of that."""
         logits = product.astype(mx.float32)
@@ -173,8 +212,26 @@ class _MlxTile:
         assert product is not None
         logits = self._logits(product)
         onehot = mx.arange(logits.shape[-1]) == self._targets[:, None]
-        slope = (onehot.astype(mx.float32) - mx.softmax(logits, axis=-1)) * cotangent[:, None]
+        probs = mx.exp(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        slope = (onehot.astype(mx.float32) - probs) * cotangent[:, None]
         return slope if self._transform is None else slope * self._transform.slope(logits)
+
+    def with_gradient(self, product: mx.array, rows: mx.array, weight: mx.array) -> tuple[Stats, mx.array]:
+        """`forward`, and the gradient of each log-prob with respect to its hidden state (N, H).
+
+        Without a transform the entropy comes from that gradient g: Σ p·l = l_y − h·g, since l is linear in h. That
+        saves two passes over the logits.
+        """
+        slope = self.backward(product, mx.ones(product.shape[:1]))
+        rise = slope.astype(weight.dtype) @ weight
+        if self._transform is not None:
+            return self.forward(product), rise
+        targets = self._targets[:, None]
+        at_target = mx.take_along_axis(product, targets, axis=-1)[:, 0]
+        logps = at_target.astype(mx.float32) - mx.logsumexp(product.astype(mx.float32), axis=-1)
+        entropy = (rise.astype(mx.float32) * rows.astype(mx.float32)).sum(axis=-1) - logps
+        hits = (at_target >= product.max(axis=-1)).astype(mx.float32)
+        return (logps, entropy, hits), rise
 
     def _logits(self, product: mx.array) -> mx.array:
         logits = product.astype(mx.float32)
@@ -183,8 +240,3 @@ class _MlxTile:
 
 def _product(hidden: mx.array, weight: mx.array) -> mx.array:
     return hidden.astype(weight.dtype) @ weight.T
-
-
-def _only(primals: Any) -> mx.array:
-    """A custom function of one argument gets it bare, one of several gets a tuple."""
-    return cast(mx.array, primals[0] if isinstance(primals, tuple | list) else primals)

@@ -27,9 +27,7 @@ def global_norm(gradients: Any) -> mx.array:
     return mx.sqrt(mx.stack(squares).sum())
 
 
-def clip_by_global_norm(gradients: Any, norm: float, max_norm: float) -> Any:
-    """Scale by max_norm / (norm + 1e-6) when norm > max_norm, as `torch.nn.utils.clip_grad_norm_` does."""
-    if max_norm <= 0 or norm <= max_norm:
-        return gradients
-    factor = max_norm / (norm + 1e-6)
-    return tree_map(lambda leaf: leaf * factor, gradients)
+def clip_factor(norm: float, max_norm: float) -> float:
+    """What gradients are multiplied by: max_norm / (norm + 1e-6) when norm > max_norm, else 1; a max_norm of 0 never
+    clips. As `torch.nn.utils.clip_grad_norm_`."""
+    return 1.0 if max_norm <= 0 or norm <= max_norm else max_norm / (norm + 1e-6)

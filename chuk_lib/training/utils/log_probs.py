@@ -30,16 +30,18 @@ def target_stats(
     positions: mx.array,
     targets: mx.array,
     segment_ids: mx.array | None = None,
+    gradient: bool = True,
 ) -> TokenStats:
     """Statistics of `targets` (N,) predicted at flat `positions` (N,) = row·T + column of `input_ids` (B, T).
 
-    With `segment_ids` (B, T) documents of a row do not see each other.
+    With `segment_ids` (B, T) documents of a row do not see each other. `gradient=False`, for evaluation, saves the
+    work that only a backward pass needs.
     """
     hidden = head.hidden(model, input_ids, segment_ids)
     hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
     fused = fused_head(head, model)
     if fused is not None:
-        return TokenStats(*fused.stats(hidden, targets))
+        return TokenStats(*fused.stats(hidden, targets, gradient))
     return logit_stats(head.logits(model, hidden), targets)
 
 

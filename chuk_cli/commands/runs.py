@@ -1,0 +1,313 @@
+"""`chuk runs`: look at what training left behind, or is doing just now."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chuk_cli.options import JsonOption, OverwriteOption, QuietOption, YesOption
+from chuk_cli.out import Out, glyph
+from chuk_cli.runs.options import MetricOption, RunArgument, RunsArgument, load, load_all, locate
+from chuk_lib.errors import ConfigError
+
+if TYPE_CHECKING:
+    from chuk_cli.dashboard.board import Board
+    from chuk_lib.runs.figures import Picture
+    from chuk_lib.runs.record import Run
+    from chuk_lib.runs.summary import Summary
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="List, show, watch, compare and report runs.")
+
+_WIDTH_OFF_TERMINAL = 100
+
+
+@app.command("ls")
+def list_(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of runs.")] = Path("runs"),
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="CONDITION", help="key=value, key!=value, key<value …; repeat it."),
+    ] = None,
+    sort: Annotated[str, typer.Option("--sort", metavar="KEY", help="Order by this; -KEY: largest first.")] = "-began",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """List runs with their state, losses, age and size.
+
+    Keys are the columns (name, status, step, loss, eval_loss, best, seconds, age, size, algorithm, model), every
+    setting and every metric. Values may hold `*`. A run is running when a process trains in it, killed when none does
+    and the log has no end.
+
+    Examples:
+      chuk runs ls
+      chuk runs ls --filter status=done --filter 'best<1.5' --sort best
+      chuk runs ls experiments --filter 'model=*qwen*' --filter learning_rate=1e-4
+      chuk runs ls --filter status=killed -q | xargs chuk runs rm --yes
+    """
+    from chuk_lib.runs.find import RUNS, list_runs
+    from chuk_lib.runs.query import arrange, select
+    from chuk_lib.runs.summary import summarize
+
+    out = Out.of(json, quiet)
+    paths = [] if folder == RUNS and not folder.exists() else list_runs(folder)
+    runs = [summarize(path) for path in paths]
+    chosen = arrange(select(runs, filters or []), sort) if runs else []
+    if out.human and not chosen:
+        out.say(f"none of {len(runs)} runs fits" if runs else f"no runs in `{folder}`; `chuk train` makes one")
+        return
+    if out.human:
+        _tell_list(out, chosen)
+    else:
+        out.result([run.as_dict() for run in chosen], quiet=[run.path for run in chosen])
+
+
+def _tell_list(out: Out, runs: Sequence[Summary]) -> None:
+    from chuk_cli.runs.listing import table
+
+    grid, hidden = table(runs, out.console.width)
+    out.result([], human=grid)
+    if hidden:
+        out.say(f"not shown for want of width: {', '.join(hidden)}; see `--json`")
+
+
+@app.command()
+def show(run: RunArgument = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Show one run: curves, chosen settings, samples, environment, checkpoints.
+
+    Examples:
+      chuk runs show
+      chuk runs show first
+      chuk runs show runs/first --json | jq .settings
+    """
+    out = Out.of(json, quiet)
+    found = load(run)
+    human = None
+    if out.human:
+        from chuk_cli.runs.show import page
+
+        human = page(found, _width(out), _ascii())
+    out.result(found.as_dict(), human=human, quiet=str(found.path))
+    if found.summary.error:
+        out.say(f"it failed: {found.summary.error}")
+    if found.summary.status in ("stopped", "failed", "killed") and found.checkpoints:
+        out.say(f"resume: `chuk train resume {shlex.quote(str(found.path))}`")
+
+
+@app.command()
+def watch(run: RunArgument = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Watch a run that another process trains, until it ends. Ctrl-C leaves the run alone.
+
+    With --json every event is a line, as from `chuk train --json`. Exits with 1 when the run failed or was killed.
+
+    Examples:
+      chuk runs watch
+      chuk runs watch first
+      chuk runs watch first --quiet && chuk eval --model runs/first --data test.jsonl
+    """
+    from chuk_cli.runs.watch import watch as follow
+
+    out = Out.of(json, quiet)
+    path = locate(run)
+    _close_watch(out, path, follow(path, out))
+
+
+def _close_watch(out: Out, path: Path, board: Board) -> None:
+    if out.quiet:
+        out.result({}, quiet=str(path))
+    reason = "killed" if board.finished is None else str(board.finished.get("reason", "done"))
+    if reason == "failed" and board.finished and board.finished.get("error"):
+        out.say(f"it failed: {board.finished['error']}")
+    if reason in ("killed", "failed", "stopped"):
+        out.say(f"resume: `chuk train resume {shlex.quote(str(path))}`")
+    if reason in ("killed", "failed"):
+        raise typer.Exit(1)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN…", help="Runs; default: the newest.")] = None,
+    metric: MetricOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write .svg, or .png with matplotlib.")
+    ] = None,
+    log: Annotated[bool, typer.Option("--log", help="Logarithmic values, in the terminal.")] = False,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Plot metrics of one or more runs, in the terminal or as a picture.
+
+    A metric and its evaluation (loss, eval_loss) share a chart; others get their own.
+
+    Examples:
+      chuk runs plot first
+      chuk runs plot first second --metric loss,eval_loss,learning_rate
+      chuk runs plot first second --output losses.svg
+    """
+    from chuk_lib.runs.figures import pictures
+
+    out = Out.of(json, quiet)
+    found = load_all(list(runs)) if runs else [load(None)]
+    charts = pictures(found, metric)
+    if output is not None:
+        from chuk_lib.runs.images import save_pictures
+
+        _refuse_existing(output, overwrite)
+        save_pictures(charts, output)
+        out.result({"output": str(output)}, human=str(output), quiet=str(output))
+        return
+    data = [{"title": chart.title, "lines": [vars(line) for line in chart.lines]} for chart in charts]
+    out.result(data, human=_terminal(out, charts, log) if out.human else None)
+
+
+def _terminal(out: Out, charts: list[Picture], log: bool) -> Any:
+    from rich.console import Group
+    from rich.text import Text
+
+    from chuk_cli.runs.chart import Series, chart
+
+    parts: list[Any] = []
+    for picture in charts:
+        series = [Series(line.label, line.points) for line in picture.lines]
+        drawn = chart(series, _width(out), 16, _ascii(), log)
+        parts += [Text(("\n" if parts else "") + picture.title, style="bold"), *drawn]
+    return Group(*parts) if parts else "nothing to draw yet"
+
+
+@app.command(no_args_is_help=True)
+def compare(
+    runs: RunsArgument, metric: MetricOption = None, json: JsonOption = False, quiet: QuietOption = False
+) -> None:
+    """Compare runs: settings that differ, final metrics, curves over each other.
+
+    Examples:
+      chuk runs compare first second
+      chuk runs compare runs/sweep-* --metric eval_loss
+      chuk runs compare first second --json | jq .settings
+    """
+    from chuk_cli.runs.compare import as_dict, page
+    from chuk_lib.runs.figures import pictures
+
+    out = Out.of(json, quiet)
+    found = load_all(runs)
+    if len(found) < 2:
+        raise ConfigError("comparing takes at least two runs", "`chuk runs show` shows one")
+    human = page(found, pictures(found, metric), _width(out), _ascii()) if out.human else None
+    out.result(as_dict(found), human=human, quiet=[_best_first(found)])
+
+
+def _best_first(runs: list[Run]) -> str:
+    """The run with the lowest best eval_loss, or loss where none was evaluated."""
+    rank = [run.summary.best if run.summary.best is not None else run.summary.loss for run in runs]
+    known = [(value, index) for index, value in enumerate(rank) if value is not None and value == value]
+    return str(runs[min(known)[1] if known else 0].path)
+
+
+@app.command()
+def report(
+    run: RunArgument = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to; default: report.html in the run.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a run as one HTML page with interactive curves. It needs no network and no other file.
+
+    Examples:
+      chuk runs report first
+      chuk runs report first --output first.html
+    """
+    from chuk_cli.runs.report import write_report
+
+    out = Out.of(json, quiet)
+    found = load(run)
+    target = output or found.path / "report.html"
+    if output is not None:
+        _refuse_existing(output, overwrite)
+    write_report(found, target)
+    out.result({"output": str(target), "bytes": target.stat().st_size}, human=str(target), quiet=str(target))
+
+
+@app.command()
+def export(
+    run: RunArgument = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Table to write: .csv or .parquet.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a run's metrics as a table: one row a logged step, evaluations joined.
+
+    Examples:
+      chuk runs export first --output first.csv
+      chuk runs export first --output first.parquet
+    """
+    from chuk_lib.runs.export import export as write
+
+    out = Out.of(json, quiet)
+    if output is None:
+        raise ConfigError("no --output given", "name a .csv or .parquet file, for example `--output run.csv`")
+    found = load(run)
+    _refuse_existing(output, overwrite)
+    rows = write(found.log, output)
+    out.result({"output": str(output), "rows": rows}, human=f"{output}: {rows:,} rows", quiet=str(output))
+
+
+@app.command("rm", no_args_is_help=True)
+def remove(runs: RunsArgument, yes: YesOption = False, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Remove runs for good. A running one is refused; files that are not chuk's stay.
+
+    Examples:
+      chuk runs rm first
+      chuk runs rm first second --yes
+    """
+    from chuk_cli import humanize
+    from chuk_lib.errors import TrainingError
+    from chuk_lib.runs.files import is_locked, remove_run, size_of
+
+    out = Out.of(json, quiet)
+    paths = list(dict.fromkeys(locate(run) for run in runs))
+    if running := [str(path) for path in paths if is_locked(path)]:
+        raise TrainingError(
+            f"a process is training in `{running[0]}`; nothing was removed", "stop it with Ctrl-C first"
+        )
+    total = sum(size_of(path) for path in paths)
+    named = ", ".join(f"`{path}`" for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    out.confirm(f"Remove {named} ({humanize.size(total)})?", yes)
+    removed = []
+    for path in paths:
+        left = remove_run(path)
+        removed.append({"path": str(path), "left": left})
+        if left:
+            out.warn(f"`{path}` stays, it holds what is not chuk's: {', '.join(left[:5])}")
+    said = f"removed {len(paths)} {'run' if len(paths) == 1 else 'runs'}, {humanize.size(total)}"
+    out.result(removed, human=said, quiet=[str(path) for path in paths])
+
+
+def _refuse_existing(output: Path, overwrite: bool) -> None:
+    """Raise ConfigError rather than replace a file unasked, or write into a folder that does not exist."""
+    if output.exists() and (output.is_dir() or not overwrite):
+        raise ConfigError(f"`{output}` exists already", "--overwrite replaces a file, or choose another --output")
+    if not output.parent.is_dir():
+        raise ConfigError(f"there is no folder `{output.parent}`", "make it first, or choose another --output")
+
+
+def _width(out: Out) -> int:
+    """Columns to draw in: the terminal's, at most 160; a sensible number elsewhere."""
+    known = out.console.is_terminal or os.environ.get("COLUMNS")
+    return max(40, min(out.console.width, 160)) if known else _WIDTH_OFF_TERMINAL
+
+
+def _ascii() -> bool:
+    import sys
+
+    return not glyph("━⠿╭", "", sys.stdout)

@@ -1,0 +1,136 @@
+"""`--dry-run` and `--fit` of the training commands: what a run would be, and settings that fit a memory budget."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chuk_cli.humanize import count, duration, number, size
+from chuk_cli.out import Out, paint
+from chuk_lib.config.settings import Resolved, as_dict
+from chuk_lib.errors import ConfigError
+from chuk_lib.training.config import SFTConfig
+
+if TYPE_CHECKING:
+    from chuk_lib.training.estimate import Memory
+    from chuk_lib.training.planning import SFTPlan
+
+FitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fit", metavar="SIZE", rich_help_panel="Configuration",
+        help="Choose batch size, accumulation, checkpointing and packing for this much memory: 8GiB, or auto.",
+    ),
+]  # fmt: skip
+
+_PARTS = {
+    "weights": "weights", "optimizer": "optimizer", "gradients": "gradients", "activations": "activations and work",
+    "logits": "logits (a tile)", "outside": "probabilities (NumPy)",
+}  # fmt: skip
+
+
+def show_plan(out: Out, settings: Resolved[SFTConfig], fit: str | None, overwrite: bool) -> None:
+    """Print what the run would be. Nothing is written."""
+    budget = _budget(fit)
+    with out.status("dry run: loading model and data, measuring a few micro-steps"):
+        from chuk_lib.training.planning import plan_sft
+
+        plan = plan_sft(settings.value, origins=settings.origins, budget=budget, overwrite=overwrite)
+    out.result(plan.as_dict(), human="\n".join(_lines(plan)), quiet=str(plan.memory.total))
+    for note in plan.notes:
+        out.warn(note)
+    out.say("dry run: nothing was written")
+
+
+def fitted(out: Out, settings: Resolved[SFTConfig], fit: str, overwrite: bool) -> Resolved[SFTConfig]:
+    """The settings with those that fit the budget, their origin `--fit`; says why each was chosen."""
+    budget = _budget(fit)
+    if settings.value.data == "-":
+        raise ConfigError("`--fit` reads the data twice, and stdin can be read once", "save the rows to a file first")
+    with out.status("fit: loading model and data, measuring a few micro-steps"):
+        from chuk_lib.training.planning import fit_sft
+
+        found = fit_sft(settings.value, budget or 0, origins=settings.origins, overwrite=overwrite)
+    for reason in found.reasons:
+        out.say(f"fit: {reason}")
+    chosen = found.choice.settings()
+    return Resolved(replace(settings.value, **chosen), settings.origins | dict.fromkeys(chosen, "--fit"))
+
+
+def _budget(text: str | None) -> int | str | None:
+    """Bytes, `auto`, or None. Raises ConfigError for what is no size."""
+    if text is None or text.lower() == "auto":
+        return text and "auto"
+    from chuk_lib.training.fit import parse_size
+
+    return parse_size(text)
+
+
+def _lines(plan: SFTPlan) -> Iterator[str]:
+    yield from settings_lines(as_dict(plan.config), plan.origins)
+    yield ""
+    from chuk_cli.preview import draw
+
+    yield draw(plan.rows, plan.report)
+    yield ""
+    yield from _table(_run(plan))
+    yield ""
+    yield from _table(_memory(plan.memory))
+    if plan.fit:
+        yield ""
+        for reason in plan.fit.reasons:
+            yield f"fit  {reason}"
+
+
+def settings_lines(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
+    """Every setting with its origin; those that somebody chose first."""
+    order = sorted(values, key=lambda name: origins[name] == "default")
+    width = max(map(len, values))
+    for name in order:
+        origin = origins[name]
+        line = f"{name:<{width}}  {plain(values[name])}"
+        yield paint(f"{line}  (default)", "secondary", sys.stdout) if origin == "default" else f"{line}  ({origin})"
+
+
+def plain(value: Any) -> str:
+    """A setting's value as a file would have it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return number(value)
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+
+
+def _run(plan: SFTPlan) -> Iterator[tuple[str, str]]:
+    config = plan.config
+    window = config.batch_size * config.gradient_accumulation_steps
+    rows, tokens = plan.largest
+    yield "run directory", plan.output
+    yield "device", plan.device
+    yield "trained", f"{count(plan.trainable_parameters)} of {count(plan.parameters)} parameters"
+    yield "steps", f"{plan.steps:,} ({plan.epochs:.2f} epochs of {plan.steps_per_epoch:,})"
+    yield "update", f"{config.batch_size} rows × {config.gradient_accumulation_steps} = {window} rows"
+    yield "largest", f"{rows} rows × {tokens:,} tokens"
+    yield "padding", f"{100 * plan.padding:.1f} % of the positions"
+    yield "time", f"about {duration(plan.seconds)} ({duration(plan.step_seconds)} a step), without evaluations"
+
+
+def _memory(memory: Memory) -> Iterator[tuple[str, str]]:
+    parts = memory.as_dict()
+    for name, words in _PARTS.items():
+        if parts[name]:
+            yield words, size(parts[name])
+    yield "memory at the peak", f"about {size(memory.total)}"
+
+
+def _table(pairs: Iterator[tuple[str, str]]) -> Iterator[str]:
+    held = dict(pairs)
+    width = max(map(len, held))
+    for name, value in held.items():
+        yield f"{name:<{width}}  {value}"

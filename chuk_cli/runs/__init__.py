@@ -1,0 +1,1 @@
+"""How runs on disk are shown in a terminal: the parts of `chuk runs`."""

@@ -1,0 +1,214 @@
+"""A run as one HTML page that holds all it needs: tables written here, curves drawn by the page's own script.
+
+Whatever a run logged may contain markup: text goes through `html.escape`, data through JSON in which `<`, `>` and `&`
+are escaped. A content security policy in the page forbids every request.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chuk_cli import __version__, humanize
+from chuk_cli.dashboard.board import last_part, printable
+from chuk_cli.runs.report_charts import charts_of
+from chuk_cli.runs.show import environment, value_text
+
+if TYPE_CHECKING:
+    from chuk_lib.runs.record import Run
+    from chuk_lib.runs.settings import Choice
+
+_SAMPLES_OPEN, _MOST_SAMPLES = 4, 200
+
+
+def write_report(run: Run, output: Path) -> None:
+    """Write the page, whole or not at all."""
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        partial.write_text(to_html(run), encoding="utf-8")
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def to_html(run: Run) -> str:
+    """The page as text."""
+    parts = {
+        "title": escape(f"{run.summary.name}, a chuk run"),
+        "css": _asset("report.css"),
+        "head": _head(run),
+        "tiles": "".join(_tile(*tile) for tile in tiles(run)),
+        "sections": "".join(_sections(run)),
+        "foot": escape(f"Written by chuk {__version__} on {_date(time.time())}. This page holds all its data."),
+        "data": to_script_json({"charts": charts_of(run), "steps": run.summary.steps}),
+        "js": _asset("report.js"),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], _asset("report.html"))
+
+
+def to_script_json(data: Any) -> str:
+    """JSON that may stand inside `<script>`: no text in it can end the element or begin a comment."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def _asset(name: str) -> str:
+    return (files("chuk_cli.runs") / "page" / name).read_text(encoding="utf-8")
+
+
+def _head(run: Run) -> str:
+    summary = run.summary
+    what = " ".join(
+        part
+        for part in (
+            f"<b>{_text(summary.algorithm)}</b>" if summary.algorithm else "",
+            f"<span title='{_text(summary.model)}'>{_text(last_part(summary.model))}</span>" if summary.model else "",
+            f"on <span title='{_text(summary.data)}'>{_text(last_part(summary.data))}</span>" if summary.data else "",
+        )
+        if part
+    )
+    steps = f"{summary.step:,} of {summary.steps:,} steps" if summary.steps else f"{summary.step:,} steps"
+    when = [f"began {_date(summary.began)}"] if summary.began else []
+    status = f'<span class="status {summary.status}">{summary.status}</span>'
+    facts = " · ".join(_text(part) for part in [steps, humanize.duration(summary.seconds), *when])
+    error = f'<p class="error">{_text(summary.error)}</p>' if summary.error else ""
+    return f"<h1>{_text(summary.name)} {status}</h1><p class='what'>{what}</p><p class='facts'>{facts}</p>{error}"
+
+
+def tiles(run: Run) -> list[tuple[str, str, str]]:
+    """The key figures: label, value, and a note below it."""
+    summary, metrics = run.summary, run.summary.metrics
+    losses = run.curves.get("loss")
+    found: list[tuple[str, str, str]] = []
+    if losses:
+        found.append(("Loss", humanize.number(losses.values[-1]), f"from {humanize.number(losses.values[0])}"))
+    if summary.best is not None:
+        found.append(("Best eval loss", humanize.number(summary.best), f"at step {summary.best_step:,}"))
+    for label, name in (("Token accuracy", "mean_token_accuracy"), ("Reward", "reward")):
+        value, held_out = metrics.get(name), metrics.get(f"eval_{name}")
+        show = humanize.number if name == "reward" else lambda share: f"{share:.1%}"
+        shown = held_out if held_out is not None else value
+        if shown is not None:
+            found.append((label, show(shown), f"training {show(value)}" if held_out is not None and value else ""))
+    if (speed := metrics.get("tokens_per_second")) is not None:
+        trained = metrics.get("trained_tokens_per_second")
+        found.append(
+            ("Tokens per second", humanize.count(speed), f"{humanize.count(trained)} trained" if trained else "")
+        )
+    tokens = metrics.get("num_tokens")
+    found.append(
+        ("Training time", humanize.duration(summary.seconds), f"{humanize.count(tokens)} tokens" if tokens else "")
+    )
+    if (peak := metrics.get("peak_memory_bytes")) is not None:
+        found.append(("Peak memory", humanize.size(peak), ""))
+    return found
+
+
+def _tile(label: str, value: str, note: str) -> str:
+    return f"<div class='tile'><span>{_text(label)}</span><b>{_text(value)}</b><small>{_text(note)}</small></div>"
+
+
+def _sections(run: Run) -> Iterable[str]:
+    if run.warnings or run.log.damaged:
+        yield _section("Warnings", _warnings(run))
+    if run.samples:
+        yield _section("Samples", _samples(run.samples))
+    if run.settings:
+        yield _section("Settings", _settings(run))
+    if data := _data_facts(run):
+        yield _section("Data", _facts(data))
+    if machine := environment(run.environment):
+        yield _section("Environment", _facts(machine))
+    if run.checkpoints:
+        rows = [[item.name, humanize.size(item.bytes), ", ".join(item.marks)] for item in run.checkpoints]
+        yield _section("Checkpoints", _table(["checkpoint", "size", ""], rows))
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{_text(title)}</h2>{body}</section>"
+
+
+def _warnings(run: Run) -> str:
+    items = [(f"step {item['step']:,}", item["text"], item["hint"]) for item in run.warnings]
+    if run.log.damaged:
+        items.append(("log", f"{run.log.damaged} damaged lines of events.jsonl were skipped", ""))
+    rows = [
+        f"<li><span>{_text(where)}</span> {_text(text)}{f' <em>{_text(hint)}</em>' if hint else ''}</li>"
+        for where, text, hint in items
+    ]
+    return f"<ul class='warnings'>{''.join(rows)}</ul>"
+
+
+def _samples(samples: Sequence[dict[str, Any]]) -> str:
+    """The newest first; older ones folded away."""
+    cards = [_sample(sample) for sample in reversed(samples[-_MOST_SAMPLES:])]
+    shown, older = cards[:_SAMPLES_OPEN], cards[_SAMPLES_OPEN:]
+    more = f"<details><summary>{len(older)} earlier</summary>{''.join(older)}</details>" if older else ""
+    return "".join(shown) + more
+
+
+def _sample(sample: dict[str, Any]) -> str:
+    target, written = sample["target"].strip(), sample["completion"].strip()
+    mark = " same" if target and target == written else ""
+    return (
+        f"<article class='sample{mark}'><h3>step {sample['step']:,}{' <i>exact</i>' if mark else ''}</h3>"
+        f"<pre class='prompt'>{_text(sample['prompt'])}</pre><div>"
+        f"<div><h4>wanted</h4><pre>{_text(target) or '-'}</pre></div>"
+        f"<div><h4>written</h4><pre>{_text(written) or '-'}</pre></div></div></article>"
+    )
+
+
+def _settings(run: Run) -> str:
+    chosen = _table(["setting", "value", "default", "from"], [_row(item) for item in run.chosen])
+    everything = _table(
+        ["setting", "value", "from"],
+        [[name, value_text(value), str(run.origins.get(name, ""))] for name, value in run.settings.items()],
+    )
+    return f"{chosen}<details><summary>all {len(run.settings)} settings</summary>{everything}</details>"
+
+
+def _row(item: Choice) -> list[str]:
+    return [item.name, value_text(item.value), value_text(item.default), item.origin]
+
+
+def _data_facts(run: Run) -> list[tuple[str, str]]:
+    started = run.log.last("started")
+    report = started.data.get("report") if started else None
+    if not isinstance(report, dict):
+        return []
+    names = (
+        ("source", "source"), ("split", "split"), ("format", "format"), ("how", "read as"), ("loss_on", "loss on"),
+        ("rows", "rows"), ("dropped", "dropped"), ("truncated", "truncated"), ("tokens", "tokens"),
+        ("trained_tokens", "trained tokens"), ("longest", "longest row"),
+    )  # fmt: skip
+    found = [(label, report[key]) for key, label in names if report.get(key) not in (None, "", 0)]
+    return [(label, f"{value:,}" if isinstance(value, int) else str(value)) for label, value in found]
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<dt>{_text(name)}</dt><dd>{_text(text)}</dd>" for name, text in facts) + "</dl>"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _text(value: Any) -> str:
+    return escape(printable("" if value is None else value))
+
+
+def _date(seconds: float) -> str:
+    if not math.isfinite(seconds) or not 0 <= seconds < 2**40:
+        return "?"
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

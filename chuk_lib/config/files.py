@@ -1,0 +1,66 @@
+"""The settings files that come with chuk: `training_config/` beside the packages, in a checkout and in a wheel."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from chuk_lib.errors import ConfigError
+
+FOLDER = Path(__file__).resolve().parents[2] / "training_config"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A file by its name under the folder (`tiny/lora.yaml`), and its first comment line."""
+
+    name: str
+    path: Path
+    about: str
+
+
+def shipped() -> list[Shipped]:
+    """All files that come with chuk, by folder and name."""
+    paths = sorted(FOLDER.rglob("*.yaml"), key=lambda path: (len(path.parts), path.as_posix()))
+    return [Shipped(path.relative_to(FOLDER).as_posix(), path, _about(path)) for path in paths]
+
+
+def find(name: str) -> Path:
+    """A file by path, else one that comes with chuk, with or without `.yaml`. Raises ConfigError with a suggestion."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = {item.name: item.path for item in shipped()}
+    for candidate in (name, f"{name}.yaml"):
+        if candidate in known:
+            return known[candidate]
+    near = difflib.get_close_matches(name, [*known, *(item.removesuffix(".yaml") for item in known)], n=1)
+    hint = f"did you mean `{near[0]}`?" if near else "`chuk config ls` lists the files that come with chuk"
+    raise ConfigError(f"`{name}` is neither a file nor a name of one that comes with chuk", hint)
+
+
+def _about(path: Path) -> str:
+    with path.open(encoding="utf-8") as lines:
+        return next(lines, "").strip().removeprefix("#").strip()
+
+
+def write(path: Path, text: str, overwrite: bool = False) -> Path:
+    """Write a file whole or not at all. Raises ConfigError when it exists and may not be replaced, or cannot be
+    written."""
+    if path.exists() and not overwrite:
+        raise ConfigError(f"`{path}` exists", "choose another name, or replace it with --overwrite")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise ConfigError(
+            f"cannot write `{path}`: {(error.strerror or str(error)).lower()}", "choose another name"
+        ) from None
+    return path

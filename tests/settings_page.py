@@ -1,0 +1,54 @@
+"""Writes docs/settings.md from the settings themselves: `python -m tests.settings_page`. A test holds it current."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+
+from chuk_lib.config.settings import Setting, settings_of
+from chuk_lib.training.config import SFTConfig
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
+PANELS = ("Model", "Data", "Training", "Output")
+HEAD = """# Settings of `chuk train sft`
+
+Each name is a key of a `--config` file, of `--set NAME=VALUE`, and as `CHUK_NAME` in capitals an environment variable.
+Later ones win: defaults, files, environment, `--set`, flags. "Also" lists names that other tools use for the same.
+Written from `chuk_lib/training/config.py` by `python -m tests.settings_page`.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    settings = sorted(settings_of(SFTConfig).values(), key=lambda item: PANELS.index(item.panel))
+    parts = [HEAD]
+    for panel, members in groupby(settings, key=lambda item: item.panel):
+        rows = "\n".join(_row(item) for item in members)
+        parts.append(f"## {panel}\n\n| name | default | meaning | flag | also |\n|---|---|---|---|---|\n{rows}\n")
+    return "\n".join(parts)
+
+
+def _row(item: Setting) -> str:
+    flag = f"`{', '.join(filter(None, [item.flag, item.short]))}`" if item.flag else ""
+    choices = f" One of {', '.join(item.choices)}." if item.choices and item.choices[0] not in item.help else ""
+    also = ", ".join(f"`{alias}`" for alias in item.aliases)
+    return f"| `{item.name}` | {_default(item)} | {item.help}{choices}{_bounds(item)} | {flag} | {also} |"
+
+
+def _default(item: Setting) -> str:
+    if item.default is None or item.default == ():
+        return ""
+    return f"`{str(item.default).lower() if isinstance(item.default, bool) else item.default}`"
+
+
+def _bounds(item: Setting) -> str:
+    low = f"above {item.above:g}" if item.above is not None else ""
+    low = f"at least {item.minimum:g}" if item.minimum else low
+    high = f"at most {item.maximum:.9g}" if item.maximum is not None and item.maximum < 2**32 - 1 else ""
+    both = ", ".join(filter(None, [low, high]))
+    return f" ({both})" if both else ""
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(), encoding="utf-8")
