@@ -1,10 +1,11 @@
 """What watching costs: the same run with the live view, JSON lines and all local sinks (TensorBoard, W&B offline,
 Trackio) on, and with none of them. `python benchmarks/display.py [--pairs 8] [--steps 300] [--log-interval 10]`
 
-Each run is a process of its own; both kinds take turns, which one is first changes from pair to pair. Compared is what
-passes from the first logged step to the last, evaluations and checkpoints included: wall time, and CPU time of the
-process (W&B's own process is not in it). On a busy machine wall time says little, so the watched run also says for how
-long training stood still inside sinks. What they take once, to start and to close, is told apart. The terminal is a
+Each run is a process of its own; both kinds take turns, which one is first changes from pair to pair. Looked at is what
+passes from the first logged step to the last, evaluations and checkpoints included. The ratios of wall and of CPU time
+are only as good as the machine is idle. So the watched run also counts directly what watching does: for how long
+training stands still inside sinks, and the CPU time of the threads and processes that sinks start (Linux only). Their
+sum is the most that training can lose. What sinks take once, to start and to close, is told apart. The terminal is a
 pseudo-terminal that is read as a terminal would.
 """
 
@@ -101,11 +102,11 @@ def one_run(output: Path, watched: bool, options: argparse.Namespace) -> None:
     """Train, and print what it took as one line of JSON."""
     from chuk_lib.training import SFTConfig, train_sft
 
-    points: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, list[tuple[float, float, float]]] = {}
     stopwatch = Stopwatch()
 
     def note(event: Event) -> None:
-        points.setdefault(event.kind, []).append((time.perf_counter(), time.process_time()))
+        points.setdefault(event.kind, []).append((time.perf_counter(), time.process_time(), beside()))
 
     config = SFTConfig(
         model=str(output.parent / "model"), data=str(output.parent), output=str(output), batch_size=16,
@@ -115,15 +116,44 @@ def one_run(output: Path, watched: bool, options: argparse.Namespace) -> None:
         displays = displays_of(stack, output, options.sinks.split(",")) if watched else []
         train_sft(config, sinks=[*map(stopwatch.around, displays), note])
     first, last = points["step"][0], points["step"][-1]
-    spans = {"steps": last[0] - first[0], "cpu": last[1] - first[1]}
+    spans = {"steps": last[0] - first[0], "cpu": last[1] - first[1], "beside": last[2] - first[2]}
     print(json.dumps(spans | {f"inside {kind}": seconds for kind, seconds in stopwatch.seconds.items()}))
+
+
+def beside() -> float:
+    """CPU seconds so far of this process's other Python threads and of its child processes."""
+    threads = [thread.native_id for thread in threading.enumerate() if thread is not threading.main_thread()]
+    own = sum(cpu_seconds(Path(f"/proc/self/task/{number}")) for number in threads)
+    return own + sum(
+        cpu_seconds(task) for child in children(os.getpid()) for task in Path(f"/proc/{child}/task").iterdir()
+    )
+
+
+def cpu_seconds(task: Path) -> float:
+    """CPU seconds of one thread, as the kernel counts them."""
+    try:
+        return int((task / "schedstat").read_text().split()[0]) / 1e9
+    except (OSError, ValueError):
+        return 0.0
+
+
+def children(process: int) -> list[int]:
+    """Child processes, theirs too."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended meanwhile
+            continue
+    found = [child for child, parent in parents.items() if parent == process]
+    return found + [inner for child in found for inner in children(child)]
 
 
 class Stopwatch:
     """Seconds that training spends inside sinks, by kind of event."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds = dict.fromkeys(("started", "step", "eval", "sample", "saved", "warning", "finished"), 0.0)
 
     def around(self, sink: Sink) -> Sink:
         """The sink, timed."""
@@ -131,7 +161,7 @@ class Stopwatch:
         def timed(event: Event) -> None:
             began = time.perf_counter()
             sink(event)
-            self.seconds[event.kind] = self.seconds.get(event.kind, 0.0) + time.perf_counter() - began
+            self.seconds[event.kind] += time.perf_counter() - began
 
         return timed
 
@@ -156,11 +186,14 @@ def report(pairs: list[dict[str, dict[str, float]]], options: argparse.Namespace
         ratios = sorted(pair["on"][key] / pair["off"][key] for pair in pairs)
         spread = f"{ratios[0]:.4f} to {ratios[-1]:.4f}"
         print(f"{name:<24} watched / not: median {statistics.median(ratios):.4f}, {spread}")
-    inside = [
-        sum(pair["on"].get(f"inside {kind}", 0.0) for kind in ("step", "eval", "sample", "saved")) / pair["on"]["steps"]
-        for pair in pairs
-    ]
-    print(f"{'inside sinks':<24} median {statistics.median(inside):.2%} of the steps' time")
+    watched = [pair["on"] for pair in pairs]
+    inside = [sum(run[f"inside {kind}"] for kind in ("step", "eval", "sample", "saved")) for run in watched]
+    shares = {
+        "training stands still": [seconds / run["steps"] for seconds, run in zip(inside, watched, strict=True)],
+        "other threads, processes": [run["beside"] / run["steps"] for run in watched],
+    }
+    for name, found in shares.items():
+        print(f"{name:<24} median {statistics.median(found):.2%} of the steps' wall time, at most {max(found):.2%}")
     for name, key in (("starting the sinks", "inside started"), ("closing them", "inside finished")):
         print(f"{name:<24} median {statistics.median(pair['on'][key] for pair in pairs):.2f} s, once a run")
 

@@ -102,17 +102,7 @@ def create(
         return
     with out.status(f"making a {preset} model"):
         folder = create_model(preset, output, **settings)
-    made = describe_model(folder)
-    result = {
-        "path": str(folder), "preset": preset, "parameters": made.parameters, "vocabulary": made.tokenizer_vocabulary,
-        "context_length": made.context_length, "seed": seed, "disk_bytes": made.disk_bytes,
-    }  # fmt: skip
-    lines = {
-        "path": str(folder), "parameters": count(made.parameters), "vocabulary": f"{made.tokenizer_vocabulary:,}",
-        "context": f"{made.context_length:,} tokens", "disk": size(made.disk_bytes),
-    }  # fmt: skip
-    out.result(result, human="\n".join(f"{name:<10}  {value}" for name, value in lines.items()), quiet=str(folder))
-    out.say(f"next: `chuk train sft --model {folder} --data DATA`")
+    _show_made(out, describe_model(folder), preset, seed)
 
 
 @app.command()
@@ -143,6 +133,20 @@ def download(
 
         folder = download_model(model_id, revision=revision, output=output)
     out.result({"model": model_id, "path": str(folder)}, human=str(folder), quiet=str(folder))
+
+
+def _show_made(out: Out, made: ModelInfo, preset: str, seed: int) -> None:
+    folder = made.folder
+    result = {
+        "path": folder, "preset": preset, "parameters": made.parameters, "vocabulary": made.tokenizer_vocabulary,
+        "context_length": made.context_length, "seed": seed, "disk_bytes": made.disk_bytes,
+    }  # fmt: skip
+    lines = {
+        "path": folder, "parameters": count(made.parameters), "vocabulary": f"{made.tokenizer_vocabulary:,}",
+        "context": f"{made.context_length:,} tokens", "disk": size(made.disk_bytes),
+    }  # fmt: skip
+    out.result(result, human="\n".join(f"{name:<10}  {value}" for name, value in lines.items()), quiet=folder)
+    out.say(f"next: `chuk train sft --model {folder} --data DATA`")
 
 
 def _show_new(out: Out, made: NewModel) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -137,7 +137,8 @@ def _in_input_dtype(plain: Any) -> Any:
 
     def call(self: Any, x: mx.array) -> mx.array:
         down, up = self.lora_a.astype(x.dtype), self.lora_b.astype(x.dtype)
-        return self.linear(x) + (self.scale * ((self.dropout(x) @ down) @ up)).astype(x.dtype)
+        change = self.scale * ((self.dropout(x) @ down) @ up)
+        return cast(mx.array, self.linear(x) + change.astype(x.dtype))
 
     return type(plain.__name__, (plain,), {"__call__": call, "__doc__": plain.__doc__, "__module__": plain.__module__})
 

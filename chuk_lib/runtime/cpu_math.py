@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -56,11 +56,11 @@ def _suits(array: Any) -> bool:
     return isinstance(array, mx.array) and array.dtype == mx.float32 and array.size >= _LEAST
 
 
-def _elementwise(original: Callable[..., mx.array], fast: Callable[[mx.array], mx.array]) -> Callable[..., mx.array]:
+def _elementwise(original: Callable[..., mx.array], fast: Any) -> Callable[..., mx.array]:
     def choose(array: Any, *arguments: Any, **options: Any) -> mx.array:
         if arguments or options or not _suits(array):
             return original(array, *arguments, **options)
-        return fast(array)
+        return cast(mx.array, fast(array))
 
     return choose
 
@@ -137,8 +137,7 @@ def _attend(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: str | mx.
         gradients = call.backward(q, k, v, result, totals[0], slope)
         return tuple(mx.array(gradient) for gradient in gradients)
 
-    result: mx.array = attend(q, k, v)
-    return result
+    return cast(mx.array, attend(q, k, v))
 
 
 def _views(*arrays: mx.array) -> tuple[np.ndarray, ...]:

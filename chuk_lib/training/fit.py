@@ -77,9 +77,17 @@ def choose(desk: _Desk, origins: dict[str, str], budget: int | str) -> Fit:
     """Settings that fit, taken over by `desk`. What was given with a `gradient_checkpointing` or `packing` of its
     own keeps it. Raises ConfigError with the smallest need when nothing fits."""
     limit, why = (budget, "given") if isinstance(budget, int) else _machine_budget()
-    if current_backend() != "cpu":
-        set_memory_limit(limit)
-        why += "; set as MLX's memory limit"
+    if current_backend() == "cpu":
+        return _chosen(desk, origins, limit, why)
+    before = set_memory_limit(limit)
+    try:
+        return _chosen(desk, origins, limit, f"{why}; set as MLX's memory limit")
+    except ConfigError:
+        set_memory_limit(before)
+        raise
+
+
+def _chosen(desk: _Desk, origins: dict[str, str], limit: int, why: str) -> Fit:
     given = Choice.of(desk.config)
     packing, rows, packing_reason = _packing(desk, given, origins)
     fixed = _is_given(desk, origins, "gradient_checkpointing")
@@ -180,13 +188,20 @@ def _machine_budget() -> tuple[int, str]:
         what = "four fifths of the memory that is free"
         room = int(0.8 * (free + mx.get_active_memory())) if free else 0
     else:
-        device = mx.device_info(mx.default_device())
-        keys = ("max_recommended_working_set_size", "memory_size", "total_memory")
-        sizes = [int(device[key]) for key in keys if isinstance(device.get(key), int)]
-        what, room = "nine tenths of what the GPU offers", int(0.9 * sizes[0]) if sizes else 0
+        what, room = "nine tenths of what the GPU offers", int(0.9 * _gpu_memory())
     if not room:
         raise ConfigError("this machine does not tell how much memory is free", "give a size, such as --fit 8GiB")
     return room, what
+
+
+def _gpu_memory() -> int:
+    """What Metal recommends, else the limit that MLX set itself, which is near the size of the memory."""
+    recommended = mx.device_info(mx.default_device()).get("max_recommended_working_set_size")
+    if isinstance(recommended, int) and recommended:
+        return recommended
+    limit = set_memory_limit(1 << 40)
+    set_memory_limit(limit)
+    return limit
 
 
 def _container_memory() -> int:

@@ -39,7 +39,7 @@ def fails(bench: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     """`fails(args, code, says, hint, stdin=…)`: the command line ends with that code, one line that says what is wrong
     and one that says what to do, in human words and as JSON; nothing on stdout, nothing new on disk."""
     monkeypatch.chdir(bench)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import only
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 

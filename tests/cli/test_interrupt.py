@@ -15,7 +15,7 @@ LOOP = """
 import signal, sys, time
 from chuk_cli.interrupt import Stop
 {before}
-with Stop(on_first=lambda: print("asked", flush=True)) as stop:
+with Stop(on_first=lambda: print("asked\\n", end="", flush=True)) as stop:
     stop.arm()
     stop.arm()
     print("up", flush=True)

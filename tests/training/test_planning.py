@@ -3,15 +3,15 @@
 import json
 from dataclasses import replace
 
-import mlx.core as mx
 import numpy as np
 import pytest
 import yaml
 from mlx.utils import tree_flatten
 
+from chuk_lib.config.settings import settings_of
 from chuk_lib.data.batching import BatchPlan
 from chuk_lib.data.sft_dataset import SFTDataset
-from chuk_lib.errors import ChukError, ConfigError
+from chuk_lib.errors import ConfigError
 from chuk_lib.models import load_model
 from chuk_lib.training import SFTConfig
 from chuk_lib.training.fit import parse_size
@@ -70,7 +70,7 @@ def test_a_resized_batch_repeats_rows_and_learns_something(tiny_model_dir, toy_d
     assert short.loss_mask.any()
 
 
-def test_more_rows_need_more_and_recomputing_is_known(sft_config):
+def test_more_rows_need_more_and_adapters_less(sft_config):
     small, large = (plan_sft(sft_config(batch_size=size)) for size in (2, 16))
     assert small.memory.total < large.memory.total
     assert small.memory.weights == large.memory.weights
@@ -93,8 +93,8 @@ def test_a_plan_tells_what_the_run_does(sft_config, train, tmp_path):
 
 def test_a_dry_run_shows_everything_and_writes_nothing(run_chuk, tiny_model_dir, toy_data, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    args = ["train", "sft", "-m", tiny_model_dir, "-d", toy_data, "--lr", "1e-4", "--set", "seed=3", "--dry-run"]
-    args = [arg if arg != "--lr" else "--learning-rate" for arg in args]
+    args = ["train", "sft", "-m", tiny_model_dir, "-d", toy_data, "--learning-rate", "1e-4", "--set", "seed=3"]
+    args += ["--dry-run"]
     done = run_chuk(*args)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -106,7 +106,6 @@ def test_a_dry_run_shows_everything_and_writes_nothing(run_chuk, tiny_model_dir,
     assert found["settings"]["seed"] == {"value": 3, "origin": "--set"}
     assert len(found["preview"]) == 3
     assert found["memory"]["total"] > found["memory"]["weights"] > 0
-    assert int(run_chuk(*args, "-q").stdout) > 0
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -137,9 +136,10 @@ def test_what_is_no_size_is_refused(text):
 
 def test_a_budget_keeps_the_rows_of_an_update(sft_config, long_data):
     config = sft_config(data=str(long_data), batch_size=24, gradient_accumulation_steps=2)
-    roomy = plan_sft(config, budget=2**34)
+    origins = dict.fromkeys(settings_of(SFTConfig), "default") | {"packing": "--no-packing"}
+    roomy = plan_sft(config, budget=2**34, origins=origins)
     assert (roomy.config.batch_size, roomy.config.gradient_accumulation_steps) == (48, 1)
-    tight = plan_sft(config, budget=roomy.memory.total // 3)
+    tight = plan_sft(config, budget=roomy.memory.total // 3, origins=origins)
     assert tight.config.batch_size * tight.config.gradient_accumulation_steps == 48
     assert tight.config.batch_size < 24
     assert tight.memory.total <= roomy.memory.total // 3
@@ -159,7 +159,7 @@ def test_what_fits_nowhere_names_the_smallest_need(sft_config):
 def test_padding_is_a_reason_to_pack_unless_somebody_chose(sft_config, tmp_path):
     rows = [{"text": "ab " * (1 + 60 * (i % 4 == 0))} for i in range(40)]
     config = sft_config(data=str(write_rows(tmp_path / "uneven.jsonl", rows)), max_length=200, batch_size=8)
-    origins = dict.fromkeys(vars(config), "default")
+    origins = dict.fromkeys(settings_of(SFTConfig), "default")
     chosen = fit_sft(config, 2**34, origins=origins)
     assert chosen.choice.packing
     assert chosen.choice.batch_size < 8
@@ -206,11 +206,3 @@ def test_other_commands_that_write_say_what_they_would(run_chuk, tmp_path):
     assert real["parameters"] == made["parameters"]
     assert real["disk_bytes"] == pytest.approx(made["disk_bytes"], rel=0.05)
     assert run_chuk("model", "create", "--preset", "nano", "-o", "m", "--dry-run").returncode == 2
-
-
-def test_errors_while_measuring_leave_no_limit_behind(sft_config):
-    before = mx.set_memory_limit(2**40)
-    mx.set_memory_limit(before)
-    with pytest.raises(ChukError):
-        fit_sft(sft_config(), 1000)
-    assert mx.set_memory_limit(before) == before
