@@ -47,7 +47,7 @@ def list_(
       chuk runs ls
       chuk runs ls --filter status=done --filter 'best<1.5' --sort best
       chuk runs ls experiments --filter 'model=*qwen*' --filter learning_rate=1e-4
-      chuk runs ls --filter status=killed -q | xargs chuk runs rm --yes
+      chuk runs ls --filter status=done -q | xargs -n 1 chuk runs report
     """
     from chuk_lib.runs.find import RUNS, list_runs
     from chuk_lib.runs.query import arrange, select

@@ -32,8 +32,8 @@ def test_a_light_reading_has_the_same_summary(runs: Path) -> None:
     [
         "", "{", "null", "[1]", '{"kind": "step"}', '{"v": 1, "t": 1, "kind": "step", "step": "2", "data": {}}',
         '{"v": 1, "t": 1, "kind": "step", "step": true, "data": {}}', "[" * 5000,
-        '{"v": 1, "t": 1, "kind": "step", "step": 2, "data": 7}', '{"v": 1, "t": "x", "kind": "a", "step": 1, "data": {}}',
-        '{"v": 1, "t": NaN, "kind": "a", "step": 1, "data": {}}', '{"v": 1, "t": 1, "kind": 3, "step": -1, "data": {}}',
+        '{"v": 1, "t": 1, "kind": "step", "step": 2, "data": 7}', '{"t": "x", "kind": "a", "step": 1, "data": {}}',
+        '{"t": NaN, "kind": "a", "step": 1, "data": {}}', '{"t": 1, "kind": 3, "step": -1, "data": {}}',
     ],
 )  # fmt: skip
 def test_a_line_that_is_no_event_is_none(line: str) -> None:

@@ -1,4 +1,4 @@
-"""The report: one page, all data, no requests, safe whatever a run logged; drawn by a real browser where there is one."""
+"""The report: one page, all data, no requests, safe whatever a run logged; drawn by a browser where there is one."""
 
 from __future__ import annotations
 

@@ -8,47 +8,72 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chuk_lib.errors import ConfigError
-from chuk_lib.events import Event, fan_out
+from chuk_lib.events import Event, fan_out, read_events
 from chuk_lib.sinks import make_sinks
 from chuk_lib.sinks.scalars import scalars
-from tests.conftest import RunChuk, chuk_environment
+from tests.conftest import chuk_environment
 from tests.training.conftest import toy_rows, write_rows
 
-needs = {
-    name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
-    for name in ("tensorboard", "wandb", "trackio")
-}
+SINKS = ("tensorboard", "wandb", "trackio")
+pytestmark = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in SINKS), reason="needs the extra `sinks`"
+)
 
 
-@pytest.fixture
-def private(tmp_path: Path) -> dict[str, str]:
+@dataclass
+class Reported:
+    """A run that went to all three, and what `chuk train --json` wrote."""
+
+    run: Path
+    environment: dict[str, str]
+    stdout: str
+    stderr: str
+
+
+def private(folder: Path) -> dict[str, str]:
     """Variables that keep every package out of the developer's own folders, and W&B off the network."""
     own = {"TRACKIO_DIR": "trackio", "WANDB_CONFIG_DIR": "wc", "WANDB_CACHE_DIR": "wx", "WANDB_DATA_DIR": "wd"}
     own |= {"HOME": "home"}
-    return {name: str(tmp_path / folder) for name, folder in own.items()} | {"WANDB_MODE": "offline"}
+    return {name: str(folder / place) for name, place in own.items()} | {"WANDB_MODE": "offline"}
 
 
-@pytest.fixture
-def arguments(tiny_model_dir: Path, tmp_path: Path) -> list[Any]:
-    """A run of six steps with two evaluations."""
-    (tmp_path / "toy").mkdir()
-    write_rows(tmp_path / "toy" / "train.jsonl", toy_rows(16))
-    write_rows(tmp_path / "toy" / "valid.jsonl", toy_rows(5, offset=50))
+def chuk(*args: object, folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """The real executable."""
+    return subprocess.run(
+        [sys.executable, "-m", "chuk_cli", *map(str, args)], cwd=folder, env=chuk_environment(environment),
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reported(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Reported:
+    """Six steps with two evaluations, the last checkpoint lost, and a resume from step 3."""
+    folder = tmp_path_factory.mktemp("reported")
+    (folder / "toy").mkdir()
+    write_rows(folder / "toy" / "train.jsonl", toy_rows(16))
+    write_rows(folder / "toy" / "valid.jsonl", toy_rows(5, offset=50))
     settings = ["log_interval=1", "eval_steps=3", "checkpoint_interval=3"]
     sets = [part for setting in settings for part in ("--set", setting)]
-    return ["train", "sft", "-m", tiny_model_dir, "-d", "toy", "-o", "runs/first", "--max-steps", 6, *sets]
+    args = ["train", "sft", "-m", tiny_model_dir, "-d", "toy", "-o", "runs/first", "--max-steps", 6, *sets]
+    environment = private(folder)
+    done = chuk(*args, "--report-to", ",".join(SINKS), "--json", folder=folder, environment=environment)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(folder / "runs/first/checkpoints/step_000006")  # as if killed after step 6, before the checkpoint
+    again = chuk("train", "resume", "runs/first", "-q", folder=folder, environment=environment)
+    assert again.returncode == 0, again.stderr
+    return Reported(folder / "runs" / "first", environment, done.stdout, done.stderr)
 
 
 def logged(run: Path, kind: str, metric: str) -> list[tuple[int, float]]:
-    """What the run's own log says."""
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    return [(event["step"], event["data"][metric]) for event in events if event["kind"] == kind]
+    """What the run's own log says, without the steps that were taken again."""
+    return [(event.step, event.data[metric]) for event in read_events(run / "events.jsonl") if event.kind == kind]
 
 
 def read_back(script: str, environment: Mapping[str, str], *args: object) -> Any:
@@ -73,31 +98,22 @@ print(json.dumps([scalars, texts]))
 """
 
 
-@needs["tensorboard"]
-def test_tensorboard(arguments: list[Any], run_chuk: RunChuk, private: dict[str, str], tmp_path: Path) -> None:
-    done = run_chuk(*arguments, "--report-to", "tensorboard", "-q")
-    assert (done.returncode, done.stdout) == (0, "runs/first\n"), done.stderr
-    run = tmp_path / "runs" / "first"
-    numbers, texts = read_back(TENSORBOARD, private, run / "tensorboard")
+def test_nothing_but_events_is_printed(reported: Reported) -> None:
+    events = [json.loads(line) for line in reported.stdout.splitlines()]
+    assert (events[0]["kind"], events[-1]["kind"], reported.stderr) == ("started", "finished", "")
+    assert not [event for event in events if event["kind"] == "warning"]
+
+
+def test_tensorboard_has_each_step_once(reported: Reported) -> None:
+    folder = reported.run / "tensorboard"
+    assert len(list(folder.iterdir())) == 2
+    numbers, texts = read_back(TENSORBOARD, reported.environment, folder)
     for tag, kind, metric in (("train/loss", "step", "loss"), ("eval/loss", "eval", "eval_loss")):
-        expected = logged(run, kind, metric)
+        expected = logged(reported.run, kind, metric)
         assert [step for step, _ in numbers[tag]] == [step for step, _ in expected]
         assert [value for _, value in numbers[tag]] == pytest.approx([value for _, value in expected], rel=1e-6)
     assert '"batch_size": 8' in texts["settings/text_summary"][0]
     assert "prompt" in texts["sample/text_summary"][0]
-
-
-@needs["tensorboard"]
-def test_tensorboard_shows_a_resumed_step_once(
-    arguments: list[Any], run_chuk: RunChuk, private: dict[str, str], tmp_path: Path
-) -> None:
-    assert run_chuk(*arguments, "--report-to", "tensorboard", "-q").returncode == 0
-    run = tmp_path / "runs" / "first"
-    shutil.rmtree(run / "checkpoints" / "step_000006")  # as if it had been killed after step 6, before the checkpoint
-    assert run_chuk("train", "resume", "runs/first", "-q").returncode == 0
-    assert len(list((run / "tensorboard").iterdir())) == 2
-    numbers, _ = read_back(TENSORBOARD, private, run / "tensorboard")
-    assert [step for step, _ in numbers["train/loss"]] == [1, 2, 3, 4, 5, 6]
 
 
 # A .wandb file is a LevelDB log: seven bytes of head, then blocks of 32 KiB with records of checksum, length and type.
@@ -133,31 +149,21 @@ print(json.dumps([rows, config, name]))
 """
 
 
-@needs["wandb"]
-def test_wandb_offline(arguments: list[Any], run_chuk: RunChuk, private: dict[str, str], tmp_path: Path) -> None:
-    done = run_chuk(*arguments, "--report-to", "wandb", "--json", env=private)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    assert all(json.loads(line)["kind"] != "warning" for line in done.stdout.splitlines())
-    run = tmp_path / "runs" / "first"
-    (path,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
-    rows, config, (project, name, identity) = read_back(WANDB, private, path)
-    losses = [(row["train/global_step"], row["train/loss"]) for row in rows if "train/loss" in row]
-    assert losses == [(step, pytest.approx(value)) for step, value in logged(run, "step", "loss")]
+def test_wandb_offline_has_one_run_in_two_parts(reported: Reported) -> None:
+    parts = sorted((reported.run / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
+    (rows, config, name), (more, _, same) = [read_back(WANDB, reported.environment, path) for path in parts]
+    losses = {row["train/global_step"]: row["train/loss"] for row in rows + more if "train/loss" in row}
+    assert losses == pytest.approx(dict(logged(reported.run, "step", "loss")))
     assert [row["train/global_step"] for row in rows if "eval/loss" in row] == [3, 6]
     assert [row["sample/target"] for row in rows if "sample/target" in row]
-    assert (config["batch_size"], config["algorithm"], project, name) == (8, "sft", "chuk", "first")
-
-    shutil.rmtree(run / "checkpoints" / "step_000006")
-    assert run_chuk("train", "resume", "runs/first", "-q", env=private).returncode == 0
-    names = {path.name for path in (run / "wandb").glob("offline-run-*/run-*.wandb")}
-    assert names == {f"run-{identity}.wandb"}
+    assert (config["batch_size"], config["algorithm"], name[:2], name) == (8, "sft", ["chuk", "first"], same)
 
 
-@needs["wandb"]
-def test_wandb_without_a_login_is_told_before_anything_is_written(
-    arguments: list[Any], run_chuk: RunChuk, private: dict[str, str], tmp_path: Path
-) -> None:
-    done = run_chuk(*arguments, "--report-to", "wandb", env=private | {"WANDB_MODE": "online", "NETRC": "/nowhere"})
+def test_wandb_without_a_login_is_told_before_anything_is_written(tiny_model_dir: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "toy.jsonl", toy_rows(8))
+    args = ["train", "sft", "-m", tiny_model_dir, "-d", data, "-o", "runs/first", "--report-to", "wandb"]
+    environment = private(tmp_path) | {"WANDB_MODE": "online", "NETRC": "/nowhere"}
+    done = chuk(*args, folder=tmp_path, environment=environment)
     assert (done.returncode, "wandb login" in done.stderr, (tmp_path / "runs").exists()) == (2, True, False)
 
 
@@ -169,25 +175,18 @@ print(json.dumps([names, SQLiteStorage.get_logs("chuk", "first")]))
 """
 
 
-@needs["trackio"]
-def test_trackio(arguments: list[Any], run_chuk: RunChuk, private: dict[str, str], tmp_path: Path) -> None:
-    done = run_chuk(*arguments, "--report-to", "trackio", "--json", env=private)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    assert [json.loads(line) for line in done.stdout.splitlines()][-1]["kind"] == "finished"
-    names, rows = read_back(TRACKIO, private)
-    run = tmp_path / "runs" / "first"
+def test_trackio_goes_on_under_one_name(reported: Reported) -> None:
+    names, rows = read_back(TRACKIO, reported.environment)
     assert names == ["first"]
-    losses = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
-    assert losses == [(step, pytest.approx(value)) for step, value in logged(run, "step", "loss")]
-    assert [row["step"] for row in rows if "eval/loss" in row] == [3, 6]
+    losses = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    assert losses == pytest.approx(dict(logged(reported.run, "step", "loss")))
+    assert {row["step"] for row in rows if "eval/loss" in row} == {3, 6}
 
 
-def test_unknown_sinks_are_refused_before_anything_is_written(
-    arguments: list[Any], run_chuk: RunChuk, tmp_path: Path
-) -> None:
-    done = run_chuk(*arguments, "--report-to", "tensorbord")
-    assert (done.returncode, "did you mean `tensorboard`" in done.stderr) == (2, True)
-    assert not (tmp_path / "runs").exists()
+def test_unknown_sinks_are_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError) as error:
+        make_sinks(["tensorbord"])
+    assert error.value.hint == "did you mean `tensorboard`?"
 
 
 def test_a_package_that_is_missing_is_named_with_the_command_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +202,6 @@ def test_none_means_no_sink() -> None:
     assert make_sinks([]) == make_sinks(["none"]) == []
 
 
-@needs["tensorboard"]
 def test_a_sink_that_fails_is_dropped_by_name_and_the_rest_goes_on(tmp_path: Path) -> None:
     seen: list[Event] = []
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
