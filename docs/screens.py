@@ -45,10 +45,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(sys.argv[1]) if len(sys.argv) > 1 else train(Path(scratch))
         run = read_run(path)
+        shorten_paths(run, path.resolve().parent.parent)
         for width, height in ((80, 24), (140, 32)):
             save(dashboard(run, 0.6, width, height), width, f"dashboard-{width}")
         save(show(run), 100, "runs-show")
         report(run, Path(scratch))
+
+
+def shorten_paths(run: Run, folder: Path) -> None:
+    """Show paths as seen from the folder in which the run was trained."""
+    for name, value in run.settings.items():
+        if isinstance(value, str):
+            run.settings[name] = value.removeprefix(f"{folder}/")
 
 
 def train(folder: Path) -> Path:

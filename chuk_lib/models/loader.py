@@ -28,6 +28,7 @@ from chuk_lib.models.provenance import Provenance, remember
 from chuk_lib.models.randomness import untouched_random_state
 from chuk_lib.models.sources import ADAPTER_CONFIG, Located, base_record, locate
 from chuk_lib.models.weights import check_fit
+from chuk_lib.utils.seals import check_weights
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -68,6 +69,8 @@ def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
         raise ConfigError(f"`dtype` should be one of auto, {', '.join(_DTYPES)}, not `{asked.dtype}`")
     prepare()
     found = locate(asked.model_name, adapter=asked.adapter, revision=asked.revision, local_only=asked.local_only)
+    for folder in {found.folder, found.adapter_folder or found.folder}:
+        check_weights(folder)
     config = read_config(found.folder)
     classes = _classes(config)
     four_bit = asked.use_4bit or _was_quantized_on_load(found)

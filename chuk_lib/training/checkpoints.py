@@ -7,7 +7,6 @@ other file. A kill at any moment leaves the previous checkpoints whole and at mo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,9 +21,9 @@ from mlx.utils import tree_flatten
 
 from chuk_lib.errors import ModelError, TrainingError
 from chuk_lib.training.run_dir import RunDir
+from chuk_lib.utils.seals import STATE, is_as_sealed, seal, seal_of
 
 _NAME = re.compile(r"step_(\d{6,})")
-_STATE = "state.json"
 _OPTIMIZER = "optimizer.safetensors"
 
 
@@ -51,11 +50,11 @@ def save_checkpoint(
         partial.mkdir()
         write_weights(partial)
         mx.save_safetensors(str(partial / _OPTIMIZER), dict(tree_flatten(optimizer_state)))
-        files = {path.name: _seal(path) for path in sorted(partial.iterdir())}
+        files = {path.name: _sealed(path) for path in sorted(partial.iterdir())}
         content = {"version": 1, "step": step, **state, "files": files}
-        sealed = {**content, "sha256": _seal_of(content)}
-        (partial / _STATE).write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
-        _sync(partial / _STATE)
+        sealed = {**content, "sha256": seal_of(content)}
+        (partial / STATE).write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
+        _sync(partial / STATE)
         _sync(partial)
         if folder.is_dir():
             shutil.rmtree(folder)
@@ -82,15 +81,15 @@ def list_checkpoints(run: Path) -> list[Path]:
 def verify_checkpoint(folder: Path) -> Checkpoint:
     """Read `state.json` and check every file against it. Raises ModelError that names the damaged file."""
     try:
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         files, step, seal_of_state = dict(state["files"]), int(state["step"]), state.pop("sha256")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"checkpoint `{folder}` is damaged: `{_STATE}` is missing or unreadable") from None
-    if seal_of_state != _seal_of(state) or _OPTIMIZER not in files:
-        raise ModelError(f"checkpoint `{folder}` is damaged: `{_STATE}` is not as it was written")
-    for name, seal in files.items():
+        raise ModelError(f"checkpoint `{folder}` is damaged: `{STATE}` is missing or unreadable") from None
+    if seal_of_state != seal_of(state) or _OPTIMIZER not in files:
+        raise ModelError(f"checkpoint `{folder}` is damaged: `{STATE}` is not as it was written")
+    for name, written in files.items():
         path = folder / Path(name).name
-        if not path.is_file() or path.stat().st_size != seal.get("bytes") or _digest(path) != seal.get("sha256"):
+        if not is_as_sealed(path, written):
             raise ModelError(f"checkpoint `{folder}` is damaged: `{name}` is not as it was written")
     return Checkpoint(folder, step, state)
 
@@ -124,18 +123,9 @@ def prune(run: Path, keep: int | None, best: str | None) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _seal(path: Path) -> dict[str, Any]:
+def _sealed(path: Path) -> dict[str, Any]:
     _sync(path)
-    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
-
-
-def _seal_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return seal(path)
 
 
 def _sync(path: Path) -> None:

@@ -7,6 +7,7 @@ import mlx.core as mx
 import pytest
 
 from chuk_lib.errors import ConfigError, ModelError, TrainingError
+from chuk_lib.models import load_model
 from chuk_lib.training.checkpoints import (
     list_checkpoints,
     load_optimizer_state,
@@ -133,3 +134,13 @@ def test_state_is_plain_json(run):
     (folder,) = save(run, 3)
     state = json.loads((folder / "state.json").read_text())
     assert set(state["files"]) == {"model.safetensors", "optimizer.safetensors", "config.json"}
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "adapter"])
+def test_a_flipped_bit_in_the_weights_is_seen_when_a_run_is_used_as_a_model(train, lora):
+    run = train(max_steps=2, use_lora=lora).run_dir
+    load_model(run)
+    (weights,) = (run / "checkpoints" / "step_000002").glob("[am]*.safetensors")
+    flip_a_bit(weights)
+    with pytest.raises(ModelError, match="not as training wrote it"):
+        load_model(run)
