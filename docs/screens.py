@@ -57,6 +57,8 @@ def shorten_paths(run: Run, folder: Path) -> None:
     for name, value in run.settings.items():
         if isinstance(value, str):
             run.settings[name] = value.removeprefix(f"{folder}/")
+    for event in run.log.of("started"):
+        event.data["run_dir"] = str(event.data["run_dir"]).removeprefix(f"{folder}/")
 
 
 def train(folder: Path) -> Path:
@@ -88,7 +90,6 @@ def dashboard(run: Run, share: float, width: int, height: int) -> RenderableType
         if event.step > share * (run.summary.steps or 0):
             break
         board.see(event)
-    board.about["run_dir"] = "runs/addition"
     return draw(board, width, height, now=board.time)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chuk_lib.runtime.blas import BlasStatus as BlasStatus
     from chuk_lib.runtime.cpu_math import fast_math as fast_math
+    from chuk_lib.runtime.cpu_math import is_fast as is_fast
     from chuk_lib.runtime.device import RuntimeStatus as RuntimeStatus
     from chuk_lib.runtime.device import adapt_threads as adapt_threads
     from chuk_lib.runtime.device import default_dtype as default_dtype
@@ -27,6 +28,7 @@ _HOMES = {
     "default_dtype": "device",
     "describe": "environment",
     "fast_math": "cpu_math",
+    "is_fast": "cpu_math",
     "memory": "memory_use",
     "prepare": "device",
     "reset_peak": "memory_use",

@@ -3,6 +3,8 @@
 MLX computes exp on a CPU one element at a time, 20 times slower than NumPy. Inside `fast_math()` three functions of
 MLX that models call by name are replaced for large float32 arrays, with their gradients; everything else goes to
 the originals, and they are put back at the end. On a GPU it does nothing.
+
+The price is memory: what is computed while gradients are traced stays until the backward pass is over.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import mlx.core as mx
@@ -21,6 +24,21 @@ from chuk_lib.runtime.device import adapt_threads, prepare
 
 _LEAST = 1 << 13  # elements from which the detour is shorter
 _CHUNK = 1 << 16  # elements that stay in a core's cache between passes
+
+
+@dataclass
+class _Switch:
+    """Whether a `fast_math()` block is running."""
+
+    on: bool = False
+
+
+_switch = _Switch()
+
+
+def is_fast() -> bool:
+    """Whether a `fast_math()` block is running: then work may be done in NumPy, at once, while gradients are traced."""
+    return _switch.on
 
 
 @contextmanager
@@ -37,11 +55,13 @@ def fast_math() -> Iterator[None]:
     ]
     originals = [(home, name, getattr(home, name)) for home, name, _ in homes]
     try:
+        _switch.on = True
         for home, name, function in homes:
             setattr(home, name, function)
         with threadpool_limits(limits=adapt_threads(), user_api="blas"):  # NumPy brings a BLAS of its own
             yield
     finally:
+        _switch.on = False
         for home, name, function in originals:
             setattr(home, name, function)
 

@@ -129,6 +129,7 @@ class Updater:
         for micro_batch in update.micro_batches:
             (_, values), part = self._gradients(micro_batch, scale)
             gradients = add_gradients(gradients, part) if len(update.micro_batches) > 1 else part
+            del part  # or it would live beside the next micro-batch's
             mx.eval(gradients, values)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + to_float(value)

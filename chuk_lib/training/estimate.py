@@ -8,7 +8,7 @@
 
 The amounts a … f come from measured steps at the true row length, so they know the architecture, adapters,
 quantization, checkpointing and how far MLX's evaluator runs ahead. Held gradients: with accumulation the sum is kept
-beside a new micro-batch, and from the third on the one before it too.
+beside a new micro-batch.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Memory:
 @dataclass(frozen=True)
 class Resident:
     """Bytes that stay between steps, of one set of gradients, and of a block and the head; `vocabulary` is the head's
-    when it runs in tiles."""
+    when it runs in tiles, `in_numpy` whether they are NumPy's."""
 
     weights: int
     optimizer: int
@@ -66,6 +66,7 @@ class Resident:
     head_size: int
     vocabulary: int | None
     head_trained: bool
+    in_numpy: bool
 
 
 def resident_of(model: nn.Module, config: TrainerConfig) -> Resident:
@@ -77,6 +78,7 @@ def resident_of(model: nn.Module, config: TrainerConfig) -> Resident:
         gradients=_bytes(model.trainable_parameters()), block_size=_bytes(model.layers[-1].parameters()),
         head_size=_bytes(head.module(model).parameters()) if head.split else 0,
         vocabulary=tiled.weight.shape[0] if tiled else None, head_trained=bool(tiled and tiled.trained),
+        in_numpy=mx.default_device() == mx.Device(mx.cpu) and not config.gradient_checkpointing,
     )  # fmt: skip
 
 
@@ -89,9 +91,9 @@ class StepModel:
 
     def memory(self, rows: int, targets: int, accumulation: int = 1) -> Memory:
         """The peak with `rows` rows and `targets` learned tokens in the largest micro-batch."""
-        held = self.resident.gradients * min(accumulation - 1, 2)
+        held = self.resident.gradients * min(accumulation - 1, 1)
         step = held + round(max(self._work(rows), self._update()))
-        inside, outside = _head_bytes(self.resident.vocabulary, self.resident.head_trained, targets)
+        inside, outside = _head_bytes(self.resident, targets)
         gradients = min(step, held + self.resident.gradients)
         logits = min(step - gradients, inside)
         return Memory(
@@ -136,18 +138,19 @@ def _extended(x0: float, y0: float, x1: float, y1: float, x: float) -> float:
     return y0 if x1 == x0 else y0 + max(0.0, y1 - y0) * (x - x0) / (x1 - x0)
 
 
-def _head_bytes(vocabulary: int | None, trained: bool, targets: int) -> tuple[int, int]:
+def _head_bytes(resident: Resident, targets: int) -> tuple[int, int]:
     """The tiled head's logits inside MLX, and its probabilities in NumPy's memory; 0 for a head that is not tiled.
 
     A trained head on a CPU keeps all probabilities for its backward pass while they are small.
     """
+    vocabulary, trained = resident.vocabulary, resident.head_trained
     if vocabulary is None:
         return 0, 0
     tile = 4 * vocabulary * min(targets, tiles.tile_rows(vocabulary))
-    if mx.default_device() != mx.Device(mx.cpu):
+    if not resident.in_numpy:
         return tile, 0
     whole = 4 * vocabulary * targets
-    return tile, whole if trained and whole <= tiles._KEEP_BYTES else tile
+    return tile, whole if trained and whole <= tiles.KEEP_BYTES else tile
 
 
 def _bytes(tree: object) -> int:

@@ -42,16 +42,16 @@ def train_sft(
     """
     config = validate(config)
     refuse_idle_settings(config)
-    output = Path(config.output or default_run_path("sft", _required(config, "model")))
+    output = Path(config.output or default_run_path("sft", required(config, "model")))
     check_output(output, overwrite)
     output = output.resolve()
     settings = _with_absolute_paths(replace(config, output=str(output)))
-    source: DataSource = _required(config, "data")
+    source: DataSource = required(config, "data")
     with tempfile.NamedTemporaryFile() as copy:
         is_piped = source == "-"
         if is_piped:
             source, settings = read_stdin(copy), replace(settings, data=str(output / _STDIN_COPY))
-        trainer, dataset, eval_dataset = _load_sft(settings, source)
+        trainer, dataset, eval_dataset = load_sft(settings, source)
 
         def open_run() -> Run:
             directory = RunDir.create(output, overwrite)
@@ -83,18 +83,19 @@ def resume(
         checkpoint = newest_valid(directory.path, warnings.append) if is_begun else None
         layers = [Layer("config.yaml", directory.read_config()), Layer("the command line", changes or {})]
         config = resolve(SFTConfig, layers).value
-        trainer, dataset, eval_dataset = _load_sft(config, _required(config, "data"))
+        trainer, dataset, eval_dataset = load_sft(config, required(config, "data"))
         run = Run(directory, {}, checkpoint, allow_changed_data, warnings)
         return trainer.train(dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=lambda: run)
     finally:
         directory.close()
 
 
-def _load_sft(config: SFTConfig, source: DataSource) -> tuple[SFTTrainer, SFTDataset, SFTDataset | None]:
+def load_sft(config: SFTConfig, source: DataSource) -> tuple[SFTTrainer, SFTDataset, SFTDataset | None]:
+    """Model, training data and validation data of a run. Raises ModelError and DataError as loading does."""
     trains_all = config.lora is None  # small updates are lost in half-precision weights
     dtype = "float32" if config.dtype == "auto" and trains_all else config.dtype
     model, tokenizer = load_model(
-        _required(config, "model"), config.lora, dtype=cast(Dtype, dtype), revision=config.revision, seed=config.seed
+        required(config, "model"), config.lora, dtype=cast(Dtype, dtype), revision=config.revision, seed=config.seed
     )
     dataset = SFTDataset(source, tokenizer, split="train", **_data_settings(config))
     eval_dataset = None
@@ -114,7 +115,8 @@ def _data_settings(config: SFTConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _required(config: SFTConfig, name: str) -> str:
+def required(config: SFTConfig, name: str) -> str:
+    """A setting that a run cannot do without. Raises ConfigError when nobody gave it."""
     value = getattr(config, name)
     if value is None:
         raise ConfigError(f"`{name}` is not given", f"give --{name}, or `{name}:` in a --config file")

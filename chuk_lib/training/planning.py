@@ -29,7 +29,7 @@ from chuk_lib.models.segments import check_packable
 from chuk_lib.training.config import SFTConfig, refuse_idle_settings
 from chuk_lib.training.estimate import Memory, StepModel, resident_of
 from chuk_lib.training.fit import Choice, Fit, choose
-from chuk_lib.training.jobs import _load_sft, _required
+from chuk_lib.training.jobs import load_sft, required
 from chuk_lib.training.probe import measure_steps, resized
 from chuk_lib.training.run import prepare_model
 from chuk_lib.training.run_dir import check_output, default_run_path
@@ -89,7 +89,7 @@ def plan_sft(
     Raises what the run itself would raise before its first step, and ConfigError when nothing fits the budget.
     """
     output = _checked_output(config, overwrite)
-    source = _readable(_required(config, "data"))
+    source = _readable(required(config, "data"))
     desk = _Desk(config, source)
     where = dict(origins or dict.fromkeys(as_dict(config), "given in code"))
     fit = choose(desk, where, budget) if budget is not None else None
@@ -104,7 +104,7 @@ def fit_sft(
 ) -> Fit:
     """Settings for `config` that fit a budget, as `plan_sft` would choose them; the model is let go again."""
     _checked_output(config, overwrite)
-    desk = _Desk(config, _required(config, "data"))
+    desk = _Desk(config, required(config, "data"))
     fit = choose(desk, dict(origins or dict.fromkeys(as_dict(config), "given in code")), budget)
     del desk
     gc.collect()
@@ -114,7 +114,7 @@ def fit_sft(
 
 def _checked_output(config: SFTConfig, overwrite: bool) -> Path:
     refuse_idle_settings(validate(config))
-    output = Path(config.output or default_run_path("sft", _required(config, "model")))
+    output = Path(config.output or default_run_path("sft", required(config, "model")))
     check_output(output, overwrite)
     return output
 
@@ -124,11 +124,11 @@ class _Desk:
 
     def __init__(self, config: SFTConfig, source: DataSource) -> None:
         config = validate(config)
-        trainer, dataset, _ = _load_sft(config, source)
+        trainer, dataset, _ = load_sft(config, source)
         adapted = prepare_model(trainer.model, replace(config, gradient_checkpointing=False))
         self.trainer, self.dataset = trainer, dataset
         self.model, self.tokenizer = trainer.model, trainer.tokenizer
-        self.config = trainer._complete(adapted, dataset)
+        self.config = trainer.complete(adapted, dataset)
         self._models: dict[tuple[bool, bool], StepModel] = {}
 
     def apply(self, choice: Choice) -> None:
@@ -205,7 +205,7 @@ def _describe(
 
 
 def _notes(desk: _Desk, memory: Memory) -> tuple[str, ...]:
-    notes = desk.trainer._notes(desk.dataset)
+    notes = desk.trainer.notes(desk.dataset)
     _, available = runtime.memory_use.machine_memory()
     if runtime.device.current_backend() == "cpu" and 0 < available + mx.get_active_memory() < memory.total:
         return (*notes, "this machine has less memory free than the run needs: --fit auto chooses settings that fit")

@@ -19,13 +19,12 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from chuk_lib import runtime
 from chuk_lib.data.types import Batch
 from chuk_lib.training.algorithm import Algorithm, Update
 from chuk_lib.training.config import TrainerConfig
 from chuk_lib.training.engine import Updater
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
-from chuk_lib.training.run import plan_of
+from chuk_lib.training.run import plan_of, step_math
 
 DEPTHS = (2, 3)
 """Blocks of the measured models. One block is no good measure: the evaluator runs further ahead than that."""
@@ -125,7 +124,7 @@ class _Runner:
             mx.clear_cache()
             mx.reset_peak_memory()
             resident, began = mx.get_active_memory(), time.perf_counter()
-            with runtime.fast_math():
+            with step_math(self._config):
                 Updater(self._algorithm, optimizer, self._config.max_grad_norm, self._compiled)(update, 0.0)
             seconds = time.perf_counter() - began
             return Measured(blocks, rows, optimizer.work - resident, mx.get_peak_memory() - resident, seconds)

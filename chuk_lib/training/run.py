@@ -7,7 +7,8 @@ counters from its newest valid checkpoint. Whatever happens, the lock is let go 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -133,6 +134,15 @@ def prepare_model(model: nn.Module, config: TrainerConfig) -> bool:
     return adapted
 
 
+@contextmanager
+def step_math(config: TrainerConfig) -> Iterator[None]:
+    """How steps compute on a CPU: fast, unless memory was asked for, which NumPy's speed costs. What is not finite
+    makes no noise here: the engine looks at what comes out."""
+    fast = nullcontext() if config.gradient_checkpointing else runtime.fast_math()
+    with fast, np.errstate(all="ignore"):
+        yield
+
+
 def plan_of(config: TrainerConfig, steps: int) -> Plan:
     """The engine's plan."""
     warmup = config.warmup_steps or round(config.warmup_ratio * steps)
@@ -197,7 +207,7 @@ def _train(
         extra_metrics=lambda step: {"epoch": round(job.epoch(step), 4), **_memory()},
     )  # fmt: skip
     try:
-        with runtime.fast_math(), np.errstate(all="ignore"):  # the engine looks at what comes out
+        with step_math(trainer.config):
             reason = fit(job.algorithm, optimizer, plan, progress, hooks)
     except BaseException as error:
         text = error.message if isinstance(error, ChukError) else type(error).__name__

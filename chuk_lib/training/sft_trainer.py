@@ -136,7 +136,7 @@ class SFTTrainer:
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
         adapted = prepare_model(self.model, self.config)
-        self.config = self._complete(adapted, dataset)
+        self.config = self.complete(adapted, dataset)
         if self.config.packing:
             check_packable(self.model)
         plan = self.batch_plan(dataset)
@@ -144,7 +144,7 @@ class SFTTrainer:
         job = Job(
             SFTAlgorithm(self.model, plan, self.config.loss_type, on_gpu()), "sft", plan.steps, plan.epoch,
             dataset.fingerprint, {"rows": len(dataset), "report": dataset.report.as_dict()},
-            self._notes(dataset), evaluate, dataset.report.conversational,
+            self.notes(dataset), evaluate, dataset.report.conversational,
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
@@ -159,13 +159,14 @@ class SFTTrainer:
             pad_to_multiple_of=config.pad_to_multiple_of or (GPU_MULTIPLE if on_gpu() else None),
         )  # fmt: skip
 
-    def _complete(self, adapted: bool, dataset: SFTDataset) -> SFTConfig:
+    def complete(self, adapted: bool, dataset: SFTDataset) -> SFTConfig:
         """Fill in what was left open, so that `config.yaml` alone repeats the run."""
         rate = self.config.learning_rate or (2e-4 if adapted else 2e-5)  # TRL's default and its advice for LoRA
         model = self.config.model or provenance_of(self.model).source
         return replace(self.config, learning_rate=rate, model=model, data=self.config.data or dataset.source)
 
-    def _notes(self, dataset: SFTDataset) -> tuple[str, ...]:
+    def notes(self, dataset: SFTDataset) -> tuple[str, ...]:
+        """What the user should know about this model and data together."""
         limit, longest = context_length(self.model), dataset.report.longest
         if limit is None or longest <= limit:
             return (*provenance_of(self.model).notes, *dataset.report.notes)

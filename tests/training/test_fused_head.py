@@ -34,7 +34,7 @@ def gradients(stats, hidden, weight, scale):
 @pytest.mark.parametrize("transform", [None, SoftCap(2.0), Scale(0.3)], ids=["plain", "softcap", "scale"])
 def test_statistics_and_both_gradients_agree(inputs, transform, keep, kernel, monkeypatch):
     monkeypatch.setattr(fused_head, "tile_rows", lambda vocabulary: 16)  # three tiles, the last one short
-    monkeypatch.setattr(fused_head, "_KEEP_BYTES", 1 << 20 if keep else 0)
+    monkeypatch.setattr(fused_head, "KEEP_BYTES", 1 << 20 if keep else 0)
     if kernel == "mlx":
         monkeypatch.setattr(fused_head, "_NumpyTile", fused_head._MlxTile)
     hidden, weight, targets, scale = inputs

@@ -3,7 +3,8 @@
 For token t with hidden state h, head weight W (V, H) and target y:  l = f(W·h),  log p(y) = l_y − logsumexp(l),
 and the gradient is  ∂ log p(y)/∂l = onehot(y) − softmax(l).  f is what the family does to its logits (soft cap, scale).
 
-On a CPU the exponentials run in NumPy, over the same memory: MLX's CPU exp is scalar and about 20 times slower.
+On a CPU, inside `runtime.fast_math()`, the exponentials run in NumPy over the same memory: MLX's exp is scalar there
+and about 20 times slower.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
+from chuk_lib import runtime
 from chuk_lib.models.transforms import LogitTransform
 
 _TILE_BYTES = {"cpu": 4 << 20, "gpu": 1 << 30}
 Stats = tuple[mx.array, mx.array, mx.array]
-_KEEP_BYTES = 256 << 20  # probabilities kept for the backward pass, on a CPU; beyond that they are made again
+KEEP_BYTES = 256 << 20  # probabilities kept for the backward pass, on a CPU; beyond that they are made again
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ class _Run:
     """
 
     def __init__(self, head: FusedHead, targets: mx.array) -> None:
-        kernel: Any = _NumpyTile if _on_cpu() else _MlxTile
+        kernel: Any = _NumpyTile if runtime.is_fast() else _MlxTile
         tile = tile_rows(head.weight.shape[0])
-        keep = not head.trained or 4 * targets.shape[0] * head.weight.shape[0] <= _KEEP_BYTES
+        keep = not head.trained or 4 * targets.shape[0] * head.weight.shape[0] <= KEEP_BYTES
         self._weight = head.weight
         self._slices = [slice(at, at + tile) for at in range(0, targets.shape[0], tile)]
         self._tiles = [kernel(targets[part], head.transform, keep) for part in self._slices]
