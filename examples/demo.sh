@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job from nothing, offline: make a small model and data, train, measure, ask. Everything goes into demo/
-# (or the folder given as first argument).
+# (or the folder given as first argument). SAMPLES=2000 makes fewer problems than the usual 20,000.
 set -euo pipefail
 here=${1:-demo}
 config=$(dirname "$0")/../training_config/demo.yaml
@@ -21,7 +21,7 @@ run chuk model create --preset micro --output "$here/model" --overwrite
 say "2. Sums of 3-digit numbers. No problem is in two of train, valid and test.
    Numbers are written with the last digit first, the order in which one adds by
    hand: 123+456=579 becomes 321+654=975."
-run chuk data generate-math --types addition --difficulty 3 --samples 20000 \
+run chuk data generate-math --types addition --difficulty 3 --samples "${SAMPLES:-20000}" \
   --reverse-numbers --output "$here/data" --overwrite
 
 say "3. What it can do before: 1,000 problems that are in no training data."

@@ -80,12 +80,16 @@ def run(command: list[str], folder: Path, **variables: str) -> subprocess.Comple
     )  # fmt: skip
 
 
+def short_demo(folder: Path) -> subprocess.CompletedProcess[str]:
+    return run(["bash", "examples/demo.sh"], folder, CHUK_MAX_STEPS="3", SAMPLES="800")
+
+
 needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
 
 @needs_bash
 def test_the_demo_s_commands_succeed(folder: Path) -> None:
-    done = run(["bash", "examples/demo.sh"], folder, CHUK_MAX_STEPS="3")
+    done = short_demo(folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("exact match") == 2
     assert "Done in" in done.stdout
@@ -98,7 +102,7 @@ def test_the_demo_s_commands_succeed(folder: Path) -> None:
 @pytest.mark.parametrize("block", COMMANDS, ids=lambda block: block.text.strip().splitlines()[0][:50])
 def test_a_block_does_what_it_says(folder: Path, block: Block) -> None:
     if not (folder / "demo" / "run").exists():
-        run(["bash", "examples/demo.sh"], folder, CHUK_MAX_STEPS="3")
+        short_demo(folder)
     command = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
     done = run([*command, block.text.replace("generate_batch(1000)", "generate_batch(40)")], folder)
     assert done.returncode == 0, done.stdout + done.stderr

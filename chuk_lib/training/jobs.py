@@ -19,6 +19,7 @@ from chuk_lib.errors import ConfigError
 from chuk_lib.events import Sink
 from chuk_lib.models import load_model
 from chuk_lib.models.config import Dtype
+from chuk_lib.sinks import make_sinks
 from chuk_lib.training.checkpoints import list_checkpoints, newest_valid
 from chuk_lib.training.config import SFTConfig, refuse_idle_settings
 from chuk_lib.training.run import Run, RunResult
@@ -44,6 +45,7 @@ def train_sft(
     refuse_idle_settings(config)
     output = Path(config.output or default_run_path("sft", required(config, "model")))
     check_output(output, overwrite)
+    make_sinks(config.report_to)  # a missing package is said now, not after the model is loaded
     output = output.resolve()
     settings = _with_absolute_paths(replace(config, output=str(output)))
     source: DataSource = required(config, "data")

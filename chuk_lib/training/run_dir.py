@@ -140,15 +140,18 @@ class RunDir:
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            self._lock = None
-            raise TrainingError(
-                f"another process is training in `{self.path}`",
-                "wait for it, stop it, or choose another --output",
-            ) from None
+        for patience in (0.05, 0.2, None):  # `chuk runs` holds it for microseconds to see whether a run is alive
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if patience is not None:
+                    time.sleep(patience)
+        os.close(self._lock)
+        self._lock = None
+        raise TrainingError(
+            f"another process is training in `{self.path}`", "wait for it, stop it, or choose another --output"
+        )
 
     def _clear(self) -> None:
         for name in _OWN:
