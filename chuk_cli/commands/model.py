@@ -183,9 +183,12 @@ def _model_lines(model: ModelInfo) -> Iterator[tuple[str, str]]:
         yield f"  {component}", f"{count(parameters)}  {100 * parameters / max(model.parameters, 1):.1f} %"
     if model.shape:
         shape = model.shape
-        yield "shape", (
-            f"{shape.layers} layers, hidden {shape.hidden_size}, inner {shape.intermediate_size}, "
-            f"{shape.heads} heads ({shape.kv_heads} KV) of {shape.head_dim}"
+        yield (
+            "shape",
+            (
+                f"{shape.layers} layers, hidden {shape.hidden_size}, inner {shape.intermediate_size}, "
+                f"{shape.heads} heads ({shape.kv_heads} KV) of {shape.head_dim}"
+            ),
         )
     yield from _storage(model)
     if model.quantization:
@@ -234,9 +237,12 @@ def _context(model: ModelInfo) -> Iterator[tuple[str, str]]:
         yield "KV cache", f"{size(model.kv_cache_bytes_per_token)} a token, {full} at full context"
     if model.memory:
         yield "to run", f"about {size(model.memory.run)} at full context"
-        yield "to train", (
-            f"about {size(model.memory.train_full)} in full, {size(model.memory.train_lora)} with LoRA; "
-            "activations come on top"
+        yield (
+            "to train",
+            (
+                f"about {size(model.memory.train_full)} in full, {size(model.memory.train_lora)} with LoRA; "
+                "activations come on top"
+            ),
         )
 
 

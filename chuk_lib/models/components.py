@@ -92,9 +92,7 @@ def matrix_shape(tensor: TensorHeader, names: set[str], config: dict[str, Any]) 
     return tensor.shape[0], tensor.shape[-1] * weights // words
 
 
-def quantization_of(
-    tensors: Sequence[TensorHeader], config: dict[str, Any], parameters: int
-) -> Quantization | None:
+def quantization_of(tensors: Sequence[TensorHeader], config: dict[str, Any], parameters: int) -> Quantization | None:
     """How the weights are packed, or None when they are not."""
     bits_per_weight = 8 * sum(tensor.n_bytes for tensor in tensors) / max(parameters, 1)
     own = mlx_quantization(config)

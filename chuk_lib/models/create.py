@@ -206,9 +206,7 @@ def _copied_tokenizer(folder: Path) -> _TokenizerFiles:
         raise ModelError(f"`{folder}` has a tokenizer that cannot be read: {error}") from None
     ids = {name: made.token_to_id(_content(config.get(f"{name}_token")) or "") for name in ("pad", "eos", "bos")}
     if ids["eos"] is None:
-        raise ModelError(
-            f"`{folder}` names no end-of-sequence token", "set `eos_token` in its tokenizer_config.json"
-        )
+        raise ModelError(f"`{folder}` names no end-of-sequence token", "set `eos_token` in its tokenizer_config.json")
     size = max(made.get_vocab(with_added_tokens=True).values()) + 1
     return _TokenizerFiles(files, size, ids["pad"], (ids["eos"],), ids["bos"])
 

@@ -57,6 +57,4 @@ def find_preset(name: str) -> Preset:
         return PRESETS[name]
     near = difflib.get_close_matches(name, PRESETS, n=1)
     known = ", ".join(PRESETS)
-    raise ConfigError(
-        f"unknown preset `{name}`", f"did you mean `{near[0]}`?" if near else f"presets: {known}"
-    )
+    raise ConfigError(f"unknown preset `{name}`", f"did you mean `{near[0]}`?" if near else f"presets: {known}")

@@ -147,9 +147,7 @@ def test_weights_are_drawn_as_stated(tmp_path: Path) -> None:
     assert np.std(stored["model.layers.0.mlp.up_proj.weight"]) == pytest.approx(std, rel=0.02)
     assert np.std(stored["model.layers.3.mlp.down_proj.weight"]) == pytest.approx(std / 8**0.5, rel=0.02)
     assert (stored["model.norm.weight"] == 1).all()
-    assert not np.array_equal(
-        stored["model.layers.0.mlp.up_proj.weight"], stored["model.layers.1.mlp.up_proj.weight"]
-    )
+    assert not np.array_equal(stored["model.layers.0.mlp.up_proj.weight"], stored["model.layers.1.mlp.up_proj.weight"])
 
 
 def test_seed_decides_the_bytes(tmp_path: Path) -> None:

@@ -143,9 +143,7 @@ def _proper(random: Random, denominator: int) -> Fraction:
     return Fraction(random.randint(1, denominator - 1), denominator)
 
 
-def _key_of_three(
-    operator: str, sign: str, first: Fraction, second: Fraction, third: Fraction
-) -> tuple[object, ...]:
+def _key_of_three(operator: str, sign: str, first: Fraction, second: Fraction, third: Fraction) -> tuple[object, ...]:
     """Sums in any order are the same problem: what is added and what is taken away, each sorted."""
     if operator in "+-":
         terms = [("+", first), (operator, second), (sign, third)]
