@@ -136,7 +136,7 @@ ADAPTERS: dict[str, tuple[Spoil, str, str]] = {
     "weights": (lambda f: (f / "adapters.safetensors").unlink(), "has no weights", "adapters.safetensors"),
     "cut": (
         lambda f: (f / "adapters.safetensors").write_bytes((f / "adapters.safetensors").read_bytes()[:-9]),
-        "adapters.safetensors` is cut short", "again",
+        "adapters.safetensors` is damaged", "another checkpoint",
     ),
     "no settings": (
         lambda f: edit_json(f / "adapter_config.json", lora_parameters=None), "has no lora_parameters with a scale",
