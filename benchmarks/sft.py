@@ -60,7 +60,8 @@ def mlx_lm(model: str, data: str, steps: int, stock: bool) -> dict[str, float]:
 
         prepare()
     import mlx.core as mx
-    from mlx_lm import lora
+    from mlx_lm import load, lora
+    from mlx_lm.tuner.datasets import load_dataset
 
     mx.enable_compile()  # as mlx-lm runs
     reports: list[dict[str, Any]] = []
@@ -79,7 +80,10 @@ def mlx_lm(model: str, data: str, steps: int, stock: bool) -> dict[str, float]:
             "adapter_path": scratch, "lora_parameters": {"rank": 8, "dropout": 0.0, "scale": 2.0},
             "learning_rate": 1e-4,
         }  # fmt: skip
-        lora.run(argparse.Namespace(**options), Callback())
+        arguments = argparse.Namespace(**options)
+        loaded, tokenizer = load(model)
+        train_set, valid_set, _ = load_dataset(arguments, tokenizer)
+        lora.train_model(arguments, loaded, train_set, valid_set, Callback())
     timed = reports[2:]
     seconds = sum(1 / report["iterations_per_second"] for report in timed)
     tokens = timed[-1]["trained_tokens"] - reports[1]["trained_tokens"] - 8 * len(timed)

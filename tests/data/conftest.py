@@ -19,8 +19,8 @@ WriteRows = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def parity() -> Path:
-    """TRL's fixtures: CHUK_PARITY, else ../shared/parity beside the repository, else the committed part of them."""
-    places = [Path(os.environ.get("CHUK_PARITY", "")), TESTS.parent.parent / "shared" / "parity"]
+    """TRL's fixtures: the folder named by CHUK_PARITY, else the committed ones."""
+    places = [Path(os.environ.get("CHUK_PARITY", ""))]
     found = (place for place in places if (place / "expected" / "sft_tokenized.json").is_file())
     return next(found, TESTS / "fixtures" / "parity")
 

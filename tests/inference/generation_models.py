@@ -12,7 +12,7 @@ from chuk_lib.models import load_model
 
 TESTS = Path(__file__).resolve().parent.parent
 COMMITTED = TESTS / "fixtures" / "parity"
-PLACES = [Path(os.environ.get("CHUK_PARITY", "")), TESTS.parent.parent / "shared" / "parity"]
+PLACES = [Path(os.environ.get("CHUK_PARITY", ""))]
 PARITY = next((place for place in PLACES if (place / "models" / "llama-tiny").is_dir()), COMMITTED)
 EXPECTED: dict[str, Any] = json.loads((PARITY / "expected" / "generation.json").read_text())
 MODELS = [name for name in EXPECTED["greedy"] if (PARITY / "models" / name).is_dir()]

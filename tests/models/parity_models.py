@@ -17,8 +17,8 @@ COMMITTED = TESTS / "fixtures" / "parity"
 
 
 def parity_folder() -> Path:
-    """CHUK_PARITY, else ../shared/parity beside the repository, else the committed part of it."""
-    places = [Path(os.environ.get("CHUK_PARITY", "")), TESTS.parent.parent / "shared" / "parity"]
+    """A folder named by CHUK_PARITY, else the committed one."""
+    places = [Path(os.environ.get("CHUK_PARITY", ""))]
     return next((place for place in places if (place / "models" / "llama-tiny").is_dir()), COMMITTED)
 
 
