@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.device import RuntimeStatus as RuntimeStatus
     from chuk_lib.runtime.device import adapt_threads as adapt_threads
     from chuk_lib.runtime.device import default_dtype as default_dtype
+    from chuk_lib.runtime.device import on_cpu as on_cpu
     from chuk_lib.runtime.device import prepare as prepare
     from chuk_lib.runtime.environment import describe as describe
     from chuk_lib.runtime.memory_use import MemoryUse as MemoryUse
@@ -30,6 +31,7 @@ _HOMES = {
     "fast_math": "cpu_math",
     "is_fast": "cpu_math",
     "memory": "memory_use",
+    "on_cpu": "device",
     "prepare": "device",
     "reset_peak": "memory_use",
     "set_memory_limit": "memory_use",

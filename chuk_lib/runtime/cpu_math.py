@@ -20,7 +20,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from chuk_lib.runtime.cpu_attention import Attention
-from chuk_lib.runtime.device import adapt_threads, prepare
+from chuk_lib.runtime.device import adapt_threads, on_cpu, prepare
 
 _LEAST = 1 << 13  # elements from which the detour is shorter
 _CHUNK = 1 << 16  # elements that stay in a core's cache between passes
@@ -44,7 +44,7 @@ def is_fast() -> bool:
 @contextmanager
 def fast_math() -> Iterator[None]:
     """Replace the slow functions while the block runs, on a CPU and unless CHUK_CPU_MATH=off."""
-    if mx.default_device() != mx.Device(mx.cpu) or os.environ.get("CHUK_CPU_MATH", "").lower() == "off":
+    if not on_cpu() or os.environ.get("CHUK_CPU_MATH", "").lower() == "off":
         yield
         return
     prepare()

@@ -96,6 +96,11 @@ def current_backend() -> str:
     return "metal" if mx.metal.is_available() else "cuda"
 
 
+def on_cpu() -> bool:
+    """Whether MLX computes on the CPU."""
+    return current_backend() == "cpu"
+
+
 def device_name() -> str:
     """What MLX calls the device it computes on: `Apple M4 Pro`, `NVIDIA H100`, `AMD EPYC`."""
     import mlx.core as mx

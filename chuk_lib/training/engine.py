@@ -23,7 +23,7 @@ from chuk_lib.events import Event, Sink
 from chuk_lib.training.algorithm import Algorithm, Arrays, Update
 from chuk_lib.training.optimizers import ChukOptimizer
 from chuk_lib.training.schedulers import Schedule
-from chuk_lib.training.utils.gradient_utils import add_gradients, clip_factor, global_norm, to_float
+from chuk_lib.training.utils.gradient_utils import add_gradients, add_up, clip_factor, global_norm, to_float
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,7 @@ class Updater:
             gradients = add_gradients(gradients, part) if len(update.micro_batches) > 1 else part
             del part  # or it would live beside the next micro-batch's
             mx.eval(gradients, values)
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + to_float(value)
+            add_up(sums, {name: to_float(value) for name, value in values.items()})
         return gradients, sums
 
     def _scaled_loss(self, micro_batch: Arrays, scale: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
@@ -152,8 +151,7 @@ class _Window:
     def add(self, sums: dict[str, float], counts: dict[str, int]) -> None:
         for name, value in sums.items():
             self.sums[name] = value if name == "grad_norm" else self.sums.get(name, 0.0) + value
-        for name, count in counts.items():
-            self.counts[name] = self.counts.get(name, 0) + count
+        add_up(self.counts, counts)
 
     def record(self) -> dict[str, Any]:
         """Means over the window: loss and metrics by weight, rates by time; grad_norm is the last one."""
@@ -210,8 +208,7 @@ def _run_step(algorithm: Algorithm, update: Updater, plan: Plan, progress: Progr
     learning_rate = plan.schedule.learning_rate(progress.step)
     for part in algorithm.updates(progress.step):
         window.add(update(part, learning_rate), part.counts)
-        for name, count in part.counts.items():
-            progress.counts[name] = progress.counts.get(name, 0) + count
+        add_up(progress.counts, part.counts)
     progress.step += 1
     window.steps += 1
     return learning_rate

@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from chuk_lib import runtime
 from chuk_lib.models.heads import output_head
 from chuk_lib.training.config import TrainerConfig
 from chuk_lib.training.optimizers import build_optimizer
@@ -78,7 +78,7 @@ def resident_of(model: nn.Module, config: TrainerConfig) -> Resident:
         gradients=_bytes(model.trainable_parameters()), block_size=_bytes(model.layers[-1].parameters()),
         head_size=_bytes(head.module(model).parameters()) if head.split else 0,
         vocabulary=tiled.weight.shape[0] if tiled else None, head_trained=bool(tiled and tiled.trained),
-        in_numpy=mx.default_device() == mx.Device(mx.cpu) and not config.gradient_checkpointing,
+        in_numpy=runtime.on_cpu() and not config.gradient_checkpointing,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from chuk_lib.training.algorithm import Algorithm
-from chuk_lib.training.utils.gradient_utils import to_float
+from chuk_lib.training.utils.gradient_utils import add_up, to_float
 
 
 def evaluate_loss(algorithm: Algorithm, steps: int) -> dict[str, float]:
@@ -20,7 +20,6 @@ def evaluate_loss(algorithm: Algorithm, steps: int) -> dict[str, float]:
                 loss = algorithm.loss(algorithm.model, micro_batch)
                 values = {"loss": loss.total, "weight": loss.weight, **loss.metrics}
                 mx.eval(values)
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + to_float(value)
+                add_up(sums, {name: to_float(value) for name, value in values.items()})
     weight = max(sums.pop("weight", 0.0), 1e-9)
     return {f"eval_{name}": value / weight for name, value in sums.items()}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from chuk_lib.errors import ConfigError
-from chuk_lib.runtime.device import current_backend
+from chuk_lib.runtime.device import on_cpu
 from chuk_lib.runtime.memory_use import machine_memory, set_memory_limit
 from chuk_lib.training.config import SFTConfig
 from chuk_lib.training.estimate import Memory
@@ -77,7 +77,7 @@ def choose(desk: _Desk, origins: dict[str, str], budget: int | str) -> Fit:
     """Settings that fit, taken over by `desk`. What was given with a `gradient_checkpointing` or `packing` of its
     own keeps it. Raises ConfigError with the smallest need when nothing fits."""
     limit, why = (budget, "given") if isinstance(budget, int) else _machine_budget()
-    if current_backend() == "cpu":
+    if on_cpu():
         return _chosen(desk, origins, limit, why)
     before = set_memory_limit(limit)
     try:
@@ -152,7 +152,7 @@ def _search(
 def _candidates(desk: _Desk, given: Choice, packing: bool, rows: int, fixed: bool) -> Iterator[Choice]:
     """All choices, fastest first; some come twice."""
     width = desk.config.max_length if packing and desk.config.max_length else desk.dataset.report.longest
-    busy = max(1, _BUSY_TOKENS["cpu" if current_backend() == "cpu" else "gpu"] // width)
+    busy = max(1, _BUSY_TOKENS["cpu" if on_cpu() else "gpu"] // width)
     modes = (given.gradient_checkpointing,) if fixed else (False, True)
     for least in (min(busy, rows), 1):
         for checkpointing in modes:
@@ -182,7 +182,7 @@ def _reasons(found: Choice, needs: dict[Choice, Memory], rows: int) -> Iterator[
 
 def _machine_budget() -> tuple[int, str]:
     """What a run may use here: most of what is free, and what MLX holds already."""
-    if current_backend() == "cpu":
+    if on_cpu():
         _, available = machine_memory()
         free = min((size for size in (available, _container_memory()) if size), default=0)
         what = "four fifths of the memory that is free"

@@ -33,7 +33,7 @@ from chuk_lib.training.jobs import load_sft, required
 from chuk_lib.training.probe import measure_steps, resized
 from chuk_lib.training.run import prepare_model
 from chuk_lib.training.run_dir import check_output, default_run_path
-from chuk_lib.training.sft_trainer import GPU_MULTIPLE, SFTAlgorithm, SFTTrainer, make_update, on_gpu, pad_token_id
+from chuk_lib.training.sft_trainer import SFTAlgorithm, SFTTrainer, make_update, pad_multiple, pad_token_id
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class _Desk:
             return resized(self.batch_plan(choice).batches(0)[0], rows)
         longest = sorted(self.dataset.examples, key=len, reverse=True)[:rows]
         pad = pad_token_id(self.tokenizer)
-        multiple = self.config.pad_to_multiple_of or (GPU_MULTIPLE if on_gpu() else None)
+        multiple = pad_multiple(self.config)
         plan = BatchPlan(longest, batch_size=rows, shuffle=False, pad_token_id=pad, pad_to_multiple_of=multiple)
         return resized(plan.batches(0)[0], rows)
 
@@ -164,8 +164,8 @@ class _Desk:
         if key not in self._models:
             self._set_checkpointing(choice.gradient_checkpointing)
             batch = self.largest_batch(choice, min(most_rows, 64))
-            algorithm = SFTAlgorithm(self.model, self.batch_plan(choice), self.config.loss_type, on_gpu())
-            to_update = partial(make_update, few_shapes=on_gpu())
+            algorithm = SFTAlgorithm(self.model, self.batch_plan(choice), self.config.loss_type, not runtime.on_cpu())
+            to_update = partial(make_update, few_shapes=not runtime.on_cpu())
             probe = measure_steps(algorithm, self.config, batch, most_rows, to_update)
             self._models[key] = StepModel(resident_of(self.model, self.config), probe)
         return self._models[key]
@@ -207,7 +207,7 @@ def _describe(
 def _notes(desk: _Desk, memory: Memory) -> tuple[str, ...]:
     notes = desk.trainer.notes(desk.dataset)
     _, available = runtime.memory_use.machine_memory()
-    if runtime.device.current_backend() == "cpu" and 0 < available + mx.get_active_memory() < memory.total:
+    if runtime.on_cpu() and 0 < available + mx.get_active_memory() < memory.total:
         return (*notes, "this machine has less memory free than the run needs: --fit auto chooses settings that fit")
     return notes
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
@@ -154,7 +153,7 @@ def plan_of(config: TrainerConfig, steps: int) -> Plan:
         steps=steps, seed=config.seed, schedule=schedule, max_grad_norm=config.max_grad_norm,
         log_interval=config.log_interval, eval_interval=config.eval_steps,
         checkpoint_interval=config.checkpoint_interval, patience=config.early_stopping_patience,
-        threshold=config.early_stopping_threshold, compiled=bool(mx.default_device() != mx.Device(mx.cpu)),
+        threshold=config.early_stopping_threshold, compiled=not runtime.on_cpu(),
     )  # fmt: skip
 
 
@@ -269,7 +268,7 @@ def _dtypes(model: nn.Module) -> str:
 
 def _slow_blas() -> list[str]:
     blas = runtime.prepare().blas
-    if blas.fast or mx.default_device() != mx.Device(mx.cpu):
+    if blas.fast or not runtime.on_cpu():
         return []
     return [f"matrix products are slow: {blas.reason or blas.name}; `chuk doctor` says how to mend it"]
 

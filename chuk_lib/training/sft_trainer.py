@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib import runtime
 from chuk_lib.config.settings import validate
 from chuk_lib.data.batching import BatchPlan
 from chuk_lib.data.sft_dataset import SFTDataset
@@ -102,11 +103,6 @@ def to_arrays(batch: Batch, few_shapes: bool = False) -> Arrays:
     return arrays
 
 
-def on_gpu() -> bool:
-    """Whether steps are compiled: on a GPU they are, and batches come in few shapes."""
-    return bool(mx.default_device() != mx.Device(mx.cpu))
-
-
 class SFTTrainer:
     """Supervised fine-tuning of a loaded model.
 
@@ -141,9 +137,10 @@ class SFTTrainer:
             check_packable(self.model)
         plan = self.batch_plan(dataset)
         evaluate = self._evaluator(eval_dataset) if eval_dataset is not None else None
+        algorithm = SFTAlgorithm(self.model, plan, self.config.loss_type, few_shapes=not runtime.on_cpu())
         job = Job(
-            SFTAlgorithm(self.model, plan, self.config.loss_type, on_gpu()), "sft", plan.steps, plan.epoch,
-            dataset.fingerprint, {"rows": len(dataset), "report": dataset.report.as_dict()},
+            algorithm, "sft", plan.steps, plan.epoch, dataset.fingerprint,
+            {"rows": len(dataset), "report": dataset.report.as_dict()},
             self.notes(dataset), evaluate, dataset.report.conversational,
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
@@ -156,7 +153,7 @@ class SFTTrainer:
             num_epochs=config.num_epochs, max_steps=config.max_steps, seed=config.seed, shuffle=config.shuffle,
             group_by_length=config.group_by_length, max_length=config.max_length,
             packing=config.packing_strategy if config.packing else None, pad_token_id=pad_token_id(self.tokenizer),
-            pad_to_multiple_of=config.pad_to_multiple_of or (GPU_MULTIPLE if on_gpu() else None),
+            pad_to_multiple_of=pad_multiple(config),
         )  # fmt: skip
 
     def complete(self, adapted: bool, dataset: SFTDataset) -> SFTConfig:
@@ -191,6 +188,11 @@ class SFTTrainer:
             by_length, batch_size=size, shuffle=False, group_by_length=False,
             pad_token_id=pad_token_id(self.tokenizer),
         )  # fmt: skip
+
+
+def pad_multiple(config: SFTConfig) -> int | None:
+    """What padded lengths are a multiple of: as set, else few shapes on a GPU and no rounding on a CPU."""
+    return config.pad_to_multiple_of or (None if runtime.on_cpu() else GPU_MULTIPLE)
 
 
 def pad_token_id(tokenizer: Any) -> int:

@@ -48,7 +48,9 @@ def test_watching_ends_with_the_run(training: subprocess.Popen[str], tmp_path: P
     seen = [json.loads(watching.stdout.readline()) for _ in range(12)]
     assert (seen[0]["kind"], seen[1]["kind"]) == ("started", "step")
     training.send_signal(signal.SIGINT)
-    rest = [json.loads(line) for line in watching.communicate(timeout=60)[0].splitlines()]
+    with watching.stdout:  # communicate() would lose what readline() has buffered
+        rest = [json.loads(line) for line in watching.stdout]
+    watching.wait(timeout=60)
     assert (rest[-1]["kind"], rest[-1]["data"]["reason"], watching.returncode) == ("finished", "stopped", 0)
     logged = [json.loads(line) for line in (tmp_path / "runs/live/events.jsonl").read_text().splitlines()]
     assert seen + rest == logged

@@ -50,11 +50,7 @@ class FusedHead:
 
 def tile_rows(vocabulary: int) -> int:
     """Tokens in a tile: what fits the cache on a CPU, half a gibibyte of float32 logits on a GPU."""
-    return max(16, _TILE_BYTES["cpu" if _on_cpu() else "gpu"] // (4 * vocabulary))
-
-
-def _on_cpu() -> bool:
-    return bool(mx.default_device() == mx.Device(mx.cpu))
+    return max(16, _TILE_BYTES["cpu" if runtime.on_cpu() else "gpu"] // (4 * vocabulary))
 
 
 class _Run:
@@ -213,10 +209,13 @@ class _MlxTile:
         """The gradient with respect to the head's product: cotangent·(onehot − softmax)·f'."""
         assert product is not None
         logits = self._logits(product)
+        return self._rise(logits, mx.logsumexp(logits, axis=-1)) * cotangent[:, None]
+
+    def _rise(self, logits: mx.array, log_z: mx.array) -> mx.array:
+        """The gradient of each log-prob with respect to the head's product: (onehot − softmax)·f'."""
         onehot = mx.arange(logits.shape[-1]) == self._targets[:, None]
-        probs = mx.exp(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-        slope = (onehot.astype(mx.float32) - probs) * cotangent[:, None]
-        return slope if self._transform is None else slope * self._transform.slope(logits)
+        rise = onehot.astype(mx.float32) - mx.exp(logits - log_z[:, None])
+        return rise if self._transform is None else rise * self._transform.slope(logits)
 
     def with_gradient(self, product: mx.array, rows: mx.array, weight: mx.array) -> tuple[Stats, mx.array]:
         """`forward`, and the gradient of each log-prob with respect to its hidden state (N, H).
@@ -224,13 +223,14 @@ class _MlxTile:
         Without a transform the entropy comes from that gradient g: Σ p·l = l_y − h·g, since l is linear in h. That
         saves two passes over the logits.
         """
-        slope = self.backward(product, mx.ones(product.shape[:1]))
-        rise = slope.astype(weight.dtype) @ weight
+        logits = self._logits(product)
+        log_z = mx.logsumexp(logits, axis=-1)
+        rise = self._rise(logits, log_z).astype(weight.dtype) @ weight
         if self._transform is not None:
             return self.forward(product), rise
         targets = self._targets[:, None]
         at_target = mx.take_along_axis(product, targets, axis=-1)[:, 0]
-        logps = at_target.astype(mx.float32) - mx.logsumexp(product.astype(mx.float32), axis=-1)
+        logps = at_target.astype(mx.float32) - log_z
         entropy = (rise.astype(mx.float32) * rows.astype(mx.float32)).sum(axis=-1) - logps
         hits = (at_target >= product.max(axis=-1)).astype(mx.float32)
         return (logps, entropy, hits), rise

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+Number = TypeVar("Number", int, float)
+
 
 def to_float(scalar: mx.array) -> float:
     """A scalar array as a Python number; waits for it."""
     return float(np.asarray(scalar.astype(mx.float32)))
+
+
+def add_up(totals: dict[str, Number], values: Mapping[str, Number]) -> None:
+    """Add numbers to running totals, name by name."""
+    for name, value in values.items():
+        totals[name] = totals.get(name, 0) + value
 
 
 def add_gradients(total: Any, gradients: Any) -> Any:
