@@ -10,6 +10,7 @@ _EXPORTS = {
     "TrainerConfig": "config",
     "SFTTrainer": "sft_trainer",
     "RunResult": "run",
+    "train": "jobs",
     "train_sft": "jobs",
     "resume": "jobs",
 }

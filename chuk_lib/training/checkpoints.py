@@ -1,8 +1,9 @@
 """Checkpoints: written beside, flushed to disk, renamed; checksummed, and verified when read.
 
 A checkpoint `step_000020` holds the state after 20 finished steps: weights (a model or adapter folder that other tools
-read), `optimizer.safetensors` and `state.json`, which has the step, the counters of the run and the checksum of every
-other file. A kill at any moment leaves the previous checkpoints whole and at most a `.partial-…` folder behind.
+read), `optimizer.safetensors`, `memory.safetensors` when the algorithm keeps more (a value head, a moving reference),
+and `state.json`, which has the step, the counters of the run and the checksum of every other file. A kill at any
+moment leaves the previous checkpoints whole and at most a `.partial-…` folder behind.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from chuk_lib.errors import ModelError, TrainingError
+from chuk_lib.training.algorithm import Memory
 from chuk_lib.training.run_dir import RunDir
 from chuk_lib.utils.seals import STATE, is_as_sealed, seal, seal_of
 
 _NAME = re.compile(r"step_(\d{6,})")
 _OPTIMIZER = "optimizer.safetensors"
+_MEMORY = "memory.safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,12 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    run: RunDir, step: int, write_weights: Callable[[Path], None], optimizer_state: Any, state: dict[str, Any]
+    run: RunDir,
+    step: int,
+    write_weights: Callable[[Path], None],
+    optimizer_state: Any,
+    state: dict[str, Any],
+    memory: Memory = Memory({}, {}),
 ) -> Path:
     """Write checkpoint `step` and make it the latest. Returns its folder.
 
@@ -50,8 +58,10 @@ def save_checkpoint(
         partial.mkdir()
         write_weights(partial)
         mx.save_safetensors(str(partial / _OPTIMIZER), dict(tree_flatten(optimizer_state)))
+        if memory.arrays:
+            mx.save_safetensors(str(partial / _MEMORY), memory.arrays)
         files = {path.name: _sealed(path) for path in sorted(partial.iterdir())}
-        content = {"version": 1, "step": step, **state, "files": files}
+        content = {"version": 1, "step": step, **state, "memory": memory.values, "files": files}
         sealed = {**content, "sha256": seal_of(content)}
         (partial / STATE).write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
         _sync(partial / STATE)
@@ -110,6 +120,13 @@ def newest_valid(run: Path, warn: Callable[[str], None]) -> Checkpoint:
 def load_optimizer_state(checkpoint: Checkpoint) -> dict[str, mx.array]:
     """The arrays of the tree that `save_checkpoint` was given, by path."""
     return cast("dict[str, mx.array]", mx.load(str(checkpoint.folder / _OPTIMIZER)))
+
+
+def load_memory(checkpoint: Checkpoint) -> Memory:
+    """What the algorithm kept beside the trained weights."""
+    path = checkpoint.folder / _MEMORY
+    arrays = cast("dict[str, mx.array]", mx.load(str(path))) if path.exists() else {}
+    return Memory(arrays, dict(checkpoint.state.get("memory") or {}))
 
 
 def prune(run: Path, keep: int | None, best: str | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from chuk_lib.config.settings import setting, settings_of
 from chuk_lib.errors import ConfigError
@@ -21,9 +21,15 @@ SCHEDULES = (
 )  # fmt: skip
 
 
+IdleRule = tuple[tuple[str, ...], Callable[[Any], bool], str]
+"""Names of settings, when they do nothing, and why in words that end the sentence "`name` does nothing …"."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """Settings that every trainer shares."""
+    """Settings that every trainer shares. `idle_rules` are a class's own cases of settings that do nothing."""
+
+    idle_rules: ClassVar[tuple[IdleRule, ...]] = ()
 
     model: str | None = setting(
         None, "Model: a folder, a run, a checkpoint or a hub id.", panel="Model", flag=True, short="-m",
@@ -189,8 +195,7 @@ class SFTConfig(TrainerConfig):
             object.__setattr__(self, "num_epochs", epochs)
 
 
-_Condition = Callable[[Any], bool]
-_IDLE: tuple[tuple[tuple[str, ...], _Condition, str], ...] = (
+_IDLE: tuple[IdleRule, ...] = (
     (("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"), lambda c: c.lora is None, "without use_lora"),
     (("warmup_steps", "warmup_ratio"), lambda c: c.lr_scheduler_type == "constant",
      "with lr_scheduler_type=constant; use constant_with_warmup"),
@@ -214,7 +219,7 @@ _IDLE: tuple[tuple[tuple[str, ...], _Condition, str], ...] = (
 def refuse_idle_settings(config: TrainerConfig) -> None:
     """Raise ConfigError for a setting that was changed and would do nothing next to the others."""
     known = settings_of(type(config))
-    for names, idle, why in _IDLE:
+    for names, idle, why in (*_IDLE, *type(config).idle_rules):
         for name in names:
             if name in known and getattr(config, name) != known[name].default and idle(config):
                 raise ConfigError(f"`{name}` does nothing {why}", f"leave `{name}` out, or change the other setting")

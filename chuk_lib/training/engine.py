@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from mlx.utils import tree_map
 
 from chuk_lib.errors import TrainingError
 from chuk_lib.events import Event, Sink
-from chuk_lib.training.algorithm import Algorithm, Arrays, Update
+from chuk_lib.training.algorithm import Algorithm, Arrays, Report, Update
 from chuk_lib.training.optimizers import ChukOptimizer
 from chuk_lib.training.schedulers import Schedule
 from chuk_lib.training.utils.gradient_utils import add_gradients, add_up, clip_factor, global_norm, to_float
@@ -28,7 +28,8 @@ from chuk_lib.training.utils.gradient_utils import add_gradients, add_up, clip_f
 
 @dataclass(frozen=True)
 class Plan:
-    """How far to go and when to look up. Steps count from 0; `at` cadences fire after a step is finished."""
+    """How far to go and when to look up. Steps count from 0; cadences fire after a step is finished. The best
+    checkpoint is the one with the least (or greatest) value of the evaluation metric `watched`."""
 
     steps: int
     seed: int
@@ -40,13 +41,16 @@ class Plan:
     patience: int | None = None
     threshold: float = 0.0
     compiled: bool = False
+    watched: str = "eval_loss"
+    greater_is_better: bool = False
 
 
 @dataclass
 class Progress:
     """What a run remembers between steps besides weights and moments; a checkpoint keeps it.
 
-    `best` is {"step", "eval_loss"}; `stale` counts evaluations since then; `counts` are sums over the run.
+    `best` is {"step", and the watched metric, such as "eval_loss"}; `stale` counts evaluations since then; `counts`
+    are sums over the run.
     """
 
     step: int = 0
@@ -68,7 +72,8 @@ class Progress:
 class Hooks:
     """What the engine calls between steps. `save(progress, is_best)` writes a checkpoint;
     `evaluate(step)` measures, and may add a `sample`;
-    `should_stop()` is asked after every step; `between_steps()` is for the runtime (threads, memory)."""
+    `should_stop()` is asked after every step; `between_steps()` is for the runtime (threads, memory);
+    `keep_completions(step, rows)` stores what the model wrote in a step."""
 
     emit: Sink
     save: Callable[[Progress, bool], None]
@@ -76,6 +81,7 @@ class Hooks:
     should_stop: Callable[[], bool] = lambda: False
     between_steps: Callable[[], object] = lambda: None
     extra_metrics: Callable[[int], dict[str, float]] = lambda step: {}
+    keep_completions: Callable[[int, Sequence[Mapping[str, Any]]], None] = lambda step, rows: None
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -145,6 +151,8 @@ class _Window:
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
+        self.reported: dict[str, list[float]] = {}
+        self.completions: Sequence[Mapping[str, Any]] = ()
         self.steps = 0
         self.seconds = 0.0
 
@@ -153,8 +161,15 @@ class _Window:
             self.sums[name] = value if name == "grad_norm" else self.sums.get(name, 0.0) + value
         add_up(self.counts, counts)
 
+    def add_report(self, report: Report) -> None:
+        for name, value in report.metrics.items():
+            if not math.isnan(value):
+                self.reported.setdefault(name, []).append(float(value))
+        self.completions = report.completions[: report.shown] or self.completions
+
     def record(self) -> dict[str, Any]:
-        """Means over the window: loss and metrics by weight, rates by time; grad_norm is the last one."""
+        """Means over the window: loss and metrics by weight, rates by time, what steps reported by step; grad_norm
+        is the last one."""
         sums = dict(self.sums)
         weight, grad_norm = max(sums.pop("weight", 0.0), 1e-9), sums.pop("grad_norm", 0.0)
         metrics = {"loss": sums.pop("total", 0.0) / weight, "grad_norm": grad_norm}
@@ -166,6 +181,7 @@ class _Window:
             "seconds_per_step": self.seconds / max(self.steps, 1),
             "padding": 1 - self.counts.get("tokens", 0) / slots if slots else 0.0,
         }
+        metrics |= {name: sum(values) / len(values) for name, values in self.reported.items()}
         return metrics | {name: float(f"{value:.6g}") for name, value in rates.items()}
 
 
@@ -180,13 +196,12 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
     window, saved_at, reason = _Window(), progress.step, "done"
     while progress.step < plan.steps:
         began = time.perf_counter()
-        try:
-            learning_rate = _run_step(algorithm, update, plan, progress, window)
-        except FloatingPointError as error:
-            _stop_on_bad_numbers(algorithm, error, progress, hooks, saved_at)
+        learning_rate = _run_step(algorithm, update, plan, progress, window, hooks, saved_at)
         window.seconds += time.perf_counter() - began
         if progress.step % plan.log_interval == 0 or progress.step in (1, plan.steps):
             hooks.emit(Event("step", progress.step, _record(window, learning_rate, progress, hooks)))
+            if window.completions:
+                hooks.emit(Event("completions", progress.step, {"rows": [dict(row) for row in window.completions]}))
             window = _Window()
         improved = _evaluate_if_due(algorithm, plan, progress, hooks)
         stale = plan.patience is not None and progress.stale >= plan.patience
@@ -203,14 +218,33 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
     return reason
 
 
-def _run_step(algorithm: Algorithm, update: Updater, plan: Plan, progress: Progress, window: _Window) -> float:
+def _run_step(
+    algorithm: Algorithm,
+    update: Updater,
+    plan: Plan,
+    progress: Progress,
+    window: _Window,
+    hooks: Hooks,
+    saved_at: int,
+) -> float:
     mx.random.seed(step_seed(plan.seed, progress.step))
     learning_rate = plan.schedule.learning_rate(progress.step)
-    for part in algorithm.updates(progress.step):
-        window.add(update(part, learning_rate), part.counts)
-        add_up(progress.counts, part.counts)
+    counts: dict[str, int] = {}
+    for number, part in enumerate(algorithm.updates(progress.step)):
+        try:
+            window.add(update(part, learning_rate), part.counts)
+        except FloatingPointError as error:
+            raise _bad_numbers(algorithm, error, progress, hooks, saved_at, updates_done=number) from None
+        add_up(counts, part.counts)
+    report = algorithm.finish(progress.step)
+    add_up(progress.counts, counts)
     progress.step += 1
     window.steps += 1
+    window.add_report(report)
+    for text in report.warnings:
+        hooks.emit(Event("warning", progress.step, {"text": text}))
+    if report.completions:
+        hooks.keep_completions(progress.step, report.completions)
     return learning_rate
 
 
@@ -233,10 +267,10 @@ def _evaluate_if_due(algorithm: Algorithm, plan: Plan, progress: Progress, hooks
     metrics = dict(hooks.evaluate(progress.step))
     sample = metrics.pop("sample", None)
     algorithm.model.train()
-    improved = progress.best is None or metrics["eval_loss"] < progress.best["eval_loss"] - plan.threshold
+    improved = _is_better(metrics[plan.watched], progress.best, plan)
     progress.stale = 0 if improved else progress.stale + 1
     if improved:
-        progress.best = {"step": progress.step, "eval_loss": metrics["eval_loss"]}
+        progress.best = {"step": progress.step, plan.watched: metrics[plan.watched]}
     data = metrics | {"best": improved, "seconds": round(time.perf_counter() - began, 3)}
     hooks.emit(Event("eval", progress.step, data))
     if sample is not None:
@@ -244,14 +278,29 @@ def _evaluate_if_due(algorithm: Algorithm, plan: Plan, progress: Progress, hooks
     return improved
 
 
-def _stop_on_bad_numbers(
-    algorithm: Algorithm, error: FloatingPointError, progress: Progress, hooks: Hooks, saved_at: int
-) -> None:
-    if saved_at != progress.step:
+def _is_better(value: float, best: dict[str, Any] | None, plan: Plan) -> bool:
+    if best is None or plan.watched not in best:
+        return True
+    gain = value - best[plan.watched] if plan.greater_is_better else best[plan.watched] - value
+    return bool(gain > plan.threshold)
+
+
+def _bad_numbers(
+    algorithm: Algorithm,
+    error: FloatingPointError,
+    progress: Progress,
+    hooks: Hooks,
+    saved_at: int,
+    updates_done: int,
+) -> TrainingError:
+    """The error that ends the run. The state is saved when it is that of a whole step: after the first update of
+    several it is not."""
+    if updates_done == 0 and saved_at != progress.step:
         hooks.save(progress, False)
-    kept = f"the state after step {progress.step} is saved" if progress.step else "nothing was trained"
-    raise TrainingError(
-        f"step {progress.step + 1} is not finite ({error}) on {algorithm.where(progress.step)}; "
-        f"no weight was changed, {kept}",
+        saved_at = progress.step
+    kept = f"the state after step {saved_at} is saved" if saved_at else "nothing was trained"
+    done = "no weight was changed" if updates_done == 0 else f"update {updates_done + 1} of the step was not applied"
+    return TrainingError(
+        f"step {progress.step + 1} is not finite ({error}) on {algorithm.where(progress.step)}; {done}, {kept}",
         "lower the learning rate, set max_grad_norm, or look at these rows",
-    ) from None
+    )

@@ -10,7 +10,9 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
+
+import mlx.nn as nn
 
 from chuk_lib.config.settings import Layer, resolve, validate
 from chuk_lib.data.reader import DataSource, has_split, read_stdin
@@ -20,40 +22,44 @@ from chuk_lib.events import Sink
 from chuk_lib.models import load_model
 from chuk_lib.models.config import Dtype
 from chuk_lib.sinks import make_sinks
+from chuk_lib.training import recipes
 from chuk_lib.training.checkpoints import list_checkpoints, newest_valid
-from chuk_lib.training.config import SFTConfig, refuse_idle_settings
+from chuk_lib.training.config import SFTConfig, TrainerConfig, refuse_idle_settings
 from chuk_lib.training.run import Run, RunResult
 from chuk_lib.training.run_dir import RunDir, check_output, default_run_path
 from chuk_lib.training.sft_trainer import SFTTrainer
 
 _STDIN_COPY = "data.jsonl"
+PATH_SETTINGS = ("model", "data", "eval_data", "ref_model", "value_model")
+AnyConfig = TypeVar("AnyConfig", bound=TrainerConfig)
 
 
-def train_sft(
-    config: SFTConfig,
+def train(
+    algorithm: str,
+    config: TrainerConfig,
     *,
     origins: Mapping[str, str] | None = None,
     sinks: Sequence[Sink] = (),
     should_stop: Callable[[], bool] = lambda: False,
     overwrite: bool = False,
 ) -> RunResult:
-    """Supervised fine-tuning from settings. Data from stdin (`-`) is kept in the run directory.
+    """A run of an algorithm of `recipes`, from settings. Data from stdin (`-`) is kept in the run directory.
 
     Raises ConfigError, ModelError, DataError or TrainingError; nothing is written before the first step can be taken.
     """
     config = validate(config)
     refuse_idle_settings(config)
-    output = Path(config.output or default_run_path("sft", required(config, "model")))
+    output = Path(config.output or default_run_path(algorithm, required(config, "model")))
     check_output(output, overwrite)
     make_sinks(config.report_to)  # a missing package is said now, not after the model is loaded
     output = output.resolve()
-    settings = _with_absolute_paths(replace(config, output=str(output)))
+    settings = with_absolute_paths(replace(config, output=str(output)))
     source: DataSource = required(config, "data")
     with tempfile.NamedTemporaryFile() as copy:
         is_piped = source == "-"
         if is_piped:
             source, settings = read_stdin(copy), replace(settings, data=str(output / _STDIN_COPY))
-        trainer, dataset, eval_dataset = load_sft(settings, source)
+        start = recipes.prepare(algorithm, settings, source)
 
         def open_run() -> Run:
             directory = RunDir.create(output, overwrite)
@@ -62,7 +68,12 @@ def train_sft(
                 directory.copy_in(Path(copy.name), _STDIN_COPY)
             return Run(directory, dict(origins or {}))
 
-        return trainer.train(dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=open_run)
+        return start(sinks, should_stop, open_run)
+
+
+def train_sft(config: SFTConfig, **options: Any) -> RunResult:
+    """Supervised fine-tuning from settings; options and errors as of `train`."""
+    return train("sft", config, **options)
 
 
 def resume(
@@ -84,21 +95,36 @@ def resume(
         is_begun = bool(list_checkpoints(directory.path))
         checkpoint = newest_valid(directory.path, warnings.append) if is_begun else None
         layers = [Layer("config.yaml", directory.read_config()), Layer("the command line", changes or {})]
-        config = resolve(SFTConfig, layers).value
-        trainer, dataset, eval_dataset = load_sft(config, required(config, "data"))
+        config = resolve(recipes.config_class(directory.algorithm), layers).value
+        start = recipes.prepare(directory.algorithm, config, required(config, "data"))
         run = Run(directory, {}, checkpoint, allow_changed_data, warnings)
-        return trainer.train(dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=lambda: run)
+        return start(sinks, should_stop, lambda: run)
     finally:
         directory.close()
 
 
-def load_sft(config: SFTConfig, source: DataSource) -> tuple[SFTTrainer, SFTDataset, SFTDataset | None]:
-    """Model, training data and validation data of a run. Raises ModelError and DataError as loading does."""
-    trains_all = config.lora is None  # small updates are lost in half-precision weights
-    dtype = "float32" if config.dtype == "auto" and trains_all else config.dtype
-    model, tokenizer = load_model(
+def prepare_sft(config: SFTConfig, source: DataSource) -> recipes.Start:
+    """A supervised run, ready to start."""
+    trainer, dataset, eval_dataset = load_sft(config, source)
+    return lambda sinks, should_stop, open_run: trainer.train(
+        dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=open_run
+    )
+
+
+def load_policy(config: TrainerConfig) -> tuple[nn.Module, Any]:
+    """The model to train, with new adapters when the settings ask for them, and its tokenizer.
+
+    What is trained whole is loaded in float32: small updates are lost in half-precision weights.
+    """
+    dtype = "float32" if config.dtype == "auto" and config.lora is None else config.dtype
+    return load_model(
         required(config, "model"), config.lora, dtype=cast(Dtype, dtype), revision=config.revision, seed=config.seed
     )
+
+
+def load_sft(config: SFTConfig, source: DataSource) -> tuple[SFTTrainer, SFTDataset, SFTDataset | None]:
+    """Model, training data and validation data of a run. Raises ModelError and DataError as loading does."""
+    model, tokenizer = load_policy(config)
     dataset = SFTDataset(source, tokenizer, split="train", **_data_settings(config))
     eval_dataset = None
     if config.eval_data is not None or has_split(source, "valid"):
@@ -117,7 +143,7 @@ def _data_settings(config: SFTConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def required(config: SFTConfig, name: str) -> str:
+def required(config: TrainerConfig, name: str) -> str:
     """A setting that a run cannot do without. Raises ConfigError when nobody gave it."""
     value = getattr(config, name)
     if value is None:
@@ -125,8 +151,8 @@ def required(config: SFTConfig, name: str) -> str:
     return str(value)
 
 
-def _with_absolute_paths(config: SFTConfig) -> SFTConfig:
+def with_absolute_paths(config: AnyConfig) -> AnyConfig:
     """Local paths made absolute, so that the run can be resumed from another folder."""
-    given = {name: getattr(config, name) for name in ("model", "data", "eval_data")}
+    given = {name: getattr(config, name, None) for name in PATH_SETTINGS}
     local = {name: str(Path(path).resolve()) for name, path in given.items() if path and Path(path).exists()}
     return replace(config, **cast(Any, local))

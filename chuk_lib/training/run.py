@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,14 +17,15 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from chuk_lib import runtime
+from chuk_lib import __version__, runtime
 from chuk_lib.config.settings import as_dict
 from chuk_lib.errors import ChukError, ConfigError, DataError
 from chuk_lib.events import Event, JsonLines, Sink, fan_out
 from chuk_lib.models import load_trained_weights, provenance_of, save_pretrained, set_trainable
 from chuk_lib.sinks import make_sinks
 from chuk_lib.training.algorithm import Algorithm
-from chuk_lib.training.checkpoints import Checkpoint, load_optimizer_state, prune, save_checkpoint
+from chuk_lib.training.checkpoints import Checkpoint, load_memory, load_optimizer_state, prune, save_checkpoint
+from chuk_lib.training.completions_log import CompletionsLog
 from chuk_lib.training.config import TrainerConfig
 from chuk_lib.training.engine import Hooks, Plan, Progress, fit
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
@@ -60,7 +61,8 @@ class Job:
     """What a trainer hands over: its algorithm with a plan of `steps`, and what to know about its data.
 
     `epoch(step)` says how many passes over the data `step` finished steps are; `data` and `notes` go into the log.
-    `conversational` data makes a model that expects its chat template.
+    `conversational` data makes a model that expects its chat template. `watched` is the evaluation metric that decides
+    which checkpoint is the best.
     """
 
     algorithm: Algorithm
@@ -72,6 +74,8 @@ class Job:
     notes: Sequence[str] = ()
     evaluate: Callable[[int], dict[str, Any]] | None = None
     conversational: bool = False
+    watched: str = "eval_loss"
+    greater_is_better: bool = False
 
 
 class Trainer(Protocol):
@@ -98,21 +102,23 @@ def run_training(
     Everything that can be wrong with settings, model or data is found before the directory is made.
     """
     config = trainer.config
-    plan = plan_of(config, job.steps)
+    plan = replace(plan_of(config, job.steps), watched=job.watched, greater_is_better=job.greater_is_better)
     if plan.patience is not None and job.evaluate is None:
         raise ConfigError("early stopping has no validation data", "give --eval-data, or a folder with a valid file")
-    optimizer = build_optimizer(config, trainer.model)
+    optimizer = build_optimizer(config, job.algorithm.model)
     sinks = [*make_sinks(config.report_to), *sinks]
     run = open_run() if open_run else _new_run(job, config)
     try:
         progress = _restore(trainer.model, optimizer, run, job)
+        kept = CompletionsLog(run.directory.completions, progress.step)
         if not run.directory.is_described:
-            _describe(run, config)
+            _describe(run, config, job.name)
         log = JsonLines.append_to(run.directory.events)
         try:
-            return _train(trainer, job, optimizer, plan, progress, run, fan_out([log, *sinks]), should_stop)
+            return _train(trainer, job, optimizer, plan, progress, run, fan_out([log, *sinks]), should_stop, kept)
         finally:
             log.close()
+            kept.close()
     finally:
         run.directory.close()
 
@@ -172,11 +178,13 @@ def _restore(model: nn.Module, optimizer: ChukOptimizer, run: Run, job: Job) -> 
         )
     load_trained_weights(model, run.checkpoint.folder)
     optimizer.restore(load_optimizer_state(run.checkpoint))
+    job.algorithm.recall(load_memory(run.checkpoint))
     return Progress.from_state(run.checkpoint.step, state)
 
 
-def _describe(run: Run, config: TrainerConfig) -> None:
+def _describe(run: Run, config: TrainerConfig, algorithm: str) -> None:
     try:
+        run.directory.write_json("run.json", {"algorithm": algorithm, "chuk": __version__})
         run.directory.write_json("origins.json", run.origins or dict.fromkeys(as_dict(config), "given in code"))
         run.directory.write_json("environment.json", runtime.describe())
         run.directory.write_yaml("config.yaml", as_dict(config))
@@ -194,6 +202,7 @@ def _train(
     run: Run,
     emit: Sink,
     should_stop: Callable[[], bool],
+    kept: CompletionsLog,
 ) -> RunResult:
     began, last = time.perf_counter(), _Last(run.checkpoint)
     watched = fan_out([emit, last])
@@ -203,7 +212,7 @@ def _train(
     hooks = Hooks(
         emit=watched, save=lambda now, best: _save(trainer, job, optimizer, run, now, best, watched),
         evaluate=job.evaluate, should_stop=should_stop, between_steps=runtime.adapt_threads,
-        extra_metrics=lambda step: {"epoch": round(job.epoch(step), 4), **_memory()},
+        extra_metrics=lambda step: {"epoch": round(job.epoch(step), 4), **_memory()}, keep_completions=kept.add,
     )  # fmt: skip
     try:
         with step_math(trainer.config):
@@ -240,7 +249,7 @@ def _save(
     state["conversational"] = job.conversational
     folder = save_checkpoint(
         run.directory, progress.step, lambda folder: save_pretrained(trainer.model, trainer.tokenizer, folder),
-        optimizer.state, state,
+        optimizer.state, state, job.algorithm.memory(),
     )  # fmt: skip
     best_name = f"step_{progress.best['step']:06d}" if progress.best else None
     if best_name:  # each time: a kill can come between a checkpoint and its mark

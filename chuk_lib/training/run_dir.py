@@ -1,6 +1,7 @@
 """What a run leaves behind, and the rules of the folder.
 
-    config.yaml  origins.json  environment.json  events.jsonl  checkpoints/step_000020/…  latest  best
+    run.json  config.yaml  origins.json  environment.json  events.jsonl  completions.jsonl  checkpoints/step_000020/…
+    latest  best
 
 `latest` and `best` are text files that hold a checkpoint's name. The folder is a model for `--model`. One process at
 a time may train in it (a lock that the kernel lets go when the process dies, however it dies).
@@ -25,19 +26,10 @@ from chuk_lib.errors import ConfigError, ModelError, TrainingError
 from chuk_lib.utils.paths import check_folder, make_folder
 
 _OWN = (
-    "config.yaml",
-    "origins.json",
-    "environment.json",
-    "events.jsonl",
-    "checkpoints",
-    "latest",
-    "best",
-    "data.jsonl",
-    "report.html",
-    "tensorboard",
-    "wandb",
-)
-_LOCK, _SETTINGS = ".lock", "config.yaml"
+    "run.json", "config.yaml", "origins.json", "environment.json", "events.jsonl", "completions.jsonl", "checkpoints",
+    "latest", "best", "data.jsonl", "report.html", "tensorboard", "wandb",
+)  # fmt: skip
+_LOCK, _SETTINGS, _ABOUT = ".lock", "config.yaml", "run.json"
 
 
 class RunDir:
@@ -56,6 +48,19 @@ class RunDir:
     def events(self) -> Path:
         """The event log."""
         return self.path / "events.jsonl"
+
+    @property
+    def completions(self) -> Path:
+        """What the model wrote in each step, a line each."""
+        return self.path / "completions.jsonl"
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm that the run was made with, as `run.json` has it; runs from before it existed are SFT."""
+        try:
+            return str(json.loads((self.path / _ABOUT).read_text(encoding="utf-8"))["algorithm"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return "sft"
 
     @property
     def is_described(self) -> bool:

@@ -24,7 +24,7 @@ from chuk_lib.inference.prompts import context_length
 from chuk_lib.models import provenance_of
 from chuk_lib.models.heads import OutputHead, output_head
 from chuk_lib.models.segments import check_packable
-from chuk_lib.training.algorithm import Arrays, Loss, Update
+from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Update
 from chuk_lib.training.config import SFTConfig, refuse_idle_settings
 from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.exact_match import write_sample
@@ -36,7 +36,7 @@ GPU_MULTIPLE = 64
 """Padded lengths on a GPU are multiples of this, unless `pad_to_multiple_of` says otherwise."""
 
 
-class SFTAlgorithm:
+class SFTAlgorithm(Algorithm):
     """One update a step: the batch plan's window, and `sft_loss` over its target tokens.
 
     `few_shapes` rounds the number of targets up, so that a compiled step is compiled for few of them. `gradient=False`

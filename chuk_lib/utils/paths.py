@@ -1,8 +1,11 @@
-"""Folders that are about to be written: whether that can be done is asked before any work is spent on it."""
+"""Files and folders that are about to be written: whether that can be done is asked before any work is spent on it,
+and what is there is replaced whole or not at all."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from chuk_lib.errors import ConfigError
@@ -33,6 +36,17 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make `{folder}`: {_reason(error)}", _HINT) from None
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the place of `path` when the block ends well, and goes when not."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _short(path: Path) -> str:

@@ -1,0 +1,1 @@
+"""The commands of `chuk train`, a module each, and what they share."""

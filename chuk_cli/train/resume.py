@@ -1,0 +1,44 @@
+"""`chuk train resume`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chuk_cli.options import JsonOption, QuietOption
+from chuk_cli.out import Out
+from chuk_cli.train.watching import watch
+
+if TYPE_CHECKING:
+    from chuk_lib.events import Sink
+    from chuk_lib.training.run import RunResult
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="New last step.")] = None,
+    num_epochs: Annotated[int | None, typer.Option("--num-epochs", min=1, help="New number of epochs.")] = None,
+    allow_changed_data: Annotated[
+        bool, typer.Option("--allow-changed-data", help="Go on although the data is not what it was.")
+    ] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Go on with a run exactly where its newest checkpoint is.
+
+    Examples:
+      chuk train resume runs/first
+      chuk train resume runs/first --max-steps 2000
+    """
+    given: dict[str, object] = {"max_steps": max_steps, "num_epochs": num_epochs}
+    changes = {name: value for name, value in given.items() if value is not None}
+
+    def train(sinks: Sequence[Sink], should_stop: Callable[[], bool]) -> RunResult:
+        from chuk_lib.training.jobs import resume as go_on
+
+        return go_on(run, changes=changes, sinks=sinks, should_stop=should_stop, allow_changed_data=allow_changed_data)
+
+    watch(Out.of(json, quiet), train)
