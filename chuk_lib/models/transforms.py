@@ -70,3 +70,30 @@ def logit_transform(args: Any) -> LogitTransform | None:
     if getattr(args, "logits_scaling", None):
         return Scale(1.0 / args.logits_scaling)
     return None
+
+
+@dataclass(frozen=True)
+class Tempered:
+    """Another transform's logits divided by a temperature."""
+
+    inner: LogitTransform
+    temperature: float
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        return self.inner(logits) / self.temperature
+
+    def in_place(self, logits: np.ndarray) -> None:
+        """Transform a NumPy array where it stands."""
+        self.inner.in_place(logits)
+        logits /= self.temperature
+
+    def slope(self, transformed: Any) -> Any:
+        """The inner slope over the temperature."""
+        return self.inner.slope(transformed * self.temperature) / self.temperature
+
+
+def tempered(transform: LogitTransform | None, temperature: float) -> LogitTransform | None:
+    """A transform followed by a division by the temperature; at temperature 1 the transform itself."""
+    if temperature == 1:
+        return transform
+    return Scale(1 / temperature) if transform is None else Tempered(transform, temperature)

@@ -77,7 +77,8 @@ def resident_of(model: nn.Module, config: TrainerConfig) -> Resident:
         weights=_bytes(model.parameters()), optimizer=_bytes(build_optimizer(config, model).state),
         gradients=_bytes(model.trainable_parameters()), block_size=_bytes(model.layers[-1].parameters()),
         head_size=_bytes(head.module(model).parameters()) if head.split else 0,
-        vocabulary=tiled.weight.shape[0] if tiled else None, head_trained=bool(tiled and tiled.trained),
+        vocabulary=tiled.product.vocabulary if tiled else None,
+        head_trained=bool(tiled and tiled.product.trained),
         in_numpy=runtime.on_cpu() and not config.gradient_checkpointing,
     )  # fmt: skip
 

@@ -30,6 +30,7 @@ from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.exact_match import write_sample
 from chuk_lib.training.losses.cross_entropy import sft_loss
 from chuk_lib.training.run import Job, Run, RunResult, prepare_model, run_training
+from chuk_lib.training.utils.fused_head import StatOptions
 from chuk_lib.training.utils.log_probs import target_stats
 
 GPU_MULTIPLE = 64
@@ -61,7 +62,7 @@ class SFTAlgorithm(Algorithm):
         """Sum over the micro-batch's N target tokens, weight N."""
         stats = target_stats(
             self._head, model, micro_batch["input_ids"], micro_batch["positions"], micro_batch["targets"],
-            micro_batch.get("segment_ids"), self._gradient,
+            micro_batch.get("segment_ids"), StatOptions(gradient=self._gradient),
         )  # fmt: skip
         return sft_loss(stats, self._loss_type, micro_batch.get("weights"))
 

@@ -1,13 +1,18 @@
 """The tiled head: same numbers and gradients as whole logits with automatic differentiation."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.lora import LoRALinear
 
-from chuk_lib.models.transforms import Scale, SoftCap
+from chuk_lib.models.heads import output_head
+from chuk_lib.models.transforms import Scale, SoftCap, tempered
 from chuk_lib.training.utils import fused_head
-from chuk_lib.training.utils.fused_head import FusedHead
-from chuk_lib.training.utils.log_probs import logit_stats
+from chuk_lib.training.utils.fused_head import FusedHead, StatOptions
+from chuk_lib.training.utils.head_products import LayerProduct, WeightProduct
+from chuk_lib.training.utils.log_probs import completion_arrays, completion_stats, logit_stats
 
 TOKENS, HIDDEN, VOCABULARY = 37, 16, 50
 
@@ -38,10 +43,10 @@ def test_statistics_and_both_gradients_agree(inputs, transform, keep, kernel, mo
     if kernel == "mlx":
         monkeypatch.setattr(fused_head, "_NumpyTile", fused_head._MlxTile)
     hidden, weight, targets, scale = inputs
-    head = FusedHead(weight, True, transform)
-    for got, want in zip(head.stats(hidden, targets), whole(hidden, weight, targets, transform), strict=True):
+    head = FusedHead(WeightProduct(weight, True), transform)
+    for got, want in zip(head.stats(hidden, targets), whole(hidden, weight, targets, transform)[:3], strict=True):
         np.testing.assert_allclose(np.array(got), np.array(want), atol=2e-5)
-    got = gradients(lambda h, w: FusedHead(w, True, transform).stats(h, targets), hidden, weight, scale)
+    got = gradients(lambda h, w: FusedHead(WeightProduct(w, True), transform).stats(h, targets), hidden, weight, scale)
     want = gradients(lambda h, w: whole(h, w, targets, transform), hidden, weight, scale)
     for index in (0, 1):
         np.testing.assert_allclose(np.array(got[1][index]), np.array(want[1][index]), atol=2e-5)
@@ -53,9 +58,103 @@ def test_a_frozen_weight_gets_no_gradient_and_the_hidden_states_the_same_one(inp
     if kernel == "mlx":
         monkeypatch.setattr(fused_head, "_NumpyTile", fused_head._MlxTile)
     hidden, weight, targets, scale = inputs
-    frozen = FusedHead(weight, False).stats(hidden, targets)
-    for got, want in zip(frozen, whole(hidden, weight, targets, None), strict=True):
+    frozen = FusedHead(WeightProduct(weight, False)).stats(hidden, targets)
+    for got, want in zip(frozen, whole(hidden, weight, targets, None)[:3], strict=True):
         np.testing.assert_allclose(np.array(got), np.array(want), atol=2e-5)
-    loss = lambda hidden: (FusedHead(weight, False).stats(hidden, targets)[0] * scale).sum()  # noqa: E731
+    loss = lambda hidden: (FusedHead(WeightProduct(weight, False)).stats(hidden, targets)[0] * scale).sum()  # noqa: E731
     want = gradients(lambda h, w: whole(h, w, targets, None), hidden, weight, scale)[1][0]
     np.testing.assert_allclose(np.array(mx.grad(loss)(hidden)), np.array(want), atol=2e-5)
+
+
+EVERYTHING = StatOptions(temperature=0.7, entropy_gradient=True, moments=True)
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "mlx"])
+@pytest.mark.parametrize("transform", [None, SoftCap(2.0)], ids=["plain", "softcap"])
+@pytest.mark.parametrize("is_trained", [True, False], ids=["trained", "frozen"])
+def test_temperature_moments_and_the_gradient_of_the_entropy(inputs, is_trained, transform, kernel, monkeypatch):
+    monkeypatch.setattr(fused_head, "tile_rows", lambda vocabulary: 16)
+    if kernel == "numpy":
+        monkeypatch.setattr(fused_head, "_MlxTile", fused_head._NumpyTile)
+    hidden, weight, targets, scale = inputs
+
+    def tiled(h, w):
+        return FusedHead(WeightProduct(w, is_trained), tempered(transform, 0.7)).stats(h, targets, EVERYTHING)
+
+    def plain(h, w):
+        logits = h @ w.T
+        return logit_stats(logits if transform is None else transform(logits), targets, EVERYTHING)
+
+    for got, want in zip(tiled(hidden, weight), plain(hidden, weight), strict=True):
+        np.testing.assert_allclose(np.array(got), np.array(want), atol=3e-5)
+    which = (0, 1) if is_trained else (0,)
+    loss = lambda stats: lambda h, w: (stats(h, w)[0] * scale).sum() + (stats(h, w)[1] * scale * scale).sum()  # noqa: E731
+    got, want = (mx.grad(loss(stats), argnums=which)(hidden, weight) for stats in (tiled, plain))
+    for index in which:
+        np.testing.assert_allclose(np.array(got[index]), np.array(want[index]), atol=5e-5)
+
+
+def layers():
+    mx.random.seed(1)
+    biased = nn.Linear(64, 128)
+    adapted = LoRALinear.from_base(nn.Linear(64, 128, bias=False), r=4)
+    adapted.lora_b = mx.random.normal(adapted.lora_b.shape) * 0.1
+    adapted.linear.freeze()
+    quantized = nn.QuantizedLinear.from_linear(nn.Linear(64, 128, bias=False), group_size=32, bits=8)
+    return {"biased": biased, "adapted": adapted, "quantized": quantized}
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "mlx"])
+@pytest.mark.parametrize("kind", ["biased", "adapted", "quantized"])
+def test_heads_that_are_more_than_a_weight(kind, kernel, monkeypatch):
+    monkeypatch.setattr(fused_head, "tile_rows", lambda vocabulary: 16)
+    if kernel == "numpy":
+        monkeypatch.setattr(fused_head, "_MlxTile", fused_head._NumpyTile)
+    layer = layers()[kind]
+    hidden, targets = mx.random.normal((TOKENS, 64)), mx.random.randint(0, 128, (TOKENS,))
+    scale = mx.random.normal((TOKENS,))
+
+    def tiled(module, h):
+        return (FusedHead(LayerProduct(module, False, 128)).stats(h, targets)[0] * scale).sum()
+
+    def plain(module, h):
+        return (logit_stats(module(h), targets).logps * scale).sum()
+
+    for got, want in zip(
+        FusedHead(LayerProduct(layer, False, 128)).stats(hidden, targets), logit_stats(layer(hidden), targets)[:3],
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_allclose(np.array(got), np.array(want), atol=3e-5)
+    got, want = (mx.grad(loss, argnums=1)(layer, hidden) for loss in (tiled, plain))
+    np.testing.assert_allclose(np.array(got), np.array(want), atol=3e-5)
+    if kind == "quantized":
+        return
+    got, want = (dict(tree_flatten(nn.value_and_grad(layer, loss)(layer, hidden)[1])) for loss in (tiled, plain))
+    assert got.keys() == want.keys()
+    for name in want:
+        np.testing.assert_allclose(np.array(got[name]), np.array(want[name]), atol=5e-5)
+
+
+@pytest.mark.parametrize("few_shapes", [False, True])
+def test_completions_of_uneven_rows_score_as_each_would_alone(tiny_model, few_shapes):
+    model, head = tiny_model
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 60, size).tolist() for size in (4, 9, 2)]
+    completions = [rng.integers(3, 60, size).tolist() for size in (6, 1, 3)]
+    arrays = completion_arrays(prompts, completions, multiple=8 if few_shapes else None, few_shapes=few_shapes)
+    stats = completion_stats(head, model, arrays)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        logits = model(mx.array([prompt + completion]))[0, len(prompt) - 1 : -1]
+        want = logit_stats(logits, mx.array(completion))
+        np.testing.assert_allclose(np.array(stats.logps[row, : len(completion)]), np.array(want.logps), atol=2e-5)
+        assert not np.array(stats.logps[row, len(completion) :]).any()
+
+
+@pytest.fixture(scope="module")
+def tiny_model():
+    from mlx_lm.models.llama import Model, ModelArgs
+
+    mx.random.seed(0)
+    args = ModelArgs("llama", 32, 2, 64, 4, 1e-5, 64, tie_word_embeddings=False)
+    model = Model(args)
+    return model, output_head(model)

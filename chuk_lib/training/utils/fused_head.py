@@ -1,7 +1,8 @@
 """Output head and log-softmax in one, a tile of tokens at a time: a batch's logits never exist whole.
 
-For token t with hidden state h, head weight W (V, H) and target y:  l = f(W·h),  log p(y) = l_y − logsumexp(l),
-and the gradient is  ∂ log p(y)/∂l = onehot(y) − softmax(l).  f is what the family does to its logits (soft cap, scale).
+For token t with hidden state h, logits l = f(W·h) and target y:  log p(y) = l_y − logsumexp(l),
+H = logsumexp(l) − Σ p·l,  and the gradients are  ∂ log p(y)/∂l = onehot(y) − p  and  ∂H/∂l = −p·(log p + H).
+f is what the family does to its logits (soft cap, scale), and the temperature.
 
 On a CPU, inside `runtime.fast_math()`, the exponentials run in NumPy over the same memory: MLX's exp is scalar there
 and about 20 times slower.
@@ -18,34 +19,44 @@ import numpy as np
 
 from chuk_lib import runtime
 from chuk_lib.models.transforms import LogitTransform
+from chuk_lib.training.utils.head_products import HeadProduct
 
 _TILE_BYTES = {"cpu": 4 << 20, "gpu": 1 << 30}
-Stats = tuple[mx.array, mx.array, mx.array]
 KEEP_BYTES = 256 << 20  # probabilities kept for the backward pass, on a CPU; beyond that they are made again
+Stats = tuple[mx.array, ...]
+"""Log-prob, entropy, top-1 hit; and with moments the mean logit and log Σp². Float32 (N,) each."""
+
+
+@dataclass(frozen=True)
+class StatOptions:
+    """What is wanted of the statistics of target tokens.
+
+    `temperature` divides the logits. `gradient=False`, for evaluation and for old and reference log-probs, saves the
+    work that only a backward pass needs. `entropy_gradient`: the entropy carries a gradient too. `moments`: also the
+    mean logit over the vocabulary and log Σp², without gradient.
+    """
+
+    temperature: float = 1.0
+    gradient: bool = True
+    entropy_gradient: bool = False
+    moments: bool = False
 
 
 @dataclass(frozen=True)
 class FusedHead:
-    """A head that can be tiled: `weight` (V, H), float, maybe trained.
+    """A head that is run in tiles: the product that makes logits, and what the family does to them."""
 
-    Its product with hidden states and the product's gradients are all that is needed of it.
-    """
-
-    weight: mx.array
-    trained: bool
+    product: HeadProduct
     transform: LogitTransform | None = None
 
-    def stats(self, hidden: mx.array, targets: mx.array, gradient: bool = True) -> Stats:
-        """Log-prob (with gradient), entropy and top-1 hit of targets (N,) under hidden states (N, H); float32.
-
-        `gradient=False` saves the work that only a backward pass needs.
-        """
-        run = _Run(self, targets)
-        if not gradient:
-            return run.forward(hidden, self.weight)
-        if self.trained:
-            return cast(Stats, run.trained()(hidden, self.weight))
-        return cast(Stats, run.frozen()(hidden)[:3])
+    def stats(self, hidden: mx.array, targets: mx.array, options: StatOptions = StatOptions()) -> Stats:
+        """Statistics of targets (N,) under hidden states (N, H); the first has a gradient, maybe the second."""
+        run = _Run(self, targets, options)
+        if not options.gradient:
+            return run.forward(hidden, *self.product.trained)
+        if self.product.trained:
+            return cast(Stats, run.trained()(hidden, *self.product.trained))
+        return cast(Stats, run.frozen()(hidden)[: 5 if options.moments else 3])
 
 
 def tile_rows(vocabulary: int) -> int:
@@ -61,60 +72,83 @@ class _Run:
     type: the gradient of anything made of them is that times a number for each token.
     """
 
-    def __init__(self, head: FusedHead, targets: mx.array) -> None:
+    def __init__(self, head: FusedHead, targets: mx.array, options: StatOptions) -> None:
         kernel: Any = _NumpyTile if runtime.is_fast() else _MlxTile
-        tile = tile_rows(head.weight.shape[0])
-        keep = not head.trained or 4 * targets.shape[0] * head.weight.shape[0] <= KEEP_BYTES
-        self._weight = head.weight
+        tile = tile_rows(head.product.vocabulary)
+        small = 4 * targets.shape[0] * head.product.vocabulary <= KEEP_BYTES
+        keep = options.gradient and not options.entropy_gradient and (small or not head.product.trained)
+        self._head = head.product
+        self._options = options
         self._slices = [slice(at, at + tile) for at in range(0, targets.shape[0], tile)]
-        self._tiles = [kernel(targets[part], head.transform, keep) for part in self._slices]
+        self._tiles = [kernel(targets[part], head.transform, keep, options.moments) for part in self._slices]
 
     def trained(self) -> Callable[..., Any]:
-        """As a function of (hidden, weight) with gradients for both."""
+        """As a function of (hidden, *trained arrays of the head) with gradients for all."""
         function = mx.custom_function(self.forward)
-        function.vjp(lambda primals, cotangents, _: self._backward(primals[0], primals[1], cotangents[0]))
+        function.vjp(lambda primals, cotangents, _: self._backward(primals[0], primals[1:], cotangents))
         return function
 
     def frozen(self) -> Callable[..., Any]:
-        """As a function of (hidden,) with a gradient for it alone; its fourth result is that gradient's rows."""
-        function = mx.custom_function(lambda hidden: self._forward_with_gradient(hidden, self._weight))
-        function.vjp(lambda _, cotangents, results: cotangents[0][:, None].astype(results[3].dtype) * results[3])
+        """As a function of (hidden,) with a gradient for it alone; its last results are the gradients' rows."""
+        function = mx.custom_function(self._forward_with_gradient)
+        both = self._options.entropy_gradient
+
+        def backward(_: Any, cotangents: Sequence[mx.array], results: Sequence[mx.array]) -> mx.array:
+            rises = results[-2:] if both else results[-1:]
+            scaled = [c[:, None].astype(rise.dtype) * rise for c, rise in zip(cotangents, rises, strict=False)]
+            return scaled[0] + scaled[1] if both else scaled[0]
+
+        function.vjp(backward)
         return function
 
-    def forward(self, hidden: mx.array, weight: mx.array) -> Stats:
-        """Log-probs, entropies and hits, tile after tile."""
+    def forward(self, hidden: mx.array, *trained: mx.array) -> Stats:
+        """Statistics, tile after tile."""
         parts: list[Stats] = []
         for part, tile in zip(self._slices, self._tiles, strict=True):
             rows = _after(hidden[part], parts[-1] if parts else ())
-            parts.append(tile.forward(_product(rows, weight)))
+            parts.append(tile.forward(self._head.logits(rows, trained)))
         return _joined(parts)
 
-    def _forward_with_gradient(self, hidden: mx.array, weight: mx.array) -> tuple[mx.array, ...]:
+    def _forward_with_gradient(self, hidden: mx.array) -> tuple[mx.array, ...]:
         parts: list[Stats] = []
-        rises: list[mx.array] = []
         for part, tile in zip(self._slices, self._tiles, strict=True):
-            rows = _after(hidden[part], (*parts[-1], rises[-1]) if parts else ())
-            stats, rise = tile.with_gradient(_product(rows, weight), rows, weight)
-            parts.append(stats)
-            rises.append(rise.astype(hidden.dtype))
+            rows = _after(hidden[part], parts[-1] if parts else ())
+            stats, rises = self._rises(tile, rows)
+            parts.append((*stats, *(rise.astype(hidden.dtype) for rise in rises)))
             if tile.eager:
-                mx.eval(rises[-1])
-        return (*_joined(parts), mx.concatenate(rises))
+                mx.eval(parts[-1])
+        return _joined(parts)
 
-    def _backward(self, hidden: mx.array, weight: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
+    def _rises(self, tile: Any, rows: mx.array) -> tuple[Stats, list[mx.array]]:
+        """A tile's statistics, and the gradients of log-probs (and entropies) with respect to its hidden states."""
+        if self._options.entropy_gradient:
+            ones = mx.ones(rows.shape[:1])
+            logits = lambda: self._head.logits(rows, ())  # noqa: E731 (a NumPy tile works where they stand)
+            slopes = [tile.slope(logits(), ones, None), tile.slope(logits(), None, ones)]
+            return tile.forward(logits()), [self._head.to_rows(slope, rows) for slope in slopes]
+        product = self._head.logits(rows, ())
+        stats, slope = tile.with_slope(product)
+        rise = self._head.to_rows(slope, rows)
+        if stats is None:
+            stats = tile.forward_from(product, rise, rows) if self._head.linear else tile.forward(product)
+        return stats, [rise]
+
+    def _backward(
+        self, hidden: mx.array, trained: Sequence[mx.array], cotangents: Sequence[mx.array]
+    ) -> tuple[mx.array, ...]:
         to_hidden: list[mx.array] = []
-        to_weight: mx.array | None = None
+        to_trained: list[mx.array] = []
+        to_entropy = cotangents[1] if self._options.entropy_gradient else None
         for part, tile in zip(self._slices, self._tiles, strict=True):
-            rows = _after(hidden[part], (to_hidden[-1], to_weight) if to_weight is not None else ())
-            product = None if tile.kept else _product(rows, weight)
-            slope = tile.backward(product, cotangent[part]).astype(weight.dtype)
-            to_hidden.append((slope @ weight).astype(hidden.dtype))
-            share = slope.T @ rows.astype(weight.dtype)
-            to_weight = share if to_weight is None else to_weight + share
+            rows = _after(hidden[part], (to_hidden[-1], *to_trained) if to_hidden else ())
+            product = None if tile.kept else self._head.logits(rows, trained)
+            slope = tile.slope(product, cotangents[0][part], None if to_entropy is None else to_entropy[part])
+            rise, *shares = self._head.pull(slope, rows, trained)
+            to_hidden.append(rise.astype(hidden.dtype))
+            to_trained = [a + b for a, b in zip(to_trained, shares, strict=True)] if to_trained else shares
             if tile.eager:
-                mx.eval(to_hidden, to_weight)
-        assert to_weight is not None
-        return mx.concatenate(to_hidden), to_weight
+                mx.eval(to_hidden, to_trained)
+        return mx.concatenate(to_hidden), *to_trained
 
 
 def _after(rows: mx.array, earlier: Sequence[mx.array]) -> mx.array:
@@ -123,8 +157,7 @@ def _after(rows: mx.array, earlier: Sequence[mx.array]) -> mx.array:
 
 
 def _joined(parts: list[Stats]) -> Stats:
-    logps, entropy, correct = (mx.concatenate(list(column)) for column in zip(*parts, strict=True))
-    return logps, entropy, correct
+    return tuple(mx.concatenate(list(column)) for column in zip(*parts, strict=True))
 
 
 class _NumpyTile:
@@ -132,58 +165,72 @@ class _NumpyTile:
 
     eager = True
 
-    def __init__(self, targets: mx.array, transform: LogitTransform | None, keep: bool) -> None:
+    def __init__(self, targets: mx.array, transform: LogitTransform | None, keep: bool, moments: bool) -> None:
         self._targets = np.array(targets)
         self._rows = np.arange(len(self._targets))
         self._transform = transform
         self._keep = keep
+        self._moments = moments
         self._probs: np.ndarray | None = None
-        self._slope: Any = None
+        self._rate: Any = None
 
     @property
     def kept(self) -> bool:
         """Whether the backward pass can do without the logits."""
         return self._probs is not None
 
-    def forward(self, product: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Log-probs, entropies and hits of the tile."""
-        shifted, probs = self._exponentials(product)
+    def forward(self, product: mx.array) -> Stats:
+        """The statistics of the tile."""
+        shifted, probs, peaks = self._exponentials(product)
         sums = probs.sum(axis=1)
         log_sums = np.log(sums)
         at_target = shifted[self._rows, self._targets]
         entropy = log_sums - np.einsum("ij,ij->i", probs, shifted) / sums
+        found = [at_target - log_sums, entropy, (at_target >= 0).astype(np.float32)]
+        if self._moments:
+            found += [shifted.mean(axis=1) + peaks, np.log(np.einsum("ij,ij->i", probs, probs)) - 2 * log_sums]
         if self._keep:
             probs /= sums[:, None]
             self._probs = probs
-        return mx.array(at_target - log_sums), mx.array(entropy), mx.array((at_target >= 0).astype(np.float32))
+        return tuple(mx.array(value) for value in found)
 
-    def backward(self, product: mx.array | None, cotangent: mx.array) -> mx.array:
-        """The gradient with respect to the head's product: cotangent·(onehot − softmax)·f'."""
-        if product is not None:
-            _, self._probs = self._exponentials(product)
-            self._probs /= self._probs.sum(axis=1, keepdims=True)
-        slope, scale = self._probs, np.array(cotangent)
-        assert slope is not None
+    def slope(self, product: mx.array | None, to_logp: mx.array | None, to_entropy: mx.array | None) -> mx.array:
+        """The gradient with respect to the head's product, given those with respect to log-probs and entropies."""
+        slope, log_probs = self._probs, None
         self._probs = None
-        slope *= -scale[:, None]
-        slope[self._rows, self._targets] += scale
-        return mx.array(slope if self._slope is None else slope * self._slope)
+        if slope is None or to_entropy is not None:
+            if product is None:
+                raise ValueError("the logits are needed")
+            log_probs, slope, _ = self._exponentials(product)
+            sums = slope.sum(axis=1, keepdims=True)
+            slope /= sums
+            log_probs -= np.log(sums)
+        if to_entropy is not None and log_probs is not None:
+            entropy = -np.einsum("ij,ij->i", slope, log_probs)[:, None]
+            factor = -np.array(to_entropy)[:, None] * (log_probs + entropy)
+            slope *= factor if to_logp is None else factor - np.array(to_logp)[:, None]
+        elif to_logp is not None:
+            slope *= -np.array(to_logp)[:, None]
+        if to_logp is not None:
+            slope[self._rows, self._targets] += np.array(to_logp)
+        return mx.array(slope if self._rate is None else slope * self._rate)
 
-    def with_gradient(self, product: mx.array, rows: mx.array, weight: mx.array) -> tuple[Stats, mx.array]:
-        """`forward`, and the gradient of each log-prob with respect to its hidden state (N, H)."""
+    def with_slope(self, product: mx.array) -> tuple[Stats | None, mx.array]:
+        """The statistics, and the gradient of each log-prob with respect to the head's product."""
         stats = self.forward(product)
-        return stats, self.backward(None, mx.ones(product.shape[:1])) @ weight
+        return stats, self.slope(None, mx.ones(product.shape[:1]), None)
 
-    def _exponentials(self, product: mx.array) -> tuple[np.ndarray, np.ndarray]:
-        """Logits less their row's maximum, and the exponentials of that."""
+    def _exponentials(self, product: mx.array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Logits less their row's maximum, the exponentials of that, and the maxima."""
         logits = product.astype(mx.float32)
         mx.eval(logits)
         shifted = np.array(logits, copy=False)
         if self._transform is not None:
             self._transform.in_place(shifted)
-            self._slope = self._transform.slope(shifted)
-        shifted -= shifted.max(axis=1, keepdims=True)
-        return shifted, np.exp(shifted)
+            self._rate = self._transform.slope(shifted)
+        peaks = shifted.max(axis=1)
+        shifted -= peaks[:, None]
+        return shifted, np.exp(shifted), peaks
 
 
 class _MlxTile:
@@ -192,53 +239,59 @@ class _MlxTile:
     eager = False
     kept = False
 
-    def __init__(self, targets: mx.array, transform: LogitTransform | None, keep: bool) -> None:
+    def __init__(self, targets: mx.array, transform: LogitTransform | None, keep: bool, moments: bool) -> None:
         self._targets = targets
         self._transform = transform
+        self._moments = moments
 
-    def forward(self, product: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Log-probs, entropies and hits of the tile."""
+    def forward(self, product: mx.array) -> Stats:
+        """The statistics of the tile."""
         logits = self._logits(product)
         log_z = mx.logsumexp(logits, axis=-1)
         at_target = mx.take_along_axis(logits, self._targets[:, None], axis=-1)[:, 0]
-        entropy = log_z - (mx.exp(logits - log_z[:, None]) * logits).sum(axis=-1)
+        probs = mx.exp(logits - log_z[:, None])
+        entropy = log_z - (probs * logits).sum(axis=-1)
         hits = (mx.argmax(logits, axis=-1) == self._targets).astype(mx.float32)
-        return at_target - log_z, entropy, hits
+        found = (at_target - log_z, entropy, hits)
+        return (*found, logits.mean(axis=-1), mx.log(mx.square(probs).sum(axis=-1))) if self._moments else found
 
-    def backward(self, product: mx.array | None, cotangent: mx.array) -> mx.array:
-        """The gradient with respect to the head's product: cotangent·(onehot − softmax)·f'."""
-        assert product is not None
+    def slope(self, product: mx.array | None, to_logp: mx.array | None, to_entropy: mx.array | None) -> mx.array:
+        """The gradient with respect to the head's product, given those with respect to log-probs and entropies."""
+        if product is None:
+            raise ValueError("the logits are needed")
         logits = self._logits(product)
-        return self._rise(logits, mx.logsumexp(logits, axis=-1)) * cotangent[:, None]
+        log_probs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        probs = mx.exp(log_probs)
+        slope = mx.zeros_like(probs)
+        if to_logp is not None:
+            onehot = mx.arange(logits.shape[-1]) == self._targets[:, None]
+            slope = slope + (onehot.astype(mx.float32) - probs) * to_logp[:, None]
+        if to_entropy is not None:
+            entropy = -(probs * log_probs).sum(axis=-1, keepdims=True)
+            slope = slope - probs * (log_probs + entropy) * to_entropy[:, None]
+        return slope if self._transform is None else slope * self._transform.slope(logits)
 
-    def _rise(self, logits: mx.array, log_z: mx.array) -> mx.array:
-        """The gradient of each log-prob with respect to the head's product: (onehot − softmax)·f'."""
+    def with_slope(self, product: mx.array) -> tuple[Stats | None, mx.array]:
+        """The gradient of each log-prob with respect to the head's product; the statistics are None when they come
+        cheaper from what is made of it (`forward_from`)."""
+        logits = self._logits(product)
         onehot = mx.arange(logits.shape[-1]) == self._targets[:, None]
-        rise = onehot.astype(mx.float32) - mx.exp(logits - log_z[:, None])
-        return rise if self._transform is None else rise * self._transform.slope(logits)
-
-    def with_gradient(self, product: mx.array, rows: mx.array, weight: mx.array) -> tuple[Stats, mx.array]:
-        """`forward`, and the gradient of each log-prob with respect to its hidden state (N, H).
-
-        Without a transform the entropy comes from that gradient g: Σ p·l = l_y − h·g, since l is linear in h. That
-        saves two passes over the logits.
-        """
-        logits = self._logits(product)
-        log_z = mx.logsumexp(logits, axis=-1)
-        rise = self._rise(logits, log_z).astype(weight.dtype) @ weight
+        slope = onehot.astype(mx.float32) - mx.exp(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        if self._transform is None and not self._moments:
+            return None, slope
         if self._transform is not None:
-            return self.forward(product), rise
-        targets = self._targets[:, None]
-        at_target = mx.take_along_axis(product, targets, axis=-1)[:, 0]
+            slope = slope * self._transform.slope(logits)
+        return self.forward(product), slope
+
+    def forward_from(self, product: mx.array, rise: mx.array, rows: mx.array) -> Stats:
+        """The statistics, with the entropy from the gradient g of the log-prob with respect to the hidden state h:
+        Σ p·l = l_y − h·g where l is linear in h. That saves two passes over the logits."""
+        log_z = mx.logsumexp(product.astype(mx.float32), axis=-1)
+        at_target = mx.take_along_axis(product, self._targets[:, None], axis=-1)[:, 0]
         logps = at_target.astype(mx.float32) - log_z
         entropy = (rise.astype(mx.float32) * rows.astype(mx.float32)).sum(axis=-1) - logps
-        hits = (at_target >= product.max(axis=-1)).astype(mx.float32)
-        return (logps, entropy, hits), rise
+        return logps, entropy, (at_target >= product.max(axis=-1)).astype(mx.float32)
 
     def _logits(self, product: mx.array) -> mx.array:
         logits = product.astype(mx.float32)
         return logits if self._transform is None else self._transform(logits)
-
-
-def _product(hidden: mx.array, weight: mx.array) -> mx.array:
-    return hidden.astype(weight.dtype) @ weight.T

@@ -1,0 +1,106 @@
+"""The products of an output head: from hidden states to logits, and gradients back.
+
+A plain weight is the usual case and the fastest. Everything else that makes logits of hidden states (a quantized
+head, one with a bias or with adapters) is called as the layer it is, and differentiated by MLX, a tile at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+
+class HeadProduct(Protocol):
+    """What the tiles need of a head. Shapes: rows (N, H), logits and slope (N, V)."""
+
+    vocabulary: int
+    linear: bool
+    """Whether logits are linear in the rows: no bias."""
+
+    @property
+    def trained(self) -> tuple[mx.array, ...]:
+        """The arrays that get a gradient."""
+
+    def logits(self, rows: mx.array, trained: Sequence[mx.array]) -> mx.array:
+        """The product, with these trained arrays in place (none: as the head is)."""
+
+    def to_rows(self, slope: mx.array, rows: mx.array) -> mx.array:
+        """The gradient with respect to the rows of a frozen head."""
+
+    def pull(self, slope: mx.array, rows: mx.array, trained: Sequence[mx.array]) -> tuple[mx.array, ...]:
+        """The gradients with respect to the rows and to each trained array."""
+
+
+class WeightProduct:
+    """A weight (V, H) and nothing else: a linear layer without bias, or the tied embedding."""
+
+    linear = True
+
+    def __init__(self, weight: mx.array, is_trained: bool) -> None:
+        self._weight = weight
+        self.trained: tuple[mx.array, ...] = (weight,) if is_trained else ()
+        self.vocabulary = weight.shape[0]
+
+    def logits(self, rows: mx.array, trained: Sequence[mx.array]) -> mx.array:
+        """rows · Wᵀ in the weight's type."""
+        (weight,) = trained or (self._weight,)
+        return rows.astype(weight.dtype) @ weight.T
+
+    def to_rows(self, slope: mx.array, rows: mx.array) -> mx.array:
+        """slope · W."""
+        return slope.astype(self._weight.dtype) @ self._weight
+
+    def pull(self, slope: mx.array, rows: mx.array, trained: Sequence[mx.array]) -> tuple[mx.array, ...]:
+        """slope · W, slopeᵀ · rows."""
+        (weight,) = trained
+        slope = slope.astype(weight.dtype)
+        return slope @ weight, slope.T @ rows.astype(weight.dtype)
+
+
+class LayerProduct:
+    """Any layer: quantized, biased, adapted."""
+
+    def __init__(self, layer: nn.Module, tied: bool, vocabulary: int) -> None:
+        self._layer = layer
+        self._tied = tied
+        self.vocabulary = vocabulary
+        self.linear = not any(name.rpartition(".")[2] == "bias" for name, _ in tree_flatten(layer.parameters()))
+        found = tree_flatten(layer.trainable_parameters())
+        self._names = [name for name, _ in found]
+        self.trained: tuple[mx.array, ...] = tuple(array for _, array in found)
+
+    def logits(self, rows: mx.array, trained: Sequence[mx.array]) -> mx.array:
+        """What the layer makes of the rows."""
+        layer: Any = self._layer
+        if not trained:
+            return self._call(rows)
+        before = layer.trainable_parameters()
+        layer.update(tree_unflatten(list(zip(self._names, trained, strict=True))))
+        try:
+            return self._call(rows)
+        finally:
+            layer.update(before)
+
+    def to_rows(self, slope: mx.array, rows: mx.array) -> mx.array:
+        """By MLX's differentiation."""
+        return self.pull(slope, rows, ())[0]
+
+    def pull(self, slope: mx.array, rows: mx.array, trained: Sequence[mx.array]) -> tuple[mx.array, ...]:
+        """By MLX's differentiation."""
+        logits, gradients = mx.vjp(
+            lambda inputs, *arrays: self.logits(inputs, arrays), [rows, *trained], [slope.astype(self._type(rows))]
+        )
+        del logits
+        return tuple(gradients)
+
+    def _type(self, rows: mx.array) -> mx.Dtype:
+        return self.logits(rows[:1], ()).dtype
+
+    def _call(self, rows: mx.array) -> mx.array:
+        layer: Any = self._layer
+        made: mx.array = layer.as_linear(rows) if self._tied else layer(rows)
+        return made
