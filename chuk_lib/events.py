@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-KINDS = ("started", "step", "eval", "saved", "sample", "warning", "finished")
+KINDS = ("started", "step", "eval", "saved", "sample", "completions", "note", "warning", "finished")
 
 
 class Clock:

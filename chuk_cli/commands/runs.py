@@ -76,15 +76,34 @@ def _tell_list(out: Out, runs: Sequence[Summary]) -> None:
 
 
 @app.command()
-def show(run: RunArgument = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
+def show(
+    run: RunArgument = None,
+    completions: Annotated[
+        bool, typer.Option("--completions", help="Show what the model wrote while it was trained, with its rewards.")
+    ] = False,
+    step: Annotated[
+        int | None, typer.Option("--step", min=1, help="With --completions: of this step. Default: the last one.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="With --completions: at most so many.")] = 16,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
     """Show one run: curves, chosen settings, samples, environment, checkpoints.
 
     Examples:
       chuk runs show
       chuk runs show first
       chuk runs show runs/first --json | jq .settings
+      chuk runs show grpo-run --completions --step 40
     """
     out = Out.of(json, quiet)
+    if completions:
+        from chuk_cli.runs.completions import show_completions
+
+        show_completions(out, locate(run), step, limit)
+        return
+    if step is not None:
+        raise ConfigError("`--step` does nothing without --completions", "add --completions")
     found = load(run)
     human = None
     if out.human:
@@ -202,8 +221,12 @@ def compare(
 
 
 def _best_first(runs: list[Run]) -> str:
-    """The run with the lowest best eval_loss, or loss where none was evaluated."""
-    rank = [run.summary.best if run.summary.best is not None else run.summary.loss for run in runs]
+    """The run with the best evaluation, or the last loss or reward where none was evaluated: the highest reward when
+    all have one, else the lowest loss."""
+    by_reward = all(run.summary.reward is not None or run.summary.eval_reward is not None for run in runs)
+    sign, last = (-1.0, "reward") if by_reward else (1.0, "loss")
+    values = [run.summary.best if run.summary.best is not None else getattr(run.summary, last) for run in runs]
+    rank = [None if value is None else sign * value for value in values]
     known = [(value, index) for index, value in enumerate(rank) if value is not None and value == value]
     return str(runs[min(known)[1] if known else 0].path)
 

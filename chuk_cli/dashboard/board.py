@@ -52,11 +52,14 @@ class Board:
     steps: int | None = None
     latest: dict[str, float] = field(default_factory=dict)  # newest value of every metric
     losses: list[Point] = field(default_factory=list)
-    evals: list[Point] = field(default_factory=list)
+    rewards: list[Point] = field(default_factory=list)
+    evals: list[Point] = field(default_factory=list)  # of what is watched: the loss, or the reward where there is one
     best_eval: Point | None = None
     saved_step: int | None = None
     best_step: int | None = None
     sample: dict[str, str] | None = None
+    completions: list[dict[str, Any]] = field(default_factory=list)  # rows of the newest `completions`
+    notes: list[str] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
     finished: dict[str, Any] | None = None
     began: float | None = None
@@ -68,10 +71,21 @@ class Board:
         self.time = event.time
         handlers = {
             "started": self._see_started, "step": self._see_step, "eval": self._see_eval, "saved": self._see_saved,
-            "sample": self._see_sample, "warning": self._see_warning, "finished": self._see_finished,
+            "sample": self._see_sample, "completions": self._see_completions, "note": self._see_note,
+            "warning": self._see_warning, "finished": self._see_finished,
         }  # fmt: skip
         if event.kind in handlers:
             handlers[event.kind](event, event.data or {})
+
+    @property
+    def watched(self) -> str:
+        """What the run is about: its reward where it has one, else its loss."""
+        return "reward" if self.rewards else "loss"
+
+    @property
+    def line(self) -> list[Point]:
+        """The curve of what is watched."""
+        return self.rewards or self.losses
 
     @property
     def share(self) -> float:
@@ -112,6 +126,7 @@ class Board:
         self.steps = _whole(data.get("steps"))
         self.began, self.finished = event.time, None
         self.losses = [point for point in self.losses if point[0] <= start]
+        self.rewards = [point for point in self.rewards if point[0] <= start]
         self.evals = [point for point in self.evals if point[0] <= start]
         self._recent.clear()
         self._recent.append((event.time, start))
@@ -122,17 +137,22 @@ class Board:
         self._recent.append((event.time, event.step))
         if (loss := as_number(data.get("loss"))) is not None:
             self.losses.append((event.step, loss))
-        if len(self.losses) >= MOST_POINTS:
-            self.losses = _halved(self.losses)
+        if (reward := as_number(data.get("reward"))) is not None:
+            self.rewards.append((event.step, reward))
+        self.losses, self.rewards = _bounded(self.losses), _bounded(self.rewards)
 
     def _see_eval(self, event: Event, data: dict[str, Any]) -> None:
         self._take_metrics(data)
-        if (loss := as_number(data.get("eval_loss"))) is None:
+        reward = as_number(data.get("eval_reward"))
+        value = as_number(data.get("eval_loss")) if reward is None else reward
+        if value is None:
             return
-        self.evals.append((event.step, loss))
+        self.evals.append((event.step, value))
         is_best = data.get("best")
-        if self.best_eval is None or (loss < self.best_eval[1] if is_best is None else is_best):
-            self.best_eval = (event.step, loss)
+        if self.best_eval is not None and is_best is None:
+            is_best = value < self.best_eval[1] if reward is None else value > self.best_eval[1]
+        if self.best_eval is None or is_best:
+            self.best_eval = (event.step, value)
 
     def _see_saved(self, event: Event, data: dict[str, Any]) -> None:
         self.saved_step = event.step
@@ -141,6 +161,13 @@ class Board:
 
     def _see_sample(self, event: Event, data: dict[str, Any]) -> None:
         self.sample = {key: printable(data.get(key)) for key in ("prompt", "target", "completion")}
+
+    def _see_completions(self, event: Event, data: dict[str, Any]) -> None:
+        rows = data.get("rows")
+        self.completions = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+    def _see_note(self, event: Event, data: dict[str, Any]) -> None:
+        self.notes.append(printable(data.get("text") or "?"))
 
     def _see_warning(self, event: Event, data: dict[str, Any]) -> None:
         self.warnings.append((printable(data.get("text") or "?"), printable(data.get("hint"))))
@@ -151,6 +178,10 @@ class Board:
     def _take_metrics(self, data: dict[str, Any]) -> None:
         numbers = {key: as_number(value) for key, value in data.items()}
         self.latest.update({key: value for key, value in numbers.items() if value is not None})
+
+
+def _bounded(points: list[Point]) -> list[Point]:
+    return _halved(points) if len(points) >= MOST_POINTS else points
 
 
 def _halved(points: list[Point]) -> list[Point]:

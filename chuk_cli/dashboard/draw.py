@@ -7,7 +7,7 @@ states are words, so that nothing is said by colour alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby, zip_longest
 
 from rich import box
@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from chuk_cli import humanize
-from chuk_cli.dashboard.board import Board, as_number, last_part
+from chuk_cli.dashboard.board import Board, as_number, last_part, printable
+from chuk_cli.dashboard.facts import Fact, facts, figure
 from chuk_cli.dashboard.plot import LINE, MARK, Plot, plot
 
 WIDE, WIDEST = 110, 160
@@ -28,7 +29,6 @@ _ENDINGS = {
     "early_stopping": ("stopped early: no more improvement", "bold green"),
     "failed": ("failed", "bold red"),
 }
-Fact = tuple[str, str]
 
 
 def draw(board: Board, width: int, height: int, ascii: bool = False, now: float | None = None) -> RenderableType:
@@ -36,14 +36,14 @@ def draw(board: Board, width: int, height: int, ascii: bool = False, now: float 
     width = max(40, min(width, WIDEST))
     inner = width - 4
     top: list[RenderableType] = [_header(board, inner), _progress(board, inner, ascii, now)]
-    bottom = _warnings(board, inner, ascii)
+    bottom = _told(board, inner, ascii)
     room = max(0, height - 3 - len(top) - len(bottom))
-    sample = _sample(board, inner, ascii) if room >= 14 else []
+    sample = _written(board, inner, room, ascii) if room >= 14 else []
     middle = _middle(board, inner, room - len(sample), ascii)
     return Panel(
         Group(*top, *middle, *sample, *bottom),
         box=box.ASCII if ascii else box.ROUNDED,
-        title=Text(f"chuk train {board.about.get('algorithm', '')}".rstrip(), style="bold"),
+        title=Text(_title(board), style="bold"),
         title_align="left",
         subtitle=_subtitle(board, inner, ascii),
         subtitle_align="left",
@@ -51,6 +51,12 @@ def draw(board: Board, width: int, height: int, ascii: bool = False, now: float 
         width=width,
         padding=(0, 1),
     )
+
+
+def _title(board: Board) -> str:
+    """The command, and which stage of a pipeline this is."""
+    stage = board.about.get("stage")
+    return f"chuk train {board.about.get('algorithm', '')}".rstrip() + (f", {printable(stage)}" if stage else "")
 
 
 def _header(board: Board, width: int) -> Text:
@@ -113,24 +119,24 @@ def _bar(share: float, width: int, ascii: bool) -> Text:
 
 def _middle(board: Board, width: int, room: int, ascii: bool) -> list[RenderableType]:
     """The curve and the facts: side by side when wide, else one above the other."""
-    facts = _facts(board)
-    if room < 2 or not (facts or board.losses or board.evals):
+    known = facts(board)
+    if room < 2 or not (known or board.line or board.evals):
         return []
     if width + 4 >= WIDE and room >= 8:
-        return [Text(), _side_by_side(board, facts, width, room, ascii)]
+        return [Text(), _side_by_side(board, known, width, room, ascii)]
     columns = 2 if width >= 56 else 1
-    n_fact_rows = min(math.ceil(len(facts) / columns), room - 1)
+    n_fact_rows = min(math.ceil(len(known) / columns), room - 1)
     curve = _curve(board, width, min(8, room - n_fact_rows - 4), ascii)
     if curve:
-        return [Text(), *curve, Text(), _facts_grid(facts[: n_fact_rows * columns], columns, width)]
-    return [Text(), _facts_grid([*_losses(board), *facts][: columns * (room - 1)], columns, width)]
+        return [Text(), *curve, Text(), _facts_grid(known[: n_fact_rows * columns], columns, width)]
+    return [Text(), _facts_grid([*_newest(board), *known][: columns * (room - 1)], columns, width)]
 
 
-def _side_by_side(board: Board, facts: Sequence[Fact], width: int, room: int, ascii: bool) -> Table:
+def _side_by_side(board: Board, known: Sequence[Fact], width: int, room: int, ascii: bool) -> Table:
     right_width = 42
     left_width = width - right_width - 3
-    curve = _curve(board, left_width, min(12, max(len(facts) - 2, 6), room - 3), ascii)
-    shown = facts if curve else [*_losses(board), *facts]
+    curve = _curve(board, left_width, min(12, max(len(known) - 2, 6), room - 3), ascii)
+    shown = known if curve else [*_newest(board), *known]
     grid = Table.grid(padding=(0, 3, 0, 0))
     grid.add_column(width=left_width)
     grid.add_column(width=right_width)
@@ -138,34 +144,34 @@ def _side_by_side(board: Board, facts: Sequence[Fact], width: int, room: int, as
     return grid
 
 
-def _losses(board: Board) -> list[Fact]:
-    """The losses as facts, for when no curve shows them."""
-    both = (("loss", board.losses), ("eval loss", board.evals))
-    return [(label, _figure(points[-1][1])) for label, points in both if points]
+def _newest(board: Board) -> list[Fact]:
+    """What is watched as facts, for when no curve shows it."""
+    both = ((board.watched, board.line), (f"eval {board.watched}", board.evals))
+    return [(label, figure(points[-1][1])) for label, points in both if points]
 
 
 def _curve(board: Board, width: int, rows: int, ascii: bool) -> list[Text]:
     """Legend, plot and axis; nothing when fewer than two rows are left for it."""
-    if rows < 2 or len(board.losses) + len(board.evals) < 2:
+    if rows < 2 or len(board.line) + len(board.evals) < 2:
         return []
-    picture = plot(board.losses, board.evals, width - 8, rows, ascii)
+    picture = plot(board.line, board.evals, width - 8, rows, ascii)
     if picture is None:
         return []
     return [_legend(board, width, ascii), *_plot_lines(picture, rows, ascii), _axis(picture, width, ascii)]
 
 
 def _legend(board: Board, width: int, ascii: bool) -> Text:
-    legend = Text()
-    if board.losses:
+    legend, name = Text(), board.watched
+    if board.line:
         legend.append("*" if ascii else "⠒⠒", style=_STYLES[LINE])
-        legend.append(" loss ", style="dim").append(_figure(board.losses[-1][1]), style="bold")
+        legend.append(f" {name} ", style="dim").append(figure(board.line[-1][1]), style="bold")
     if board.evals:
-        legend.append("    " if board.losses else "")
+        legend.append("    " if board.line else "")
         legend.append("o" if ascii else "●", style=_STYLES[MARK])
-        legend.append(" eval loss ", style="dim").append(_figure(board.evals[-1][1]), style="bold")
+        legend.append(f" eval {name} ", style="dim").append(figure(board.evals[-1][1]), style="bold")
     if board.best_eval:
-        step, loss = board.best_eval
-        legend.append(f"    best {_figure(loss)} at step {step:,}", style="dim")
+        step, value = board.best_eval
+        legend.append(f"    best {figure(value)} at step {step:,}", style="dim")
     legend.truncate(width)
     return legend
 
@@ -190,55 +196,6 @@ def _axis(picture: Plot, width: int, ascii: bool) -> Text:
     return Text(f"{'':>6} {corner}{line}{first}{middle}{last}"[:width], style="dim")
 
 
-def _facts(board: Board) -> list[Fact]:
-    """What is known, in an order that keeps related things side by side in two columns."""
-    latest = board.latest
-    found = [
-        ("learning rate", _if_known(latest.get("learning_rate"), humanize.number)),
-        ("tokens/s", _speed(board)),
-        ("gradient norm", _if_known(latest.get("grad_norm"), lambda norm: f"{norm:.3g}")),
-        ("tokens", _if_known(latest.get("num_tokens"), humanize.count)),
-        ("token accuracy", _accuracy(board)),
-        ("padding", _if_known(latest.get("padding"), lambda share: f"{share:.0%}")),
-        ("entropy", _if_known(latest.get("entropy"), lambda entropy: f"{entropy:.3g}")),
-        ("memory, peak", _memory(board)),
-        ("checkpoint", _if_known(board.saved_step, lambda step: f"step {step:,.0f}")),
-        ("best", _best(board)),
-    ]
-    return [(label, value) for label, value in found if value]
-
-
-def _if_known(value: float | None, show: Callable[[float], str]) -> str:
-    return "" if value is None else show(value)
-
-
-def _speed(board: Board) -> str:
-    every, trained = board.latest.get("tokens_per_second"), board.latest.get("trained_tokens_per_second")
-    if every is None:
-        return ""
-    share = f" ({trained / every:.0%} trained)" if trained is not None and every else ""
-    return humanize.count(every) + share
-
-
-def _accuracy(board: Board) -> str:
-    train, held_out = board.latest.get("mean_token_accuracy"), board.latest.get("eval_mean_token_accuracy")
-    parts = [f"{train:.1%}"] if train is not None else []
-    return ", ".join(parts + ([f"eval {held_out:.1%}"] if held_out is not None else []))
-
-
-def _memory(board: Board) -> str:
-    found = (board.latest.get("memory_bytes"), board.latest.get("peak_memory_bytes"))
-    return ", ".join(humanize.size(value) for value in found if value is not None)
-
-
-def _best(board: Board) -> str:
-    if board.best_step is None:
-        return ""
-    known = board.best_eval is not None and board.best_eval[0] == board.best_step
-    loss = f" ({_figure(board.best_eval[1])})" if known and board.best_eval else ""
-    return f"step {board.best_step:,}{loss}"
-
-
 def _facts_grid(facts: Sequence[Fact], columns: int, width: int) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for _ in range(columns):
@@ -247,6 +204,37 @@ def _facts_grid(facts: Sequence[Fact], columns: int, width: int) -> Table:
     for start in range(0, len(facts), columns):
         grid.add_row(*(cell for fact in facts[start : start + columns] for cell in fact))
     return grid
+
+
+def _written(board: Board, width: int, room: int, ascii: bool) -> list[Text]:
+    """What the model writes: completions with their rewards, the best first, else the last sample."""
+    rows = [row for row in board.completions if isinstance(row.get("completion"), str)]
+    if not rows:
+        return _sample(board, width, ascii)
+    rows.sort(key=lambda row: -(as_number(row.get("reward")) or 0.0))
+    most = max(2, min(len(rows), room - 17, 6))
+    shown = rows if len(rows) <= most else [*rows[: (most + 1) // 2], *rows[len(rows) - most // 2 :]]
+    left = min(34, (width - 9) // 2)
+    right = width - 9 - left
+    lines = [Text(), Text(f"{'reward':>7}  {'prompt':<{left}}{'completion'}"[:width], style="dim")]
+    for row in shown:
+        reward = as_number(row.get("reward"))
+        prompt = _ending_of(" ".join(printable(row.get("prompt")).split()), left - 2, ascii)
+        text = _cut(" ".join(printable(row["completion"]).split()), right, ascii)
+        value = "-" if reward is None else f"{reward:.2f}"
+        gap = " " * max(1, left - Text(prompt).cell_len)
+        lines.append(Text.assemble(f"{value:>7}  ", (prompt, "dim"), gap, text))
+    return lines
+
+
+def _ending_of(text: str, width: int, ascii: bool) -> str:
+    """The end of a text: a prompt's question stands there."""
+    if Text(text).cell_len <= width:
+        return text
+    mark = "..." if ascii else "…"
+    while text and Text(text).cell_len > width - len(mark):
+        text = text[max(1, (Text(text).cell_len - width) // 2) :]
+    return mark + text
 
 
 def _sample(board: Board, width: int, ascii: bool) -> list[Text]:
@@ -266,7 +254,8 @@ def _beside(left: Text, right: Text, half: int) -> Text:
     return Text.assemble(left, " " * (half + 3 - left.cell_len), right)
 
 
-def _warnings(board: Board, width: int, ascii: bool) -> list[RenderableType]:
+def _told(board: Board, width: int, ascii: bool) -> list[RenderableType]:
+    """The newest warnings; without any, the newest note."""
     lines: list[RenderableType] = []
     for text, hint in board.warnings[-2:]:
         whole = f"{text} ({hint})" if hint else text
@@ -274,6 +263,8 @@ def _warnings(board: Board, width: int, ascii: bool) -> list[RenderableType]:
     hidden = len(board.warnings) - 2
     if hidden > 0:
         lines.append(Text(f"and {hidden} earlier, all in the run's events.jsonl", style="dim"))
+    if not lines and board.notes:
+        lines.append(Text("note: " + _cut(" ".join(board.notes[-1].split()), width - 6, ascii), style="dim"))
     return [Text(), *lines] if lines else []
 
 
@@ -292,12 +283,6 @@ def _justified(left: Text, rights: Sequence[str], width: int) -> Text:
             return Text.assemble(left, " " * gap, (right, "dim"))
     left.truncate(width)
     return left
-
-
-def _figure(value: float) -> str:
-    if not math.isfinite(value):
-        return str(value)
-    return f"{value:.4f}" if 0.001 <= abs(value) < 10 else humanize.number(value)
 
 
 def _short(value: float) -> str:

@@ -28,7 +28,7 @@ class Lines:
         self.board.see(event)
         tellers = {
             "started": self._started, "step": self._step, "eval": self._eval, "saved": self._saved,
-            "sample": self._sample, "warning": self._warning, "finished": self._finished,
+            "sample": self._sample, "note": self._note, "warning": self._warning, "finished": self._finished,
         }  # fmt: skip
         if event.kind in tellers and (text := tellers[event.kind](event)):
             self._stream.write(text + "\n")
@@ -65,7 +65,10 @@ class Lines:
     def _measures(self) -> list[str]:
         latest, left = self.board.latest, self.board.remaining()
         shown = [
-            ("loss", "loss {}", humanize.number), ("learning_rate", "lr {}", humanize.number),
+            ("reward", "reward {}", lambda reward: f"{reward:.3f}"), ("loss", "loss {}", humanize.number),
+            ("rewards/accuracies", "accuracy {}", lambda share: f"{share:.1%}"),
+            ("kl", "kl {}", lambda kl: f"{kl:.3g}"), ("completions/mean_length", "length {}", lambda n: f"{n:.1f}"),
+            ("learning_rate", "lr {}", humanize.number),
             ("grad_norm", "grad {}", lambda norm: f"{norm:.3g}"), ("tokens_per_second", "{} tokens/s", humanize.count),
             ("peak_memory_bytes", "peak {}", humanize.size),
         ]  # fmt: skip
@@ -75,7 +78,9 @@ class Lines:
     def _eval(self, event: Event) -> str:
         loss = as_number(event.data.get("eval_loss"))
         accuracy = as_number(event.data.get("eval_mean_token_accuracy"))
-        parts = ["" if loss is None else f"eval loss {humanize.number(loss)}"]
+        reward = as_number(event.data.get("eval_reward"))
+        parts = ["" if reward is None else f"eval reward {reward:.3f}"]
+        parts.append("" if loss is None else f"eval loss {humanize.number(loss)}")
         parts.append("" if accuracy is None else f"token accuracy {accuracy:.1%}")
         best = " (best)" if event.data.get("best") else ""
         return f"eval at step {event.step:,}: {', '.join(filter(None, parts)) or 'done'}{best}"
@@ -87,6 +92,9 @@ class Lines:
         parts = self.board.sample or {}
         shown = ", ".join(f"{name} {_quoted(parts.get(key, ''))}" for key, name in _SAMPLE_WORDS.items())
         return f"sample at step {event.step:,}: {shown}"
+
+    def _note(self, event: Event) -> str:
+        return f"note: {self.board.notes[-1]}"
 
     def _warning(self, event: Event) -> str:
         text, hint = self.board.warnings[-1]

@@ -25,6 +25,7 @@ _LEFT_OUT = ("epoch", "num_tokens", "learning_rate", "memory_bytes", "eval_secon
 
 def as_dict(runs: Sequence[Run]) -> dict[str, Any]:
     """The comparison as plain data; every value list is in the order of `runs`."""
+    from chuk_lib.runs.figures import USUAL
     from chuk_lib.runs.settings import differences
 
     return {
@@ -34,7 +35,7 @@ def as_dict(runs: Sequence[Run]) -> dict[str, Any]:
         "curves": {
             name: [{"steps": run.curves[name].steps, "values": run.curves[name].values} if name in run.curves else None
                    for run in runs]
-            for name in ("loss", "eval_loss") if any(name in run.curves for run in runs)
+            for name in USUAL if any(name in run.curves for run in runs)
         },
     }  # fmt: skip
 

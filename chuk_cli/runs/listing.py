@@ -32,6 +32,7 @@ _COLUMNS: dict[str, tuple[Callable[[Summary], str], bool]] = {
     "status": (lambda run: run.status, False),
     "steps": (_steps, True),
     "loss": (lambda run: _number(run.loss), True),
+    "reward": (lambda run: _number(run.reward), True),
     "best eval": (lambda run: _number(run.best), True),
     "took": (lambda run: humanize.duration(run.seconds), True),
     "age": (lambda run: "-" if run.age is None else age(run.age), True),
@@ -53,6 +54,8 @@ def age(seconds: float) -> str:
 def table(runs: Sequence[Summary], width: int) -> tuple[Table, list[str]]:
     """The table, and the columns that did not fit."""
     cells = {title: [show(run) for run in runs] for title, (show, _) in _COLUMNS.items()}
+    if all(run.reward is None for run in runs):
+        del cells["reward"]
     hidden: list[str] = []
     for title in _LEAST_NEEDED:
         if _width(cells) <= width:

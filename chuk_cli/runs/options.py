@@ -32,7 +32,8 @@ RunsArgument = Annotated[
     typer.Argument(metavar="RUN…", help="Runs: paths or names under runs/.", autocompletion=complete_run),
 ]
 MetricOption = Annotated[
-    str | None, typer.Option("--metric", help="Metrics, with commas between. Default: loss,eval_loss.", metavar="LIST")
+    str | None,
+    typer.Option("--metric", help="Metrics, with commas between. Default: rewards and losses.", metavar="LIST"),
 ]
 
 

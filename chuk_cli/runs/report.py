@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chuk_cli import __version__, humanize
-from chuk_cli.dashboard.board import last_part, printable
+from chuk_cli.dashboard.board import as_number, last_part, printable
 from chuk_cli.runs.report_charts import charts_of
 from chuk_cli.runs.show import environment, value_text
 
@@ -92,7 +92,8 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
     if losses:
         found.append(("Loss", humanize.number(losses.values[-1]), f"from {humanize.number(losses.values[0])}"))
     if summary.best is not None:
-        found.append(("Best eval loss", humanize.number(summary.best), f"at step {summary.best_step:,}"))
+        what = "Best eval loss" if summary.eval_reward is None else "Best eval reward"
+        found.append((what, humanize.number(summary.best), f"at step {summary.best_step:,}"))
     for label, name in (("Token accuracy", "mean_token_accuracy"), ("Reward", "reward")):
         value, held_out = metrics.get(name), metrics.get(f"eval_{name}")
         show = humanize.number if name == "reward" else lambda share: f"{share:.1%}"
@@ -120,6 +121,10 @@ def _tile(label: str, value: str, note: str) -> str:
 def _sections(run: Run) -> Iterable[str]:
     if run.warnings or run.log.damaged:
         yield _section("Warnings", _warnings(run))
+    if run.notes:
+        yield _section("Notes", f"<ul class='warnings'>{''.join(f'<li>{_text(note)}</li>' for note in run.notes)}</ul>")
+    if run.completions:
+        yield _section("Completions", _completions(run))
     if run.samples:
         yield _section("Samples", _samples(run.samples))
     if run.settings:
@@ -165,6 +170,24 @@ def _sample(sample: dict[str, Any]) -> str:
         f"<div><h4>wanted</h4><pre>{_text(target) or '-'}</pre></div>"
         f"<div><h4>written</h4><pre>{_text(written) or '-'}</pre></div></div></article>"
     )
+
+
+def _completions(run: Run) -> str:
+    """The completions of the newest log record, the best first, with each reward."""
+    rows = sorted(run.completions, key=lambda row: -(as_number(row.get("reward")) or 0.0))
+    names = list(dict.fromkeys(name for row in rows for name in row.get("rewards") or {}))
+    shown = names if len(names) > 1 else []
+    cells = [
+        [_figure(row.get("reward")), *(_figure((row.get("rewards") or {}).get(name)) for name in shown),
+         str(row.get("prompt") or ""), str(row.get("completion") or "")]
+        for row in rows
+    ]  # fmt: skip
+    return _table(["reward", *shown, "prompt", "completion"], cells)
+
+
+def _figure(value: Any) -> str:
+    number = as_number(value)
+    return "-" if number is None else humanize.number(number)
 
 
 def _settings(run: Run) -> str:

@@ -13,14 +13,24 @@ _LEFT_OUT = ("num_tokens", "epoch", "eval_seconds", "eval_epoch", "eval_num_toke
 
 _LABELS = {
     "tokens_per_second": "all", "trained_tokens_per_second": "trained", "memory_bytes": "now",
-    "peak_memory_bytes": "peak",
+    "peak_memory_bytes": "peak", "completions/mean_length": "mean", "completions/min_length": "shortest",
+    "completions/max_length": "longest", "completions/clipped_ratio": "completions cut off",
+    "frac_reward_zero_std": "groups of one reward", "rewards/chosen": "chosen", "rewards/rejected": "rejected",
+    "rewards/margins": "margin", "rollout_tokens_per_second": "rollout", "training_tokens_per_second": "training",
+    "rollout_seconds": "rollout", "reward_seconds": "rewards", "training_seconds": "training",
+    "seconds_per_step": "step",
 }  # fmt: skip
 _EXACT = ("learning_rate", "memory_bytes", "peak_memory_bytes")  # never smoothed; nor are evaluations
 
 # family -> (title, unit, metrics in it); others get a chart of their own
 _FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "loss": ("Loss", "", ("loss", "eval_loss")),
     "reward": ("Reward", "", ("reward", "eval_reward")),
+    "loss": ("Loss", "", ("loss", "eval_loss")),
+    "length": ("Completion length", "", tuple(f"completions/{part}_length" for part in ("mean", "min", "max"))),
+    "shares": ("Shares", "share", ("completions/clipped_ratio", "frac_reward_zero_std")),
+    "preference": ("Preference accuracy", "share", ("rewards/accuracies", "eval_rewards/accuracies")),
+    "implicit": ("Implicit rewards", "", ("rewards/chosen", "rewards/rejected", "rewards/margins")),
+    "kl": ("KL", "", ("kl", "objective/kl")),
     "accuracy": ("Token accuracy", "share", ("mean_token_accuracy", "eval_mean_token_accuracy")),
     "learning_rate": ("Learning rate", "", ("learning_rate",)),
     "grad_norm": ("Gradient norm", "", ("grad_norm",)),
@@ -28,7 +38,16 @@ _FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "entropy": ("Entropy", "", ("entropy", "eval_entropy")),
     "memory": ("Memory", "bytes", ("memory_bytes", "peak_memory_bytes")),
     "padding": ("Padding", "share", ("padding",)),
-    "pace": ("Seconds per step", "", ("seconds_per_step",)),
+    "rollout_speed": (
+        "Rollout and training tokens per second",
+        "count",
+        ("rollout_tokens_per_second", "training_tokens_per_second"),
+    ),
+    "pace": (
+        "Seconds per step",
+        "",
+        ("seconds_per_step", "rollout_seconds", "reward_seconds", "training_seconds"),
+    ),
 }
 
 
@@ -36,6 +55,10 @@ def charts_of(run: Run) -> list[dict[str, Any]]:
     """The charts in order: title, unit and lines, each with its points on three axes (step, tokens, seconds)."""
     taken = {name for _, _, names in _FAMILIES.values() for name in names} | set(_LEFT_OUT)
     groups = list(_FAMILIES.values())
+    parts = tuple(name for name in run.curves if name.startswith("rewards/") and name.endswith("/mean"))
+    if len(parts) > 1:
+        groups.insert(1, ("Rewards by function", "", parts))
+        taken |= set(parts)
     for name in run.curves:
         if name not in taken:
             base = name.removeprefix("eval_")
@@ -50,12 +73,20 @@ def charts_of(run: Run) -> list[dict[str, Any]]:
     return charts
 
 
+def _label(name: str) -> str:
+    if name in _LABELS:
+        return _LABELS[name]
+    if name.startswith("rewards/") and name.endswith("/mean"):
+        return name.split("/")[1]
+    return "evaluation" if name.startswith("eval_") else "training"
+
+
 def _line(curve: Curve) -> dict[str, Any]:
     sparse = curve.name.startswith("eval_")
     finite = [index for index, value in enumerate(curve.values) if math.isfinite(value)]
     kept = thinned(finite, [curve.values[index] for index in finite], MOST_POINTS)
     return {
-        "name": _LABELS.get(curve.name, "evaluation" if sparse else "training"), "metric": curve.name,
+        "name": _label(curve.name), "metric": curve.name,
         "sparse": sparse, "exact": sparse or curve.name in _EXACT,
         "steps": [curve.steps[index] for index in kept],
         "tokens": [curve.tokens[index] for index in kept],

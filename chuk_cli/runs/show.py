@@ -44,6 +44,7 @@ def page(run: Run, width: int, ascii: bool) -> Group:
     for title, body in (
         ("Settings that were chosen", _settings(run)),
         ("Samples", _samples(run)),
+        ("Notes", Text("\n".join(printable(note) for note in run.notes)) if run.notes else None),
         ("Environment", _facts(environment(run.environment))),
         ("Checkpoints", _checkpoints(run)),
         ("Warnings", _warnings(run)),

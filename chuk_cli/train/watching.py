@@ -110,8 +110,8 @@ def _displays(out: Out, stack: ExitStack) -> list[Sink]:
 def _summary(board: Board) -> str:
     """The losses and the pace; how it ended and how long it took stand in the display's last line."""
     speed = board.latest.get("tokens_per_second")
-    parts = [f"loss {humanize.number(board.losses[-1][1])}"] if board.losses else []
-    parts += [f"eval loss {humanize.number(board.evals[-1][1])}"] if board.evals else []
+    parts = [f"{board.watched} {humanize.number(board.line[-1][1])}"] if board.line else []
+    parts += [f"eval {board.watched} {humanize.number(board.evals[-1][1])}"] if board.evals else []
     if board.best_eval:
         step, loss = board.best_eval
         parts.append(f"best {humanize.number(loss)} at step {step:,}")

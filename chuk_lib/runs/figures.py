@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from chuk_lib.errors import ConfigError
 from chuk_lib.runs.record import Run
 
-USUAL = ("loss", "eval_loss")
+USUAL = ("reward", "eval_reward", "loss", "eval_loss")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Picture:
 
 
 def pictures(runs: Sequence[Run], metrics: str | None = None) -> list[Picture]:
-    """The pictures of some metrics (a list with commas; the losses when None), in the order asked for.
+    """The pictures of some metrics (a list with commas; rewards and losses when None), in the order asked for.
 
     Of one run a metric and its evaluation share a picture. Of several runs each metric has its own, with one line a run
     in the order of `runs`, empty where a run does not have it. Raises ConfigError for a metric that no run has.

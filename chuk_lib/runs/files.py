@@ -13,8 +13,8 @@ from chuk_lib.errors import ModelError, TrainingError
 
 LOCK = ".lock"
 OWN = (
-    "config.yaml", "origins.json", "environment.json", "events.jsonl", "checkpoints", "latest", "best", "data.jsonl",
-    "report.html", "tensorboard", "wandb", LOCK,
+    "run.json", "config.yaml", "origins.json", "environment.json", "events.jsonl", "completions.jsonl", "checkpoints",
+    "latest", "best", "data.jsonl", "report.html", "tensorboard", "wandb", LOCK,
 )  # fmt: skip
 """Everything that chuk itself writes into a run directory."""
 

@@ -76,6 +76,18 @@ class Run:
         return [_sample(event) for event in self.log.of("sample")]
 
     @property
+    def notes(self) -> list[str]:
+        """What the user should know about this model and data, each once."""
+        return list(dict.fromkeys(str(event.data.get("text") or "?") for event in self.log.of("note")))
+
+    @property
+    def completions(self) -> list[dict[str, Any]]:
+        """The completions that the newest log record shows: prompt, completion, reward, rewards, advantage …"""
+        event = self.log.last("completions")
+        rows = event.data.get("rows") if event else None
+        return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+    @property
     def warnings(self) -> list[dict[str, Any]]:
         """Warnings in the log, oldest first: step, text, hint."""
         return [
@@ -88,7 +100,8 @@ class Run:
         return self.summary.as_dict() | {
             "settings": self.settings, "origins": dict(self.origins), "environment": dict(self.environment),
             "checkpoints": [vars(checkpoint) for checkpoint in self.checkpoints], "samples": self.samples,
-            "warnings": self.warnings, "damaged_lines": self.log.damaged,
+            "warnings": self.warnings, "notes": self.notes, "completions": self.completions,
+            "damaged_lines": self.log.damaged,
             "curves": {name: {"steps": curve.steps, "values": curve.values} for name, curve in self.curves.items()},
         }  # fmt: skip
 

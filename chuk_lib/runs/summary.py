@@ -27,8 +27,8 @@ STATUSES = {
 class Summary:
     """What `chuk runs ls` knows of a run. None is what the run never said.
 
-    `best` is the lowest eval_loss, at `best_step`; `seconds` is time spent training, `began` and `updated` are seconds
-    since the epoch; `metrics` are the newest ones.
+    `best` is the lowest eval_loss, or the highest eval_reward of a run that has rewards, at `best_step`; `seconds` is
+    time spent training, `began` and `updated` are seconds since the epoch; `metrics` are the newest ones.
     """
 
     name: str
@@ -41,6 +41,8 @@ class Summary:
     steps: int | None
     loss: float | None
     eval_loss: float | None
+    reward: float | None
+    eval_reward: float | None
     best: float | None
     best_step: int | None
     began: float | None
@@ -76,6 +78,7 @@ def summarize(run: Path, log: Log | None = None) -> Summary:
         algorithm=_text(about.get("algorithm")), model=_text(about.get("model") or settings.get("model")),
         data=_text(about.get("data") or settings.get("data")), step=_last_step(log),
         steps=_whole(about.get("steps")), loss=metrics.get("loss"), eval_loss=metrics.get("eval_loss"),
+        reward=metrics.get("reward"), eval_reward=metrics.get("eval_reward"),
         best=best[1] if best else None, best_step=best[0] if best else None,
         began=log.events[0].time if log.events else None, updated=log.events[-1].time if log.events else None,
         seconds=round(log.seconds, 3), size=size_of(run), error=_text(ended.data.get("error")) if ended else None,
@@ -119,10 +122,13 @@ def newest_metrics(log: Log) -> dict[str, float]:
 
 
 def best_eval(log: Log) -> tuple[int, float] | None:
-    """Step and eval_loss of the best evaluation."""
-    found = [(as_number(event.data.get("eval_loss")), event.step) for event in log.of("eval")]
-    known = [(loss, step) for loss, step in found if loss is not None and not math.isnan(loss)]
-    return (min(known)[1], min(known)[0]) if known else None
+    """Step and value of the best evaluation: the highest eval_reward where there is one, else the lowest eval_loss."""
+    for name, sign in (("eval_reward", -1.0), ("eval_loss", 1.0)):
+        found = [(as_number(event.data.get(name)), event.step) for event in log.of("eval")]
+        known = [(sign * value, step) for value, step in found if value is not None and not math.isnan(value)]
+        if known:
+            return min(known)[1], sign * min(known)[0]
+    return None
 
 
 def _ending(log: Log) -> Event | None:

@@ -207,7 +207,9 @@ def _train(
     began, last = time.perf_counter(), _Last(run.checkpoint)
     watched = fan_out([emit, last])
     emit(Event("started", progress.step, _started(trainer, job, run)))
-    for text in (*run.warnings, *job.notes, *_slow_blas()):
+    for text in job.notes:
+        emit(Event("note", progress.step, {"text": text}))
+    for text in (*run.warnings, *_slow_blas()):
         emit(Event("warning", progress.step, {"text": text}))
     hooks = Hooks(
         emit=watched, save=lambda now, best: _save(trainer, job, optimizer, run, now, best, watched),
