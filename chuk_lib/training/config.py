@@ -98,6 +98,10 @@ class TrainerConfig:
         "Recompute activations in the backward pass: slower, much less memory.",
         aliases=("grad_checkpoint",),
     )
+    checkpointing_blocks: int | None = setting(
+        None, "With gradient_checkpointing: only the first N blocks recompute, for less saved and more speed. "
+        "Unset: all.", minimum=1,
+    )  # fmt: skip
     seed: int = setting(0, "Seed of data order, dropout and new weights.", flag=True, minimum=0, maximum=2**32 - 1)
     # What is trained
     use_lora: bool = setting(
@@ -212,6 +216,7 @@ _IDLE: tuple[IdleRule, ...] = (
     (("adam_epsilon",), lambda c: c.optimizer in ("sgd", "adafactor", "lion"), "without an Adam optimizer"),
     (("weight_decay",), lambda c: c.optimizer == "adam", "with optimizer=adam; use adamw"),
     (("early_stopping_threshold",), lambda c: c.early_stopping_patience is None, "without early_stopping_patience"),
+    (("checkpointing_blocks",), lambda c: not c.gradient_checkpointing, "without gradient_checkpointing"),
     (("packing_strategy",), lambda c: not getattr(c, "packing", False), "without packing"),
 )  # fmt: skip
 

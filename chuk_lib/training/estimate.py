@@ -49,6 +49,11 @@ class Memory:
         """Everything but the interpreter and its libraries."""
         return self.mlx_peak + self.outside
 
+    def blended(self, other: Memory, share: float) -> Memory:
+        """`share` of this and the rest of `other`, part by part."""
+        mine, theirs = asdict(self), asdict(other)
+        return Memory(**{name: round(share * mine[name] + (1 - share) * theirs[name]) for name in mine})
+
     def as_dict(self) -> dict[str, int]:
         """The parts and their sums."""
         return asdict(self) | {"mlx_peak": self.mlx_peak, "total": self.total}

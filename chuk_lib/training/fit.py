@@ -2,7 +2,8 @@
 
 An update sees as many rows as before (with packing: as many tokens), so the training itself stays what it was. The
 order of preference is the order of speed: whole batches without checkpointing, smaller ones down to what keeps the
-device busy, then checkpointing, then single rows.
+device busy, then checkpointing (on a GPU first in half of the blocks, then in most), then single rows. On a GPU the
+budget becomes MLX's memory limit too: the evaluator's running ahead is most of a peak, and ends there.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ class Choice:
     gradient_accumulation_steps: int
     gradient_checkpointing: bool
     packing: bool
+    checkpointing_blocks: int | None = None
 
     @staticmethod
     def of(config: SFTConfig) -> Choice:
         """As a config has them."""
         return Choice(
-            config.batch_size, config.gradient_accumulation_steps, config.gradient_checkpointing, config.packing
-        )
+            config.batch_size, config.gradient_accumulation_steps, config.gradient_checkpointing, config.packing,
+            config.checkpointing_blocks,
+        )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
         """By setting name."""
@@ -153,12 +156,22 @@ def _candidates(desk: _Desk, given: Choice, packing: bool, rows: int, fixed: boo
     """All choices, fastest first; some come twice."""
     width = desk.config.max_length if packing and desk.config.max_length else desk.dataset.report.longest
     busy = max(1, _BUSY_TOKENS["cpu" if on_cpu() else "gpu"] // width)
-    modes = (given.gradient_checkpointing,) if fixed else (False, True)
+    modes = _modes(desk, given, fixed)
     for least in (min(busy, rows), 1):
-        for checkpointing in modes:
+        for checkpointing, blocks in modes:
             for size in range(rows, least - 1, -1):
                 if rows % size == 0:
-                    yield Choice(size, rows // size, checkpointing, packing)
+                    yield Choice(size, rows // size, checkpointing, packing, blocks)
+
+
+def _modes(desk: _Desk, given: Choice, fixed: bool) -> list[tuple[bool, int | None]]:
+    """Ways to recompute, fastest first: whether, and how many blocks (None: all). On a CPU it is all or nothing, since
+    NumPy's speed goes with the first block that recomputes."""
+    if fixed:
+        return [(given.gradient_checkpointing, given.checkpointing_blocks)]
+    blocks = len(desk.model.layers)
+    some = [] if on_cpu() else sorted({blocks // 2, blocks * 7 // 8} - {0, blocks})
+    return [(False, None), *((True, count) for count in some), (True, None)]
 
 
 def _reasons(found: Choice, needs: dict[Choice, Memory], rows: int) -> Iterator[str]:
@@ -167,10 +180,13 @@ def _reasons(found: Choice, needs: dict[Choice, Memory], rows: int) -> Iterator[
     plain = [choice for choice in tried if not choice.gradient_checkpointing]
     if found.gradient_checkpointing and plain:
         least = min(plain, key=lambda choice: choice.batch_size)
-        yield (f"gradient_checkpointing on: without it {least.batch_size} rows at once need {_gib(needs[least].total)}")
+        which = f" in the first {found.checkpointing_blocks} blocks" if found.checkpointing_blocks else ""
+        need_without = _gib(needs[least].total)
+        yield f"gradient_checkpointing on{which}: without it {least.batch_size} rows at once need {need_without}"
     elif not found.gradient_checkpointing:
         yield "gradient_checkpointing off: not needed"
-    larger = [choice for choice in tried if choice.gradient_checkpointing == found.gradient_checkpointing]
+    same_way = (found.gradient_checkpointing, found.checkpointing_blocks)
+    larger = [choice for choice in tried if (choice.gradient_checkpointing, choice.checkpointing_blocks) == same_way]
     what = f"batch_size {found.batch_size} × gradient_accumulation_steps {found.gradient_accumulation_steps}"
     same = f"{rows} {'packed ' if found.packing else ''}rows an update"
     if larger:

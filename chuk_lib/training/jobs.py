@@ -126,6 +126,10 @@ def load_sft(config: SFTConfig, source: DataSource) -> tuple[SFTTrainer, SFTData
     """Model, training data and validation data of a run. Raises ModelError and DataError as loading does."""
     model, tokenizer = load_policy(config)
     dataset = SFTDataset(source, tokenizer, split="train", **_data_settings(config))
+    if config.text_field != "text" and dataset.report.format != "text":
+        raise ConfigError(
+            f"`text_field` does nothing: the rows are {dataset.report.format}", "leave it out, or set format=text"
+        )
     eval_dataset = None
     if config.eval_data is not None or has_split(source, "valid"):
         eval_source = config.eval_data or source

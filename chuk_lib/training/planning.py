@@ -159,7 +159,8 @@ class _Desk:
         return resized(plan.batches(0)[0], rows)
 
     def step_model(self, choice: Choice, most_rows: int) -> StepModel:
-        """Memory and time with or without checkpointing and packing, measured for up to `most_rows` rows."""
+        """Memory and time with or without checkpointing (in all blocks) and packing, measured for up to `most_rows`
+        rows."""
         key = (choice.gradient_checkpointing, choice.packing)
         if key not in self._models:
             self._set_checkpointing(choice.gradient_checkpointing)
@@ -171,10 +172,16 @@ class _Desk:
         return self._models[key]
 
     def memory(self, choice: Choice, most_rows: int) -> Memory:
-        """The peak of a step with these settings."""
+        """The peak of a step with these settings. Where some blocks recompute it lies between all and none, by their
+        share."""
         targets = self.largest_batch(choice, choice.batch_size).trained_tokens
-        model = self.step_model(choice, most_rows)
-        return model.memory(choice.batch_size, targets, choice.gradient_accumulation_steps)
+        shape = (choice.batch_size, targets, choice.gradient_accumulation_steps)
+        found = self.step_model(choice, most_rows).memory(*shape)
+        if choice.checkpointing_blocks is None or not choice.gradient_checkpointing:
+            return found
+        plain = replace(choice, gradient_checkpointing=False, checkpointing_blocks=None)
+        share = min(1.0, choice.checkpointing_blocks / len(self.model.layers))
+        return found.blended(self.step_model(plain, most_rows).memory(*shape), share)
 
     def _set_checkpointing(self, on: bool) -> None:
         from chuk_lib.models.recompute import checkpoint_layers, uncheckpoint_layers

@@ -135,7 +135,7 @@ def prepare_model(model: nn.Module, config: TrainerConfig) -> bool:
     if config.gradient_checkpointing:
         from chuk_lib.models import checkpoint_layers
 
-        checkpoint_layers(model)
+        checkpoint_layers(model, config.checkpointing_blocks)
     return adapted
 
 

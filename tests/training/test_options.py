@@ -9,9 +9,11 @@ import pytest
 from chuk_lib.config.settings import settings_of
 from chuk_lib.errors import ConfigError
 from chuk_lib.events import read_events
-from chuk_lib.models import create_model
+from chuk_lib.models import create_model, load_model
+from chuk_lib.models.recompute import is_checkpointed
 from chuk_lib.training import SFTConfig, train_sft
 from chuk_lib.training.checkpoints import list_checkpoints
+from chuk_lib.training.run import prepare_model
 from tests.training.conftest import toy_rows, weights_of, write_rows
 
 LORA = {"use_lora": True}
@@ -133,6 +135,15 @@ def test_recomputing_activations_gives_the_same_weights(train):
         np.testing.assert_allclose(after[name], before[name], atol=1e-5)
 
 
+def test_checkpointing_blocks_says_how_many_recompute(sft_config):
+    config = sft_config(gradient_checkpointing=True, checkpointing_blocks=1)
+    model, _ = load_model(config.model)
+    prepare_model(model, config)
+    assert [is_checkpointed(block) for block in model.layers] == [True, False]
+    with pytest.raises(ConfigError, match="does nothing without gradient_checkpointing"):
+        train_sft(sft_config(checkpointing_blocks=1))
+
+
 def test_format_and_text_field_choose_the_columns(train, tmp_path):
     rows = [{"prompt": "red ", "completion": "green", "text": "blue", "body": "grey grey grey"}] * 4
     data = str(write_rows(tmp_path / "many.jsonl", rows))
@@ -182,7 +193,7 @@ def test_settings_that_would_do_nothing_are_refused_and_nothing_is_written(train
 
 
 ELSEWHERE = {
-    "model", "data", "eval_data", "output", "optimizer", "lora_rank", "gradient_checkpointing", "log_interval",
+    "model", "data", "eval_data", "output", "optimizer", "lora_rank", "gradient_checkpointing", "checkpointing_blocks", "log_interval",
     "eval_steps", "eval_batch_size", "checkpoint_interval", "keep_checkpoints", "early_stopping_patience",
     "early_stopping_threshold", "assistant_only_loss", "pad_to_multiple_of", "format", "text_field",
     "report_to",  # event files, databases: tests/runs/test_sinks.py
