@@ -1,8 +1,8 @@
 """What `--fit` chooses on a GPU, what it foretells, and what the run then needs: `python benchmarks/fit.py [GiB …]`.
 
 A 1.2-billion Llama shape with random bfloat16 weights, LoRA rank 8 on all projections, 8 rows of 2,048 tokens an
-update, vocabulary 128,256. For each budget: the settings that were chosen, then a short run with them: tokens a second, and
-MLX's peak beside the budget and the estimate.
+update, vocabulary 128,256. For each budget: the settings that were chosen, then a short run with them: tokens a
+second, and MLX's peak beside the budget and the estimate.
 """
 
 from __future__ import annotations
