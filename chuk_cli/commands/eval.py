@@ -1,69 +1,202 @@
-"""`chuk eval`: measure a model on data: exact match of its greedy answers, and the loss."""
+"""`chuk eval`: measure a model on data: exact match, loss, rewards, pass@k, alone or beside another model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chuk_cli.options import DataOption, JsonOption, ModelOption, QuietOption
-from chuk_cli.out import Out, make_table
+from chuk_cli.options import DataOption, JsonOption, ModelOption, OverwriteOption, QuietOption
+from chuk_cli.out import Out
+from chuk_lib.errors import ConfigError
+from chuk_lib.inference.config import SamplingConfig
 
 if TYPE_CHECKING:
-    from chuk_lib.training.exact_match import Answer
+    from chuk_lib.training.measure import Measurement, Prepared
 
 app = typer.Typer(add_completion=False)
-_SHOWN = 5
+
+
+def _list_rewards(wanted: bool) -> None:
+    if wanted:
+        from chuk_cli.reward_list import show_rewards
+
+        show_rewards()
+        raise typer.Exit
+
+
+def _reward_option(*names: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Rewards", **more)
+
+
+def _sampling_option(*names: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="Sampling", **more)
+
+
+AdapterOption = Annotated[
+    str | None, typer.Option("--adapter", help="Adapter folder to put on the model.", metavar="DIR")
+]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option("--against", help="A second model: tell the difference, with its interval.", metavar="MODEL"),
+]
+AgainstAdapterOption = Annotated[
+    str | None, typer.Option("--against-adapter", help="Adapter folder of the second model.", metavar="DIR")
+]
+SplitOption = Annotated[
+    str | None, typer.Option("--split", help="Split of a data folder; default: test, else valid, else train.")
+]
+MaxRowsOption = Annotated[int | None, typer.Option("--max-rows", help="Use the first N rows.", min=1)]
+BatchOption = Annotated[int, typer.Option("--batch-size", help="Rows in one batch of the loss.", min=1)]
+OutputFileOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Write all completions to this file, as JSON lines.", metavar="FILE"),
+]
+RewardOption = Annotated[
+    list[str] | None,
+    _reward_option(
+        "--reward",
+        help="Score completions: NAME[:key=value,…][=weight] or file.py:function[=weight]. May be repeated.",
+        metavar="REWARD",
+    ),
+]
+ListOption = Annotated[
+    bool, _reward_option("--list-rewards", help="List the built-in rewards.", callback=_list_rewards, is_eager=True)
+]
+ErrorsOption = Annotated[
+    str, _reward_option("--reward-errors", help="A reward that fails: raise stops, none leaves it unscored.")
+]
+PassScoreOption = Annotated[
+    float, _reward_option("--pass-score", help="A completion passes when the first reward gives this or more.")
+]
+KOption = Annotated[
+    str | None, _reward_option("--k", help="pass@k for these k, with commas between.  [default: 1,SAMPLES]")
+]
+SamplesOption = Annotated[int, _sampling_option("--samples", help="Completions of each prompt.", min=1)]
+TemperatureOption = Annotated[
+    float | None, _sampling_option("--temperature", "-t", help="0: greedy.  [default: 0 for one sample, 1 for more]")
+]
+TopPOption = Annotated[float, _sampling_option("--top-p", help="Sample from the likeliest tokens with this mass.")]
+TopKOption = Annotated[int, _sampling_option("--top-k", help="Sample from this many tokens; 0: all.")]
+MinPOption = Annotated[float, _sampling_option("--min-p", help="Drop tokens this much less likely than the best.")]
+StopOption = Annotated[
+    list[str] | None, _sampling_option("--stop", help="End before this text. May be repeated.", metavar="TEXT")
+]
+MaxTokensOption = Annotated[
+    int | None,
+    _sampling_option(
+        "--max-tokens", help="Longest answer; default: a little over the longest target, 256 with rewards.", min=1
+    ),
+]
+DrawOption = Annotated[int, _sampling_option("--seed", help="Same seed, same samples.", min=0, max=2**32 - 1)]
 
 
 @app.command(name="eval")
 def evaluate(
     model: ModelOption,
     data: DataOption,
-    adapter: Annotated[
-        str | None, typer.Option("--adapter", help="Adapter folder to put on the model.", metavar="DIR")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option("--split", help="Split of a data folder; default: test, else valid, else train.")
-    ] = None,
-    max_rows: Annotated[int | None, typer.Option("--max-rows", help="Use the first N rows.", min=1)] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option("--max-tokens", help="Longest answer; default: a little over the longest target.", min=1),
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows in one batch of the loss.", min=1)] = 32,
+    adapter: AdapterOption = None,
+    against: AgainstOption = None,
+    against_adapter: AgainstAdapterOption = None,
+    split: SplitOption = None,
+    max_rows: MaxRowsOption = None,
+    batch_size: BatchOption = 32,
+    output: OutputFileOption = None,
+    overwrite: OverwriteOption = False,
+    reward: RewardOption = None,
+    list_rewards: ListOption = False,
+    reward_errors: ErrorsOption = "raise",
+    pass_score: PassScoreOption = 1.0,
+    k: KOption = None,
+    samples: SamplesOption = 1,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    min_p: MinPOption = 0.0,
+    stop: StopOption = None,
+    max_tokens: MaxTokensOption = None,
+    seed: DrawOption = 0,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure a model on data: exact match of its greedy answers, and the loss on them.
+    """Measure a model on data: exact match and loss, or rewards and pass@k of what it samples.
 
     Examples:
       chuk eval --model runs/my-run --data data/test.jsonl
       chuk eval --model my-model --data data --split valid --max-rows 200 --json
+      chuk eval --model my-model --data prompts.jsonl --reward numeric --reward format=0.2 --samples 8 --k 1,8
+      chuk eval --model runs/grpo --against base --data prompts.jsonl --reward rewards.py:brevity -o answers.jsonl
     """
     out = Out.of(json, quiet)
+    sampling = SamplingConfig(temperature or 0.0, top_p, top_k, min_p, stop=tuple(stop or ()), seed=seed)
+    ks = _numbers(k)
+    if against is None and against_adapter is not None:
+        raise ConfigError("`--against-adapter` needs `--against`", "name the second model too")
+    _check_output(output, overwrite)
     with out.status("loading the model"):
-        from chuk_lib.training.measure import measure
+        from chuk_lib.training.measure import Question, read_question
 
-    with out.status("answering"):
-        report = measure(
-            model, data, adapter=adapter, split=split, max_rows=max_rows, max_tokens=max_tokens, batch_size=batch_size
-        )
-    loss, share = report.metrics["eval_loss"], 100 * report.exact_match
-    line = f"exact match {share:.1f} %  ({report.correct:,} of {report.rows:,})  loss {loss:.4g}"
-    out.result(report.as_dict(), human=line, quiet=f"{report.exact_match:.4f}")
-    if out.human and len(report.by_type) > 1:
-        out.console.print(_by_type(report.by_type))
+    question = Question(
+        data, split, max_rows, max_tokens, batch_size, tuple(reward or ()), reward_errors, samples, ks, pass_score,
+        temperature, sampling,
+    )  # fmt: skip
+    models = [(model, adapter)] if against is None else [(model, adapter), (against, against_adapter)]
+    _report(out, _answers(out, read_question(question), models), output)
+
+
+def _answers(out: Out, prepared: Prepared, models: Sequence[tuple[str, str | None]]) -> list[Measurement]:
+    """One model after the other, so that two need no more memory than one."""
+    from chuk_lib.training.measure import answer
+
+    found = []
+    for model, adapter in models:
+        with out.status("answering" if len(models) == 1 else f"answering: `{model}`"):
+            found.append(answer(prepared, model, adapter))
+    return found
+
+
+def _report(out: Out, measured: Sequence[Measurement], output: Path | None) -> None:
+    from chuk_cli.eval_report import as_dict, bare, show
+
+    if output is not None:
+        _write(output, measured)
     if out.human:
-        for answer in [answer for answer in report.answers if not answer.correct][:_SHOWN]:
-            out.say(f"wrong: {_line(answer)}")
+        show(out, measured)
+        if output is not None:
+            out.say(f"completions: {output}")
+    else:
+        out.result(as_dict(measured), quiet=bare(measured[0]))
 
 
-def _by_type(counts: dict[str, tuple[int, int]]) -> Any:
-    rows = [[name, correct, rows, f"{100 * correct / rows:.1f} %"] for name, (correct, rows) in counts.items()]
-    return make_table("", ["problems", "correct", "of", "exact match"], rows)
+def _numbers(text: str | None) -> tuple[int, ...]:
+    parts = [] if text is None else text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ConfigError(f"`--k` should be whole numbers with commas between, not `{text}`", "such as --k 1,4")
+    return tuple(dict.fromkeys(int(part) for part in parts))
 
 
-def _line(answer: Answer) -> str:
-    shorten = lambda text: text if len(text) <= 60 else "…" + text[-59:]  # noqa: E731
-    return f"{shorten(answer.prompt)!r} → {shorten(answer.completion)!r}, should be {shorten(answer.target)!r}"
+def _check_output(path: Path | None, overwrite: bool) -> None:
+    """Complain about a file that cannot be written before any work is done for it."""
+    if path is None:
+        return
+    from chuk_lib.utils.paths import check_folder
+
+    check_folder(path.parent)
+    if path.is_dir():
+        raise ConfigError(f"`{path}` is a folder", "give the name of a file, such as answers.jsonl")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"`{path}` exists", "choose another --output, or replace it with --overwrite")
+
+
+def _write(path: Path, measured: Sequence[Measurement]) -> None:
+    import json
+
+    from chuk_lib.utils.paths import make_folder, replace_file
+
+    make_folder(path.parent)
+    with replace_file(path) as partial, partial.open("w", encoding="utf-8") as lines:
+        for one in measured:
+            for row in one.completions():
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -26,17 +26,30 @@ def filtered_logps(logits: mx.array, config: SamplingConfig, seen: mx.array | No
     if config.greedy:
         best = mx.argmax(logits, axis=-1, keepdims=True)
         return mx.where(mx.arange(logits.shape[-1]) == best, 0.0, -mx.inf)
-    scaled = _min_p(_top_p(_top_k(logits / config.temperature, config), config), config)
+    scaled: mx.array = filtered(logits / config.temperature, config)
     return scaled - mx.logsumexp(scaled, axis=-1, keepdims=True)
 
 
-def penalized(logits: mx.array, config: SamplingConfig, seen: mx.array | None) -> mx.array:
+def filtered(scaled: Any, config: SamplingConfig, xp: Any = mx) -> Any:
+    """Logits (B, V) over the temperature, with -inf where top-k, top-p and min-p, in this order, leave nothing.
+
+    `xp` is the library that `scaled` belongs to: MLX, or NumPy where that is faster.
+    """
+    return _min_p(_top_p(_top_k(scaled, config, xp), config, xp), config, xp)
+
+
+def leaves_out(config: SamplingConfig) -> bool:
+    """Whether top-k, top-p or min-p filter anything."""
+    return config.top_k > 0 or config.top_p < 1 or config.min_p > 0
+
+
+def penalized(logits: Any, config: SamplingConfig, seen: Any, xp: Any = mx) -> Any:
     """Logits of seen tokens divided by the penalty when positive, multiplied when negative (Keskar et al.
-    2019)."""
+    2019); `xp` as in `filtered`."""
     if seen is None or config.repetition_penalty == 1:
         return logits
     penalty = config.repetition_penalty
-    return mx.where(seen, mx.where(logits < 0, logits * penalty, logits / penalty), logits)
+    return xp.where(seen, xp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def choose(logits: mx.array, config: SamplingConfig, seen: mx.array | None, keys: mx.array | None) -> mx.array:
@@ -62,7 +75,7 @@ def token_logits(logits: mx.array, tokens: mx.array) -> mx.array:
 
 def row_keys(seed: int | None, rows: list[int]) -> mx.array:
     """Random keys (B, 2) of `rows` by their number: a row keeps its key whichever rows are beside it."""
-    base = mx.random.key(_from_global_state() if seed is None else seed)
+    base = mx.random.key(global_seed() if seed is None else seed)
     counts = mx.array(rows, dtype=mx.uint32)
     words = mx.stack([mx.broadcast_to(base[1], counts.shape), counts], axis=-1) ^ base[0]
     return mx.vmap(mx.random.split)(words)[:, 0]
@@ -74,33 +87,40 @@ def next_keys(keys: mx.array) -> tuple[mx.array, mx.array]:
     return pairs[:, 0], pairs[:, 1]
 
 
-def _from_global_state() -> int:
+def global_seed() -> int:
+    """A seed drawn from MLX's global random state."""
     drawn: Any = mx.random.randint(0, 2**31 - 1).item()
     return int(drawn)
 
 
-def _top_k(logits: mx.array, config: SamplingConfig) -> mx.array:
+def _top_k(logits: Any, config: SamplingConfig, xp: Any) -> Any:
     """Keep the k largest, and what equals the smallest of them."""
     if not 0 < config.top_k < logits.shape[-1]:
         return logits
-    least = mx.min(mx.topk(logits, config.top_k, axis=-1), axis=-1, keepdims=True)
-    return mx.where(logits < least, -mx.inf, logits)
+    return xp.where(logits < _largest(logits, config.top_k, xp)[:, :1], -xp.inf, logits)
 
 
-def _top_p(logits: mx.array, config: SamplingConfig) -> mx.array:
+def _top_p(logits: Any, config: SamplingConfig, xp: Any) -> Any:
     """Drop the least likely tokens whose mass together is at most 1 - p; the likeliest always stays."""
     if config.top_p >= 1:
         return logits
     within = 0 < config.top_k < logits.shape[-1]
-    candidates = mx.sort(mx.topk(logits, config.top_k, axis=-1) if within else logits, axis=-1)
-    below = mx.cumsum(mx.softmax(candidates, axis=-1), axis=-1)
-    dropped = mx.sum(below <= 1 - config.top_p, axis=-1, keepdims=True)
-    edge = mx.take_along_axis(candidates, mx.minimum(dropped, candidates.shape[-1] - 1), axis=-1)
-    return mx.where(logits < edge, -mx.inf, logits)
+    candidates = xp.sort(_largest(logits, config.top_k, xp) if within else logits, axis=-1)
+    weights = xp.exp(candidates - candidates[:, -1:])
+    below = xp.cumsum(weights / weights.sum(axis=-1, keepdims=True), axis=-1)
+    dropped = (below <= 1 - config.top_p).sum(axis=-1, keepdims=True)
+    edge = xp.take_along_axis(candidates, xp.minimum(dropped, candidates.shape[-1] - 1), axis=-1)
+    return xp.where(logits < edge, -xp.inf, logits)
 
 
-def _min_p(logits: mx.array, config: SamplingConfig) -> mx.array:
+def _min_p(logits: Any, config: SamplingConfig, xp: Any) -> Any:
     """Drop what is less than `min_p` times as likely as the likeliest token."""
     if config.min_p == 0:
         return logits
-    return mx.where(logits < mx.max(logits, axis=-1, keepdims=True) + math.log(config.min_p), -mx.inf, logits)
+    return xp.where(logits < logits.max(axis=-1, keepdims=True) + math.log(config.min_p), -xp.inf, logits)
+
+
+def _largest(logits: Any, count: int, xp: Any) -> Any:
+    """The `count` largest of each row, the smallest of them first."""
+    begin = logits.shape[-1] - count
+    return xp.partition(logits, begin, axis=-1)[:, begin:]

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from chuk_lib.models.sources import locate as locate
     from chuk_lib.models.targets import adaptable as adaptable
     from chuk_lib.models.targets import resolve_targets as resolve_targets
+    from chuk_lib.models.value_head import ScoreModel as ScoreModel
+    from chuk_lib.models.value_head import is_reward_model as is_reward_model
+    from chuk_lib.models.value_head import load_reward_model as load_reward_model
+    from chuk_lib.models.value_head import make_score_model as make_score_model
+    from chuk_lib.models.value_head import save_score_model as save_score_model
+    from chuk_lib.models.value_head import score_rows as score_rows
     from chuk_lib.models.weights import load_trained_weights as load_trained_weights
     from chuk_lib.models.weights import save_pretrained as save_pretrained
 
@@ -38,6 +44,7 @@ _HOMES = {
     "Located": "sources",
     "ModelInfo": "info",
     "Provenance": "provenance",
+    "ScoreModel": "value_head",
     "Trained": "lora",
     "adaptable": "targets",
     "adapters_of": "lora",
@@ -48,14 +55,19 @@ _HOMES = {
     "describe_model": "info",
     "download_model": "hub",
     "fuse": "lora",
+    "is_reward_model": "value_head",
     "load_model": "loader",
+    "load_reward_model": "value_head",
     "load_trained_weights": "weights",
     "locate": "sources",
+    "make_score_model": "value_head",
     "provenance_of": "provenance",
     "read_adapter": "adapters",
     "resolve_targets": "targets",
     "save_peft_adapter": "adapters",
     "save_pretrained": "weights",
+    "save_score_model": "value_head",
+    "score_rows": "value_head",
     "set_trainable": "lora",
     "uncheckpoint_layers": "recompute",
 }

@@ -23,6 +23,15 @@ _SUITES = {
     "packing": "data:packing",
     "schedules": "sft:schedules",
     "sft": "sft:first_batches_and_curves",
+    "dpo": "preference:dpo",
+    "kto": "preference:kto",
+    "orpo_cpo": "preference:orpo_and_cpo",
+    "reward": "preference:reward",
+    "generation": "generation:greedy_and_sampling",
+    "advantages": "advantages:advantages",
+    "grpo": "grpo:losses_and_curves",
+    "ppo": "ppo:rollouts_and_updates",
+    "rewards": "rewards:reward_functions",
 }
 SUITES = tuple(_SUITES)
 

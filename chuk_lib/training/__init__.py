@@ -6,6 +6,14 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "CPOConfig": "preference_config",
+    "DPOConfig": "preference_config",
+    "DPOTrainer": "preference_trainer",
+    "KTOConfig": "preference_config",
+    "ORPOConfig": "preference_config",
+    "PreferenceTrainer": "preference_trainer",
+    "RewardConfig": "preference_config",
+    "RewardTrainer": "reward_trainer",
     "SFTConfig": "config",
     "TrainerConfig": "config",
     "SFTTrainer": "sft_trainer",

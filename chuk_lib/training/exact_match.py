@@ -42,13 +42,17 @@ def exact_match(
     long. Raises DataError for an example that learns its first token: it has no prompt.
     """
     pairs = [prompt_and_target(example) for example in examples]
-    longest = max((len(target) for _, target in pairs), default=0)
-    config = SamplingConfig(max_tokens=max_tokens or longest + 4)
+    config = SamplingConfig(max_tokens=max_tokens or longest_target(examples) + 4)
     completions = generate_many(model, tokenizer, [prompt.tolist() for prompt, _ in pairs], config)
     return [
         _answer(tokenizer, example, *pair, completion)
         for example, pair, completion in zip(examples, pairs, completions, strict=True)
     ]
+
+
+def longest_target(examples: Sequence[Example]) -> int:
+    """Tokens of the longest target; 0 without examples."""
+    return max((len(prompt_and_target(example)[1]) for example in examples), default=0)
 
 
 def prompt_and_target(example: Example) -> tuple[np.ndarray, np.ndarray]:

@@ -29,6 +29,13 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "sft": Recipe("chuk_lib.training.config:SFTConfig", "chuk_lib.training.jobs:prepare_sft"),
+    "dpo": Recipe("chuk_lib.training.preference_config:DPOConfig", "chuk_lib.training.preference_trainer:prepare"),
+    "kto": Recipe("chuk_lib.training.preference_config:KTOConfig", "chuk_lib.training.preference_trainer:prepare"),
+    "orpo": Recipe("chuk_lib.training.preference_config:ORPOConfig", "chuk_lib.training.preference_trainer:prepare"),
+    "cpo": Recipe("chuk_lib.training.preference_config:CPOConfig", "chuk_lib.training.preference_trainer:prepare"),
+    "grpo": Recipe("chuk_lib.training.grpo_config:GRPOConfig", "chuk_lib.training.grpo_trainer:prepare"),
+    "ppo": Recipe("chuk_lib.training.ppo_config:PPOConfig", "chuk_lib.training.ppo_trainer:prepare"),
+    "reward": Recipe("chuk_lib.training.preference_config:RewardConfig", "chuk_lib.training.reward_trainer:prepare"),
 }
 
 

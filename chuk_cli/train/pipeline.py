@@ -1,0 +1,146 @@
+"""`chuk train pipeline`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chuk_cli import humanize
+from chuk_cli.interrupt import Stop
+from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption
+from chuk_cli.out import Out, paint
+from chuk_cli.plan import settings_lines
+from chuk_cli.streams import lasting_stdout
+from chuk_cli.train.pipeline_settings import Given, to_pipeline, with_shared_settings
+from chuk_cli.train.watching import _STOPPING, _arm, _displays, _nearest, _show_cursor
+from chuk_lib.config.settings import as_dict
+
+if TYPE_CHECKING:
+    from chuk_lib.training.pipeline import PipelineResult
+    from chuk_lib.training.pipeline_config import Pipeline, Stage
+    from chuk_lib.training.pipeline_manifest import Record
+
+_METRICS = (
+    ("eval_exact_match", "exact match"), ("eval_reward", "eval reward"), ("reward", "reward"),
+    ("eval_loss", "eval loss"), ("loss", "loss"),
+)  # fmt: skip
+
+
+@with_shared_settings
+def pipeline(
+    settings: Given,
+    stages: Annotated[
+        str | None, typer.Option("--stages", help="Stages in order, with commas between: sft,dpo,grpo,eval.")
+    ] = None,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Run a stage again whose settings or input changed, and those after it.")
+    ] = False,
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train in stages: each one begins with the model that the stage before it made.
+
+    Options are for all stages that know them; `--set sft.learning_rate=1e-4` is for one. With a data folder that has
+    `sft.jsonl`, `dpo/` and the like, each stage takes its own. A stage that asks for the adapters which its model has
+    goes on training them; for other adapters, or all weights, they are merged first. Interrupted or killed, the same
+    command with the same --output goes on where it was; that --output alone is enough. Prints the folder of the
+    trained model, or of the pipeline when no stage trains.
+
+    Examples:
+      chuk train pipeline --stages sft,dpo,eval --model my-model --data data --output runs/tuned --lora
+      chuk train pipeline --config pipeline.yaml --set sft.learning_rate=1e-4 --dry-run
+      chuk train pipeline --output runs/tuned
+    """
+    out = Out.of(json, quiet)
+    asked = to_pipeline(settings, stages)
+    if dry_run:
+        _show_plan(out, asked)
+        return
+    _run(out, asked, redo, overwrite)
+
+
+def _run(out: Out, asked: Pipeline, redo: bool, overwrite: bool) -> None:
+    with lasting_stdout():
+        with ExitStack() as stack:
+            stop = stack.enter_context(Stop(on_first=lambda: out.say(_STOPPING), on_second=lambda: _show_cursor()))
+            sinks = [lambda event: _arm(stop, event), *_displays(out, stack)]
+            from chuk_lib.training.pipeline import run_pipeline
+
+            result = run_pipeline(asked, sinks=sinks, should_stop=stop, redo=redo, overwrite=overwrite)
+        report = _write_report(result)
+        _tell(out, result, report)
+    if result.reason == "stopped":
+        raise typer.Exit(stop.exit_code)
+
+
+def _write_report(result: PipelineResult) -> Path:
+    from chuk_cli.runs.pipeline_report import write_pipeline_report
+
+    output = result.path / "report.html"
+    write_pipeline_report(result.path, output)
+    return output
+
+
+def _tell(out: Out, result: PipelineResult, report: Path) -> None:
+    for number, record in enumerate(result.records, 1):
+        out.say(f"{number}/{result.stages} {record.name}: {_outcome(record)}")
+    out.say(f"report: {_nearest(report)}")
+    if result.reason == "stopped":
+        out.say(f"resume: `chuk train pipeline --output {shlex.quote(_nearest(result.path))}`")
+    elif result.model is not None:
+        out.say(f"next: `chuk infer --model {shlex.quote(_nearest(result.model))} --prompt Hello`")
+    where = _nearest(result.model or result.path)
+    stages = [{"name": one.name, "kind": one.kind, "state": one.state, "metrics": one.metrics, "run": one.run}
+              for one in result.records]  # fmt: skip
+    found = {
+        "pipeline": str(result.path), "model": str(result.model) if result.model else None, "report": str(report),
+        "reason": result.reason, "stages": stages,
+    }  # fmt: skip
+    if out.json:
+        out.line(found)
+    else:
+        out.result(found, human=where, quiet=where)
+
+
+def _outcome(record: Record) -> str:
+    """`finished, 60 steps in 12 s, eval loss 0.31`."""
+    steps = [f"{record.steps:,} steps"] if record.steps else []
+    measured = [
+        (words, record.metrics[name]) for name, words in _METRICS if isinstance(record.metrics.get(name), float)
+    ]
+    figures = [f"{words} {humanize.number(value)}" for words, value in measured[:2]]
+    return ", ".join([record.state, *steps, humanize.duration(record.seconds), *figures])
+
+
+def _show_plan(out: Out, asked: Pipeline) -> None:
+    from chuk_lib.training.pipeline import plan_stages
+
+    shown = plan_stages(asked)
+    found = {"model": asked.model, "output": asked.output, "stages": [_as_dict(stage) for stage in shown]}
+    out.result(found, human="\n".join(_lines(shown)), quiet=[stage.name for stage in shown])
+    out.say("dry run: nothing was written")
+
+
+def _as_dict(stage: Stage) -> dict[str, Any]:
+    values, origins = as_dict(stage.settings.value), stage.settings.origins
+    settings = {name: {"value": value, "origin": origins[name]} for name, value in values.items() if name != "output"}
+    return {"name": stage.name, "kind": stage.kind, "folder": stage.folder, "settings": settings}
+
+
+def _lines(stages: Sequence[Stage]) -> Iterator[str]:
+    for stage in stages:
+        if stage.number > 1:
+            yield ""
+        kind = "" if stage.kind == stage.name else f" ({stage.kind})"
+        yield paint(f"stage {stage.number} of {len(stages)}: {stage.name}{kind}", "success", sys.stdout)
+        values = as_dict(stage.settings.value)
+        values.pop("output")
+        yield from settings_lines(values, stage.settings.origins)

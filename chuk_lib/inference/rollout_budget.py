@@ -1,0 +1,69 @@
+"""How many rows decode together: rows × columns of cache stay within a budget of tokens.
+
+The default budget takes half of the memory that is free for the cache of keys and values: what a token costs is
+measured on the model itself. A batch has `MOST_ROWS` rows at most; more gain nothing there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from chuk_lib.runtime import on_cpu
+from chuk_lib.runtime.memory_use import machine_memory
+
+MOST_ROWS = {"cpu": 64, "gpu": 512}
+MEMORY_SHARE = 0.5
+_STATE_TOKENS = 64
+_LEAST_MEMORY = 1 << 28
+
+
+class Budget:
+    """`tokens`: rows × columns at most. `columns` of each row: its prompt and all it may get."""
+
+    def __init__(self, tokens: int, columns: np.ndarray) -> None:
+        self._tokens, self._columns = tokens, columns
+        self._most_rows = MOST_ROWS["cpu" if on_cpu() else "gpu"]
+
+    def fits(self, alive: np.ndarray, joining: Sequence[int]) -> bool:
+        """Whether `joining` may run beside the rows `alive`. One row always may."""
+        rows = len(alive) + len(joining)
+        columns = max(int(self._columns[alive].max(initial=0)), max(int(self._columns[row]) for row in joining))
+        return rows == 1 or (rows <= self._most_rows and rows * columns <= self._tokens)
+
+
+def default_token_budget(model: nn.Module) -> int:
+    """Tokens of cache that `MEMORY_SHARE` of the free memory holds."""
+    return max(1, int(MEMORY_SHARE * _free_bytes()) // token_bytes(model))
+
+
+def token_bytes(model: nn.Module) -> int:
+    """Bytes that one more token takes in the model's caches, at least 1. A layer whose state has a fixed size counts
+    with a 64th of it. Nothing is computed: the shapes are enough."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    caches = make_prompt_cache(model)
+    model(mx.array([[1]]), cache=caches)
+    return max(1, sum(_bytes(cache) for cache in caches))
+
+
+def _bytes(cache: Any) -> int:
+    inner = getattr(cache, "caches", None)  # a list of caches
+    if inner is not None:
+        return sum(_bytes(part) for part in inner)
+    keys, values = getattr(cache, "keys", None), getattr(cache, "values", None)
+    if isinstance(keys, mx.array) and isinstance(values, mx.array):
+        return int(keys.nbytes // keys.shape[2] + values.nbytes // values.shape[2])
+    return int(cache.nbytes) // _STATE_TOKENS
+
+
+def _free_bytes() -> int:
+    if on_cpu():
+        total, available = machine_memory()
+        return max(_LEAST_MEMORY, available or total // 2)
+    memory = mx.device_info(mx.default_device()).get("memory_size", 0)
+    return max(_LEAST_MEMORY, int(memory) - mx.get_active_memory())

@@ -1,0 +1,257 @@
+"""From the rows' last tokens to logits, in the way that suits device and number of rows.
+
+    plain   the model is called; the cache is written in place
+    window  the whole step is one compiled function over the whole buffers, whose copy it returns: fewest launches, for
+            few rows
+    layers  Llama-like models: what lies between two attentions is one compiled function, the cache is written in place
+            between them and attention sees the columns that are written, without a mask
+
+`auto` takes `layers` where the model's parts give its own logits, else `window` up to `FEW_ROWS` rows, else `plain`.
+On a CPU, where nothing is compiled, it takes `plain`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from chuk_lib.inference.rollout_cache import PlainStore, Store
+from chuk_lib.inference.rollout_llama import Block, Linear, LlamaParts, read_llama
+from chuk_lib.runtime import on_cpu
+
+FEW_ROWS = 8
+FUSED_SHARE = 0.05
+"""Weights that see the same input are joined when the copies take at most this share of the device's memory."""
+
+Decode = Literal["auto", "plain", "window", "layers"]
+Forward = Callable[[mx.array, int], mx.array]
+"""Logits (B, V) of tokens (B,), which the store then holds; the second argument is B."""
+
+_PROBE = (1, 2, 3)
+
+
+def new_forward(model: nn.Module, store: Store, decode: Decode) -> Forward:
+    """A function that runs one token of each of the store's rows. Its weights are those the model has now."""
+    if decode == "plain" or not isinstance(store, PlainStore) or (decode == "auto" and on_cpu()):
+        return lambda tokens, rows: _plain(model, store, tokens)
+    if decode in ("auto", "layers"):
+        parts = read_llama(model)
+        if parts is not None and _agrees(model, parts):
+            return _Layers(parts, store)
+    window = _Window(model, store)
+    most = FEW_ROWS if decode == "auto" else 1 << 30
+    return lambda tokens, rows: window(tokens) if rows <= most else _plain(model, store, tokens)
+
+
+def _plain(model: nn.Module, store: Store, tokens: mx.array) -> mx.array:
+    logits: mx.array = model(tokens[:, None], cache=store.caches)[:, -1]
+    store.advance()
+    return logits
+
+
+class _Window:
+    """One compiled function from tokens and buffers to logits and new buffers. A mask hides the columns that no row
+    has written, so the same function serves until the buffers change their size."""
+
+    def __init__(self, model: nn.Module, store: PlainStore) -> None:
+        self._store = store
+        self._step = mx.compile(lambda *arrays: _window_step(model, *arrays))
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        """Logits (B, V)."""
+        store = self._store
+        if store.caches[0].keys is None:  # empty prompts: nothing is known of the shapes
+            return _plain(store.model, store, tokens)
+        column = mx.array(store.column)
+        buffers = [cache.state for cache in store.caches]
+        logits: mx.array
+        logits, written = self._step(tokens, column, mx.array(store.pads), buffers)
+        for cache, (keys, values) in zip(store.caches, written, strict=True):
+            cache.keys, cache.values = keys, values
+        store.advance()
+        return logits
+
+
+Buffers = Sequence[tuple[mx.array, mx.array]]
+
+
+def _window_step(
+    model: nn.Module, tokens: mx.array, column: mx.array, pads: mx.array, buffers: Buffers
+) -> tuple[mx.array, Buffers]:
+    caches = [_WindowCache(keys, values, column, pads) for keys, values in buffers]
+    logits = model(tokens[:, None], cache=caches)[:, -1]
+    return logits, [(cache.keys, cache.values) for cache in caches]
+
+
+class _WindowCache:
+    """Keys and values (B, K, C, D) of one layer whose place to write is an array."""
+
+    def __init__(self, keys: mx.array, values: mx.array, column: mx.array, pads: mx.array) -> None:
+        self.keys, self.values = keys, values
+        self._column, self._pads = column, pads
+        self.offset = column - pads
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write one column and return the whole buffers."""
+        self.keys = mx.slice_update(self.keys, keys, self._column, axes=(2,))
+        self.values = mx.slice_update(self.values, values, self._column, axes=(2,))
+        return self.keys, self.values
+
+    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
+        """Bool (B, 1, 1, C)."""
+        columns = mx.arange(self.keys.shape[2])
+        seen = (columns <= self._column) & (columns >= self._pads[:, None])
+        if window_size is not None:
+            seen = seen & (columns > self._column - window_size)
+        return seen[:, None, None]
+
+
+class _Layers:
+    """A Llama-like model cut at its attentions."""
+
+    def __init__(self, parts: LlamaParts, store: PlainStore) -> None:
+        self._store = store
+        self._blocks = parts.blocks
+        join = _may_join(parts)
+        self._first = [_before(block, join) for block in parts.blocks]
+        self._second = [_after(block, join) for block in parts.blocks]
+        self._head = _weights([parts.head], join)
+        self._embedding, self._norm = parts.embedding, parts.norm
+        shape = parts.blocks[0]
+        self._begin = mx.compile(lambda *arrays: _begin(shape, *arrays))
+        self._between = mx.compile(lambda *arrays: _between(shape, *arrays))
+        self._end = mx.compile(lambda *arrays: _end(shape, parts.norm.eps, *arrays))
+
+    def __call__(self, tokens: mx.array, rows: int) -> mx.array:
+        """Logits (B, V)."""
+        store, last = self._store, len(self._blocks) - 1
+        offset = mx.array(store.column - store.pads)
+        mask = store.mask(1, False, None)
+        hidden, q, k, v = self._begin(tokens, offset, self._embedding, self._first[0])
+        logits = hidden
+        for index, (block, cache) in enumerate(zip(self._blocks, store.caches, strict=True)):
+            keys, values = cache.update_and_fetch(k, v)
+            seen = mx.fast.scaled_dot_product_attention(q, keys, values, scale=block.scale, mask=mask)
+            if index < last:
+                hidden, q, k, v = self._between(hidden, seen, offset, self._second[index], self._first[index + 1])
+            else:
+                logits = self._end(hidden, seen, self._second[index], self._norm.weight, self._head)
+        store.advance()
+        return logits
+
+
+Weights = list[list[Any]]
+"""For each product its weight, bias (or an empty list) and adapter (or an empty list)."""
+
+
+def _begin(
+    shape: Block, tokens: mx.array, offset: mx.array, embedding: mx.array, first: list[Any]
+) -> tuple[mx.array, ...]:
+    hidden = embedding[tokens]
+    return (hidden, *_queries_keys_values(shape, hidden, offset, first))
+
+
+def _between(
+    shape: Block, hidden: mx.array, seen: mx.array, offset: mx.array, second: list[Any], first: list[Any]
+) -> tuple[mx.array, ...]:
+    hidden = _finish(shape, hidden, seen, second)
+    return (hidden, *_queries_keys_values(shape, hidden, offset, first))
+
+
+def _end(
+    shape: Block, eps: float, hidden: mx.array, seen: mx.array, second: list[Any], norm: mx.array, head: Weights
+) -> mx.array:
+    return _product(mx.fast.rms_norm(_finish(shape, hidden, seen, second), norm, eps), head)
+
+
+def _queries_keys_values(
+    shape: Block, hidden: mx.array, offset: mx.array, first: list[Any]
+) -> tuple[mx.array, mx.array, mx.array]:
+    """(B, N, 1, D) and (B, K, 1, D) rotated, and (B, K, 1, D), of hidden states (B, H)."""
+    norm, head_norms, weights = first
+    both = shape.heads + shape.kv_heads
+    together = _product(mx.fast.rms_norm(hidden, norm, shape.before_attention.eps), weights)
+    heads = together.reshape(len(hidden), both + shape.kv_heads, 1, shape.head_dim)
+    turned = heads[:, :both]
+    if shape.q_norm is not None and shape.k_norm is not None:
+        q, k = turned[:, : shape.heads], turned[:, shape.heads :]
+        q = mx.fast.rms_norm(q, head_norms[0], shape.q_norm.eps)
+        turned = mx.concatenate([q, mx.fast.rms_norm(k, head_norms[1], shape.k_norm.eps)], axis=1)
+    turned = shape.rope(turned, offset=offset)
+    return turned[:, : shape.heads], turned[:, shape.heads :], heads[:, both:]
+
+
+def _finish(shape: Block, hidden: mx.array, seen: mx.array, second: list[Any]) -> mx.array:
+    """The rest of a layer after attention (B, N, 1, D)."""
+    norm, o, gate_up, down = second
+    hidden = _product(seen.reshape(len(hidden), -1), o, hidden)
+    both = _product(mx.fast.rms_norm(hidden, norm, shape.before_mlp.eps), gate_up)
+    gate, up = mx.split(both, 2, axis=-1)
+    return _product(nn.silu(gate) * up, down, hidden)
+
+
+def _product(x: mx.array, weights: Weights, plus: mx.array | None = None) -> mx.array:
+    """`plus` and x (B, in) through all weights side by side, (B, out)."""
+    outputs = []
+    for weight, bias, adapter in weights:
+        output = x @ weight.T if plus is None else mx.addmm(plus, x, weight.T)
+        output = output + bias if isinstance(bias, mx.array) else output
+        if adapter:
+            down, up, scale = adapter
+            output = output + (((x @ down) @ up) * scale).astype(x.dtype)
+        outputs.append(output)
+    return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=-1)
+
+
+def _before(block: Block, join: bool) -> list[Any]:
+    norms = [norm.weight for norm in (block.q_norm, block.k_norm) if norm is not None]
+    return [block.before_attention.weight, norms, _weights([block.q, block.k, block.v], join)]
+
+
+def _after(block: Block, join: bool) -> list[Any]:
+    o, down = _weights([block.o], join), _weights([block.down], join)
+    return [block.before_mlp.weight, o, _weights([block.gate, block.up], join), down]
+
+
+def _weights(layers: Sequence[Linear], join: bool) -> Weights:
+    if join and len(layers) > 1:
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        weight = mx.concatenate([layer.weight for layer in layers])
+        mx.eval(weight)
+        return [[weight, mx.concatenate(biases) if biases else [], []]]
+    return [[layer.weight, [] if layer.bias is None else layer.bias, _adapter(layer)] for layer in layers]
+
+
+def _adapter(layer: Linear) -> list[Any]:
+    if layer.adapter is None:
+        return []
+    down, up, scale = layer.adapter
+    kind = layer.weight.dtype
+    return [down.astype(kind), up.astype(kind), mx.array(scale, kind)]
+
+
+def _may_join(parts: LlamaParts) -> bool:
+    """Whether layers that see the same input can be one product: no adapters, biases on all of them or none, and room
+    for the copies."""
+    joined = [layer for block in parts.blocks for layer in (block.q, block.k, block.v, block.gate, block.up)]
+    if any(layer.adapter is not None for layer in joined):
+        return False
+    if any((b.q.bias is None) != (b.v.bias is None) or (b.q.bias is None) != (b.k.bias is None) for b in parts.blocks):
+        return False
+    memory = mx.device_info(mx.default_device()).get("memory_size", 0)
+    return isinstance(memory, int) and sum(layer.weight.nbytes for layer in joined) <= FUSED_SHARE * memory
+
+
+def _agrees(model: nn.Module, parts: LlamaParts) -> bool:
+    """Whether the parts give the model's own logits for three tokens."""
+    want = np.array(model(mx.array([_PROBE])).astype(mx.float32))[0]
+    store = PlainStore(model, len(_PROBE))
+    store.admit([[(mx.zeros((1, 1, 0, 1)),) * 2] * len(parts.blocks)], [1])
+    run = _Layers(parts, store)
+    got = np.concatenate([np.array(run(mx.array([token]), 1).astype(mx.float32)) for token in _PROBE])
+    loose = 1e-3 if parts.embedding.dtype == mx.float32 else 5e-2
+    return got.shape == want.shape and bool(np.allclose(got, want, atol=loose * max(1.0, float(np.abs(want).max()))))

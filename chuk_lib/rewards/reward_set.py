@@ -1,0 +1,244 @@
+"""Several rewards together: their columns are checked before anything runs, their scores while it runs.
+
+A function that raises, or gives text, NaN, infinity or the wrong count, stops the run with the completion that broke
+it: training on wrong scores does harm that no curve shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import math
+import numbers
+import sys
+import weakref
+from collections.abc import Awaitable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chuk_lib.errors import DataError, TrainingError
+from chuk_lib.rewards.types import Completions, Logged, Reward
+from chuk_lib.rewards.user_file import describe
+
+_WRONG = "a score is a number, or None for what cannot be scored"
+
+
+class RewardSet:
+    """Rewards with their weights.
+
+    `on_error` "none" gives None to completions whose score fails instead of stopping. `logged` holds what functions
+    gave to `log_extra` and `log_metric` in the last call of `score`.
+    """
+
+    def __init__(self, rewards: Sequence[Reward], on_error: str = "raise") -> None:
+        self.rewards = _with_own_names(rewards)
+        self.on_error = on_error
+        self.logged = Logged()
+        self._loop: _Loop | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One a reward, as in metric names."""
+        return tuple(reward.name for reward in self.rewards)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """One a reward."""
+        return tuple(reward.weight for reward in self.rewards)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of the data that rewards read, alternatives included."""
+        return frozenset(name for reward in self.rewards for group in reward.scorer.needs for name in group)
+
+    def check_columns(self, available: Iterable[str], where: str) -> None:
+        """Raise DataError when a reward needs a column that the data at `where` does not have."""
+        have = list(available)
+        for reward in self.rewards:
+            for group in reward.scorer.needs:
+                if not set(group) & set(have):
+                    column = " or ".join(f"`{name}`" for name in group)
+                    columns = ", ".join(f"`{name}`" for name in have) or "no columns"
+                    raise DataError(
+                        f"reward `{reward.where}` needs the column {column}, which {where} does not have",
+                        f"it has {columns}: rename one, or choose another reward",
+                    )
+
+    def score(self, batch: Completions) -> np.ndarray:
+        """Scores float32 (N, K) of N completions by K rewards; NaN where a reward cannot score.
+
+        Raises TrainingError naming the reward and the completion, and DataError for a missing column.
+        """
+        self.check_columns(batch.columns, "the data")
+        self.logged = Logged()
+        scores = np.full((len(batch), len(self.rewards)), np.nan, dtype=np.float32)
+        waiting = {}
+        for index, reward in enumerate(self.rewards):
+            if reward.scorer.is_async:
+                waiting[index] = reward
+            else:
+                scores[:, index] = self._checked(reward, batch, self._guarded(reward, batch))
+        if waiting and len(batch):
+            calls = [self._called(reward, batch) for reward in waiting.values()]
+            for (index, reward), result in zip(waiting.items(), self._wait(calls), strict=True):
+                scores[:, index] = self._checked(reward, batch, result)
+        return scores
+
+    def total(self, scores: np.ndarray) -> np.ndarray:
+        """Weighted sums float32 (N,) of scores (N, K), unscorable parts left out; NaN where no reward could score."""
+        sums = np.nansum(scores * np.array(self.weights, dtype=np.float32), axis=1)
+        return np.where(np.isnan(scores).all(axis=1), np.float32(np.nan), sums).astype(np.float32)
+
+    def _guarded(self, reward: Reward, batch: Completions) -> Any:
+        """What a reward returns, or the error that it raises."""
+        if not len(batch):
+            return []
+        try:
+            with redirect_stdout(sys.stderr):
+                result = reward.scorer.score(batch, self.logged)
+        except (Exception, SystemExit) as error:  # a user's function may raise anything; it is reported below
+            return error
+        return self._wait([result])[0] if inspect.isawaitable(result) else result
+
+    async def _called(self, reward: Reward, batch: Completions) -> Any:
+        result = reward.scorer.score(batch, self.logged)
+        return await result if inspect.isawaitable(result) else result
+
+    def _wait(self, calls: Sequence[Awaitable[Any]]) -> list[Any]:
+        self._loop = self._loop or _Loop()
+        return self._loop.run(calls)
+
+    def _checked(self, reward: Reward, batch: Completions, result: Any) -> np.ndarray:
+        """Scores float32 (N,) from whatever a reward gave."""
+        if isinstance(result, BaseException):
+            return self._recovered(reward, batch, result)
+        values = _as_list(result)
+        if values is None or len(values) != len(batch):
+            if self.on_error == "none":
+                return self._recovered(reward, batch, None)
+            got = f"{len(values)} scores" if values is not None else f"{_shown(result)}, not a list,"
+            raise TrainingError(
+                f"reward `{reward.where}` gave {got} for {len(batch)} completions, the first being "
+                f"{_shown(batch.plain[0])}",
+                "return a list with one score a completion, or take `completion` and return one score",
+            )
+        return np.array([self._score(reward, batch, row, value) for row, value in enumerate(values)], dtype=np.float32)
+
+    def _score(self, reward: Reward, batch: Completions, row: int, value: Any) -> float:
+        if value is None:
+            return math.nan
+        kind = _fault(value)
+        if kind is None:
+            return float(value)
+        if self.on_error == "none":
+            return self._failed(reward)
+        raise TrainingError(f"reward `{reward.where}` gave {kind} for {_which(batch, row)}", _WRONG)
+
+    def _failed(self, reward: Reward) -> float:
+        """NaN, and one more in the metric that keeps failures from being silent."""
+        name = f"rewards/{reward.name}/failures"
+        self.logged.metrics[name] = self.logged.metrics.get(name, 0.0) + 1.0
+        return math.nan
+
+    def _recovered(self, reward: Reward, batch: Completions, error: BaseException | None) -> np.ndarray:
+        """After an error (None: a wrong count): ask for each completion alone, to find the one that broke it, or to go
+        on without it."""
+        if len(batch) == 1 and self.on_error == "none":
+            return np.array([self._failed(reward)], dtype=np.float32)
+        found: list[np.ndarray] = []
+        for row in range(len(batch)):
+            alone = batch.only(row)
+            result = error if len(batch) == 1 else self._alone(reward, alone)
+            if isinstance(result, BaseException) and self.on_error == "raise":
+                raise self._broken(reward, _which(batch, row), result) from result
+            found.append(self._checked(reward, alone, result))
+        if self.on_error == "raise" and error is not None:
+            raise self._broken(reward, f"these {len(batch)} completions (on none of them alone)", error) from error
+        return np.concatenate(found)
+
+    def _alone(self, reward: Reward, batch: Completions) -> Any:
+        return self._wait([self._called(reward, batch)])[0] if reward.scorer.is_async else self._guarded(reward, batch)
+
+    def _broken(self, reward: Reward, which: str, error: BaseException) -> TrainingError:
+        return TrainingError(
+            f"reward `{reward.where}` failed on {which}: {describe(error, _file_of(reward))}",
+            "mend it, return None for what it cannot score, or go on without such scores: reward_errors none",
+        )
+
+
+def _file_of(reward: Reward) -> Path | None:
+    """The user's file that a reward stands in."""
+    file = reward.where.rpartition(":")[0]
+    return Path(file).expanduser().resolve() if file.endswith(".py") else None
+
+
+class _Loop:
+    """One event loop in a thread of its own, kept between calls: sessions and locks of a user's file belong to it, and
+    a notebook's running loop does not stand in the way."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+        self._thread = ThreadPoolExecutor(1, "chuk-rewards")
+        self._end = weakref.finalize(self, _end, self._thread, self._runner)
+
+    def run(self, calls: Sequence[Awaitable[Any]]) -> list[Any]:
+        """Results, or the errors that were raised, in order."""
+        return self._thread.submit(self._runner.run, _gathered(calls)).result()
+
+
+async def _gathered(calls: Sequence[Awaitable[Any]]) -> list[Any]:
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+def _end(thread: ThreadPoolExecutor, runner: asyncio.Runner) -> None:
+    thread.shutdown()
+    runner.close()
+
+
+def _with_own_names(rewards: Sequence[Reward]) -> tuple[Reward, ...]:
+    """Second and later rewards of one name get a number: `length_2`."""
+    seen: dict[str, int] = {}
+    named = []
+    for reward in rewards:
+        seen[reward.name] = count = seen.get(reward.name, 0) + 1
+        name = reward.name if count == 1 else f"{reward.name}_{count}"
+        named.append(Reward(name, reward.scorer, reward.weight, reward.where or reward.name))
+    return tuple(named)
+
+
+def _as_list(result: Any) -> list[Any] | None:
+    """A list of what a reward gave; None when it is not a sequence of scores. Arrays of other libraries tell their
+    values by `tolist`."""
+    if isinstance(result, str | bytes | dict | numbers.Number):
+        return None
+    if callable(getattr(result, "tolist", None)):
+        result = result.tolist()
+    return list(result) if isinstance(result, Iterable) else None
+
+
+def _fault(value: Any) -> str | None:
+    """What is wrong with a score, in words; None when it is a number that float32 holds."""
+    if callable(getattr(value, "item", None)):
+        value = value.item()
+    if not isinstance(value, numbers.Real | np.bool_):
+        return f"{_shown(value)}, which is no number,"
+    number = float(value)
+    if math.isnan(number):
+        return "NaN"
+    return None if abs(number) <= float(np.finfo(np.float32).max) else _shown(number)
+
+
+def _which(batch: Completions, row: int) -> str:
+    return f"completion {row + 1} of {len(batch)}, {_shown(batch.plain[row])}"
+
+
+def _shown(value: Any) -> str:
+    """A value in one short line."""
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else f"{text[:38]}…{text[-38:]}"

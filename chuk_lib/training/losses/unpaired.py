@@ -1,0 +1,28 @@
+"""KTO: completions that are good or bad on their own. Pure functions of their log-ratios.
+
+With r = log π(y) − log ref(y), z = max(0, mean of r over mismatched prompts and completions), no gradient:
+
+    kto                good: 1 − σ(b(r − z))      bad: 1 − σ(b(z − r))        Ethayarajh et al. 2024
+    apo_zero_unpaired  good: 1 − σ(b r)           bad: σ(b r)                 D'Oosterlinck et al. 2024
+
+each times its weight; the mean over rows. As TRL 1.16's `kto_trainer.py`.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from chuk_lib.training.preference_config import KTOConfig
+
+
+def estimate_kl(logps: mx.array, ref_logps: mx.array) -> mx.array:
+    """z, a scalar: from log-probs (B,) of completions after the prompts of other rows."""
+    return mx.maximum(mx.stop_gradient(logps - ref_logps).mean(), 0.0)
+
+
+def unpaired_loss(ratios: mx.array, is_good: mx.array, kl: mx.array, config: KTOConfig) -> mx.array:
+    """The weighted loss of each row (B,), from its log-ratio, whether it is good (1 or 0), and z."""
+    shift = kl if config.loss_type == "kto" else mx.zeros_like(kl)
+    x = config.beta * (ratios - shift)
+    good, bad = 1.0 - mx.sigmoid(x), 1.0 - mx.sigmoid(-x)
+    return mx.where(is_good > 0, config.desirable_weight * good, config.undesirable_weight * bad)
