@@ -6,8 +6,6 @@ rows (`join`) and lets rows go (`keep`). Which one fits depends on the caches th
     PlainStore    all layers keep all keys: own buffers; no mask while all rows are as long as each other
     MergedStore   every layer's cache knows how to hold rows of several lengths (rotating, recurrent, lists of those)
     LockstepStore anything else: rows of one prompt at a time, in step (quantized, chunked), or one row at a time
-
-All but the last token of a prompt is prefilled: the last is the first that the rows decode.
 """
 
 from __future__ import annotations
@@ -21,11 +19,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
-PREFILL_TOKENS = 8192
-"""Tokens of prompts that run at once, over all rows."""
-LEAST_COLUMNS = 32
-COLUMNS = 256
-"""Buffers have a multiple of this many columns; on a GPU the fast attention for long caches needs it."""
+from chuk_lib.inference.rollout_plain import PlainStore
+from chuk_lib.inference.rollout_prefill import layer_caches, prefill_alone
 
 Mix = Literal["any", "group", "row"]
 """Which rows may decode together: any, those of one prompt that begin together, or one alone."""
@@ -63,7 +58,7 @@ _PROBES = ((1, 2, 3), (4, 5))
 def new_store(model: nn.Module, max_tokens: int, kv_bits: int | None = None, together: bool = True) -> Store:
     """The store that suits the model. `kv_bits` quantizes plain caches to so many bits. `together`: rows of several
     prompts will run at once."""
-    layers = _layer_caches(model)
+    layers = layer_caches(model)
     plain = all(_kind(layer) == "KVCache" for layer in layers)
     if kv_bits is None and (plain or all(_merges(layer) for layer in layers)):
         store: Store = PlainStore(model, max_tokens) if plain else MergedStore(model)
@@ -89,51 +84,7 @@ def _holds_unlike_rows(model: nn.Module, store: Store) -> bool:
 
 def keeps_all(model: nn.Module) -> bool:
     """Whether all layers keep the keys and values of all tokens."""
-    return all(_kind(layer) == "KVCache" for layer in _layer_caches(model))
-
-
-Memory = list[tuple[mx.array, mx.array]]
-"""Keys and values (1, K, P, D) of a prompt, layer by layer; P may be 0."""
-
-
-def prefill_plain(model: nn.Module, prompts: Sequence[Sequence[int]]) -> list[Memory]:
-    """Prompts side by side, padded on the right: what follows a token does not change its keys and values. Prompts
-    of like length should stand together."""
-    memories: list[Memory] = []
-    begin = 0
-    while begin < len(prompts):
-        longest, end = len(prompts[begin]), begin + 1
-        while end < len(prompts) and max(longest, len(prompts[end])) * (end + 1 - begin) <= PREFILL_TOKENS:
-            longest, end = max(longest, len(prompts[end])), end + 1
-        memories += _prefill_together(model, prompts[begin:end], longest - 1)
-        begin = end
-    return memories
-
-
-def _prefill_together(model: nn.Module, prompts: Sequence[Sequence[int]], columns: int) -> list[Memory]:
-    ids = np.zeros((len(prompts), max(1, columns)), np.int32)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt) - 1] = prompt[:-1]
-    caches = _layer_caches(model)
-    _run_prompt(model, mx.array(ids), caches)
-    return [
-        [(c.keys[row : row + 1, :, : len(prompt) - 1], c.values[row : row + 1, :, : len(prompt) - 1]) for c in caches]
-        for row, prompt in enumerate(prompts)
-    ]
-
-
-def _run_prompt(model: nn.Module, ids: mx.array, caches: list[Any]) -> None:
-    """Run (B, T) tokens, some columns at a time; the logits are never computed."""
-    columns = max(LEAST_COLUMNS, PREFILL_TOKENS // ids.shape[0])
-    for start in range(0, ids.shape[1], columns):
-        model(ids[:, start : start + columns], cache=caches)
-        mx.eval([cache.state for cache in caches])
-
-
-def _layer_caches(model: nn.Module) -> list[Any]:
-    from mlx_lm.models.cache import make_prompt_cache
-
-    return list(make_prompt_cache(model))
+    return all(_kind(layer) == "KVCache" for layer in layer_caches(model))
 
 
 def _kind(layer: Any) -> str:
@@ -143,150 +94,6 @@ def _kind(layer: Any) -> str:
 def _merges(layer: Any) -> bool:
     inner = getattr(layer, "caches", None)  # a list of caches
     return all(map(_merges, inner)) if inner is not None else callable(getattr(layer, "merge", None))
-
-
-class FixedCache:
-    """Keys and values of one layer (B, K, C, D) in a buffer of C columns, written in place. All layers share their
-    store's place to write."""
-
-    def __init__(self, store: PlainStore) -> None:
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
-        self._store = store
-
-    @property
-    def offset(self) -> int | mx.array:
-        """Position of the next token: one number, or one a row (B,)."""
-        return self._store.offset
-
-    @property
-    def state(self) -> tuple[mx.array | None, mx.array | None]:
-        """The buffers."""
-        return self.keys, self.values
-
-    def written(self, end: int) -> tuple[mx.array, mx.array]:
-        """Keys and values (B, K, end, D) of the first columns."""
-        if self.keys is None or self.values is None:
-            raise ValueError("nothing is written yet")
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write one column and return all that are written."""
-        begin, end = self._store.column, self._store.column + keys.shape[2]
-        if self.keys is None or self.values is None:
-            self.keys = mx.zeros((*keys.shape[:2], self._store.capacity, keys.shape[3]), keys.dtype)
-            self.values = mx.zeros((*values.shape[:2], self._store.capacity, values.shape[3]), values.dtype)
-        self.keys[..., begin:end, :] = keys
-        self.values[..., begin:end, :] = values
-        return self.keys[..., :end, :], self.values[..., :end, :]
-
-    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """None while all rows have as many columns and see them all."""
-        return self._store.mask(length, return_array, window_size)
-
-
-class PlainStore:
-    """Buffers for models whose layers all keep every key. Rows end in the same column: what is shorter begins later
-    (`pads`). Where all begin in column 0 attention needs no mask."""
-
-    mix: Mix = "any"
-
-    def __init__(self, model: nn.Module, max_tokens: int) -> None:
-        self.model, self._max_tokens = model, max_tokens
-        self.pads = np.zeros(0, np.int64)
-        self.column = 0
-        self.capacity = 0
-        self.caches = [FixedCache(self) for _ in _layer_caches(model)]
-
-    @property
-    def equal(self) -> bool:
-        """Whether all rows are as long as each other."""
-        return not self.pads.any()
-
-    @property
-    def offset(self) -> int | mx.array:
-        """Position of the next token of all rows, or of each."""
-        return self.column if self.equal else mx.array(self.column - self.pads)
-
-    def twin(self) -> PlainStore:
-        """An empty store of this kind."""
-        return PlainStore(self.model, self._max_tokens)
-
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Memory]:
-        """See `prefill_plain`."""
-        return prefill_plain(self.model, prompts)
-
-    def admit(self, memories: Sequence[Memory], rows: Sequence[int]) -> None:
-        """Copy prompts to their rows."""
-        parts = [(memory, count, memory[0][0].shape[2]) for memory, count in zip(memories, rows, strict=True)]
-        self.column = max(length for _, _, length in parts)
-        self.pads = np.concatenate([np.full(count, self.column - length) for _, count, length in parts])
-        self._make_room()
-        if self.column == 0:
-            self.caches = [FixedCache(self) for _ in self.caches]
-            return
-        for index, cache in enumerate(self.caches):
-            cache.keys = self._stack([(memory[index][0], count) for memory, count, _ in parts])
-            cache.values = self._stack([(memory[index][1], count) for memory, count, _ in parts])
-        mx.eval([cache.state for cache in self.caches])
-
-    def advance(self) -> None:
-        """One column was written by all layers."""
-        self.column += 1
-        if self.column == self.capacity:
-            self._place(np.arange(len(self.pads)))
-
-    def join(self, other: PlainStore) -> None:
-        """Add rows, ending in the same column."""
-        ours, theirs = self.column, other.column
-        self.column = max(ours, theirs)
-        self.pads = np.concatenate([self.pads + self.column - ours, other.pads + self.column - theirs])
-        self._make_room()
-        for cache, arrived in zip(self.caches, other.caches, strict=True):
-            (keys, values), (other_keys, other_values) = cache.written(ours), arrived.written(theirs)
-            cache.keys, cache.values = (
-                self._stack([(keys, 1), (other_keys, 1)]),
-                self._stack([(values, 1), (other_values, 1)]),
-            )
-        self._place(np.arange(len(self.pads)))
-
-    def keep(self, rows: np.ndarray) -> None:
-        """Go on with these rows only."""
-        self._place(rows)
-
-    def mask(self, length: int, return_array: bool, window_size: int | None) -> Any:
-        """Bool (B, 1, T, columns), or None when every row sees every column."""
-        from mlx_lm.models.base import create_causal_mask
-
-        if self.equal and length == 1 and window_size is None and not return_array:
-            return None
-        pads = None if self.equal else mx.array(self.pads)
-        return create_causal_mask(length, offset=self.column, window_size=window_size, left_padding=pads)
-
-    def _place(self, rows: np.ndarray) -> None:
-        """Rows in new buffers, without the columns that none of them uses."""
-        first, end = int(self.pads[rows].min(initial=self.column)), self.column
-        self.pads, self.column = self.pads[rows] - first, end - first
-        self._make_room()
-        index = mx.array(rows)
-        for cache in self.caches:
-            keys, values = cache.written(end)
-            cache.keys = self._stack([(keys[:, :, first:][index], 1)])
-            cache.values = self._stack([(values[:, :, first:][index], 1)])
-        mx.eval([cache.state for cache in self.caches])
-
-    def _make_room(self) -> None:
-        """Columns for the longest row and what it may still get."""
-        self.capacity = -(-(self.column + self._max_tokens + 1) // COLUMNS) * COLUMNS
-
-    def _stack(self, parts: Sequence[tuple[mx.array, int]]) -> mx.array:
-        """(B, K, C, D): each part (b, K, P, D) as often as wanted, ending in the current column."""
-        padded = []
-        for part, count in parts:
-            edges = (self.column - part.shape[2], self.capacity - self.column)
-            wide = mx.pad(part, [(0, 0), (0, 0), edges, (0, 0)])
-            padded.append(mx.repeat(wide, count, axis=0) if count > 1 else wide)
-        return mx.contiguous(mx.concatenate(padded) if len(padded) > 1 else padded[0])
 
 
 class MergedStore:
@@ -305,7 +112,7 @@ class MergedStore:
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
         """One list of caches a prompt."""
-        return [_prefill_alone(self._model, prompt) for prompt in prompts]
+        return [prefill_alone(self._model, prompt) for prompt in prompts]
 
     def admit(self, memories: Sequence[Any], rows: Sequence[int]) -> None:
         """Merge as many copies of each."""
@@ -340,7 +147,7 @@ class LockstepStore:
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
         """One list of caches a prompt, quantized when asked for."""
-        memories = [_prefill_alone(self._model, prompt) for prompt in prompts]
+        memories = [prefill_alone(self._model, prompt) for prompt in prompts]
         if self._kv_bits is None:
             return memories
         return [[layer.to_quantized(bits=self._kv_bits) for layer in memory] for memory in memories]
@@ -369,10 +176,3 @@ def _mapped(layer: Any, change: Any) -> Any:
         return copy.deepcopy(layer)
     state = tree_map(lambda leaf: change(leaf) if isinstance(leaf, mx.array) and leaf.ndim else leaf, layer.state)
     return type(layer).from_state(state)
-
-
-def _prefill_alone(model: nn.Module, prompt: Sequence[int]) -> list[Any]:
-    caches = _layer_caches(model)
-    if len(prompt) > 1:
-        _run_prompt(model, mx.array([list(prompt[:-1])]), caches)
-    return caches

@@ -14,10 +14,11 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.inference.config import SamplingConfig
-from chuk_lib.inference.rollout_cache import Memory, Mix, Store, keeps_all, new_store, prefill_plain
+from chuk_lib.inference.rollout_cache import Mix, Store, keeps_all, new_store
 from chuk_lib.inference.rollout_draws import Arrival, Draws, choose, choose_lazily, seen_tokens
 from chuk_lib.inference.rollout_forward import Decode, Forward, new_forward
 from chuk_lib.inference.rollout_llama import LlamaParts, read_llama
+from chuk_lib.inference.rollout_prefill import Memory, prefill_plain
 from chuk_lib.runtime import on_cpu
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class ModelEngine:
         self._seen: Any = None  # (B, V) bool, with a repetition penalty
         self._steps = 0
         self.mix: Mix = self._store.mix
-        self.drop_share = 0.5 if self._lazy else 0.25  # compiled steps are made for a number of rows
+        self.drop_share = 0.25
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
         """Through the model, each prompt once."""
@@ -206,7 +207,8 @@ class ModelEngine:
     def _advance(self, numbers: np.ndarray) -> None:
         if self._forward is None:
             self._forward = new_forward(self._model, self._store, self._decode)
-        logits = self._forward(mx.array(self._tokens), len(numbers))
+        tokens = self._tokens if isinstance(self._tokens, mx.array) else mx.array(self._tokens)
+        logits = self._forward(tokens, len(numbers))
         if self._lazy:
             chances = mx.array(numbers.astype(np.float32))
             if self._seen is None:

@@ -17,13 +17,15 @@ from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
-from chuk_lib.inference.rollout_cache import PlainStore, Store
+from chuk_lib.inference.rollout_cache import Store
 from chuk_lib.inference.rollout_llama import Block, Linear, LlamaParts, read_llama
+from chuk_lib.inference.rollout_plain import PlainStore
 from chuk_lib.runtime import on_cpu
 
 FEW_ROWS = 8
+MOST_RUNS = 8
+"""Lengths of rows up to which each gets an attention of its own."""
 FUSED_SHARE = 0.05
 """Weights that see the same input are joined when the copies take at most this share of the device's memory."""
 
@@ -39,9 +41,9 @@ def new_forward(model: nn.Module, store: Store, decode: Decode) -> Forward:
     if decode == "plain" or not isinstance(store, PlainStore) or (decode == "auto" and on_cpu()):
         return lambda tokens, rows: _plain(model, store, tokens)
     if decode in ("auto", "layers"):
-        parts = read_llama(model)
-        if parts is not None and _agrees(model, parts):
-            return _Layers(parts, store)
+        layers = _layers(model)
+        if layers is not None:
+            return lambda tokens, rows: layers(store, tokens)
     window = _Window(model, store)
     most = FEW_ROWS if decode == "auto" else 1 << 30
     return lambda tokens, rows: window(tokens) if rows <= most else _plain(model, store, tokens)
@@ -113,8 +115,7 @@ class _WindowCache:
 class _Layers:
     """A Llama-like model cut at its attentions."""
 
-    def __init__(self, parts: LlamaParts, store: PlainStore) -> None:
-        self._store = store
+    def __init__(self, parts: LlamaParts) -> None:
         self._blocks = parts.blocks
         join = _may_join(parts)
         self._first = [_before(block, join) for block in parts.blocks]
@@ -126,22 +127,33 @@ class _Layers:
         self._between = mx.compile(lambda *arrays: _between(shape, *arrays))
         self._end = mx.compile(lambda *arrays: _end(shape, parts.norm.eps, *arrays))
 
-    def __call__(self, tokens: mx.array, rows: int) -> mx.array:
+    def __call__(self, store: PlainStore, tokens: mx.array) -> mx.array:
         """Logits (B, V)."""
-        store, last = self._store, len(self._blocks) - 1
-        offset = mx.array(store.column - store.pads)
-        mask = store.mask(1, False, None)
+        last = len(self._blocks) - 1
+        offset = mx.array(store.offset)
         hidden, q, k, v = self._begin(tokens, offset, self._embedding, self._first[0])
         logits = hidden
         for index, (block, cache) in enumerate(zip(self._blocks, store.caches, strict=True)):
-            keys, values = cache.update_and_fetch(k, v)
-            seen = mx.fast.scaled_dot_product_attention(q, keys, values, scale=block.scale, mask=mask)
+            seen = _attend(store, q, *cache.update_and_fetch(k, v), block.scale)
             if index < last:
                 hidden, q, k, v = self._between(hidden, seen, offset, self._second[index], self._first[index + 1])
             else:
                 logits = self._end(hidden, seen, self._second[index], self._norm.weight, self._head)
         store.advance()
         return logits
+
+
+def _attend(store: PlainStore, q: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
+    """Attention (B, N, 1, D). Neighbours of one length attend together without a mask, which MLX's fast kernels for
+    one query do not take; one mask for all serves where there are too many lengths."""
+    attend = mx.fast.scaled_dot_product_attention
+    runs = store.runs
+    if len(runs) > MOST_RUNS:
+        return attend(q, keys, values, scale=scale, mask=store.mask(1, False, None))
+    if len(runs) == 1:
+        return attend(q, keys, values, scale=scale)
+    parts = [attend(q[a:b], keys[a:b, :, pad:], values[a:b, :, pad:], scale=scale) for a, b, pad in runs]
+    return mx.concatenate(parts)
 
 
 Weights = list[list[Any]]
@@ -246,12 +258,17 @@ def _may_join(parts: LlamaParts) -> bool:
     return isinstance(memory, int) and sum(layer.weight.nbytes for layer in joined) <= FUSED_SHARE * memory
 
 
-def _agrees(model: nn.Module, parts: LlamaParts) -> bool:
-    """Whether the parts give the model's own logits for three tokens."""
-    want = np.array(model(mx.array([_PROBE])).astype(mx.float32))[0]
-    store = PlainStore(model, len(_PROBE))
+def _layers(model: nn.Module) -> _Layers | None:
+    """The model cut at its attentions, when the parts give its own logits."""
+    parts = read_llama(model)
+    if parts is None:
+        return None
+    layers, store = _Layers(parts), PlainStore(model, len(_PROBE))
     store.admit([[(mx.zeros((1, 1, 0, 1)),) * 2] * len(parts.blocks)], [1])
-    run = _Layers(parts, store)
-    got = np.concatenate([np.array(run(mx.array([token]), 1).astype(mx.float32)) for token in _PROBE])
+    got = mx.concatenate([layers(store, mx.array([token])) for token in _PROBE]).astype(mx.float32)
+    want = model(mx.array([_PROBE]))[0].astype(mx.float32)
+    if got.shape != want.shape:
+        return None
     loose = 1e-3 if parts.embedding.dtype == mx.float32 else 5e-2
-    return got.shape == want.shape and bool(np.allclose(got, want, atol=loose * max(1.0, float(np.abs(want).max()))))
+    allowed = loose * mx.maximum(1.0, mx.abs(want).max())
+    return layers if bool((mx.abs(got - want).max() <= allowed).item()) else None

@@ -39,6 +39,7 @@ class NumpyLlama:
         self._norm = _RMSNorm(parts.norm)
         self._head = _Product([parts.head])
         self.vocabulary = len(parts.head.weight)
+        self._columns = columns
         self._groups: list[Prefix] = []
         self._group = np.zeros(0, np.int64)  # (B,) which of `_groups` a row belongs to
         self._written = np.zeros(0, np.int64)  # (B,)
@@ -71,10 +72,10 @@ class NumpyLlama:
         """Logits (B, V) after one more token (B,) for each row."""
         hidden = np.ascontiguousarray(self._embedding[tokens].T)
         layout = _layout(self._group, self._written, self._begins)
-        with np.errstate(over="ignore"):  # exp of a large −x in silu is inf, and 1/inf is right
+        with np.errstate(over="ignore", invalid="ignore"):  # 1/(1 + inf) in silu is right; unused keys are anything
             for index, block in enumerate(self._blocks):
                 block(hidden, layout, [group[index] for group in self._groups])
-        self._written += 1
+        self._written = np.minimum(self._written + 1, self._columns - 1)  # rows that ended may wait to be dropped
         return np.ascontiguousarray(self._head(self._norm(hidden)).T)
 
 

@@ -88,12 +88,12 @@ def rollouts(
 
 
 def _fast() -> AbstractContextManager[None]:
-    """NumPy's exp and attention while prompts run on a CPU."""
+    """NumPy's exp and attention while prompts run on a CPU; training may have switched them on already."""
     if not on_cpu():
         return nullcontext()
-    from chuk_lib.runtime import fast_math
+    from chuk_lib.runtime import fast_math, is_fast
 
-    return fast_math()
+    return nullcontext() if is_fast() else fast_math()
 
 
 def _checked(
@@ -236,7 +236,7 @@ class RolloutRun:
         ids, logps = self._ids[row, :count].copy(), self._logps[row, :count].copy()
         text = decode_text(self._tokenizer, (ids[:-1] if reason == "eos" else ids).tolist())
         if reason == "stop":
-            text = text[: min(at for at in (text.find(stop) for stop in self._config.stop) if at >= 0)]
+            text = text[: self._found(ids.tolist())]
         prompt, member = divmod(row, self._group_size)
         rollout = Rollout(prompt, member, ids, logps, reason, text)
         self._finished[row] = rollout
