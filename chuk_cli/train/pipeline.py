@@ -17,6 +17,7 @@ from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOpt
 from chuk_cli.out import Out, paint
 from chuk_cli.plan import settings_lines
 from chuk_cli.streams import lasting_stdout
+from chuk_cli.train.grpo import RewardOption
 from chuk_cli.train.pipeline_settings import Given, to_pipeline, with_shared_settings
 from chuk_cli.train.watching import _STOPPING, _arm, _displays, _nearest, _show_cursor
 from chuk_lib.config.settings import as_dict
@@ -38,6 +39,7 @@ def pipeline(
     stages: Annotated[
         str | None, typer.Option("--stages", help="Stages in order, with commas between: sft,dpo,grpo,eval.")
     ] = None,
+    reward: RewardOption = None,
     redo: Annotated[
         bool, typer.Option("--redo", help="Run a stage again whose settings or input changed, and those after it.")
     ] = False,
@@ -56,11 +58,12 @@ def pipeline(
 
     Examples:
       chuk train pipeline --stages sft,dpo,eval --model my-model --data data --output runs/tuned --lora
+      chuk train pipeline --stages sft,grpo,eval --model my-model --data sums.jsonl --reward exact_match
       chuk train pipeline --config pipeline.yaml --set sft.learning_rate=1e-4 --dry-run
       chuk train pipeline --output runs/tuned
     """
     out = Out.of(json, quiet)
-    asked = to_pipeline(settings, stages)
+    asked = to_pipeline(settings, stages, reward)
     if dry_run:
         _show_plan(out, asked)
         return

@@ -45,7 +45,7 @@ def with_shared_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     return _dressed(with_options, command, TrainerConfig)
 
 
-def to_pipeline(given: Given, stages: str | None) -> Pipeline:
+def to_pipeline(given: Given, stages: str | None, rewards: Sequence[str] | None = None) -> Pipeline:
     """The pipeline that is meant: `--stages`, else those of a file, else those that the folder was begun with.
 
     Raises ConfigError that names the option, file and line, or variable.
@@ -67,7 +67,7 @@ def to_pipeline(given: Given, stages: str | None) -> Pipeline:
         raise ConfigError(
             "no stages given", "add `--stages sft,dpo,eval`, `stages:` in a --config file, or the --output to go on in"
         )
-    return make_pipeline(specs, [*model, *shared], _layers(given, specs))
+    return make_pipeline(specs, [*model, *shared], _layers(given, specs, rewards))
 
 
 def _chosen(asked: list[StageSpec], of_files: list[StageSpec]) -> list[StageSpec]:
@@ -87,7 +87,7 @@ def _begun(path: Path) -> tuple[list[StageSpec], list[Layer]]:
     return planned_again(manifest.plan), [Layer(MANIFEST, {"model": manifest.model})]
 
 
-def _layers(given: Given, specs: Sequence[StageSpec]) -> list[Layer]:
+def _layers(given: Given, specs: Sequence[StageSpec], rewards: Sequence[str] | None) -> list[Layer]:
     """Variables, `--set` and flags for all stages, then `--set STAGE.setting`."""
     from chuk_lib.training.pipeline_config import settings_class
 
@@ -98,6 +98,7 @@ def _layers(given: Given, specs: Sequence[StageSpec]) -> list[Layer]:
     to_one = [layer for layer in overrides if any("." in key for key in layer.values)]
     known = settings_of(TrainerConfig)
     flags = [Layer(_flag_name(known[name], value), {name: value}) for name, value in given.flags.items()]
+    flags += [Layer("--reward", {"rewards": tuple(rewards)})] if rewards else []
     return [*layers, *(layer for layer in overrides if layer not in to_one), *flags, *to_one]
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chuk_lib.errors import ConfigError, ModelError
-from chuk_lib.models.chat_template import CHATML
 from chuk_lib.models.presets import Preset, find_preset
 from chuk_lib.utils.paths import check_folder, make_folder
 
@@ -217,20 +216,31 @@ def _content(token: Any) -> str | None:
 
 
 def _template_files(files: dict[str, bytes], chat_template: str | Path | None) -> dict[str, bytes]:
+    from chuk_lib.data.tokenizers.ready import find_template
+
     name = "chat_template.jinja"
-    if chat_template is None:
-        own = name in files or "chat_template" in json.loads(files.get("tokenizer_config.json", b"{}"))
-        return {} if own else {name: CHATML.encode()}
-    if str(chat_template) == "none":
+    own = name in files or "chat_template" in json.loads(files.get("tokenizer_config.json", b"{}"))
+    if str(chat_template) == "none" or (chat_template is None and own):
         return {}
-    if str(chat_template) == "chatml":
-        return {name: CHATML.encode()}
-    try:
-        return {name: Path(chat_template).read_bytes()}
-    except OSError as error:
+    _check_template_tokens(files["tokenizer.json"], str(chat_template or "chatml"), chat_template is None)
+    return {name: find_template(chat_template or "chatml").encode()}
+
+
+def _check_template_tokens(tokenizer: bytes, template: str, by_default: bool) -> None:
+    """Raise ConfigError when a ready template that was asked for writes tokens that the tokenizer does not have."""
+    from tokenizers import Tokenizer
+
+    from chuk_lib.data.tokenizers.ready import READY
+
+    made = Tokenizer.from_str(tokenizer.decode())
+    lacking = (
+        [token for token in READY[template].tokens if made.token_to_id(token) is None] if template in READY else []
+    )
+    if lacking and not by_default:
         raise ConfigError(
-            f"cannot read chat template `{chat_template}`: {error.strerror}", "give `chatml`, `none` or a Jinja file"
-        ) from None
+            f"chat template `{template}` needs tokens that the tokenizer does not have: {', '.join(lacking)}",
+            f"train one that has them: `chuk tokenizer train --chat-template {template}`",
+        )
 
 
 def _config_files(shape: Preset, tokenizer: _TokenizerFiles, rows: int, context: int) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from chuk_lib.config.settings import Layer, resolve
+from chuk_lib.config.settings import Layer, resolve, settings_of
 from chuk_lib.data.preference_dataset import PairDataset, PairExample, UnpairedDataset
 from chuk_lib.data.tokenizers.loader import load_tokenizer
 from chuk_lib.events import read_events
@@ -68,11 +69,11 @@ def orpo_and_cpo(check: Checker) -> None:
     found = check.json("expected/orpo_cpo_first_batch.json")
     inputs = check.arrays("inputs/orpo_cpo_batches.npz")
     size = len(next(ids for name, ids in inputs.items() if name.endswith("input_ids"))) // 2
+    policy = str(check.folder / "models" / found["policy"])
+    model, tokenizer = load_model(policy, dtype="float32")
     for name, case in found["variants"].items():
         kind: type[PreferenceConfig] = ORPOConfig if name.startswith("orpo") else CPOConfig
-        policy = str(check.folder / "models" / found["policy"])
         config = _config(kind, case["config"], model=policy, batch_size=size)
-        model, tokenizer = load_model(policy, dtype="float32")
         dataset = PairDataset(_data(check, found["data"]), tokenizer, max_length=config.max_length)
         algorithm = PreferenceTrainer(model, tokenizer, config).make_algorithm(dataset)
         _first_batch(check, name, case, algorithm, left_out=_PADDED_MEANS, grad_rtol=1e-3)
@@ -104,7 +105,15 @@ def _config(kind: type[Config], settings: dict[str, Any], **more: Any) -> Config
     values = {"shuffle": False, **settings, **more}
     if "optim" in values:
         values["optim"] = _OPTIMIZERS.get(values["optim"], values["optim"])
-    return resolve(kind, [Layer("the parity folder", values)]).value
+    return _without_idle(resolve(kind, [Layer("the parity folder", values)]).value)
+
+
+def _without_idle(config: Config) -> Config:
+    """The settings less those that TRL accepts and ignores, which chuk refuses."""
+    known = settings_of(type(config))
+    for names, idle, _ in type(config).idle_rules:
+        config = replace(config, **{name: known[name].default for name in names if idle(config)})
+    return config
 
 
 def _data(check: Checker, words: str) -> Path:
@@ -157,12 +166,12 @@ def _dpo_batches(check: Checker) -> None:
     inputs = check.arrays("inputs/dpo_batches.npz")
     cases = {name: case | {"data": found["data"], "prefix": "pref"} for name, case in found["variants"].items()}
     cases |= {f"format/{name}": case | {"prefix": name} for name, case in found["formats"].items()}
+    policy, reference = (str(check.folder / "models" / found[part]) for part in ("policy", "ref"))
+    model, tokenizer = load_model(policy, dtype="float32")
     for name, case in cases.items():
         batch = {key.partition("/")[2]: value for key, value in inputs.items() if key.startswith(case["prefix"] + "/")}
-        policy, reference = (str(check.folder / "models" / found[part]) for part in ("policy", "ref"))
         size = len(batch["input_ids"]) // 2
         config = _config(DPOConfig, case["config"], model=policy, ref_model=reference, batch_size=size)
-        model, tokenizer = load_model(policy, dtype="float32")
         dataset = PairDataset(_data(check, case["data"]), tokenizer, max_length=config.max_length)
         if "num_rows_after_filter" in case:
             check.equal(f"{name}/rows", len(dataset), case["num_rows_after_filter"])

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,8 +16,9 @@ import numpy as np
 
 from chuk_lib.models.heads import OutputHead, output_head
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Memory, Report, Update
-from chuk_lib.training.grpo_batches import Extra, Rollout, make_update, padded, split_rows
+from chuk_lib.training.grpo_batches import Extra, TrainingRows, make_update, padded, split_rows
 from chuk_lib.training.grpo_config import GRPOConfig
+from chuk_lib.training.grpo_experience import Gathered, Gatherer, advantages_of
 from chuk_lib.training.losses.policy_gradient import (
     PolicyBatch,
     PolicyLoss,
@@ -28,10 +27,9 @@ from chuk_lib.training.losses.policy_gradient import (
     policy_loss,
 )
 from chuk_lib.training.losses.sums import Metric
-from chuk_lib.training.online import Collector, Experience, PromptPlan, sampling_seed
-from chuk_lib.training.online_report import completion_metrics, completion_rows, pace_metrics, score_metrics
+from chuk_lib.training.online import Collector, PromptPlan, sampling_seed
+from chuk_lib.training.online_report import pace_metrics
 from chuk_lib.training.reference import Reference
-from chuk_lib.training.utils import advantages as adv
 from chuk_lib.training.utils.completion_log_probs import RowStats, Shapes, row_stats
 from chuk_lib.training.utils.high_entropy import high_entropy_mask
 from chuk_lib.training.utils.log_probs import StatOptions, completion_stats
@@ -47,18 +45,6 @@ def loss_of(config: GRPOConfig) -> PolicyLoss:
     """The loss that settings ask for."""
     shared = {name: getattr(config, name) for name in _SHARED}
     return PolicyLoss(config.chosen_loss, beta=config.chosen_beta if config.kl_in_loss else 0.0, **shared)
-
-
-@dataclass
-class _Step:
-    """A step's experience and what is told about it. `sampled` holds all completions, `chosen` those learned from."""
-
-    sampled: Experience
-    chosen: Experience
-    metrics: dict[str, float]
-    began: float
-    advantages: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    trained_tokens: int = 0
 
 
 class GRPOAlgorithm(Algorithm):
@@ -79,16 +65,17 @@ class GRPOAlgorithm(Algorithm):
         self._collect = collect
         self._reference = reference
         self._shapes = shapes
+        self._gather = Gatherer(config, plan, collect)
         self._options = loss_of(config)
         self._head: OutputHead = output_head(model)
         self._stats = StatOptions(config.temperature, entropy_gradient=config.entropy_bonus)
         self._entropy_coef, self._last_entropy = config.entropy_coef, float("inf")
-        self._step: _Step | None = None
+        self._step: Gathered | None = None
 
     def updates(self, step: int) -> Iterable[Update]:
         """Sample, score, then every update of the step."""
         config = self._config
-        self._step = state = self._experience(step)
+        self._step = state = self._gather(step)
         rollout = self._rollout(state)
         counts = {"tokens": state.sampled.tokens, "completions": len(state.sampled)}
         for iteration in range(config.num_iterations):
@@ -141,7 +128,7 @@ class GRPOAlgorithm(Algorithm):
         if config.entropy_bonus:
             metrics["entropy_coef"] = self._entropy_coef
         self._step = None
-        return Report(metrics, self._lines(state))
+        return Report(metrics, self._gather.lines(state))
 
     def memory(self) -> Memory:
         """The reference when it moves, and the adaptive entropy coefficient."""
@@ -171,55 +158,16 @@ class GRPOAlgorithm(Algorithm):
         """Whether the ratio can differ from 1, or the reward needs log-probs."""
         return self._config.num_iterations * self._config.updates_per_pass > 1 or self._config.kl_in_reward
 
-    def _experience(self, step: int) -> _Step:
-        """Sample and score; with dynamic sampling, groups that teach nothing give way to others."""
-        config, group = self._config, self._config.num_generations
-        sampling = config.sampling(sampling_seed(config.seed, step))
-        prompts = self._plan.prompts(step)
-        first = self._collect(step, prompts, sampling, group)
-        metrics = self._metrics(first)
-        chosen = sampled = first
-        spare = self._plan.spare(step, prompts) if config.dynamic_sampling else []
-        rounds = 0
-        while rounds < config.dynamic_sampling and spare:
-            flat = np.flatnonzero(self._scored(chosen).is_flat)
-            if not len(flat):
-                break
-            taken, spare, rounds = spare[: len(flat)], spare[len(flat) :], rounds + 1
-            fresh = self._collect(step, taken, sampling, group)
-            sampled, chosen = sampled + fresh, _replaced(chosen, fresh, flat[: len(taken)].tolist(), group)
-        if config.dynamic_sampling:
-            metrics |= {
-                "dynamic_sampling/rounds": float(rounds),
-                "dynamic_sampling/resampled_prompts": (len(sampled) - len(first)) / group,
-                "dynamic_sampling/frac_zero_std": float(self._scored(chosen).is_flat.mean()),
-            }
-        return _Step(sampled, chosen, metrics, time.perf_counter())
-
-    def _metrics(self, found: Experience) -> dict[str, float]:
-        scored, names = self._scored(found), self._collect.rewards.names
-        spread = None
-        if self._config.advantage_estimator == "grpo" and (
-            self._config.scale_rewards == "batch" or self._config.multi_objective_aggregation == "normalize_then_sum"
-        ):
-            spread = np.array([np.nanstd(scored.rewards)])  # TRL tells the spread that advantages are divided by
-        return (
-            adv.reward_metrics(scored, spread)
-            | score_metrics(found.scores, names)
-            | completion_metrics(found.lengths, found.terminated)
-        )
-
-    def _scored(self, found: Experience) -> adv.Scored:
-        return adv.Scored(adv.combine(found.scores, self._collect.rewards.weights), self._config.num_generations)
-
-    def _rollout(self, state: _Step) -> Rollout:
+    def _rollout(self, state: Gathered) -> TrainingRows:
         """Advantages, masks and the log-probs that the loss compares with."""
         found, config = state.chosen, self._config
         completions = [np.asarray(one.ids) for one in found.rollouts]
         masks = [np.ones(len(ids), np.float32) for ids in completions]
         if config.mask_truncated_completions:
             masks = [mask * ended for mask, ended in zip(masks, found.terminated, strict=True)]
-        rollout = Rollout([row.ids for row in found.prompts], completions, masks, np.zeros((len(found), 1), np.float32))
+        rollout = TrainingRows(
+            [row.ids for row in found.prompts], completions, masks, np.zeros((len(found), 1), np.float32)
+        )
         if self._needs_old:
             rollout.old = self._policy_stats(rollout, range(len(found))).logps
         if self._reference is not None:
@@ -227,58 +175,27 @@ class GRPOAlgorithm(Algorithm):
         if config.importance_sampling_correction or config.off_policy_mask_threshold is not None:
             known = [one.logps for one in found.rollouts]
             rollout.sampling = None if any(np.isnan(values).any() for values in known) else known
-        rollout.advantages = self._advantages(state, rollout)
+        rollout.advantages = advantages_of(config, self._collect.rewards.weights, state, rollout)
         if not config.kl_in_loss:
             rollout.reference = None
         state.advantages = rollout.advantages[:, 0]
         return rollout
 
-    def _advantages(self, state: _Step, rollout: Rollout) -> np.ndarray:
-        config, scored = self._config, self._scored(state.chosen)
-        kl = None
-        if config.kl_in_reward and rollout.old is not None and rollout.reference is not None:
-            gaps = [(old - ref) * mask for old, ref, mask in zip(
-                rollout.old, rollout.reference, rollout.masks, strict=True)]  # fmt: skip
-            state.metrics["kl"] = float(sum(gap.sum() for gap in gaps) / max(rollout.tokens.sum(), 1))
-            kl = padded(gaps, max(map(len, gaps)))
-        if config.advantage_estimator.startswith("reinforce"):
-            mask = padded(rollout.masks, max(map(len, rollout.masks)))
-            baseline = config.advantage_estimator.endswith("baseline")
-            return adv.globally_normalized(scored, mask, kl, config.chosen_beta, baseline=baseline)
-        if config.advantage_estimator == "rloo":
-            return self._rloo(state, scored, kl)[:, None]
-        if config.multi_objective_aggregation == "normalize_then_sum":
-            weights = self._collect.rewards.weights
-            return adv.normalized_then_summed(state.chosen.scores, weights, config.num_generations)[:, None]
-        return adv.group_relative(scored, config.scale_rewards)[:, None]
-
-    def _rloo(self, state: _Step, scored: adv.Scored, kl: np.ndarray | None) -> np.ndarray:
-        """Rewards are clipped, pay for their KL, and are compared with the others of their group."""
-        rewards = scored.rewards
-        if self._config.reward_clip_range is not None:
-            low, high = self._config.reward_clip_range
-            rewards = np.clip(rewards, low, high)
-        if kl is not None:
-            rewards = rewards - self._config.chosen_beta * kl.sum(axis=1)
-            paid = adv.Scored(rewards, scored.group)
-            state.metrics["frac_reward_zero_std"] = adv.reward_metrics(paid)["frac_reward_zero_std"]
-        return adv.leave_one_out(adv.Scored(rewards, scored.group), self._config.normalize_advantages)
-
-    def _policy_stats(self, rollout: Rollout, rows: Sequence[int]) -> RowStats:
+    def _policy_stats(self, rollout: TrainingRows, rows: Sequence[int]) -> RowStats:
         """Log-probs and entropies of some rows under the policy as it is now."""
         return row_stats(
             self.model, [rollout.prompts[row] for row in rows], [rollout.completions[row] for row in rows],
             self._config.temperature, self._shapes, self._head,
         )  # fmt: skip
 
-    def _reference_logps(self, rollout: Rollout) -> list[np.ndarray]:
+    def _reference_logps(self, rollout: TrainingRows) -> list[np.ndarray]:
         assert self._reference is not None
         with self._reference.active() as model:
             head = self._head if model is self.model else None
             found = row_stats(model, rollout.prompts, rollout.completions, self._config.temperature, self._shapes, head)
         return found.logps
 
-    def _extra(self, rollout: Rollout, rows: Sequence[int]) -> tuple[Extra, float | None]:
+    def _extra(self, rollout: TrainingRows, rows: Sequence[int]) -> tuple[Extra, float | None]:
         """What an update has of its own, and the entropy of its tokens when that is asked for: both need a look at
         the entropies of all its rows before it is cut into micro-batches."""
         config = self._config
@@ -319,37 +236,16 @@ class GRPOAlgorithm(Algorithm):
         )  # fmt: skip
         return weights, _sampling_metrics(mx.abs(old - batch.sampling) * batch.mask, weights, batch.mask)
 
-    def _lines(self, state: _Step) -> list[dict[str, Any]]:
-        """The lines of all completions; those that gave way have no advantage."""
-        rewards = self._collect.rewards
-        lines: list[dict[str, Any]] = []
-        known = {id(one): float(value) for one, value in zip(state.chosen.rollouts, state.advantages, strict=True)}
-        values = np.array([known.get(id(one), float("nan")) for one in state.sampled.rollouts])
-        totals = adv.combine(state.sampled.scores, rewards.weights)
-        lines += completion_rows(state.sampled, rewards.names, totals, values)
-        return lines
-
 
 def _sampling_metrics(gap: mx.array, weights: mx.array, mask: mx.array) -> dict[str, Metric]:
     """How sampler and training differ; extremes are those of a micro-batch."""
     by_row = weights.shape[1] == 1
     counted = mask.max(axis=1, keepdims=True) > 0 if by_row else mask > 0
-    mean = Metric((weights * counted).sum(), "seen_rows" if by_row else "seen")
+    least, mean = mx.where(counted, weights, mx.inf).min(), (weights * counted).sum()
     return {
         "sampling/sampling_logp_difference/mean": Metric(gap.sum(), "seen"),
         "sampling/sampling_logp_difference/max": Metric(gap.max(), "once"),
-        "sampling/importance_sampling_ratio/min": Metric(mx.where(counted, weights, mx.inf).min(), "once"),
-        "sampling/importance_sampling_ratio/mean": mean,
+        "sampling/importance_sampling_ratio/min": Metric(mx.where(counted.any(), least, 1.0), "once"),
+        "sampling/importance_sampling_ratio/mean": Metric(mean, "seen_rows" if by_row else "seen"),
         "sampling/importance_sampling_ratio/max": Metric(mx.where(counted, weights, 0.0).max(), "once"),
     }
-
-
-def _replaced(old: Experience, fresh: Experience, groups: Sequence[int], group: int) -> Experience:
-    """`old` with its groups `groups` taken by those of `fresh`, in their places."""
-    places = {at: index for index, at in enumerate(groups)}
-    both, start = old + fresh, len(old)
-    keep: list[int] = []
-    for at in range(len(old) // group):
-        begin = start + places[at] * group if at in places else at * group
-        keep += range(begin, begin + group)
-    return both.only(keep)

@@ -21,7 +21,7 @@ Ragged = list[np.ndarray]
 
 
 @dataclass
-class Rollout:
+class TrainingRows:
     """A step's completions ready to be learned from: N rows.
 
     `prompts` and `completions` are token ids; `masks` (tokens,) say which count; `advantages` (N, 1), or (N, C) when
@@ -63,7 +63,7 @@ def split_rows(count: int, size: int, seed: int) -> list[np.ndarray]:
 
 
 def make_update(
-    rollout: Rollout,
+    rollout: TrainingRows,
     rows: Sequence[int],
     options: PolicyLoss,
     shapes: Shapes,
@@ -95,7 +95,7 @@ def make_update(
     return Update(batches, weight, counts | {"trained_tokens": seen})
 
 
-def _rows_that_matter(rollout: Rollout, rows: Sequence[int], all_rows: bool, shapes: Shapes) -> list[int]:
+def _rows_that_matter(rollout: TrainingRows, rows: Sequence[int], all_rows: bool, shapes: Shapes) -> list[int]:
     """Rows that the gradient or a quantile can depend on; the shortest one when there is none, so that the optimizer's
     moments go on. With few shapes others fill the last micro-batch up."""
     has_tokens = [int(row) for row in rows if rollout.masks[row].any()]
@@ -106,7 +106,7 @@ def _rows_that_matter(rollout: Rollout, rows: Sequence[int], all_rows: bool, sha
     return kept + [int(row) for row in rows if int(row) not in set(kept)][:missing]
 
 
-def _arrays(rollout: Rollout, rows: Sequence[int], shapes: Shapes, extra: Extra) -> Arrays:
+def _arrays(rollout: TrainingRows, rows: Sequence[int], shapes: Shapes, extra: Extra) -> Arrays:
     """One micro-batch."""
     pick = lambda values: [values[row] for row in rows]  # noqa: E731
     arrays: Arrays = shapes.arrays(pick(rollout.prompts), pick(rollout.completions), pick(rollout.masks))

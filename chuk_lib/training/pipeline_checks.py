@@ -108,7 +108,7 @@ def _check_data(stage: Stage, config: Any) -> None:
         raise ConfigError("a pipeline cannot read its data from stdin", "save the rows to a file first")
     if not _is_local(data):
         return
-    if isinstance(config, EvalStageConfig) and not any(map(OF_STAGE.search, config.rewards)):
+    if isinstance(config, EvalStageConfig) and len(_light(config.rewards)) == len(config.rewards):
         from chuk_lib.training.measure import read_question
 
         read_question(replace(question_of(config), max_rows=1))
@@ -134,12 +134,25 @@ def _check_columns(kind: str, config: Any, columns: set[str], where: str) -> Non
         missing = [name for name in ("chosen", "rejected") if name not in columns]
         if missing:
             raise DataError(f"{where} has no `{missing[0]}`", "preference data has `chosen` and `rejected`")
-    rewards = getattr(config, "rewards", ())
-    plain = [spec for spec in rewards if not OF_STAGE.search(spec)]
-    if plain:
+    rewards = _light(getattr(config, "rewards", ()))
+    if rewards:
         from chuk_lib.rewards import load_rewards
 
-        load_rewards(plain).check_columns(columns, where)
+        load_rewards(rewards).check_columns(columns, where)
+
+
+def _light(specs: Sequence[str]) -> list[str]:
+    """Rewards that are no models: those are loaded when their stage begins, and looked for now."""
+    from chuk_lib.rewards.spec import parse_spec
+
+    found = []
+    for spec in specs:
+        parsed = parse_spec(spec)
+        if parsed.name != "reward_model":
+            found.append(spec)
+        elif "path" in parsed.arguments and not OF_STAGE.search(spec):
+            _check_model(parsed.arguments["path"])
+    return found
 
 
 def _check_training(config: TrainerConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import mlx.nn as nn
 import numpy as np
@@ -161,13 +161,13 @@ class PreferenceTrainer:
         return evaluate
 
 
-class _References:
-    """Log-probs of the reference on training and validation data, the reference itself when it may move, notes."""
+class _References(NamedTuple):
+    """Log-probs of the reference on training and validation data, the reference itself when it may move, and notes."""
 
-    def __init__(
-        self, train: RefLogps, valid: RefLogps, moving: Reference | None = None, notes: tuple[str, ...] = ()
-    ) -> None:
-        self.train, self.valid, self.moving, self.notes = train, valid, moving, notes
+    train: RefLogps
+    valid: RefLogps
+    moving: Reference | None = None
+    notes: tuple[str, ...] = ()
 
 
 DPOTrainer = PreferenceTrainer

@@ -103,7 +103,7 @@ def _run(
 def _read(path: Path, key: str, rows: int) -> np.ndarray | None:
     """The kept log-probs; None when there are none or the file is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             logps: np.ndarray = archive["logps"]
             same = str(archive["key"]) == key and logps.shape[0] == rows and logps.dtype == np.float32
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
