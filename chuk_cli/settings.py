@@ -25,7 +25,7 @@ from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings
 from chuk_lib.config.yaml_lines import read_entries
 from chuk_lib.errors import ConfigError
 
-PATH_SETTINGS = ("model", "data", "eval_data", "output")
+PATH_SETTINGS = ("model", "data", "eval_data", "output", "ref_model", "value_model")
 PANEL = "Configuration"
 Warn = Callable[[str], None]
 _METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}

@@ -6,26 +6,41 @@ from itertools import groupby
 from pathlib import Path
 
 from chuk_lib.config.settings import Setting, settings_of
-from chuk_lib.training.config import SFTConfig
+from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.recipes import RECIPES, config_class
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
-PANELS = ("Model", "Data", "Training", "Output")
-HEAD = """# Settings of `chuk train sft`
+PANELS = ("Model", "Data", "Rewards", "Sampling", "Training", "Output")
+HEAD = """# Settings of `chuk train`
 
 Each name is a key of a `--config` file, of `--set NAME=VALUE`, and as `CHUK_NAME` in capitals an environment variable.
 Later ones win: defaults, files, environment, `--set`, flags. "Also" lists names that other tools use for the same.
-Written from `chuk_lib/training/config.py` by `python -m tests.settings_page`.
+Written from the settings in `chuk_lib/training/` by `python -m tests.settings_page`.
 """
 
 
 def page() -> str:
-    """The whole page."""
-    settings = sorted(settings_of(SFTConfig).values(), key=lambda item: PANELS.index(item.panel))
-    parts = [HEAD]
+    """The whole page: what all trainers share, then what each has of its own or with another default."""
+    shared = settings_of(TrainerConfig)
+    parts = [HEAD, *_tables("All trainers", list(shared.values()))]
+    for algorithm in RECIPES:
+        own = [item for name, item in settings_of(config_class(algorithm)).items() if _differs(item, shared.get(name))]
+        parts += _tables(f"`chuk train {algorithm}`", own)
+    return "\n".join(parts)
+
+
+def _differs(item: Setting, other: Setting | None) -> bool:
+    return other is None or (item.default, item.help) != (other.default, other.help)
+
+
+def _tables(title: str, settings: list[Setting]) -> list[str]:
+    rank = {panel: number for number, panel in enumerate(PANELS)}
+    settings = sorted(settings, key=lambda item: rank.get(item.panel, len(PANELS)))
+    parts = [f"## {title}\n"]
     for panel, members in groupby(settings, key=lambda item: item.panel):
         rows = "\n".join(_row(item) for item in members)
-        parts.append(f"## {panel}\n\n| name | default | meaning | flag | also |\n|---|---|---|---|---|\n{rows}\n")
-    return "\n".join(parts)
+        parts.append(f"### {panel}\n\n| name | default | meaning | flag | also |\n|---|---|---|---|---|\n{rows}\n")
+    return parts
 
 
 def _row(item: Setting) -> str:

@@ -22,7 +22,8 @@ SLOW = {"mlx_lm", "transformers", "huggingface_hub", "pyarrow"}
 
 LIGHT = [
     "errors.py", "events.py", "config/", "training/config.py", "training/preference_config.py",
-    "training/online_config.py", "training/grpo_config.py", "training/ppo_config.py", "models/config.py",
+    "training/online_config.py", "training/grpo_config.py", "training/ppo_config.py", "training/recipes.py",
+    "models/config.py",
     "inference/config.py", "__init__.py",
 ]  # fmt: skip
 """Parts of the library that the command line imports for defaults and help: standard library only."""

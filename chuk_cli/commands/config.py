@@ -16,15 +16,21 @@ from chuk_cli.settings import read_config, resolve_settings
 from chuk_lib.config import files, legacy
 from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings_of
 from chuk_lib.errors import ConfigError
-from chuk_lib.training.config import SFTConfig, refuse_idle_settings
+from chuk_lib.training.config import refuse_idle_settings
+from chuk_lib.training.recipes import RECIPES, config_class
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show, check and convert settings files.")
 
-ALGORITHMS: dict[str, type] = {"sft": SFTConfig}
-"""Settings by the name of the training command."""
-
 _TYPES = {int: "integer", float: "number", bool: "true or false", str: "text"}
 
+PIPELINE = "pipeline"
+ForOption = Annotated[
+    str | None,
+    typer.Option(
+        "--for", metavar="COMMAND",
+        help="The training command that the file is for; unset: the one its first comment names, else sft.",
+    ),
+]  # fmt: skip
 FileArgument = Annotated[str, typer.Argument(help="A file, or the name of one that comes with chuk.", metavar="FILE")]
 
 
@@ -45,7 +51,7 @@ def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
 @app.command()
 def show(
     name: Annotated[
-        str, typer.Argument(help="A file, the name of one that comes with chuk, or `sft`.", metavar="NAME")
+        str, typer.Argument(help="A file, the name of one that comes with chuk, or a training command.", metavar="NAME")
     ],
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -54,12 +60,13 @@ def show(
 
     Examples:
       chuk config show sft
+      chuk config show grpo
       chuk config show sft-lora.yaml
       chuk config show sft --json
     """
     out = Out.of(json, quiet)
-    if name in ALGORITHMS:
-        known = settings_of(ALGORITHMS[name])
+    if name in RECIPES:
+        known = settings_of(config_class(name))
         out.result(
             {key: _described(item) for key, item in known.items()},
             human="\n".join(_setting_lines(known)), quiet=list(known),
@@ -67,28 +74,29 @@ def show(
         return
     path = files.find(name)
     if json:
-        settings = resolve_settings(SFTConfig, [path], warn=out.warn)
-        out.result({"path": str(path), "settings": _given(settings)})
+        out.result({"path": str(path), "settings": _settings_of_file(path, files.algorithm_of(path), out)})
         return
     text = path.read_text(encoding="utf-8")
     out.result({}, human=text, quiet=text)
 
 
 @app.command()
-def check(file: FileArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
+def check(file: FileArgument, command: ForOption = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Check a settings file: names, values, and settings that would do nothing. Exits with 2 when something is wrong.
 
     Examples:
       chuk config check sft.yaml
+      chuk config check my.yaml --for dpo
       chuk config check my.yaml --json
     """
     out = Out.of(json, quiet)
     path = files.find(file)
-    problems = list(_problems(path, out))
-    settings: dict[str, Any] = {} if problems else _given(resolve_settings(SFTConfig, [path]))
+    algorithm = _known_command(command) if command else files.algorithm_of(path)
+    problems = list(_problems(path, algorithm, out))
+    settings: dict[str, Any] = {} if problems else _settings_of_file(path, algorithm, out)
     found = [{"message": error.message, "hint": error.hint} for error in problems]
     if not problems:
-        text = f"{path}: {len(settings)} settings, all in order"
+        text = f"{path}: {len(settings)} settings of chuk train {algorithm}, all in order"
         out.result({"path": str(path), "ok": True, "problems": [], "settings": settings}, human=text, quiet=str(path))
         return
     if json:
@@ -117,7 +125,7 @@ def cp(
     written = files.write(to / source.name if to.is_dir() else to, source.read_text(encoding="utf-8"), overwrite)
     out = Out.of(json, quiet)
     out.result({"path": str(written), "from": str(source)}, human=str(written), quiet=str(written))
-    out.say(f"next: `chuk train sft --config {written} --model MODEL --data DATA`")
+    out.say(f"next: `chuk train {files.algorithm_of(source)} --config {written} --model MODEL --data DATA`")
 
 
 @app.command()
@@ -154,23 +162,54 @@ def migrate(
         out.say(f"not taken over: {item.entry.name} (line {item.entry.line}): {item.reason}")
 
 
-def _problems(path: Path, out: Out) -> Iterator[ConfigError]:
+def _known_command(name: str) -> str:
+    if name not in (*RECIPES, PIPELINE):
+        raise ConfigError(f"`--for {name}` is no training command", f"one of: {', '.join((*RECIPES, PIPELINE))}")
+    return name
+
+
+def _settings_of_file(path: Path, algorithm: str, out: Out) -> dict[str, Any]:
+    """What a file sets, with the place where it does; of a pipeline also its stages."""
+    if algorithm != PIPELINE:
+        return _given(resolve_settings(config_class(algorithm), [path], warn=lambda text: None))
+    from chuk_lib.training.pipeline_file import read_pipeline
+
+    stages, shared = read_pipeline(path)
+    found = {name: {"value": value, "origin": layer.origin} for layer in shared for name, value in layer.values.items()}
+    return found | {"stages": {"value": [spec.name for spec in stages], "origin": path.name}}
+
+
+def _problems(path: Path, algorithm: str, out: Out) -> Iterator[ConfigError]:
     """What is wrong with a file: every bad line, else the first setting that would do nothing."""
-    try:
-        layers = read_config(path, SFTConfig, warn=out.warn)
-    except ConfigError as error:
-        yield from _line_problems(path, error)
+    if algorithm == PIPELINE:
+        yield from _pipeline_problems(path)
         return
-    bad = [error for layer in layers for error in _refusal(layer)]
+    cls = config_class(algorithm)
+    try:
+        layers = read_config(path, cls, warn=out.warn)
+    except ConfigError as error:
+        yield from _line_problems(path, cls, error)
+        return
+    bad = [error for layer in layers for error in _refusal(cls, layer)]
     yield from bad
     if not bad:
         try:
-            refuse_idle_settings(replace(resolve(SFTConfig, layers).value))
+            refuse_idle_settings(replace(resolve(cls, layers).value))
         except ConfigError as error:
             yield error
 
 
-def _line_problems(path: Path, first: ConfigError) -> Iterator[ConfigError]:
+def _pipeline_problems(path: Path) -> Iterator[ConfigError]:
+    from chuk_lib.training.pipeline_config import make_pipeline
+    from chuk_lib.training.pipeline_file import read_pipeline
+
+    try:
+        make_pipeline(*read_pipeline(path))
+    except ConfigError as error:
+        yield error
+
+
+def _line_problems(path: Path, cls: type, first: ConfigError) -> Iterator[ConfigError]:
     """Every unknown name of a flat file; otherwise the first error."""
     from chuk_lib.config.settings import unknown_name
     from chuk_lib.config.yaml_lines import read_entries
@@ -180,7 +219,7 @@ def _line_problems(path: Path, first: ConfigError) -> Iterator[ConfigError]:
         entries = read_entries(path)
     except ConfigError:
         return
-    known = settings_of(SFTConfig)
+    known = settings_of(cls)
     names = [name for item in known.values() for name in (item.name, *item.aliases)]
     if legacy.is_legacy(entries):
         return
@@ -190,9 +229,9 @@ def _line_problems(path: Path, first: ConfigError) -> Iterator[ConfigError]:
             yield error
 
 
-def _refusal(layer: Layer) -> Iterator[ConfigError]:
+def _refusal(cls: type, layer: Layer) -> Iterator[ConfigError]:
     try:
-        resolve(SFTConfig, [layer])
+        resolve(cls, [layer])
     except ConfigError as error:
         yield error
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from chuk_lib.errors import ConfigError
@@ -40,6 +42,16 @@ def find(name: str) -> Path:
     near = difflib.get_close_matches(name, [*known, *(item.removesuffix(".yaml") for item in known)], n=1)
     hint = f"did you mean `{near[0]}`?" if near else "`chuk config ls` lists the files that come with chuk"
     raise ConfigError(f"`{name}` is neither a file nor a name of one that comes with chuk", hint)
+
+
+def algorithm_of(path: Path) -> str:
+    """The training command that a file is for, as its first comment lines say it (`chuk train dpo --config …`); else
+    sft."""
+    comments: list[str] = []
+    with suppress(OSError, UnicodeDecodeError), path.open(encoding="utf-8") as lines:
+        comments = list(takewhile(lambda line: line.startswith("#"), lines))
+    found = re.search(r"chuk train ([a-z]+) --config", "".join(comments))
+    return found[1] if found else "sft"
 
 
 def _about(path: Path) -> str:

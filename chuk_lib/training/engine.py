@@ -194,6 +194,8 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
     update = Updater(algorithm, optimizer, plan.max_grad_norm, plan.compiled)
     algorithm.model.train()
     window, saved_at, reason = _Window(), progress.step, "done"
+    if _is_stale(plan, progress):  # killed between the last checkpoint and the word that it is over
+        return "early_stopping"
     while progress.step < plan.steps:
         began = time.perf_counter()
         learning_rate = _run_step(algorithm, update, plan, progress, window, hooks, saved_at)
@@ -204,7 +206,7 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
                 hooks.emit(Event("completions", progress.step, {"rows": [dict(row) for row in window.completions]}))
             window = _Window()
         improved = _evaluate_if_due(algorithm, plan, progress, hooks)
-        stale = plan.patience is not None and progress.stale >= plan.patience
+        stale = _is_stale(plan, progress)
         stop = hooks.should_stop()
         last = stale or stop or progress.step == plan.steps
         if improved or last or progress.step % plan.checkpoint_interval == 0:
@@ -216,6 +218,10 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
         hooks.between_steps()
     algorithm.model.eval()
     return reason
+
+
+def _is_stale(plan: Plan, progress: Progress) -> bool:
+    return plan.patience is not None and progress.stale >= plan.patience
 
 
 def _run_step(

@@ -66,7 +66,7 @@ def test_check_tells_every_wrong_line(run_chuk: RunChuk, tmp_path: Path) -> None
 def test_check_passes_what_is_right(run_chuk: RunChuk, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("lr: 1e-5\nepochs: 2\n")
     done = run_chuk("config", "check", "x.yaml")
-    assert (done.returncode, done.stdout) == (0, "x.yaml: 2 settings, all in order\n")
+    assert (done.returncode, done.stdout) == (0, "x.yaml: 2 settings of chuk train sft, all in order\n")
     found = json.loads(run_chuk("config", "check", "x.yaml", "--json").stdout)
     assert found["settings"]["learning_rate"] == {"value": 1e-5, "origin": "x.yaml:1"}
 
@@ -93,3 +93,20 @@ def test_migrate_writes_a_file_that_passes_the_check(run_chuk: RunChuk, tmp_path
     done = run_chuk("config", "check", "new.yaml")
     assert (done.returncode, done.stderr) == (0, "")
     assert run_chuk("config", "migrate", "legacy/finetune.yaml", "-o", "new.yaml").returncode == 2
+
+
+def test_check_knows_the_command_from_the_first_comment_or_from_for(run_chuk: RunChuk, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("# chuk train dpo --config x.yaml\nbeta: 0.2\n")
+    assert "1 settings of chuk train dpo" in run_chuk("config", "check", "x.yaml").stdout
+    done = run_chuk("config", "check", "x.yaml", "--for", "sft")
+    assert (done.returncode, "`beta`" in done.stderr) == (2, True)
+    (tmp_path / "p.yaml").write_text("stages:\n  - kind: sft\n    learning_rat: 1\n")
+    done = run_chuk("config", "check", "p.yaml", "--for", "pipeline")
+    assert (done.returncode, "p.yaml:3" in done.stderr) == (2, True)
+    done = run_chuk("config", "check", "x.yaml", "--for", "dop")
+    assert (done.returncode, "`--for dop`" in done.stderr) == (2, True)
+
+
+def test_show_every_training_command(run_chuk: RunChuk) -> None:
+    for algorithm in ("dpo", "grpo", "ppo", "reward"):
+        assert "learning_rate" in json.loads(run_chuk("config", "show", algorithm, "--json").stdout)
