@@ -101,7 +101,8 @@ def mlx_lm_lora(model: str, steps: int, new_tokens: int, stock: bool, together: 
 
     with tempfile.TemporaryDirectory() as scratch:
         arguments = grpo_trainer.GRPOTrainingArgs(
-            batch_size=PROMPTS // turns, iters=steps * turns, gradient_accumulation_steps=turns, steps_per_report=1, steps_per_eval=10_000, steps_per_save=10_000,
+            batch_size=PROMPTS // turns, iters=steps * turns, gradient_accumulation_steps=turns,
+            steps_per_report=1, steps_per_eval=10_000, steps_per_save=10_000,
             adapter_file=f"{scratch}/adapters.safetensors", max_seq_length=1024, group_size=GROUP, beta=0.0,
             epsilon=0.2, max_completion_length=new_tokens, temperature=1.0, top_p=1.0, top_k=0,
         )  # fmt: skip

@@ -17,7 +17,12 @@ _WIDTH = 30
 
 def draw(rows: Sequence[PreviewRow], report: DataReport) -> str:
     """The rows, then the report."""
-    return "\n".join([*(line for row in rows for line in _row(row)), *_report(report)])
+    return "\n".join([draw_rows(rows), *_report(report)])
+
+
+def draw_rows(rows: Sequence[PreviewRow]) -> str:
+    """The rows alone, each with an empty line after it."""
+    return "\n".join(line for row in rows for line in _row(row))
 
 
 def _row(row: PreviewRow) -> Iterator[str]:

@@ -51,14 +51,14 @@ def with_settings(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         def with_options(ctx: typer.Context, **given: Any) -> Any:
-            flags = {name: given.pop(name) for name in _flagged(cls)}
+            flags = {name: given.pop(name) for name in flagged(cls)}
             files, overrides = given.pop("config") or [], given.pop("set_values") or []
-            typed = {name: value for name, value in flags.items() if _was_typed(ctx, name)}
+            typed = {name: value for name, value in flags.items() if was_typed(ctx, name)}
             warn = lambda text: Out.of(given.get("json", False), given.get("quiet", False)).warn(text)  # noqa: E731
             settings = resolve_settings(cls, files, os.environ, overrides, typed, warn)
             return command(settings=settings, **given)
 
-        return _dressed(with_options, command, cls)
+        return dressed(with_options, command, cls)
 
     return decorate
 
@@ -76,7 +76,7 @@ def resolve_settings(
     layers = [layer for file in files for layer in read_config(file, cls, warn)]
     layers += _from_environment(cls, environment or {})
     layers += [Layer("--set", _assignment(text)) for text in overrides]
-    layers += [Layer(_flag_name(known[name], value), {name: value}) for name, value in (flags or {}).items()]
+    layers += [Layer(flag_name(known[name], value), {name: value}) for name, value in (flags or {}).items()]
     return resolve(cls, layers)
 
 
@@ -142,7 +142,7 @@ def _canonical(cls: type) -> dict[str, str]:
     return {name: item.name for item in settings_of(cls).values() for name in (*item.aliases, item.name)}
 
 
-def _flagged(cls: type) -> dict[str, Setting]:
+def flagged(cls: type) -> dict[str, Setting]:
     return {name: item for name, item in settings_of(cls).items() if item.flag}
 
 
@@ -152,19 +152,19 @@ def _declared(item: Setting) -> str:
     return f"{flag}/--no-{flag[2:]}" if item.base_type is bool and "/" not in flag else flag
 
 
-def _flag_name(item: Setting, value: Any = True) -> str:
+def flag_name(item: Setting, value: Any = True) -> str:
     """The flag as it was typed, for the origin of a value."""
     on, _, off = _declared(item).partition("/")
     return off if value is False else on
 
 
-def _was_typed(ctx: typer.Context, name: str) -> bool:
+def was_typed(ctx: typer.Context, name: str) -> bool:
     """Whether the option stood on the command line, also when its value equals the default."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _dressed(wrapper: Callable[..., Any], command: Callable[..., Any], cls: type) -> Callable[..., Any]:
+def dressed(wrapper: Callable[..., Any], command: Callable[..., Any], cls: type) -> Callable[..., Any]:
     """The wrapper with the name, help and signature that Typer reads: own parameters, then settings, then files."""
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -173,7 +173,7 @@ def _dressed(wrapper: Callable[..., Any], command: Callable[..., Any], cls: type
     ]
     parameters = [
         inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
-        *(_parameter(item) for item in _flagged(cls).values()),
+        *(_parameter(item) for item in flagged(cls).values()),
         inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption),
         inspect.Parameter("set_values", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=SetOption),
         *own,
@@ -200,7 +200,7 @@ def _parameter(item: Setting) -> inspect.Parameter:
 
 def _help(item: Setting) -> str:
     plain_name = "--" + item.name.replace("_", "-")
-    name = "" if _flag_name(item) == plain_name else f" Setting `{item.name}`."
+    name = "" if flag_name(item) == plain_name else f" Setting `{item.name}`."
     choices = f" One of {', '.join(item.choices)}." if item.choices else ""
     return f"{item.help}{choices}{name}"
 

@@ -241,20 +241,27 @@ def report(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a run as one HTML page with interactive curves. It needs no network and no other file.
+    """Write a run, or a pipeline with all its stages, as one HTML page with interactive curves. It needs no network
+    and no other file.
 
     Examples:
       chuk runs report first
       chuk runs report first --output first.html
+      chuk runs report runs/pipeline
     """
+    from chuk_cli.runs.pipeline_report import write_pipeline_report
     from chuk_cli.runs.report import write_report
 
     out = Out.of(json, quiet)
-    found = load(run)
-    target = output or found.path / "report.html"
+    is_pipeline = run is not None and (Path(run) / "pipeline.json").is_file()
+    folder = Path(run) if is_pipeline and run else locate(run)
+    target = output or folder / "report.html"
     if output is not None:
         _refuse_existing(output, overwrite)
-    write_report(found, target)
+    if is_pipeline:
+        write_pipeline_report(folder, target)
+    else:
+        write_report(load(str(folder)), target)
     out.result({"output": str(target), "bytes": target.stat().st_size}, human=str(target), quiet=str(target))
 
 

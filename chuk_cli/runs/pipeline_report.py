@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from chuk_cli import __version__, humanize
 from chuk_cli.dashboard.board import last_part
-from chuk_cli.runs.report import _asset, _date, _samples, _section, _settings, _table, _text, _tile, to_script_json
+from chuk_cli.runs.report import asset, date, samples, section, settings, table, text, tile, to_script_json
 from chuk_cli.runs.report_charts import charts_of
 
 if TYPE_CHECKING:
@@ -44,15 +44,15 @@ def to_html(path: Path) -> str:
     runs = {record.name: read_run(path / record.run) for record in manifest.records if record.kind != "eval"}
     parts = {
         "title": escape(f"{path.resolve().name}, a chuk pipeline"),
-        "css": _asset("report.css"),
+        "css": asset("report.css"),
         "head": _head(path, manifest),
         "tiles": "".join(map(_stage_tile, manifest.records)),
         "sections": "".join(_sections(path, manifest, runs)),
-        "foot": escape(f"Written by chuk {__version__} on {_date(time.time())}. This page holds all its data."),
+        "foot": escape(f"Written by chuk {__version__} on {date(time.time())}. This page holds all its data."),
         "data": to_script_json({"charts": list(_charts(runs)), "steps": max(_steps(runs), default=None)}),
-        "js": _asset("report.js"),
+        "js": asset("report.js"),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], _asset("report.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], asset("report.html"))
 
 
 def _steps(runs: dict[str, Run]) -> list[int]:
@@ -63,14 +63,14 @@ def _head(path: Path, manifest: Manifest) -> str:
     done = sum(record.state == "finished" for record in manifest.records)
     count, states = len(manifest.plan) or len(manifest.records), [record.state for record in manifest.records]
     state = "done" if done == count else states[-1] if states else "running"
-    what = " → ".join(_text(stage["name"]) for stage in manifest.plan)
+    what = " → ".join(text(stage["name"]) for stage in manifest.plan)
     seconds = sum(record.seconds for record in manifest.records)
-    facts = f"{done} of {count} stages · {humanize.duration(seconds)} · from {_text(last_part(manifest.model))}"
-    errors = "".join(f'<p class="error">{_text(one.name)}: {_text(one.error)}</p>'
+    facts = f"{done} of {count} stages · {humanize.duration(seconds)} · from {text(last_part(manifest.model))}"
+    errors = "".join(f'<p class="error">{text(one.name)}: {text(one.error)}</p>'
                      for one in manifest.records if one.error)  # fmt: skip
-    name = _text(path.resolve().name)
+    name = text(path.resolve().name)
     return (
-        f"<h1>{name} <span class='status {_text(state)}'>{_text(state)}</span></h1>"
+        f"<h1>{name} <span class='status {text(state)}'>{text(state)}</span></h1>"
         f"<p class='what'><b>pipeline</b> {what}</p><p class='facts'>{facts}</p>{errors}"
     )
 
@@ -81,22 +81,22 @@ def _stage_tile(record: Record) -> str:
         value = record.metrics.get(name)
         if isinstance(value, float):
             shown = f"{value:.1%}" if name == "eval_exact_match" else humanize.number(value)
-            return _tile(record.name, shown, label.lower())
-    return _tile(record.name, record.state, "")
+            return tile(record.name, shown, label.lower())
+    return tile(record.name, record.state, "")
 
 
 def _sections(path: Path, manifest: Manifest, runs: dict[str, Run]) -> Iterator[str]:
     columns = ["stage", "kind", "state", "steps", "time", "model it began with", "folder"]
-    yield _section("Stages", _table(columns, [_row(record) for record in manifest.records]))
+    yield section("Stages", table(columns, [_row(record) for record in manifest.records]))
     evals = {record.name: record for record in manifest.records if record.kind == "eval"}
     if evals:
-        yield _section("Evaluations", _evaluations(evals))
+        yield section("Evaluations", _evaluations(evals))
         yield from (_wrong(name, path / record.run) for name, record in evals.items())
     for name, run in runs.items():
         if run.samples:
-            yield _section(f"{name}: samples", _samples(run.samples[-2:]))
+            yield section(f"{name}: samples", samples(run.samples[-2:]))
         if run.settings:
-            yield _section(f"{name}: settings", _settings(run))
+            yield section(f"{name}: settings", settings(run))
 
 
 def _row(record: Record) -> list[str]:
@@ -108,7 +108,7 @@ def _row(record: Record) -> list[str]:
 def _evaluations(evals: dict[str, Record]) -> str:
     names = list(dict.fromkeys(metric for record in evals.values() for metric in record.metrics))
     rows = [[name, *(_figure(record.metrics.get(metric)) for metric in names)] for name, record in evals.items()]
-    return _table(["stage", *(name.removeprefix("eval_").replace("_", " ") for name in names)], rows)
+    return table(["stage", *(name.removeprefix("eval_").replace("_", " ") for name in names)], rows)
 
 
 def _figure(value: Any) -> str:
@@ -123,7 +123,7 @@ def _wrong(name: str, folder: Path) -> str:
         return ""
     keys = ("prompt", "completion", "target")
     rows = [[str(answer.get(key, "")) for key in keys] for answer in found[:10] if isinstance(answer, dict)]
-    return _section(f"{name}: wrong answers", _table(["prompt", "written", "wanted"], rows)) if rows else ""
+    return section(f"{name}: wrong answers", table(["prompt", "written", "wanted"], rows)) if rows else ""
 
 
 def _charts(runs: dict[str, Run]) -> Iterator[dict[str, Any]]:

@@ -42,15 +42,15 @@ def to_html(run: Run) -> str:
     """The page as text."""
     parts = {
         "title": escape(f"{run.summary.name}, a chuk run"),
-        "css": _asset("report.css"),
+        "css": asset("report.css"),
         "head": _head(run),
-        "tiles": "".join(_tile(*tile) for tile in tiles(run)),
+        "tiles": "".join(tile(*one) for one in tiles(run)),
         "sections": "".join(_sections(run)),
-        "foot": escape(f"Written by chuk {__version__} on {_date(time.time())}. This page holds all its data."),
+        "foot": escape(f"Written by chuk {__version__} on {date(time.time())}. This page holds all its data."),
         "data": to_script_json({"charts": charts_of(run), "steps": run.summary.steps}),
-        "js": _asset("report.js"),
+        "js": asset("report.js"),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], _asset("report.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], asset("report.html"))
 
 
 def to_script_json(data: Any) -> str:
@@ -61,7 +61,8 @@ def to_script_json(data: Any) -> str:
     return text
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of the page by name."""
     return (files("chuk_cli.runs") / "page" / name).read_text(encoding="utf-8")
 
 
@@ -70,18 +71,18 @@ def _head(run: Run) -> str:
     what = " ".join(
         part
         for part in (
-            f"<b>{_text(summary.algorithm)}</b>" if summary.algorithm else "",
-            f"<span title='{_text(summary.model)}'>{_text(last_part(summary.model))}</span>" if summary.model else "",
-            f"on <span title='{_text(summary.data)}'>{_text(last_part(summary.data))}</span>" if summary.data else "",
+            f"<b>{text(summary.algorithm)}</b>" if summary.algorithm else "",
+            f"<span title='{text(summary.model)}'>{text(last_part(summary.model))}</span>" if summary.model else "",
+            f"on <span title='{text(summary.data)}'>{text(last_part(summary.data))}</span>" if summary.data else "",
         )
         if part
     )
     steps = f"{summary.step:,} of {summary.steps:,} steps" if summary.steps else f"{summary.step:,} steps"
-    when = [f"began {_date(summary.began)}"] if summary.began else []
+    when = [f"began {date(summary.began)}"] if summary.began else []
     status = f'<span class="status {summary.status}">{summary.status}</span>'
-    facts = " · ".join(_text(part) for part in [steps, humanize.duration(summary.seconds), *when])
-    error = f'<p class="error">{_text(summary.error)}</p>' if summary.error else ""
-    return f"<h1>{_text(summary.name)} {status}</h1><p class='what'>{what}</p><p class='facts'>{facts}</p>{error}"
+    facts = " · ".join(text(part) for part in [steps, humanize.duration(summary.seconds), *when])
+    error = f'<p class="error">{text(summary.error)}</p>' if summary.error else ""
+    return f"<h1>{text(summary.name)} {status}</h1><p class='what'>{what}</p><p class='facts'>{facts}</p>{error}"
 
 
 def tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -114,32 +115,34 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
     return found
 
 
-def _tile(label: str, value: str, note: str) -> str:
-    return f"<div class='tile'><span>{_text(label)}</span><b>{_text(value)}</b><small>{_text(note)}</small></div>"
+def tile(label: str, value: str, note: str) -> str:
+    """A key figure with its label and a note."""
+    return f"<div class='tile'><span>{text(label)}</span><b>{text(value)}</b><small>{text(note)}</small></div>"
 
 
 def _sections(run: Run) -> Iterable[str]:
     if run.warnings or run.log.damaged:
-        yield _section("Warnings", _warnings(run))
+        yield section("Warnings", _warnings(run))
     if run.notes:
-        yield _section("Notes", f"<ul class='warnings'>{''.join(f'<li>{_text(note)}</li>' for note in run.notes)}</ul>")
+        yield section("Notes", f"<ul class='warnings'>{''.join(f'<li>{text(note)}</li>' for note in run.notes)}</ul>")
     if run.completions:
-        yield _section("Completions", _completions(run))
+        yield section("Completions", _completions(run))
     if run.samples:
-        yield _section("Samples", _samples(run.samples))
+        yield section("Samples", samples(run.samples))
     if run.settings:
-        yield _section("Settings", _settings(run))
+        yield section("Settings", settings(run))
     if data := _data_facts(run):
-        yield _section("Data", _facts(data))
+        yield section("Data", _facts(data))
     if machine := environment(run.environment):
-        yield _section("Environment", _facts(machine))
+        yield section("Environment", _facts(machine))
     if run.checkpoints:
         rows = [[item.name, humanize.size(item.bytes), ", ".join(item.marks)] for item in run.checkpoints]
-        yield _section("Checkpoints", _table(["checkpoint", "size", ""], rows))
+        yield section("Checkpoints", table(["checkpoint", "size", ""], rows))
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{body}</section>"
+def section(title: str, body: str) -> str:
+    """A titled part of the page."""
+    return f"<section><h2>{text(title)}</h2>{body}</section>"
 
 
 def _warnings(run: Run) -> str:
@@ -147,13 +150,13 @@ def _warnings(run: Run) -> str:
     if run.log.damaged:
         items.append(("log", f"{run.log.damaged} damaged lines of events.jsonl were skipped", ""))
     rows = [
-        f"<li><span>{_text(where)}</span> {_text(text)}{f' <em>{_text(hint)}</em>' if hint else ''}</li>"
-        for where, text, hint in items
+        f"<li><span>{text(where)}</span> {text(what)}{f' <em>{text(hint)}</em>' if hint else ''}</li>"
+        for where, what, hint in items
     ]
     return f"<ul class='warnings'>{''.join(rows)}</ul>"
 
 
-def _samples(samples: Sequence[dict[str, Any]]) -> str:
+def samples(samples: Sequence[dict[str, Any]]) -> str:
     """The newest first; older ones folded away."""
     cards = [_sample(sample) for sample in reversed(samples[-_MOST_SAMPLES:])]
     shown, older = cards[:_SAMPLES_OPEN], cards[_SAMPLES_OPEN:]
@@ -166,9 +169,9 @@ def _sample(sample: dict[str, Any]) -> str:
     mark = " same" if target and target == written else ""
     return (
         f"<article class='sample{mark}'><h3>step {sample['step']:,}{' <i>exact</i>' if mark else ''}</h3>"
-        f"<pre class='prompt'>{_text(sample['prompt'])}</pre><div>"
-        f"<div><h4>wanted</h4><pre>{_text(target) or '-'}</pre></div>"
-        f"<div><h4>written</h4><pre>{_text(written) or '-'}</pre></div></div></article>"
+        f"<pre class='prompt'>{text(sample['prompt'])}</pre><div>"
+        f"<div><h4>wanted</h4><pre>{text(target) or '-'}</pre></div>"
+        f"<div><h4>written</h4><pre>{text(written) or '-'}</pre></div></div></article>"
     )
 
 
@@ -182,7 +185,7 @@ def _completions(run: Run) -> str:
          str(row.get("prompt") or ""), str(row.get("completion") or "")]
         for row in rows
     ]  # fmt: skip
-    return _table(["reward", *shown, "prompt", "completion"], cells)
+    return table(["reward", *shown, "prompt", "completion"], cells)
 
 
 def _figure(value: Any) -> str:
@@ -190,9 +193,10 @@ def _figure(value: Any) -> str:
     return "-" if number is None else humanize.number(number)
 
 
-def _settings(run: Run) -> str:
-    chosen = _table(["setting", "value", "default", "from"], [_row(item) for item in run.chosen])
-    everything = _table(
+def settings(run: Run) -> str:
+    """Chosen settings, and all of them folded away."""
+    chosen = table(["setting", "value", "default", "from"], [_row(item) for item in run.chosen])
+    everything = table(
         ["setting", "value", "from"],
         [[name, value_text(value), str(run.origins.get(name, ""))] for name, value in run.settings.items()],
     )
@@ -218,20 +222,23 @@ def _data_facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
-    return "<dl>" + "".join(f"<dt>{_text(name)}</dt><dd>{_text(text)}</dd>" for name, text in facts) + "</dl>"
+    return "<dl>" + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in facts) + "</dl>"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts."""
+    head = "".join(f"<th>{text(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """Any value as harmless HTML text."""
     return escape(printable("" if value is None else value))
 
 
-def _date(seconds: float) -> str:
+def date(seconds: float) -> str:
+    """A time as text, `?` for one that is none."""
     if not math.isfinite(seconds) or not 0 <= seconds < 2**40:
         return "?"
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

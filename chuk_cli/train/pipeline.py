@@ -19,7 +19,7 @@ from chuk_cli.plan import settings_lines
 from chuk_cli.streams import lasting_stdout
 from chuk_cli.train.grpo import RewardOption
 from chuk_cli.train.pipeline_settings import Given, to_pipeline, with_shared_settings
-from chuk_cli.train.watching import _STOPPING, _arm, _displays, _nearest, _show_cursor
+from chuk_cli.train.watching import STOPPING, arm, displays, nearest, show_cursor
 from chuk_lib.config.settings import as_dict
 
 if TYPE_CHECKING:
@@ -70,11 +70,16 @@ def pipeline(
     _run(out, asked, redo, overwrite)
 
 
+def go_on(out: Out, folder: Path) -> None:
+    """Go on with the pipeline in a folder, as `chuk train pipeline --output FOLDER` does."""
+    _run(out, to_pipeline(Given([], [], {"output": str(folder)}), None), redo=False, overwrite=False)
+
+
 def _run(out: Out, asked: Pipeline, redo: bool, overwrite: bool) -> None:
     with lasting_stdout():
         with ExitStack() as stack:
-            stop = stack.enter_context(Stop(on_first=lambda: out.say(_STOPPING), on_second=lambda: _show_cursor()))
-            sinks = [lambda event: _arm(stop, event), *_displays(out, stack)]
+            stop = stack.enter_context(Stop(on_first=lambda: out.say(STOPPING), on_second=lambda: show_cursor()))
+            sinks = [lambda event: arm(stop, event), *displays(out, stack)]
             from chuk_lib.training.pipeline import run_pipeline
 
             result = run_pipeline(asked, sinks=sinks, should_stop=stop, redo=redo, overwrite=overwrite)
@@ -95,12 +100,12 @@ def _write_report(result: PipelineResult) -> Path:
 def _tell(out: Out, result: PipelineResult, report: Path) -> None:
     for number, record in enumerate(result.records, 1):
         out.say(f"{number}/{result.stages} {record.name}: {_outcome(record)}")
-    out.say(f"report: {_nearest(report)}")
+    out.say(f"report: {nearest(report)}")
     if result.reason == "stopped":
-        out.say(f"resume: `chuk train pipeline --output {shlex.quote(_nearest(result.path))}`")
+        out.say(f"resume: `chuk train pipeline --output {shlex.quote(nearest(result.path))}`")
     elif result.model is not None:
-        out.say(f"next: `chuk infer --model {shlex.quote(_nearest(result.model))} --prompt Hello`")
-    where = _nearest(result.model or result.path)
+        out.say(f"next: `chuk infer --model {shlex.quote(nearest(result.model))} --prompt Hello`")
+    where = nearest(result.model or result.path)
     stages = [{"name": one.name, "kind": one.kind, "state": one.state, "metrics": one.metrics, "run": one.run}
               for one in result.records]  # fmt: skip
     found = {

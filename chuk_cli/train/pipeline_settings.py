@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from chuk_cli.settings import _dressed, _flag_name, _flagged, _was_typed
+from chuk_cli.settings import dressed, flag_name, flagged, was_typed
 from chuk_lib.config.settings import Layer, settings_of
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.config import TrainerConfig
@@ -37,12 +37,12 @@ def with_shared_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the settings that all trainers share as options. Its parameter `settings` receives a `Given`."""
 
     def with_options(ctx: typer.Context, **given: Any) -> Any:
-        flags = {name: given.pop(name) for name in _flagged(TrainerConfig)}
+        flags = {name: given.pop(name) for name in flagged(TrainerConfig)}
         files, overrides = given.pop("config") or [], given.pop("set_values") or []
-        typed = {name: value for name, value in flags.items() if _was_typed(ctx, name)}
+        typed = {name: value for name, value in flags.items() if was_typed(ctx, name)}
         return command(settings=Given(files, overrides, typed), **given)
 
-    return _dressed(with_options, command, TrainerConfig)
+    return dressed(with_options, command, TrainerConfig)
 
 
 def to_pipeline(given: Given, stages: str | None, rewards: Sequence[str] | None = None) -> Pipeline:
@@ -97,7 +97,7 @@ def _layers(given: Given, specs: Sequence[StageSpec], rewards: Sequence[str] | N
     overrides = [Layer("--set", _assignment(text)) for text in given.overrides]
     to_one = [layer for layer in overrides if any("." in key for key in layer.values)]
     known = settings_of(TrainerConfig)
-    flags = [Layer(_flag_name(known[name], value), {name: value}) for name, value in given.flags.items()]
+    flags = [Layer(flag_name(known[name], value), {name: value}) for name, value in given.flags.items()]
     flags += [Layer("--reward", {"rewards": tuple(rewards)})] if rewards else []
     return [*layers, *(layer for layer in overrides if layer not in to_one), *flags, *to_one]
 

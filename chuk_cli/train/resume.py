@@ -11,6 +11,7 @@ import typer
 from chuk_cli.options import JsonOption, QuietOption
 from chuk_cli.out import Out
 from chuk_cli.train.watching import watch
+from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
     from chuk_lib.events import Sink
@@ -27,12 +28,15 @@ def resume(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Go on with a run exactly where its newest checkpoint is.
+    """Go on with a run exactly where its newest checkpoint is, or with a pipeline where it stopped.
 
     Examples:
       chuk train resume runs/first
       chuk train resume runs/first --max-steps 2000
     """
+    if (run / "pipeline.json").is_file():
+        _resume_pipeline(Out.of(json, quiet), run, changed=bool(max_steps or num_epochs or allow_changed_data))
+        return
     given: dict[str, object] = {"max_steps": max_steps, "num_epochs": num_epochs}
     changes = {name: value for name, value in given.items() if value is not None}
 
@@ -42,3 +46,14 @@ def resume(
         return go_on(run, changes=changes, sinks=sinks, should_stop=should_stop, allow_changed_data=allow_changed_data)
 
     watch(Out.of(json, quiet), train)
+
+
+def _resume_pipeline(out: Out, folder: Path, changed: bool) -> None:
+    if changed:
+        raise ConfigError(
+            f"`{folder}` is a pipeline: its stages have settings of their own",
+            f"`chuk train pipeline --output {folder} --set STAGE.max_steps=N` changes one",
+        )
+    from chuk_cli.train.pipeline import go_on
+
+    go_on(out, folder)

@@ -58,8 +58,8 @@ def watch(out: Out, train: Train) -> None:
     board = Board()
     with lasting_stdout():
         with ExitStack() as stack:
-            stop = stack.enter_context(Stop(on_first=lambda: out.say(_STOPPING), on_second=lambda: _show_cursor()))
-            sinks = [board.see, lambda event: _arm(stop, event), *_displays(out, stack)]
+            stop = stack.enter_context(Stop(on_first=lambda: out.say(STOPPING), on_second=lambda: show_cursor()))
+            sinks = [board.see, lambda event: arm(stop, event), *displays(out, stack)]
             result = train(sinks, stop)
         _tell_result(out, board, result, stopped=stop() and result.reason == "stopped")
     if stop() and result.reason == "stopped":
@@ -70,26 +70,28 @@ def _tell_result(out: Out, board: Board, result: RunResult, stopped: bool) -> No
     if summary := _summary(board):
         out.say(summary)
     if stopped:
-        out.say(f"resume: `chuk train resume {shlex.quote(_nearest(result.run_dir))}`")
+        out.say(f"resume: `chuk train resume {shlex.quote(nearest(result.run_dir))}`")
+    elif board.about.get("algorithm") == "reward":
+        out.say(f"next: `chuk train grpo --reward reward_model:path={shlex.quote(nearest(result.run_dir))} …`")
     else:
         out.say(f"next: `{_next_command(board, result)}`")
     _print_path(out, result)
 
 
-_STOPPING = "stopping: the step is finished and saved first; once more quits at once"
+STOPPING = "stopping: the step is finished and saved first; once more quits at once"
 
 
-def _arm(stop: Stop, event: Event) -> None:
+def arm(stop: Stop, event: Event) -> None:
     if event.kind == "started":
         stop.arm()
 
 
-def _show_cursor() -> None:
+def show_cursor() -> None:
     if sys.stderr.isatty():
         sys.stderr.write("\033[?25h\n")
 
 
-def _displays(out: Out, stack: ExitStack) -> list[Sink]:
+def displays(out: Out, stack: ExitStack) -> list[Sink]:
     """JSON lines, nothing, the live view or plain lines."""
     if out.json:
         from chuk_lib.events import JsonLines
@@ -123,10 +125,10 @@ def _next_command(board: Board, result: RunResult) -> str:
     """The command that tries the model out, with the last sample's prompt when it is short."""
     sampled = (board.sample or {}).get("prompt", "")
     prompt = sampled if 0 < len(sampled) <= 60 and "\n" not in sampled and "`" not in sampled else "Hello"
-    return f"chuk infer --model {shlex.quote(_nearest(result.run_dir))} --prompt {shlex.quote(prompt)}"
+    return f"chuk infer --model {shlex.quote(nearest(result.run_dir))} --prompt {shlex.quote(prompt)}"
 
 
-def _nearest(path: Path) -> str:
+def nearest(path: Path) -> str:
     """The path as seen from here when that is shorter."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
@@ -136,4 +138,4 @@ def _print_path(out: Out, result: RunResult) -> None:
     """The run directory on stdout; in JSON mode the events have said it."""
     if not out.json:
         where: dict[str, Any] = {"run_dir": str(result.run_dir)}
-        out.result(where, human=_nearest(result.run_dir), quiet=_nearest(result.run_dir))
+        out.result(where, human=nearest(result.run_dir), quiet=nearest(result.run_dir))

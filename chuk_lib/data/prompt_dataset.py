@@ -2,8 +2,8 @@
 
 A text prompt stays text (no chat template). Messages go through the template with the header of the assistant's turn;
 a last turn of the assistant is continued. Rows of other kinds are taken too: `messages` or `conversations` and
-prompt/completion rows give their prompt, and the answer they end with becomes the column `answer`; `question` is a
-user's turn.
+prompt/completion rows give their prompt, and the answer they end with becomes the column `answer`, or `completion`
+beside a column `answer`; `question` is a user's turn.
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ def _prompt_rows(records: Iterable[Record], encoder: Encoder) -> list[PromptRow]
 
 
 def split_prompt(record: Record, has_template: bool = True) -> tuple[Prompt, dict[str, Any]]:
-    """The prompt of a record and its other columns; an answer that the record ends with becomes `answer` when it has
-    no such column. Raises DataError when there is no prompt."""
+    """The prompt of a record and its other columns; what the record ends with becomes `answer`, or `completion` when
+    it has an `answer`. Raises DataError when there is no prompt."""
     columns, source = dict(record.columns), record.source
     name = next((name for name in ("prompt", *_CHATS, "question", "instruction") if name in columns), None)
     if name is None:
@@ -211,7 +211,7 @@ def _without_answer(turns: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
 
 
 def _with_answer(columns: dict[str, Any], answer: str | None) -> dict[str, Any]:
-    return columns if answer is None or "answer" in columns else columns | {"answer": answer}
+    return columns if answer is None else columns | {"completion" if "answer" in columns else "answer": answer}
 
 
 def _rendered(turns: list[dict[str, Any]], options: Mapping[str, Any], source: Source, encoder: Encoder) -> str:

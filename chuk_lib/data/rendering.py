@@ -42,7 +42,7 @@ class Renderer:
         text_field: str = "text",
         spans: bool = False,
     ) -> None:
-        self._encoder = Encoder(tokenizer)
+        self._encoder = Encoder(tokenizer, marked=assistant_only_loss)
         self.recogniser = Recogniser(format, text_field, self._encoder.has_template)
         self._turns = TurnFinder(self._encoder)
         self._completion_only = completion_only_loss
@@ -52,6 +52,7 @@ class Renderer:
         self._cut_prompts = 0
         self._learns_stop = False
         self._history = False
+        self._kept = ""
         self._unshown = ""
 
     def render(self, records: Iterable[Record]) -> Iterator[Example]:
@@ -91,6 +92,11 @@ class Renderer:
             notes.append(
                 "the chat template shows earlier assistant turns without their reasoning; they are learned as it "
                 "shows them"
+            )
+        if self._kept:
+            notes.append(
+                f"every assistant turn keeps its reasoning, as TRL trains {self._kept}; the model's own chat template "
+                "shows earlier turns without it"
             )
         return tuple(notes)
 
@@ -219,6 +225,9 @@ class Renderer:
     ) -> tuple[list[Encoding], list[np.ndarray]]:
         """Ids of each row and True on what the assistant wrote."""
         if self._encoder.has_markers(rows[0].tools is not None):
+            form = self._encoder.form(rows[0].tools is not None)
+            several = any(sum(message["role"] == "assistant" for message in row.messages) > 1 for row in rows)
+            self._kept = form.family if form is not None and form.keeps_reasoning and several else self._kept
             return self._marked(rows, sources)
         texts = [self._text(row, source) for row, source in zip(rows, sources, strict=True)]
         encodings = self._encoder.encode(texts, special=False, offsets=True)
@@ -228,7 +237,7 @@ class Renderer:
             self._history = self._history or (len(turns) > 1 and self._turns.rewrites_history)
             mask = np.zeros(len(encoding.ids), dtype=bool)
             for start, end in turns:
-                first, last = _tokens_of(encoding, start, end)
+                first, last = encoding.tokens(start, end)
                 mask[first:last] = True
             masks.append(mask)
         return encodings, masks
@@ -248,7 +257,7 @@ class Renderer:
                     self._text(rows[index], sources[index])
                 raise _refused(sources[indices[0]], error) from None
             for index, (ids, mask) in zip(indices, found, strict=True):
-                encodings[index], masks[index] = Encoding(ids), np.asarray(mask, dtype=bool)
+                encodings[index], masks[index] = Encoding(ids), mask
         return encodings, masks
 
     def _role_spans(self, row: Chat, source: Source) -> list[Span]:
@@ -256,7 +265,7 @@ class Renderer:
         encoding = self._encoder.encode([text], special=False, offsets=True)[0]
         spans: list[Span] = []
         for role, start, end in role_ranges(row.messages, row.tools, row.options, text, self._encoder):
-            first, last = _tokens_of(encoding, start, end)
+            first, last = encoding.tokens(start, end)
             begin = max(first, spans[-1].end) if spans else first
             if last > begin:
                 spans.append(Span(role, begin, last))
@@ -266,14 +275,6 @@ class Renderer:
         return not self._encoder.stop_ids.isdisjoint(example.input_ids[example.loss_mask].tolist())
 
 
-def _tokens_of(encoding: Encoding, start: int, end: int) -> tuple[int, int]:
-    """The tokens first..last (excluded) that touch the characters start..end."""
-    assert encoding.offsets is not None
-    first = int(np.searchsorted(encoding.offsets[:, 1], start, side="right"))
-    last = int(np.searchsorted(encoding.offsets[:, 0], end, side="left"))
-    return first, max(first, last)
-
-
 def _example(ids: Sequence[int], mask: np.ndarray, spans: Sequence[Span], source: Source) -> Example:
     return Example(np.asarray(ids, dtype=np.int32), mask, tuple(spans), source)
 
@@ -281,10 +282,13 @@ def _example(ids: Sequence[int], mask: np.ndarray, spans: Sequence[Span], source
 def _refused(source: Source, error: Exception) -> ChukError:
     import jinja2
 
-    if isinstance(error, jinja2.TemplateSyntaxError):
-        reason = f"the chat template is broken in line {error.lineno}: {error.message}"
-        return ModelError(reason, "mend the chat template in the model folder")
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    from chuk_lib.data.tokenizers.templates import broken, first_line, is_endless
+
+    if isinstance(error, jinja2.TemplateSyntaxError | SyntaxError):
+        return broken(error)
+    reason = first_line(error)
+    if is_endless(error):
+        return ModelError(f"{source}: the chat template was stopped: {reason}", "mend the template, or take another")
     return DataError(
         f"{source}: the chat template refuses this conversation: {reason}", "mend the messages, or remove the row"
     )

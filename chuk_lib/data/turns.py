@@ -200,9 +200,9 @@ def common_prefix(first: Any, second: Any) -> int:
 
 def template_errors() -> tuple[type[Exception], ...]:
     """What a chat template raises on messages that it does not take."""
-    import jinja2
+    from chuk_lib.data.tokenizers.templates import ERRORS
 
-    return (jinja2.TemplateError, TypeError, ValueError, KeyError)
+    return ERRORS
 
 
 def _lost(index: int, source: Source) -> DataError:

@@ -15,7 +15,7 @@ import numpy as np
 
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.rollout_cache import Mix, Store, keeps_all, new_store
-from chuk_lib.inference.rollout_draws import Arrival, Draws, choose, choose_lazily, seen_tokens
+from chuk_lib.inference.rollout_draws import Arrival, Draws, choose, choose_lazily, compiled_choice, seen_tokens
 from chuk_lib.inference.rollout_forward import Decode, Forward, new_forward
 from chuk_lib.inference.rollout_llama import LlamaParts, read_llama
 from chuk_lib.inference.rollout_prefill import Memory, prefill_plain
@@ -152,7 +152,7 @@ class ModelEngine:
         self._forward: Forward | None = None
         self._draws = Draws(config)
         self._lazy = not on_cpu()
-        self._choose = mx.compile(lambda logits, numbers: choose_lazily(logits, config, numbers))
+        self._choose = compiled_choice(config)
         self._tokens: Any = None  # (B,) chosen and not yet given to the model
         self._logps: Any = None
         self._read = True  # whether `_tokens` have been returned

@@ -5,31 +5,34 @@
             few rows
     layers  Llama-like models: what lies between two attentions is one compiled function, the cache is written in place
             between them and attention sees the columns that are written, without a mask
+    kernels Llama-like models on an NVIDIA GPU: the whole step is one compiled function over kernels of chuk's own
 
-`auto` takes `layers` where the model's parts give its own logits, else `window` up to `FEW_ROWS` rows, else `plain`.
-On a CPU, where nothing is compiled, it takes `plain`.
+`auto` takes `kernels`, else `layers`, where the model's parts give its own logits, else `window` up to `FEW_ROWS` rows,
+else `plain`. On a CPU, where nothing is compiled, it takes `plain`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from chuk_lib.inference import rollout_cuda
 from chuk_lib.inference.rollout_cache import Store
-from chuk_lib.inference.rollout_llama import Block, Linear, LlamaParts, read_llama
+from chuk_lib.inference.rollout_kernels import KernelForward
+from chuk_lib.inference.rollout_llama import Block, LlamaParts, read_llama
 from chuk_lib.inference.rollout_plain import PlainStore
+from chuk_lib.inference.rollout_products import Weights, may_join, multiply, weights_of
 from chuk_lib.runtime import on_cpu
 
 FEW_ROWS = 8
 MOST_RUNS = 8
 """Lengths of rows up to which each gets an attention of its own."""
-FUSED_SHARE = 0.05
-"""Weights that see the same input are joined when the copies take at most this share of the device's memory."""
 
-Decode = Literal["auto", "plain", "window", "layers"]
+Decode = Literal["auto", "plain", "window", "layers", "kernels"]
 Forward = Callable[[mx.array, int], mx.array]
 """Logits (B, V) of tokens (B,), which the store then holds; the second argument is B."""
 
@@ -40,10 +43,11 @@ def new_forward(model: nn.Module, store: Store, decode: Decode) -> Forward:
     """A function that runs one token of each of the store's rows. Its weights are those the model has now."""
     if decode == "plain" or not isinstance(store, PlainStore) or (decode == "auto" and on_cpu()):
         return lambda tokens, rows: _plain(model, store, tokens)
-    if decode in ("auto", "layers"):
-        layers = _layers(model)
-        if layers is not None:
-            return lambda tokens, rows: layers(store, tokens)
+    for way in (_kernels, _layers):
+        if decode == "auto" or decode == way.__name__[1:]:
+            found = way(model)
+            if found is not None:
+                return partial(_call, found, store)
     window = _Window(model, store)
     most = FEW_ROWS if decode == "auto" else 1 << 30
     return lambda tokens, rows: window(tokens) if rows <= most else _plain(model, store, tokens)
@@ -117,10 +121,10 @@ class _Layers:
 
     def __init__(self, parts: LlamaParts) -> None:
         self._blocks = parts.blocks
-        join = _may_join(parts)
+        join = may_join(parts)
         self._first = [_before(block, join) for block in parts.blocks]
         self._second = [_after(block, join) for block in parts.blocks]
-        self._head = _weights([parts.head], join)
+        self._head = weights_of([parts.head], join)
         self._embedding, self._norm = parts.embedding, parts.norm
         shape = parts.blocks[0]
         self._begin = mx.compile(lambda *arrays: _begin(shape, *arrays))
@@ -156,10 +160,6 @@ def _attend(store: PlainStore, q: mx.array, keys: mx.array, values: mx.array, sc
     return mx.concatenate(parts)
 
 
-Weights = list[list[Any]]
-"""For each product its weight, bias (or an empty list) and adapter (or an empty list)."""
-
-
 def _begin(
     shape: Block, tokens: mx.array, offset: mx.array, embedding: mx.array, first: list[Any]
 ) -> tuple[mx.array, ...]:
@@ -177,7 +177,7 @@ def _between(
 def _end(
     shape: Block, eps: float, hidden: mx.array, seen: mx.array, second: list[Any], norm: mx.array, head: Weights
 ) -> mx.array:
-    return _product(mx.fast.rms_norm(_finish(shape, hidden, seen, second), norm, eps), head)
+    return multiply(mx.fast.rms_norm(_finish(shape, hidden, seen, second), norm, eps), head)
 
 
 def _queries_keys_values(
@@ -186,7 +186,7 @@ def _queries_keys_values(
     """(B, N, 1, D) and (B, K, 1, D) rotated, and (B, K, 1, D), of hidden states (B, H)."""
     norm, head_norms, weights = first
     both = shape.heads + shape.kv_heads
-    together = _product(mx.fast.rms_norm(hidden, norm, shape.before_attention.eps), weights)
+    together = multiply(mx.fast.rms_norm(hidden, norm, shape.before_attention.eps), weights)
     heads = together.reshape(len(hidden), both + shape.kv_heads, 1, shape.head_dim)
     turned = heads[:, :both]
     if shape.q_norm is not None and shape.k_norm is not None:
@@ -200,62 +200,36 @@ def _queries_keys_values(
 def _finish(shape: Block, hidden: mx.array, seen: mx.array, second: list[Any]) -> mx.array:
     """The rest of a layer after attention (B, N, 1, D)."""
     norm, o, gate_up, down = second
-    hidden = _product(seen.reshape(len(hidden), -1), o, hidden)
-    both = _product(mx.fast.rms_norm(hidden, norm, shape.before_mlp.eps), gate_up)
+    hidden = multiply(seen.reshape(len(hidden), -1), o, hidden)
+    both = multiply(mx.fast.rms_norm(hidden, norm, shape.before_mlp.eps), gate_up)
     gate, up = mx.split(both, 2, axis=-1)
-    return _product(nn.silu(gate) * up, down, hidden)
-
-
-def _product(x: mx.array, weights: Weights, plus: mx.array | None = None) -> mx.array:
-    """`plus` and x (B, in) through all weights side by side, (B, out)."""
-    outputs = []
-    for weight, bias, adapter in weights:
-        output = x @ weight.T if plus is None else mx.addmm(plus, x, weight.T)
-        output = output + bias if isinstance(bias, mx.array) else output
-        if adapter:
-            down, up, scale = adapter
-            output = output + (((x @ down) @ up) * scale).astype(x.dtype)
-        outputs.append(output)
-    return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=-1)
+    return multiply(nn.silu(gate) * up, down, hidden)
 
 
 def _before(block: Block, join: bool) -> list[Any]:
     norms = [norm.weight for norm in (block.q_norm, block.k_norm) if norm is not None]
-    return [block.before_attention.weight, norms, _weights([block.q, block.k, block.v], join)]
+    return [block.before_attention.weight, norms, weights_of([block.q, block.k, block.v], join)]
 
 
 def _after(block: Block, join: bool) -> list[Any]:
-    o, down = _weights([block.o], join), _weights([block.down], join)
-    return [block.before_mlp.weight, o, _weights([block.gate, block.up], join), down]
+    o, down = weights_of([block.o], join), weights_of([block.down], join)
+    return [block.before_mlp.weight, o, weights_of([block.gate, block.up], join), down]
 
 
-def _weights(layers: Sequence[Linear], join: bool) -> Weights:
-    if join and len(layers) > 1:
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        weight = mx.concatenate([layer.weight for layer in layers])
-        mx.eval(weight)
-        return [[weight, mx.concatenate(biases) if biases else [], []]]
-    return [[layer.weight, [] if layer.bias is None else layer.bias, _adapter(layer)] for layer in layers]
+def _call(found: _Layers | KernelForward, store: PlainStore, tokens: mx.array, rows: int) -> mx.array:
+    return found(store, tokens)
 
 
-def _adapter(layer: Linear) -> list[Any]:
-    if layer.adapter is None:
-        return []
-    down, up, scale = layer.adapter
-    kind = layer.weight.dtype
-    return [down.astype(kind), up.astype(kind), mx.array(scale, kind)]
-
-
-def _may_join(parts: LlamaParts) -> bool:
-    """Whether layers that see the same input can be one product: no adapters, biases on all of them or none, and room
-    for the copies."""
-    joined = [layer for block in parts.blocks for layer in (block.q, block.k, block.v, block.gate, block.up)]
-    if any(layer.adapter is not None for layer in joined):
-        return False
-    if any((b.q.bias is None) != (b.v.bias is None) or (b.q.bias is None) != (b.k.bias is None) for b in parts.blocks):
-        return False
-    memory = mx.device_info(mx.default_device()).get("memory_size", 0)
-    return isinstance(memory, int) and sum(layer.weight.nbytes for layer in joined) <= FUSED_SHARE * memory
+def _kernels(model: nn.Module) -> KernelForward | None:
+    """The model over CUDA kernels, when they give its own logits for rows of several lengths."""
+    parts = read_llama(model) if rollout_cuda.available() else None
+    if parts is None:
+        return None
+    try:
+        forward = KernelForward(parts)
+        return forward if _right(model, parts, forward) else None
+    except (ValueError, RuntimeError):  # heads of another size, or a kernel that does not compile here
+        return None
 
 
 def _layers(model: nn.Module) -> _Layers | None:
@@ -263,12 +237,18 @@ def _layers(model: nn.Module) -> _Layers | None:
     parts = read_llama(model)
     if parts is None:
         return None
-    layers, store = _Layers(parts), PlainStore(model, len(_PROBE))
+    layers = _Layers(parts)
+    return layers if _right(model, parts, layers) else None
+
+
+def _right(model: nn.Module, parts: LlamaParts, forward: _Layers | KernelForward) -> bool:
+    """Whether `forward` gives the model's own logits."""
+    store = PlainStore(model, len(_PROBE))
     store.admit([[(mx.zeros((1, 1, 0, 1)),) * 2] * len(parts.blocks)], [1])
-    got = mx.concatenate([layers(store, mx.array([token])) for token in _PROBE]).astype(mx.float32)
+    got = mx.concatenate([forward(store, mx.array([token])) for token in _PROBE]).astype(mx.float32)
     want = model(mx.array([_PROBE]))[0].astype(mx.float32)
     if got.shape != want.shape:
-        return None
+        return False
     loose = 1e-3 if parts.embedding.dtype == mx.float32 else 5e-2
     allowed = loose * mx.maximum(1.0, mx.abs(want).max())
-    return layers if bool((mx.abs(got - want).max() <= allowed).item()) else None
+    return bool((mx.abs(got - want).max() <= allowed).item())

@@ -122,6 +122,11 @@ def _build(folder: Path, config: Config, classes: tuple[Any, Any], load_weights:
     files, headers = read_tensors(folder)
     if not files or not all(path.name.startswith("model") for path in files):
         raise _no_weights(folder)
+    if any(header.name == "score.weight" for header in headers):
+        raise ModelError(
+            f"`{folder}` is a reward model: it scores answers and writes none",
+            f"use it as a reward: `--reward reward_model:path={folder}`",
+        )
     readable = _with_tying(readable, headers)
     checked = _checking(model_class, folder)
     try:

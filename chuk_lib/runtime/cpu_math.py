@@ -43,8 +43,9 @@ def is_fast() -> bool:
 
 @contextmanager
 def fast_math() -> Iterator[None]:
-    """Replace the slow functions while the block runs, on a CPU and unless CHUK_CPU_MATH=off."""
-    if not on_cpu() or os.environ.get("CHUK_CPU_MATH", "").lower() == "off":
+    """Replace the slow functions while the block runs, on a CPU and unless CHUK_CPU_MATH=off. A block inside another
+    one changes nothing."""
+    if _switch.on or not on_cpu() or os.environ.get("CHUK_CPU_MATH", "").lower() == "off":
         yield
         return
     prepare()

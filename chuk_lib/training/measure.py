@@ -186,8 +186,8 @@ def answer(prepared: Prepared, model_source: str, adapter: str | None = None) ->
         question.sampling, temperature=question.chosen_temperature, max_tokens=question.max_tokens or longest
     )
     scored = measure_rewards(
-        model, tokenizer, _prompts(prepared.records, tokenizer), prepared.rewards, sampling, samples=question.samples,
-        pass_score=question.pass_score,
+        model, tokenizer, PromptDataset(prepared.records, tokenizer), prepared.rewards, sampling,
+        samples=question.samples, pass_score=question.pass_score,
     )  # fmt: skip
     metrics = _loss(question, model, tokenizer, examples)
     return Measurement(model_source, question.data, (), {}, metrics, scored, prepared.ks)
@@ -226,15 +226,6 @@ def _has_target(record: Record, tokenizer: Any) -> bool:
     except DataError:
         return False
     return not isinstance(row, Chat) or row.messages[-1]["role"] == "assistant"
-
-
-def _prompts(records: Sequence[Record], tokenizer: Any) -> PromptDataset:
-    """The prompts of the rows. `completion` stays a column: beside an `answer` it is what exact match compares with."""
-    dataset = PromptDataset(records, tokenizer)
-    for row, record in zip(dataset.rows, records, strict=True):
-        if "completion" in record.columns:
-            row.columns["completion"] = record.columns["completion"]
-    return dataset
 
 
 def _loss(question: Question, model: nn.Module, tokenizer: Any, examples: Sequence[Example]) -> dict[str, float]:

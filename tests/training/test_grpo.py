@@ -283,7 +283,7 @@ def test_it_learns(tiny_model_dir, tmp_path):
         model=str(tiny_model_dir), data=data, output=str(tmp_path / "sft"), max_steps=45, batch_size=12,
         learning_rate=1e-2))  # fmt: skip
     config = GRPOConfig(
-        model=str(begun.run_dir), data=data, output=str(tmp_path / "grpo"), max_steps=50, batch_size=128,
+        model=str(begun.run_dir), data=data, output=str(tmp_path / "grpo"), max_steps=40, batch_size=96,
         gradient_accumulation_steps=1, max_completion_length=4, learning_rate=5e-3, rewards=("exact_match",),
         lr_scheduler_type="cosine", checkpoint_interval=1000,
     )  # fmt: skip

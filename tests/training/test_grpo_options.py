@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from chuk_cli.settings import resolve_settings
-from chuk_lib.config.settings import settings_of
+from chuk_cli.train.grpo import with_preset
+from chuk_lib.config.settings import Layer, resolve, settings_of
 from chuk_lib.errors import ConfigError, TrainingError
 from chuk_lib.models.create import create_model
 from chuk_lib.training.completions_log import read_completions
@@ -84,11 +85,23 @@ CHANGES_WEIGHTS = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def learned(tiny_model_dir, tmp_path_factory):
+    """Weights after two steps with changed settings; each set of changes is run once."""
+    folder, found = tmp_path_factory.mktemp("options"), {}
+
+    def weights(changes):
+        key = repr(sorted(changes.items()))
+        if key not in found:
+            found[key] = learn(make_config(folder, tiny_model_dir, **changes))[0]
+        return found[key]
+
+    return weights
+
+
 @pytest.mark.parametrize(("shared", "change"), CHANGES_WEIGHTS.values(), ids=CHANGES_WEIGHTS)
-def test_the_setting_changes_what_is_learned(tiny_model_dir, tmp_path, shared, change):
-    (before, _), (after, _) = (
-        learn(make_config(tmp_path, tiny_model_dir, **given)) for given in (shared, shared | change)
-    )
+def test_the_setting_changes_what_is_learned(learned, shared, change):
+    before, after = learned(shared), learned(shared | change)
     assert any(not np.array_equal(before[name], after[name]) for name in before)
 
 
@@ -186,6 +199,16 @@ def test_the_preset_is_trl_s_defaults():
     assert (values["learning_rate"], values["max_completion_length"], values["seed"]) == (1e-6, 512, 42)
     assert set(trl_values(uses_lora=True)) - set(values) == {"lora_rank", "lora_alpha", "lora_dropout"}
     assert set(values) <= set(settings_of(GRPOConfig))
+
+
+def test_the_preset_fills_in_what_nobody_gave():
+    given = resolve(GRPOConfig, [Layer("--seed", {"seed": 7})])
+    settings = with_preset(given, "trl")
+    assert (settings.value.seed, settings.origins["seed"]) == (7, "--seed")
+    assert (settings.value.max_completion_length, settings.origins["log_interval"]) == (512, "--preset trl")
+    assert with_preset(given, None) is given
+    with pytest.raises(ConfigError, match="no preset `trll`"):
+        with_preset(given, "trll")
 
 
 ELSEWHERE = {

@@ -89,12 +89,31 @@ def _preference(sample: TrainingSample) -> dict[str, Any]:
     return {"prompt": sample.problem.problem_text, "chosen": chosen, "rejected": rejected}
 
 
+def _preference_messages(sample: TrainingSample) -> dict[str, Any]:
+    """The wrong answer is the one of the right one's form that is nearest to it in length."""
+    right = sample.correct_response
+    wrong = min(sample.incorrect_responses[:2], key=lambda text: abs(len(text) - len(right)))
+    chosen, rejected = ([{"role": "assistant", "content": text}] for text in (right, wrong))
+    return {**_prompt_messages(sample), "chosen": chosen, "rejected": rejected}
+
+
+def _prompt(sample: TrainingSample) -> dict[str, Any]:
+    return {"prompt": sample.problem.problem_text}
+
+
+def _prompt_messages(sample: TrainingSample) -> dict[str, Any]:
+    return {"prompt": [{"role": "user", "content": sample.problem.problem_text}]}
+
+
 FORMATS: dict[str, Callable[[TrainingSample], dict[str, Any]]] = {
     "completion": _completion,
     "messages": _messages,
     "tools": _tools,
     "text": _text,
     "preference": _preference,
+    "preference_messages": _preference_messages,
+    "prompt": _prompt,
+    "prompt_messages": _prompt_messages,
 }
 
 

@@ -1,4 +1,4 @@
-"""Load and save tokenizers: a folder's own files, never code and never the network.
+"""Load and save tokenizers: a folder's own files, or a tokenizer file alone; never code and never the network.
 
 What comes back is mlx-lm's wrapper: a streaming detokenizer, the set of ids that end a turn, and everything else
 passed on to the transformers tokenizer inside.
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from chuk_lib.data.tokenizers.legacy import SPECIAL, is_legacy, read_legacy
 from chuk_lib.errors import ModelError
 
 _FILES = (
@@ -21,12 +22,16 @@ _TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 
 
 def load_tokenizer(folder: str | Path, eos_token_ids: int | Iterable[int] | None = None) -> Any:
-    """The tokenizer of a model folder, as mlx-lm's `TokenizerWrapper`.
+    """The tokenizer of a model folder, as mlx-lm's `TokenizerWrapper`; also a `tokenizer.json` or a vocabulary file of
+    chuk's predecessor by itself.
 
     `eos_token_ids`: ids that end a text, besides the tokenizer's own; None takes those that the folder's config.json
     and generation_config.json name. Raises ModelError when the folder has no tokenizer or it cannot be read.
     """
     folder = Path(folder)
+    alone = _lone_file(folder)
+    if alone is not None:
+        return _load_file(alone)
     if not any((folder / name).is_file() for name in _FILES):
         raise ModelError(f"`{folder}` has no tokenizer: no tokenizer.json in it", "copy the base model's there")
     from mlx_lm.utils import load_tokenizer as load
@@ -39,6 +44,34 @@ def load_tokenizer(folder: str | Path, eos_token_ids: int | Iterable[int] | None
     except Exception as error:  # tokenizers raises bare Exception, transformers whatever its parsers do
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"the tokenizer in `{folder}` cannot be read: {reason[0]}", "copy its files again") from error
+
+
+def _lone_file(path: Path) -> Path | None:
+    """The file to read by itself: the one that is named, or a folder's legacy vocabulary."""
+    if path.is_file():
+        return path
+    found = path / "tokenizer.json"
+    try:
+        return found if is_legacy(json.loads(found.read_bytes())) else None
+    except (OSError, ValueError):
+        return None  # absent or broken: whoever loads the folder says so
+
+
+def _load_file(path: Path) -> Any:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        document = json.loads(path.read_bytes())
+        if not is_legacy(document):
+            return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(path))))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ModelError(
+            f"`{path}` cannot be read as a tokenizer: {error}", "give a folder or a tokenizer.json"
+        ) from None
+    roles = {f"{name.strip('<>')}_token": name for name in SPECIAL}
+    return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=read_legacy(path), **roles))
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -1,0 +1,25 @@
+"""`chuk batch`: build batches once, look at them, measure them. The commands themselves live in `chuk_cli/batch/`."""
+
+from __future__ import annotations
+
+import typer
+
+from chuk_cli.batch import lengths, look, make
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def batch() -> None:
+    """Build, measure and check batches on disk."""
+
+
+app.command()(make.build)
+app.command()(make.estimate)
+app.command()(look.inspect)
+app.command()(look.show)
+app.command()(look.analyze)
+app.command()(lengths.suggest)
+app.command()(lengths.histogram)
+app.command()(look.verify)
+app.command()(look.bench)

@@ -1,0 +1,27 @@
+"""Batches on disk: a plan made once, with a manifest that says from what, and trained from anywhere."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chuk_lib.data.batches.builder import BuildResult, build
+    from chuk_lib.data.batches.folder import BatchFolder, FolderPlan, is_batch_folder
+    from chuk_lib.data.batches.manifest import Manifest, read_manifest
+    from chuk_lib.data.batches.spec import BatchSpec
+
+_WHERE = {
+    "BatchFolder": "folder", "BatchSpec": "spec", "BuildResult": "builder", "FolderPlan": "folder",
+    "Manifest": "manifest", "build": "builder", "is_batch_folder": "folder", "read_manifest": "manifest",
+}  # fmt: skip
+
+__all__ = [
+    "BatchFolder", "BatchSpec", "BuildResult", "FolderPlan", "Manifest", "build", "is_batch_folder", "read_manifest",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -1,0 +1,151 @@
+"""Chat templates of known families with `{% generation %}` markers put in, as TRL trains them.
+
+Most templates do not mark what the assistant writes, and those of thinking models show earlier turns without their
+reasoning, which no model writes. TRL replaces the templates that it knows by edited copies when `assistant_only_loss`
+is on (trl/chat_templates); the same is done here by a few edits of the template at hand, so that later revisions of a
+template, which differ elsewhere, are understood too. Nothing is written: generation uses the template as it came.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_HEADER = r"\{\{- ?'<\|im_start\|>' \+ message\.role \+ '\\n"
+
+
+class TrainingForm(NamedTuple):
+    """The template to train with, the family that it belongs to, and whether it shows all reasoning again."""
+
+    template: str
+    family: str
+    keeps_reasoning: bool
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Edits that apply together: each pattern must be in the template exactly once."""
+
+    name: str
+    edits: tuple[tuple[str, str], ...]
+    keeps_reasoning: bool = False
+    without: str | None = None
+    """A text that the template must not hold: then its turns are written in other places too."""
+
+
+_QWEN_END = (
+    r"(\{\{- '<\|im_end\|>\\n' \}\})(\s*\{%- elif message\.role == \"tool\" %\})",
+    r"\1{%- endgeneration %}\2",
+)
+_FAMILIES = (
+    _Family(
+        "Qwen3",
+        (
+            (
+                r"\{%- if [^%]*loop\.index0 > ns\.last_query_index\)? %\}\s*(?:\{%- if loop\.last[^%]*%\}\s*)?"
+                + _HEADER
+                + r"(<think>\\n' \+ reasoning_content.*?content[^}]*\}\})(?:\s*\{%- else %\}\s*"
+                + _HEADER
+                + r"' \+ content \}\}\s*\{%- endif %\}){1,2}",
+                r"{{- '<|im_start|>' + message.role + '\\n' }}{%- generation %}{{- '\1",
+            ),
+            _QWEN_END,
+        ),
+        keeps_reasoning=True,
+    ),
+    _Family(
+        "Qwen3-2507",
+        (
+            (
+                _HEADER + r"' \+ content \}\}(?=\s*\{%- if message\.tool_calls %\})",
+                r"{{- '<|im_start|>' + message.role + '\\n' }}{%- generation %}{{- content }}",
+            ),
+            _QWEN_END,
+        ),
+    ),
+    _Family(
+        "Qwen2.5",
+        (
+            (r" or \(message\.role == \"assistant\" and not message\.tool_calls\)", ""),
+            (
+                r"\{\{- '<\|im_start\|>' \+ message\.role \}\}\s*\{%- if message\.content %\}",
+                "{{- '<|im_start|>' + message.role }}{%- generation %}"
+                "{%- if message.content or not message.tool_calls %}",
+            ),
+            (r"in message\.tool_calls %\}", "in message.tool_calls or [] %}"),
+            _QWEN_END,
+        ),
+    ),
+    _Family(
+        "gpt-oss",
+        (
+            (r"(?=\{%- if \"tool_calls\" in message %\}\s*\{#- We need)", "{%- generation %}"),
+            (r"(?=\{%- elif message\.role == 'tool' -%\}\s*\{%- if last_tool_call)", "{%- endgeneration %}"),
+        ),
+    ),
+    _Family(
+        "Gemma",
+        (
+            (
+                r"(\{\{ '<start_of_turn>' \+ role \+ '\n') \+ (message\['content'\] \| trim \+ '<end_of_turn>\n' \}\})",
+                r"\1 }}{%- if role == 'model' -%}{%- generation -%}{{ \2{%- endgeneration -%}"
+                r"{%- else -%}{{ \2{%- endif -%}",
+            ),
+        ),
+    ),
+    _Family(
+        "Gemma 3",
+        (
+            (
+                r"(\{\{ '<start_of_turn>' \+ role \+ '\n' \+ \(first_user_prefix[^}]*\}\})(.*?'<end_of_turn>\n' \}\})",
+                r"\1{%- if role == 'model' -%}{%- generation -%}\2{%- endgeneration -%}{%- else -%}\2{%- endif -%}",
+            ),
+        ),
+    ),
+    _Family(
+        "Phi-3",
+        (
+            (
+                r"(\{\{'<\|assistant\|>\n') \+ (message\['content'\] \+ '<\|end\|>\n'\}\})",
+                r"\1}}{% generation %}{{\2{% endgeneration %}",
+            ),
+            (
+                r"\{% else %\}(\{\{ eos_token \}\}\{% endif %\})",
+                r"{% elif messages[-1]['role'] == 'assistant' %}{% generation %}{{ eos_token }}{% endgeneration %}"
+                r"{% else %}\1",
+            ),
+        ),
+    ),
+    _Family(
+        "plain ChatML",
+        (
+            (
+                r"\{\{ ?('<\|im_start\|>' \+ (message\[?[.']role(?:'\])?) \+ '(?:\\n|\n)') \+ "
+                r"(message\[?[.']content(?:'\])? \+ '<\|im_end\|>') \+ ('(?:\\n|\n)') ?\}\}",
+                r"{{ \1 }}{% if \2 == 'assistant' %}{% generation %}{{ \3 }}{% endgeneration %}{% else %}{{ \3 }}"
+                r"{% endif %}{{ \4 }}",
+            ),
+        ),
+        without="tool_calls",
+    ),
+)
+
+
+def training_form(template: str) -> TrainingForm | None:
+    """The template with markers, None when it is of no known family or has markers already."""
+    if re.search(r"\{%-?\s*generation\s*-?%\}", template):
+        return None
+    for family in _FAMILIES:
+        edited = _edit(template, family.edits)
+        if edited is not None and (family.without is None or family.without not in template):
+            return TrainingForm(edited, family.name, family.keeps_reasoning)
+    return None
+
+
+def _edit(template: str, edits: tuple[tuple[str, str], ...]) -> str | None:
+    for pattern, replacement in edits:
+        template, count = re.subn(pattern, replacement, template, flags=re.DOTALL)
+        if count != 1:
+            return None
+    return template

@@ -1,0 +1,161 @@
+"""Three CUDA kernels for decoding, one token a row: a product with few rows, attention, and the draw of a token.
+
+MLX's CUDA back-end spends some 10 µs of the processor on each kernel and 30 µs on each cuBLAS product, which at few
+rows is longer than the GPU computes; and its attention for one query reads keys once for every head. So each kernel
+here does what lies between two points at which all blocks must have finished:
+
+    product   y = x·Wᵀ of several weights side by side, with bias and residual, or silu(x·Gᵀ)·(x·Uᵀ)
+    attend    norms of the heads, rotation, writing key and value, attention of all heads that share a key
+    draw      from logits and one number a row to its token and log-prob
+
+`attend` writes into the buffers that it is given: MLX sees them as inputs. Who calls it must use its output before it
+reads them, as each step of decoding does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+
+from chuk_lib.inference.rollout_cuda_source import ATTEND, DRAW, PRODUCT
+
+MOST_PRODUCT_ROWS = 64
+_WARPS = 8
+_ATTEND_WARPS = 4
+_MOST_SHARED_HEADS = 4
+_DRAW_THREADS = 1024
+_TILE = 16
+
+
+def available() -> bool:
+    """Whether MLX computes on an NVIDIA GPU."""
+    return bool(mx.cuda.is_available()) and mx.default_device().type == mx.DeviceType.gpu
+
+
+def can_multiply(x: mx.array, weights: Sequence[mx.array]) -> bool:
+    """Whether `product` takes x (B, K) and weights (O, K)."""
+    fits = all(weight.dtype == mx.bfloat16 and weight.shape[0] % _TILE == 0 for weight in weights)
+    return fits and x.dtype == mx.bfloat16 and len(x) <= MOST_PRODUCT_ROWS and x.shape[1] % 32 == 0
+
+
+def product(
+    x: mx.array, weights: Sequence[mx.array], bias: mx.array | None = None, plus: mx.array | None = None
+) -> mx.array:
+    """x (B, K) through up to three weights (O, K), side by side, `bias` (all O) and `plus` (B, all O) added."""
+    sizes = [len(weight) for weight in weights]
+    extras = [array for array in (bias, plus) if array is not None]
+    return _multiply(x, weights, extras, sum(sizes), sum(sizes), bias is not None, plus is not None, False)
+
+
+def gated(x: mx.array, gate: mx.array, up: mx.array) -> mx.array:
+    """silu(x·gateᵀ)·(x·upᵀ) of x (B, K) and weights (O, K)."""
+    return _multiply(x, [gate, up], [], len(gate), len(gate), False, False, True)
+
+
+def _multiply(
+    x: mx.array, weights: Sequence[mx.array], extras: list[mx.array], tiles: int, width: int,
+    biased: bool, added: bool, gate: bool,
+) -> mx.array:  # fmt: skip
+    columns = 1
+    while 8 * columns < len(x):
+        columns *= 2
+    sizes = [*(len(weight) for weight in weights), 0, 0][:3]
+    template = [
+        ("K", x.shape[1]), ("O0", sizes[0]), ("O1", sizes[1]), ("O2", sizes[2]), ("COLUMNS", columns),
+        ("WARPS", _WARPS), ("AHEAD", max(1, 4 // columns)), ("GATED", gate), ("BIASED", biased), ("ADDED", added),
+    ]  # fmt: skip
+    names = ["w0", "w1", "w2"][: len(weights)] + (["bias"] if biased else []) + (["plus"] if added else [])
+    changes = (
+        ("WEIGHTS", ", ".join(f"w{min(index, len(weights) - 1)}" for index in range(3))),
+        (
+            "EXTRA",
+            ("result += (float)bias[first + o];" if biased else "") + ("result += (float)plus[to];" if added else ""),
+        ),
+    )
+    kernel = _kernel(PRODUCT, f"product_{len(weights)}", ("x", *names), ("out",), changes)
+    (out,) = kernel(
+        inputs=[x, *weights, *extras], template=template, output_shapes=[(len(x), width)], output_dtypes=[x.dtype],
+        grid=(tiles // _TILE * _WARPS * 32, 1, 1), threadgroup=(_WARPS * 32, 1, 1),
+    )  # fmt: skip
+    return out
+
+
+def can_attend(head_dim: int, heads: int, kv_heads: int, dtype: mx.Dtype) -> bool:
+    """Whether `attend` takes heads of this kind."""
+    lanes = head_dim * dtype.size // 16
+    return lanes in (2, 4, 8, 16, 32) and head_dim * dtype.size % 16 == 0 and heads % kv_heads == 0
+
+
+def attend(
+    qkv: mx.array, keys: mx.array, values: mx.array, turns: mx.array, places: tuple[mx.array, mx.array],
+    constants: mx.array, heads: int, norms: Sequence[mx.array] = (),
+) -> mx.array:  # fmt: skip
+    """Attention (B, N·D) of one new token a row.
+
+    qkv (B, (N + 2K)·D) as projected; keys and values (B, K, C, D), in which column `places[0]` (1,) is written; turns
+    (P, D) float32: cosines and sines of each position; `places[1]` (B,): each row's first column; constants (3,)
+    float32: factor of the scores, epsilons of the norms of queries and keys, whose weights are `norms` or empty."""
+    rows, kv_heads, _, width = keys.shape
+    group = heads // kv_heads
+    shared = next(count for count in range(min(group, _MOST_SHARED_HEADS), 0, -1) if group % count == 0)
+    template = [
+        ("T", qkv.dtype), ("D", width), ("Q", shared), ("N", heads), ("K", kv_heads), ("WARPS", _ATTEND_WARPS),
+        ("NORMED", bool(norms)),
+    ]  # fmt: skip
+    names = (
+        "qkv",
+        "keys",
+        "values",
+        "turns",
+        "column",
+        "begins",
+        "constants",
+        *(("q_norm", "k_norm") if norms else ()),
+    )
+    kernel = _kernel(ATTEND, "attend", names, ("out",), (("NORM_HERE", _NORM if norms else ""),))
+    (out,) = kernel(
+        inputs=[qkv, keys, values, turns, *places, constants, *norms], template=template,
+        output_shapes=[(rows, heads * width)], output_dtypes=[qkv.dtype],
+        grid=(rows * heads // shared * _ATTEND_WARPS * 32, 1, 1), threadgroup=(_ATTEND_WARPS * 32, 1, 1),
+    )  # fmt: skip
+    return out
+
+
+def draw(logits: mx.array, numbers: mx.array, temperature: float) -> tuple[mx.array, mx.array]:
+    """Tokens (B,) int32 and log-probs (B,) float32 of logits (B, V) over `temperature`: the first token whose
+    cumulative probability is above the row's number (B,)."""
+    rows, vocabulary = logits.shape
+    lanes = 16 // logits.dtype.size
+    template = [
+        ("T", logits.dtype), ("V", vocabulary), ("E", lanes if vocabulary % lanes == 0 else 1),
+        ("THREADS", _DRAW_THREADS),
+    ]  # fmt: skip
+    kernel = _kernel(DRAW, "draw", ("logits", "numbers", "factor"), ("tokens", "logps"))
+    tokens, logps = kernel(
+        inputs=[logits, numbers, mx.array([1 / temperature], mx.float32)], template=template,
+        output_shapes=[(rows,), (rows,)], output_dtypes=[mx.int32, mx.float32],
+        grid=(rows * _DRAW_THREADS, 1, 1), threadgroup=(_DRAW_THREADS, 1, 1),
+    )  # fmt: skip
+    return tokens, logps
+
+
+_NORM = """const T* norm = query ? q_norm : k_norm;
+      a = (float)(T)(a * scale * (float)norm[i]);
+      b = (float)(T)(b * scale * (float)norm[i + D / 2]);"""
+
+
+@cache
+def _kernel(
+    source: tuple[str, str], name: str, inputs: tuple[str, ...], outputs: tuple[str, ...],
+    changes: tuple[tuple[str, str], ...] = (),
+) -> Any:  # fmt: skip
+    """The kernel with the words in `changes` replaced. MLX tells kernels apart by name and constants."""
+    header, body = source
+    for word, text in changes:
+        body = body.replace(word, text)
+    return mx.fast.cuda_kernel(
+        name=f"chuk_{name}", input_names=list(inputs), output_names=list(outputs), header=header, source=body
+    )
