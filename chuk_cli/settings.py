@@ -143,6 +143,7 @@ def _canonical(cls: type) -> dict[str, str]:
 
 
 def flagged(cls: type) -> dict[str, Setting]:
+    """The settings of a dataclass that have a flag, by name."""
     return {name: item for name, item in settings_of(cls).items() if item.flag}
 
 

@@ -72,7 +72,11 @@ def create(
     ] = None,
     chat_template: Annotated[
         str | None,
-        typer.Option("--chat-template", help="chatml, none or a Jinja file. Unset: as it comes.", metavar="NAME"),
+        typer.Option(
+            "--chat-template",
+            help="A ready template (chatml, llama3 …), none or a Jinja file. Unset: as it comes.",
+            metavar="NAME",
+        ),
     ] = None,
     seed: SeedOption = 0,
     dry_run: DryRunOption = False,

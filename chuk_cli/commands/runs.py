@@ -241,8 +241,9 @@ def report(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a run, or a pipeline with all its stages, as one HTML page with interactive curves. It needs no network
-    and no other file.
+    """Write a run, or a whole pipeline, as one HTML page with interactive curves.
+
+    The page needs no network and no other file.
 
     Examples:
       chuk runs report first

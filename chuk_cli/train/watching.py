@@ -82,11 +82,13 @@ STOPPING = "stopping: the step is finished and saved first; once more quits at o
 
 
 def arm(stop: Stop, event: Event) -> None:
+    """From the first event on, a signal lets the step finish."""
     if event.kind == "started":
         stop.arm()
 
 
 def show_cursor() -> None:
+    """Give the terminal its cursor back: the live view has hidden it."""
     if sys.stderr.isatty():
         sys.stderr.write("\033[?25h\n")
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from chuk_lib.data.packing import pack
     from chuk_lib.data.preference_dataset import PairDataset, UnpairedDataset
     from chuk_lib.data.preview import preview_rows
+    from chuk_lib.data.prompt_dataset import PromptDataset
     from chuk_lib.data.reader import has_split, read_records
     from chuk_lib.data.rendering import Renderer
     from chuk_lib.data.report import DataReport
@@ -20,12 +21,12 @@ _WHERE = {
     "Batch": "types", "BatchPlan": "batching", "DataReport": "report", "Example": "types", "Record": "types",
     "Renderer": "rendering", "SFTDataset": "sft_dataset", "Source": "types", "Span": "types",
     "has_split": "reader", "pack": "packing", "preview_rows": "preview", "read_records": "reader",
-    "PairDataset": "preference_dataset", "UnpairedDataset": "preference_dataset",
+    "PairDataset": "preference_dataset", "PromptDataset": "prompt_dataset", "UnpairedDataset": "preference_dataset",
 }  # fmt: skip
 
 __all__ = [
-    "Batch", "BatchPlan", "DataReport", "Example", "PairDataset", "Record", "Renderer", "SFTDataset", "Source", "Span",
-    "UnpairedDataset", "has_split", "pack", "preview_rows", "read_records",
+    "Batch", "BatchPlan", "DataReport", "Example", "PairDataset", "PromptDataset", "Record", "Renderer", "SFTDataset",
+    "Source", "Span", "UnpairedDataset", "has_split", "pack", "preview_rows", "read_records",
 ]  # fmt: skip
 
 

@@ -35,6 +35,8 @@ def from_json(value: Any, name: str, where: Source | str) -> Any:
         return json.loads(value)
     except ValueError as error:
         raise DataError(f"{where}: `{name}` is text that is not JSON: {error}", "write it as JSON") from None
+    except RecursionError:
+        raise DataError(f"{where}: `{name}` is JSON that is nested too deeply", "write it flatter") from None
 
 
 def has_tool_calls_as_text(messages: list[dict[str, Any]]) -> bool:

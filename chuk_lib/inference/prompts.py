@@ -102,7 +102,11 @@ def _from_messages(tokenizer: Any, messages: list[dict[str, Any]], system: str |
     goes_on = messages[-1].get("role") == "assistant"
     import jinja2
 
+    from chuk_lib.data.encoder import Encoder
+    from chuk_lib.data.tokenizers.templates import ERRORS
+
     try:
+        Encoder(tokenizer).render(messages, prompt=not goes_on)  # within limits: a template may loop for ever
         ids = tokenizer.apply_chat_template(
             messages, add_generation_prompt=not goes_on, **({"continue_final_message": True} if goes_on else {})
         )
@@ -111,7 +115,7 @@ def _from_messages(tokenizer: Any, messages: list[dict[str, Any]], system: str |
         raise ModelError(
             reason, "mend the chat template in the model folder, or give plain text with `--no-chat`"
         ) from error
-    except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+    except ERRORS as error:
         raise ModelError(
             f"the chat template does not take these messages: {error}", "check their roles and order"
         ) from error

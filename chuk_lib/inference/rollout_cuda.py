@@ -24,6 +24,7 @@ from chuk_lib.inference.rollout_cuda_source import ATTEND, DRAW, PRODUCT
 
 MOST_PRODUCT_ROWS = 64
 _WARPS = 8
+_MANY_TILES = 512
 _ATTEND_WARPS = 4
 _MOST_SHARED_HEADS = 4
 _DRAW_THREADS = 1024
@@ -59,13 +60,14 @@ def _multiply(
     x: mx.array, weights: Sequence[mx.array], extras: list[mx.array], tiles: int, width: int,
     biased: bool, added: bool, gate: bool,
 ) -> mx.array:  # fmt: skip
+    warps = _WARPS if tiles >= _MANY_TILES * _TILE else 2 * _WARPS
     columns = 1
     while 8 * columns < len(x):
         columns *= 2
     sizes = [*(len(weight) for weight in weights), 0, 0][:3]
     template = [
         ("K", x.shape[1]), ("O0", sizes[0]), ("O1", sizes[1]), ("O2", sizes[2]), ("COLUMNS", columns),
-        ("WARPS", _WARPS), ("AHEAD", max(1, 4 // columns)), ("GATED", gate), ("BIASED", biased), ("ADDED", added),
+        ("WARPS", warps), ("AHEAD", 2 if gate and columns == 4 else max(1, 4 // columns)), ("GATED", gate), ("BIASED", biased), ("ADDED", added),
     ]  # fmt: skip
     names = ["w0", "w1", "w2"][: len(weights)] + (["bias"] if biased else []) + (["plus"] if added else [])
     changes = (
@@ -78,7 +80,7 @@ def _multiply(
     kernel = _kernel(PRODUCT, f"product_{len(weights)}", ("x", *names), ("out",), changes)
     (out,) = kernel(
         inputs=[x, *weights, *extras], template=template, output_shapes=[(len(x), width)], output_dtypes=[x.dtype],
-        grid=(tiles // _TILE * _WARPS * 32, 1, 1), threadgroup=(_WARPS * 32, 1, 1),
+        grid=(tiles // _TILE * warps * 32, 1, 1), threadgroup=(warps * 32, 1, 1),
     )  # fmt: skip
     return out
 

@@ -245,7 +245,11 @@ def _right(model: nn.Module, parts: LlamaParts, forward: _Layers | KernelForward
     """Whether `forward` gives the model's own logits."""
     store = PlainStore(model, len(_PROBE))
     store.admit([[(mx.zeros((1, 1, 0, 1)),) * 2] * len(parts.blocks)], [1])
-    got = mx.concatenate([forward(store, mx.array([token])) for token in _PROBE]).astype(mx.float32)
+    steps = []
+    for token in _PROBE:
+        steps.append(forward(store, mx.array([token])).astype(mx.float32))
+        mx.eval(steps)
+    got = mx.concatenate(steps)
     want = model(mx.array([_PROBE]))[0].astype(mx.float32)
     if got.shape != want.shape:
         return False

@@ -81,7 +81,7 @@ class Gatherer:
         spread = np.array([np.nanstd(scored.rewards)]) if by_batch else None  # what advantages are divided by, as TRL
         return (
             adv.reward_metrics(scored, spread)
-            | score_metrics(found.scores, self._collect.rewards.names)
+            | score_metrics(found, self._collect.rewards.names)
             | completion_metrics(found.lengths, found.terminated)
         )
 

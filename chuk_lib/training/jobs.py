@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import mlx.nn as nn
 
 from chuk_lib.config.settings import Layer, resolve, validate
+from chuk_lib.data.batches import BatchFolder, is_batch_folder
 from chuk_lib.data.reader import DataSource, has_split, read_stdin
 from chuk_lib.data.sft_dataset import SFTDataset
 from chuk_lib.errors import ConfigError
@@ -122,21 +123,33 @@ def load_policy(config: TrainerConfig) -> tuple[nn.Module, Any]:
     )
 
 
-def load_sft(config: SFTConfig, source: DataSource) -> tuple[SFTTrainer, SFTDataset, SFTDataset | None]:
-    """Model, training data and validation data of a run. Raises ModelError and DataError as loading does."""
+def load_sft(
+    config: SFTConfig, source: DataSource
+) -> tuple[SFTTrainer, SFTDataset | BatchFolder, SFTDataset | BatchFolder | None]:
+    """Model, training data and validation data of a run. A folder that `chuk batch build` made is trained on as it was
+    built. Raises ModelError and DataError as loading does, ConfigError for settings that contradict such a folder."""
     model, tokenizer = load_policy(config)
+    eval_dataset: SFTDataset | BatchFolder | None = None
+    if is_batch_folder(source):
+        folder = BatchFolder(cast(str, source), tokenizer)
+        if config.eval_data is not None:
+            eval_dataset = _eval_data(config, config.eval_data, tokenizer)
+        return SFTTrainer(model, tokenizer, folder.settle(config)), folder, eval_dataset
     dataset = SFTDataset(source, tokenizer, split="train", **_data_settings(config))
     if config.text_field != "text" and dataset.report.format != "text":
         raise ConfigError(
             f"`text_field` does nothing: the rows are {dataset.report.format}", "leave it out, or set format=text"
         )
-    eval_dataset = None
     if config.eval_data is not None or has_split(source, "valid"):
-        eval_source = config.eval_data or source
-        split = "valid" if has_split(eval_source, "valid") else "train"
-        eval_settings = _data_settings(config) | {"packing": False}
-        eval_dataset = SFTDataset(eval_source, tokenizer, split=split, **eval_settings)
+        eval_dataset = _eval_data(config, config.eval_data or source, tokenizer)
     return SFTTrainer(model, tokenizer, config), dataset, eval_dataset
+
+
+def _eval_data(config: SFTConfig, source: DataSource, tokenizer: Any) -> SFTDataset | BatchFolder:
+    if is_batch_folder(source):
+        return BatchFolder(cast(str, source), tokenizer)
+    split = "valid" if has_split(source, "valid") else "train"
+    return SFTDataset(source, tokenizer, split=split, **(_data_settings(config) | {"packing": False}))
 
 
 def _data_settings(config: SFTConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +19,7 @@ from chuk_lib.data.prompt_dataset import PromptDataset, PromptRow, columns_of
 from chuk_lib.data.reader import DataSource, has_split
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.prompts import context_length
-from chuk_lib.rewards.types import Completions, Text
+from chuk_lib.rewards.types import Completions, Logged, Text
 from chuk_lib.training.engine import step_seed
 from chuk_lib.training.online_config import OnlineConfig
 
@@ -119,7 +119,7 @@ class Experience:
     """Completions of some prompts and what they are worth: N = prompts × group, prompt-major.
 
     `rows` (N) are the prompts' indices in the data, `prompts` (N) the rows themselves, `scores` float32 (N, K) with
-    NaN where a reward cannot score; `extra` are metrics that reward functions logged.
+    NaN where a reward cannot score; `logged` is what reward functions gave to `log_metric` and `log_extra`.
     """
 
     rows: list[int]
@@ -128,6 +128,7 @@ class Experience:
     scores: np.ndarray
     rollout_seconds: float = 0.0
     reward_seconds: float = 0.0
+    logged: Logged = field(default_factory=Logged)
 
     def __len__(self) -> int:
         return len(self.rollouts)
@@ -152,13 +153,15 @@ class Experience:
         return Experience(
             [self.rows[i] for i in keep], [self.prompts[i] for i in keep], [self.rollouts[i] for i in keep],
             self.scores[list(keep)], self.rollout_seconds, self.reward_seconds,
+            Logged({name: [column[i] for i in keep] for name, column in self.logged.columns.items()},
+                   self.logged.metrics),
         )  # fmt: skip
 
     def __add__(self, other: Experience) -> Experience:
         return Experience(
             self.rows + other.rows, self.prompts + other.prompts, self.rollouts + other.rollouts,
             np.concatenate([self.scores, other.scores]), self.rollout_seconds + other.rollout_seconds,
-            self.reward_seconds + other.reward_seconds,
+            self.reward_seconds + other.reward_seconds, _joined(self, other),
         )  # fmt: skip
 
 
@@ -183,7 +186,8 @@ class Collector:
         scores = self.rewards.score(completions_of(of_each, written, step))
         ended = time.perf_counter()
         indices = [int(row) for row in rows for _ in range(group_size)]
-        return Experience(indices, of_each, written, scores, sampled - began, ended - sampled)
+        logged = getattr(self.rewards, "logged", None) or Logged()
+        return Experience(indices, of_each, written, scores, sampled - began, ended - sampled, logged)
 
     def _numbers(self, rows: Sequence[int]) -> list[int]:
         """Numbers for random keys: the row, and beyond the data's length when it comes again, so that two groups of
@@ -194,6 +198,21 @@ class Collector:
             numbers.append(row + seen.get(row, 0) * len(self.dataset))
             seen[row] = seen.get(row, 0) + 1
         return numbers
+
+
+def _joined(first: Experience, second: Experience) -> Logged:
+    """Columns one after the other, None where one lacks them; metrics averaged."""
+    both = (first, second)
+    columns = {
+        name: [value for one in both for value in one.logged.columns.get(name, [None] * len(one))]
+        for name in dict.fromkeys([*first.logged.columns, *second.logged.columns])
+    }
+    found = [one.logged.metrics for one in both]
+    metrics = {
+        name: float(np.mean([part[name] for part in found if name in part]))
+        for name in dict.fromkeys([*found[0], *found[1]])
+    }
+    return Logged(columns, metrics)
 
 
 def sampling_seed(seed: int, step: int) -> int:

@@ -32,7 +32,7 @@ class RewardEvaluator:
         metrics = {
             "reward": float(known.mean()) if len(known) else math.nan,
             "reward_std": float(known.std(ddof=1)) if len(known) > 1 else 0.0,
-            **score_metrics(found.scores, self._collect.rewards.names),
+            **score_metrics(found, self._collect.rewards.names),
             **completion_metrics(found.lengths, found.terminated),
         }
         named = {f"eval_{name}": value for name, value in metrics.items()}

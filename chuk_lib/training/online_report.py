@@ -27,10 +27,10 @@ def completion_metrics(lengths: np.ndarray, terminated: np.ndarray) -> dict[str,
     }
 
 
-def score_metrics(scores: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """`rewards/<name>/mean` and `/std` (ddof 1) of scores (N, K), unscorable ones left out."""
-    metrics: dict[str, float] = {}
-    for name, column in zip(names, scores.T, strict=True):
+def score_metrics(experience: Experience, names: Sequence[str]) -> dict[str, float]:
+    """`rewards/<name>/mean` and `/std` (ddof 1), unscorable completions left out, and what functions logged."""
+    metrics: dict[str, float] = dict(experience.logged.metrics)
+    for name, column in zip(names, experience.scores.T, strict=True):
         values = column[~np.isnan(column)].astype(np.float64)
         metrics[f"rewards/{name}/mean"] = float(values.mean()) if len(values) else math.nan
         metrics[f"rewards/{name}/std"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
@@ -54,13 +54,15 @@ def completion_rows(
     experience: Experience, names: Sequence[str], rewards: np.ndarray, advantages: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
     """A line for each completion: prompt, completion, `rewards` by name, their weighted sum `reward`, `advantage`,
-    tokens, finish reason, and the prompt's row in its file."""
+    what functions gave to `log_extra`, tokens, finish reason, and the prompt's row in its file."""
     lines = []
     for index, (row, one) in enumerate(zip(experience.prompts, experience.rollouts, strict=True)):
         parts = {name: number(value) for name, value in zip(names, experience.scores[index], strict=True)}
         line = {"prompt": row.text, "completion": one.text, "reward": number(rewards[index]), "rewards": parts}
         if advantages is not None:
             line["advantage"] = number(advantages[index])
+        extra = {name: column[index] for name, column in experience.logged.columns.items()}
+        line |= {"extra": extra} if extra else {}
         lines.append(line | {"tokens": len(one.ids), "finish_reason": one.reason, "row": row.source.line})
     return lines
 

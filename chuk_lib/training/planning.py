@@ -19,6 +19,8 @@ from mlx.utils import tree_flatten
 
 from chuk_lib import runtime
 from chuk_lib.config.settings import as_dict, validate
+from chuk_lib.data.batches import BatchFolder, FolderPlan, is_batch_folder
+from chuk_lib.data.batches.show import show_rows
 from chuk_lib.data.batching import BatchPlan
 from chuk_lib.data.preview import PreviewRow, preview_rows
 from chuk_lib.data.reader import DataSource, has_split, read_records, read_stdin
@@ -90,12 +92,20 @@ def plan_sft(
     """
     output = _checked_output(config, overwrite)
     source = _readable(required(config, "data"))
+    if is_batch_folder(source) and budget is not None:
+        raise ConfigError(
+            f"`--fit` has nothing to choose: the batches in `{source}` are as they were built",
+            "build them smaller: `chuk batch build --tokens-per-batch N`",
+        )
     desk = _Desk(config, source)
     where = dict(origins or dict.fromkeys(as_dict(config), "given in code"))
     fit = choose(desk, where, budget) if budget is not None else None
     if fit:
         where |= dict.fromkeys(fit.choice.settings(), "--fit")
-    shown = preview_rows(_first(source, rows), desk.tokenizer, **_rules(desk.config))
+    if isinstance(desk.dataset, BatchFolder):
+        shown = show_rows(desk.dataset, desk.tokenizer, 1, rows)
+    else:
+        shown = preview_rows(_first(source, rows), desk.tokenizer, **_rules(desk.config))
     return _describe(desk, where, output, shown, fit)
 
 
@@ -135,7 +145,7 @@ class _Desk:
         """Take over settings that were chosen."""
         self.config = replace(self.config, **choice.settings())
 
-    def batch_plan(self, choice: Choice | None = None) -> BatchPlan:
+    def batch_plan(self, choice: Choice | None = None) -> BatchPlan | FolderPlan:
         """The batches with these settings, or with those chosen."""
         self.trainer.config = replace(self.config, **(choice or Choice.of(self.config)).settings())
         return SFTTrainer.batch_plan(self.trainer, self.dataset)

@@ -145,7 +145,7 @@ class PPOAlgorithm(Algorithm):
         sampling = config.sampling(sampling_seed(config.seed, step))
         written = self._collect(step, self._plan.prompts(step), sampling, config.num_generations)
         totals = adv.combine(written.scores, rewards.weights)
-        metrics = _reward_metrics(totals, config.num_generations) | score_metrics(written.scores, rewards.names)
+        metrics = _reward_metrics(totals, config.num_generations) | score_metrics(written, rewards.names)
         metrics |= completion_metrics(written.lengths, written.terminated)
         metrics["val/num_eos_tokens"] = float(sum(one.reason == "eos" for one in written.rollouts))
         return _Step(written, totals, np.flatnonzero(~np.isnan(totals)), metrics, time.perf_counter())

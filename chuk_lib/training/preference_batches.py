@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from chuk_lib import runtime
+from chuk_lib.data.batches import FolderPlan
 from chuk_lib.data.batching import RowPlan
 from chuk_lib.data.preference_dataset import PairExample, UnpairedExample
 from chuk_lib.training.algorithm import Arrays, Update
@@ -55,7 +56,7 @@ class Batches(Generic[Row]):
     """The examples of a data set, the plan of their steps, and how they are laid out."""
 
     examples: Sequence[Row]
-    plan: RowPlan
+    plan: RowPlan | FolderPlan
     layout: Layout
 
     def rows(self, step: int) -> list[list[int]]:

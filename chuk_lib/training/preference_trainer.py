@@ -15,12 +15,13 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.config.settings import validate
+from chuk_lib.data.batches import BatchFolder, is_batch_folder
 from chuk_lib.data.batching import RowPlan
 from chuk_lib.data.preference_dataset import PairDataset, PairExample, UnpairedDataset, UnpairedExample
 from chuk_lib.data.reader import DataSource, has_split
 from chuk_lib.data.report import DataReport
 from chuk_lib.data.types import Example
-from chuk_lib.errors import ConfigError
+from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.events import Sink
 from chuk_lib.inference.prompts import context_length
 from chuk_lib.models import provenance_of
@@ -46,7 +47,7 @@ from chuk_lib.training.run import Job, Run, RunResult, prepare_model, run_traini
 
 NAMES: dict[type[PreferenceConfig], str] = {DPOConfig: "dpo", KTOConfig: "kto", ORPOConfig: "orpo", CPOConfig: "cpo"}
 Config = TypeVar("Config", bound=PreferenceConfig)
-Dataset = PairDataset | UnpairedDataset
+Dataset = PairDataset | UnpairedDataset | BatchFolder
 
 
 class PreferenceTrainer:
@@ -97,6 +98,13 @@ class PreferenceTrainer:
 
     def batches(self, dataset: Dataset) -> Batches[Any]:
         """The rows of each step, and how they are laid out."""
+        config = self.config
+        if isinstance(dataset, BatchFolder):
+            plan = dataset.plan(
+                accumulation=config.gradient_accumulation_steps, num_epochs=config.num_epochs,
+                max_steps=config.max_steps, seed=config.seed, shuffle=config.shuffle,
+            )  # fmt: skip
+            return Batches(dataset.examples, plan, Layout.of(config, self.tokenizer))
         return make_batches(dataset.examples, self.config, Layout.of(self.config, self.tokenizer))
 
     def make_algorithm(self, dataset: Dataset) -> Algorithm:
@@ -106,7 +114,8 @@ class PreferenceTrainer:
 
     def _check_data(self, dataset: Dataset) -> None:
         wanted = UnpairedDataset if isinstance(self.config, KTOConfig) else PairDataset
-        if not isinstance(dataset, wanted):
+        is_built = isinstance(dataset, BatchFolder) and dataset.kind == "preference" and wanted is PairDataset
+        if not isinstance(dataset, wanted) and not is_built:
             raise ConfigError(f"{self.algorithm} trains on a {wanted.__name__}, not a {type(dataset).__name__}")
 
     def _references(self, dataset: Dataset, eval_dataset: Dataset | None) -> _References:
@@ -188,6 +197,14 @@ def prepare(config: PreferenceConfig, source: DataSource) -> recipes.Start:
 def load_data(config: PreferenceConfig, source: DataSource, tokenizer: Any) -> tuple[Any, Any]:
     """Training data and validation data (or None) of a run. Raises DataError."""
     kind: Any = UnpairedDataset if isinstance(config, KTOConfig) else PairDataset
+    if is_batch_folder(source):
+        folder = BatchFolder(cast(str, source), tokenizer)
+        if folder.kind != "preference" or kind is UnpairedDataset:
+            raise DataError(
+                f"`{source}` holds {folder.kind} batches", "build pairs: `chuk batch build --kind preference`"
+            )
+        valid = kind(config.eval_data, tokenizer, max_length=config.max_length) if config.eval_data else None
+        return folder, valid
     dataset = kind(source, tokenizer, split="train", max_length=config.max_length)
     if config.eval_data is None and not has_split(source, "valid"):
         return dataset, None

@@ -16,6 +16,7 @@ import numpy as np
 
 from chuk_lib import runtime
 from chuk_lib.config.settings import validate
+from chuk_lib.data.batches import BatchFolder, FolderPlan
 from chuk_lib.data.batching import BatchPlan
 from chuk_lib.data.sft_dataset import SFTDataset
 from chuk_lib.data.types import Batch
@@ -45,7 +46,12 @@ class SFTAlgorithm(Algorithm):
     """
 
     def __init__(
-        self, model: nn.Module, plan: BatchPlan, loss_type: str = "nll", few_shapes: bool = False, gradient: bool = True
+        self,
+        model: nn.Module,
+        plan: BatchPlan | FolderPlan,
+        loss_type: str = "nll",
+        few_shapes: bool = False,
+        gradient: bool = True,
     ) -> None:
         self.model = model
         self.plan = plan
@@ -124,8 +130,8 @@ class SFTTrainer:
 
     def train(
         self,
-        dataset: SFTDataset,
-        eval_dataset: SFTDataset | None = None,
+        dataset: SFTDataset | BatchFolder,
+        eval_dataset: SFTDataset | BatchFolder | None = None,
         *,
         sinks: Sequence[Sink] = (),
         should_stop: Callable[[], bool] = lambda: False,
@@ -146,9 +152,14 @@ class SFTTrainer:
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
-    def batch_plan(self, dataset: SFTDataset) -> BatchPlan:
+    def batch_plan(self, dataset: SFTDataset | BatchFolder) -> BatchPlan | FolderPlan:
         """Which rows each step trains on."""
         config = self.config
+        if isinstance(dataset, BatchFolder):
+            return dataset.plan(
+                accumulation=config.gradient_accumulation_steps, num_epochs=config.num_epochs,
+                max_steps=config.max_steps, seed=config.seed, shuffle=config.shuffle,
+            )  # fmt: skip
         return BatchPlan(
             dataset.examples, batch_size=config.batch_size, accumulation=config.gradient_accumulation_steps,
             num_epochs=config.num_epochs, max_steps=config.max_steps, seed=config.seed, shuffle=config.shuffle,
@@ -157,13 +168,13 @@ class SFTTrainer:
             pad_to_multiple_of=pad_multiple(config),
         )  # fmt: skip
 
-    def complete(self, adapted: bool, dataset: SFTDataset) -> SFTConfig:
+    def complete(self, adapted: bool, dataset: SFTDataset | BatchFolder) -> SFTConfig:
         """Fill in what was left open, so that `config.yaml` alone repeats the run."""
         rate = self.config.learning_rate or (2e-4 if adapted else 2e-5)  # TRL's default and its advice for LoRA
         model = self.config.model or provenance_of(self.model).source
         return replace(self.config, learning_rate=rate, model=model, data=self.config.data or dataset.source)
 
-    def notes(self, dataset: SFTDataset) -> tuple[str, ...]:
+    def notes(self, dataset: SFTDataset | BatchFolder) -> tuple[str, ...]:
         """What the user should know about this model and data together."""
         limit, longest = context_length(self.model), dataset.report.longest
         if limit is None or longest <= limit:
@@ -171,7 +182,7 @@ class SFTTrainer:
         text = f"rows have up to {longest:,} tokens, the model was made for {limit:,}: max_length={limit} cuts them"
         return (*provenance_of(self.model).notes, *dataset.report.notes, text)
 
-    def _evaluator(self, dataset: SFTDataset) -> Callable[[int], dict[str, Any]]:
+    def _evaluator(self, dataset: SFTDataset | BatchFolder) -> Callable[[int], dict[str, Any]]:
         """The loss over all rows, and one row's answer, another row each time."""
         plan = self._eval_plan(dataset)
         algorithm = SFTAlgorithm(self.model, plan, gradient=False)
@@ -182,7 +193,7 @@ class SFTTrainer:
 
         return evaluate
 
-    def _eval_plan(self, dataset: SFTDataset) -> BatchPlan:
+    def _eval_plan(self, dataset: SFTDataset | BatchFolder) -> BatchPlan:
         size = self.config.eval_batch_size or self.config.batch_size
         by_length = sorted(dataset.examples, key=len)
         return BatchPlan(

@@ -195,7 +195,8 @@ def test_settings_that_would_do_nothing_are_refused_and_nothing_is_written(train
 ELSEWHERE = {
     "model", "data", "eval_data", "output", "optimizer", "lora_rank", "gradient_checkpointing", "checkpointing_blocks",
     "log_interval", "eval_steps", "eval_batch_size", "checkpoint_interval", "keep_checkpoints",
-    "early_stopping_patience", "early_stopping_threshold", "assistant_only_loss", "pad_to_multiple_of", "format", "text_field",
+    "early_stopping_patience", "early_stopping_threshold", "assistant_only_loss", "pad_to_multiple_of", "format",
+    "text_field",
     "report_to",  # event files, databases: tests/runs/test_sinks.py
     "revision",  # a hub branch: tests/models/test_loader.py, with a cache made by hand
 }  # fmt: skip
