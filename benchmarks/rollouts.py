@@ -1,7 +1,7 @@
 """Tokens a second of rollouts: chuk beside a bare decode loop, mlx-lm's BatchGenerator and mlx-lm-lora's GRPO.
 
     python benchmarks/rollouts.py [--rounds 3] [--lora-python V/bin/python]   on a CPU: ratios and their limits
-    python benchmarks/rollouts.py --gpu [--rows 1,8,64,256]         on a GPU: ways to decode, 1.2 billion
+    python benchmarks/rollouts.py --gpu [--rows 1,8,64,256] [--check]  on a GPU: ways to decode, 1.2 billion
 
 CPU: Llama shapes of 1 and 28 million parameters, random weights, float32, all with the same fast BLAS; group 8, 64 new
 tokens at temperature 1, prompts of 32 and 512 tokens, nothing ends early. A figure is generated tokens by the seconds
@@ -10,7 +10,7 @@ counts and the median of the rounds is compared. mlx-lm-lora runs from a virtual
 (`python -m venv V; V/bin/pip install mlx-lm-lora mlx[cpu] scipy-openblas32 threadpoolctl`), which `--lora-python`
 names; without it those rows are left out.
 
-GPU: needs mlx, mlx_lm and numpy only. Prompt 128, 128 new tokens; the two baselines are greedy and make no
+GPU: needs mlx, mlx_lm and numpy only. `--check` first compares the ways with each other and with a fresh forward pass. Prompt 128, 128 new tokens; the two baselines are greedy and make no
 log-probs, chuk samples at temperature 1 with log-probs. Prefill is left out of all figures.
 """
 
@@ -188,6 +188,7 @@ def on_cpu(rounds: int, lora_python: str | None) -> bool:
     return kept
 
 
+WAYS = ("plain", "window", "layers", "kernels")
 PROMPT, STEPS, VOCABULARY = 128, 128, 128_256
 BILLION = (2048, 8192, 16, 32, 8, VOCABULARY)
 
@@ -293,7 +294,7 @@ def on_gpu(rows_list: list[int], small: bool) -> None:
         "compiled, whole buffers": lambda rows, steps: compiled_loop(model, rows, PROMPT, steps),
         **{
             f"chuk {decode}": lambda rows, steps, decode=decode: chuk_loop(model, rows, PROMPT, steps, decode)  # type: ignore[misc]
-            for decode in ("plain", "window", "layers", "auto")
+            for decode in (*WAYS, "auto")
         },
     }
     print(f"| rows | {' | '.join(ways)} | chuk auto by the better baseline |\n|{' --- |' * (len(ways) + 2)}")
@@ -307,6 +308,73 @@ def on_gpu(rows_list: list[int], small: bool) -> None:
         print(f"| {rows} | {' | '.join(f'{speed:,.0f}' for speed in speeds)} | {ratio:.2f} |", flush=True)
 
 
+CHECKED = {"llama": {}, "qwen2": {}, "qwen3": {"head_dim": 128}}
+
+
+def checked_model(family: str, dtype: Any) -> Any:
+    """A family's model of 30 million parameters with random weights."""
+    from importlib import import_module
+
+    import mlx.core as mx
+
+    module = import_module(f"mlx_lm.models.{family}")
+    mx.random.seed(0)
+    config = {
+        "model_type": family, "hidden_size": 512, "num_hidden_layers": 4, "intermediate_size": 1792,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "vocab_size": 2000, "rope_theta": 1e4,
+        "tie_word_embeddings": True, "max_position_embeddings": 4096, **CHECKED[family],
+    }  # fmt: skip
+    model = module.Model(module.ModelArgs.from_dict(config))
+    model.set_dtype(dtype)
+    model.eval()
+    return model
+
+
+def errors_of(model: Any, prompts: list[list[int]], found: Sequence[Any]) -> np.ndarray:
+    """Differences of the log-probs from those of a fresh pass over each prompt and completion."""
+    import mlx.core as mx
+
+    errors = []
+    for row in found:
+        logits = model(mx.array([[*prompts[row.prompt], *row.ids.tolist()]]))[0, -1 - len(row.ids) : -1]
+        logits = logits.astype(mx.float32)
+        own = mx.take_along_axis(logits, mx.array(row.ids)[:, None], axis=-1)[:, 0] - mx.logsumexp(logits, axis=-1)
+        errors.append(np.abs(np.array(own) - row.logps))
+    return np.concatenate(errors)
+
+
+def check() -> bool:
+    """Print how near each way comes to a fresh pass and how many ids it shares with `plain`, all rows at once and
+    coming and going within a budget; whether no way is further off than 1.5 times `plain`."""
+    import mlx.core as mx
+
+    from chuk_lib.inference.config import SamplingConfig
+    from chuk_lib.inference.rollouts import rollouts
+
+    config, right = SamplingConfig(temperature=1.0, max_tokens=40, seed=0), True
+    lengths = (3, 150, 40, 1, 77, 260, 20, 9, 33, 64, 128, 5)
+    print(
+        "| model | tokens of budget | way | mean error | largest | equal ids |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    for family, dtype in [(name, mx.bfloat16) for name in CHECKED] + [("llama", mx.float32)]:
+        model = checked_model(family, dtype)
+        for budget in (10**9, 4000, 300):
+            prompts = [make_prompts(1, length, 2000)[0] for length in lengths]
+            plain: list[Any] = []
+            allowed = 0.0
+            for way in WAYS:
+                found = rollouts(model, Endless(), prompts, config, group_size=8, token_budget=budget, decode=way)  # type: ignore[arg-type]
+                errors = errors_of(model, prompts, found)
+                plain, allowed = plain or found, allowed or 1.5 * float(errors.mean()) + 1e-4
+                equal = np.mean([(a.ids == b.ids).mean() for a, b in zip(found, plain, strict=True)])
+                right = right and bool(errors.mean() <= allowed)
+                print(
+                    f"| {family} {dtype} | {budget} | {way} | {errors.mean():.2g} | {errors.max():.2g} | {equal:.3f} |",
+                    flush=True,
+                )
+    return right
+
+
 def main() -> None:
     """Run one of the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -314,6 +382,7 @@ def main() -> None:
     parser.add_argument("--lora-python", help="interpreter that has mlx-lm-lora")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--rows", default="1,8,64,256")
+    parser.add_argument("--check", action="store_true", help="compare the ways before they are timed")
     parser.add_argument("--small", action="store_true", help="a tiny shape, to see that the GPU table runs")
     parser.add_argument("--tool", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -321,6 +390,8 @@ def main() -> None:
     if options.tool:
         shape, prompt, groups = options.case.split(",")
         print(json.dumps(run_tool(options.tool, shape, int(prompt), int(groups))))
+    elif options.gpu and options.check and not check():
+        raise SystemExit("a way is further from a fresh pass than it may be")
     elif options.gpu:
         on_gpu([int(rows) for rows in options.rows.split(",")], options.small)
     elif not on_cpu(options.rounds, options.lora_python):

@@ -15,7 +15,7 @@ import mlx.nn as nn
 from chuk_lib.data import BatchPlan, SFTDataset
 from chuk_lib.models import create_model, load_model, set_trainable
 from chuk_lib.models.heads import output_head
-from chuk_lib.training.algorithm import Arrays, Loss, Update
+from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Update
 from chuk_lib.training.config import TrainerConfig
 from chuk_lib.training.engine import Hooks, Progress, fit
 from chuk_lib.training.optimizers import build_optimizer
@@ -26,7 +26,7 @@ from chuk_lib.training.utils.log_probs import target_stats
 ROWS = [{"prompt": f"Is {n} even? ", "completion": f"Let me see: {'yes' if n % 2 == 0 else 'no'}"} for n in range(64)]
 
 
-class WeightedCrossEntropy:
+class WeightedCrossEntropy(Algorithm):
     """L = -sum w(y)·log p(y) / sum w(y); `weights` (V,) holds w for each token of the vocabulary."""
 
     def __init__(self, model: nn.Module, plan: BatchPlan, weights: mx.array) -> None:

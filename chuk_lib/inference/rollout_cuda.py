@@ -24,8 +24,7 @@ from chuk_lib.inference.rollout_cuda_source import ATTEND, DRAW, PRODUCT
 
 MOST_PRODUCT_ROWS = 64
 _WARPS = 8
-_MANY_TILES = 512
-_ATTEND_WARPS = 4
+_ATTEND_WARPS = 8
 _MOST_SHARED_HEADS = 4
 _DRAW_THREADS = 1024
 _TILE = 16
@@ -46,41 +45,32 @@ def product(
     x: mx.array, weights: Sequence[mx.array], bias: mx.array | None = None, plus: mx.array | None = None
 ) -> mx.array:
     """x (B, K) through up to three weights (O, K), side by side, `bias` (all O) and `plus` (B, all O) added."""
-    sizes = [len(weight) for weight in weights]
-    extras = [array for array in (bias, plus) if array is not None]
-    return _multiply(x, weights, extras, sum(sizes), sum(sizes), bias is not None, plus is not None, False)
+    warps = 2 * _WARPS if len(x) <= _TILE * 2 else _WARPS
+    return _multiply(x, weights, bias, plus, sum(map(len, weights)), 1, warps, gate=False)
 
 
 def gated(x: mx.array, gate: mx.array, up: mx.array) -> mx.array:
     """silu(x·gateᵀ)·(x·upᵀ) of x (B, K) and weights (O, K)."""
-    return _multiply(x, [gate, up], [], len(gate), len(gate), False, False, True)
+    tiles = 2 if len(x) > _TILE * 2 and len(gate) % (2 * _TILE) == 0 else 1
+    return _multiply(x, [gate, up], None, None, len(gate), tiles, _WARPS // 2, gate=True)
 
 
 def _multiply(
-    x: mx.array, weights: Sequence[mx.array], extras: list[mx.array], tiles: int, width: int,
-    biased: bool, added: bool, gate: bool,
+    x: mx.array, weights: Sequence[mx.array], bias: mx.array | None, plus: mx.array | None,
+    width: int, tiles: int, warps: int, *, gate: bool,
 ) -> mx.array:  # fmt: skip
-    warps = _WARPS if tiles >= _MANY_TILES * _TILE else 2 * _WARPS
+    """What is absent is the first weight once more, so that one kernel serves all products of a number of rows."""
     columns = 1
     while 8 * columns < len(x):
         columns *= 2
-    sizes = [*(len(weight) for weight in weights), 0, 0][:3]
-    template = [
-        ("K", x.shape[1]), ("O0", sizes[0]), ("O1", sizes[1]), ("O2", sizes[2]), ("COLUMNS", columns),
-        ("WARPS", warps), ("AHEAD", 2 if gate and columns == 4 else max(1, 4 // columns)), ("GATED", gate), ("BIASED", biased), ("ADDED", added),
-    ]  # fmt: skip
-    names = ["w0", "w1", "w2"][: len(weights)] + (["bias"] if biased else []) + (["plus"] if added else [])
-    changes = (
-        ("WEIGHTS", ", ".join(f"w{min(index, len(weights) - 1)}" for index in range(3))),
-        (
-            "EXTRA",
-            ("result += (float)bias[first + o];" if biased else "") + ("result += (float)plus[to];" if added else ""),
-        ),
-    )
-    kernel = _kernel(PRODUCT, f"product_{len(weights)}", ("x", *names), ("out",), changes)
+    ahead = 2 if gate and columns == 4 else max(1, 4 // columns)
+    template = [("COLUMNS", columns), ("TILES", tiles), ("WARPS", warps), ("AHEAD", ahead), ("GATED", gate)]
+    inputs = [*weights, *[weights[0]] * (3 - len(weights)), *(weights[0] if a is None else a for a in (bias, plus))]
+    kernel = _kernel(PRODUCT, "product", ("x", "w0", "w1", "w2", "bias", "plus"), ("out",))
+    out: mx.array
     (out,) = kernel(
-        inputs=[x, *weights, *extras], template=template, output_shapes=[(len(x), width)], output_dtypes=[x.dtype],
-        grid=(tiles // _TILE * warps * 32, 1, 1), threadgroup=(warps * 32, 1, 1),
+        inputs=[x, *inputs], template=template, output_shapes=[(len(x), width)], output_dtypes=[x.dtype],
+        grid=(width // _TILE // tiles * warps * 32, 1, 1), threadgroup=(warps * 32, 1, 1),
     )  # fmt: skip
     return out
 
@@ -118,6 +108,7 @@ def attend(
         *(("q_norm", "k_norm") if norms else ()),
     )
     kernel = _kernel(ATTEND, "attend", names, ("out",), (("NORM_HERE", _NORM if norms else ""),))
+    out: mx.array
     (out,) = kernel(
         inputs=[qkv, keys, values, turns, *places, constants, *norms], template=template,
         output_shapes=[(rows, heads * width)], output_dtypes=[qkv.dtype],

@@ -50,18 +50,18 @@ __device__ __forceinline__ void multiply(
 
 // 16 rows of each of PARTS weights times 8 * COLUMNS rows of x: the warps of a block share K among them, 32 at a time.
 // A lane reads 16 bytes of a row; which of a product's columns they are does not matter as long as x has the same.
-template <int K, int COLUMNS, int PARTS, int WARPS, int AHEAD>
-__device__ __forceinline__ void tiles(const bf16* x, int rows, const bf16* const* weights, float (*sums)[COLUMNS][4]) {
+template <int COLUMNS, int PARTS, int WARPS, int AHEAD>
+__device__ __forceinline__ void tiles(
+    const bf16* x, int rows, int K, const bf16* const* weights, float (*sums)[COLUMNS][4]) {
   const int warp = threadIdx.x / 32, high = threadIdx.x % 32 / 4, low = threadIdx.x % 4 * 8;
-  constexpr int CHUNKS = K / 32, STRIDE = WARPS * AHEAD;
   const bf16* from[COLUMNS];
   for (int n = 0; n < COLUMNS; ++n) from[n] = x + (size_t)min(n * 8 + high, rows - 1) * K + low;
-  for (int chunk = warp; chunk < CHUNKS; chunk += STRIDE) {
+  for (int begin = warp * 32; begin < K; begin += WARPS * AHEAD * 32) {
     uint4 a[AHEAD][PARTS][2], b[AHEAD][COLUMNS];
 #pragma unroll
     for (int u = 0; u < AHEAD; ++u) {
-      const int at = (chunk + u * WARPS) * 32;
-      if (CHUNKS % STRIDE == 0 || at < K) {
+      const int at = begin + u * WARPS * 32;
+      if (at < K) {
 #pragma unroll
         for (int p = 0; p < PARTS; ++p) {
           a[u][p][0] = __ldcs(reinterpret_cast<const uint4*>(weights[p] + (size_t)high * K + low + at));
@@ -73,7 +73,7 @@ __device__ __forceinline__ void tiles(const bf16* x, int rows, const bf16* const
     }
 #pragma unroll
     for (int u = 0; u < AHEAD; ++u) {
-      if (CHUNKS % STRIDE == 0 || (chunk + u * WARPS) * 32 < K) {
+      if (begin + u * WARPS * 32 < K) {
 #pragma unroll
         for (int p = 0; p < PARTS; ++p) {
           const uint4 up = a[u][p][0], down = a[u][p][1];
@@ -94,24 +94,30 @@ __device__ __forceinline__ void tiles(const bf16* x, int rows, const bf16* const
 
 _PRODUCT_BODY = r"""
   using chuk::bf16;
-  constexpr int PARTS = GATED ? 2 : 1, WIDTH = GATED ? O0 : O0 + O1 + O2, PITCH = 20, TILE = 8 * PITCH;
-  constexpr int TOGETHER = COLUMNS < 4 ? COLUMNS : 4;
-  __shared__ float shared[WARPS][PARTS][TOGETHER][TILE];
-  const int rows = x_shape[0], first = blockIdx.x * 16;
-  const bf16* all[] = {WEIGHTS};
+  constexpr int PARTS = GATED ? 2 * TILES : TILES, PITCH = 20;
+  constexpr int FIT = 48 * 1024 / (WARPS * PARTS * 8 * PITCH * 4), ROOM = FIT >= 4 ? 4 : FIT >= 2 ? 2 : 1;
+  constexpr int TOGETHER = COLUMNS < ROOM ? COLUMNS : ROOM;
+  __shared__ float shared[WARPS][PARTS][TOGETHER][8 * PITCH];
+  const int rows = x_shape[0], K = x_shape[1], first = blockIdx.x * 16 * TILES;
+  const int end0 = w0_shape[0], end1 = end0 + (w1 == w0 ? 0 : w1_shape[0]), end2 = end1 + (w2 == w0 ? 0 : w2_shape[0]);
+  const int width = GATED ? end0 : end2;
   const bf16* weights[PARTS];
-  if (GATED) {
-    weights[0] = all[0] + (size_t)first * K;
-    weights[PARTS - 1] = all[1] + (size_t)first * K;
-  } else if (first < O0) {
-    weights[0] = all[0] + (size_t)first * K;
-  } else if (first < O0 + O1) {
-    weights[0] = all[1] + (size_t)(first - O0) * K;
-  } else {
-    weights[0] = all[2] + (size_t)(first - O0 - O1) * K;
+#pragma unroll
+  for (int tile = 0; tile < TILES; ++tile) {
+    const int o = first + tile * 16;
+    if (GATED) {
+      weights[tile] = w0 + (size_t)o * K;
+      weights[PARTS - TILES + tile] = w1 + (size_t)o * K;
+    } else if (o < end0) {
+      weights[tile] = w0 + (size_t)o * K;
+    } else if (o < end1) {
+      weights[tile] = w1 + (size_t)(o - end0) * K;
+    } else {
+      weights[tile] = w2 + (size_t)(o - end1) * K;
+    }
   }
   float sums[PARTS][COLUMNS][4] = {};
-  chuk::tiles<K, COLUMNS, PARTS, WARPS, AHEAD>(reinterpret_cast<const bf16*>(x), rows, weights, sums);
+  chuk::tiles<COLUMNS, PARTS, WARPS, AHEAD>(x, rows, K, weights, sums);
 
   const int warp = threadIdx.x / 32, high = threadIdx.x % 32 / 4, low = threadIdx.x % 4 * 2;
 #pragma unroll
@@ -129,23 +135,25 @@ _PRODUCT_BODY = r"""
       }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < TOGETHER * 128; i += WARPS * 32) {
-      const int n = i / 128, column = i % 128 / 16, o = i % 16, row = (begin + n) * 8 + column;
-      float total[PARTS] = {};
+    for (int i = threadIdx.x; i < TILES * TOGETHER * 128; i += WARPS * 32) {
+      const int o = i % 16, tile = i / 16 % TILES, column = i / (16 * TILES) % 8, n = i / (128 * TILES);
+      const int row = (begin + n) * 8 + column;
+      float result = 0.0f, up = 0.0f;
 #pragma unroll
       for (int w = 0; w < WARPS; ++w) {
-#pragma unroll
-        for (int p = 0; p < PARTS; ++p) total[p] += shared[w][p][n][column * PITCH + o];
+        result += shared[w][tile][n][column * PITCH + o];
+        if (GATED) up += shared[w][PARTS - TILES + tile][n][column * PITCH + o];
       }
       if (row < rows) {
-        const size_t to = (size_t)row * WIDTH + first + o;
-        float result = total[0];
+        const int at = first + tile * 16 + o;
+        const size_t to = (size_t)row * width + at;
         if (GATED) {
           const float gate = __bfloat162float(__float2bfloat16(result));
-          const float up = __bfloat162float(__float2bfloat16(total[PARTS - 1]));
-          result = __bfloat162float(__float2bfloat16(gate / (1.0f + __expf(-gate)))) * up;
+          result = __bfloat162float(__float2bfloat16(gate / (1.0f + __expf(-gate))));
+          result *= __bfloat162float(__float2bfloat16(up));
         }
-        EXTRA
+        if (bias != w0) result += __bfloat162float(bias[at]);
+        if (plus != w0) result += __bfloat162float(plus[to]);
         out[to] = __float2bfloat16(result);
       }
     }
@@ -183,7 +191,7 @@ __device__ __forceinline__ void take(
 )
 
 _ATTEND_BODY = r"""
-  constexpr int E = chuk::Pack<T>::SIZE, LANES = D / E, SPAN = 32 / LANES, GROUPS = WARPS * SPAN, AHEAD = 4;
+  constexpr int E = chuk::Pack<T>::SIZE, LANES = D / E, SPAN = 32 / LANES, GROUPS = WARPS * SPAN, AHEAD = 2;
   constexpr int PARTS = N / K / Q;
   __shared__ float turned[Q + 1][D];
   __shared__ float mosts[WARPS][Q], weights[WARPS][Q], results[WARPS][Q][D];

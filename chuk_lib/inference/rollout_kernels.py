@@ -7,7 +7,6 @@ place by the attention.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,23 +15,25 @@ import numpy as np
 from chuk_lib.inference import rollout_cuda as cuda
 from chuk_lib.inference.rollout_llama import Block, Linear, LlamaParts
 from chuk_lib.inference.rollout_plain import PlainStore
-from chuk_lib.inference.rollout_products import may_join, multiply, weights_of
+from chuk_lib.inference.rollout_products import Weights, may_join, multiply, weights_of
 
 MOST_HEAD_ROWS = 16
 """Rows up to which the product with the output head, of very many columns, is a kernel."""
 
 
 class KernelForward:
-    """Logits from tokens, for as long as the model keeps its weights. Raises ValueError for heads that the kernels do
-    not take."""
+    """Logits from tokens, for as long as the model keeps its weights. The tokens of a step must come from the logits of
+    the step before, or those must have been evaluated: nothing else tells MLX that one reads what the other wrote.
+    Raises ValueError for heads that the kernels do not take."""
 
     def __init__(self, parts: LlamaParts) -> None:
         for block in parts.blocks:
             if not cuda.can_attend(block.head_dim, block.heads, block.kv_heads, block.q.weight.dtype):
                 raise ValueError("the kernels do not take heads of this size")
         self._parts = parts
-        self._join = may_join(parts)
-        self._joined: list[list[Any]] = []
+        self._weights = [_weights(block, join=False) for block in parts.blocks]
+        self._joined = not may_join(parts)
+        self._head = weights_of([parts.head], False)
         self._turns: list[mx.array] = []
         self._constants = [_constants(block) for block in parts.blocks]
         mx.eval(self._constants)
@@ -43,7 +44,7 @@ class KernelForward:
     def __call__(self, store: PlainStore, tokens: mx.array) -> mx.array:
         """Logits (B, V)."""
         self._prepare(store, len(tokens))
-        buffers = [cache.state for cache in store.caches]
+        buffers = [cache.buffers for cache in store.caches]
         logits: mx.array = self._step(tokens, mx.array([store.column]), self._begins, buffers)
         store.advance()
         return logits
@@ -60,10 +61,8 @@ class KernelForward:
             self._turns = _turns(self._parts.blocks, store.capacity)
             self._step = mx.compile(self._run)
         if rows > cuda.MOST_PRODUCT_ROWS and not self._joined:
-            self._joined = [
-                [weights_of([block.q, block.k, block.v], self._join), weights_of([block.gate, block.up], self._join)]
-                for block in self._parts.blocks
-            ]
+            self._weights = [_weights(block, join=True) for block in self._parts.blocks]
+            self._joined = True
 
     def _run(
         self, tokens: mx.array, column: mx.array, begins: mx.array, buffers: Sequence[tuple[mx.array, mx.array]]
@@ -71,43 +70,52 @@ class KernelForward:
         parts = self._parts
         hidden = parts.embedding[tokens]
         for index, (block, (keys, values)) in enumerate(zip(parts.blocks, buffers, strict=True)):
-            joined = self._joined[index] if self._joined else [None, None]
+            qkv, o, gate_up, down = self._weights[index]
             x = mx.fast.rms_norm(hidden, block.before_attention.weight, block.before_attention.eps)
             norms = [norm.weight for norm in (block.q_norm, block.k_norm) if norm is not None]
             seen = cuda.attend(
-                _linear(x, [block.q, block.k, block.v], joined[0]), keys, values, self._turns[index], (column, begins),
+                _through(x, [block.q, block.k, block.v], qkv), keys, values, self._turns[index], (column, begins),
                 self._constants[index], block.heads, norms,
             )  # fmt: skip
-            hidden = _linear(seen, [block.o], None, hidden)
+            hidden = _through(seen, [block.o], o, hidden)
             x = mx.fast.rms_norm(hidden, block.before_mlp.weight, block.before_mlp.eps)
-            hidden = _linear(_inner(x, block, joined[1]), [block.down], None, hidden)
+            hidden = _through(_inner(x, block, gate_up), [block.down], down, hidden)
         hidden = mx.fast.rms_norm(hidden, parts.norm.weight, parts.norm.eps)
         if len(hidden) > MOST_HEAD_ROWS:
-            return multiply(hidden, weights_of([parts.head], False))
-        return _linear(hidden, [parts.head], None)
+            return multiply(hidden, self._head)
+        return _through(hidden, [parts.head], self._head)
 
 
-def _linear(x: mx.array, layers: Sequence[Linear], joined: Any, plus: mx.array | None = None) -> mx.array:
-    """`plus` and x (B, in) through `layers` side by side."""
-    if _kernel_takes(x, layers):
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        bias = mx.concatenate(biases) if len(biases) > 1 else biases[0] if biases else None
-        return cuda.product(x, [layer.weight for layer in layers], bias, plus)
-    return multiply(x, joined or weights_of(layers, False), plus)
+def _through(x: mx.array, layers: Sequence[Linear], weights: Weights, plus: mx.array | None = None) -> mx.array:
+    """`plus` and x (B, in) through `layers` side by side; `weights` are theirs for MLX."""
+    if not _kernel_takes(x, layers):
+        return multiply(x, weights, plus)
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    bias = mx.concatenate(biases) if len(biases) > 1 else biases[0] if biases else None
+    return cuda.product(x, [layer.weight for layer in layers], bias, plus)
 
 
-def _inner(x: mx.array, block: Block, joined: Any) -> mx.array:
+def _inner(x: mx.array, block: Block, weights: Weights) -> mx.array:
     """silu(gate) * up of x (B, in)."""
-    layers = [block.gate, block.up]
-    if _kernel_takes(x, layers) and block.gate.bias is None:
+    if _kernel_takes(x, [block.gate, block.up]) and block.gate.bias is None:
         return cuda.gated(x, block.gate.weight, block.up.weight)
-    gate, up = mx.split(multiply(x, joined or weights_of(layers, False)), 2, axis=-1)
-    return nn.silu(gate) * up
+    gate, up = mx.split(multiply(x, weights), 2, axis=-1)
+    inner: mx.array = nn.silu(gate) * up
+    return inner
 
 
 def _kernel_takes(x: mx.array, layers: Sequence[Linear]) -> bool:
-    plain = all(layer.adapter is None and (layer.bias is None) == (layers[0].bias is None) for layer in layers)
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    alike = len(biases) in (0, len(layers)) and all(bias.dtype == x.dtype for bias in biases)
+    plain = alike and all(layer.adapter is None for layer in layers)
     return plain and cuda.can_multiply(x, [layer.weight for layer in layers])
+
+
+def _weights(block: Block, join: bool) -> list[Weights]:
+    parts = ([block.q, block.k, block.v], [block.o], [block.gate, block.up], [block.down])
+    weights = [weights_of(layers, join) for layers in parts]
+    mx.eval(weights)
+    return weights
 
 
 def _constants(block: Block) -> mx.array:

@@ -36,11 +36,17 @@ class FixedCache:
         """The buffers."""
         return self.keys, self.values
 
-    def written(self, end: int) -> tuple[mx.array, mx.array]:
-        """Keys and values (B, K, end, D) of the first columns."""
+    @property
+    def buffers(self) -> tuple[mx.array, mx.array]:
+        """The buffers when something is written."""
         if self.keys is None or self.values is None:
             raise ValueError("nothing is written yet")
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys, self.values
+
+    def written(self, end: int) -> tuple[mx.array, mx.array]:
+        """Keys and values (B, K, end, D) of the first columns."""
+        keys, values = self.buffers
+        return keys[:, :, :end], values[:, :, :end]
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write one column and return all that are written."""

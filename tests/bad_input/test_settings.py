@@ -93,7 +93,7 @@ COMMANDS = [
     ("eval -m good -d good.jsonl --max-rows 0", "'--max-rows': 0 is not in the range", "chuk eval --help"),
     ("model create --preset nan -o m", "unknown preset `nan`", "did you mean `nano`?"),
     ("model create --preset nano -o m --vocab-size 3", "below the tokenizer's 262 tokens", "use 262 or more"),
-    ("model create --preset nano -o m --chat-template no.jinja", "cannot read chat template `no.jinja`", "`chatml`"),
+    ("model create --preset nano -o m --chat-template no.jinja", "cannot read chat template `no.jinja`", "chatml"),
     ("model create --preset nano -o m --tokenizer char --tokenizer-data x", "either given or trained", "leave out"),
     ("data generate-math -o m --types sums", "unknown problem type `sums`", "types: arithmetic"),
     ("data generate-math -o m --difficulty 9", "is not between 1 and 5", "`1-3`"),

@@ -16,7 +16,7 @@ from chuk_lib.data.batches import BatchFolder, BatchSpec, FolderPlan, build, is_
 from chuk_lib.data.tokenizers import load_tokenizer
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.models import load_model
-from chuk_lib.training import SFTConfig, SFTTrainer
+from chuk_lib.training import SFTConfig, SFTTrainer, resume, train_sft
 from chuk_lib.training.sft_trainer import SFTAlgorithm
 from tests.batch.conftest import pair_rows, write_rows
 
@@ -186,3 +186,23 @@ def test_what_is_a_folder_of_batches(rows_file: Path, tokenizer: Any, tmp_path: 
     assert not is_batch_folder(tmp_path)
     assert not is_batch_folder("-")
     assert not is_batch_folder([{"text": "a"}])
+
+
+def test_a_whole_job_trains_and_resumes_from_a_folder(
+    rows_file: Path, tokenizer: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    build(rows_file, tokenizer, tmp_path / "b", BatchSpec(batch_size=4))
+    shared: dict[str, Any] = {"model": str(tiny_model_dir), "data": str(tmp_path / "b"), "max_steps": 6}
+    whole = train_sft(SFTConfig(output=str(tmp_path / "whole"), **shared))
+    seen: list[int] = []
+
+    def stop_after_three() -> bool:
+        seen.append(1)
+        return len(seen) >= 3
+
+    part = train_sft(SFTConfig(output=str(tmp_path / "part"), **shared), should_stop=stop_after_three)
+    assert (part.steps, resume(part.run_dir).steps) == (3, 6)
+    weights = [(run / "checkpoints" / "step_000006" / "model.safetensors") for run in (whole.run_dir, part.run_dir)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    with pytest.raises(ConfigError, match="were built with"):
+        train_sft(SFTConfig(output=str(tmp_path / "other"), batch_size=3, **shared))

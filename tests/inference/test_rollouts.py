@@ -51,7 +51,7 @@ def test_greedy_is_what_transformers_writes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("decode", ["auto", "plain", "window", "layers"])
+@pytest.mark.parametrize("decode", ["auto", "plain", "window", "layers", "kernels"])
 def test_logps_are_those_of_a_fresh_forward(name: str, decode: Any) -> None:
     model, tokenizer = loaded(name)
     config = SamplingConfig(max_tokens=12, temperature=1.3, seed=5, top_k=40, min_p=0.001)
@@ -91,7 +91,7 @@ def test_a_quantized_cache_is_used_when_asked_for() -> None:
     assert 1e-5 < largest_error(model, MIXED, rough, 1.3) < 0.1
 
 
-@pytest.mark.parametrize("decode", ["auto", "plain", "window", "layers"])
+@pytest.mark.parametrize("decode", ["auto", "plain", "window", "layers", "kernels"])
 def test_adapters_are_used(decode: Any) -> None:
     tokenizer = loaded()[1]
     adapted, _ = load_model(LLAMA, adapter=PARITY / "models" / "llama-tiny-lora-adapter", local_only=True)

@@ -46,7 +46,9 @@ def tiny(family: str, **changes: Any) -> Any:
     kind = family.split(",")[0]
     module = import_module(f"mlx_lm.models.{kind}")
     mx.random.seed(3)
-    model = module.Model(module.ModelArgs.from_dict({"model_type": kind, **_COMMON, **_FAMILIES[family], **changes}))
+    model = module.Model(
+        module.ModelArgs.from_dict({"model_type": kind, **_COMMON, **_FAMILIES.get(family, {}), **changes})
+    )
     model.eval()
     mx.eval(model.parameters())
     return model

@@ -25,7 +25,7 @@ def parity_folder() -> Path:
 PARITY = parity_folder()
 LLAMA = PARITY / "models" / "llama-tiny"
 PEFT_ADAPTER = PARITY / "models" / "llama-tiny-lora-adapter"
-MODELS = sorted(path.name for path in (PARITY / "models").iterdir() if (path / "config.json").is_file())
+MODELS = sorted({name.split("/")[0] for name in np.load(PARITY / "expected" / "model_logits.npz").files if "/" in name})
 IDS = mx.array([[5, 90, 17, 200, 33, 61, 8, 2, 300, 44], [12, 13, 14, 150, 160, 7, 99, 98, 97, 4]])
 
 

@@ -211,7 +211,7 @@ def test_what_cannot_work_is_said_and_nothing_is_written(ppo, tmp_path, changes,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [1])
 def test_it_learns(tmp_path, seed):
     """A model that knows a third to a half of all one-digit sums: 60 steps, and it knows most of them."""
     rows = [{"prompt": f"{a}+{b}=", "completion": f"{a + b}."} for a in range(10) for b in range(10)]

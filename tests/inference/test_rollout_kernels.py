@@ -1,0 +1,106 @@
+"""CUDA kernels of decoding against MLX's own operations; without an NVIDIA GPU what surrounds them."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from chuk_lib.inference import SamplingConfig
+from chuk_lib.inference import rollout_cuda as cuda
+from chuk_lib.inference.rollout_draws import choose_lazily, compiled_choice
+from chuk_lib.inference.rollout_kernels import KernelForward, _turns
+from chuk_lib.inference.rollout_llama import read_llama
+from chuk_lib.inference.rollout_plain import PlainStore
+from tests.inference.tiny_models import tiny
+
+needs_gpu = pytest.mark.skipif(not cuda.available(), reason="needs an NVIDIA GPU")
+
+
+def normal(*shape: int, dtype: mx.Dtype = mx.bfloat16) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(sum(shape))).astype(dtype)
+
+
+def close(got: mx.array, want: mx.array, loose: float) -> bool:
+    got, want = got.astype(mx.float32), want.astype(mx.float32)
+    return bool((mx.linalg.norm(got - want) <= loose * mx.linalg.norm(want)).item())
+
+
+def test_the_table_of_turns_is_what_the_rotation_does() -> None:
+    parts = read_llama(tiny("llama"))
+    assert parts is not None
+    block = parts.blocks[0]
+    table = np.array(_turns(parts.blocks, 20)[0])
+    x = np.array(normal(block.head_dim, dtype=mx.float32))
+    half = block.head_dim // 2
+    cos, sin = table[17, :half], table[17, half:]
+    want = np.array(block.rope(mx.array(x)[None, None, None], offset=17))[0, 0, 0]
+    turned = np.concatenate([x[:half] * cos - x[half:] * sin, x[half:] * cos + x[:half] * sin])
+    np.testing.assert_allclose(turned, want, atol=1e-5)
+
+
+def test_what_the_kernels_take() -> None:
+    x = mx.zeros((8, 64), mx.bfloat16)
+    assert cuda.can_multiply(x, [mx.zeros((32, 64), mx.bfloat16)])
+    assert not cuda.can_multiply(x, [mx.zeros((30, 64), mx.bfloat16)])
+    assert not cuda.can_multiply(x, [mx.zeros((32, 64))])
+    assert not cuda.can_multiply(mx.zeros((65, 64), mx.bfloat16), [mx.zeros((32, 64), mx.bfloat16)])
+    assert cuda.can_attend(64, 32, 8, mx.bfloat16)
+    assert not cuda.can_attend(80, 32, 8, mx.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SamplingConfig(temperature=0.7), SamplingConfig(temperature=0.9, top_k=20), SamplingConfig(temperature=0.0)],
+)
+def test_a_compiled_choice_is_the_lazy_one(config: SamplingConfig) -> None:
+    logits, numbers = normal(5, 1000, dtype=mx.float32), mx.array([0.0, 0.2, 0.5, 0.9, 0.999])
+    got, want = compiled_choice(config)(logits, numbers), choose_lazily(logits, config, numbers)
+    assert got[0].tolist() == want[0].tolist()
+    np.testing.assert_allclose(np.array(got[1]), np.array(want[1]), atol=1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("rows", [1, 7, 16, 30, 64])
+def test_products(rows: int) -> None:
+    x, plus, bias = normal(rows, 96), normal(rows, 112), normal(112)
+    weights = [normal(64, 96), normal(32, 96), normal(16, 96)]
+    want = x.astype(mx.float32) @ mx.concatenate(weights).T.astype(mx.float32)
+    assert close(cuda.product(x, weights), want, 1e-2)
+    assert close(cuda.product(x, weights, bias, plus), want + bias + plus, 1e-2)
+    gate, up = normal(64, 96), normal(64, 96) * 0.5
+    assert close(cuda.gated(x, gate, up), nn.silu(x @ gate.T) * (x @ up.T), 2e-2)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32])
+@pytest.mark.parametrize("vocabulary", [1, 999, 4096, 128_256])
+def test_draws(dtype: mx.Dtype, vocabulary: int) -> None:
+    logits, config = normal(16, vocabulary, dtype=dtype) * 2, SamplingConfig(temperature=0.8)
+    numbers = mx.array(np.random.default_rng(0).random(16).astype(np.float32))
+    (tokens, logps), (want, _) = cuda.draw(logits, numbers, 0.8), choose_lazily(logits, config, numbers)
+    assert (np.abs(np.array(tokens) - np.array(want)) <= 1).all()
+    scaled = logits.astype(mx.float32) / 0.8
+    own = mx.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0] - mx.logsumexp(scaled, axis=-1)
+    np.testing.assert_allclose(np.array(logps), np.array(own), atol=1e-4)
+
+
+@needs_gpu
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen2"])
+@pytest.mark.parametrize("rows", [1, 5, 70])
+def test_steps_over_rows_of_several_lengths(family: str, rows: int) -> None:
+    wide = {"head_dim": 64, "hidden_size": 256, "intermediate_size": 512, "rope_theta": 1e4}
+    model = tiny.__wrapped__(family, **wide, max_position_embeddings=512, vocab_size=97 if family == "llama" else 112)
+    model.set_dtype(mx.bfloat16)
+    parts = read_llama(model)
+    assert parts is not None
+    asked = [np.random.default_rng(row).integers(1, 90, 3 + row % 9).tolist() for row in range(rows)]
+    store, forward = PlainStore(model, 4), KernelForward(parts)
+    store.admit(store.prefill(asked), [1] * rows)
+    for step in range(3):
+        got = forward(store, mx.array([ids[-1] for ids in asked]))
+        mx.eval(got)
+        want = mx.concatenate([model(mx.array([ids]))[:, -1] for ids in asked])
+        assert close(got, want, 3e-2), step
+        asked = [[*ids, 5 + step] for ids in asked]
