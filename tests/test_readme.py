@@ -91,7 +91,7 @@ needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash
 def test_the_demo_s_commands_succeed(folder: Path) -> None:
     done = short_demo(folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("exact match") == 2
+    assert done.stdout.count("exact match") == 3
     assert "Done in" in done.stdout
     assert str(ROOT) not in done.stdout
     for name in ("model/config.json", "data/test.jsonl", "run/events.jsonl"):
