@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 
 from chuk_lib.models import create_model
 from chuk_lib.training import SFTConfig, train_sft
-from chuk_lib.training.planning import plan_sft
+from chuk_lib.training.planning.plan import plan_sft
 
 GIB = 1 << 30
 VOCABULARY, ROWS, TOKENS = 128_256, 8, 2048

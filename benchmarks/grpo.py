@@ -45,8 +45,8 @@ def chuk(model: str, steps: int, new_tokens: int) -> list[float]:
     from chuk_lib.data.prompt_dataset import PromptDataset
     from chuk_lib.models import load_model
     from chuk_lib.rewards import load_rewards
-    from chuk_lib.training.grpo_config import GRPOConfig
-    from chuk_lib.training.grpo_trainer import GRPOTrainer
+    from chuk_lib.training.online.grpo_config import GRPOConfig
+    from chuk_lib.training.online.grpo_trainer import GRPOTrainer
 
     def even(completion_ids: list[list[int]], **_: Any) -> list[float]:
         return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]

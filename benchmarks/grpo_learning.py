@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from chuk_lib.models import create_model
 from chuk_lib.training import SFTConfig, train, train_sft
-from chuk_lib.training.grpo_config import GRPOConfig
+from chuk_lib.training.online.grpo_config import GRPOConfig
 
 GAIN = 0.2
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from chuk_cli.out import Out, make_table
 
 if TYPE_CHECKING:
-    from chuk_lib.training.bootstrap import Difference
-    from chuk_lib.training.exact_match import Answer
-    from chuk_lib.training.measure import Measurement
+    from chuk_lib.training.measuring.bootstrap import Difference
+    from chuk_lib.training.measuring.exact_match import Answer
+    from chuk_lib.training.measuring.measure import Measurement
 
 _SHOWN = 5
 _IN_JSON = 20
@@ -91,7 +91,7 @@ def _side_by_side(measured: Sequence[Measurement]) -> Any:
 
 
 def _gaps(measured: Sequence[Measurement]) -> dict[str, Difference]:
-    from chuk_lib.training.measure import compare
+    from chuk_lib.training.measuring.measure import compare
 
     return compare(measured[0], measured[1])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +16,8 @@ from chuk_lib.errors import ConfigError
 from chuk_lib.training.config import SFTConfig
 
 if TYPE_CHECKING:
-    from chuk_lib.training.estimate import Memory
-    from chuk_lib.training.planning import SFTPlan
+    from chuk_lib.training.planning.estimate import Memory
+    from chuk_lib.training.planning.plan import SFTPlan
 
 FitOption = Annotated[
     str | None,
@@ -37,10 +37,15 @@ def show_plan(out: Out, settings: Resolved[SFTConfig], fit: str | None, overwrit
     """Print what the run would be. Nothing is written."""
     budget = _budget(fit)
     with out.status("dry run: loading model and data, measuring a few micro-steps"):
-        from chuk_lib.training.planning import plan_sft
+        from chuk_lib.training.planning.plan import plan_sft
 
         plan = plan_sft(settings.value, origins=settings.origins, budget=budget, overwrite=overwrite)
-    out.result(plan.as_dict(), human="\n".join(_lines(plan)), quiet=str(plan.memory.total))
+    tell_plan(out, plan, _lines(plan), plan.memory.total)
+
+
+def tell_plan(out: Out, plan: Any, lines: Iterable[str], number: int) -> None:
+    """Print a plan (it has `as_dict` and `notes`): its lines for people, one number for `--quiet`."""
+    out.result(plan.as_dict(), human="\n".join(lines), quiet=str(number))
     for note in plan.notes:
         out.warn(note)
     out.say("dry run: nothing was written")
@@ -52,7 +57,7 @@ def fitted(out: Out, settings: Resolved[SFTConfig], fit: str, overwrite: bool) -
     if settings.value.data == "-":
         raise ConfigError("`--fit` reads the data twice, and stdin can be read once", "save the rows to a file first")
     with out.status("fit: loading model and data, measuring a few micro-steps"):
-        from chuk_lib.training.planning import fit_sft
+        from chuk_lib.training.planning.plan import fit_sft
 
         found = fit_sft(settings.value, budget or 0, origins=settings.origins, overwrite=overwrite)
     for reason in found.reasons:
@@ -65,7 +70,7 @@ def _budget(text: str | None) -> int | str | None:
     """Bytes, `auto`, or None. Raises ConfigError for what is no size."""
     if text is None or text.lower() == "auto":
         return text and "auto"
-    from chuk_lib.training.fit import parse_size
+    from chuk_lib.training.planning.budget import parse_size
 
     return parse_size(text)
 
@@ -77,9 +82,9 @@ def _lines(plan: SFTPlan) -> Iterator[str]:
 
     yield draw(plan.rows, plan.report)
     yield ""
-    yield from _table(_run(plan))
+    yield from table(_run(plan))
     yield ""
-    yield from _table(_memory(plan.memory))
+    yield from table(_memory(plan.memory))
     if plan.fit:
         yield ""
         for reason in plan.fit.reasons:
@@ -129,7 +134,8 @@ def _memory(memory: Memory) -> Iterator[tuple[str, str]]:
     yield "memory at the peak", f"about {size(memory.total)}"
 
 
-def _table(pairs: Iterator[tuple[str, str]]) -> Iterator[str]:
+def table(pairs: Iterator[tuple[str, str]]) -> Iterator[str]:
+    """Names and values in two columns."""
     held = dict(pairs)
     width = max(map(len, held))
     for name, value in held.items():

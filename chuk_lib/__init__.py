@@ -15,21 +15,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "LoRAConfig": "chuk_lib.models",
-    "SFTConfig": "chuk_lib.training",
-    "SFTDataset": "chuk_lib.data",
-    "SFTTrainer": "chuk_lib.training",
-    "generate": "chuk_lib.inference",
-    "load_model": "chuk_lib.models",
+    "LoRAConfig": "models",
+    "SFTConfig": "training",
+    "SFTDataset": "data",
+    "SFTTrainer": "training",
+    "generate": "inference",
+    "load_model": "models",
 }
 
 
 def __getattr__(name: str) -> object:
-    from importlib import import_module
+    from chuk_lib.utils.lazy import exported
 
-    if name not in _EXPORTS:
-        raise AttributeError(f"module `chuk_lib` has no attribute `{name}`")
-    return getattr(import_module(_EXPORTS[name]), name)
+    return exported(__name__, _EXPORTS, name)
 
 
 def __dir__() -> list[str]:

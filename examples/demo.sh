@@ -9,8 +9,7 @@ configs=${configs#examples/../}
 
 bold=$([ -t 1 ] && [ -z "${NO_COLOR:-}" ] && printf '\033[1m' || true)
 plain=$([ -n "$bold" ] && printf '\033[0m' || true)
-show() { printf '%s$ %s%s\n' "$bold" "$*" "$plain"; }
-run() { show "$@"; "$@"; }
+run() { printf '%s$ %s%s\n' "$bold" "$*" "$plain"; "$@"; }
 say() { printf '\n%s\n' "$*"; }
 at_least() { awk "BEGIN { exit !($1 >= $2) }"; }
 began=$(date +%s)
@@ -47,12 +46,16 @@ run chuk eval --model "$here/run" --data "$here/hard/test.jsonl"
 say "8. A lesson, cut short as soon as it gets a quarter of 200 problems right."
 run chuk train sft --config "$configs/demo-hard.yaml" --model "$here/run" --data "$here/hard" \
   --output "$here/lesson" --overwrite
-for steps in $(seq 70 10 300); do
-  show chuk eval --model "$here/lesson" --data "$here/hard/valid.jsonl" --max-rows 200 --quiet
+echo "\$ chuk train resume $here/lesson --max-steps 80 --quiet   # and so on, with"
+echo "\$ chuk eval --model $here/lesson --data $here/hard/valid.jsonl --max-rows 200 --quiet"
+steps=60
+while
   right=$(chuk eval --model "$here/lesson" --data "$here/hard/valid.jsonl" --max-rows 200 --quiet)
-  echo "$right"
-  if [ -n "${CHUK_MAX_STEPS:-}" ] || at_least "$right" 0.25; then break; fi
-  run chuk train resume "$here/lesson" --max-steps "$steps" --quiet
+  echo "after ${CHUK_MAX_STEPS:-$steps} steps: $right"
+  [ -z "${CHUK_MAX_STEPS:-}" ] && [ "$steps" -lt 400 ] && ! at_least "$right" 0.25
+do
+  steps=$((steps + $(at_least "$right" 0.01 && echo 10 || echo 20)))
+  chuk train resume "$here/lesson" --max-steps "$steps" --quiet > /dev/null
 done
 
 say "9. Practice (GRPO): nobody shows it an answer again. It answers each problem 8 times

@@ -21,10 +21,9 @@ HEAVY = {"mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy", "tokenizer
 SLOW = {"mlx_lm", "transformers", "huggingface_hub", "pyarrow"}
 
 LIGHT = [
-    "errors.py", "events.py", "config/", "training/config.py", "training/preference_config.py",
-    "training/online_config.py", "training/grpo_config.py", "training/ppo_config.py", "training/recipes.py",
-    "models/config.py",
-    "inference/config.py", "__init__.py",
+    "errors.py", "events.py", "config/", "training/config.py", "training/preference/config.py",
+    "training/online/config.py", "training/online/grpo_config.py", "training/online/ppo_config.py",
+    "training/recipes.py", "models/config.py", "inference/config.py", "__init__.py",
 ]  # fmt: skip
 """Parts of the library that the command line imports for defaults and help: standard library only."""
 

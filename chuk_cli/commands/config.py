@@ -172,7 +172,7 @@ def _settings_of_file(path: Path, algorithm: str, out: Out) -> dict[str, Any]:
     """What a file sets, with the place where it does; of a pipeline also its stages."""
     if algorithm != PIPELINE:
         return _given(resolve_settings(config_class(algorithm), [path], warn=lambda text: None))
-    from chuk_lib.training.pipeline_file import read_pipeline
+    from chuk_lib.training.pipeline.file import read_pipeline
 
     stages, shared = read_pipeline(path)
     found = {name: {"value": value, "origin": layer.origin} for layer in shared for name, value in layer.values.items()}
@@ -200,8 +200,8 @@ def _problems(path: Path, algorithm: str, out: Out) -> Iterator[ConfigError]:
 
 
 def _pipeline_problems(path: Path) -> Iterator[ConfigError]:
-    from chuk_lib.training.pipeline_config import make_pipeline
-    from chuk_lib.training.pipeline_file import read_pipeline
+    from chuk_lib.training.pipeline.config import make_pipeline
+    from chuk_lib.training.pipeline.file import read_pipeline
 
     try:
         make_pipeline(*read_pipeline(path))

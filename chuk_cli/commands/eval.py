@@ -14,7 +14,7 @@ from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 
 if TYPE_CHECKING:
-    from chuk_lib.training.measure import Measurement, Prepared
+    from chuk_lib.training.measuring.measure import Measurement, Prepared
 
 app = typer.Typer(add_completion=False)
 
@@ -136,7 +136,7 @@ def evaluate(
         raise ConfigError("`--against-adapter` needs `--against`", "name the second model too")
     _check_output(output, overwrite)
     with out.status("loading the model"):
-        from chuk_lib.training.measure import Question, read_question
+        from chuk_lib.training.measuring.measure import Question, read_question
 
     question = Question(
         data, split, max_rows, max_tokens, batch_size, tuple(reward or ()), reward_errors, samples, ks, pass_score,
@@ -148,7 +148,7 @@ def evaluate(
 
 def _answers(out: Out, prepared: Prepared, models: Sequence[tuple[str, str | None]]) -> list[Measurement]:
     """One model after the other, so that two need no more memory than one."""
-    from chuk_lib.training.measure import answer
+    from chuk_lib.training.measuring.measure import answer
 
     found = []
     for model, adapter in models:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from chuk_cli.train.cpo import cpo
-from chuk_cli.train.dpo import dpo
 from chuk_cli.train.grpo import grpo
-from chuk_cli.train.kto import kto
-from chuk_cli.train.orpo import orpo
 from chuk_cli.train.pipeline import pipeline
 from chuk_cli.train.ppo import ppo
+from chuk_cli.train.preferences import cpo, dpo, kto, orpo, reward
 from chuk_cli.train.resume import resume
-from chuk_cli.train.reward import reward
 from chuk_cli.train.sft import sft
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fine-tune a model, or go on with a run.")

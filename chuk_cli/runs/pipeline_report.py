@@ -17,7 +17,7 @@ from chuk_cli.runs.report_charts import charts_of
 
 if TYPE_CHECKING:
     from chuk_lib.runs.record import Run
-    from chuk_lib.training.pipeline_manifest import Manifest, Record
+    from chuk_lib.training.pipeline.manifest import Manifest, Record
 
 _FIRST = ("Loss", "Reward", "Token accuracy")
 """Charts of a stage that come first; the others stand in the report of its own run."""
@@ -38,7 +38,7 @@ def write_pipeline_report(path: Path, output: Path) -> None:
 def to_html(path: Path) -> str:
     """The page as text. Raises ModelError when the folder is not a pipeline's."""
     from chuk_lib.runs.record import read_run
-    from chuk_lib.training.pipeline_manifest import read_manifest
+    from chuk_lib.training.pipeline.manifest import read_manifest
 
     manifest = read_manifest(path)
     runs = {record.name: read_run(path / record.run) for record in manifest.records if record.kind != "eval"}

@@ -1,1 +1,1 @@
-"""The commands of `chuk train`, a module each, and what they share."""
+"""The commands of `chuk train`, and what they share."""

@@ -17,15 +17,15 @@ from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOpt
 from chuk_cli.out import Out, paint
 from chuk_cli.plan import settings_lines
 from chuk_cli.streams import lasting_stdout
-from chuk_cli.train.grpo import RewardOption
+from chuk_cli.train.online import RewardOption
 from chuk_cli.train.pipeline_settings import Given, to_pipeline, with_shared_settings
 from chuk_cli.train.watching import STOPPING, arm, displays, nearest, show_cursor
 from chuk_lib.config.settings import as_dict
 
 if TYPE_CHECKING:
-    from chuk_lib.training.pipeline import PipelineResult
-    from chuk_lib.training.pipeline_config import Pipeline, Stage
-    from chuk_lib.training.pipeline_manifest import Record
+    from chuk_lib.training.pipeline.config import Pipeline, Stage
+    from chuk_lib.training.pipeline.manifest import Record
+    from chuk_lib.training.pipeline.run import PipelineResult
 
 _METRICS = (
     ("eval_exact_match", "exact match"), ("eval_reward", "eval reward"), ("reward", "reward"),
@@ -80,7 +80,7 @@ def _run(out: Out, asked: Pipeline, redo: bool, overwrite: bool) -> None:
         with ExitStack() as stack:
             stop = stack.enter_context(Stop(on_first=lambda: out.say(STOPPING), on_second=lambda: show_cursor()))
             sinks = [lambda event: arm(stop, event), *displays(out, stack)]
-            from chuk_lib.training.pipeline import run_pipeline
+            from chuk_lib.training.pipeline.run import run_pipeline
 
             result = run_pipeline(asked, sinks=sinks, should_stop=stop, redo=redo, overwrite=overwrite)
         report = _write_report(result)
@@ -129,7 +129,7 @@ def _outcome(record: Record) -> str:
 
 
 def _show_plan(out: Out, asked: Pipeline) -> None:
-    from chuk_lib.training.pipeline import plan_stages
+    from chuk_lib.training.pipeline.run import plan_stages
 
     shown = plan_stages(asked)
     found = {"model": asked.model, "output": asked.output, "stages": [_as_dict(stage) for stage in shown]}

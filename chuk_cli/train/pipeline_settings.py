@@ -16,7 +16,7 @@ from chuk_lib.errors import ConfigError
 from chuk_lib.training.config import TrainerConfig
 
 if TYPE_CHECKING:
-    from chuk_lib.training.pipeline_config import Pipeline, StageSpec
+    from chuk_lib.training.pipeline.config import Pipeline, StageSpec
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def to_pipeline(given: Given, stages: str | None, rewards: Sequence[str] | None 
 
     Raises ConfigError that names the option, file and line, or variable.
     """
-    from chuk_lib.training.pipeline_config import make_pipeline, parse_stages
-    from chuk_lib.training.pipeline_file import read_pipeline
+    from chuk_lib.training.pipeline.config import make_pipeline, parse_stages
+    from chuk_lib.training.pipeline.file import read_pipeline
 
     specs: list[StageSpec] = []
     shared: list[Layer] = []
@@ -78,8 +78,8 @@ def _chosen(asked: list[StageSpec], of_files: list[StageSpec]) -> list[StageSpec
 
 def _begun(path: Path) -> tuple[list[StageSpec], list[Layer]]:
     """The stages that a pipeline's folder was begun with, and their model."""
-    from chuk_lib.training.pipeline_config import planned_again
-    from chuk_lib.training.pipeline_manifest import MANIFEST, read_manifest
+    from chuk_lib.training.pipeline.config import planned_again
+    from chuk_lib.training.pipeline.manifest import MANIFEST, read_manifest
 
     if not (path / MANIFEST).is_file():
         return [], []
@@ -89,7 +89,7 @@ def _begun(path: Path) -> tuple[list[StageSpec], list[Layer]]:
 
 def _layers(given: Given, specs: Sequence[StageSpec], rewards: Sequence[str] | None) -> list[Layer]:
     """Variables, `--set` and flags for all stages, then `--set STAGE.setting`."""
-    from chuk_lib.training.pipeline_config import settings_class
+    from chuk_lib.training.pipeline.config import settings_class
 
     classes = [settings_class(spec.kind) for spec in specs]
     variables = {f"CHUK_{name.upper()}": name for cls in classes for name in settings_of(cls)}

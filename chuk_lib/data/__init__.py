@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from chuk_lib.utils.lazy import exported
 
 if TYPE_CHECKING:
     from chuk_lib.data.batching import BatchPlan
@@ -31,6 +32,4 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return exported(__name__, _WHERE, name)

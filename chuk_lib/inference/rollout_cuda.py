@@ -24,7 +24,7 @@ from chuk_lib.inference.rollout_cuda_source import ATTEND, DRAW, PRODUCT
 
 MOST_PRODUCT_ROWS = 64
 _WARPS = 8
-_ATTEND_WARPS = 8
+_MANY_BLOCKS = 256
 _MOST_SHARED_HEADS = 4
 _DRAW_THREADS = 1024
 _TILE = 16
@@ -45,32 +45,31 @@ def product(
     x: mx.array, weights: Sequence[mx.array], bias: mx.array | None = None, plus: mx.array | None = None
 ) -> mx.array:
     """x (B, K) through up to three weights (O, K), side by side, `bias` (all O) and `plus` (B, all O) added."""
-    warps = 2 * _WARPS if len(x) <= _TILE * 2 else _WARPS
-    return _multiply(x, weights, bias, plus, sum(map(len, weights)), 1, warps, gate=False)
+    return _multiply(x, weights, bias, plus, sum(map(len, weights)), gate=False)
 
 
 def gated(x: mx.array, gate: mx.array, up: mx.array) -> mx.array:
     """silu(x·gateᵀ)·(x·upᵀ) of x (B, K) and weights (O, K)."""
-    tiles = 2 if len(x) > _TILE * 2 and len(gate) % (2 * _TILE) == 0 else 1
-    return _multiply(x, [gate, up], None, None, len(gate), tiles, _WARPS // 2, gate=True)
+    return _multiply(x, [gate, up], None, None, len(gate), gate=True)
 
 
 def _multiply(
     x: mx.array, weights: Sequence[mx.array], bias: mx.array | None, plus: mx.array | None,
-    width: int, tiles: int, warps: int, *, gate: bool,
+    width: int, *, gate: bool,
 ) -> mx.array:  # fmt: skip
     """What is absent is the first weight once more, so that one kernel serves all products of a number of rows."""
     columns = 1
     while 8 * columns < len(x):
         columns *= 2
-    ahead = 2 if gate and columns == 4 else max(1, 4 // columns)
-    template = [("COLUMNS", columns), ("TILES", tiles), ("WARPS", warps), ("AHEAD", ahead), ("GATED", gate)]
+    warps = (1 if gate else 2) * (_WARPS if columns < 8 else _WARPS // 2)
+    ahead = 4 if columns == 1 else 2
+    template = [("COLUMNS", columns), ("WARPS", warps), ("AHEAD", ahead), ("GATED", gate)]
     inputs = [*weights, *[weights[0]] * (3 - len(weights)), *(weights[0] if a is None else a for a in (bias, plus))]
     kernel = _kernel(PRODUCT, "product", ("x", "w0", "w1", "w2", "bias", "plus"), ("out",))
     out: mx.array
     (out,) = kernel(
         inputs=[x, *inputs], template=template, output_shapes=[(len(x), width)], output_dtypes=[x.dtype],
-        grid=(width // _TILE // tiles * warps * 32, 1, 1), threadgroup=(warps * 32, 1, 1),
+        grid=(width // _TILE * warps * 32, 1, 1), threadgroup=(warps * 32, 1, 1),
     )  # fmt: skip
     return out
 
@@ -93,8 +92,10 @@ def attend(
     rows, kv_heads, _, width = keys.shape
     group = heads // kv_heads
     shared = next(count for count in range(min(group, _MOST_SHARED_HEADS), 0, -1) if group % count == 0)
+    blocks = rows * heads // shared
+    warps = _WARPS if blocks <= _MANY_BLOCKS else _WARPS // 2
     template = [
-        ("T", qkv.dtype), ("D", width), ("Q", shared), ("N", heads), ("K", kv_heads), ("WARPS", _ATTEND_WARPS),
+        ("T", qkv.dtype), ("D", width), ("Q", shared), ("N", heads), ("K", kv_heads), ("WARPS", warps),
         ("NORMED", bool(norms)),
     ]  # fmt: skip
     names = (
@@ -112,7 +113,7 @@ def attend(
     (out,) = kernel(
         inputs=[qkv, keys, values, turns, *places, constants, *norms], template=template,
         output_shapes=[(rows, heads * width)], output_dtypes=[qkv.dtype],
-        grid=(rows * heads // shared * _ATTEND_WARPS * 32, 1, 1), threadgroup=(_ATTEND_WARPS * 32, 1, 1),
+        grid=(blocks * warps * 32, 1, 1), threadgroup=(warps * 32, 1, 1),
     )  # fmt: skip
     return out
 

@@ -56,6 +56,7 @@ __device__ __forceinline__ void tiles(
   const int warp = threadIdx.x / 32, high = threadIdx.x % 32 / 4, low = threadIdx.x % 4 * 8;
   const bf16* from[COLUMNS];
   for (int n = 0; n < COLUMNS; ++n) from[n] = x + (size_t)min(n * 8 + high, rows - 1) * K + low;
+#pragma unroll 1
   for (int begin = warp * 32; begin < K; begin += WARPS * AHEAD * 32) {
     uint4 a[AHEAD][PARTS][2], b[AHEAD][COLUMNS];
 #pragma unroll
@@ -94,27 +95,21 @@ __device__ __forceinline__ void tiles(
 
 _PRODUCT_BODY = r"""
   using chuk::bf16;
-  constexpr int PARTS = GATED ? 2 * TILES : TILES, PITCH = 20;
+  constexpr int PARTS = GATED ? 2 : 1, PITCH = 20;
   constexpr int FIT = 48 * 1024 / (WARPS * PARTS * 8 * PITCH * 4), ROOM = FIT >= 4 ? 4 : FIT >= 2 ? 2 : 1;
   constexpr int TOGETHER = COLUMNS < ROOM ? COLUMNS : ROOM;
   __shared__ float shared[WARPS][PARTS][TOGETHER][8 * PITCH];
-  const int rows = x_shape[0], K = x_shape[1], first = blockIdx.x * 16 * TILES;
+  const int rows = x_shape[0], K = x_shape[1], first = blockIdx.x * 16;
   const int end0 = w0_shape[0], end1 = end0 + (w1 == w0 ? 0 : w1_shape[0]), end2 = end1 + (w2 == w0 ? 0 : w2_shape[0]);
   const int width = GATED ? end0 : end2;
   const bf16* weights[PARTS];
-#pragma unroll
-  for (int tile = 0; tile < TILES; ++tile) {
-    const int o = first + tile * 16;
-    if (GATED) {
-      weights[tile] = w0 + (size_t)o * K;
-      weights[PARTS - TILES + tile] = w1 + (size_t)o * K;
-    } else if (o < end0) {
-      weights[tile] = w0 + (size_t)o * K;
-    } else if (o < end1) {
-      weights[tile] = w1 + (size_t)(o - end0) * K;
-    } else {
-      weights[tile] = w2 + (size_t)(o - end1) * K;
-    }
+  weights[0] = w0 + (size_t)first * K;
+  if (GATED) {
+    weights[PARTS - 1] = w1 + (size_t)first * K;
+  } else if (first >= end1) {
+    weights[0] = w2 + (size_t)(first - end1) * K;
+  } else if (first >= end0) {
+    weights[0] = w1 + (size_t)(first - end0) * K;
   }
   float sums[PARTS][COLUMNS][4] = {};
   chuk::tiles<COLUMNS, PARTS, WARPS, AHEAD>(x, rows, K, weights, sums);
@@ -135,17 +130,17 @@ _PRODUCT_BODY = r"""
       }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < TILES * TOGETHER * 128; i += WARPS * 32) {
-      const int o = i % 16, tile = i / 16 % TILES, column = i / (16 * TILES) % 8, n = i / (128 * TILES);
+    for (int i = threadIdx.x; i < TOGETHER * 128; i += WARPS * 32) {
+      const int o = i % 16, column = i / 16 % 8, n = i / 128;
       const int row = (begin + n) * 8 + column;
       float result = 0.0f, up = 0.0f;
 #pragma unroll
       for (int w = 0; w < WARPS; ++w) {
-        result += shared[w][tile][n][column * PITCH + o];
-        if (GATED) up += shared[w][PARTS - TILES + tile][n][column * PITCH + o];
+        result += shared[w][0][n][column * PITCH + o];
+        if (GATED) up += shared[w][PARTS - 1][n][column * PITCH + o];
       }
       if (row < rows) {
-        const int at = first + tile * 16 + o;
+        const int at = first + o;
         const size_t to = (size_t)row * width + at;
         if (GATED) {
           const float gate = __bfloat162float(__float2bfloat16(result));

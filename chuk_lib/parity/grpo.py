@@ -20,8 +20,6 @@ from chuk_lib.models.heads import output_head
 from chuk_lib.parity.checks import Checker
 from chuk_lib.parity.tables import Table, TableRewards
 from chuk_lib.training.completions_log import read_completions
-from chuk_lib.training.grpo_config import GRPOConfig
-from chuk_lib.training.grpo_trainer import GRPOTrainer
 from chuk_lib.training.losses.policy_gradient import (
     BY_TOKEN,
     PolicyBatch,
@@ -31,7 +29,9 @@ from chuk_lib.training.losses.policy_gradient import (
     policy_loss,
 )
 from chuk_lib.training.losses.sums import Measured
-from chuk_lib.training.online import PromptPlan
+from chuk_lib.training.online.collect import PromptPlan
+from chuk_lib.training.online.grpo_config import GRPOConfig
+from chuk_lib.training.online.grpo_trainer import GRPOTrainer
 from chuk_lib.training.utils.gradient_utils import global_norm, to_float
 from chuk_lib.training.utils.high_entropy import high_entropy_mask
 from chuk_lib.training.utils.log_probs import StatOptions, TokenStats, completion_arrays, completion_stats

@@ -11,10 +11,10 @@ import numpy as np
 
 from chuk_lib.models import load_model, make_score_model
 from chuk_lib.parity.checks import Checker
-from chuk_lib.training.actor_critic import ActorCritic, completion_values
 from chuk_lib.training.algorithm import Arrays
 from chuk_lib.training.losses.ppo import PPOOptions, ppo_loss, score_positions, up_to
-from chuk_lib.training.ppo_experience import RewardOptions, Sampled, learn_from
+from chuk_lib.training.online.actor_critic import ActorCritic, completion_values
+from chuk_lib.training.online.ppo_experience import RewardOptions, Sampled, learn_from
 from chuk_lib.training.utils.gae import whiten
 from chuk_lib.training.utils.gradient_utils import global_norm, to_float
 from chuk_lib.training.utils.log_probs import StatOptions

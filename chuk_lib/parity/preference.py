@@ -20,8 +20,8 @@ from chuk_lib.models import LoRAConfig, load_model, make_score_model
 from chuk_lib.parity.checks import Checker
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss
 from chuk_lib.training.losses.preference import make_ratios, policy_weights, preference_loss, sequence_logps
-from chuk_lib.training.preference_batches import Layout
-from chuk_lib.training.preference_config import (
+from chuk_lib.training.preference.batches import Layout
+from chuk_lib.training.preference.config import (
     CPOConfig,
     DPOConfig,
     KTOConfig,
@@ -29,8 +29,8 @@ from chuk_lib.training.preference_config import (
     PreferenceConfig,
     RewardConfig,
 )
-from chuk_lib.training.preference_trainer import PreferenceTrainer, make_batches
-from chuk_lib.training.reward_trainer import RewardAlgorithm
+from chuk_lib.training.preference.reward_trainer import RewardAlgorithm
+from chuk_lib.training.preference.trainer import PreferenceTrainer, make_batches
 from chuk_lib.training.utils.gradient_utils import global_norm, to_float
 from chuk_lib.training.utils.log_probs import StatOptions, completion_stats
 

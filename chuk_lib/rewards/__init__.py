@@ -5,8 +5,9 @@ Nothing is loaded until a name is used.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from chuk_lib.utils.lazy import exported
 
 if TYPE_CHECKING:
     from chuk_lib.rewards.loading import load_rewards as load_rewards
@@ -24,6 +25,4 @@ __all__ = ["Completions", "RewardSet", "TrainerState", "load_rewards"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return exported(__name__, _HOMES, name)

@@ -1,23 +1,29 @@
-"""Training: one engine, and the algorithms that run on it."""
+"""Training: one engine, and the algorithms that run on it.
+
+Read `algorithm`, `engine`, `run` and `sft_trainer`, in this order; `recipes` lists all algorithms. `preference` learns
+from pairs and labels, `online` from what the model writes; `losses` and `utils` are what they compute with. `pipeline`
+runs several trainings, `measuring` measures and compares models, `planning` says what a run would need.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
+from chuk_lib.utils.lazy import exported
+
 _EXPORTS = {
-    "CPOConfig": "preference_config",
-    "DPOConfig": "preference_config",
-    "DPOTrainer": "preference_trainer",
-    "KTOConfig": "preference_config",
-    "ORPOConfig": "preference_config",
-    "PreferenceTrainer": "preference_trainer",
-    "RewardConfig": "preference_config",
-    "RewardTrainer": "reward_trainer",
-    "GRPOConfig": "grpo_config",
-    "GRPOTrainer": "grpo_trainer",
-    "PPOConfig": "ppo_config",
-    "PPOTrainer": "ppo_trainer",
+    "CPOConfig": "preference.config",
+    "DPOConfig": "preference.config",
+    "DPOTrainer": "preference.trainer",
+    "KTOConfig": "preference.config",
+    "ORPOConfig": "preference.config",
+    "PreferenceTrainer": "preference.trainer",
+    "RewardConfig": "preference.config",
+    "RewardTrainer": "preference.reward_trainer",
+    "GRPOConfig": "online.grpo_config",
+    "GRPOTrainer": "online.grpo_trainer",
+    "PPOConfig": "online.ppo_config",
+    "PPOTrainer": "online.ppo_trainer",
     "SFTConfig": "config",
     "TrainerConfig": "config",
     "SFTTrainer": "sft_trainer",
@@ -30,6 +36,4 @@ __all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    return exported(__name__, _EXPORTS, name)

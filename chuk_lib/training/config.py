@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
-from chuk_lib.config.settings import setting, settings_of
+from chuk_lib.config.settings import setting, settings_of, validate
 from chuk_lib.errors import ConfigError
 from chuk_lib.models.config import LoRAConfig
 
@@ -30,6 +30,8 @@ class TrainerConfig:
     """Settings that every trainer shares. `idle_rules` are a class's own cases of settings that do nothing."""
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = ()
+    usual_rates: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
+    """Learning rates for full weights and for adapters when nobody gave one; here TRL's, and its advice for LoRA."""
 
     model: str | None = setting(
         None, "Model: a folder, a run, a checkpoint or a hub id.", panel="Model", flag=True, short="-m",
@@ -162,6 +164,9 @@ class TrainerConfig:
             use_rslora=self.use_rslora, use_dora=self.use_dora, num_layers=self.num_layers,
         )  # fmt: skip
 
+    def check(self) -> None:
+        """Raise ConfigError for settings that make no sense together."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig(TrainerConfig):
@@ -199,6 +204,8 @@ class SFTConfig(TrainerConfig):
             object.__setattr__(self, "num_epochs", epochs)
 
 
+Config = TypeVar("Config", bound=TrainerConfig)
+
 _IDLE: tuple[IdleRule, ...] = (
     (("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"), lambda c: c.lora is None, "without use_lora"),
     (("warmup_steps", "warmup_ratio"), lambda c: c.lr_scheduler_type == "constant",
@@ -219,6 +226,14 @@ _IDLE: tuple[IdleRule, ...] = (
     (("checkpointing_blocks",), lambda c: not c.gradient_checkpointing, "without gradient_checkpointing"),
     (("packing_strategy",), lambda c: not getattr(c, "packing", False), "without packing"),
 )  # fmt: skip
+
+
+def checked(config: Config) -> Config:
+    """The settings, sound in themselves and together. Raises ConfigError."""
+    config = validate(config)
+    refuse_idle_settings(config)
+    config.check()
+    return config
 
 
 def refuse_idle_settings(config: TrainerConfig) -> None:

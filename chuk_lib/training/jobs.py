@@ -25,14 +25,14 @@ from chuk_lib.models.config import Dtype
 from chuk_lib.sinks import make_sinks
 from chuk_lib.training import recipes
 from chuk_lib.training.checkpoints import list_checkpoints, newest_valid
-from chuk_lib.training.config import SFTConfig, TrainerConfig, refuse_idle_settings
+from chuk_lib.training.config import Config, SFTConfig, TrainerConfig, refuse_idle_settings
 from chuk_lib.training.run import Run, RunResult
 from chuk_lib.training.run_dir import RunDir, check_output, default_run_path
 from chuk_lib.training.sft_trainer import SFTTrainer
 
 _STDIN_COPY = "data.jsonl"
 PATH_SETTINGS = ("model", "data", "eval_data", "ref_model", "value_model")
-AnyConfig = TypeVar("AnyConfig", bound=TrainerConfig)
+Dataset = TypeVar("Dataset")
 
 
 def train(
@@ -106,10 +106,7 @@ def resume(
 
 def prepare_sft(config: SFTConfig, source: DataSource) -> recipes.Start:
     """A supervised run, ready to start."""
-    trainer, dataset, eval_dataset = load_sft(config, source)
-    return lambda sinks, should_stop, open_run: trainer.train(
-        dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=open_run
-    )
+    return recipes.starter(*load_sft(config, source))
 
 
 def load_policy(config: TrainerConfig) -> tuple[nn.Module, Any]:
@@ -121,6 +118,18 @@ def load_policy(config: TrainerConfig) -> tuple[nn.Module, Any]:
     return load_model(
         required(config, "model"), config.lora, dtype=cast(Dtype, dtype), revision=config.revision, seed=config.seed
     )
+
+
+def load_splits(
+    config: TrainerConfig, source: DataSource, make: Callable[[DataSource, str], Dataset]
+) -> tuple[Dataset, Dataset | None]:
+    """Training data, and validation data where there is some: `eval_data`, else the source's own. `make` reads a split
+    of a source."""
+    dataset = make(source, "train")
+    if config.eval_data is None and not has_split(source, "valid"):
+        return dataset, None
+    other = config.eval_data or source
+    return dataset, make(other, "valid" if has_split(other, "valid") else "train")
 
 
 def load_sft(
@@ -168,7 +177,7 @@ def required(config: TrainerConfig, name: str) -> str:
     return str(value)
 
 
-def with_absolute_paths(config: AnyConfig) -> AnyConfig:
+def with_absolute_paths(config: Config) -> Config:
     """Local paths made absolute, so that the run can be resumed from another folder."""
     given = {name: getattr(config, name, None) for name in PATH_SETTINGS}
     local = {name: str(Path(path).resolve()) for name, path in given.items() if path and Path(path).exists()}

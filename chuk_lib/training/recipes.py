@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from chuk_lib.errors import ModelError
 
@@ -29,13 +29,15 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "sft": Recipe("chuk_lib.training.config:SFTConfig", "chuk_lib.training.jobs:prepare_sft"),
-    "dpo": Recipe("chuk_lib.training.preference_config:DPOConfig", "chuk_lib.training.preference_trainer:prepare"),
-    "kto": Recipe("chuk_lib.training.preference_config:KTOConfig", "chuk_lib.training.preference_trainer:prepare"),
-    "orpo": Recipe("chuk_lib.training.preference_config:ORPOConfig", "chuk_lib.training.preference_trainer:prepare"),
-    "cpo": Recipe("chuk_lib.training.preference_config:CPOConfig", "chuk_lib.training.preference_trainer:prepare"),
-    "grpo": Recipe("chuk_lib.training.grpo_config:GRPOConfig", "chuk_lib.training.grpo_trainer:prepare"),
-    "ppo": Recipe("chuk_lib.training.ppo_config:PPOConfig", "chuk_lib.training.ppo_trainer:prepare"),
-    "reward": Recipe("chuk_lib.training.preference_config:RewardConfig", "chuk_lib.training.reward_trainer:prepare"),
+    "dpo": Recipe("chuk_lib.training.preference.config:DPOConfig", "chuk_lib.training.preference.trainer:prepare"),
+    "kto": Recipe("chuk_lib.training.preference.config:KTOConfig", "chuk_lib.training.preference.trainer:prepare"),
+    "orpo": Recipe("chuk_lib.training.preference.config:ORPOConfig", "chuk_lib.training.preference.trainer:prepare"),
+    "cpo": Recipe("chuk_lib.training.preference.config:CPOConfig", "chuk_lib.training.preference.trainer:prepare"),
+    "grpo": Recipe("chuk_lib.training.online.grpo_config:GRPOConfig", "chuk_lib.training.online.grpo_trainer:prepare"),
+    "ppo": Recipe("chuk_lib.training.online.ppo_config:PPOConfig", "chuk_lib.training.online.ppo_trainer:prepare"),
+    "reward": Recipe(
+        "chuk_lib.training.preference.config:RewardConfig", "chuk_lib.training.preference.reward_trainer:prepare"
+    ),
 }
 
 
@@ -53,6 +55,13 @@ def prepare(algorithm: str, config: TrainerConfig, source: DataSource) -> Start:
     """Model and data of a run, ready to start."""
     ready: Start = _load(RECIPES[algorithm].prepare)(config, source)
     return ready
+
+
+def starter(trainer: Any, dataset: Any, eval_dataset: Any) -> Start:
+    """Trainer and data, ready to start."""
+    return lambda sinks, should_stop, open_run: cast(
+        "RunResult", trainer.train(dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=open_run)
+    )
 
 
 def _load(path: str) -> Any:

@@ -26,7 +26,7 @@ from chuk_lib.sinks import make_sinks
 from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.checkpoints import Checkpoint, load_memory, load_optimizer_state, prune, save_checkpoint
 from chuk_lib.training.completions_log import CompletionsLog
-from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.config import Config, TrainerConfig
 from chuk_lib.training.engine import Hooks, Plan, Progress, fit
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
 from chuk_lib.training.run_dir import RunDir, default_run_path
@@ -121,6 +121,13 @@ def run_training(
             kept.close()
     finally:
         run.directory.close()
+
+
+def complete(config: Config, model: nn.Module, adapted: bool, source: str) -> Config:
+    """Fill in what was left open, so that `config.yaml` alone repeats the run."""
+    rate = config.learning_rate or config.usual_rates[adapted]
+    name = config.model or provenance_of(model).source
+    return replace(config, learning_rate=rate, model=name, data=config.data or source)
 
 
 def prepare_model(model: nn.Module, config: TrainerConfig) -> bool:

@@ -7,7 +7,6 @@ out: mixture-of-experts auxiliary losses, and NEFTune.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +14,6 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib import runtime
-from chuk_lib.config.settings import validate
 from chuk_lib.data.batches import BatchFolder, FolderPlan
 from chuk_lib.data.batching import BatchPlan
 from chuk_lib.data.sft_dataset import SFTDataset
@@ -26,11 +24,11 @@ from chuk_lib.models import provenance_of
 from chuk_lib.models.heads import OutputHead, output_head
 from chuk_lib.models.segments import check_packable
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Update
-from chuk_lib.training.config import SFTConfig, refuse_idle_settings
+from chuk_lib.training.config import SFTConfig, checked
 from chuk_lib.training.evaluation import evaluate_loss
-from chuk_lib.training.exact_match import write_sample
 from chuk_lib.training.losses.cross_entropy import sft_loss
-from chuk_lib.training.run import Job, Run, RunResult, prepare_model, run_training
+from chuk_lib.training.measuring.exact_match import write_sample
+from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training
 from chuk_lib.training.utils.fused_head import StatOptions
 from chuk_lib.training.utils.log_probs import target_stats
 
@@ -125,8 +123,7 @@ class SFTTrainer:
     def __init__(self, model: nn.Module, tokenizer: Any, config: SFTConfig | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.config = validate(config or SFTConfig())
-        refuse_idle_settings(self.config)
+        self.config = checked(config or SFTConfig())
 
     def train(
         self,
@@ -170,9 +167,7 @@ class SFTTrainer:
 
     def complete(self, adapted: bool, dataset: SFTDataset | BatchFolder) -> SFTConfig:
         """Fill in what was left open, so that `config.yaml` alone repeats the run."""
-        rate = self.config.learning_rate or (2e-4 if adapted else 2e-5)  # TRL's default and its advice for LoRA
-        model = self.config.model or provenance_of(self.model).source
-        return replace(self.config, learning_rate=rate, model=model, data=self.config.data or dataset.source)
+        return complete(self.config, self.model, adapted, dataset.source)
 
     def notes(self, dataset: SFTDataset | BatchFolder) -> tuple[str, ...]:
         """What the user should know about this model and data together."""

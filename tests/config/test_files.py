@@ -11,8 +11,8 @@ from chuk_cli.settings import resolve_settings
 from chuk_lib.config import files
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.config import refuse_idle_settings
-from chuk_lib.training.pipeline_config import make_pipeline
-from chuk_lib.training.pipeline_file import read_pipeline
+from chuk_lib.training.pipeline.config import make_pipeline
+from chuk_lib.training.pipeline.file import read_pipeline
 from chuk_lib.training.recipes import config_class
 from tests.conftest import ROOT, RunChuk
 

@@ -89,7 +89,7 @@ def test_draws(dtype: mx.Dtype, vocabulary: int) -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen2"])
-@pytest.mark.parametrize("rows", [1, 5, 70])
+@pytest.mark.parametrize("rows", [1, 5, 140])
 def test_steps_over_rows_of_several_lengths(family: str, rows: int) -> None:
     wide = {"head_dim": 64, "hidden_size": 256, "intermediate_size": 512, "rope_theta": 1e4}
     model = tiny.__wrapped__(family, **wide, max_position_embeddings=512, vocab_size=97 if family == "llama" else 112)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from chuk_lib.training.jobs import train
-from chuk_lib.training.ppo_config import PPOConfig
+from chuk_lib.training.online.ppo_config import PPOConfig
 from tests.training.conftest import WORDS, write_rows
 
 REWARD = """

@@ -13,7 +13,7 @@ import pytest
 from chuk_cli.app import run
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.models.create import create_model
-from chuk_lib.training.measure import Question, answer, compare, measure, read_question
+from chuk_lib.training.measuring.measure import Question, answer, compare, measure, read_question
 
 PROMPTS = ["1+1=", "2+2=", "Name a colour.", "abc", "12", "x"]
 REWARDS = """

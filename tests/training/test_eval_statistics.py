@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from chuk_lib.errors import ConfigError
-from chuk_lib.training.bootstrap import paired_difference
-from chuk_lib.training.pass_at_k import pass_at_k
+from chuk_lib.training.measuring.bootstrap import paired_difference
+from chuk_lib.training.measuring.pass_at_k import pass_at_k
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5, 8])

@@ -15,8 +15,6 @@ from chuk_lib.training import SFTConfig, train_sft
 from chuk_lib.training import train as train_job
 from chuk_lib.training.checkpoints import list_checkpoints
 from chuk_lib.training.completions_log import read_completions
-from chuk_lib.training.grpo_batches import Extra, TrainingRows, make_update, split_rows
-from chuk_lib.training.grpo_config import LOSSES, GRPOConfig
 from chuk_lib.training.losses.policy_gradient import (
     LOSS_TYPES,
     PolicyBatch,
@@ -24,6 +22,8 @@ from chuk_lib.training.losses.policy_gradient import (
     importance_weights,
     policy_loss,
 )
+from chuk_lib.training.online.grpo_batches import Extra, TrainingRows, make_update, split_rows
+from chuk_lib.training.online.grpo_config import LOSSES, GRPOConfig
 from chuk_lib.training.utils.completion_log_probs import Shapes
 from chuk_lib.training.utils.high_entropy import high_entropy_mask
 from tests.conftest import ROOT

@@ -12,7 +12,7 @@ from chuk_lib.errors import ConfigError, TrainingError
 from chuk_lib.models.create import create_model
 from chuk_lib.training.completions_log import read_completions
 from chuk_lib.training.config import TrainerConfig, refuse_idle_settings
-from chuk_lib.training.grpo_config import GRPOConfig, trl_values
+from chuk_lib.training.online.grpo_config import GRPOConfig, trl_values
 from tests.conftest import ROOT
 from tests.training.conftest import write_rows
 from tests.training.grpo_runs import learn, make_config, prompt_rows, train

@@ -6,10 +6,10 @@ import pytest
 from chuk_lib.data.prompt_dataset import PromptDataset
 from chuk_lib.models import load_model
 from chuk_lib.rewards import load_rewards
-from chuk_lib.training.online import Collector, ModelSampler, PromptPlan, sampling_seed
-from chuk_lib.training.online_config import OnlineConfig
-from chuk_lib.training.online_eval import RewardEvaluator
-from chuk_lib.training.online_report import completion_metrics, completion_rows
+from chuk_lib.training.online.collect import Collector, ModelSampler, PromptPlan, sampling_seed
+from chuk_lib.training.online.config import OnlineConfig
+from chuk_lib.training.online.evaluation import RewardEvaluator
+from chuk_lib.training.online.report import completion_metrics, completion_rows
 from tests.training.grpo_runs import prompt_rows
 
 

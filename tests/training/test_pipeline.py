@@ -11,10 +11,10 @@ import pytest
 from chuk_lib.config.settings import Layer
 from chuk_lib.errors import ConfigError, DataError, ModelError, TrainingError
 from chuk_lib.models import load_model, provenance_of
-from chuk_lib.training.pipeline import plan_stages, run_pipeline
-from chuk_lib.training.pipeline_config import make_pipeline, name_stages, parse_stages, planned_again
-from chuk_lib.training.pipeline_file import read_pipeline
-from chuk_lib.training.pipeline_manifest import MANIFEST, PipelineDir, read_manifest
+from chuk_lib.training.pipeline.config import make_pipeline, name_stages, parse_stages, planned_again
+from chuk_lib.training.pipeline.file import read_pipeline
+from chuk_lib.training.pipeline.manifest import MANIFEST, PipelineDir, read_manifest
+from chuk_lib.training.pipeline.run import plan_stages, run_pipeline
 from tests.training.conftest import assert_same_bits, toy_rows, weights_of, write_rows
 
 QUICK = {"max_steps": 4, "batch_size": 4, "learning_rate": 3e-3, "log_interval": 1}

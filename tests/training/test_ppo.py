@@ -20,9 +20,9 @@ from chuk_lib.training.checkpoints import list_checkpoints, load_memory, verify_
 from chuk_lib.training.completions_log import read_completions
 from chuk_lib.training.jobs import load_policy
 from chuk_lib.training.jobs import train as start
-from chuk_lib.training.measure import measure
-from chuk_lib.training.ppo_config import PPOConfig
-from chuk_lib.training.ppo_trainer import make_actor_critic
+from chuk_lib.training.measuring.measure import measure
+from chuk_lib.training.online.ppo_config import PPOConfig
+from chuk_lib.training.online.ppo_trainer import make_actor_critic
 from chuk_lib.training.run import prepare_model
 from tests.conftest import chuk_environment
 from tests.training.conftest import assert_same_bits, weights_of, write_rows

@@ -6,9 +6,9 @@ import pytest
 
 from chuk_cli.settings import resolve_settings
 from chuk_lib.training.config import refuse_idle_settings
-from chuk_lib.training.pipeline_config import make_pipeline
-from chuk_lib.training.pipeline_file import read_pipeline
-from chuk_lib.training.ppo_config import PPOConfig
+from chuk_lib.training.online.ppo_config import PPOConfig
+from chuk_lib.training.pipeline.config import make_pipeline
+from chuk_lib.training.pipeline.file import read_pipeline
 from tests.conftest import ROOT
 from tests.training.ppo_runs import PPORuns
 

@@ -9,7 +9,7 @@ import pytest
 from chuk_lib import parity
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.losses.ppo import PPOOptions, penalised_scores, ppo_loss, score_positions, token_kl, up_to
-from chuk_lib.training.ppo_experience import RewardOptions, Sampled, learn_from
+from chuk_lib.training.online.ppo_experience import RewardOptions, Sampled, learn_from
 from tests.conftest import ROOT
 
 FIXTURES = Path(ROOT) / "tests" / "fixtures" / "parity"

@@ -12,7 +12,7 @@ from chuk_lib.events import read_events
 from chuk_lib.models import create_model
 from chuk_lib.training import TrainerConfig
 from chuk_lib.training.completions_log import read_completions
-from chuk_lib.training.ppo_config import PPOConfig
+from chuk_lib.training.online.ppo_config import PPOConfig
 from tests.training.conftest import weights_of, write_rows
 from tests.training.ppo_runs import PPORuns
 

@@ -15,7 +15,7 @@ from chuk_lib.training.losses.preference import make_ratios, preference_loss, to
 from chuk_lib.training.losses.reference_free import odds_ratio
 from chuk_lib.training.losses.reward import reward_loss
 from chuk_lib.training.losses.unpaired import estimate_kl, unpaired_loss
-from chuk_lib.training.preference_config import DPO_LOSSES
+from chuk_lib.training.preference.config import DPO_LOSSES
 from tests.conftest import ROOT
 from tests.training.preference_runs import label_rows, other_model, pair_rows
 

@@ -12,9 +12,9 @@ from chuk_lib.models import LoRAConfig, create_model, load_model
 from chuk_lib.training import DPOConfig, PreferenceTrainer
 from chuk_lib.training.engine import Updater
 from chuk_lib.training.optimizers import build_optimizer
-from chuk_lib.training.preference_batches import Layout, pair_arrays
+from chuk_lib.training.preference.batches import Layout, pair_arrays
+from chuk_lib.training.preference.reference_logps import precompute
 from chuk_lib.training.reference import Reference
-from chuk_lib.training.reference_logps import precompute
 from chuk_lib.training.run import prepare_model, step_math
 from tests.training.preference_runs import events_of, other_model, pair_rows, train_on
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from chuk_lib.utils.lazy import exported
 
 if TYPE_CHECKING:
     from chuk_lib.data.generators.math_generator import MathProblemGenerator as MathProblemGenerator
@@ -21,6 +22,4 @@ __all__ = ["MathProblem", "MathProblemGenerator", "ToolCallTrace", "TrainingSamp
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return exported(__name__, _HOMES, name)

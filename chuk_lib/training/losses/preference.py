@@ -32,7 +32,7 @@ from typing import NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from chuk_lib.training.preference_config import DPOConfig
+from chuk_lib.training.preference.config import DPOConfig
 
 _LARGEST_EXPONENT = 80.0
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from chuk_lib.training.losses.preference import log_sigmoid
-from chuk_lib.training.preference_config import CPOConfig
+from chuk_lib.training.preference.config import CPOConfig
 
 _AVERAGED = ("ipo", "simpo", "alphapo")
 

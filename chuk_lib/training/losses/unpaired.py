@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from chuk_lib.training.preference_config import KTOConfig
+from chuk_lib.training.preference.config import KTOConfig
 
 
 def estimate_kl(logps: mx.array, ref_logps: mx.array) -> mx.array:

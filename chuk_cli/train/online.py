@@ -1,0 +1,86 @@
+"""What the commands that learn from rewards share: their option, a dry run, or the run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chuk_cli.humanize import count
+from chuk_cli.out import Out, glyph, paint
+from chuk_cli.plan import settings_lines, table, tell_plan
+from chuk_cli.train.watching import require, run
+from chuk_lib.config.settings import Resolved, as_dict
+
+if TYPE_CHECKING:
+    from chuk_lib.training.online.plan import OnlinePlan, PromptPreview
+
+RewardOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reward", "-r", metavar="NAME", rich_help_panel="Rewards",
+        help="What completions are worth: NAME[:args][=weight] or file.py:function[=weight]; repeat it. "
+        "Setting `rewards`.",
+    ),
+]  # fmt: skip
+
+
+def run_or_plan(
+    out: Out, algorithm: str, settings: Resolved[Any], reward: list[str] | None, dry_run: bool, overwrite: bool
+) -> None:
+    """Train with `algorithm`, or print what the run would be; then nothing is written."""
+    settings = _with_rewards(settings, reward)
+    require(settings.value)
+    if not dry_run:
+        run(out, algorithm, settings, overwrite)
+        return
+    with out.status("dry run: loading model and data"):
+        from chuk_lib.training.online.plan import plan_online
+
+        plan = plan_online(settings.value, origins=settings.origins, overwrite=overwrite)
+    tell_plan(out, plan, _lines(plan), plan.steps)
+
+
+def _with_rewards(settings: Resolved[Any], reward: list[str] | None) -> Resolved[Any]:
+    """The settings with the rewards that were typed, which replace those of files."""
+    if not reward:
+        return settings
+    return Resolved(replace(settings.value, rewards=tuple(reward)), settings.origins | {"rewards": "--reward"})
+
+
+def _lines(plan: OnlinePlan) -> Iterator[str]:
+    yield from settings_lines(as_dict(plan.config), plan.origins)
+    yield ""
+    for row in plan.rows:
+        yield from _prompt(row)
+    yield from table(_facts(plan))
+
+
+def _prompt(row: PromptPreview) -> Iterator[str]:
+    yield f"{row.source}  {paint(f'{row.tokens} tokens', 'secondary', sys.stdout)}"
+    parts = {"prompt": row.text, **row.columns}
+    for name, text in parts.items():
+        for number, line in enumerate(text.removesuffix("\n").split("\n")):
+            yield f"  {name if number == 0 else '':<10} {glyph('│', '|', sys.stdout)} {line}"
+    yield ""
+
+
+def _facts(plan: OnlinePlan) -> Iterator[tuple[str, str]]:
+    config, report = plan.config, plan.report
+    rewards = ", ".join(name if weight == 1 else f"{name} × {weight:g}" for name, weight in plan.rewards.items())
+    yield "run directory", plan.output
+    yield "device", plan.device
+    yield "trained", f"{count(plan.trainable_parameters)} of {count(plan.parameters)} parameters"
+    dropped = f", {report.dropped:,} left out" if report.dropped else ""
+    yield "prompts", f"{report.kept:,}{dropped}; up to {report.longest:,} tokens"
+    yield "rewards", rewards
+    yield "steps", f"{plan.steps:,} ({plan.epochs:.2f} epochs)"
+    group, prompts = config.num_generations, plan.prompts_per_step
+    yield (
+        "step",
+        f"{prompts} prompts × {group} completions = {plan.completions_per_step}, {plan.updates_per_step} updates",
+    )
+    yield "completions", f"up to {config.max_completion_length:,} tokens, temperature {config.temperature:g}"

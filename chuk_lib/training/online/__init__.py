@@ -1,0 +1,1 @@
+"""Learning from what the model itself writes: GRPO, PPO and all they share."""

@@ -1,0 +1,48 @@
+"""GRPO of a loaded model: what is put together before the engine runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from chuk_lib.data.prompt_dataset import PromptDataset
+from chuk_lib.data.reader import DataSource
+from chuk_lib.training import recipes
+from chuk_lib.training.online.collect import PromptPlan
+from chuk_lib.training.online.grpo_algorithm import GRPOAlgorithm
+from chuk_lib.training.online.grpo_config import GRPOConfig
+from chuk_lib.training.online.trainer import OnlineTrainer
+from chuk_lib.training.reference import Reference
+
+
+class GRPOTrainer(OnlineTrainer[GRPOConfig]):
+    """Reinforcement learning of a loaded model by rewards of groups of completions.
+
+    >>> model, tokenizer = load_model("my-model", lora=LoRAConfig(rank=8, alpha=16))
+    >>> config = GRPOConfig(rewards=("numeric",), max_steps=100)
+    >>> GRPOTrainer(model, tokenizer, config).train(PromptDataset("prompts.jsonl", tokenizer))
+
+    `rewards` and `sample` take the place of those that settings name: any object that scores, and any function that
+    writes completions. Raises ConfigError when a setting is out of bounds, would have no effect, or does not go with
+    another.
+    """
+
+    algorithm = "grpo"
+    config_class = GRPOConfig
+
+    def make_algorithm(self, dataset: PromptDataset, plan: PromptPlan) -> GRPOAlgorithm:
+        """The algorithm on this data. What is trained must have been chosen (`prepare_model`): the reference is the
+        model as it is."""
+        config, reference = self.config, None
+        if config.chosen_beta:
+            reference = Reference.of(self.model, config.ref_model, self.tokenizer, moves=config.sync_ref_model)
+        return GRPOAlgorithm(self.model, config, plan, self._collector(dataset), reference, self._shapes())
+
+    def complete(self, adapted: bool, dataset: PromptDataset) -> GRPOConfig:
+        """Fill in what was left open, so that `config.yaml` alone repeats the run."""
+        done = super().complete(adapted, dataset)
+        return replace(done, loss_type=done.chosen_loss, beta=done.chosen_beta)
+
+
+def prepare(config: GRPOConfig, source: DataSource) -> recipes.Start:
+    """A run, ready to start."""
+    return recipes.starter(*GRPOTrainer.load(config, source))

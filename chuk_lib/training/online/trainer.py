@@ -1,0 +1,136 @@
+"""What GRPO and PPO trainers share: rewards, prompts, and the job that the engine runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Generic, Self, TypeVar
+
+import mlx.nn as nn
+
+from chuk_lib import runtime
+from chuk_lib.data.prompt_dataset import PromptDataset
+from chuk_lib.data.reader import DataSource
+from chuk_lib.events import Sink
+from chuk_lib.models import provenance_of
+from chuk_lib.training.algorithm import Algorithm
+from chuk_lib.training.config import checked
+from chuk_lib.training.jobs import load_policy
+from chuk_lib.training.online.collect import (
+    Collector,
+    ModelSampler,
+    PromptPlan,
+    Rewards,
+    Sampler,
+    check_prompts,
+    load_prompts,
+    room_note,
+)
+from chuk_lib.training.online.config import OnlineConfig
+from chuk_lib.training.online.evaluation import RewardEvaluator
+from chuk_lib.training.online.rewards import rewards_of, with_absolute_file
+from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training
+from chuk_lib.training.sft_trainer import GPU_MULTIPLE, pad_token_id
+from chuk_lib.training.utils.completion_log_probs import Shapes
+
+Config = TypeVar("Config", bound=OnlineConfig)
+
+
+class OnlineTrainer(ABC, Generic[Config]):
+    """Learning from completions that the model writes. A subclass names its algorithm and settings and makes both.
+
+    `rewards` and `sample` take the place of those that settings name: any object that scores, and any function that
+    writes completions. Raises ConfigError when a setting is out of bounds, would have no effect, or does not go with
+    another.
+    """
+
+    algorithm: str
+    config_class: type[Config]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        config: Config | None = None,
+        *,
+        rewards: Rewards | None = None,
+        sample: Sampler | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config: Config = checked(config or self.config_class())
+        self.rewards = rewards or rewards_of(self.config)
+        self.sample = sample or ModelSampler(model, tokenizer, self.config.rollout_tokens)
+
+    @classmethod
+    def load(cls, config: Config, source: DataSource) -> tuple[Self, PromptDataset, PromptDataset | None]:
+        """Trainer, prompts and validation prompts of a run. Settings are checked and rewards loaded before the model
+        is. Raises ConfigError, ModelError and DataError."""
+        config = checked(config)
+        rewards = rewards_of(config)
+        model, tokenizer = load_policy(config)
+        dataset, eval_dataset = load_prompts(config, source, tokenizer)
+        trainer = cls(model, tokenizer, config, rewards=rewards)
+        for data in filter(None, (dataset, eval_dataset)):
+            check_prompts(data, model, rewards)
+        return trainer, dataset, eval_dataset
+
+    def train(
+        self,
+        dataset: PromptDataset,
+        eval_dataset: PromptDataset | None = None,
+        *,
+        sinks: Sequence[Sink] = (),
+        should_stop: Callable[[], bool] = lambda: False,
+        open_run: Callable[[], Run] | None = None,
+    ) -> RunResult:
+        """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
+        for data in filter(None, (dataset, eval_dataset)):
+            check_prompts(data, self.model, self.rewards)
+        adapted = prepare_model(self.model, self.config)
+        self.config = self.complete(adapted, dataset)
+        plan = self.plan(dataset)
+        job = Job(
+            self.make_algorithm(dataset, plan), self.algorithm, plan.steps, plan.epoch, dataset.fingerprint,
+            {"rows": len(dataset), "report": dataset.report.as_dict()}, self.notes(dataset),
+            None if eval_dataset is None else RewardEvaluator(self._collector(eval_dataset), self.config),
+            dataset.report.conversational, watched="eval_reward", greater_is_better=True,
+        )  # fmt: skip
+        return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
+
+    def plan(self, dataset: PromptDataset) -> PromptPlan:
+        """Which prompts each step takes."""
+        config = self.config
+        return PromptPlan(
+            len(dataset), config.prompts_per_step, num_epochs=config.num_epochs, max_steps=config.max_steps,
+            seed=config.seed, shuffle=config.shuffle,
+        )  # fmt: skip
+
+    @abstractmethod
+    def make_algorithm(self, dataset: PromptDataset, plan: PromptPlan) -> Algorithm:
+        """The algorithm on this data. What is trained must have been chosen (`prepare_model`): the reference is the
+        model as it is."""
+
+    def learner(self) -> nn.Module:
+        """All that an optimizer would see: the policy, and whatever is trained beside it."""
+        return self.model
+
+    def complete(self, adapted: bool, dataset: PromptDataset) -> Config:
+        """Fill in what was left open, so that `config.yaml` alone repeats the run."""
+        done = complete(self.config, self.model, adapted, dataset.source)
+        return replace(done, rewards=tuple(map(with_absolute_file, done.rewards)))
+
+    def notes(self, dataset: PromptDataset) -> tuple[str, ...]:
+        """What the user should know about this model and data together."""
+        room = room_note(dataset, self.model, self.config.max_completion_length)
+        return (*provenance_of(self.model).notes, *dataset.report.notes, *room)
+
+    def _collector(self, dataset: PromptDataset) -> Collector:
+        return Collector(dataset, self.rewards, self.sample)
+
+    def _shapes(self) -> Shapes:
+        """How rows are laid out: in few shapes on a GPU, where steps are compiled."""
+        on_cpu = runtime.on_cpu()
+        pad, multiple = pad_token_id(self.tokenizer), None if on_cpu else GPU_MULTIPLE
+        return Shapes(self.config.batch_size, pad, multiple, not on_cpu)

@@ -1,0 +1,1 @@
+"""Several trainings, one after the other: the file, its checks, the run and its account."""

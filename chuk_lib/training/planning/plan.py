@@ -1,0 +1,246 @@
+"""What a training run would be, without running it: data, steps, time and memory; and settings that fit a budget.
+
+`plan_sft` loads model and data as the run would, measures a few micro-steps on the model's last blocks, and writes
+nothing. With a budget it first chooses batch size, accumulation, checkpointing and packing (`budget`).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from chuk_lib import runtime
+from chuk_lib.config.settings import as_dict, validate
+from chuk_lib.data.batches import BatchFolder, FolderPlan, is_batch_folder
+from chuk_lib.data.batches.show import show_rows
+from chuk_lib.data.batching import BatchPlan
+from chuk_lib.data.preview import PreviewRow, preview_rows
+from chuk_lib.data.reader import DataSource, has_split, read_records, read_stdin
+from chuk_lib.data.report import DataReport
+from chuk_lib.data.types import Batch
+from chuk_lib.errors import ConfigError
+from chuk_lib.models.segments import check_packable
+from chuk_lib.training.config import SFTConfig, refuse_idle_settings
+from chuk_lib.training.jobs import load_sft, required
+from chuk_lib.training.planning.budget import Choice, Fit, choose
+from chuk_lib.training.planning.estimate import Memory, StepModel, resident_of
+from chuk_lib.training.planning.probe import measure_steps, resized
+from chuk_lib.training.run import prepare_model
+from chuk_lib.training.run_dir import check_output, default_run_path
+from chuk_lib.training.sft_trainer import SFTAlgorithm, SFTTrainer, make_update, pad_multiple, pad_token_id
+
+
+@dataclass(frozen=True)
+class SFTPlan:
+    """A run as it would be. `config` is complete; `epochs` what it comes to; `padding` the share of positions;
+    `largest` (rows, tokens) of the largest micro-batch; times in seconds, both estimates; `fit` when a budget chose."""
+
+    config: SFTConfig
+    origins: dict[str, str]
+    output: str
+    device: str
+    rows: Sequence[PreviewRow]
+    report: DataReport
+    steps: int
+    steps_per_epoch: int
+    epochs: float
+    padding: float
+    largest: tuple[int, int]
+    parameters: int
+    trainable_parameters: int
+    memory: Memory
+    step_seconds: float
+    seconds: float
+    notes: Sequence[str] = ()
+    fit: Fit | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as `--json` writes it."""
+        settings = as_dict(self.config)
+        return {
+            "settings": {name: {"value": value, "origin": self.origins[name]} for name, value in settings.items()},
+            "output": self.output, "device": self.device, "data": self.report.as_dict(),
+            "preview": [asdict(row) for row in self.rows], "steps": self.steps,
+            "steps_per_epoch": self.steps_per_epoch, "epochs": round(self.epochs, 3),
+            "padding": round(self.padding, 4), "largest_micro_batch": list(self.largest),
+            "parameters": self.parameters, "trainable_parameters": self.trainable_parameters,
+            "memory": self.memory.as_dict(), "seconds_per_step": float(f"{self.step_seconds:.4g}"),
+            "seconds": float(f"{self.seconds:.4g}"), "notes": list(self.notes),
+            "fit": self.fit.as_dict() if self.fit else None,
+        }  # fmt: skip
+
+
+def plan_sft(
+    config: SFTConfig,
+    *,
+    origins: Mapping[str, str] | None = None,
+    budget: int | str | None = None,
+    rows: int = 3,
+    overwrite: bool = False,
+) -> SFTPlan:
+    """Plan a supervised run. `budget`: bytes, or "auto" for what this machine has; None leaves the settings alone.
+
+    Raises what the run itself would raise before its first step, and ConfigError when nothing fits the budget.
+    """
+    output = _checked_output(config, overwrite)
+    source = _readable(required(config, "data"))
+    if is_batch_folder(source) and budget is not None:
+        raise ConfigError(
+            f"`--fit` has nothing to choose: the batches in `{source}` are as they were built",
+            "build them smaller: `chuk batch build --tokens-per-batch N`",
+        )
+    desk = _Desk(config, source)
+    where = dict(origins or dict.fromkeys(as_dict(config), "given in code"))
+    fit = choose(desk, where, budget) if budget is not None else None
+    if fit:
+        where |= dict.fromkeys(fit.choice.settings(), "--fit")
+    if isinstance(desk.dataset, BatchFolder):
+        shown = show_rows(desk.dataset, desk.tokenizer, 1, rows)
+    else:
+        shown = preview_rows(_first(source, rows), desk.tokenizer, **_rules(desk.config))
+    return _describe(desk, where, output, shown, fit)
+
+
+def fit_sft(
+    config: SFTConfig, budget: int | str, *, origins: Mapping[str, str] | None = None, overwrite: bool = False
+) -> Fit:
+    """Settings for `config` that fit a budget, as `plan_sft` would choose them; the model is let go again."""
+    _checked_output(config, overwrite)
+    desk = _Desk(config, required(config, "data"))
+    fit = choose(desk, dict(origins or dict.fromkeys(as_dict(config), "given in code")), budget)
+    del desk
+    gc.collect()
+    mx.clear_cache()
+    return fit
+
+
+def _checked_output(config: SFTConfig, overwrite: bool) -> Path:
+    refuse_idle_settings(validate(config))
+    output = Path(config.output or default_run_path("sft", required(config, "model")))
+    check_output(output, overwrite)
+    return output
+
+
+class _Desk:
+    """A loaded model and its data, on which settings are tried. What `choose` asks for is measured once."""
+
+    def __init__(self, config: SFTConfig, source: DataSource) -> None:
+        config = validate(config)
+        trainer, dataset, _ = load_sft(config, source)
+        adapted = prepare_model(trainer.model, replace(config, gradient_checkpointing=False))
+        self.trainer, self.dataset = trainer, dataset
+        self.model, self.tokenizer = trainer.model, trainer.tokenizer
+        self.config = trainer.complete(adapted, dataset)
+        self._models: dict[tuple[bool, bool], StepModel] = {}
+
+    def apply(self, choice: Choice) -> None:
+        """Take over settings that were chosen."""
+        self.config = replace(self.config, **choice.settings())
+
+    def batch_plan(self, choice: Choice | None = None) -> BatchPlan | FolderPlan:
+        """The batches with these settings, or with those chosen."""
+        self.trainer.config = replace(self.config, **(choice or Choice.of(self.config)).settings())
+        return SFTTrainer.batch_plan(self.trainer, self.dataset)
+
+    def packable(self) -> bool:
+        """Whether rows of this model can be packed."""
+        try:
+            check_packable(self.model)
+        except ConfigError:
+            return False
+        return True
+
+    def largest_batch(self, choice: Choice, rows: int) -> Batch:
+        """The micro-batch that needs most: full packed rows, or the longest rows together."""
+        if choice.packing:
+            return resized(self.batch_plan(choice).batches(0)[0], rows)
+        longest = sorted(self.dataset.examples, key=len, reverse=True)[:rows]
+        pad = pad_token_id(self.tokenizer)
+        multiple = pad_multiple(self.config)
+        plan = BatchPlan(longest, batch_size=rows, shuffle=False, pad_token_id=pad, pad_to_multiple_of=multiple)
+        return resized(plan.batches(0)[0], rows)
+
+    def step_model(self, choice: Choice, most_rows: int) -> StepModel:
+        """Memory and time with or without checkpointing (in all blocks) and packing, measured for up to `most_rows`
+        rows."""
+        key = (choice.gradient_checkpointing, choice.packing)
+        if key not in self._models:
+            self._set_checkpointing(choice.gradient_checkpointing)
+            batch = self.largest_batch(choice, min(most_rows, 64))
+            algorithm = SFTAlgorithm(self.model, self.batch_plan(choice), self.config.loss_type, not runtime.on_cpu())
+            to_update = partial(make_update, few_shapes=not runtime.on_cpu())
+            probe = measure_steps(algorithm, self.config, batch, most_rows, to_update)
+            self._models[key] = StepModel(resident_of(self.model, self.config), probe)
+        return self._models[key]
+
+    def memory(self, choice: Choice, most_rows: int) -> Memory:
+        """The peak of a step with these settings. Where some blocks recompute it lies between all and none, by their
+        share."""
+        targets = self.largest_batch(choice, choice.batch_size).trained_tokens
+        shape = (choice.batch_size, targets, choice.gradient_accumulation_steps)
+        found = self.step_model(choice, most_rows).memory(*shape)
+        if choice.checkpointing_blocks is None or not choice.gradient_checkpointing:
+            return found
+        plain = replace(choice, gradient_checkpointing=False, checkpointing_blocks=None)
+        share = min(1.0, choice.checkpointing_blocks / len(self.model.layers))
+        return found.blended(self.step_model(plain, most_rows).memory(*shape), share)
+
+    def _set_checkpointing(self, on: bool) -> None:
+        from chuk_lib.models.recompute import checkpoint_layers, uncheckpoint_layers
+
+        (checkpoint_layers if on else uncheckpoint_layers)(self.model)
+
+
+def _describe(
+    desk: _Desk, origins: dict[str, str], output: Path, rows: Sequence[PreviewRow], fit: Fit | None
+) -> SFTPlan:
+    choice = Choice.of(desk.config)
+    if choice.packing:
+        check_packable(desk.model)
+    plan = desk.batch_plan()
+    step_model, memory = desk.step_model(choice, choice.batch_size), desk.memory(choice, choice.batch_size)
+    width = step_model.probe.width
+    slots = desk.dataset.report.tokens / max(1e-9, 1 - plan.padding_share)
+    seconds = step_model.seconds(slots / width) / plan.steps_per_epoch
+    count = lambda tree: sum(leaf.size for _, leaf in tree_flatten(tree))  # noqa: E731
+    return SFTPlan(
+        config=desk.config, origins=origins, output=str(output), device=runtime.prepare().device, rows=rows,
+        report=desk.dataset.report, steps=plan.steps, steps_per_epoch=plan.steps_per_epoch,
+        epochs=plan.epoch(plan.steps), padding=plan.padding_share,
+        largest=(min(choice.batch_size, plan.rows), width), parameters=count(desk.model.parameters()),
+        trainable_parameters=count(desk.model.trainable_parameters()), memory=memory, step_seconds=seconds,
+        seconds=seconds * plan.steps, notes=_notes(desk, memory), fit=fit,
+    )  # fmt: skip
+
+
+def _notes(desk: _Desk, memory: Memory) -> tuple[str, ...]:
+    notes = desk.trainer.notes(desk.dataset)
+    _, available = runtime.memory_use.machine_memory()
+    if runtime.on_cpu() and 0 < available + mx.get_active_memory() < memory.total:
+        return (*notes, "this machine has less memory free than the run needs: --fit auto chooses settings that fit")
+    return notes
+
+
+def _readable(source: str) -> DataSource:
+    """The source, or the records of stdin, which can be read once only."""
+    return list(read_stdin()) if source == "-" else source
+
+
+def _first(source: DataSource, rows: int) -> list[Any]:
+    split = "train" if has_split(source, "train") else "valid"
+    return list(islice(read_records(source, split), rows))
+
+
+def _rules(config: SFTConfig) -> dict[str, Any]:
+    return {
+        "max_length": config.max_length, "completion_only_loss": config.completion_only_loss,
+        "assistant_only_loss": config.assistant_only_loss, "format": config.format, "text_field": config.text_field,
+    }  # fmt: skip

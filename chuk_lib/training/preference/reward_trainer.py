@@ -1,0 +1,167 @@
+"""Reward models: a score head on a language model's body, trained on pairs (Bradley and Terry 1952).
+
+A completion's score is read at its last token, so rows that do not fit `max_length` are left out, not cut. Numbers,
+defaults and metric names are TRL 1.16's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from chuk_lib.data.preference_dataset import PairDataset, PairExample
+from chuk_lib.data.reader import DataSource
+from chuk_lib.events import Sink
+from chuk_lib.models import adapters_of, locate
+from chuk_lib.models.config import Dtype
+from chuk_lib.models.value_head import SCORE, ScoreModel, ends, is_reward_model, load_reward_model, make_score_model
+from chuk_lib.training import recipes
+from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Memory, Update
+from chuk_lib.training.config import checked
+from chuk_lib.training.evaluation import evaluate_loss
+from chuk_lib.training.jobs import load_policy, load_splits, required
+from chuk_lib.training.losses.preference import halves
+from chuk_lib.training.losses.reward import reward_loss
+from chuk_lib.training.preference.batches import Batches, Layout
+from chuk_lib.training.preference.config import RewardConfig
+from chuk_lib.training.preference.trainer import eval_batches, make_batches, notes
+from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training
+from chuk_lib.training.sft_trainer import pad_token_id
+
+
+class RewardAlgorithm(Algorithm):
+    """One update a step: scores of both completions of each pair."""
+
+    def __init__(self, model: ScoreModel, batches: Batches[PairExample], config: RewardConfig) -> None:
+        self.model: ScoreModel = model
+        self.batches = batches
+        self._config = config
+
+    def updates(self, step: int) -> Iterable[Update]:
+        """The one update of a step."""
+        pad = self.model.pad_token_id
+        yield self.batches.update(step, lambda rows, pairs: reward_arrays(pairs, self.batches.layout, pad))
+
+    def loss(self, model: nn.Module, micro_batch: Arrays) -> Loss:
+        """Sum over the micro-batch's pairs, weight their number."""
+        scores = cast(ScoreModel, model).score(micro_batch["input_ids"], micro_batch["lengths"])
+        chosen, rejected = halves(scores)
+        margin, size = micro_batch.get("margin"), chosen.size
+        losses = reward_loss(chosen, rejected, margin, self._config.center_rewards_coefficient)
+        metrics = {
+            "min_reward": size * scores.min(), "mean_reward": size * scores.mean(), "max_reward": size * scores.max(),
+            "accuracy": (chosen > rejected).astype(mx.float32).sum(), "margin": (chosen - rejected).sum(),
+        }  # fmt: skip
+        return Loss(losses.sum(), mx.array(size, mx.float32), metrics)
+
+    def where(self, step: int) -> str:
+        """The source lines that a step trains on."""
+        return self.batches.where(step)
+
+    def memory(self) -> Memory:
+        """The head, where adapters are all that a checkpoint has of the weights."""
+        return Memory({SCORE: self.model.head.weight} if adapters_of(self.model) else {}, {})
+
+    def recall(self, memory: Memory) -> None:
+        """Take it back."""
+        if SCORE in memory.arrays:
+            self.model.head.weight = memory.arrays[SCORE]
+
+
+def reward_arrays(pairs: Sequence[PairExample], layout: Layout, pad_token_id: int | None) -> Arrays:
+    """`input_ids` (2B, T) int32, rows [chosen; rejected]; `lengths` (2B,) up to the token where the score is read;
+    `margin` (B,) float32 when pairs have one."""
+    rows = [np.concatenate([pair.prompt, pair.chosen]) for pair in pairs]
+    rows += [np.concatenate([pair.prompt, pair.rejected]) for pair in pairs]
+    width = max(1, *(len(row) for row in rows))
+    multiple = layout.multiple or 1
+    ids = np.full((len(rows), -(-width // multiple) * multiple), layout.pad_token_id, np.int32)
+    for at, row in enumerate(rows):
+        ids[at, : len(row)] = row
+    arrays = {"input_ids": mx.array(ids), "lengths": mx.array(ends([row.tolist() for row in rows], pad_token_id))}
+    if pairs[0].margin is not None:
+        arrays["margin"] = mx.array([pair.value for pair in pairs], mx.float32)
+    return arrays
+
+
+class RewardTrainer:
+    """Training a reward model on a loaded language model or reward model.
+
+    >>> model, tokenizer = load_model("my-model")
+    >>> RewardTrainer(model, tokenizer, RewardConfig()).train(PairDataset("pairs.jsonl", tokenizer, keep_ends=True))
+
+    A language model gets a new score head, drawn from the seed. The head is always trained; with adapters on the model
+    nothing else but these. Raises ConfigError as the other trainers do.
+    """
+
+    algorithm = "reward"
+
+    def __init__(self, model: nn.Module, tokenizer: Any, config: RewardConfig | None = None) -> None:
+        self.config = checked(config or RewardConfig())
+        self.tokenizer = tokenizer
+        if not isinstance(model, ScoreModel):
+            model = make_score_model(model, self.config.seed, pad_token_id(tokenizer))
+        self.model: ScoreModel = model
+
+    def train(
+        self,
+        dataset: PairDataset,
+        eval_dataset: PairDataset | None = None,
+        *,
+        sinks: Sequence[Sink] = (),
+        should_stop: Callable[[], bool] = lambda: False,
+        open_run: Callable[[], Run] | None = None,
+    ) -> RunResult:
+        """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
+        adapted = prepare_model(self.model, self.config)
+        self.model.head.unfreeze()
+        self.config = complete(self.config, self.model, adapted, dataset.source)
+        algorithm = self.make_algorithm(dataset)
+        plan = algorithm.batches.plan
+        evaluate = self._evaluator(eval_dataset) if eval_dataset is not None else None
+        job = Job(
+            algorithm, "reward", plan.steps, plan.epoch, dataset.fingerprint,
+            {"rows": len(dataset), "report": dataset.report.as_dict()}, notes(self.model, dataset.report), evaluate,
+            dataset.report.conversational,
+        )  # fmt: skip
+        return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
+
+    def make_algorithm(self, dataset: PairDataset) -> RewardAlgorithm:
+        """The algorithm over a data set as `train` runs it."""
+        layout = Layout.of(self.config, self.tokenizer)
+        return RewardAlgorithm(self.model, make_batches(dataset.examples, self.config, layout), self.config)
+
+    def _evaluator(self, dataset: PairDataset) -> Callable[[int], dict[str, Any]]:
+        batches = eval_batches(dataset.examples, self.config, Layout.of(self.config, self.tokenizer))
+        algorithm = RewardAlgorithm(self.model, batches, self.config)
+        return lambda step: evaluate_loss(algorithm, batches.plan.steps)
+
+
+def prepare(config: RewardConfig, source: DataSource) -> recipes.Start:
+    """A run of a reward model, ready to start."""
+    config = checked(config)
+    model, tokenizer = load_start(config)
+    dataset, eval_dataset = load_data(config, source, tokenizer)
+    return recipes.starter(RewardTrainer(model, tokenizer, config), dataset, eval_dataset)
+
+
+def load_start(config: RewardConfig) -> tuple[nn.Module, Any]:
+    """What a run begins with: a reward model to go on with, or a language model."""
+    name = required(config, "model")
+    found = locate(name, revision=config.revision)
+    if not is_reward_model(found.adapter_folder or found.folder):
+        return load_policy(config)
+    dtype = "float32" if config.dtype == "auto" and config.lora is None else config.dtype
+    return load_reward_model(name, lora=config.lora, dtype=cast(Dtype, dtype), revision=config.revision)
+
+
+def load_data(config: RewardConfig, source: DataSource, tokenizer: Any) -> tuple[PairDataset, PairDataset | None]:
+    """Training data and validation data (or None) of a run. Raises DataError."""
+    limit = config.max_length
+    return load_splits(
+        config, source, lambda part, split: PairDataset(part, tokenizer, split=split, max_length=limit, keep_ends=True)
+    )
