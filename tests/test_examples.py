@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, chuk_environment
 
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*"))
 SAYS = {
     "01_generate.py": "ended by length",
     "02_sft.py": "done after 20 steps",
@@ -18,19 +20,38 @@ SAYS = {
     "04_lora_fuse.py": "merged, saved and loaded it differs by",
     "05_watch_events.py": "stopped after",
     "06_custom_algorithm.py": "30 ",
+    "07_dpo.py": "100% after",
+    "08_grpo_custom_reward.py": "after 60 steps",
+    "09_pipeline.sh": "step 2, 4 completions",
+    "10_sample_and_judge.sh": "pass@8",
 }
 
 
-def run(name: str, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "examples" / name), *args]
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the command `chuk`."""
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "chuk").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m chuk_cli "$@"\n', encoding="utf-8")
+    (folder / "chuk").chmod(0o755)
+    return folder
+
+
+def run(name: str, folder: Path, *args: str, commands: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run an example as it stands; scripts of commands with two steps of training."""
+    path = os.pathsep.join([str(commands), os.environ["PATH"]])
+    environment = chuk_environment({"PATH": path, "STEPS": "2", "SAMPLES": "200"} if commands else {})
     return subprocess.run(
-        command, cwd=folder, env=chuk_environment(), capture_output=True, text=True, timeout=120, check=False
-    )
+        ["bash" if commands else sys.executable, str(ROOT / "examples" / name), *args],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_an_example_runs(path: Path, tmp_path: Path) -> None:
-    done = run(path.name, tmp_path)
+def test_an_example_runs(path: Path, tmp_path: Path, commands: Path) -> None:
+    is_script = path.suffix == ".sh"
+    if is_script and shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    done = run(path.name, tmp_path, commands=commands if is_script else None)
     assert done.returncode == 0, done.stderr
     assert SAYS[path.name] in done.stdout
     assert {entry.name for entry in tmp_path.iterdir()} <= {"runs"}
@@ -40,7 +61,7 @@ def test_an_example_runs(path: Path, tmp_path: Path) -> None:
 def test_an_example_is_short_and_says_how_to_run_it(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 60
-    assert text.startswith('"""')
+    assert text.startswith(('"""', "#!/usr/bin/env bash\n# "))
 
 
 def test_an_example_takes_a_model_of_one_s_own(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from chuk_lib.events import Event
@@ -122,6 +122,9 @@ class Board:
 
     def _see_started(self, event: Event, data: dict[str, Any]) -> None:
         start = _whole(data.get("start_step")) or event.step
+        if self.about and not start and self.about.get("run_dir") != data.get("run_dir"):
+            self._forget()
+            self.time = event.time
         self.about, self.step = dict(data), start
         self.steps = _whole(data.get("steps"))
         self.began, self.finished = event.time, None
@@ -130,6 +133,12 @@ class Board:
         self.evals = [point for point in self.evals if point[0] <= start]
         self._recent.clear()
         self._recent.append((event.time, start))
+
+    def _forget(self) -> None:
+        """Begin another run, such as the next stage of a pipeline."""
+        fresh = Board()
+        for part in fields(self):
+            setattr(self, part.name, getattr(fresh, part.name))
 
     def _see_step(self, event: Event, data: dict[str, Any]) -> None:
         self.step = event.step

@@ -64,7 +64,8 @@ def _drawn(rows: list[dict[str, Any]]) -> Group:
         detail += [f"{row.get('tokens')} tokens, {row.get('finish_reason')}"]
         head = Text.assemble((f"reward {_figure(row.get('reward'))}", "bold"), ("  " + ", ".join(detail), "dim"))
         prompt, written = (printable(row.get(key)).strip() for key in ("prompt", "completion"))
-        parts += [head, Padding(Text(prompt, style="dim"), (0, 0, 0, 2)), Padding(Text(written), (0, 0, 1, 2))]
+        told = (Text(prompt, style="dim"), Text(written))
+        parts += [head, *(Padding(text, (0, 0, 0, 2), expand=False) for text in told), Text()]
     step = Text(f"step {rows[0].get('step')}, {len(rows)} completions\n", style="dim")
     return Group(step, *parts)
 

@@ -35,7 +35,9 @@ def find_run(name: str, root: Path = RUNS) -> Path:
         shown = ", ".join(f"`{run}`" for run in begun[:4]) + (" …" if len(begun) > 4 else "")
         raise ModelError(f"{len(begun)} runs begin with `{name}`: {shown}", "write more of the name")
     if path.is_dir():
-        raise ModelError(f"`{name}` is not a run directory: it has no events.jsonl", "name the folder of a run")
+        inner = _names(path)
+        hint = f"name one of the runs in it, such as `{path / inner[-1]}`" if inner else "name the folder of a run"
+        raise ModelError(f"`{name}` is not a run directory: it has no events.jsonl", hint)
     raise ModelError(f"there is no run `{name}`", _nearest(name, known, root))
 
 

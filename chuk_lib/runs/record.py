@@ -50,7 +50,7 @@ class Run:
     @cached_property
     def chosen(self) -> list[Choice]:
         """Settings that are not as they come, with where they were given."""
-        return chosen(self.settings, self.origins)
+        return chosen(self.settings, self.origins, self.summary.algorithm)
 
     @cached_property
     def curves(self) -> dict[str, Curve]:

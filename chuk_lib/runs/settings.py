@@ -11,6 +11,7 @@ from typing import Any
 from chuk_lib.config.settings import settings_of
 from chuk_lib.events import Event
 from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.recipes import RECIPES, config_class
 
 _UNLIKE = ("output",)  # different in every run, and says nothing
 
@@ -48,9 +49,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return held if isinstance(held, dict) else {}
 
 
-def chosen(settings: Mapping[str, Any], origins: Mapping[str, Any]) -> list[Choice]:
-    """The settings that somebody gave, or that chuk worked out from others, in the order of `config.yaml`."""
-    defaults = _defaults()
+def chosen(settings: Mapping[str, Any], origins: Mapping[str, Any], algorithm: str | None = None) -> list[Choice]:
+    """The settings that somebody gave, or that chuk worked out from others, in the order of `config.yaml`. Unset,
+    `algorithm` is supervised fine-tuning."""
+    defaults = _defaults(algorithm)
     found = []
     for name, value in settings.items():
         origin, default = str(origins.get(name, "")), _plain(defaults.get(name))
@@ -69,15 +71,11 @@ def differences(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
 
 
-def _defaults() -> dict[str, Any]:
-    """The default of every setting of every trainer."""
-    classes: list[type[Any]] = [TrainerConfig, *_below(TrainerConfig)]
-    return {name: item.default for cls in reversed(classes) for name, item in settings_of(cls).items()}
-
-
-def _below(cls: type[Any]) -> list[type[Any]]:
-    children: list[type[Any]] = cls.__subclasses__()
-    return [inner for child in children for inner in (child, *_below(child))]
+def _defaults(algorithm: str | None) -> dict[str, Any]:
+    """The default of every setting of an algorithm; those that all share for one that this version does not know."""
+    name = algorithm or "sft"
+    found = config_class(name) if name in RECIPES else TrainerConfig
+    return {name: item.default for name, item in settings_of(found).items()}
 
 
 def _plain(value: Any) -> Any:
