@@ -4,10 +4,10 @@
 
 Each seed makes its own problems (sums of 3-digit numbers, last digit first) and a model of 100 thousand parameters,
 which learns from worked examples until it gets a third of 250 problems right, and there it stops. From that one model
-GRPO and PPO go on with nothing but the reward exact_match, DPO with right and wrong answers in pairs. What is measured
-is held out from all of it: 1,000 problems answered greedily, and for DPO the share of 1,000 pairs of which the right
-answer is the likelier one. Intervals are paired bootstraps over the problems. Fails when one reaches below a gain of 20
-points, for DPO of 3.
+GRPO and PPO go on with nothing but the reward exact_match, DPO with pairs of the right answer and a wrong one that the
+model itself wrote. What is measured is held out from all of it: 1,000 problems answered greedily, and for DPO the share
+of pairs, made of those problems, of which the right answer is the likelier one. Intervals are paired bootstraps over
+the problems. Fails when one reaches below a gain of 10 points, for DPO of 5.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from chuk_lib.data import PairDataset, PromptDataset, SFTDataset
 from chuk_lib.data.generators import MathProblemGenerator
 from chuk_lib.data.generators.rows import to_row
+from chuk_lib.inference import SamplingConfig
+from chuk_lib.inference.rollouts import rollouts
 from chuk_lib.models import create_model, load_model
 from chuk_lib.training import (
     DPOConfig,
@@ -42,8 +44,10 @@ from chuk_lib.training.measuring.bootstrap import Difference, paired_difference
 from chuk_lib.training.measuring.exact_match import exact_match
 from chuk_lib.training.utils.completion_log_probs import Shapes, row_stats
 
-GAINS = {"grpo": 0.2, "ppo": 0.2, "dpo": 0.03}
+GAINS = {"grpo": 0.1, "ppo": 0.1, "dpo": 0.05}
 """What the lower end of the interval must reach; for DPO there is less above the beginning."""
+PAIRED = 6_000
+"""Problems that DPO's pairs are made of."""
 GOAL = 1 / 3
 HELD_OUT, WATCHED = 1_000, 250
 ROLLOUTS: dict[str, Any] = {
@@ -56,13 +60,14 @@ UPDATES: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Problems(NamedTuple):
-    """Rows of supervised learning and of pairs, with the held-out ones apart."""
+Rows = list[dict[str, Any]]
 
-    train: list[dict[str, Any]]
-    test: list[dict[str, Any]]
-    pairs: list[dict[str, Any]]
-    test_pairs: list[dict[str, Any]]
+
+class Problems(NamedTuple):
+    """Rows with prompt and completion, the held-out ones apart."""
+
+    train: Rows
+    test: Rows
 
 
 class Gain(NamedTuple):
@@ -77,17 +82,31 @@ class Gain(NamedTuple):
 def make_problems(seed: int) -> Problems:
     """17,000 sums, of which the last 1,000 are held out."""
     samples = MathProblemGenerator(seed).generate_batch(17_000, (3, 3), ["addition"])
-    rows, pairs = ([to_row(sample, format, "numbers") for sample in samples] for format in ("completion", "preference"))
-    return Problems(rows[:-HELD_OUT], rows[-HELD_OUT:], pairs[:-HELD_OUT], pairs[-HELD_OUT:])
+    rows = [to_row(sample, "completion", "numbers") for sample in samples]
+    return Problems(rows[:-HELD_OUT], rows[-HELD_OUT:])
 
 
-def accuracy(model: nn.Module, tokenizer: Any, rows: list[dict[str, Any]]) -> np.ndarray:
+def make_pairs(model: nn.Module, tokenizer: Any, rows: Rows) -> Rows:
+    """The right answer beside the first wrong one of four samples; nothing for a problem without a wrong one."""
+    prompts = [row.ids for row in PromptDataset(rows, tokenizer)]
+    config = SamplingConfig(temperature=1.0, max_tokens=ROLLOUTS["max_completion_length"], seed=1)
+    wrong: dict[int, str] = {}
+    for sample in rollouts(model, tokenizer, prompts, config, group_size=4):
+        if sample.reason == "eos" and sample.text != rows[sample.prompt]["completion"]:
+            wrong.setdefault(sample.prompt, sample.text)
+    return [
+        {"prompt": rows[index]["prompt"], "chosen": rows[index]["completion"], "rejected": text}
+        for index, text in sorted(wrong.items())
+    ]
+
+
+def accuracy(model: nn.Module, tokenizer: Any, rows: Rows) -> np.ndarray:
     """1 where the greedy answer is right, float64 (rows,)."""
     answers = exact_match(model, tokenizer, SFTDataset(rows, tokenizer).examples)
     return np.array([answer.correct for answer in answers], np.float64)
 
 
-def preference(model: nn.Module, tokenizer: Any, rows: list[dict[str, Any]]) -> np.ndarray:
+def preference(model: nn.Module, tokenizer: Any, rows: Rows) -> np.ndarray:
     """1 where the chosen answer is likelier than the rejected one, float64 (rows,)."""
     pairs = PairDataset(rows, tokenizer).examples
     prompts = [pair.prompt.tolist() for pair in pairs]
@@ -118,13 +137,14 @@ def learn_a_third(folder: Path, problems: Problems, seed: int) -> tuple[Path, in
     return result.run_dir, result.steps
 
 
-def train(algorithm: str, model: nn.Module, tokenizer: Any, problems: Problems, shared: dict[str, Any]) -> None:
-    """Train the model as it lies in memory: 512 answers a step for GRPO and PPO, 256 pairs for DPO."""
+def train(algorithm: str, model: nn.Module, tokenizer: Any, rows: Rows, shared: dict[str, Any]) -> None:
+    """Train the model as it lies in memory: 512 answers a step for GRPO and PPO, 128 pairs for DPO."""
     if algorithm == "dpo":
-        config = DPOConfig(**shared, batch_size=256, num_epochs=100, beta=0.5)
-        PreferenceTrainer(model, tokenizer, config).train(PairDataset(problems.pairs, tokenizer))
+        config = DPOConfig(**shared, batch_size=128, num_epochs=10, beta=0.5)
+        pairs = make_pairs(model, tokenizer, rows[:PAIRED])
+        PreferenceTrainer(model, tokenizer, config).train(PairDataset(pairs, tokenizer))
         return
-    prompts = PromptDataset(problems.train, tokenizer)
+    prompts = PromptDataset(rows, tokenizer)
     if algorithm == "grpo":
         grpo = GRPOConfig(**shared, **ROLLOUTS, num_generations=4, steps_per_generation=2)
         GRPOTrainer(model, tokenizer, grpo).train(prompts)
@@ -136,11 +156,13 @@ def train(algorithm: str, model: nn.Module, tokenizer: Any, problems: Problems, 
 def gain(algorithm: str, folder: Path, start: Path, problems: Problems, seed: int, steps: int) -> Gain:
     """Held-out accuracy before and after an algorithm."""
     model, tokenizer = load_model(start)
-    measure, rows = (accuracy, problems.test) if algorithm != "dpo" else (preference, problems.test_pairs)
+    measure, rows = accuracy, problems.test
+    if algorithm == "dpo":
+        measure, rows = preference, make_pairs(model, tokenizer, problems.test)
     before = measure(model, tokenizer, rows)
     began = time.perf_counter()
     run = {"output": str(folder / algorithm), "max_steps": steps, "seed": seed}
-    train(algorithm, model, tokenizer, problems, UPDATES | run)
+    train(algorithm, model, tokenizer, problems.train, UPDATES | run)
     seconds = time.perf_counter() - began
     after = measure(model, tokenizer, rows)
     difference = paired_difference(after, before)

@@ -88,6 +88,16 @@ class Board:
         return self.rewards or self.losses
 
     @property
+    def stage(self) -> str:
+        """Which stage of a pipeline this is; empty for a run of its own."""
+        stage = self.about.get("stage")
+        if not isinstance(stage, dict):
+            return ""
+        name = printable(stage.get("name"))
+        named = f" ({name})" if name != printable(self.about.get("algorithm")) else ""
+        return f"stage {printable(stage.get('number'))} of {printable(stage.get('of'))}{named}"
+
+    @property
     def share(self) -> float:
         """How much of the plan is done, 0 to 1."""
         return min(1.0, self.step / self.steps) if self.steps else 0.0

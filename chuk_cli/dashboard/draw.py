@@ -55,8 +55,9 @@ def draw(board: Board, width: int, height: int, ascii: bool = False, now: float 
 
 def _title(board: Board) -> str:
     """The command, and which stage of a pipeline this is."""
-    stage = board.about.get("stage")
-    return f"chuk train {board.about.get('algorithm', '')}".rstrip() + (f", {printable(stage)}" if stage else "")
+    algorithm = printable(board.about.get("algorithm"))
+    command = "chuk eval" if algorithm == "eval" else f"chuk train {algorithm}".rstrip()
+    return ", ".join(filter(None, [command, board.stage]))
 
 
 def _header(board: Board, width: int) -> Text:

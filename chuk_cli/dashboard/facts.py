@@ -98,6 +98,7 @@ def _pace(board: Board) -> list[Fact]:
 def _tokens(board: Board) -> list[Fact]:
     latest = board.latest
     return [
+        ("exact match", _if_known(latest.get("eval_exact_match"), lambda share: f"{share:.1%}")),
         ("token accuracy", _accuracy(board)),
         ("padding", _share(latest.get("padding"))),
         ("entropy", _if_known(latest.get("entropy"), lambda entropy: f"{entropy:.3g}")),

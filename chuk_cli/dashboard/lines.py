@@ -41,7 +41,8 @@ class Lines:
         plan = [f"{board.steps:,} steps"] if board.steps else []
         plan += [f"{board.epochs} epochs"] if board.epochs else []
         machine = [parameters(board), device_name(about.get("device")), str(about.get("dtype") or "")]
-        head = f"{what}: {', '.join(filter(None, [*plan, *machine]))}"
+        details = ", ".join(filter(None, [*plan, *machine]))
+        head = ": ".join(filter(None, [board.stage, what, details]))
         goes_on = [f"goes on from step {board.step:,}"] if board.step else []
         where = [f"run directory: {about['run_dir']}"] if about.get("run_dir") else []
         return "\n".join([head, *goes_on, *where])
@@ -79,11 +80,18 @@ class Lines:
         loss = as_number(event.data.get("eval_loss"))
         accuracy = as_number(event.data.get("eval_mean_token_accuracy"))
         reward = as_number(event.data.get("eval_reward"))
+        right = as_number(event.data.get("eval_exact_match"))
         parts = ["" if reward is None else f"eval reward {reward:.3f}"]
+        parts.append("" if right is None else f"exact match {right:.1%}")
         parts.append("" if loss is None else f"eval loss {humanize.number(loss)}")
-        parts.append("" if accuracy is None else f"token accuracy {accuracy:.1%}")
+        preferred = as_number(event.data.get("eval_rewards/accuracies"))
+        if preferred is not None:
+            parts.append(f"preference accuracy {preferred:.1%}")
+        elif accuracy is not None:
+            parts.append(f"token accuracy {accuracy:.1%}")
         best = " (best)" if event.data.get("best") else ""
-        return f"eval at step {event.step:,}: {', '.join(filter(None, parts)) or 'done'}{best}"
+        where = f" at step {event.step:,}" if event.step else ""
+        return f"eval{where}: {', '.join(filter(None, parts)) or 'done'}{best}"
 
     def _saved(self, event: Event) -> str:
         return f"saved step {event.step:,} as the best" if event.data.get("best") else ""
@@ -103,7 +111,8 @@ class Lines:
     def _finished(self, event: Event) -> str:
         reason, seconds = str(event.data.get("reason", "done")), self.board.elapsed()
         after = f" in {humanize.duration(seconds)}" if seconds is not None else ""
-        return f"{reason.replace('_', ' ')}: {self.board.step:,} steps{after}"
+        steps = f": {self.board.step:,} steps" if self.board.step or self.board.steps else ""
+        return f"{reason.replace('_', ' ')}{steps}{after}"
 
 
 _SAMPLE_WORDS = {"prompt": "prompt", "target": "wanted", "completion": "written"}

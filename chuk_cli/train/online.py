@@ -62,9 +62,10 @@ def _lines(plan: OnlinePlan) -> Iterator[str]:
 def _prompt(row: PromptPreview) -> Iterator[str]:
     yield f"{row.source}  {paint(f'{row.tokens} tokens', 'secondary', sys.stdout)}"
     parts = {"prompt": row.text, **row.columns}
+    width = max(10, *map(len, parts))
     for name, text in parts.items():
         for number, line in enumerate(text.removesuffix("\n").split("\n")):
-            yield f"  {name if number == 0 else '':<10} {glyph('│', '|', sys.stdout)} {line}"
+            yield f"  {name if number == 0 else '':<{width}} {glyph('│', '|', sys.stdout)} {line}"
     yield ""
 
 
@@ -79,8 +80,6 @@ def _facts(plan: OnlinePlan) -> Iterator[tuple[str, str]]:
     yield "rewards", rewards
     yield "steps", f"{plan.steps:,} ({plan.epochs:.2f} epochs)"
     group, prompts = config.num_generations, plan.prompts_per_step
-    yield (
-        "step",
-        f"{prompts} prompts × {group} completions = {plan.completions_per_step}, {plan.updates_per_step} updates",
-    )
+    updates = f"{plan.updates_per_step} update{'s' if plan.updates_per_step > 1 else ''}"
+    yield "step", f"{prompts} prompts × {group} = {plan.completions_per_step} completions, {updates}"
     yield "completions", f"up to {config.max_completion_length:,} tokens, temperature {config.temperature:g}"

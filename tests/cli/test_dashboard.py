@@ -93,6 +93,12 @@ def test_resuming_forgets_the_steps_that_are_taken_again() -> None:
     assert (board.step, board.elapsed()) == (40, 0.0)
 
 
+def test_another_run_begins_with_nothing_of_the_one_before() -> None:
+    board = board_after(60)
+    board.see(Event("started", 0, {"steps": 5, "run_dir": "runs/next"}, 5000.0))
+    assert (board.losses, board.latest, board.best_eval, board.steps, board.elapsed()) == ([], {}, None, 5, 0.0)
+
+
 def test_long_curves_are_thinned_and_end_where_they_end() -> None:
     board = Board()
     for step in range(1, 3 * MOST_POINTS):

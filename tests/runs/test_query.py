@@ -77,6 +77,9 @@ def test_a_run_is_found_by_path_name_and_beginning(write_run: WriteRun, tmp_path
         assert hint in error.value.hint
     with pytest.raises(ModelError, match="not a run directory"):
         find_run(str(tmp_path))
+    with pytest.raises(ModelError, match="not a run directory") as error:
+        find_run(str(tmp_path / "runs"))
+    assert "runs/other`" in error.value.hint
 
 
 def test_the_newest_run_is_the_one_written_to_last(runs: Path, tmp_path: Path, monkeypatch) -> None:
