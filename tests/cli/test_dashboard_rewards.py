@@ -22,7 +22,8 @@ ROWS = [
 def grpo_run(steps: int = 20) -> Iterator[Event]:
     about = {
         "algorithm": "grpo", "model": "demo/sft", "data": "prompts.jsonl", "run_dir": "runs/grpo", "steps": steps,
-        "parameters": 1_000_000, "trainable_parameters": 1_000_000, "stage": {"name": "grpo", "kind": "grpo", "number": 3, "of": 4},
+        "parameters": 1_000_000, "trainable_parameters": 1_000_000,
+        "stage": {"name": "grpo", "kind": "grpo", "number": 3, "of": 4},
     }  # fmt: skip
     yield Event("started", 0, about, 1000.0)
     for step in range(1, steps + 1):
