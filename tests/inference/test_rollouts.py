@@ -14,6 +14,7 @@ from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.inference import SamplingConfig
 from chuk_lib.inference.rollout_budget import Budget, default_token_budget, token_bytes
 from chuk_lib.inference.rollout_cache import LockstepStore, MergedStore, new_store
+from chuk_lib.inference.rollout_draws import Arrival
 from chuk_lib.inference.rollout_engine import ModelEngine, NumpyEngine, new_engine
 from chuk_lib.inference.rollout_plain import PlainStore
 from chuk_lib.inference.rollouts import Rollout, RolloutRun, rollouts
@@ -249,6 +250,18 @@ def test_the_fast_engine_is_taken_where_it_is_right() -> None:
     unlike.model.layers[1].self_attn.scale *= -1.0
     found = rollouts(unlike, loaded()[1], MIXED, WARM, decode="layers")
     assert largest_error(unlike, MIXED, found, 1.3) < 1e-5
+
+
+def test_rows_that_have_ended_may_stay_while_others_go_on() -> None:
+    engine = new_engine(loaded()[0], SamplingConfig(max_tokens=4, temperature=1.0), 8)
+    engine.admit([Arrival([5, 6, 7], 0, [0], 4)], engine.prefill([[5, 6, 7]]))
+    for _ in range(4):
+        engine.step()
+    engine.admit([Arrival([5, 6, 7], 1, [0], 4)], engine.prefill([[5, 6, 7]]))
+    late = [engine.step()[0][1] for _ in range(4)]
+    engine = new_engine(loaded()[0], SamplingConfig(max_tokens=4, temperature=1.0), 8)
+    engine.admit([Arrival([5, 6, 7], 1, [0], 4)], engine.prefill([[5, 6, 7]]))
+    assert [engine.step()[0][0] for _ in range(4)] == late
 
 
 def test_the_context_is_the_limit() -> None:

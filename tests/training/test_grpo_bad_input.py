@@ -89,7 +89,7 @@ def test_a_dry_run_shows_prompts_and_steps_and_writes_nothing(run_chuk, tiny_mod
     ]  # fmt: skip
     done = run_chuk(*command)
     assert done.returncode == 0, done.stderr
-    for words in ("red 0: ", "length × 0.5", "1 prompts × 8 completions", "(--preset trl)", "(--reward)"):
+    for words in ("red 0: ", "length × 0.5", "1 prompts × 8 = 8 completions", "(--preset trl)", "(--reward)"):
         assert words in done.stdout
     plan = json.loads(run_chuk(*command, "--json").stdout)
     assert (plan["steps"], plan["completions_per_step"], plan["rewards"]["length"]) == (30, 8, 0.5)

@@ -23,7 +23,7 @@ def test_a_dry_run_shows_settings_prompts_and_steps_and_writes_nothing(ppo, run_
     arguments = ["train", "ppo", "-m", config.model, "-d", config.data, "--reward", config.rewards[0], "--max-steps", 3]
     done = run_chuk(*arguments, "--output", "run", "--dry-run")
     assert done.returncode == 0, done.stderr
-    for text in ("cliprange", "(--max-steps)", "vowels", "32 prompts × 1 completions = 32, 4 updates", "red 0: "):
+    for text in ("cliprange", "(--max-steps)", "vowels", "32 prompts × 1 = 32 completions, 4 updates", "red 0: "):
         assert text in done.stdout
     plan = json.loads(run_chuk(*arguments, "--dry-run", "--json", "--value-model", "copy").stdout)
     assert (plan["steps"], plan["updates_per_step"], plan["rewards"]) == (3, 4, {"vowels": 1.0})
