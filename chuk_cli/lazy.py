@@ -1,21 +1,27 @@
-"""The root group. Its help reads the table below; only the group that was asked for is imported."""
+"""Groups whose help reads a table, and which import only what was asked for: the root below, and `chuk train`."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from typer import Typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
 
 class Group(NamedTuple):
-    """One line of the root help, and where the commands are."""
+    """One line of a group's help, and where the commands are: a module with an `app`, or `module:function`."""
 
     module: str
     help: str
-    panel: str
+    panel: str | None = None
+    no_args_is_help: bool = False
+
+
+Table = Mapping[str, Group]
 
 
 GROUPS = {
@@ -33,28 +39,48 @@ GROUPS = {
 
 
 class LazyGroup(TyperGroup):
-    """A group whose commands are stubs until one of them is resolved."""
+    """A group whose commands are stubs until one of them is resolved. `table` says where they are."""
+
+    table: ClassVar[Table] = GROUPS
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        for name, group in GROUPS.items():
-            self.commands[name] = TyperGroup(name=name, help=group.help, rich_help_panel=group.panel)
+        for name, entry in self.table.items():
+            self.commands[name] = TyperGroup(name=name, help=entry.help, rich_help_panel=entry.panel)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The named command with its module imported, and the arguments that are left."""
         name, stub, rest = super().resolve_command(ctx, args)
-        if name not in GROUPS:
+        if name not in self.table:
             return name, stub, rest
-        self.commands[name] = load(name)
+        self.commands[name] = load(name, self.table)
         return name, self.commands[name], rest
 
 
-def load(name: str) -> Any:
-    """Import a group of the table and return its command, ready for help."""
-    command = get_command(import_module(GROUPS[name].module).app)
+def load(name: str, table: Table = GROUPS) -> Any:
+    """Import an entry of a table and return its command, ready for help."""
+    module, _, function = table[name].module.partition(":")
+    imported = import_module(module)
+    command = get_command(_alone(getattr(imported, function), table[name]) if function else imported.app)
     command.name = name
     _keep_examples(command, plain=os.environ.get("TYPER_USE_RICH") == "0")
     return command
+
+
+def find(words: Sequence[str]) -> Any:
+    """The command that some words name, through groups of both kinds."""
+    command = load(words[0])
+    for word in words[1:]:
+        inner = getattr(command, "table", {})
+        command = load(word, inner) if word in inner else command.commands[word]
+    return command
+
+
+def _alone(function: Callable[..., Any], entry: Group) -> Typer:
+    """An application of one command."""
+    app = Typer(add_completion=False)
+    app.command(no_args_is_help=entry.no_args_is_help)(function)
+    return app
 
 
 def _keep_examples(command: Any, plain: bool) -> None:

@@ -130,10 +130,7 @@ def commands() -> list[list[str]]:
 
 
 def help_of(words: list[str]) -> str:
-    command = lazy.load(words[0])
-    for word in words[1:]:
-        command = command.commands[word]
-    return str(command.help or "")
+    return str(lazy.find(words).help or "")
 
 
 def test_every_entry_of_the_table_resolves() -> None:
@@ -141,6 +138,12 @@ def test_every_entry_of_the_table_resolves() -> None:
         assert lazy.load(name).name == name
         assert group.help.endswith(".")
         assert group.panel in ("Work", "Prepare", "Inspect")
+
+
+def test_every_training_command_resolves_and_begins_its_help_as_the_table_says() -> None:
+    for name, entry in lazy.load("train").table.items():
+        command = lazy.find(["train", name])
+        assert (command.name, command.help.splitlines()[0]) == (name, entry.help)
 
 
 def test_every_command_has_help_and_examples_that_parse() -> None:
@@ -176,7 +179,7 @@ def parses(words: list[str]) -> bool:
     context = None
     while hasattr(command, "commands"):
         context = command.make_context(words[0], rest[:1], parent=context, resilient_parsing=True)
-        command, rest = command.commands[rest[0]], rest[1:]
+        _, command, rest = command.resolve_command(context, list(rest))
     try:
         command.make_context(words[0], list(rest), parent=context)
     except Exception as error:  # Typer has no public name for the base of its usage errors

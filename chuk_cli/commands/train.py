@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import typer
 
-from chuk_cli.train.grpo import grpo
-from chuk_cli.train.pipeline import pipeline
-from chuk_cli.train.ppo import ppo
-from chuk_cli.train.preferences import cpo, dpo, kto, orpo, reward
-from chuk_cli.train.resume import resume
-from chuk_cli.train.sft import sft
+from chuk_cli.lazy import Group, LazyGroup, Table
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Fine-tune a model, or go on with a run.")
-app.command()(sft)
-app.command()(dpo)
-app.command()(kto)
-app.command()(orpo)
-app.command()(cpo)
-app.command()(grpo)
-app.command()(ppo)
-app.command()(reward)
-app.command(no_args_is_help=True)(pipeline)
-app.command(no_args_is_help=True)(resume)
+_PREFERENCES = "chuk_cli.train.preferences"
+
+
+class TrainGroup(LazyGroup):
+    """The training commands. Each has fifty options or so: only the one that runs is made."""
+
+    table: ClassVar[Table] = {
+        "sft": Group(
+            "chuk_cli.train.sft:sft", "Supervised fine-tuning on text, prompts with completions, or conversations."
+        ),
+        "dpo": Group(f"{_PREFERENCES}:dpo", "Learn from pairs of answers, a chosen and a rejected one (DPO)."),
+        "kto": Group(f"{_PREFERENCES}:kto", "Learn from answers that are good or bad on their own (KTO)."),
+        "orpo": Group(f"{_PREFERENCES}:orpo", "Learn to answer and to prefer in one go, without a reference (ORPO)."),
+        "cpo": Group(f"{_PREFERENCES}:cpo", "Learn from pairs without a reference (CPO, SimPO, AlphaPO)."),
+        "grpo": Group(
+            "chuk_cli.train.grpo:grpo",
+            "Reinforcement learning: completions of each prompt are compared with each other by rewards.",
+        ),
+        "ppo": Group("chuk_cli.train.ppo:ppo", "Reinforcement learning with a value function: PPO."),
+        "reward": Group(
+            f"{_PREFERENCES}:reward", "Train a reward model on pairs of answers: a score head on a language model."
+        ),
+        "pipeline": Group(
+            "chuk_cli.train.pipeline:pipeline",
+            "Train in stages: each one begins with the model that the stage before it made.",
+            no_args_is_help=True,
+        ),
+        "resume": Group(
+            "chuk_cli.train.resume:resume",
+            "Go on with a run exactly where its newest checkpoint is, or with a pipeline where it stopped.",
+            no_args_is_help=True,
+        ),
+    }
+
+
+app = typer.Typer(cls=TrainGroup, no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def train() -> None:
+    """Fine-tune a model, or go on with a run."""
