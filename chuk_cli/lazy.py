@@ -51,7 +51,7 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The named command with its module imported, and the arguments that are left."""
         name, stub, rest = super().resolve_command(ctx, args)
-        if name not in self.table:
+        if name is None or name not in self.table:
             return name, stub, rest
         self.commands[name] = load(name, self.table)
         return name, self.commands[name], rest
