@@ -1,7 +1,8 @@
 """How many rows decode together: rows × columns of cache stay within a budget of tokens.
 
 The default budget takes half of the memory that is free for the cache of keys and values: what a token costs is
-measured on the model itself. A batch has `MOST_ROWS` rows at most; more gain nothing there.
+measured on the model itself. On a GPU some of what is free is left alone, for what else a step needs and, on a Mac, for
+others who share it. A batch has `MOST_ROWS` rows at most; more gain nothing there.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from chuk_lib.runtime import on_cpu
-from chuk_lib.runtime.memory_use import machine_memory
+from chuk_lib.runtime.device import current_backend, on_cpu
+from chuk_lib.runtime.memory_use import device_memory
 
-MOST_ROWS = {"cpu": 64, "gpu": 512}
+MOST_ROWS = {"cpu": 64, "metal": 128, "cuda": 512}
 MEMORY_SHARE = 0.5
+_KEPT_BACK = 0.1
 _STATE_TOKENS = 64
 _LEAST_MEMORY = 1 << 28
 
@@ -27,7 +29,7 @@ class Budget:
 
     def __init__(self, tokens: int, columns: np.ndarray) -> None:
         self._tokens, self._columns = tokens, columns
-        self._most_rows = MOST_ROWS["cpu" if on_cpu() else "gpu"]
+        self._most_rows = MOST_ROWS[current_backend()]
 
     def fits(self, alive: np.ndarray, joining: Sequence[int]) -> bool:
         """Whether `joining` may run beside the rows `alive`. One row always may."""
@@ -62,8 +64,6 @@ def _bytes(cache: Any) -> int:
 
 
 def _free_bytes() -> int:
-    if on_cpu():
-        total, available = machine_memory()
-        return max(_LEAST_MEMORY, available or total // 2)
-    memory = mx.device_info(mx.default_device()).get("memory_size", 0)
-    return max(_LEAST_MEMORY, int(memory) - mx.get_active_memory())
+    memory = device_memory()
+    kept_back = 0.0 if on_cpu() else _KEPT_BACK * memory.total
+    return max(_LEAST_MEMORY, int(memory.free - kept_back))

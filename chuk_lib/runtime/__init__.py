@@ -17,18 +17,22 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.device import on_cpu as on_cpu
     from chuk_lib.runtime.device import prepare as prepare
     from chuk_lib.runtime.environment import describe as describe
+    from chuk_lib.runtime.memory_use import DeviceMemory as DeviceMemory
     from chuk_lib.runtime.memory_use import MemoryUse as MemoryUse
+    from chuk_lib.runtime.memory_use import device_memory as device_memory
     from chuk_lib.runtime.memory_use import memory as memory
     from chuk_lib.runtime.memory_use import reset_peak as reset_peak
     from chuk_lib.runtime.memory_use import set_memory_limit as set_memory_limit
 
 _HOMES = {
     "BlasStatus": "blas",
+    "DeviceMemory": "memory_use",
     "MemoryUse": "memory_use",
     "RuntimeStatus": "device",
     "adapt_threads": "device",
     "default_dtype": "device",
     "describe": "environment",
+    "device_memory": "memory_use",
     "fast_math": "cpu_math",
     "is_fast": "cpu_math",
     "memory": "memory_use",

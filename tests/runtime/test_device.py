@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from chuk_lib import runtime
-from chuk_lib.runtime import device
+from chuk_lib.runtime import device, memory_use
 from chuk_lib.runtime.memory_use import machine_memory
 
 on_cpu = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="the policy of the CPU")
@@ -67,3 +67,59 @@ def test_memory_limit_returns_the_one_before() -> None:
 def test_machine_memory() -> None:
     total, available = machine_memory()
     assert 0 <= available <= total
+
+
+GIB = 1 << 30
+CUDA = {
+    "device_name": "NVIDIA H100 80GB HBM3", "architecture": "sm_90", "compute_capability_major": 9,
+    "total_memory": 80 * GIB, "free_memory": 70 * GIB,
+}  # fmt: skip
+METAL = {
+    "device_name": "Apple M4", "architecture": "applegpu_g16g", "resource_limit": 499000,
+    "max_buffer_length": 9 * GIB, "max_recommended_working_set_size": 12 * GIB, "memory_size": 16 * GIB,
+}  # fmt: skip
+"""What `mx.device_info` tells on either."""
+
+
+def as_if_on(monkeypatch: pytest.MonkeyPatch, known: dict[str, object], active: int = 0, cached: int = 0) -> None:
+    """MLX computes on a GPU that tells `known`."""
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    monkeypatch.setattr(mx, "device_info", lambda device=None: known)
+    monkeypatch.setattr(mx, "get_active_memory", lambda: active)
+    monkeypatch.setattr(mx, "get_cache_memory", lambda: cached)
+
+
+def test_a_card_has_what_all_processes_leave_and_what_mlx_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_if_on(monkeypatch, CUDA, active=7 * GIB, cached=3 * GIB)
+    assert runtime.device_memory() == runtime.DeviceMemory(80 * GIB, 73 * GIB)
+
+
+def test_a_mac_s_gpu_has_its_working_set_not_the_machine_s_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_if_on(monkeypatch, METAL, active=2 * GIB, cached=3 * GIB)
+    assert runtime.device_memory() == runtime.DeviceMemory(12 * GIB, 10 * GIB)
+
+
+def test_a_device_that_tells_nothing_has_what_mlx_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = mx.set_memory_limit(1 << 40)
+    mx.set_memory_limit(limit)
+    as_if_on(monkeypatch, {"device_name": "new"}, active=1)
+    assert runtime.device_memory() == runtime.DeviceMemory(limit, limit - 1)
+
+
+@on_cpu
+def test_a_cpu_has_the_machine_s_memory_or_its_container_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_use, "machine_memory", lambda: (64 * GIB, 40 * GIB))
+    monkeypatch.setattr(memory_use, "container_memory", lambda: (0, 0))
+    assert runtime.device_memory() == runtime.DeviceMemory(64 * GIB, 40 * GIB)
+    monkeypatch.setattr(memory_use, "container_memory", lambda: (8 * GIB, 5 * GIB))
+    assert runtime.device_memory() == runtime.DeviceMemory(8 * GIB, 5 * GIB)
+    monkeypatch.undo()
+    found = runtime.device_memory()
+    assert 0 < found.free <= found.total <= machine_memory()[0]
+
+
+def test_mlx_tells_the_sizes_this_reads() -> None:
+    if mx.default_device() == mx.cpu:
+        pytest.skip("a CPU's memory is not asked of MLX")
+    known = mx.device_info(mx.default_device())
+    assert "total_memory" in known or "max_recommended_working_set_size" in known

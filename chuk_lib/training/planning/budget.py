@@ -11,14 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from chuk_lib.errors import ConfigError
 from chuk_lib.runtime.device import on_cpu
-from chuk_lib.runtime.memory_use import machine_memory, set_memory_limit
+from chuk_lib.runtime.memory_use import device_memory, set_memory_limit
 from chuk_lib.training.config import SFTConfig
 from chuk_lib.training.planning.estimate import Memory
 
@@ -198,36 +197,15 @@ def _reasons(found: Choice, needs: dict[Choice, Memory], rows: int) -> Iterator[
 
 def _machine_budget() -> tuple[int, str]:
     """What a run may use here: most of what is free, and what MLX holds already."""
+    memory = device_memory()
+    room = memory.free + mx.get_active_memory()
     if on_cpu():
-        _, available = machine_memory()
-        free = min((size for size in (available, _container_memory()) if size), default=0)
-        what = "four fifths of the memory that is free"
-        room = int(0.8 * (free + mx.get_active_memory())) if free else 0
+        what, room = "four fifths of the memory that is free", int(0.8 * room)
     else:
-        what, room = "nine tenths of what the GPU offers", int(0.9 * _gpu_memory())
+        what, room = "nine tenths of what the GPU has free", int(0.9 * min(room, memory.total))
     if not room:
         raise ConfigError("this machine does not tell how much memory is free", "give a size, such as --fit 8GiB")
     return room, what
-
-
-def _gpu_memory() -> int:
-    """What Metal recommends, else the limit that MLX set itself, which is near the size of the memory."""
-    recommended = mx.device_info(mx.default_device()).get("max_recommended_working_set_size")
-    if isinstance(recommended, int) and recommended:
-        return recommended
-    limit = set_memory_limit(1 << 40)
-    set_memory_limit(limit)
-    return limit
-
-
-def _container_memory() -> int:
-    """Bytes that are left in this process's control group; 0 when it has no limit or there is none."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return 0
-    return max(0, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else 0
 
 
 def _gib(size: float) -> str:
