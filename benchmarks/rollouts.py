@@ -2,6 +2,7 @@
 
     python benchmarks/rollouts.py [--rounds 3] [--lora-python V/bin/python]   on a CPU: ratios and their limits
     python benchmarks/rollouts.py --gpu [--rows 1,8,64,256] [--check]  on a GPU: ways to decode, 1.2 billion
+    python benchmarks/rollouts.py --gpu --lora 8,64 [--check]          … and what adapters cost
 
 CPU: Llama shapes of 1 and 28 million parameters, random weights, float32, all with the same fast BLAS; group 8, 64 new
 tokens at temperature 1, prompts of 32 and 512 tokens, nothing ends early. A figure is generated tokens by the seconds
@@ -283,6 +284,43 @@ def chuk_loop(model: Any, rows: int, prompt: int, steps: int, decode: Any) -> fl
     return rows * (steps - 1) / (time.perf_counter() - began)
 
 
+def adapt(model: Any, rank: int) -> None:
+    """Adapters on all projections, none of whose factors is zero."""
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    from chuk_lib.models.lora import AdapterSpec, adapters_of, add_adapters
+
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and "layers" in path]
+    add_adapters(model, dict.fromkeys(paths, AdapterSpec(rank, 2.0)))
+    for path, layer in adapters_of(model).items():
+        layer.lora_b = 0.02 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(len(path)))
+    mx.eval(model.parameters())
+
+
+def with_adapters(rows_list: list[int], small: bool, ranks: Sequence[int]) -> None:
+    """Print tokens a second without adapters and with those of each rank."""
+    import mlx.core as mx
+
+    shape = (64, 128, 2, 4, 2, 320) if small else BILLION
+    kinds = ["none", *(f"rank {rank}" for rank in ranks), *(f"rank {rank} by none" for rank in ranks)]
+    print(f"| rows | {' | '.join(kinds)} |\n|{' --- |' * (len(kinds) + 1)}")
+    speeds: dict[tuple[int, int], float] = {}
+    for rank in (0, *ranks):
+        model = make_model(shape, mx.float32 if small else mx.bfloat16)
+        if rank:
+            adapt(model, rank)
+        for rows in rows_list:
+            chuk_loop(model, rows, PROMPT, 8, "auto")
+            speeds[rows, rank] = max(chuk_loop(model, rows, PROMPT, STEPS, "auto") for _ in range(2))
+        del model
+        mx.clear_cache()
+    for rows in rows_list:
+        found = [speeds[rows, rank] for rank in (0, *ranks)]
+        shares = [f"{speed / found[0]:.2f}" for speed in found[1:]]
+        print(f"| {rows} | {' | '.join([*(f'{speed:,.0f}' for speed in found), *shares])} |", flush=True)
+
+
 def on_gpu(rows_list: list[int], small: bool) -> None:
     """Print the table."""
     import mlx.core as mx
@@ -317,6 +355,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--rows", default="1,8,64,256")
     parser.add_argument("--check", action="store_true", help="compare the ways before they are timed")
+    parser.add_argument("--lora", default="", metavar="RANKS", help="beside the model without adapters, such as 8,64")
     parser.add_argument("--small", action="store_true", help="a tiny shape, to see that the GPU table runs")
     parser.add_argument("--tool", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -330,7 +369,11 @@ def main() -> None:
 
             if not check():
                 raise SystemExit("a way is further from a fresh pass than it may be")
-        on_gpu([int(rows) for rows in options.rows.split(",")], options.small)
+        rows = [int(rows) for rows in options.rows.split(",")]
+        if options.lora:
+            with_adapters(rows, options.small, [int(rank) for rank in options.lora.split(",")])
+        else:
+            on_gpu(rows, options.small)
     elif not on_cpu(options.rounds, options.lora_python):
         raise SystemExit("a limit is missed")
 

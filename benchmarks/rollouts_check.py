@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rollouts import WAYS, Endless, make_prompts
+from benchmarks.rollouts import WAYS, Endless, adapt, make_prompts
 
 CHECKED = {"llama": {}, "qwen2": {}, "qwen3": {"head_dim": 128}}
+RANKS = (0, 8, 20)
 
 
 def checked_model(family: str, dtype: Any) -> Any:
@@ -61,8 +62,12 @@ def check() -> bool:
     print(
         "| model | tokens of budget | way | mean error | largest | equal ids |\n| --- | --- | --- | --- | --- | --- |"
     )
-    for family, dtype in [(name, mx.bfloat16) for name in CHECKED] + [("llama", mx.float32)]:
+    kinds = [(name, mx.bfloat16, rank) for name in CHECKED for rank in RANKS] + [("llama", mx.float32, 0)]
+    for family, dtype, rank in kinds:
         model = checked_model(family, dtype)
+        if rank:
+            adapt(model, rank)
+            family = f"{family}, rank {rank}"
         for budget in (10**9, 1500):
             prompts = [make_prompts(1, length, 2000)[0] for length in lengths]
             plain: list[Any] = []

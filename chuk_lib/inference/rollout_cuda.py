@@ -1,10 +1,12 @@
-"""Three CUDA kernels for decoding, one token a row: a product with few rows, attention, and the draw of a token.
+"""Four CUDA kernels for decoding, one token a row: a product with few rows, the first factor of adapters, attention,
+and the draw of a token.
 
 MLX's CUDA back-end spends some 10 µs of the processor on each kernel and 30 µs on each cuBLAS product, which at few
 rows is longer than the GPU computes; and its attention for one query reads keys once for every head. So each kernel
 here does what lies between two points at which all blocks must have finished:
 
-    product   y = x·Wᵀ of several weights side by side, with bias and residual, or silu(x·Gᵀ)·(x·Uᵀ)
+    lower     z = scale·(x·A), x normed before, of the adapters of several weights side by side
+    product   y = x·Wᵀ + z·B of several weights side by side, with bias and residual, or silu of one times the other
     attend    norms of the heads, rotation, writing key and value, attention of all heads that share a key
     draw      from logits and one number a row to its token and log-prob
 
@@ -14,19 +16,26 @@ reads them, as each step of decoding does.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from chuk_lib.inference.rollout_cuda_source import ATTEND, DRAW, PRODUCT
+from chuk_lib.inference.rollout_cuda_source import ATTEND, DRAW
+from chuk_lib.inference.rollout_product_source import LOWER, PRODUCT
+
+if TYPE_CHECKING:
+    from chuk_lib.inference.rollout_products import LowRank
 
 MOST_PRODUCT_ROWS = 64
 _WARPS = 8
 _MANY_BLOCKS = 256
 _MOST_SHARED_HEADS = 4
 _DRAW_THREADS = 1024
+_LOWER_THREADS = 512
+_LOWER_EACH = 32
 _TILE = 16
 
 
@@ -42,34 +51,59 @@ def can_multiply(x: mx.array, weights: Sequence[mx.array]) -> bool:
 
 
 def product(
-    x: mx.array, weights: Sequence[mx.array], bias: mx.array | None = None, plus: mx.array | None = None
-) -> mx.array:
-    """x (B, K) through up to three weights (O, K), side by side, `bias` (all O) and `plus` (B, all O) added."""
-    return _multiply(x, weights, bias, plus, sum(map(len, weights)), gate=False)
+    x: mx.array, weights: Sequence[mx.array], bias: mx.array | None = None, plus: mx.array | None = None,
+    ups: mx.array | None = None,
+) -> mx.array:  # fmt: skip
+    """x (B, K) through up to three weights (O, K), side by side, `bias` (all O) and `plus` (B, all O) added. With the
+    second factors `ups` (all O, rank) of adapters x is what `lower` gave, (B, K + R)."""
+    return _multiply(x, weights, (bias, plus, ups), sum(map(len, weights)), gate=False)
 
 
-def gated(x: mx.array, gate: mx.array, up: mx.array) -> mx.array:
-    """silu(x·gateᵀ)·(x·upᵀ) of x (B, K) and weights (O, K)."""
-    return _multiply(x, [gate, up], None, None, len(gate), gate=True)
+def gated(x: mx.array, gate: mx.array, up: mx.array, ups: mx.array | None = None) -> mx.array:
+    """silu(x·gateᵀ)·(x·upᵀ) of x (B, K) and weights (O, K); `ups` as of `product`."""
+    return _multiply(x, [gate, up], (None, None, ups), len(gate), gate=True)
 
 
 def _multiply(
-    x: mx.array, weights: Sequence[mx.array], bias: mx.array | None, plus: mx.array | None,
-    width: int, *, gate: bool,
-) -> mx.array:  # fmt: skip
+    x: mx.array, weights: Sequence[mx.array], extras: tuple[mx.array | None, ...], width: int, *, gate: bool
+) -> mx.array:
     """What is absent is the first weight once more, so that one kernel serves all products of a number of rows."""
     columns = 1
     while 8 * columns < len(x):
         columns *= 2
     warps = (1 if gate else 2) * (_WARPS if columns < 8 else _WARPS // 2)
     ahead = 4 if columns == 1 else 2
-    template = [("COLUMNS", columns), ("WARPS", warps), ("AHEAD", ahead), ("GATED", gate)]
-    inputs = [*weights, *[weights[0]] * (3 - len(weights)), *(weights[0] if a is None else a for a in (bias, plus))]
-    kernel = _kernel(PRODUCT, "product", ("x", "w0", "w1", "w2", "bias", "plus"), ("out",))
+    template = [
+        ("COLUMNS", columns), ("WARPS", warps), ("AHEAD", ahead), ("GATED", gate), ("ADAPTED", extras[2] is not None),
+    ]  # fmt: skip
+    inputs = [*weights, *[weights[0]] * (3 - len(weights)), *(weights[0] if a is None else a for a in extras)]
+    kernel = _kernel(PRODUCT, "product", ("x", "w0", "w1", "w2", "bias", "plus", "ups"), ("out",))
     out: mx.array
     (out,) = kernel(
         inputs=[x, *inputs], template=template, output_shapes=[(len(x), width)], output_dtypes=[x.dtype],
         grid=(width // _TILE * warps * 32, 1, 1), threadgroup=(warps * 32, 1, 1),
+    )  # fmt: skip
+    return out
+
+
+def can_lower(x: mx.array) -> bool:
+    """Whether `lower` takes x (B, K)."""
+    return bool(x.dtype == mx.bfloat16 and x.shape[1] % 8 == 0)
+
+
+def lower(x: mx.array, adapters: LowRank, norm: tuple[mx.array, mx.array] | None, *, wide: bool) -> mx.array:
+    """What the first factors of adapters make of x (B, K), which weight (K,) and epsilon (1,) of `norm` normalise
+    first: (B, R), or `wide` with the input before it, (B, K + R)."""
+    rows, width = x.shape
+    ranks = len(adapters.downs)
+    template = [("THREADS", _LOWER_THREADS), ("EACH", _LOWER_EACH), ("NORMED", norm is not None), ("WIDE", wide)]
+    kernel = _kernel(LOWER, "lower", ("x", "norm", "eps", "downs", "scales"), ("out",))
+    weight, eps = (x, adapters.scales) if norm is None else norm
+    out: mx.array
+    (out,) = kernel(
+        inputs=[x, weight, eps, adapters.downs, adapters.scales], template=template,
+        output_shapes=[(rows, wide * width + ranks)], output_dtypes=[x.dtype],
+        grid=(rows * -(-ranks // _LOWER_EACH) * _LOWER_THREADS, 1, 1), threadgroup=(_LOWER_THREADS, 1, 1),
     )  # fmt: skip
     return out
 
@@ -146,10 +180,12 @@ def _kernel(
     source: tuple[str, str], name: str, inputs: tuple[str, ...], outputs: tuple[str, ...],
     changes: tuple[tuple[str, str], ...] = (),
 ) -> Any:  # fmt: skip
-    """The kernel with the words in `changes` replaced. MLX tells kernels apart by name and constants."""
+    """The kernel with the words in `changes` replaced. MLX tells kernels apart by name and constants, in its cache on
+    the disk too: the name has the source in it."""
     header, body = source
     for word, text in changes:
         body = body.replace(word, text)
+    digest = hashlib.blake2b(f"{header}{body}".encode(), digest_size=4).hexdigest()
     return mx.fast.cuda_kernel(
-        name=f"chuk_{name}", input_names=list(inputs), output_names=list(outputs), header=header, source=body
+        name=f"chuk_{name}_{digest}", input_names=list(inputs), output_names=list(outputs), header=header, source=body
     )

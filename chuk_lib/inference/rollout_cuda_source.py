@@ -1,9 +1,9 @@
-"""CUDA C++ of the decoding kernels, compiled by MLX when first used: (helpers, body) of each. Upper-case names that no
-helper declares are constants which the caller sets."""
+"""CUDA C++ of the kernels for attention and draws, compiled by MLX when first used: (helpers, body) of each. Upper-case
+names that no helper declares are constants which the caller sets."""
 
 from __future__ import annotations
 
-_PACK = r"""
+PACK = r"""
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -33,131 +33,8 @@ __device__ __forceinline__ float warp_max(float x) {
 }  // namespace chuk
 """
 
-_PRODUCT_HEADER = (
-    _PACK
-    + r"""
-namespace chuk {
-
-using bf16 = __nv_bfloat16;
-
-__device__ __forceinline__ void multiply(
-    float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// 16 rows of each of PARTS weights times 8 * COLUMNS rows of x: the warps of a block share K among them, 32 at a time.
-// A lane reads 16 bytes of a row; which of a product's columns they are does not matter as long as x has the same.
-template <int COLUMNS, int PARTS, int WARPS, int AHEAD>
-__device__ __forceinline__ void tiles(
-    const bf16* x, int rows, int K, const bf16* const* weights, float (*sums)[COLUMNS][4]) {
-  const int warp = threadIdx.x / 32, high = threadIdx.x % 32 / 4, low = threadIdx.x % 4 * 8;
-  const bf16* from[COLUMNS];
-  for (int n = 0; n < COLUMNS; ++n) from[n] = x + (size_t)min(n * 8 + high, rows - 1) * K + low;
-#pragma unroll 1
-  for (int begin = warp * 32; begin < K; begin += WARPS * AHEAD * 32) {
-    uint4 a[AHEAD][PARTS][2], b[AHEAD][COLUMNS];
-#pragma unroll
-    for (int u = 0; u < AHEAD; ++u) {
-      const int at = begin + u * WARPS * 32;
-      if (at < K) {
-#pragma unroll
-        for (int p = 0; p < PARTS; ++p) {
-          a[u][p][0] = __ldcs(reinterpret_cast<const uint4*>(weights[p] + (size_t)high * K + low + at));
-          a[u][p][1] = __ldcs(reinterpret_cast<const uint4*>(weights[p] + (size_t)(high + 8) * K + low + at));
-        }
-#pragma unroll
-        for (int n = 0; n < COLUMNS; ++n) b[u][n] = *reinterpret_cast<const uint4*>(from[n] + at);
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < AHEAD; ++u) {
-      if (begin + u * WARPS * 32 < K) {
-#pragma unroll
-        for (int p = 0; p < PARTS; ++p) {
-          const uint4 up = a[u][p][0], down = a[u][p][1];
-#pragma unroll
-          for (int n = 0; n < COLUMNS; ++n) {
-            multiply(sums[p][n], up.x, down.x, up.y, down.y, b[u][n].x, b[u][n].y);
-            multiply(sums[p][n], up.z, down.z, up.w, down.w, b[u][n].z, b[u][n].w);
-          }
-        }
-      }
-    }
-  }
-}
-
-}  // namespace chuk
-"""
-)
-
-_PRODUCT_BODY = r"""
-  using chuk::bf16;
-  constexpr int PARTS = GATED ? 2 : 1, PITCH = 20;
-  constexpr int FIT = 48 * 1024 / (WARPS * PARTS * 8 * PITCH * 4), ROOM = FIT >= 4 ? 4 : FIT >= 2 ? 2 : 1;
-  constexpr int TOGETHER = COLUMNS < ROOM ? COLUMNS : ROOM;
-  __shared__ float shared[WARPS][PARTS][TOGETHER][8 * PITCH];
-  const int rows = x_shape[0], K = x_shape[1], first = blockIdx.x * 16;
-  const int end0 = w0_shape[0], end1 = end0 + (w1 == w0 ? 0 : w1_shape[0]), end2 = end1 + (w2 == w0 ? 0 : w2_shape[0]);
-  const int width = GATED ? end0 : end2;
-  const bf16* weights[PARTS];
-  weights[0] = w0 + (size_t)first * K;
-  if (GATED) {
-    weights[PARTS - 1] = w1 + (size_t)first * K;
-  } else if (first >= end1) {
-    weights[0] = w2 + (size_t)(first - end1) * K;
-  } else if (first >= end0) {
-    weights[0] = w1 + (size_t)(first - end0) * K;
-  }
-  float sums[PARTS][COLUMNS][4] = {};
-  chuk::tiles<COLUMNS, PARTS, WARPS, AHEAD>(x, rows, K, weights, sums);
-
-  const int warp = threadIdx.x / 32, high = threadIdx.x % 32 / 4, low = threadIdx.x % 4 * 2;
-#pragma unroll
-  for (int begin = 0; begin < COLUMNS; begin += TOGETHER) {
-#pragma unroll
-    for (int p = 0; p < PARTS; ++p) {
-#pragma unroll
-      for (int n = 0; n < TOGETHER; ++n) {
-        float* tile = shared[warp][p][n];
-        const float* sum = sums[p][begin + n];
-        tile[low * PITCH + high] = sum[0];
-        tile[(low + 1) * PITCH + high] = sum[1];
-        tile[low * PITCH + high + 8] = sum[2];
-        tile[(low + 1) * PITCH + high + 8] = sum[3];
-      }
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < TOGETHER * 128; i += WARPS * 32) {
-      const int o = i % 16, column = i / 16 % 8, n = i / 128;
-      const int row = (begin + n) * 8 + column;
-      float result = 0.0f, up = 0.0f;
-#pragma unroll
-      for (int w = 0; w < WARPS; ++w) {
-        result += shared[w][0][n][column * PITCH + o];
-        if (GATED) up += shared[w][PARTS - 1][n][column * PITCH + o];
-      }
-      if (row < rows) {
-        const int at = first + o;
-        const size_t to = (size_t)row * width + at;
-        if (GATED) {
-          const float gate = __bfloat162float(__float2bfloat16(result));
-          result = __bfloat162float(__float2bfloat16(gate / (1.0f + __expf(-gate))));
-          result *= __bfloat162float(__float2bfloat16(up));
-        }
-        if (bias != w0) result += __bfloat162float(bias[at]);
-        if (plus != w0) result += __bfloat162float(plus[to]);
-        out[to] = __float2bfloat16(result);
-      }
-    }
-    __syncthreads();
-  }
-"""
-
 _ATTEND_HEADER = (
-    _PACK
+    PACK
     + r"""
 namespace chuk {
 
@@ -392,4 +269,4 @@ _DRAW_BODY = r"""
   }
 """
 
-PRODUCT, ATTEND, DRAW = (_PRODUCT_HEADER, _PRODUCT_BODY), (_ATTEND_HEADER, _ATTEND_BODY), (_PACK, _DRAW_BODY)
+ATTEND, DRAW = (_ATTEND_HEADER, _ATTEND_BODY), (PACK, _DRAW_BODY)

@@ -1,7 +1,8 @@
 """A whole step of a Llama-like model as one compiled function over the kernels of `rollout_cuda`, on an NVIDIA GPU.
 
-Up to 64 rows every product is a kernel too; above, or with adapters, MLX multiplies. The store's buffers are written in
-place by the attention.
+Up to 64 rows every product is a kernel too; above MLX multiplies. What adapters add is computed beside their layers,
+never merged into them: in bfloat16 a young adapter is smaller than a weight's last bit, and would be lost. The store's
+buffers are written in place by the attention.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.inference import rollout_cuda as cuda
-from chuk_lib.inference.rollout_llama import Block, Linear, LlamaParts
+from chuk_lib.inference.rollout_llama import Block, Linear, LlamaParts, Norm
 from chuk_lib.inference.rollout_plain import PlainStore
-from chuk_lib.inference.rollout_products import Weights, may_join, multiply, weights_of
+from chuk_lib.inference.rollout_products import low_rank, may_join, multiply, weights_of
 
 MOST_HEAD_ROWS = 16
 """Rows up to which the product with the output head, of very many columns, is a kernel."""
@@ -31,9 +32,9 @@ class KernelForward:
             if not cuda.can_attend(block.head_dim, block.heads, block.kv_heads, block.q.weight.dtype):
                 raise ValueError("the kernels do not take heads of this size")
         self._parts = parts
-        self._weights = [_weights(block, join=False) for block in parts.blocks]
-        self._joined = not may_join(parts)
-        self._head = weights_of([parts.head], False)
+        self._groups = [_groups(block) for block in parts.blocks]
+        self._joined = not may_join(parts, adapted=True)
+        self._head = Group([parts.head])
         self._turns: list[mx.array] = []
         self._constants = [_constants(block) for block in parts.blocks]
         mx.eval(self._constants)
@@ -61,7 +62,8 @@ class KernelForward:
             self._turns = _turns(self._parts.blocks, store.capacity)
             self._step = mx.compile(self._run)
         if rows > cuda.MOST_PRODUCT_ROWS and not self._joined:
-            self._weights = [_weights(block, join=True) for block in self._parts.blocks]
+            for group in (group for groups in self._groups for group in groups):
+                group.join()
             self._joined = True
 
     def _run(
@@ -70,52 +72,92 @@ class KernelForward:
         parts = self._parts
         hidden = parts.embedding[tokens]
         for index, (block, (keys, values)) in enumerate(zip(parts.blocks, buffers, strict=True)):
-            qkv, o, gate_up, down = self._weights[index]
-            x = mx.fast.rms_norm(hidden, block.before_attention.weight, block.before_attention.eps)
+            qkv, o, gate_up, down = self._groups[index]
             norms = [norm.weight for norm in (block.q_norm, block.k_norm) if norm is not None]
             seen = cuda.attend(
-                _through(x, [block.q, block.k, block.v], qkv), keys, values, self._turns[index], (column, begins),
+                qkv(hidden, norm=block.before_attention), keys, values, self._turns[index], (column, begins),
                 self._constants[index], block.heads, norms,
             )  # fmt: skip
-            hidden = _through(seen, [block.o], o, hidden)
-            x = mx.fast.rms_norm(hidden, block.before_mlp.weight, block.before_mlp.eps)
-            hidden = _through(_inner(x, block, gate_up), [block.down], down, hidden)
+            hidden = o(seen, hidden)
+            hidden = down(gate_up.gated(hidden, block.before_mlp), hidden)
         hidden = mx.fast.rms_norm(hidden, parts.norm.weight, parts.norm.eps)
-        if len(hidden) > MOST_HEAD_ROWS:
-            return multiply(hidden, self._head)
-        return _through(hidden, [parts.head], self._head)
+        return self._head(hidden, most=MOST_HEAD_ROWS)
 
 
-def _through(x: mx.array, layers: Sequence[Linear], weights: Weights, plus: mx.array | None = None) -> mx.array:
-    """`plus` and x (B, in) through `layers` side by side; `weights` are theirs for MLX."""
-    if not _kernel_takes(x, layers):
-        return multiply(x, weights, plus)
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    bias = mx.concatenate(biases) if len(biases) > 1 else biases[0] if biases else None
-    return cuda.product(x, [layer.weight for layer in layers], bias, plus)
+class Group:
+    """Layers that see the same input, side by side as one product, with their adapters."""
+
+    def __init__(self, layers: Sequence[Linear]) -> None:
+        self._layers = layers
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        self._alike = len(biases) in (0, len(layers)) and all(bias.dtype == layers[0].weight.dtype for bias in biases)
+        self._bias = mx.concatenate(biases) if len(biases) > 1 else biases[0] if biases else None
+        is_half = layers[0].weight.dtype == mx.bfloat16 and layers[0].weight.shape[1] % 8 == 0
+        self._low = low_rank(layers) if is_half else None
+        widths = [len(layer.weight) for layer in layers]
+        self._apart = None if self._low is None else self._low.apart(widths)
+        self._weights = weights_of(layers, False, adapted=self._low is None)
+        self._is_wide = False  # whether the weights hold the adapters' second factors
+        mx.eval(self._bias or [], self._apart or [], self._weights)
+
+    def join(self) -> None:
+        """Copy weights that see the same input, and what their adapters add, into one."""
+        if len(self._layers) == 1 or (self._low is None and any(layer.adapter for layer in self._layers)):
+            return
+        self._weights = weights_of(self._layers, True)
+        if self._apart is not None:
+            self._weights[0][0] = mx.concatenate([self._weights[0][0], self._apart], axis=1)
+            self._is_wide = True
+            mx.eval(self._weights)
+
+    def __call__(
+        self, x: mx.array, plus: mx.array | None = None, norm: Norm | None = None, most: int = cuda.MOST_PRODUCT_ROWS
+    ) -> mx.array:
+        """`plus` and x (B, K), normed first, through all layers, (B, all O). Above `most` rows MLX multiplies."""
+        if len(x) <= most and self._kernel_takes(x):
+            weights = [layer.weight for layer in self._layers]
+            return cuda.product(self._lowered(x, norm), weights, self._bias, plus, self._ups)
+        if self._is_wide:
+            return multiply(self._lowered(x, norm), self._weights, plus)
+        x = _normed(x, norm)
+        made = multiply(x, self._weights, plus)
+        if self._low is None or self._apart is None:
+            return made
+        return mx.addmm(made, cuda.lower(x, self._low, None, wide=False), self._apart.T)
+
+    def gated(self, x: mx.array, norm: Norm) -> mx.array:
+        """silu of the first layer's times the second's output, of x (B, K) normed."""
+        if self._kernel_takes(x) and self._bias is None:
+            gate, up = (layer.weight for layer in self._layers)
+            return cuda.gated(self._lowered(x, norm), gate, up, self._ups)
+        gate, up = mx.split(self(x, norm=norm), 2, axis=-1)
+        inner: mx.array = nn.silu(gate) * up
+        return inner
+
+    @property
+    def _ups(self) -> mx.array | None:
+        return None if self._low is None else self._low.ups
+
+    def _lowered(self, x: mx.array, norm: Norm | None) -> mx.array:
+        """x normed, and beside it what the adapters' first factors make of it."""
+        if self._low is None:
+            return _normed(x, norm)
+        return cuda.lower(x, self._low, None if norm is None else (norm.weight, mx.array([norm.eps])), wide=True)
+
+    def _kernel_takes(self, x: mx.array) -> bool:
+        """Whether the kernel multiplies x; adapters it takes in bfloat16 only."""
+        known = self._low is not None or all(layer.adapter is None for layer in self._layers)
+        return self._alike and known and cuda.can_multiply(x, [layer.weight for layer in self._layers])
 
 
-def _inner(x: mx.array, block: Block, weights: Weights) -> mx.array:
-    """silu(gate) * up of x (B, in)."""
-    if _kernel_takes(x, [block.gate, block.up]) and block.gate.bias is None:
-        return cuda.gated(x, block.gate.weight, block.up.weight)
-    gate, up = mx.split(multiply(x, weights), 2, axis=-1)
-    inner: mx.array = nn.silu(gate) * up
-    return inner
+def _normed(x: mx.array, norm: Norm | None) -> mx.array:
+    return x if norm is None else mx.fast.rms_norm(x, norm.weight, norm.eps)
 
 
-def _kernel_takes(x: mx.array, layers: Sequence[Linear]) -> bool:
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    alike = len(biases) in (0, len(layers)) and all(bias.dtype == x.dtype for bias in biases)
-    plain = alike and all(layer.adapter is None for layer in layers)
-    return plain and cuda.can_multiply(x, [layer.weight for layer in layers])
-
-
-def _weights(block: Block, join: bool) -> list[Weights]:
+def _groups(block: Block) -> tuple[Group, Group, Group, Group]:
     parts = ([block.q, block.k, block.v], [block.o], [block.gate, block.up], [block.down])
-    weights = [weights_of(layers, join) for layers in parts]
-    mx.eval(weights)
-    return weights
+    qkv, o, gate_up, down = map(Group, parts)
+    return qkv, o, gate_up, down
 
 
 def _constants(block: Block) -> mx.array:

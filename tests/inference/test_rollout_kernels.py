@@ -11,9 +11,11 @@ from mlx.utils import tree_map
 from chuk_lib.inference import SamplingConfig
 from chuk_lib.inference import rollout_cuda as cuda
 from chuk_lib.inference.rollout_draws import choose_lazily, compiled_choice
-from chuk_lib.inference.rollout_kernels import KernelForward, _turns
-from chuk_lib.inference.rollout_llama import read_llama
+from chuk_lib.inference.rollout_kernels import Group, KernelForward, _turns
+from chuk_lib.inference.rollout_llama import Linear, Norm, read_llama
 from chuk_lib.inference.rollout_plain import PlainStore
+from chuk_lib.inference.rollout_products import low_rank
+from chuk_lib.models.lora import AdapterSpec, add_adapters
 from tests.inference.tiny_models import tiny
 
 needs_gpu = pytest.mark.skipif(not cuda.available(), reason="needs an NVIDIA GPU")
@@ -74,6 +76,54 @@ def test_products(rows: int) -> None:
     assert close(cuda.gated(x, gate, up), nn.silu(x @ gate.T) * (x @ up.T), 2e-2)
 
 
+def adapted(outputs: int, inputs: int, rank: int) -> Linear:
+    """A layer with an adapter that changes its output by about as much as it is."""
+    factors = (normal(inputs, rank, dtype=mx.float32) / 8, normal(rank, outputs, dtype=mx.float32) / rank)
+    return Linear(normal(outputs, inputs), None, (*factors, 1.5) if rank else None)
+
+
+def with_adapter(layer: Linear, x: mx.array) -> mx.array:
+    """What the layer makes of x, in float32."""
+    x, weight = x.astype(mx.float32), layer.weight.astype(mx.float32)
+    made = x @ weight.T
+    return made if layer.adapter is None else made + ((x @ layer.adapter[0]) @ layer.adapter[1]) * layer.adapter[2]
+
+
+@pytest.mark.parametrize("ranks", [(8, 8, 8), (3, 0, 20), (64, 64, 64), (0, 5, 0)])
+def test_adapters_side_by_side_are_what_each_adds(ranks: tuple[int, ...]) -> None:
+    layers = [adapted(width, 96, rank) for width, rank in zip((64, 32, 16), ranks, strict=True)]
+    low = low_rank(layers)
+    assert low is not None
+    assert low.ups.shape[1] % 8 == 0
+    assert low.ups.shape[1] >= max(ranks)
+    x = normal(5, 96, dtype=mx.float32)
+    want = mx.concatenate([with_adapter(layer, x) - x @ layer.weight.T.astype(mx.float32) for layer in layers], axis=1)
+    assert close((x @ low.downs.T * low.scales) @ low.apart((64, 32, 16)).T, want, 1e-2)
+    assert low_rank([adapted(64, 96, 0)]) is None
+
+
+@needs_gpu
+@pytest.mark.parametrize("rows", [1, 7, 16, 30, 64, 140])
+@pytest.mark.parametrize("ranks", [(8, 8, 8), (3, 0, 20), (64, 64, 64)])
+@pytest.mark.parametrize("joined", [False, True])
+def test_products_with_adapters(rows: int, ranks: tuple[int, ...], joined: bool) -> None:
+    layers = [adapted(width, 96, rank) for width, rank in zip((64, 32, 16), ranks, strict=True)]
+    x, plus = normal(rows, 96), normal(rows, 112)
+    norm = Norm(normal(96), 1e-5)
+    group = Group(layers)
+    if joined:
+        group.join()
+    want = mx.concatenate([with_adapter(layer, x) for layer in layers], axis=1)
+    assert close(group(x, plus), want + plus, 1e-2)
+    normed = mx.fast.rms_norm(x, norm.weight, norm.eps)
+    want = mx.concatenate([with_adapter(layer, normed) for layer in layers], axis=1)
+    assert close(group(x, norm=norm), want, 1e-2)
+    pair = [adapted(64, 96, ranks[0]), adapted(64, 96, ranks[1])]
+    group = Group(pair)
+    gate, up = (with_adapter(layer, normed) for layer in pair)
+    assert close(group.gated(x, norm), nn.silu(gate) * up, 2e-2)
+
+
 @needs_gpu
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32])
 @pytest.mark.parametrize("vocabulary", [1, 999, 4096, 128_256])
@@ -90,11 +140,16 @@ def test_draws(dtype: mx.Dtype, vocabulary: int) -> None:
 @needs_gpu
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen2"])
 @pytest.mark.parametrize("rows", [1, 5, 140])
-def test_steps_over_rows_of_several_lengths(family: str, rows: int) -> None:
+@pytest.mark.parametrize("rank", [0, 8])
+def test_steps_over_rows_of_several_lengths(family: str, rows: int, rank: int) -> None:
     wide = {"head_dim": 64, "hidden_size": 256, "intermediate_size": 512, "rope_theta": 1e4}
     model = tiny.__wrapped__(family, **wide, max_position_embeddings=512, vocab_size=97 if family == "llama" else 112)
     model.update(tree_map(lambda leaf: leaf * (1 + 0.3 * mx.random.normal(leaf.shape)), model.parameters()))
     model.set_dtype(mx.bfloat16)
+    if rank:
+        linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and "layers" in path]
+        add_adapters(model, dict.fromkeys(linears, AdapterSpec(rank, 2.0)))
+        model.update(tree_map(lambda leaf: leaf + 0.02, model.trainable_parameters()))
     parts = read_llama(model)
     assert parts is not None
     asked = [np.random.default_rng(row).integers(1, 90, 3 + row % 9).tolist() for row in range(rows)]

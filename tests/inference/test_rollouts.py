@@ -11,16 +11,19 @@ import pytest
 
 from chuk_lib import parity
 from chuk_lib.errors import ConfigError, ModelError
-from chuk_lib.inference import SamplingConfig
+from chuk_lib.inference import SamplingConfig, rollout_budget
 from chuk_lib.inference.rollout_budget import Budget, default_token_budget, token_bytes
 from chuk_lib.inference.rollout_cache import LockstepStore, MergedStore, new_store
 from chuk_lib.inference.rollout_draws import Arrival
 from chuk_lib.inference.rollout_engine import ModelEngine, NumpyEngine, new_engine
+from chuk_lib.inference.rollout_llama import read_llama
 from chuk_lib.inference.rollout_plain import PlainStore
+from chuk_lib.inference.rollout_products import may_join
 from chuk_lib.inference.rollouts import Rollout, RolloutRun, rollouts
 from chuk_lib.models import load_model
 from tests.inference.generation_models import LLAMA, MODELS, PARITY, answers, loaded, prompts
 from tests.inference.tiny_models import FAMILIES, tiny
+from tests.runtime.test_device import CUDA, METAL, as_if_on
 
 WARM = SamplingConfig(max_tokens=12, temperature=1.3, seed=5)
 _RANDOM = np.random.default_rng(1)
@@ -220,6 +223,32 @@ def test_the_default_budget_comes_from_the_model() -> None:
     assert token_bytes(model) == 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, width, float32
     assert default_token_budget(model) * token_bytes(model) > 1 << 26
     assert token_bytes(tiny("mamba2")) > 0
+
+
+@pytest.mark.parametrize(("known", "free"), [(CUDA, 70), (METAL, 12)])
+def test_a_gpu_s_memory_decides_how_many_rows_decode_together(
+    known: dict[str, object], free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("llama")
+    cost = token_bytes(model)
+    total = known.get("total_memory", 12 << 30)
+    monkeypatch.setattr(rollout_budget, "on_cpu", lambda: False)
+    monkeypatch.setattr(rollout_budget, "token_bytes", lambda model: cost)
+    as_if_on(monkeypatch, known)
+    assert default_token_budget(model) * cost == pytest.approx(0.5 * ((free << 30) - 0.1 * total), rel=1e-3)
+
+
+@pytest.mark.parametrize("known", [CUDA, METAL])
+def test_a_gpu_joins_weights_when_copies_are_a_small_part_of_its_memory(
+    known: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = read_llama(tiny("llama"))
+    assert parts is not None
+    size = sum(b.q.weight.nbytes + 2 * b.k.weight.nbytes + 2 * b.gate.weight.nbytes for b in parts.blocks)
+    as_if_on(monkeypatch, known)
+    assert may_join(parts)
+    as_if_on(monkeypatch, {"total_memory": 19 * size, "free_memory": 19 * size})
+    assert not may_join(parts)
 
 
 def test_completions_are_told_as_they_end() -> None:
