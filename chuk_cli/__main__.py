@@ -23,7 +23,9 @@ def main() -> None:
     # would take the cores from what runs between two products.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
     from chuk_cli.app import run
+    from chuk_lib.utils.torch_apart import hide_torch
 
+    hide_torch()
     sys.exit(run(arguments))
 
 

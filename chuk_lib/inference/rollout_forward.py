@@ -22,7 +22,7 @@ import mlx.nn as nn
 
 from chuk_lib.inference import rollout_cuda
 from chuk_lib.inference.rollout_cache import Store
-from chuk_lib.inference.rollout_kernels import KernelForward
+from chuk_lib.inference.rollout_kernels import KernelForward, UnfitError
 from chuk_lib.inference.rollout_llama import Block, LlamaParts, read_llama
 from chuk_lib.inference.rollout_plain import PlainStore
 from chuk_lib.inference.rollout_products import Weights, may_join, multiply, weights_of
@@ -228,7 +228,7 @@ def _kernels(model: nn.Module) -> KernelForward | None:
     try:
         forward = KernelForward(parts)
         return forward if _right(model, parts, forward) else None
-    except (ValueError, RuntimeError):  # heads of another size, or a kernel that does not compile here
+    except (UnfitError, RuntimeError):  # heads of another size, or a kernel that does not compile here
         return None
 
 

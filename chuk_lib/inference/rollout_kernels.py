@@ -22,15 +22,19 @@ MOST_HEAD_ROWS = 16
 """Rows up to which the product with the output head, of very many columns, is a kernel."""
 
 
+class UnfitError(Exception):
+    """The kernels do not take this model."""
+
+
 class KernelForward:
     """Logits from tokens, for as long as the model keeps its weights. The tokens of a step must come from the logits of
     the step before, or those must have been evaluated: nothing else tells MLX that one reads what the other wrote.
-    Raises ValueError for heads that the kernels do not take."""
+    Raises UnfitError for heads that the kernels do not take."""
 
     def __init__(self, parts: LlamaParts) -> None:
         for block in parts.blocks:
             if not cuda.can_attend(block.head_dim, block.heads, block.kv_heads, block.q.weight.dtype):
-                raise ValueError("the kernels do not take heads of this size")
+                raise UnfitError("the kernels do not take heads of this size")
         self._parts = parts
         self._groups = [_groups(block) for block in parts.blocks]
         self._joined = not may_join(parts, adapted=True)
@@ -98,7 +102,7 @@ class Group:
         self._apart = None if self._low is None else self._low.apart(widths)
         self._weights = weights_of(layers, False, adapted=self._low is None)
         self._is_wide = False  # whether the weights hold the adapters' second factors
-        mx.eval(self._bias or [], self._apart or [], self._weights)
+        mx.eval([part for part in (self._bias, self._apart) if part is not None])
 
     def join(self) -> None:
         """Copy weights that see the same input, and what their adapters add, into one."""

@@ -23,6 +23,7 @@ from typing import Any
 
 from chuk_lib.errors import ConfigError
 from chuk_lib.rewards.types import Completions, Logged, Scorer, TrainerState, plain_text
+from chuk_lib.utils.torch_apart import show_torch
 
 _SINGLE = ("completion", "response")
 _GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "truncated")
@@ -60,7 +61,8 @@ def functions_in(path: Path) -> list[str]:
 
 
 def _import(path: Path, file: str) -> ModuleType:
-    """Run a file as a module. What stands beside it can be imported by it."""
+    """Run a file as a module. What stands beside it can be imported by it, and torch."""
+    show_torch()
     name = f"chuk_reward_{abs(hash(path)):x}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -102,6 +102,28 @@ def test_adapters_side_by_side_are_what_each_adds(ranks: tuple[int, ...]) -> Non
     assert low_rank([adapted(64, 96, 0)]) is None
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("rank", [0, 8])
+def test_a_group_is_its_layers_side_by_side(biased: bool, rank: int) -> None:
+    kind = mx.float32
+    layers = [adapted(width, 96, rank) for width in (64, 32, 16)]
+    layers = [
+        Linear(layer.weight.astype(kind), normal(len(layer.weight), dtype=kind), layer.adapter) for layer in layers
+    ]
+    if not biased:
+        layers = [Linear(layer.weight, None, layer.adapter) for layer in layers]
+    x, plus = normal(5, 96, dtype=kind), normal(5, 112, dtype=kind)
+    want = plus + mx.concatenate(
+        [with_adapter(layer, x) + (0 if layer.bias is None else layer.bias) for layer in layers], axis=1
+    )
+    group = Group(layers)
+    assert close(group(x) + plus, want, 1e-5)
+    group.join()
+    assert close(group(x) + plus, want, 1e-5)
+    halves = [Linear(la.weight.astype(mx.bfloat16), None, la.adapter) for la in layers]
+    Group(halves).join()  # what is made of bfloat16 layers runs on a GPU only; making it must not fail
+
+
 @needs_gpu
 @pytest.mark.parametrize("rows", [1, 7, 16, 30, 64, 140])
 @pytest.mark.parametrize("ranks", [(8, 8, 8), (3, 0, 20), (64, 64, 64)])
