@@ -7,7 +7,8 @@ others who share it. A batch has `MOST_ROWS` rows at most; more gain nothing the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -15,13 +16,15 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.runtime.device import current_backend, on_cpu
-from chuk_lib.runtime.memory_use import device_memory
+from chuk_lib.runtime.memory_use import device_memory, set_memory_limit
 
 MOST_ROWS = {"cpu": 64, "metal": 128, "cuda": 512}
 MEMORY_SHARE = 0.5
 _KEPT_BACK = 0.1
 _STATE_TOKENS = 64
 _LEAST_MEMORY = 1 << 28
+_BESIDE_CACHE = 2 << 30
+"""Bytes for prompts while they run, logits and joined weights."""
 
 
 class Budget:
@@ -41,6 +44,22 @@ class Budget:
 def default_token_budget(model: nn.Module) -> int:
     """Tokens of cache that `MEMORY_SHARE` of the free memory holds."""
     return max(1, int(MEMORY_SHARE * _free_bytes()) // token_bytes(model))
+
+
+@contextmanager
+def limited(model: nn.Module, tokens: int) -> Iterator[None]:
+    """On a GPU MLX's memory limit becomes what rollouts with so many tokens of cache need, unless it is less already:
+    the evaluator would run ahead of prompts into all the memory there is. The cache is there up to three times, while
+    rows join or leave."""
+    if on_cpu():
+        yield
+        return
+    before = set_memory_limit(1 << 40)
+    set_memory_limit(min(before, int(mx.get_active_memory()) + 3 * tokens * token_bytes(model) + _BESIDE_CACHE))
+    try:
+        yield
+    finally:
+        set_memory_limit(before)
 
 
 def token_bytes(model: nn.Module) -> int:

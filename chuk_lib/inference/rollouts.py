@@ -21,10 +21,11 @@ from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoding import evaluating
 from chuk_lib.inference.prompts import room
-from chuk_lib.inference.rollout_budget import Budget, default_token_budget
+from chuk_lib.inference.rollout_budget import Budget, default_token_budget, limited
 from chuk_lib.inference.rollout_draws import Arrival
 from chuk_lib.inference.rollout_engine import Engine, new_engine
 from chuk_lib.inference.rollout_forward import Decode
+from chuk_lib.inference.rollout_plain import COLUMNS
 from chuk_lib.inference.sampling import global_seed
 from chuk_lib.inference.text import decode as decode_text
 from chuk_lib.runtime import on_cpu, prepare
@@ -84,7 +85,9 @@ def rollouts(
     with evaluating(model), _fast():
         run = RolloutRun(model, tokenizer, prompts, config, numbers, limits, group_size)
         budget = default_token_budget(model) if token_budget is None else token_budget
-        return run.run(budget, on_finish, kv_bits, decode)
+        longest = max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=True))
+        with limited(model, min(budget, len(prompts) * group_size * (longest + COLUMNS))):
+            return run.run(budget, on_finish, kv_bits, decode)
 
 
 def _fast() -> AbstractContextManager[None]:

@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.cpu_math import is_fast as is_fast
     from chuk_lib.runtime.device import RuntimeStatus as RuntimeStatus
     from chuk_lib.runtime.device import adapt_threads as adapt_threads
+    from chuk_lib.runtime.device import await_kernels as await_kernels
     from chuk_lib.runtime.device import default_dtype as default_dtype
+    from chuk_lib.runtime.device import kernel_notes as kernel_notes
     from chuk_lib.runtime.device import on_cpu as on_cpu
     from chuk_lib.runtime.device import prepare as prepare
+    from chuk_lib.runtime.device import prepare_kernels as prepare_kernels
+    from chuk_lib.runtime.device import publish_kernels as publish_kernels
     from chuk_lib.runtime.environment import describe as describe
     from chuk_lib.runtime.memory_use import DeviceMemory as DeviceMemory
     from chuk_lib.runtime.memory_use import MemoryUse as MemoryUse
@@ -30,14 +34,18 @@ _HOMES = {
     "MemoryUse": "memory_use",
     "RuntimeStatus": "device",
     "adapt_threads": "device",
+    "await_kernels": "device",
     "default_dtype": "device",
     "describe": "environment",
     "device_memory": "memory_use",
     "fast_math": "cpu_math",
     "is_fast": "cpu_math",
+    "kernel_notes": "device",
     "memory": "memory_use",
     "on_cpu": "device",
     "prepare": "device",
+    "prepare_kernels": "device",
+    "publish_kernels": "device",
     "reset_peak": "memory_use",
     "set_memory_limit": "memory_use",
 }

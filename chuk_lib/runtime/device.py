@@ -5,6 +5,7 @@
 
     CHUK_BLAS          auto (default), off, or the path of a BLAS library
     CHUK_BLAS_THREADS  a number, or `adaptive`; without it OPENBLAS_NUM_THREADS counts, then the machine decides
+    CHUK_CACHE         the folder for compiled GPU kernels (`kernel_cache`); default: chuk in the user's cache folder
 """
 
 from __future__ import annotations
@@ -16,9 +17,15 @@ from typing import TYPE_CHECKING
 
 from chuk_lib.errors import ConfigError
 from chuk_lib.runtime import blas, threads
+from chuk_lib.runtime.kernel_cache import KernelCache, open_cache
 
 if TYPE_CHECKING:
     import mlx.core as mx
+
+    from chuk_lib.runtime.known_kernels import Preparation
+
+
+KERNEL_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class _Process:
     status: RuntimeStatus | None = None
     governor: threads.Governor | None = None
     threads: int = 0
+    kernels: KernelCache | None = None
+    preparation: Preparation | None = None
 
 
 _process = _Process()
@@ -67,6 +76,8 @@ def prepare() -> RuntimeStatus:
         return _process.status
     if backend == "metal":
         _keep_resident()
+    if backend == "cuda":
+        _process.kernels = open_cache(*_kernel_kind())
     if backend == "cpu":
         _leave_uncompiled()
     choice = thread_choice(os.environ, threads.count_cores())
@@ -77,6 +88,44 @@ def prepare() -> RuntimeStatus:
         backend, device_name(), *_dtype_policy(backend), found, choice.origin, _process.governor is not None
     )
     return _process.status
+
+
+def prepare_kernels(use: str) -> None:
+    """Have the GPU kernels compiled that `use` (`sft/lora`, `grpo/full` …) needs, in processes beside this one, while
+    the model is loaded. Does nothing where there is nothing to compile."""
+    if prepare().backend != "cuda" or _process.kernels is None or _process.preparation is not None:
+        return
+    from chuk_lib.runtime.known_kernels import prepare_known
+
+    cores = threads.count_cores().usable
+    _process.preparation = prepare_known(_process.kernels, use, *_kernel_kind(), cores)
+
+
+def await_kernels(seconds: float = KERNEL_SECONDS) -> None:
+    """Wait for the kernels of `prepare_kernels`, so many seconds at most; MLX compiles what is missing then."""
+    if _process.preparation is not None:
+        _process.preparation.wait(seconds)
+
+
+def kernel_notes() -> list[str]:
+    """What was compiled for this process beforehand, to be told once."""
+    found, _process.preparation = _process.preparation, None
+    return [] if found is None else [str(found)]
+
+
+def publish_kernels() -> None:
+    """Have other processes find what MLX compiled in this one. Call it between steps."""
+    if _process.kernels is not None:
+        _process.kernels.publish()
+
+
+def _kernel_kind() -> tuple[str, str]:
+    """Version of MLX and architecture of the card."""
+    import mlx.core as mx
+
+    return str(getattr(mx, "__version__", "unknown")), str(
+        mx.device_info(mx.default_device()).get("architecture", "unknown")
+    )
 
 
 def _leave_uncompiled() -> None:

@@ -73,7 +73,7 @@ class Hooks:
     """What the engine calls between steps. `save(progress, is_best)` writes a checkpoint;
     `evaluate(step)` measures, and may add a `sample`;
     `should_stop()` is asked after every step; `between_steps()` is for the runtime (threads, memory);
-    `keep_completions(step, rows)` stores what the model wrote in a step."""
+    `keep_completions(step, rows)` stores what the model wrote in a step; `reserve(micro_batch)` makes room for one."""
 
     emit: Sink
     save: Callable[[Progress, bool], None]
@@ -82,6 +82,7 @@ class Hooks:
     between_steps: Callable[[], object] = lambda: None
     extra_metrics: Callable[[int], dict[str, float]] = lambda step: {}
     keep_completions: Callable[[int, Sequence[Mapping[str, Any]]], None] = lambda step, rows: None
+    reserve: Callable[[Arrays], None] = lambda micro_batch: None
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -93,9 +94,15 @@ class Updater:
     """Applies updates: gradients over micro-batches, one division, a check, clipping, the optimizer."""
 
     def __init__(
-        self, algorithm: Algorithm, optimizer: ChukOptimizer, max_grad_norm: float, compiled: bool = False
+        self,
+        algorithm: Algorithm,
+        optimizer: ChukOptimizer,
+        max_grad_norm: float,
+        compiled: bool = False,
+        reserve: Callable[[Arrays], None] = lambda micro_batch: None,
     ) -> None:
         self._algorithm = algorithm
+        self._reserve = reserve
         self._optimizer = optimizer
         self._max_grad_norm = max_grad_norm
         self._gradients: Callable[..., Any] = nn.value_and_grad(algorithm.model, self._scaled_loss)
@@ -133,6 +140,7 @@ class Updater:
         gradients: Any = None
         sums: dict[str, float] = {}
         for micro_batch in update.micro_batches:
+            self._reserve(micro_batch)
             (_, values), part = self._gradients(micro_batch, scale)
             gradients = add_gradients(gradients, part) if len(update.micro_batches) > 1 else part
             del part  # or it would live beside the next micro-batch's
@@ -191,7 +199,7 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
     `progress` is updated in place. The last finished step is always saved. Raises TrainingError when a loss or
     gradient is not finite, after saving the last good state.
     """
-    update = Updater(algorithm, optimizer, plan.max_grad_norm, plan.compiled)
+    update = Updater(algorithm, optimizer, plan.max_grad_norm, plan.compiled, hooks.reserve)
     algorithm.model.train()
     window, saved_at, reason = _Window(), progress.step, "done"
     if _is_stale(plan, progress):  # killed between the last checkpoint and the word that it is over

@@ -52,7 +52,10 @@ def config_class(algorithm: str) -> type[TrainerConfig]:
 
 
 def prepare(algorithm: str, config: TrainerConfig, source: DataSource) -> Start:
-    """Model and data of a run, ready to start."""
+    """Model and data of a run, ready to start. GPU kernels are compiled meanwhile."""
+    from chuk_lib import runtime
+
+    runtime.prepare_kernels(f"{algorithm}/{'full' if config.lora is None else 'lora'}")
     ready: Start = _load(RECIPES[algorithm].prepare)(config, source)
     return ready
 

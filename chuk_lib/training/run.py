@@ -29,6 +29,7 @@ from chuk_lib.training.completions_log import CompletionsLog
 from chuk_lib.training.config import Config, TrainerConfig
 from chuk_lib.training.engine import Hooks, Plan, Progress, fit
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
+from chuk_lib.training.planning.footprint import StepLimit
 from chuk_lib.training.run_dir import RunDir, default_run_path
 from chuk_lib.training.schedulers import Schedule
 
@@ -143,6 +144,7 @@ def prepare_model(model: nn.Module, config: TrainerConfig) -> bool:
         from chuk_lib.models import checkpoint_layers
 
         checkpoint_layers(model, config.checkpointing_blocks)
+    runtime.await_kernels()  # whoever looks at the model next runs it
     return adapted
 
 
@@ -214,18 +216,18 @@ def _train(
     began, last = time.perf_counter(), _Last(run.checkpoint)
     watched = fan_out([emit, last])
     emit(Event("started", progress.step, _started(trainer, job, run)))
-    for text in job.notes:
+    for text in (*job.notes, *runtime.kernel_notes()):
         emit(Event("note", progress.step, {"text": text}))
     for text in (*run.warnings, *_slow_blas()):
         emit(Event("warning", progress.step, {"text": text}))
     hooks = Hooks(
         emit=watched, save=lambda now, best: _save(trainer, job, optimizer, run, now, best, watched),
-        evaluate=job.evaluate, should_stop=should_stop, between_steps=runtime.adapt_threads,
+        evaluate=job.evaluate, should_stop=should_stop, between_steps=_between_steps,
         extra_metrics=lambda step: {"epoch": round(job.epoch(step), 4), **_memory()}, keep_completions=kept.add,
     )  # fmt: skip
     try:
-        with step_math(trainer.config):
-            reason = fit(job.algorithm, optimizer, plan, progress, hooks)
+        with step_math(trainer.config), StepLimit.of(job.algorithm.model, optimizer) as reserve:
+            reason = fit(job.algorithm, optimizer, plan, progress, replace(hooks, reserve=reserve))
     except BaseException as error:
         text = error.message if isinstance(error, ChukError) else type(error).__name__
         emit(Event("finished", progress.step, {"reason": "failed", "error": text, "steps": progress.step}))
@@ -235,6 +237,11 @@ def _train(
     emit(Event("finished", progress.step, ended | details))
     checkpoint = Path(last.checkpoint) if last.checkpoint else None
     return RunResult(run.directory.path, progress.step, reason, last.metrics, progress.best, checkpoint)
+
+
+def _between_steps() -> None:
+    runtime.adapt_threads()
+    runtime.publish_kernels()
 
 
 class _Last:

@@ -1,0 +1,141 @@
+"""Where compiled GPU kernels live between runs, and who compiles them.
+
+On CUDA MLX compiles each fused kernel when it first meets it, one after the other, three to five seconds each, and
+keeps it in the temporary directory. chuk gives it a folder that outlives the machine's next start:
+
+    CHUK_CACHE (default: chuk in the user's cache folder)/kernels/mlx-0.32.4-sm_90/NAME.ptx and .txt
+                                                          running/PID-…/   one for each process
+
+MLX writes in place and reads what is there, so a half-written file of one process would break another. Each process
+therefore has a folder of its own, of links to the shared files, and what it compiled is linked back when it is
+complete. The shared folder is bounded; the oldest kernels go. `MLX_PTX_CACHE_DIR`, when it is set, is left alone.
+
+The kernels that training usually needs are known by their source (`kernels.json.gz`), and worker processes compile
+those that are missing, all cores at once, while the model is loaded (`kernel_worker`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+VARIABLE = "MLX_PTX_CACHE_DIR"
+MOST_BYTES = 1 << 30
+_ENDINGS = (".txt", ".ptx")  # in the order they are published: MLX asks for the second
+
+
+@dataclass(frozen=True)
+class KernelCache:
+    """The folder of a card and a version of MLX, and the one of this process."""
+
+    shared: Path
+    own: Path
+
+    def publish(self) -> None:
+        """Link what this process compiled into the shared folder. Between two steps of a run MLX compiles nothing."""
+        for name in _missing(self.own, self.shared):
+            for ending in _ENDINGS:
+                _link(self.own / (name + ending), self.shared / (name + ending))
+
+    def fetch(self) -> None:
+        """Link what others compiled meanwhile into the folder of this process."""
+        for name in _missing(self.shared, self.own):
+            for ending in _ENDINGS:
+                _link(self.shared / (name + ending), self.own / (name + ending))
+
+    def close(self) -> None:
+        """Publish, and remove the folder of this process."""
+        self.publish()
+        shutil.rmtree(self.own, ignore_errors=True)
+        prune(self.shared.parent, MOST_BYTES)
+
+
+def cache_root() -> Path:
+    """`CHUK_CACHE`, else `chuk` in the user's cache folder."""
+    if given := os.environ.get("CHUK_CACHE"):
+        return Path(given).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "chuk"
+
+
+def open_cache(version: str, architecture: str) -> KernelCache | None:
+    """Have MLX keep its kernels in chuk's folder from here on; it must not have compiled any yet. None when the user
+    chose a folder, or where none can be made."""
+    if os.environ.get(VARIABLE):
+        return None
+    kernels = cache_root() / "kernels"
+    shared, running = kernels / f"mlx-{version}-{architecture}", kernels / "running"
+    try:
+        shared.mkdir(parents=True, exist_ok=True)
+        running.mkdir(exist_ok=True)
+        _remove_left_behind(running)
+        own = running / f"{os.getpid()}-{secrets.token_hex(4)}"
+        own.mkdir()
+    except OSError:
+        return None
+    cache = KernelCache(shared, own)
+    cache.fetch()
+    os.environ[VARIABLE] = str(own)
+    atexit.register(cache.close)
+    return cache
+
+
+def prune(kernels: Path, most: int) -> None:
+    """Remove the kernels that were not linked to for longest until all of them take at most `most` bytes."""
+    files = [(path, path.stat()) for path in _kernels(kernels)]
+    total = sum(stat.st_size for _, stat in files)
+    for path, stat in sorted(files, key=lambda item: item[1].st_mtime):
+        if total <= most:
+            return
+        path.unlink(missing_ok=True)
+        path.with_suffix(".txt").unlink(missing_ok=True)
+        total -= stat.st_size
+
+
+def _kernels(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.glob("mlx-*/*.ptx") if path.is_file())
+
+
+def _missing(source: Path, target: Path) -> list[str]:
+    """Names of kernels that are complete in `source` and not in `target`."""
+    have = {entry.name for entry in os.scandir(source)}
+    held = {entry.name for entry in os.scandir(target)}
+    names = (name.removesuffix(".ptx") for name in have if name.endswith(".ptx") and name not in held)
+    return [name for name in names if name + ".txt" in have]
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where there are no links. Whoever came first stays."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError:
+        beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        try:
+            shutil.copyfile(source, beside)
+            os.replace(beside, target)
+        except OSError:
+            beside.unlink(missing_ok=True)
+
+
+def _remove_left_behind(running: Path) -> None:
+    """Folders of processes that are no more."""
+    for folder in running.iterdir():
+        pid = folder.name.partition("-")[0]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
