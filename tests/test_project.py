@@ -52,14 +52,15 @@ def test_the_licence_is_mit() -> None:
 
 def test_make_has_the_targets_that_the_readme_names() -> None:
     targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
-    assert {"setup", "demo", "test", "lint"} <= targets
-    for target, needs in {"demo": "ready", "test": "dev", "lint": "dev", "setup": "dev"}.items():
+    assert {"setup", "demo", "test", "quick", "lint"} <= targets
+    for target, needs in {"demo": "ready", "test": "dev", "quick": "dev", "lint": "dev", "setup": "dev"}.items():
         assert re.search(rf"^{target}: .venv/{needs}$", MAKEFILE, re.MULTILINE), f"`make {target}` on a fresh clone"
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(f"make {target} " in said for target in targets - {"help"})
 
 
 def test_ci_does_what_a_developer_does() -> None:
+    assert "run: bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "make lint" in text
     assert "make test" in text
