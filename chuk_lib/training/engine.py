@@ -33,7 +33,8 @@ _SAME_WEIGHT = 1e-3
 @dataclass(frozen=True)
 class Plan:
     """How far to go and when to look up. Steps count from 0; cadences fire after a step is finished. The best
-    checkpoint is the one with the least (or greatest) value of the evaluation metric `watched`."""
+    checkpoint is the one with the least (or greatest) value of the evaluation metric `watched`. The schedule counts
+    updates: step s makes those from s·`updates_per_step` on."""
 
     steps: int
     seed: int
@@ -47,6 +48,11 @@ class Plan:
     compiled: bool = False
     watched: str = "eval_loss"
     greater_is_better: bool = False
+    updates_per_step: int = 1
+
+    def learning_rate(self, step: int, number: int) -> float:
+        """The rate of update `number` of a step, both 0-based; updates beyond those of a step have that of its last."""
+        return self.schedule.learning_rate(step * self.updates_per_step + min(number, self.updates_per_step - 1))
 
 
 @dataclass
@@ -250,9 +256,10 @@ def _run_step(
     saved_at: int,
 ) -> float:
     mx.random.seed(step_seed(plan.seed, progress.step))
-    learning_rate = plan.schedule.learning_rate(progress.step)
+    learning_rate = plan.learning_rate(progress.step, 0)
     counts: dict[str, int] = {}
     for number, part in enumerate(algorithm.updates(progress.step)):
+        learning_rate = plan.learning_rate(progress.step, number)
         try:
             window.add(update(part, learning_rate), part.counts)
         except FloatingPointError as error:

@@ -30,7 +30,7 @@ from chuk_lib.training.config import Config, TrainerConfig
 from chuk_lib.training.engine import Hooks, Plan, Progress, fit
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
 from chuk_lib.training.run_dir import RunDir, default_run_path
-from chuk_lib.training.schedulers import Schedule
+from chuk_lib.training.schedulers import Schedule, warmup_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Job:
 
     `epoch(step)` says how many passes over the data `step` finished steps are; `data` and `notes` go into the log.
     `conversational` data makes a model that expects its chat template. `watched` is the evaluation metric that decides
-    which checkpoint is the best.
+    which checkpoint is the best. `updates_per_step` is what the learning rate's schedule counts: 1 where it moves once
+    a step, whatever updates that makes.
     """
 
     algorithm: Algorithm
@@ -76,6 +77,7 @@ class Job:
     conversational: bool = False
     watched: str = "eval_loss"
     greater_is_better: bool = False
+    updates_per_step: int = 1
 
 
 class Trainer(Protocol):
@@ -102,7 +104,8 @@ def run_training(
     Everything that can be wrong with settings, model or data is found before the directory is made.
     """
     config = trainer.config
-    plan = replace(plan_of(config, job.steps), watched=job.watched, greater_is_better=job.greater_is_better)
+    plan = plan_of(config, job.steps, job.updates_per_step)
+    plan = replace(plan, watched=job.watched, greater_is_better=job.greater_is_better)
     if plan.patience is not None and job.evaluate is None:
         raise ConfigError("early stopping has no validation data", "give --eval-data, or a folder with a valid file")
     optimizer = build_optimizer(config, job.algorithm.model)
@@ -155,18 +158,30 @@ def step_math(config: TrainerConfig) -> Iterator[None]:
         yield
 
 
-def plan_of(config: TrainerConfig, steps: int) -> Plan:
-    """The engine's plan."""
-    warmup = config.warmup_steps or round(config.warmup_ratio * steps)
+def schedule_notes(config: TrainerConfig, updates: int) -> tuple[str, ...]:
+    """What the user should know about the schedule of a run of `updates`: a peak that it never comes to."""
+    warmup = warmup_of(config.warmup_steps, config.warmup_ratio, updates)
+    if config.lr_scheduler_type == "constant" or warmup < updates or not updates:
+        return ()
+    return (
+        f"the warmup takes {warmup:,} updates and the run has {updates:,}: the learning rate never gets to "
+        f"{config.learning_rate or 0:g}; lower warmup_steps",
+    )
+
+
+def plan_of(config: TrainerConfig, steps: int, updates_per_step: int = 1) -> Plan:
+    """The engine's plan for `steps` steps, in each of which the schedule moves `updates_per_step` times."""
+    updates = steps * updates_per_step
+    warmup = warmup_of(config.warmup_steps, config.warmup_ratio, updates)
     schedule = Schedule(
-        config.lr_scheduler_type, warmup, steps, config.num_cycles, config.lr_power, config.min_lr_rate,
+        config.lr_scheduler_type, warmup, updates, config.num_cycles, config.lr_power, config.min_lr_rate,
         config.num_decay_steps, config.learning_rate or 0.0,
     )  # fmt: skip
     return Plan(
         steps=steps, seed=config.seed, schedule=schedule, max_grad_norm=config.max_grad_norm,
         log_interval=config.log_interval, eval_interval=config.eval_steps,
         checkpoint_interval=config.checkpoint_interval, patience=config.early_stopping_patience,
-        threshold=config.early_stopping_threshold, compiled=not runtime.on_cpu(),
+        threshold=config.early_stopping_threshold, compiled=not runtime.on_cpu(), updates_per_step=updates_per_step,
     )  # fmt: skip
 
 
@@ -216,7 +231,8 @@ def _train(
     emit(Event("started", progress.step, _started(trainer, job, run)))
     for text in job.notes:
         emit(Event("note", progress.step, {"text": text}))
-    for text in (*run.warnings, *_slow_blas()):
+    slow = schedule_notes(trainer.config, job.steps * job.updates_per_step)
+    for text in (*run.warnings, *slow, *_slow_blas()):
         emit(Event("warning", progress.step, {"text": text}))
     hooks = Hooks(
         emit=watched, save=lambda now, best: _save(trainer, job, optimizer, run, now, best, watched),

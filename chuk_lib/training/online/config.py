@@ -100,6 +100,11 @@ class OnlineConfig(TrainerConfig):
             )
         return prompts
 
+    @property
+    def scheduled_updates(self) -> int:
+        """How often the learning rate's schedule moves in one step."""
+        return 1
+
     def sampling(self, seed: int) -> SamplingConfig:
         """How completions are sampled in training."""
         return SamplingConfig(

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from chuk_lib.config.settings import setting
 from chuk_lib.errors import ConfigError
-from chuk_lib.training.config import IdleRule
 from chuk_lib.training.online.config import OnlineConfig
+from chuk_lib.training.tables import IdleRule
 
 COPY = "copy"
 """`value_model` that is a copy of the policy."""

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from chuk_lib.config.settings import setting
 from chuk_lib.errors import ConfigError
-from chuk_lib.training.config import IdleRule, TrainerConfig
+from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.tables import IdleRule
 
 DPO_LOSSES = (
     "sigmoid", "hinge", "ipo", "sigmoid_norm", "exo_pair", "robust", "nca_pair", "bco_pair", "sppo_hard", "aot",
