@@ -22,6 +22,7 @@ from chuk_lib.config.settings import as_dict
 from chuk_lib.errors import ChukError, ConfigError, DataError
 from chuk_lib.events import Event, JsonLines, Sink, fan_out
 from chuk_lib.models import load_trained_weights, provenance_of, save_pretrained, set_trainable
+from chuk_lib.models.randomness import switch_dropout_off
 from chuk_lib.sinks import make_sinks
 from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.checkpoints import Checkpoint, load_memory, load_optimizer_state, prune, save_checkpoint
@@ -141,6 +142,8 @@ def prepare_model(model: nn.Module, config: TrainerConfig) -> bool:
     adapted = provenance_of(model).lora is not None
     if config.lora is not None and not adapted:
         raise ConfigError("the settings ask for LoRA but the model has no adapters", "load it with `lora=config.lora`")
+    if _without_dropout(config):
+        switch_dropout_off(model)
     set_trainable(model, lora=adapted, num_layers=None if adapted else config.num_layers)
     if config.gradient_checkpointing:
         from chuk_lib.models import checkpoint_layers
@@ -158,15 +161,26 @@ def step_math(config: TrainerConfig) -> Iterator[None]:
         yield
 
 
-def schedule_notes(config: TrainerConfig, updates: int) -> tuple[str, ...]:
-    """What the user should know about the schedule of a run of `updates`: a peak that it never comes to."""
+def _without_dropout(config: TrainerConfig) -> bool:
+    return bool(getattr(config, "disable_dropout", False))  # SFT has no such setting
+
+
+def settings_notes(config: TrainerConfig, updates: int) -> tuple[str, ...]:
+    """What the user should know about the settings of a run of `updates`: a peak of the learning rate that it never
+    comes to, dropout that is switched off."""
+    notes = []
     warmup = warmup_of(config.warmup_steps, config.warmup_ratio, updates)
-    if config.lr_scheduler_type == "constant" or warmup < updates or not updates:
-        return ()
-    return (
-        f"the warmup takes {warmup:,} updates and the run has {updates:,}: the learning rate never gets to "
-        f"{config.learning_rate or 0:g}; lower warmup_steps",
-    )
+    if config.lr_scheduler_type != "constant" and 0 < updates <= warmup:
+        notes.append(
+            f"the warmup takes {warmup:,} updates and the run has {updates:,}: the learning rate never gets to "
+            f"{config.learning_rate or 0:g}; lower warmup_steps"
+        )
+    if config.lora is not None and config.lora.dropout and _without_dropout(config):
+        notes.append(
+            f"lora_dropout={config.lora.dropout:g} does nothing: this trainer switches dropout off, as TRL does; "
+            "disable_dropout=false keeps it"
+        )
+    return tuple(notes)
 
 
 def plan_of(config: TrainerConfig, steps: int, updates_per_step: int = 1) -> Plan:
@@ -231,8 +245,8 @@ def _train(
     emit(Event("started", progress.step, _started(trainer, job, run)))
     for text in job.notes:
         emit(Event("note", progress.step, {"text": text}))
-    slow = schedule_notes(trainer.config, job.steps * job.updates_per_step)
-    for text in (*run.warnings, *slow, *_slow_blas()):
+    idle = settings_notes(trainer.config, job.steps * job.updates_per_step)
+    for text in (*run.warnings, *idle, *_slow_blas()):
         emit(Event("warning", progress.step, {"text": text}))
     hooks = Hooks(
         emit=watched, save=lambda now, best: _save(trainer, job, optimizer, run, now, best, watched),

@@ -82,6 +82,8 @@ class OnlineConfig(TrainerConfig):
         None, "Reference: a model folder, run or hub id. Unset: the model as it is at the start.", panel="Model"
     )
 
+    disable_dropout: bool = setting(False, "Train without dropout, also that of adapters.", panel="Model")
+
     @property
     def rows_per_step(self) -> int:
         """Completions of one step."""
