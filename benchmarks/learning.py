@@ -149,7 +149,8 @@ def train(algorithm: str, model: nn.Module, tokenizer: Any, rows: Rows, shared: 
         grpo = GRPOConfig(**shared, **ROLLOUTS, num_generations=4, steps_per_generation=2)
         GRPOTrainer(model, tokenizer, grpo).train(prompts)
     else:
-        ppo = PPOConfig(**shared, **ROLLOUTS, num_mini_batches=2, num_ppo_epochs=2, kl_coef=0.01)
+        halves = ROLLOUTS | {"gradient_accumulation_steps": 2}
+        ppo = PPOConfig(**shared, **halves, num_mini_batches=2, num_ppo_epochs=2, kl_coef=0.01)
         PPOTrainer(model, tokenizer, ppo).train(prompts)
 
 

@@ -28,7 +28,7 @@ from chuk_lib.errors import ConfigError
 PATH_SETTINGS = ("model", "data", "eval_data", "output", "ref_model", "value_model")
 PANEL = "Configuration"
 Warn = Callable[[str], None]
-_METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
+_METAVARS = {int: "INTEGER", float: "NUMBER", int | float: "NUMBER", str: "TEXT"}
 
 ConfigOption = Annotated[
     list[Path] | None,

@@ -21,7 +21,7 @@ from chuk_lib.training.recipes import RECIPES, config_class
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show, check and convert settings files.")
 
-_TYPES = {int: "integer", float: "number", bool: "true or false", str: "text"}
+_TYPES = {int: "integer", float: "number", int | float: "number", bool: "true or false", str: "text"}
 
 PIPELINE = "pipeline"
 ForOption = Annotated[

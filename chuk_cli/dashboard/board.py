@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from chuk_lib.events import Event
+from chuk_lib.utils.best import improves
 
 Point = tuple[int, float]
 MOST_POINTS = 4000  # more than any terminal can show; longer curves are thinned, so that drawing stays cheap
@@ -168,9 +169,10 @@ class Board:
             return
         self.evals.append((event.step, value))
         is_best = data.get("best")
-        if self.best_eval is not None and is_best is None:
-            is_best = value < self.best_eval[1] if reward is None else value > self.best_eval[1]
-        if self.best_eval is None or is_best:
+        if is_best is None:
+            best = self.best_eval[1] if self.best_eval else None
+            is_best = improves(value, best, greater=reward is not None)
+        if is_best:
             self.best_eval = (event.step, value)
 
     def _see_saved(self, event: Event, data: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="New last step.")] = None,
-    num_epochs: Annotated[int | None, typer.Option("--num-epochs", min=1, help="New number of epochs.")] = None,
+    num_epochs: Annotated[float | None, typer.Option("--num-epochs", min=0, help="New number of epochs.")] = None,
     allow_changed_data: Annotated[
         bool, typer.Option("--allow-changed-data", help="Go on although the data is not what it was.")
     ] = False,

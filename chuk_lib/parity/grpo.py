@@ -21,13 +21,13 @@ from chuk_lib.parity.checks import Checker
 from chuk_lib.parity.tables import Table, TableRewards
 from chuk_lib.training.completions_log import read_completions
 from chuk_lib.training.losses.policy_gradient import (
-    BY_TOKEN,
     PolicyBatch,
     PolicyLoss,
     entropy_sum,
     importance_weights,
     policy_loss,
 )
+from chuk_lib.training.losses.policy_kinds import Sizes
 from chuk_lib.training.losses.sums import Measured
 from chuk_lib.training.online.collect import PromptPlan
 from chuk_lib.training.online.grpo_config import GRPOConfig
@@ -36,6 +36,7 @@ from chuk_lib.training.utils.gradient_utils import global_norm, to_float
 from chuk_lib.training.utils.high_entropy import high_entropy_mask
 from chuk_lib.training.utils.log_probs import StatOptions, TokenStats, completion_arrays, completion_stats
 
+_ROLLOUT = Sizes(rows=0.0, tokens=0.0, rollout_tokens=1.0, room=0.0)
 _NOT_OF_THE_LOSS = ("temperature", "top_entropy_quantile", "entropy_coef")
 
 
@@ -99,14 +100,14 @@ def _fixed_case(check: Checker, name: str, case: dict[str, Any], fixture: _Fixtu
     options, windows = _options(name, case), case.get("gradient_accumulation_steps", 1)
     tokens = float(case.get("num_items_in_batch", mask.sum()))
     weight = options.denominator(len(mask), float(mask.sum()), tokens)
-    weight *= 1 if options.loss_type in BY_TOKEN else windows
+    weight *= 1 if options.kind.divisor(_ROLLOUT) else windows  # what is divided by the rollout's tokens says it all
     coefficient = case["config"].get("entropy_coef", 0.0)
 
     def mean() -> tuple[mx.array, tuple[Measured, mx.array, mx.array]]:
         batch = _batch(case, fixture, mask, entropy_gradient=coefficient > 0)
         found = policy_loss(options, batch)
         entropy, count = entropy_sum(batch)
-        bonus = coefficient * entropy / (weight if options.loss_type in BY_TOKEN else mx.maximum(count, 1) * windows)
+        bonus = coefficient * entropy / (mx.maximum(count, 1) * windows)
         return found.total / weight - bonus, (found, entropy, batch.entropy)
 
     (loss, (found, _, entropy)), gradients = nn.value_and_grad(fixture.model, mean)()

@@ -6,23 +6,15 @@ mlx-lm's other names for the same thing are accepted as aliases in files and wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import InitVar, dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from chuk_lib.config.settings import setting, settings_of, validate
 from chuk_lib.errors import ConfigError
 from chuk_lib.models.config import LoRAConfig
-
-OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "adafactor", "muon")
-SCHEDULES = (
-    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr",
-    "polynomial", "inverse_sqrt", "warmup_stable_decay",
-)  # fmt: skip
-
-
-IdleRule = tuple[tuple[str, ...], Callable[[Any], bool], str]
-"""Names of settings, when they do nothing, and why in words that end the sentence "`name` does nothing …"."""
+from chuk_lib.training.optimizer_kinds import OPTIMIZERS
+from chuk_lib.training.schedulers import SCHEDULES
+from chuk_lib.training.tables import IdleRule, idle_rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +42,16 @@ class TrainerConfig:
         aliases=("output_dir", "checkpoint_dir"),
     )  # fmt: skip
     # How long and how fast
-    num_epochs: int = setting(3, "Passes over the data.", flag=True, minimum=1, aliases=("epochs", "num_train_epochs"))
+    num_epochs: int | float = setting(
+        3, "Passes over the data; 0.5 is half of it.", flag=True, above=0, aliases=("epochs", "num_train_epochs")
+    )
     max_steps: int | None = setting(
         None,
         "Stop after this many steps, whatever num_epochs says.",
         flag=True,
         minimum=1,
         aliases=("iters",),
+        synonyms={"-1": None},
     )
     batch_size: int = setting(
         8, "Rows in one micro-batch.", flag=True, minimum=1, aliases=("per_device_train_batch_size",)
@@ -72,13 +67,16 @@ class TrainerConfig:
     lr_scheduler_type: str = setting(
         "linear",
         "Learning-rate schedule after warmup.",
-        choices=SCHEDULES,
+        choices=tuple(SCHEDULES),
         aliases=("lr_schedule",),
         flag=True,
     )
-    warmup_steps: int = setting(0, "Steps from zero to the peak learning rate.", minimum=0, flag=True)
+    warmup_steps: int | float = setting(
+        0, "Updates from zero to the peak learning rate; below 1 a share of all updates, as warmup_ratio.", minimum=0,
+        whole_from=1, flag=True,
+    )  # fmt: skip
     warmup_ratio: float = setting(
-        0.0, "Warmup as a share of all steps; used when warmup_steps is 0.", minimum=0, maximum=1
+        0.0, "Warmup as a share of all updates, rounded up; used when warmup_steps is 0.", minimum=0, maximum=1
     )
     min_lr_rate: float = setting(0.0, "Floor of cosine_with_min_lr, as a share of the peak.", minimum=0, maximum=1)
     num_cycles: float = setting(1.0, "Cycles of cosine_with_restarts.", above=0)
@@ -86,7 +84,10 @@ class TrainerConfig:
     num_decay_steps: int | None = setting(
         None, "Last steps over which warmup_stable_decay falls; unset: a tenth of all steps.", minimum=1
     )
-    optimizer: str = setting("adamw", "Optimizer.", choices=OPTIMIZERS, aliases=("optim",), flag=True)
+    optimizer: str = setting(
+        "adamw", "Optimizer.", choices=tuple(OPTIMIZERS), aliases=("optim",), flag=True,
+        synonyms={"adamw_torch": "adamw", "adamw_torch_fused": "adamw"},
+    )  # fmt: skip
     weight_decay: float = setting(
         0.0, "Decoupled weight decay; never on norms and biases.", minimum=0, panel="Training"
     )
@@ -206,22 +207,12 @@ class SFTConfig(TrainerConfig):
 
 Config = TypeVar("Config", bound=TrainerConfig)
 
+_WARMUP = ("warmup_steps", "warmup_ratio")
 _IDLE: tuple[IdleRule, ...] = (
     (("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"), lambda c: c.lora is None, "without use_lora"),
-    (("warmup_steps", "warmup_ratio"), lambda c: c.lr_scheduler_type == "constant",
-     "with lr_scheduler_type=constant; use constant_with_warmup"),
+    *idle_rules(SCHEDULES, "lr_scheduler_type", instead=dict.fromkeys(_WARMUP, "; use constant_with_warmup")),
     (("warmup_ratio",), lambda c: c.warmup_steps > 0, "when warmup_steps is given"),
-    (("min_lr_rate",), lambda c: c.lr_scheduler_type != "cosine_with_min_lr",
-     "without lr_scheduler_type=cosine_with_min_lr"),
-    (("num_cycles",), lambda c: c.lr_scheduler_type != "cosine_with_restarts",
-     "without lr_scheduler_type=cosine_with_restarts"),
-    (("lr_power",), lambda c: c.lr_scheduler_type != "polynomial", "without lr_scheduler_type=polynomial"),
-    (("num_decay_steps",), lambda c: c.lr_scheduler_type != "warmup_stable_decay",
-     "without lr_scheduler_type=warmup_stable_decay"),
-    (("momentum",), lambda c: c.optimizer not in ("sgd", "muon"), "without optimizer=sgd or muon"),
-    (("adam_beta1", "adam_beta2"), lambda c: c.optimizer in ("sgd", "adafactor"), "with optimizer=sgd or adafactor"),
-    (("adam_epsilon",), lambda c: c.optimizer in ("sgd", "adafactor", "lion"), "without an Adam optimizer"),
-    (("weight_decay",), lambda c: c.optimizer == "adam", "with optimizer=adam; use adamw"),
+    *idle_rules(OPTIMIZERS, "optimizer", instead={"weight_decay": "; use adamw"}),
     (("early_stopping_threshold",), lambda c: c.early_stopping_patience is None, "without early_stopping_patience"),
     (("checkpointing_blocks",), lambda c: not c.gradient_checkpointing, "without gradient_checkpointing"),
     (("packing_strategy",), lambda c: not getattr(c, "packing", False), "without packing"),

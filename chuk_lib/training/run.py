@@ -22,6 +22,7 @@ from chuk_lib.config.settings import as_dict
 from chuk_lib.errors import ChukError, ConfigError, DataError
 from chuk_lib.events import Event, JsonLines, Sink, fan_out
 from chuk_lib.models import load_trained_weights, provenance_of, save_pretrained, set_trainable
+from chuk_lib.models.randomness import switch_dropout_off
 from chuk_lib.sinks import make_sinks
 from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.checkpoints import Checkpoint, load_memory, load_optimizer_state, prune, save_checkpoint
@@ -30,7 +31,7 @@ from chuk_lib.training.config import Config, TrainerConfig
 from chuk_lib.training.engine import Hooks, Plan, Progress, fit
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
 from chuk_lib.training.run_dir import RunDir, default_run_path
-from chuk_lib.training.schedulers import Schedule
+from chuk_lib.training.schedulers import Schedule, warmup_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Job:
 
     `epoch(step)` says how many passes over the data `step` finished steps are; `data` and `notes` go into the log.
     `conversational` data makes a model that expects its chat template. `watched` is the evaluation metric that decides
-    which checkpoint is the best.
+    which checkpoint is the best. `updates_per_step` is what the learning rate's schedule counts: 1 where it moves once
+    a step, whatever updates that makes.
     """
 
     algorithm: Algorithm
@@ -76,6 +78,7 @@ class Job:
     conversational: bool = False
     watched: str = "eval_loss"
     greater_is_better: bool = False
+    updates_per_step: int = 1
 
 
 class Trainer(Protocol):
@@ -102,7 +105,8 @@ def run_training(
     Everything that can be wrong with settings, model or data is found before the directory is made.
     """
     config = trainer.config
-    plan = replace(plan_of(config, job.steps), watched=job.watched, greater_is_better=job.greater_is_better)
+    plan = plan_of(config, job.steps, job.updates_per_step)
+    plan = replace(plan, watched=job.watched, greater_is_better=job.greater_is_better)
     if plan.patience is not None and job.evaluate is None:
         raise ConfigError("early stopping has no validation data", "give --eval-data, or a folder with a valid file")
     optimizer = build_optimizer(config, job.algorithm.model)
@@ -138,6 +142,8 @@ def prepare_model(model: nn.Module, config: TrainerConfig) -> bool:
     adapted = provenance_of(model).lora is not None
     if config.lora is not None and not adapted:
         raise ConfigError("the settings ask for LoRA but the model has no adapters", "load it with `lora=config.lora`")
+    if _without_dropout(config):
+        switch_dropout_off(model)
     set_trainable(model, lora=adapted, num_layers=None if adapted else config.num_layers)
     if config.gradient_checkpointing:
         from chuk_lib.models import checkpoint_layers
@@ -155,18 +161,41 @@ def step_math(config: TrainerConfig) -> Iterator[None]:
         yield
 
 
-def plan_of(config: TrainerConfig, steps: int) -> Plan:
-    """The engine's plan."""
-    warmup = config.warmup_steps or round(config.warmup_ratio * steps)
+def _without_dropout(config: TrainerConfig) -> bool:
+    return bool(getattr(config, "disable_dropout", False))  # SFT has no such setting
+
+
+def settings_notes(config: TrainerConfig, updates: int) -> tuple[str, ...]:
+    """What the user should know about the settings of a run of `updates`: a peak of the learning rate that it never
+    comes to, dropout that is switched off."""
+    notes = []
+    warmup = warmup_of(config.warmup_steps, config.warmup_ratio, updates)
+    if config.lr_scheduler_type != "constant" and 0 < updates <= warmup:
+        notes.append(
+            f"the warmup takes {warmup:,} updates and the run has {updates:,}: the learning rate never gets to "
+            f"{config.learning_rate or 0:g}; lower warmup_steps"
+        )
+    if config.lora is not None and config.lora.dropout and _without_dropout(config):
+        notes.append(
+            f"lora_dropout={config.lora.dropout:g} does nothing: this trainer switches dropout off, as TRL does; "
+            "disable_dropout=false keeps it"
+        )
+    return tuple(notes)
+
+
+def plan_of(config: TrainerConfig, steps: int, updates_per_step: int = 1) -> Plan:
+    """The engine's plan for `steps` steps, in each of which the schedule moves `updates_per_step` times."""
+    updates = steps * updates_per_step
+    warmup = warmup_of(config.warmup_steps, config.warmup_ratio, updates)
     schedule = Schedule(
-        config.lr_scheduler_type, warmup, steps, config.num_cycles, config.lr_power, config.min_lr_rate,
+        config.lr_scheduler_type, warmup, updates, config.num_cycles, config.lr_power, config.min_lr_rate,
         config.num_decay_steps, config.learning_rate or 0.0,
     )  # fmt: skip
     return Plan(
         steps=steps, seed=config.seed, schedule=schedule, max_grad_norm=config.max_grad_norm,
         log_interval=config.log_interval, eval_interval=config.eval_steps,
         checkpoint_interval=config.checkpoint_interval, patience=config.early_stopping_patience,
-        threshold=config.early_stopping_threshold, compiled=not runtime.on_cpu(),
+        threshold=config.early_stopping_threshold, compiled=not runtime.on_cpu(), updates_per_step=updates_per_step,
     )  # fmt: skip
 
 
@@ -216,7 +245,8 @@ def _train(
     emit(Event("started", progress.step, _started(trainer, job, run)))
     for text in job.notes:
         emit(Event("note", progress.step, {"text": text}))
-    for text in (*run.warnings, *_slow_blas()):
+    idle = settings_notes(trainer.config, job.steps * job.updates_per_step)
+    for text in (*run.warnings, *idle, *_slow_blas()):
         emit(Event("warning", progress.step, {"text": text}))
     hooks = Hooks(
         emit=watched, save=lambda now, best: _save(trainer, job, optimizer, run, now, best, watched),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -136,7 +137,7 @@ class BatchFolder:
         self,
         *,
         accumulation: int = 1,
-        num_epochs: int = 1,
+        num_epochs: float = 1,
         max_steps: int | None = None,
         seed: int = 0,
         shuffle: bool = True,
@@ -224,7 +225,7 @@ class FolderPlan:
     a new order of files each epoch from (seed, epoch)."""
 
     def __init__(
-        self, folder: BatchFolder, accumulation: int, num_epochs: int, max_steps: int | None, seed: int, shuffle: bool
+        self, folder: BatchFolder, accumulation: int, num_epochs: float, max_steps: int | None, seed: int, shuffle: bool
     ) -> None:
         if accumulation < 1:
             raise ConfigError("accumulation should be at least 1", "one file an update is the least")
@@ -235,7 +236,7 @@ class FolderPlan:
         self.rows = sum(entry.rows for entry in folder.files)
         self.batch_size = max(entry.rows for entry in folder.files)
         self.steps_per_epoch = -(-len(folder.files) // accumulation)
-        self.steps = max_steps if max_steps is not None else self.steps_per_epoch * num_epochs
+        self.steps = max_steps if max_steps is not None else math.ceil(self.steps_per_epoch * num_epochs)
         self.examples: Sequence[Example] = _Places(folder, self._firsts)
 
     def batches(self, step: int) -> list[Batch]:

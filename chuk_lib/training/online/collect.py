@@ -6,6 +6,7 @@ resumed run samples what an uninterrupted one does.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -84,14 +85,14 @@ class PromptPlan:
     """
 
     def __init__(
-        self, count: int, prompts_per_step: int, *, num_epochs: int = 1, max_steps: int | None = None, seed: int = 0,
+        self, count: int, prompts_per_step: int, *, num_epochs: float = 1, max_steps: int | None = None, seed: int = 0,
         shuffle: bool = True,
     ) -> None:  # fmt: skip
         self.count = count
         self.prompts_per_step = prompts_per_step
         self.seed = seed
         self.shuffle = shuffle
-        self.steps = max_steps if max_steps is not None else -(-count * num_epochs // prompts_per_step)
+        self.steps = max_steps if max_steps is not None else math.ceil(count * num_epochs / prompts_per_step)
         self._order = lru_cache(maxsize=4)(self._epoch_order)
 
     def prompts(self, step: int) -> list[int]:

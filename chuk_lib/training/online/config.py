@@ -82,6 +82,8 @@ class OnlineConfig(TrainerConfig):
         None, "Reference: a model folder, run or hub id. Unset: the model as it is at the start.", panel="Model"
     )
 
+    disable_dropout: bool = setting(False, "Train without dropout, also that of adapters.", panel="Model")
+
     @property
     def rows_per_step(self) -> int:
         """Completions of one step."""
@@ -99,6 +101,11 @@ class OnlineConfig(TrainerConfig):
                 "num_generations",
             )
         return prompts
+
+    @property
+    def scheduled_updates(self) -> int:
+        """How often the learning rate's schedule moves in one step."""
+        return 1
 
     def sampling(self, seed: int) -> SamplingConfig:
         """How completions are sampled in training."""

@@ -18,7 +18,7 @@ from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.grpo_trainer import GRPOTrainer
 from chuk_lib.training.online.ppo_config import PPOConfig
 from chuk_lib.training.online.ppo_trainer import PPOTrainer
-from chuk_lib.training.run import prepare_model
+from chuk_lib.training.run import prepare_model, settings_notes
 from chuk_lib.training.run_dir import check_output, default_run_path
 
 
@@ -80,6 +80,7 @@ def plan_online(
     trainer, dataset, _ = kind.load(config, list(read_stdin()) if source == "-" else source)
     trainer.config = done = trainer.complete(prepare_model(trainer.model, trainer.config), dataset)
     plan, learner = trainer.plan(dataset), trainer.learner()
+    more = settings_notes(done, plan.steps * done.scheduled_updates)
     return OnlinePlan(
         config=done, origins=dict(origins or dict.fromkeys(as_dict(done), "given in code")), output=str(output),
         device=runtime.prepare().device,
@@ -87,7 +88,7 @@ def plan_online(
         rows=preview_prompts(dataset, trainer.tokenizer, rows), report=dataset.report, steps=plan.steps,
         epochs=plan.epoch(plan.steps), prompts_per_step=plan.prompts_per_step, completions_per_step=done.rows_per_step,
         updates_per_step=done.updates_per_step, parameters=_count(learner.parameters()),
-        trainable_parameters=_count(learner.trainable_parameters()), notes=trainer.notes(dataset),
+        trainable_parameters=_count(learner.trainable_parameters()), notes=(*trainer.notes(dataset), *more),
     )  # fmt: skip
 
 

@@ -156,7 +156,7 @@ class PPOAlgorithm(Algorithm):
         limit = self._config.max_completion_length
         value_mask = up_to(score_positions(some.lengths, limit), int(some.lengths.max()) + 1)
         logps, values = self._judge(prompts, completions, value_mask)
-        references = logps
+        references = None
         if self._reference is not None:
             with self._reference.active() as model:
                 found = row_stats(model, prompts, completions, self._config.temperature, self._shapes)

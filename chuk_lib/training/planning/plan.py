@@ -33,7 +33,7 @@ from chuk_lib.training.jobs import load_sft, required
 from chuk_lib.training.planning.budget import Choice, Fit, choose
 from chuk_lib.training.planning.estimate import Memory, StepModel, resident_of
 from chuk_lib.training.planning.probe import measure_steps, resized
-from chuk_lib.training.run import prepare_model
+from chuk_lib.training.run import prepare_model, settings_notes
 from chuk_lib.training.run_dir import check_output, default_run_path
 from chuk_lib.training.sft_trainer import SFTAlgorithm, SFTTrainer, make_update, pad_multiple, pad_token_id
 
@@ -217,7 +217,7 @@ def _describe(
         epochs=plan.epoch(plan.steps), padding=plan.padding_share,
         largest=(min(choice.batch_size, plan.rows), width), parameters=count(desk.model.parameters()),
         trainable_parameters=count(desk.model.trainable_parameters()), memory=memory, step_seconds=seconds,
-        seconds=seconds * plan.steps, notes=_notes(desk, memory), fit=fit,
+        seconds=seconds * plan.steps, notes=(*_notes(desk, memory), *settings_notes(desk.config, plan.steps)), fit=fit,
     )  # fmt: skip
 
 

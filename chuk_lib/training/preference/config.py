@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from chuk_lib.config.settings import setting
 from chuk_lib.errors import ConfigError
-from chuk_lib.training.config import IdleRule, TrainerConfig
+from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.tables import IdleRule
 
 DPO_LOSSES = (
     "sigmoid", "hinge", "ipo", "sigmoid_norm", "exo_pair", "robust", "nca_pair", "bco_pair", "sppo_hard", "aot",
@@ -20,6 +21,8 @@ SCORED = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "disc
 """DPO losses of one score difference: those that another divergence than reverse KL can be put into."""
 SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")
 """DPO losses that label smoothing changes; in TRL the sigmoid loss ignores it."""
+SORTED = ("aot", "aot_unpaired")
+"""DPO losses of sorted ratios: what they give is no pair's own."""
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 CPO_LOSSES = ("sigmoid", "hinge", "ipo", "simpo", "alphapo")
 KTO_LOSSES = ("kto", "apo_zero_unpaired")
@@ -44,6 +47,7 @@ class PreferenceConfig(TrainerConfig):
     )
     shuffle: bool = setting(True, "New order each epoch, from the seed. Off: file order.", panel="Data")
     pad_to_multiple_of: int | None = setting(None, "Round padded lengths up to a multiple.", panel="Data", minimum=1)
+    disable_dropout: bool = setting(True, "Train without dropout, also that of adapters.", panel="Model")
     epochs: InitVar[int | None] = None
 
     def __post_init__(self, epochs: int | None) -> None:
@@ -133,6 +137,12 @@ class DPOConfig(ReferenceConfig):
             raise ConfigError("loss_type=exo_pair needs label smoothing above 0", "the paper uses label_smoothing=1e-3")
         if "robust" in self.loss_type and self.label_smoothing >= 0.5:
             raise ConfigError("loss_type=robust needs label_smoothing below 0.5", "with 0.5 labels say nothing")
+        unpaired = [name for name in self.loss_type if name in SORTED]
+        if self.use_weighting and unpaired:
+            raise ConfigError(
+                f"use_weighting weighs pairs, and loss_type={unpaired[0]} sorts its ratios out of their pairs",
+                "leave use_weighting out, or take another loss",
+            )
         odd = [name for name in self.loss_type if name not in SCORED]
         if self.f_divergence_type != "reverse_kl" and odd:
             raise ConfigError(

@@ -22,7 +22,7 @@ from chuk_lib.training.preference import reward_trainer, trainer
 from chuk_lib.training.preference.batches import Layout
 from chuk_lib.training.preference.config import PreferenceConfig, ReferenceConfig, RewardConfig
 from chuk_lib.training.preference.trainer import make_batches, notes
-from chuk_lib.training.run import complete, prepare_model
+from chuk_lib.training.run import complete, prepare_model, settings_notes
 from chuk_lib.training.run_dir import check_output, default_run_path
 
 
@@ -92,7 +92,7 @@ def plan_preferences(
         report=dataset.report, steps=batches.plan.steps, epochs=batches.plan.epoch(batches.plan.steps),
         padding=padding, largest=largest, parameters=count(model.parameters()),
         trainable_parameters=count(model.trainable_parameters()), reference=_reference(done),
-        notes=notes(model, dataset.report),
+        notes=(*notes(model, dataset.report), *settings_notes(done, batches.plan.steps)),
     )  # fmt: skip
 
 

@@ -32,6 +32,9 @@ from chuk_lib.training.preference.trainer import eval_batches, make_batches, not
 from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training
 from chuk_lib.training.sft_trainer import pad_token_id
 
+_TIE = 1e-6
+"""Scores that differ by less than this share of their size are equal: the same row at two places of a batch."""
+
 
 class RewardAlgorithm(Algorithm):
     """One update a step: scores of both completions of each pair."""
@@ -52,9 +55,10 @@ class RewardAlgorithm(Algorithm):
         chosen, rejected = halves(scores)
         margin, size = micro_batch.get("margin"), chosen.size
         losses = reward_loss(chosen, rejected, margin, self._config.center_rewards_coefficient)
+        tie = _TIE * (mx.abs(chosen) + mx.abs(rejected))
         metrics = {
             "min_reward": size * scores.min(), "mean_reward": size * scores.mean(), "max_reward": size * scores.max(),
-            "accuracy": (chosen > rejected).astype(mx.float32).sum(), "margin": (chosen - rejected).sum(),
+            "accuracy": (chosen - rejected > tie).astype(mx.float32).sum(), "margin": (chosen - rejected).sum(),
         }  # fmt: skip
         return Loss(losses.sum(), mx.array(size, mx.float32), metrics)
 
