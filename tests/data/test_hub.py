@@ -46,7 +46,7 @@ def test_configurations(tmp_path: Path) -> None:
     cache = cached(tmp_path / "other", "en/train.jsonl", "de/train.jsonl")
     with pytest.raises(DataError, match="several configurations: de, en") as caught:
         fetch("someone/sums", "train", cache)
-    assert caught.value.hint == "name one: someone/sums/de"
+    assert caught.value.hint == "name one: someone/sums:de"
 
 
 def test_unreachable_data_sets_are_explained(run_chuk: Any, parity: Path, tmp_path: Path) -> None:
