@@ -129,7 +129,7 @@ def stats(
     Examples:
       chuk data stats train.jsonl
       chuk data stats chats.jsonl --model ./my-model --assistant-only-loss
-      chuk data stats HuggingFaceH4/ultrachat_200k --json
+      chuk data stats HuggingFaceH4/ultrachat_200k --split train_sft --json
     """
     from chuk_lib.data import read_records
     from chuk_lib.data.workbench.stats import Stats
@@ -177,7 +177,9 @@ def preview(
     data: DataOption,
     model: ModelOption,
     rows: Annotated[int, typer.Option("--rows", "-n", help="Rows to show.", min=0)] = 3,
-    split: Annotated[str, typer.Option("--split", help="train, valid or test.", metavar="NAME")] = "train",
+    split: Annotated[
+        str, typer.Option("--split", help="train, valid, test or the data's own name for one.", metavar="NAME")
+    ] = "train",
     max_length: Annotated[
         int, typer.Option("--max-length", help="Cut rows at this many tokens; 0: never.", min=0)
     ] = 1024,

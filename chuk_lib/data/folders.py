@@ -76,7 +76,7 @@ def no_split(what: str, split: str, names: Iterable[str], found: str) -> DataErr
     known = [name for name in names if name.lower() not in ("dataset_info", "state")]
     hint = f"name it {usual}, or give the file itself"
     if known:
-        hint += f"; or name a split that is there: {', '.join(known[:8])}"
+        hint += f"; or name a split that is there (`#{known[0]}` behind the path): {', '.join(known[:8])}"
     return DataError(f"{what} has no {split} file ({found})", hint)
 
 

@@ -149,6 +149,7 @@ def _several(source: str, names: Sequence[str]) -> DataError:
 
 
 def _no_split(source: str, split: str, names: Iterable[str], found: str) -> DataError:
-    known = ", ".join(list(names)[:8])
-    hint = f"name one that is there: {known}" if known else "download it and give a file"
+    known = list(names)[:8]
+    hint = f"name one that is there: {', '.join(f'{source}#{name}' for name in known)}"
+    hint = hint if known else "download it and give a file"
     return DataError(f"data set `{source}` has no {split} file ({found})", hint)

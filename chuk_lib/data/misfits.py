@@ -39,5 +39,17 @@ def refuse_bad_answer(format: str, columns: Mapping[str, Any], source: object) -
         raise DataError(
             f"{source}: `label` says that the answer is bad, and supervised training would learn it",
             "`chuk train kto` learns from labels; to keep the good answers: chuk data filter --match "
-            "'label=(?i)^(true|1)$'; if `label` means something else: --format " + format,
+            f"'label=(?i)^(true|1)$'; if `label` means something else: --format {format}, or --set format={format}",
+        )
+
+
+def refuse_bad_reference(columns: Mapping[str, Any], source: object) -> None:
+    """Raise DataError for a row of prompts whose completion would become the answer that rewards compare with, though
+    its `label` says that it is bad."""
+    label = str(columns.get("label")).strip().lower()
+    if "completion" in columns and "answer" not in columns and label in ("false", "0"):
+        raise DataError(
+            f"{source}: `label` says that the completion is bad, and rewards would take it for the right answer",
+            "leave both out: chuk data convert --drop completion --drop label; or keep the good ones: chuk data filter "
+            "--match 'label=(?i)^(true|1)$'",
         )

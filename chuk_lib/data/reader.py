@@ -59,8 +59,20 @@ def has_split(source: DataSource, split: str) -> bool:
     return folder_has(Path(source), split)
 
 
+def named_split(source: str | Path) -> tuple[str, str | None]:
+    """A source and the split that its name asks for: `owner/name#train_sft` is the split `train_sft` of `owner/name`,
+    wherever training data is named. A path that is there, `#` and all, asks for none."""
+    base, mark, name = str(source).rpartition("#")
+    return (base, name) if mark and base and name and not Path(source).exists() else (str(source), None)
+
+
 def find_files(source: str | Path, split: str = "train") -> list[Path]:
     """The files that hold a split of a path or hub id. Raises DataError when there is none."""
+    base, name = named_split(source)
+    if name is not None:
+        if split != "train":
+            raise DataError(f"`{source}` is one split and has no {split} split", f"give it as `{base}#{split}`")
+        return find_files(base, name)
     path = Path(source)
     if path.is_file():
         if split != "train":
