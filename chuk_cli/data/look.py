@@ -54,8 +54,7 @@ def check(
 
     Kinds: broken, format, encoding, empty, roles, preference, contradiction, duplicate, near, leak; with --model also
     long and template. Of a folder all splits are checked, and that none holds rows or prompts of another. With --json
-    each problem is a line, and the last line is the summary. Memory grows by about 110 bytes a row, by 210 with near
-    matches.
+    each problem is a line, the last line is the summary. Memory: 110 bytes a row, 210 with near matches.
 
     Examples:
       chuk data check train.jsonl

@@ -30,8 +30,8 @@ def folder_files(folder: Path, split: str) -> list[Path]:
     files = data_files(folder)
     chosen = split_files(files, split)
     if not chosen:
-        names = ", ".join(sorted(file.name for file in files)[:6])
-        raise no_split(f"`{folder}`", split, splits_of(files), f"found: {names}" if names else "no data file")
+        names = ", ".join(sorted(file.name for file in files)[:6]) or "no data file"
+        raise no_split(f"`{folder}`", split, splits_of(files), f"found: {names}")
     kinds = {(file.parent, suffix_of(file)) for file in chosen}
     if len(kinds) > 1 or (len(chosen) > 1 and any(not re.search(r"\d$", _stem(file)) for file in chosen)):
         names = ", ".join(str(file.relative_to(folder)) for file in chosen)
