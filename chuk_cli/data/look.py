@@ -52,9 +52,9 @@ def check(
 ) -> None:
     """Find everything that is wrong with data, with file and line; exit code 1 when there is anything.
 
-    Kinds: broken, format, encoding, empty, roles, preference, duplicate, near, leak; with --model also long and
-    template. Of a folder all splits are checked, and that none holds rows or prompts of another. With --json each
-    problem is a line, and the last line is the summary. Memory grows by about 80 bytes a row, by 180 with near matches.
+    Kinds: broken, format, encoding, empty, roles, preference, contradiction, duplicate, near, leak; with --model also
+    long and template. Of a folder all splits are checked, and that none holds rows or prompts of another. With --json
+    each problem is a line, the last line is the summary. Memory: 110 bytes a row, 210 with near matches.
 
     Examples:
       chuk data check train.jsonl
@@ -128,7 +128,7 @@ def stats(
     Examples:
       chuk data stats train.jsonl
       chuk data stats chats.jsonl --model ./my-model --assistant-only-loss
-      chuk data stats HuggingFaceH4/ultrachat_200k --json
+      chuk data stats HuggingFaceH4/ultrachat_200k --split train_sft --json
     """
     from chuk_lib.data import read_records
     from chuk_lib.data.workbench.stats import Stats
@@ -176,7 +176,9 @@ def preview(
     data: DataOption,
     model: ModelOption,
     rows: Annotated[int, typer.Option("--rows", "-n", help="Rows to show.", min=0)] = 3,
-    split: Annotated[str, typer.Option("--split", help="train, valid or test.", metavar="NAME")] = "train",
+    split: Annotated[
+        str, typer.Option("--split", help="train, valid, test or the data's own name for one.", metavar="NAME")
+    ] = "train",
     max_length: Annotated[
         int, typer.Option("--max-length", help="Cut rows at this many tokens; 0: never.", min=0)
     ] = 1024,

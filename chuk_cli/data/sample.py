@@ -73,7 +73,7 @@ def sample(
     counts = SampleCounts()
     stream = sampled(loaded, tokenizer, records, rewards, config, rules, counts, prompts_at_once=batch)
     with out.status(f"answering {data}"):
-        write(stream, output, overwrite, dry_run)
+        write(out, stream, output, overwrite, dry_run)
     result = {"path": output, **vars(counts), "seed": seed}
     said = (
         f"{counts.rows:,} rows from {counts.prompts:,} prompts, {counts.solved:,} of them solved; "

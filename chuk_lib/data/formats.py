@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chuk_lib.data import messages as chat
+from chuk_lib.data.misfits import misfit_hint, refuse_bad_answer
 from chuk_lib.data.types import Record, Source, kind_of
 from chuk_lib.errors import ConfigError, DataError
 
@@ -80,6 +81,7 @@ class Recogniser:
         self.has_template = has_template
         self._formats = formats(text_field)
         self.format = self._named(format) if format else None
+        self._is_pinned = self.format is not None
         self.first: Record | None = None
         self.also: tuple[str, ...] = ()
         self.conversational = False
@@ -90,6 +92,8 @@ class Recogniser:
         missing = self.format.missing(record.columns)
         if missing:
             raise self._misfit(self.format, record, missing)
+        if not self._is_pinned:
+            refuse_bad_answer(self.format.name, record.columns, record.source)
         row = self.format.parse(self, record.columns, record.source)
         if self.first is None:
             self.first, self.conversational = record, isinstance(row, Chat)
@@ -116,12 +120,16 @@ class Recogniser:
     def _recognise(self, record: Record) -> tuple[Format, tuple[str, ...]]:
         fitting = [item for item in self._formats.values() if not item.missing(record.columns)]
         if not fitting:
-            known = "; ".join(" + ".join(group[0] for group in item.columns) for item in self._formats.values())
             raise DataError(
                 f"{record.source} has the columns {_names(record.columns)}, which fit no format",
-                f"formats by columns: {known}; plain text under another name: set text_field",
+                misfit_hint(record)
+                or f"formats by columns: {self._known()}; plain text under another name: set text_field",
             )
-        return fitting[0], tuple(item.name for item in fitting[1:])
+        within = ("input_output",) if fitting[0].name == "alpaca" else ()  # whose columns Alpaca rows always have
+        return fitting[0], tuple(item.name for item in fitting[1:] if item.name not in within)
+
+    def _known(self) -> str:
+        return "; ".join(" + ".join(group[0] for group in item.columns) for item in self._formats.values())
 
     def _misfit(self, wanted: Format, record: Record, missing: list[str]) -> DataError:
         lacks = " and ".join(f"`{name}`" for name in missing)

@@ -21,6 +21,7 @@ import numpy as np
 from chuk_lib.data import messages as chat
 from chuk_lib.data.encoder import Encoder
 from chuk_lib.data.formats import string
+from chuk_lib.data.misfits import refuse_bad_reference
 from chuk_lib.data.reader import DataSource, read_records
 from chuk_lib.data.report import length_bins
 from chuk_lib.data.turns import template_errors
@@ -175,6 +176,7 @@ def split_prompt(record: Record, has_template: bool = True) -> tuple[Prompt, dic
     """The prompt of a record and its other columns; what the record ends with becomes `answer`, or `completion` when
     it has an `answer`. Raises DataError when there is no prompt."""
     columns, source = dict(record.columns), record.source
+    refuse_bad_reference(columns, source)
     name = next((name for name in ("prompt", *_CHATS, "question", "instruction") if name in columns), None)
     if name is None:
         names = ", ".join(f"`{key}`" for key in columns) or "none"

@@ -61,6 +61,14 @@ def test_rows_of_other_kinds_give_prompt_and_answer(tokenizer, row):
     assert (dataset[0].prompt, dataset[0].columns) == ([USER], {"answer": "It is 5."})
 
 
+def test_a_completion_that_is_labelled_bad_is_no_answer(tokenizer):
+    rows = [{"prompt": "2 + 3 = ", "completion": word, "label": word == "5"} for word in ("5", "6")]
+    with pytest.raises(DataError, match="`rows` row 2: `label` says that the completion is bad"):
+        PromptDataset(rows, tokenizer)
+    dataset = PromptDataset([{**rows[1], "answer": "5"}], tokenizer)
+    assert dataset[0].columns == {"completion": "6", "answer": "5", "label": False}
+
+
 def test_an_answer_that_is_there_stays_beside_the_completion(tokenizer):
     dataset = PromptDataset([{"prompt": "2 + 3 = ", "completion": "It is 5.", "answer": "5"}], tokenizer)
     assert dataset[0].columns == {"answer": "5", "completion": "It is 5."}

@@ -22,7 +22,7 @@ from chuk_lib.data.batches.layouts import KEYS, FileBatch, facts_of, from_arrays
 from chuk_lib.data.batches.manifest import NAME, FileEntry, Manifest, read_manifest
 from chuk_lib.data.batches.npz import load
 from chuk_lib.data.batches.pairs import pairs_of
-from chuk_lib.data.parsers import SUFFIXES, suffix_of
+from chuk_lib.data.parsers import READ_SUFFIXES, suffix_of
 from chuk_lib.data.report import DataReport, length_bins
 from chuk_lib.data.types import Batch, Example, Source
 from chuk_lib.errors import ConfigError, DataError
@@ -39,7 +39,7 @@ def is_batch_folder(source: Any) -> bool:
     folder = Path(source)
     if (folder / NAME).is_file() and _npz_files(folder):
         return True
-    return bool(_npz_files(folder)) and not any(suffix_of(path) in SUFFIXES for path in folder.iterdir())
+    return bool(_npz_files(folder)) and not any(suffix_of(path) in READ_SUFFIXES for path in folder.iterdir())
 
 
 def _npz_files(folder: Path) -> list[Path]:

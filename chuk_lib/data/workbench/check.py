@@ -18,6 +18,7 @@ from chuk_lib.data.formats import Chat
 from chuk_lib.data.parsers import EncodingError
 from chuk_lib.data.reader import DataSource, read_records
 from chuk_lib.data.types import Record, Source
+from chuk_lib.data.workbench.claims import Claims
 from chuk_lib.data.workbench.content import content_of
 from chuk_lib.data.workbench.index import Duplicates, RowIndex
 from chuk_lib.data.workbench.measure import Measured, Measurer
@@ -35,6 +36,7 @@ KINDS = {
     "preference": "pairs without a difference",
     "duplicate": "rows that repeat an earlier one",
     "near": "rows that are nearly an earlier one",
+    "contradiction": "rows that say the opposite of an earlier one: another short answer, label or preference",
     "leak": "held-out rows that stand in another split",
     "long": "rows of more tokens than max_length",
     "template": "rows that the chat template refuses or cuts, or that do not come back from their tokens",
@@ -95,7 +97,8 @@ class Checker:
             index = RowIndex(self._by, near)
             ends = []
             for name, source, split in sources:
-                yield from self._kept(self._rows(name, source, split, index))
+                yield from self._kept(self._rows(name, source, split, index, claims := Claims()))
+                yield from self._kept(_contradictions(index, claims))
                 ends.append(len(index))
             yield from self._kept(self._repeats(index, [name for name, _, _ in sources], ends))
 
@@ -105,14 +108,14 @@ class Checker:
                 self.counts[problem.kind] += 1
                 yield problem
 
-    def _rows(self, name: str, source: DataSource, split: str, index: RowIndex) -> Iterator[Problem]:
+    def _rows(self, name: str, source: DataSource, split: str, index: RowIndex, claims: Claims) -> Iterator[Problem]:
         self.rows[name] = 0
         found: list[Problem] = []
 
         def broken(place: Source, error: DataError) -> None:
             found.append(_problem("encoding" if isinstance(error, EncodingError) else "broken", place, error))
 
-        shaped = self._shaped(name, read_records(source, split, broken=broken), index, found)
+        shaped = self._shaped(name, read_records(source, split, broken=broken), index, claims, found)
         rendered = self._measured(shaped, found)
         try:
             for _ in rendered:
@@ -125,7 +128,7 @@ class Checker:
         yield from found
 
     def _shaped(
-        self, name: str, records: Iterable[Record], index: RowIndex, found: list[Problem]
+        self, name: str, records: Iterable[Record], index: RowIndex, claims: Claims, found: list[Problem]
     ) -> Iterator[tuple[Record, Shape] | None]:
         """Rows that a format fits, and None for each other row, so that problems come out as they are found."""
         shaper = Shaper(self._format, self._text_field)
@@ -141,6 +144,7 @@ class Checker:
                 continue
             for kind, message, hint in faults_of(shape, text):
                 found.append(_problem(kind, record.source, DataError(message, hint)))
+            claims.add(len(index) - 1, shape, record.columns)
             yield record, shape
 
     def _measured(self, rows: Iterator[tuple[Record, Shape] | None], found: list[Problem]) -> Iterator[None]:
@@ -200,6 +204,12 @@ class Checker:
             kind, hint = "duplicate", "`chuk data dedupe` removes it"
             message = f"the same as {index.place(other)}"
         return _problem(kind, place, DataError(message, hint))
+
+
+def _contradictions(index: RowIndex, claims: Claims) -> Iterator[Problem]:
+    for row, other in claims.contradictions():
+        message = f"says something else than {index.place(other)}: another answer, label or preference"
+        yield _problem("contradiction", index.place(row), DataError(message, "keep the right one of the two"))
 
 
 class _RoundTrip:

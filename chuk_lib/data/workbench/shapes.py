@@ -13,6 +13,7 @@ from typing import Any
 from chuk_lib.data import messages as chat
 from chuk_lib.data.formats import Chat, Pair, Recogniser, Text, Tokens, string
 from chuk_lib.data.formats import formats as supervised_formats
+from chuk_lib.data.misfits import misfit_hint
 from chuk_lib.data.types import Record, Source, kind_of
 from chuk_lib.errors import ConfigError, DataError
 
@@ -121,7 +122,7 @@ class Shaper:
         found = ", ".join(f"`{name}`" for name in present) or "none"
         raise DataError(
             f"{record.source} has the columns {found[:200]}, which fit no format",
-            "rename them: chuk data convert --rename question=prompt --rename answer=completion",
+            misfit_hint(record) or "rename them: chuk data convert --rename question=prompt --rename answer=completion",
         )
 
     def _own(self, record: Record, name: str) -> Shape:
