@@ -58,3 +58,11 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from chuk_lib.models.create import create_model
 
     return Path(create_model("nano", tmp_path_factory.mktemp("models") / "nano", seed=0))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _uncompiled_process() -> None:
+    """Tests call models themselves too, and on a CPU `mx.compile` costs seconds for each of them."""
+    from chuk_lib.runtime import prepare
+
+    prepare(compile=False)

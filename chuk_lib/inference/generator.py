@@ -15,7 +15,7 @@ from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoding import Decoder, decodes_together, evaluating
 from chuk_lib.inference.prompts import Prompt, encode_prompt, expects_chat, room
 from chuk_lib.inference.text import StopText, TextStream, decode
-from chuk_lib.runtime import prepare
+from chuk_lib.runtime import prepare, uncompiled
 
 FinishReason = Literal["eos", "stop", "length"]
 """The model ended, a stop text came, or there was no room for more."""
@@ -77,9 +77,11 @@ def stream(
     prepare()
     with evaluating(model):
         decoder = Decoder(model, config)
-        decoder.admit([ids], [0], alone=True)
+        with uncompiled():
+            decoder.admit([ids], [0], alone=True)
         while row.reason is None:
-            step = decoder.step(last=row.left == 1)
+            with uncompiled():  # not while the caller has the chunk
+                step = decoder.step(last=row.left == 1)
             text = row.add(step.tokens[0], step.scores[0])
             yield Chunk(text, step.tokens[0], step.scores[0], row.reason)
 
@@ -123,7 +125,7 @@ def generate_many(
         ids = encode_prompt(tokenizer, prompt, chat=chat, system=system)
         rows.append(_Row(number, ids, tokenizer, config, room(model, len(ids), config.max_tokens)))
     prepare()
-    with evaluating(model):
+    with uncompiled(), evaluating(model):
         together = batch_rows if len(rows) > 1 and decodes_together(model) else 1
         _run(Decoder(model, config, logprobs), sorted(rows, key=lambda row: -len(row.ids)), together)
     seconds = time.perf_counter() - began

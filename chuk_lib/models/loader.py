@@ -28,6 +28,7 @@ from chuk_lib.models.provenance import Provenance, remember
 from chuk_lib.models.randomness import untouched_random_state
 from chuk_lib.models.sources import ADAPTER_CONFIG, Located, base_record, locate
 from chuk_lib.models.weights import check_fit
+from chuk_lib.runtime import uncompiled
 from chuk_lib.utils.seals import check_weights
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -48,7 +49,8 @@ def load_model(
     `source`: a model folder, a run (its best checkpoint, else the latest), a checkpoint, an adapter (its base is found
     from its config) or a hub id; a LoadConfig says all at once and stands alone. `lora` puts new adapters on, or goes
     on with those that `source` has when they agree. `dtype` "auto": float32 on a CPU, bfloat16 on a GPU; adapters are
-    float32 always. Raises ModelError for what cannot be read, ConfigError for settings that cannot be.
+    float32 always. On a CPU chuk computes without `mx.compile` and leaves yours on: `runtime.prepare(compile=False)`
+    switches it off for the calls of the model that are your own. Raises ModelError for what cannot be read, ConfigError for settings that cannot be.
     """
     given = LoadConfig(
         str(source), use_lora=lora is not None, lora_config=lora or LoRAConfig(), local_only=local_only,
@@ -58,7 +60,8 @@ def load_model(
         if replace(given, model_name="") != LoadConfig(""):
             raise ConfigError("a LoadConfig stands alone", "put lora, adapter, dtype and the rest into it")
         given = source
-    return _load(given)
+    with uncompiled():
+        return _load(given)
 
 
 def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:

@@ -27,6 +27,7 @@ from chuk_lib.models.provenance import find_provenance, provenance_of, remember,
 from chuk_lib.models.randomness import untouched_random_state
 from chuk_lib.models.sources import Located, locate
 from chuk_lib.models.weights import load_trained_weights, save_pretrained
+from chuk_lib.runtime import computing
 
 SCORE = "score.weight"
 HEAD_FILE = "score.safetensors"
@@ -136,13 +137,14 @@ def score_rows(model: ScoreModel, rows: Sequence[Sequence[int]], batch_size: int
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     training = model.training
     model.eval()
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        ids = np.zeros((len(part), max(1, len(rows[part[0]]))), dtype=np.int32)
-        for at, index in enumerate(part):
-            ids[at, : len(rows[index])] = rows[index]
-        lengths = ends([rows[index] for index in part], model.pad_token_id)
-        scores[part] = np.array(model.score(mx.array(ids), mx.array(lengths, mx.int32)))
+    with computing():
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            ids = np.zeros((len(part), max(1, len(rows[part[0]]))), dtype=np.int32)
+            for at, index in enumerate(part):
+                ids[at, : len(rows[index])] = rows[index]
+            lengths = ends([rows[index] for index in part], model.pad_token_id)
+            scores[part] = np.array(model.score(mx.array(ids), mx.array(lengths, mx.int32)))
     model.train(training)
     return scores
 

@@ -7,14 +7,13 @@ counters from its newest valid checkpoint. Whatever happens, the lock is let go 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import mlx.nn as nn
-import numpy as np
 from mlx.utils import tree_flatten
 
 from chuk_lib import __version__, runtime
@@ -106,7 +105,7 @@ def run_training(
     if plan.patience is not None and job.evaluate is None:
         raise ConfigError("early stopping has no validation data", "give --eval-data, or a folder with a valid file")
     optimizer = build_optimizer(config, job.algorithm.model)
-    sinks = [*make_sinks(config.report_to), *sinks]
+    sinks = [*make_sinks(config.report_to), *map(_in_users_world, sinks)]
     run = open_run() if open_run else _new_run(job, config)
     try:
         progress = _restore(trainer.model, optimizer, run, job)
@@ -121,6 +120,14 @@ def run_training(
             kept.close()
     finally:
         run.directory.close()
+
+
+def _in_users_world(sink: Sink) -> Sink:
+    def see(event: Event) -> None:
+        with runtime.users_own():
+            sink(event)
+
+    return see
 
 
 def complete(config: Config, model: nn.Module, adapted: bool, source: str) -> Config:
@@ -146,13 +153,10 @@ def prepare_model(model: nn.Module, config: TrainerConfig) -> bool:
     return adapted
 
 
-@contextmanager
-def step_math(config: TrainerConfig) -> Iterator[None]:
+def step_math(config: TrainerConfig) -> AbstractContextManager[None]:
     """How steps compute on a CPU: fast, unless memory was asked for, which NumPy's speed costs. What is not finite
     makes no noise here: the engine looks at what comes out."""
-    fast = nullcontext() if config.gradient_checkpointing else runtime.fast_math()
-    with fast, np.errstate(all="ignore"):
-        yield
+    return runtime.computing(fast=not config.gradient_checkpointing)
 
 
 def plan_of(config: TrainerConfig, steps: int) -> Plan:

@@ -234,7 +234,7 @@ def _loss(question: Question, model: nn.Module, tokenizer: Any, examples: Sequen
         return {}
     pad, size = pad_token_id(tokenizer), question.batch_size
     plan = BatchPlan(sorted(examples, key=len), batch_size=size, shuffle=False, pad_token_id=pad)
-    with runtime.fast_math():
+    with runtime.computing():
         metrics = evaluate_loss(SFTAlgorithm(model, plan, gradient=False), plan.steps)
     return metrics | {"eval_perplexity": math.exp(min(metrics["eval_loss"], 700.0))}
 

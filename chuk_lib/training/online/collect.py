@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib import runtime
 from chuk_lib.data.prompt_dataset import PromptDataset, PromptRow, columns_of
 from chuk_lib.data.reader import DataSource
 from chuk_lib.inference.config import SamplingConfig
@@ -184,7 +185,8 @@ class Collector:
         written = self.sample([row.ids for row in prompts], config, group_size, self._numbers(rows))
         sampled = time.perf_counter()
         of_each = [row for row in prompts for _ in range(group_size)]
-        scores = self.rewards.score(completions_of(of_each, written, step))
+        with runtime.users_own():
+            scores = self.rewards.score(completions_of(of_each, written, step))
         ended = time.perf_counter()
         indices = [int(row) for row in rows for _ in range(group_size)]
         logged = getattr(self.rewards, "logged", None) or Logged()
