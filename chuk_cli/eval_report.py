@@ -38,6 +38,8 @@ def bare(measured: Measurement) -> str:
 def show(out: Out, measured: Sequence[Measurement]) -> None:
     """Figures on stdout; what went wrong, and where the model stands, beside it."""
     ours = measured[0]
+    if ours.left_out:
+        out.warn(f"{ours.left_out:,} of {ours.left_out + ours.rows:,} prompts are left out: they are too long")
     if len(measured) == 2:
         out.console.print(_side_by_side(measured))
     elif ours.scored is None:

@@ -15,6 +15,7 @@ from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoding import Decoder, decodes_together, evaluating
 from chuk_lib.inference.prompts import Prompt, encode_prompt, expects_chat, room
 from chuk_lib.inference.text import StopText, TextStream, decode
+from chuk_lib.inference.vocabulary import check_prompt_tokens
 from chuk_lib.runtime import prepare, uncompiled
 
 FinishReason = Literal["eos", "stop", "length"]
@@ -73,6 +74,7 @@ def stream(
     config = config or SamplingConfig()
     chat = expects_chat(model) if chat is None and system is None else chat
     ids = encode_prompt(tokenizer, prompt, chat=chat, system=system)
+    check_prompt_tokens(model, tokenizer, [ids])
     row = _Row(0, ids, tokenizer, config, room(model, len(ids), config.max_tokens), streams=True)
     prepare()
     with evaluating(model):
@@ -121,8 +123,9 @@ def generate_many(
     began = time.perf_counter()
     chat = expects_chat(model) if chat is None and system is None else chat
     rows = []
-    for number, prompt in enumerate(prompts):
-        ids = encode_prompt(tokenizer, prompt, chat=chat, system=system)
+    encoded = [encode_prompt(tokenizer, prompt, chat=chat, system=system) for prompt in prompts]
+    check_prompt_tokens(model, tokenizer, encoded)
+    for number, ids in enumerate(encoded):
         rows.append(_Row(number, ids, tokenizer, config, room(model, len(ids), config.max_tokens)))
     prepare()
     with uncompiled(), evaluating(model):

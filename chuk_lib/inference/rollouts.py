@@ -26,6 +26,7 @@ from chuk_lib.inference.rollout_engine import Engine, new_engine
 from chuk_lib.inference.rollout_forward import Decode
 from chuk_lib.inference.sampling import global_seed
 from chuk_lib.inference.text import decode as decode_text
+from chuk_lib.inference.vocabulary import check_prompt_tokens
 from chuk_lib.runtime import computing, prepare, users_own
 
 RolloutReason = Literal["eos", "stop", "length"]
@@ -79,6 +80,7 @@ def rollouts(
         return []
     prepare()
     config = replace(config, seed=global_seed()) if config.seed is None else config
+    check_prompt_tokens(model, tokenizer, prompts)
     limits = [room(model, len(ids), config.max_tokens) for ids in prompts]
     with computing(), evaluating(model):
         run = RolloutRun(model, tokenizer, prompts, config, numbers, limits, group_size)

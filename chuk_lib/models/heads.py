@@ -80,6 +80,19 @@ def output_head(model: nn.Module) -> OutputHead:
     return candidate if same else OutputHead(split=False)
 
 
+def embedding_rows(model: nn.Module) -> int | None:
+    """How many tokens the input embedding of a model (or of a score model on its body) knows; None when it cannot be
+    told."""
+    inner = model["language_model"] if isinstance(model.get("language_model"), nn.Module) else model
+    for body in (inner[name] for name in _BODIES if isinstance(inner.get(name), nn.Module)):
+        for name in _EMBEDDINGS:
+            layer = body.get(name)
+            layer = getattr(layer, "embedding", layer)  # under an adapter
+            if isinstance(layer, nn.Module) and "weight" in layer:
+                return int(layer["weight"].shape[0])
+    return None
+
+
 def _read_off(model: nn.Module) -> OutputHead | None:
     wrapper = "language_model" if isinstance(model.get("language_model"), nn.Module) else ""
     inner = model["language_model"] if wrapper else model

@@ -23,6 +23,7 @@ from chuk_lib.models.adapters import mount, read_adapter
 from chuk_lib.models.config import Dtype, LoadConfig, LoRAConfig
 from chuk_lib.models.headers import TensorHeader, read_json, read_tensors
 from chuk_lib.models.hf_config import Config, flatten_rope, read_config
+from chuk_lib.models.honoured import check_activation, ignored_window, window_words
 from chuk_lib.models.lora import apply_lora, cast_floating
 from chuk_lib.models.provenance import Provenance, remember
 from chuk_lib.models.randomness import untouched_random_state
@@ -49,8 +50,10 @@ def load_model(
     `source`: a model folder, a run (its best checkpoint, else the latest), a checkpoint, an adapter (its base is found
     from its config) or a hub id; a LoadConfig says all at once and stands alone. `lora` puts new adapters on, or goes
     on with those that `source` has when they agree. `dtype` "auto": float32 on a CPU, bfloat16 on a GPU; adapters are
-    float32 always. On a CPU chuk computes without `mx.compile` and leaves yours on: `runtime.prepare(compile=False)`
-    switches it off for the calls of the model that are your own. Raises ModelError for what cannot be read, ConfigError for settings that cannot be.
+    float32 always. Raises ModelError for what cannot be read, ConfigError for settings that cannot be.
+
+    On a CPU chuk computes without `mx.compile` and leaves yours on: `runtime.prepare(compile=False)` switches it off
+    for the calls of the model that are your own.
     """
     given = LoadConfig(
         str(source), use_lora=lora is not None, lora_config=lora or LoRAConfig(), local_only=local_only,
@@ -75,6 +78,7 @@ def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
     for folder in {found.folder, found.adapter_folder or found.folder}:
         check_weights(folder)
     config = read_config(found.folder)
+    check_activation(found.folder, config)
     classes = _classes(config)
     four_bit = asked.use_4bit or _was_quantized_on_load(found)
     tokenizer = load_tokenizer(found.folder)
@@ -93,7 +97,10 @@ def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
 
 
 def _provenance(found: Located, config: Config, dtype: Dtype, four_bit: bool) -> Provenance:
-    notes = (found.note,) if found.note else ()
+    notes: tuple[str, ...] = (found.note,) if found.note else ()
+    window = ignored_window(config)
+    if window is not None and window < (config.get("max_position_embeddings") or window + 1):
+        notes += (f"texts can have up to {window:,} tokens: {window_words(window)}",)
     return Provenance(
         found.source, found.base, found.folder, config, revision=found.revision, dtype=dtype,
         quantized_on_load=four_bit, notes=notes,

@@ -19,6 +19,7 @@ from chuk_lib.models.hf_config import Config, both_rope_forms
 from chuk_lib.models.lora import adapters_of
 from chuk_lib.models.provenance import Provenance, provenance_of
 from chuk_lib.models.sources import ADAPTER_CONFIG
+from chuk_lib.utils.paths import make_folder
 
 SHARD_BYTES = 5 << 30
 HF_NAMED = frozenset({
@@ -32,13 +33,14 @@ _DTYPES = {mx.float32: "float32", mx.bfloat16: "bfloat16", mx.float16: "float16"
 
 
 def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
-    """Write the model into an existing folder.
+    """Write the model into a folder, which is made when it is missing.
 
     With adapters: an mlx-lm adapter folder (adapters only). Without: weights, config.json in both RoPE forms,
-    generation_config.json, tokenizer and chat template. The caller makes it atomic. Raises OSError (MLX: RuntimeError)
-    when it cannot write.
+    generation_config.json, tokenizer and chat template. The caller makes it atomic. Raises ConfigError when
+    the folder cannot be made, OSError (MLX: RuntimeError) when the disk refuses what is written into it.
     """
     folder = Path(folder)
+    make_folder(folder)
     if adapters_of(model):
         save_mlx_adapter(model, folder)
         return

@@ -6,7 +6,8 @@ finite. That holds inside `computing()` or `uncompiled()` and nowhere else; insi
 world back for as long as a reward, a sink or another function of the user's runs.
 
 All three are switches of the process: other threads see them too. `own_process()` says that the process is chuk's, as
-that of the command line is: then `prepare` leaves `mx.compile` off between computations, and `users_own()` alone has it.
+that of the command line is: then `prepare` leaves `mx.compile` off between computations, and `users_own()` alone has
+it.
 """
 
 from __future__ import annotations

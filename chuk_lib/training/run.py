@@ -27,6 +27,7 @@ from chuk_lib.training.checkpoints import Checkpoint, load_memory, load_optimize
 from chuk_lib.training.completions_log import CompletionsLog
 from chuk_lib.training.config import Config, TrainerConfig
 from chuk_lib.training.engine import Hooks, Plan, Progress, fit
+from chuk_lib.training.fits import loss_words
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
 from chuk_lib.training.run_dir import RunDir, default_run_path
 from chuk_lib.training.schedulers import Schedule
@@ -220,7 +221,7 @@ def _train(
     emit(Event("started", progress.step, _started(trainer, job, run)))
     for text in job.notes:
         emit(Event("note", progress.step, {"text": text}))
-    for text in (*run.warnings, *_slow_blas()):
+    for text in (*run.warnings, *loss_words(job.data.get("report") or {}), *_slow_blas()):
         emit(Event("warning", progress.step, {"text": text}))
     hooks = Hooks(
         emit=watched, save=lambda now, best: _save(trainer, job, optimizer, run, now, best, watched),

@@ -73,7 +73,7 @@ class OnlineTrainer(ABC, Generic[Config]):
         dataset, eval_dataset = load_prompts(config, source, tokenizer)
         trainer = cls(model, tokenizer, config, rewards=rewards)
         for data in filter(None, (dataset, eval_dataset)):
-            check_prompts(data, model, rewards)
+            check_prompts(data, model, tokenizer, rewards)
         return trainer, dataset, eval_dataset
 
     def train(
@@ -87,7 +87,7 @@ class OnlineTrainer(ABC, Generic[Config]):
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
         for data in filter(None, (dataset, eval_dataset)):
-            check_prompts(data, self.model, self.rewards)
+            check_prompts(data, self.model, self.tokenizer, self.rewards)
         adapted = prepare_model(self.model, self.config)
         self.config = self.complete(adapted, dataset)
         plan = self.plan(dataset)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 OF_STAGE = re.compile(r"stage:([A-Za-z0-9][A-Za-z0-9_-]*)")
 """How a setting means what an earlier stage made: `--set grpo.ref_model=stage:sft`."""
 
-_PAIRS = ("dpo", "orpo", "cpo", "simpo", "reward")
+_PAIRS = ("dpo", "orpo", "cpo", "reward")
 _EDGE = 1 << 16
 
 

@@ -23,6 +23,7 @@ from chuk_lib.training import recipes
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Memory, Update
 from chuk_lib.training.config import checked
 from chuk_lib.training.evaluation import evaluate_loss
+from chuk_lib.training.fits import check_rows
 from chuk_lib.training.jobs import load_policy, load_splits, required
 from chuk_lib.training.losses.preference import halves
 from chuk_lib.training.losses.reward import reward_loss
@@ -117,6 +118,7 @@ class RewardTrainer:
         open_run: Callable[[], Run] | None = None,
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
+        check_rows(self.model, self.tokenizer, dataset, eval_dataset)
         adapted = prepare_model(self.model, self.config)
         self.model.head.unfreeze()
         self.config = complete(self.config, self.model, adapted, dataset.source)
@@ -125,8 +127,8 @@ class RewardTrainer:
         evaluate = self._evaluator(eval_dataset) if eval_dataset is not None else None
         job = Job(
             algorithm, "reward", plan.steps, plan.epoch, dataset.fingerprint,
-            {"rows": len(dataset), "report": dataset.report.as_dict()}, notes(self.model, dataset.report), evaluate,
-            dataset.report.conversational,
+            {"rows": len(dataset), "report": dataset.report.as_dict()},
+            notes(self.model, dataset.report, "leave them out"), evaluate, dataset.report.conversational,
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 

@@ -21,12 +21,12 @@ from chuk_lib.data.report import DataReport
 from chuk_lib.data.types import Example
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.events import Sink
-from chuk_lib.inference.prompts import context_length
 from chuk_lib.models import provenance_of
 from chuk_lib.training import recipes
 from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.config import checked
 from chuk_lib.training.evaluation import evaluate_loss
+from chuk_lib.training.fits import check_rows, length_notes
 from chuk_lib.training.jobs import load_policy, load_splits
 from chuk_lib.training.measuring.exact_match import write_sample
 from chuk_lib.training.preference.algorithms import DPOAlgorithm, KTOAlgorithm, ReferenceFreeAlgorithm
@@ -80,6 +80,7 @@ class PreferenceTrainer:
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
         self._check_data(dataset)
+        check_rows(self.model, self.tokenizer, dataset, eval_dataset)
         adapted = prepare_model(self.model, self.config)
         self.config = complete(self.config, self.model, adapted, dataset.source)
         references = self._references(dataset, eval_dataset)
@@ -204,16 +205,9 @@ def load_data(config: PreferenceConfig, source: DataSource, tokenizer: Any) -> t
     )
 
 
-def notes(model: nn.Module, report: DataReport) -> tuple[str, ...]:
-    """What the user should know about this model and data together."""
-    found = [*provenance_of(model).notes, *report.notes]
-    if report.dropped:
-        found.append(f"{report.dropped:,} of {report.rows:,} rows are left out: they do not fit max_length")
-    limit = context_length(model)
-    if limit is not None and report.longest > limit:
-        text = f"rows have up to {report.longest:,} tokens, the model was made for {limit:,}"
-        found.append(f"{text}: max_length={limit} cuts them")
-    return tuple(found)
+def notes(model: nn.Module, report: DataReport, what: str = "cut them") -> tuple[str, ...]:
+    """What the user should know about this model and data together. `what` `max_length` would do to longer rows."""
+    return (*provenance_of(model).notes, *report.notes, *length_notes(model, report.longest, what))
 
 
 def make_batches(examples: Sequence[Row], config: PreferenceConfig, layout: Layout) -> Batches[Row]:
