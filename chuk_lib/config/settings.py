@@ -39,6 +39,7 @@ class Setting:
     minimum: float | None = None
     above: float | None = None
     maximum: float | None = None
+    kind: str = "value"  # path, model or rewards: see `paths`
 
     @property
     def base_type(self) -> Any:
@@ -64,12 +65,15 @@ def setting(
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
+    kind: str = "value",
 ) -> Any:
     """A dataclass field that is a setting. `flag=True` makes `--field-name`; bounds: minimum <= value <= maximum,
-    value > above."""
+    value > above; `kind` path, model or rewards for one that names files."""
+    if kind not in ("value", "path", "model", "rewards"):
+        raise AssertionError(f"a setting of kind {kind}")
     meta = {
         "help": help, "panel": panel, "flag": flag, "short": short, "aliases": tuple(aliases),
-        "choices": tuple(choices), "minimum": minimum, "above": above, "maximum": maximum,
+        "choices": tuple(choices), "minimum": minimum, "above": above, "maximum": maximum, "kind": kind,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata={_META: meta})
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import mlx.nn as nn
 
+from chuk_lib.config.paths import absolute
 from chuk_lib.config.settings import Layer, resolve, validate
 from chuk_lib.data.batches import BatchFolder, is_batch_folder
 from chuk_lib.data.reader import DataSource, has_split, read_stdin
@@ -25,13 +26,12 @@ from chuk_lib.models.config import Dtype
 from chuk_lib.sinks import make_sinks
 from chuk_lib.training import recipes
 from chuk_lib.training.checkpoints import list_checkpoints, newest_valid
-from chuk_lib.training.config import Config, SFTConfig, TrainerConfig, refuse_idle_settings
+from chuk_lib.training.config import SFTConfig, TrainerConfig, refuse_idle_settings
 from chuk_lib.training.run import Run, RunResult
 from chuk_lib.training.run_dir import RunDir, check_output, default_run_path
 from chuk_lib.training.sft_trainer import SFTTrainer
 
 _STDIN_COPY = "data.jsonl"
-PATH_SETTINGS = ("model", "data", "eval_data", "ref_model", "value_model")
 Dataset = TypeVar("Dataset")
 
 
@@ -54,7 +54,7 @@ def train(
     check_output(output, overwrite)
     make_sinks(config.report_to)  # a missing package is said now, not after the model is loaded
     output = output.resolve()
-    settings = with_absolute_paths(replace(config, output=str(output)))
+    settings = absolute(replace(config, output=str(output)))
     source: DataSource = required(config, "data")
     with tempfile.NamedTemporaryFile() as copy:
         is_piped = source == "-"
@@ -175,10 +175,3 @@ def required(config: TrainerConfig, name: str) -> str:
     if value is None:
         raise ConfigError(f"`{name}` is not given", f"give --{name}, or `{name}:` in a --config file")
     return str(value)
-
-
-def with_absolute_paths(config: Config) -> Config:
-    """Local paths made absolute, so that the run can be resumed from another folder."""
-    given = {name: getattr(config, name, None) for name in PATH_SETTINGS}
-    local = {name: str(Path(path).resolve()) for name, path in given.items() if path and Path(path).exists()}
-    return replace(config, **cast(Any, local))

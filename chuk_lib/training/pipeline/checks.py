@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chuk_lib.config.paths import names_of, with_paths
 from chuk_lib.config.settings import validate
 from chuk_lib.data.reader import find_files, has_split, read_records
 from chuk_lib.errors import ChukError, ConfigError, DataError
@@ -58,15 +59,11 @@ def _check_stage(pipeline: Pipeline, stage: Stage, number: int) -> None:
     config = validate(stage.settings.value)
     if isinstance(config, TrainerConfig):
         refuse_idle_settings(config)
-    for name in ("model", *_text_settings(config)):
-        _check_names(str(getattr(config, name, "") or ""), pipeline.stages[:number])
+    for name in names_of(type(config), "model", "rewards"):
+        _check_names(str(getattr(config, name) or ""), pipeline.stages[:number])
     _check_data(stage, config)
     if isinstance(config, TrainerConfig):
         _check_training(config)
-
-
-def _text_settings(config: Any) -> Iterator[str]:
-    yield from (name for name in ("ref_model", "value_model", "rewards") if hasattr(config, name))
 
 
 def _check_names(text: str, earlier: Sequence[Stage]) -> None:
@@ -215,16 +212,6 @@ def _split_files(source: str, split: str) -> list[Path]:
 
 def without_stage_names(stage: Stage, models: dict[str, str]) -> Stage:
     """The stage with every `stage:NAME` in its settings as the folder that stage made."""
-
-    def put(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(put(part) for part in value)
-        return OF_STAGE.sub(lambda mark: models[mark[1]], value) if isinstance(value, str) else value
-
-    config = stage.settings.value
-    changed = {
-        name: put(getattr(config, name))
-        for name in ("model", "ref_model", "value_model", "rewards")
-        if getattr(config, name, None)
-    }
-    return replace(stage, settings=replace(stage.settings, value=replace(config, **changed)))
+    put = lambda text: OF_STAGE.sub(lambda mark: models[mark[1]], text)  # noqa: E731
+    config = with_paths(stage.settings.value, put, "model", "rewards")
+    return replace(stage, settings=replace(stage.settings, value=config))
