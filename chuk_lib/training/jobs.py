@@ -83,12 +83,13 @@ def resume(
     changes: Mapping[str, Any] | None = None,
     sinks: Sequence[Sink] = (),
     should_stop: Callable[[], bool] = lambda: False,
-    allow_changed_data: bool = False,
+    allow_changed: bool = False,
 ) -> RunResult:
     """Go on exactly where a run stopped, from its newest valid checkpoint; at the start when it has none yet.
 
     `changes` are settings to change on the way (`max_steps`, `num_epochs`). Raises ModelError when there is no run or
-    no valid checkpoint, DataError when the data is not what the run was trained on.
+    no valid checkpoint; DataError, ModelError or ConfigError when data, base weights, reference, tokenizer, reward
+    files or the rows that come next are not what they were, unless `allow_changed`: then it is said in warnings.
     """
     directory = RunDir.open(run_path.resolve())
     try:
@@ -98,7 +99,7 @@ def resume(
         layers = [Layer("config.yaml", directory.read_config()), Layer("the command line", changes or {})]
         config = resolve(recipes.config_class(directory.algorithm), layers).value
         start = recipes.prepare(directory.algorithm, config, required(config, "data"))
-        run = Run(directory, {}, checkpoint, allow_changed_data, warnings)
+        run = Run(directory, {}, checkpoint, allow_changed, warnings, tuple(changes or ()))
         return start(sinks, should_stop, lambda: run)
     finally:
         directory.close()

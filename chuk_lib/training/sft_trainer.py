@@ -15,7 +15,7 @@ import numpy as np
 
 from chuk_lib import runtime
 from chuk_lib.data.batches import BatchFolder, FolderPlan
-from chuk_lib.data.batching import BatchPlan
+from chuk_lib.data.batching import BatchPlan, RowPlan
 from chuk_lib.data.sft_dataset import SFTDataset
 from chuk_lib.data.types import Batch
 from chuk_lib.events import Sink
@@ -146,7 +146,7 @@ class SFTTrainer:
         job = Job(
             algorithm, "sft", plan.steps, plan.epoch, dataset.fingerprint,
             {"rows": len(dataset), "report": dataset.report.as_dict()},
-            self.notes(dataset), evaluate, dataset.report.conversational,
+            self.notes(dataset), evaluate, dataset.report.conversational, rows=rows_of(plan),
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
@@ -199,6 +199,11 @@ class SFTTrainer:
             by_length, batch_size=size, shuffle=False, group_by_length=False,
             pad_token_id=pad_token_id(self.tokenizer),
         )  # fmt: skip
+
+
+def rows_of(plan: BatchPlan | FolderPlan | RowPlan) -> Callable[[int], list[int]]:
+    """The rows of a step, in one list."""
+    return lambda step: [row for part in plan.micro_batches(step) for row in part]
 
 
 def pad_multiple(config: SFTConfig) -> int | None:

@@ -23,7 +23,7 @@ from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.prompts import context_length, limit_words, window_limit
 from chuk_lib.inference.vocabulary import check_tokens
-from chuk_lib.models import load_model
+from chuk_lib.models import load_model, provenance_of
 from chuk_lib.rewards import RewardSet, load_rewards
 from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.measuring.bootstrap import Difference, paired_difference
@@ -77,7 +77,7 @@ class Question:
 class Measurement:
     """One model's results. `answers` to every row and `by_type` (correct, rows) per `problem_type` column when exact
     match was asked for, `metrics` as `eval_…` when the data has targets, `scored` when rewards were. `left_out` prompts
-    were longer than `max_prompt_length`."""
+    were longer than `max_prompt_length`; `notes` are what is to be known of the model."""
 
     model: str
     data: str
@@ -87,6 +87,7 @@ class Measurement:
     scored: RewardMeasurement | None = None
     ks: tuple[int, ...] = ()
     left_out: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -183,12 +184,13 @@ def answer(prepared: Prepared, model_source: str, adapter: str | None = None) ->
     """
     question = prepared.question
     model, tokenizer = load_model(model_source, adapter=adapter)
+    notes = provenance_of(model).notes
     examples = _fitting(_examples(prepared, tokenizer), model, tokenizer, question.max_prompt_length)
     if prepared.rewards is None:
         answers = exact_match(model, tokenizer, examples, max_tokens=question.max_tokens)
         metrics, by_type = _loss(question, model, tokenizer, examples), _by_type(prepared.records, answers)
         left_out = len(prepared.records) - len(examples)
-        return Measurement(model_source, question.data, answers, by_type, metrics, left_out=left_out)
+        return Measurement(model_source, question.data, answers, by_type, metrics, left_out=left_out, notes=notes)
     longest = longest_target(examples) + 4 if examples and not question.rewards else _MAX_TOKENS
     sampling = replace(
         question.sampling, temperature=question.chosen_temperature, max_tokens=question.max_tokens or longest
@@ -198,7 +200,7 @@ def answer(prepared: Prepared, model_source: str, adapter: str | None = None) ->
         model, tokenizer, dataset, prepared.rewards, sampling, samples=question.samples, pass_score=question.pass_score,
     )  # fmt: skip
     metrics = _loss(question, model, tokenizer, examples)
-    return Measurement(model_source, question.data, (), {}, metrics, scored, prepared.ks, dataset.report.dropped)
+    return Measurement(model_source, question.data, (), {}, metrics, scored, prepared.ks, dataset.report.dropped, notes)
 
 
 def compare(ours: Measurement, theirs: Measurement) -> dict[str, Difference]:

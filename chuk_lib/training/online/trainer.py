@@ -96,6 +96,7 @@ class OnlineTrainer(ABC, Generic[Config]):
             {"rows": len(dataset), "report": dataset.report.as_dict()}, self.notes(dataset),
             None if eval_dataset is None else RewardEvaluator(self._collector(eval_dataset), self.config),
             dataset.report.conversational, watched="eval_reward", greater_is_better=True,
+            rows=plan.prompts,
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 

@@ -20,19 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from chuk_lib.config.paths import absolute, absolute_path
+from chuk_lib.config.paths import absolute, absolute_path, moved
 from chuk_lib.config.settings import Resolved, as_dict
 from chuk_lib.errors import ChukError, ConfigError
 from chuk_lib.events import Event, Sink
 from chuk_lib.training.config import TrainerConfig
 from chuk_lib.training.pipeline.checks import (
+    changed_inputs,
     check_pipeline,
     fingerprint_inputs,
     in_stage,
     question_of,
     without_stage_names,
 )
-from chuk_lib.training.pipeline.config import EVAL, Pipeline, Stage, with_model
+from chuk_lib.training.pipeline.config import EVAL, Pipeline, Stage, known_settings, with_model
 from chuk_lib.training.pipeline.manifest import FAILED, FINISHED, STOPPED, PipelineDir, Record, base_name, differences
 from chuk_lib.training.run_dir import default_run_path, write_whole
 
@@ -280,8 +281,10 @@ def _changes(record: Record, stage: Stage | None) -> list[str]:
         return [f"stage {stage.number} is now `{stage.name}` ({stage.kind})"]
     asked = _record(stage)
     old, new = ({k: v for k, v in one.settings.items() if k not in _NO_RESULT} for one in (record, asked))
-    inputs = [f"its {name} changed" for name in dict.fromkeys([*record.inputs, *asked.inputs])
-              if record.inputs.get(name) != asked.inputs.get(name)]  # fmt: skip
+    if "rewards" in old:
+        item = known_settings()["rewards"]  # an older chuk wrote their files as they were typed
+        old["rewards"] = moved(item, old["rewards"], absolute_path)
+    inputs = [f"its {name} changed" for name in changed_inputs(stage, record.inputs, asked.inputs)]
     return [*differences(old, new), *inputs]
 
 

@@ -31,7 +31,7 @@ from chuk_lib.training.preference.batches import Batches, Layout
 from chuk_lib.training.preference.config import RewardConfig
 from chuk_lib.training.preference.trainer import eval_batches, make_batches, notes
 from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training
-from chuk_lib.training.sft_trainer import pad_token_id
+from chuk_lib.training.sft_trainer import pad_token_id, rows_of
 
 
 class RewardAlgorithm(Algorithm):
@@ -129,6 +129,7 @@ class RewardTrainer:
             algorithm, "reward", plan.steps, plan.epoch, dataset.fingerprint,
             {"rows": len(dataset), "report": dataset.report.as_dict()},
             notes(self.model, dataset.report, "leave them out"), evaluate, dataset.report.conversational,
+            rows=rows_of(plan),
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 

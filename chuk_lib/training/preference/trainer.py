@@ -42,6 +42,7 @@ from chuk_lib.training.preference.config import (
 from chuk_lib.training.preference.reference_logps import RefLogps, live, looked_up, precompute
 from chuk_lib.training.reference import Reference
 from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training, step_math
+from chuk_lib.training.sft_trainer import rows_of
 
 NAMES: dict[type[PreferenceConfig], str] = {DPOConfig: "dpo", KTOConfig: "kto", ORPOConfig: "orpo", CPOConfig: "cpo"}
 Dataset = PairDataset | UnpairedDataset | BatchFolder
@@ -91,6 +92,7 @@ class PreferenceTrainer:
             algorithm, self.algorithm, batches.plan.steps, batches.plan.epoch, dataset.fingerprint,
             {"rows": len(dataset), "report": dataset.report.as_dict()},
             (*notes(self.model, dataset.report), *references.notes), evaluate, dataset.report.conversational,
+            rows=rows_of(batches.plan),
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
