@@ -134,8 +134,13 @@ def compare(
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], chosen: Sequence[str]) -> list[str]:
-    names = [name for name in old if name in new and name not in (*_NO_RESULT, *chosen) and old[name] != new[name]]
+    names = [name for name in changed_settings(old, new) if name not in (*_NO_RESULT, *chosen)]
     return [f"{name} was {_shown(old[name])}, now {_shown(new[name])}" for name in names]
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Names of settings that have another value."""
+    return [name for name in old if name in new and old[name] != new[name]]
 
 
 def _shown(value: Any) -> str:

@@ -28,7 +28,7 @@ from chuk_lib.training.completions_log import CompletionsLog
 from chuk_lib.training.config import Config, TrainerConfig
 from chuk_lib.training.engine import Hooks, Plan, Progress, fit
 from chuk_lib.training.fits import loss_words
-from chuk_lib.training.identity import Inputs, compare, inputs_of, rows_around
+from chuk_lib.training.identity import Inputs, changed_settings, compare, inputs_of, rows_around
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
 from chuk_lib.training.run_dir import RunDir, default_run_path
 from chuk_lib.training.schedulers import Schedule
@@ -191,8 +191,12 @@ def _compared(run: Run, job: Job, config: TrainerConfig, inputs: Inputs) -> Run:
     if run.checkpoint is None:
         return run
     step = run.checkpoint.step
-    now = {"inputs": inputs.all(), "settings": as_dict(config), "rows": rows_around(job.rows, step)}
+    settings = as_dict(config)
+    now = {"inputs": inputs.all(), "settings": settings, "rows": rows_around(job.rows, step)}
     told = compare(run.checkpoint.state, now, run.directory.path, step, chosen=run.changes, allowed=run.allow_changed)
+    where = {name: "the command line" if name in run.changes else "config.yaml" for name in settings}
+    names = changed_settings(run.checkpoint.state.get("settings") or {}, settings)
+    run.directory.change_origins({name: f"{where[name]}, changed after step {step:,}" for name in names})
     return replace(run, warnings=(*run.warnings, *told))
 
 

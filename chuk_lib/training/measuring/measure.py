@@ -185,11 +185,12 @@ def answer(prepared: Prepared, model_source: str, adapter: str | None = None) ->
     question = prepared.question
     model, tokenizer = load_model(model_source, adapter=adapter)
     notes = provenance_of(model).notes
-    examples = _fitting(_examples(prepared, tokenizer), model, tokenizer, question.max_prompt_length)
+    rows = _examples(prepared, tokenizer)
+    examples = _fitting(rows, model, tokenizer, question.max_prompt_length)
     if prepared.rewards is None:
         answers = exact_match(model, tokenizer, examples, max_tokens=question.max_tokens)
         metrics, by_type = _loss(question, model, tokenizer, examples), _by_type(prepared.records, answers)
-        left_out = len(prepared.records) - len(examples)
+        left_out = len(rows) - len(examples)
         return Measurement(model_source, question.data, answers, by_type, metrics, left_out=left_out, notes=notes)
     longest = longest_target(examples) + 4 if examples and not question.rewards else _MAX_TOKENS
     sampling = replace(
