@@ -3,7 +3,6 @@ left."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,17 +39,12 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, *, chat: bool | None = None, s
 
 def expects_chat(model: Any) -> bool | None:
     """Whether a model that chuk trained saw its chat template in training; None when that is not known."""
-    from chuk_lib.models.provenance import find_provenance
+    from chuk_lib.models.provenance import find_provenance, was_conversational
 
     found = find_provenance(model)
     if found is None:
         return None
-    try:
-        state = json.loads(((found.adapter_folder or found.folder) / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    trained = state.get("conversational") if isinstance(state, dict) else None
-    return False if trained is False else None
+    return False if was_conversational(found) is False else None
 
 
 def room(model: Any, prompt_tokens: int, wanted: int) -> int:

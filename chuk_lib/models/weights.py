@@ -49,7 +49,7 @@ def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> Non
     found = provenance_of(model)
     weights = dict(tree_flatten(model.parameters()))
     _save_shards(folder, weights, "pt" if is_hf_layout(model, found.config) else "mlx")
-    _write_json(folder / "config.json", _saved_config(found.config, weights))
+    _write_json(folder / "config.json", _saved_config(found, weights))
     _save_generation_config(found, folder)
     save_tokenizer(tokenizer, folder)
 
@@ -84,8 +84,12 @@ def _shards(weights: dict[str, mx.array]) -> Iterator[dict[str, mx.array]]:
     yield shard
 
 
-def _saved_config(config: Config, weights: dict[str, mx.array]) -> Config:
-    saved = both_rope_forms(config)
+def _saved_config(found: Provenance, weights: dict[str, mx.array]) -> Config:
+    """The config in both RoPE forms, with what chuk knows of how the model was trained: a merged model's folder has no
+    other place for it."""
+    saved = both_rope_forms(found.config)
+    if found.conversational is not None:
+        saved["chuk"] = {"conversational": found.conversational}
     floating = [_DTYPES[value.dtype] for value in weights.values() if value.dtype in _DTYPES]
     if floating:
         dtype = max(set(floating), key=floating.count)

@@ -135,6 +135,7 @@ def _in_users_world(sink: Sink) -> Sink:
         with runtime.users_own():
             sink(event)
 
+    see.__name__ = getattr(sink, "__name__", type(sink).__name__)  # what a message calls it
     return see
 
 

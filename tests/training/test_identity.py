@@ -11,7 +11,8 @@ import pytest
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.events import read_events
-from chuk_lib.models import load_model
+from chuk_lib.inference.prompts import expects_chat
+from chuk_lib.models import fuse, load_model, save_pretrained
 from chuk_lib.models.create import create_model
 from chuk_lib.models.headers import weight_files
 from chuk_lib.training import SFTConfig, train_sft
@@ -198,6 +199,21 @@ def test_an_adapter_on_another_base_is_told(base: Path, tmp_path: Path, run_chuk
         assert (done.returncode, "was trained on other weights" in done.stderr) == (0, True), done.stderr
         done = run_chuk(*command, "-m", base, "--adapter", adapter)
         assert (done.returncode, "other weights" in done.stderr) == (0, False)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_merged_model_answers_as_its_adapter_did(base: Path, tmp_path: Path, chat: bool) -> None:
+    rows = toy_rows(8)
+    if chat:
+        said = [({"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": "1"}) for r in rows]
+        rows = [{"messages": list(turns)} for turns in said]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    config = SFTConfig(model=str(base), data=str(data), output=str(tmp_path / "lora"), max_steps=1, use_lora=True)
+    loaded, tokenizer = load_model(train_sft(config).run_dir)
+    save_pretrained(fuse(loaded), tokenizer, tmp_path / "merged")
+    assert expects_chat(load_model(tmp_path / "lora")[0]) is (None if chat else False)
+    assert expects_chat(load_model(tmp_path / "merged")[0]) is (None if chat else False)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["chuk"] == {"conversational": chat}
 
 
 def test_pipelines_of_an_older_chuk_are_held_against_the_old_rule(
