@@ -36,7 +36,8 @@ from chuk_lib.training.schedulers import Schedule
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended: `reason` is done, stopped or early_stopping; `metrics` are the last ones logged."""
+    """How a run ended: `reason` is done, stopped or early_stopping; `metrics` are the last ones logged, `left_out`
+    says which rows were cut or left out."""
 
     run_dir: Path
     steps: int
@@ -44,6 +45,7 @@ class RunResult:
     metrics: dict[str, Any]
     best: dict[str, Any] | None
     checkpoint: Path | None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,8 @@ def _train(
     emit(Event("started", progress.step, _started(trainer, job, run)))
     for text in (*job.notes, *_through(run, progress, plan)):
         emit(Event("note", progress.step, {"text": text}))
-    for text in (*run.warnings, *loss_words(job.data.get("report") or {}), *_slow_blas()):
+    lost = loss_words(job.data.get("report") or {})
+    for text in (*run.warnings, *lost, *_slow_blas()):
         emit(Event("warning", progress.step, {"text": text}))
     hooks = Hooks(
         emit=watched, save=lambda now, best: _save(trainer, job, inputs, optimizer, run, now, best, watched),
@@ -256,7 +259,7 @@ def _train(
     details = {"best": progress.best, "checkpoint": last.checkpoint, "metrics": last.metrics}
     emit(Event("finished", progress.step, ended | details))
     checkpoint = Path(last.checkpoint) if last.checkpoint else None
-    return RunResult(run.directory.path, progress.step, reason, last.metrics, progress.best, checkpoint)
+    return RunResult(run.directory.path, progress.step, reason, last.metrics, progress.best, checkpoint, lost)
 
 
 def _through(run: Run, progress: Progress, plan: Plan) -> list[str]:

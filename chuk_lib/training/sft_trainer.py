@@ -202,7 +202,9 @@ class SFTTrainer:
 
 
 def rows_of(plan: BatchPlan | FolderPlan | RowPlan) -> Callable[[int], list[int]]:
-    """The rows of a step, in one list."""
+    """The rows of a step in one list; of a folder of batches its files."""
+    if isinstance(plan, FolderPlan):
+        return plan.files
     return lambda step: [row for part in plan.micro_batches(step) for row in part]
 
 
