@@ -64,7 +64,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _prepare_process() -> None:
-    """What cannot be encoded is written escaped; SIGTERM and SIGHUP unwind, so that half-written files are removed."""
+    """What cannot be encoded is written escaped; SIGTERM and SIGHUP unwind, so that half-written files are removed.
+    The process is chuk's own."""
+    from chuk_lib.runtime.process import own_process
+
+    own_process()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     for number in (signal.SIGTERM, signal.SIGHUP):

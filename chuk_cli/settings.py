@@ -4,8 +4,8 @@
 `--set KEY=VALUE`, and hands it a `Resolved` object: the settings and where each value came from. Later ones win:
 defaults < `--config` files in order < `CHUK_<SETTING>` variables < `--set` < flags that were typed.
 
-A relative `model`, `data`, `eval_data` or `output` in a file means a path beside that file when such a path exists;
-otherwise it stays as written (a hub id, or a path from the working directory).
+A relative path in a file (`model`, `data`, the file of a reward …) means one beside that file when it exists; otherwise
+it stays as written (a hub id, or a path from the working directory).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import typer
 
 from chuk_cli.out import Out
 from chuk_lib.config import legacy
+from chuk_lib.config.paths import beside
 from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings_of, unknown_name
 from chuk_lib.config.yaml_lines import read_entries
 from chuk_lib.errors import ConfigError
 
-PATH_SETTINGS = ("model", "data", "eval_data", "output", "ref_model", "value_model")
 PANEL = "Configuration"
 Warn = Callable[[str], None]
 _METAVARS = {int: "INTEGER", float: "NUMBER", int | float: "NUMBER", str: "TEXT"}
@@ -84,8 +84,8 @@ def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[L
     """The settings of a YAML file, each with `file:line` as its origin. The old sectioned form is told to `warn`."""
     entries = read_entries(path)
     if legacy.is_legacy(entries):
-        return _read_legacy(path, warn)
-    names = _canonical(cls)
+        return _read_legacy(path, cls, warn)
+    names, known = _canonical(cls), settings_of(cls)
     layers = []
     for entry in entries:
         key, value, origin = entry.keys[0], entry.value, f"{path.name}:{entry.line}"
@@ -95,29 +95,18 @@ def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[L
             raise ConfigError(f"`{key}` ({origin}) is a section", "write settings as flat `name: value` lines")
         if key not in names:
             raise unknown_name(key, list(names), origin)
-        layers.append(Layer(origin, {key: _value(path, names[key], value)}))
+        layers.append(Layer(origin, {key: beside(path, known[names[key]], value)}))
     return layers
 
 
-def _read_legacy(path: Path, warn: Warn) -> list[Layer]:
-    translation = legacy.translate(path)
+def _read_legacy(path: Path, cls: type, warn: Warn) -> list[Layer]:
+    translation, known = legacy.translate(path), settings_of(cls)
     legacy.refuse_lost(path, translation)
     warn(legacy.deprecation(path, translation))
     return [
-        Layer(f"{path.name}:{item.entry.line}", {item.setting: _value(path, item.setting, item.value)})
+        Layer(f"{path.name}:{item.entry.line}", {item.setting: beside(path, known[item.setting], item.value)})
         for item in translation.mapped
     ]
-
-
-def _value(path: Path, name: str, value: Any) -> Any:
-    return _beside(path, value) if name in PATH_SETTINGS and isinstance(value, str) else value
-
-
-def _beside(config: Path, value: str) -> str:
-    if value in ("", "-") or Path(value).is_absolute():
-        return value
-    here = config.parent / value
-    return str(here) if here.exists() else value
 
 
 def _from_environment(cls: type, environment: Mapping[str, str]) -> list[Layer]:
@@ -207,7 +196,7 @@ def _help(item: Setting) -> str:
 
 
 def _metavar(item: Setting) -> str:
-    return item.name.upper() if item.name in PATH_SETTINGS else _METAVARS.get(item.base_type, "LIST")
+    return item.name.upper() if item.kind in ("path", "model") else _METAVARS.get(item.base_type, "LIST")
 
 
 def _as_text(value: Any) -> str:

@@ -83,3 +83,11 @@ def _starts(path: Path, known: dict[Path, bool]) -> bool:
         helpers = [ROOT / "tests" / f"{name.replace('.', '/')}.py" for name in HELPERS.findall(text)]
         known[path] = bool(STARTS.search(text)) or any(_starts(one, known) for one in helpers if one.is_file())
     return known[path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _uncompiled_process() -> None:
+    """Tests call models themselves too, and on a CPU `mx.compile` costs seconds for each of them."""
+    from chuk_lib.runtime import prepare
+
+    prepare(compile=False)

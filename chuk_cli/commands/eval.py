@@ -49,6 +49,10 @@ SplitOption = Annotated[
     str | None, typer.Option("--split", help="Split of a data folder; default: test, else valid, else train.")
 ]
 MaxRowsOption = Annotated[int | None, typer.Option("--max-rows", help="Use the first N rows.", min=1)]
+MaxPromptOption = Annotated[
+    int | None,
+    typer.Option("--max-prompt-length", help="Leave out prompts of more tokens, and count them.", min=1),
+]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Rows in one batch of the loss.", min=1)]
 OutputFileOption = Annotated[
     Path | None,
@@ -102,6 +106,7 @@ def evaluate(
     against_adapter: AgainstAdapterOption = None,
     split: SplitOption = None,
     max_rows: MaxRowsOption = None,
+    max_prompt_length: MaxPromptOption = None,
     batch_size: BatchOption = 32,
     output: OutputFileOption = None,
     overwrite: OverwriteOption = False,
@@ -140,7 +145,7 @@ def evaluate(
 
     question = Question(
         data, split, max_rows, max_tokens, batch_size, tuple(reward or ()), reward_errors, samples, ks, pass_score,
-        temperature, sampling,
+        temperature, sampling, max_prompt_length,
     )  # fmt: skip
     models = [(model, adapter)] if against is None else [(model, adapter), (against, against_adapter)]
     _report(out, _answers(out, read_question(question), models), output)

@@ -159,9 +159,12 @@ class _Writer:
 
 def _load(out: Out, model: str, adapter: str | None) -> tuple[Any, Any]:
     with out.status(f"Loading `{model}` …"):
-        from chuk_lib.models import load_model
+        from chuk_lib.models import load_model, provenance_of
 
-        return load_model(model, adapter=adapter)
+        loaded, tokenizer = load_model(model, adapter=adapter)
+    for note in provenance_of(loaded).notes:
+        out.say(f"note: {note}")
+    return loaded, tokenizer
 
 
 def _given_prompt(prompt: str | None) -> str | None:

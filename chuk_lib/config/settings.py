@@ -43,6 +43,7 @@ class Setting:
     maximum: float | None = None
     whole_from: float | None = None  # from here on whole numbers only
     synonyms: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # other tools' values, and ours
+    kind: str = "value"  # path, model or rewards: see `paths`
 
     @property
     def base_type(self) -> Any:
@@ -70,13 +71,17 @@ def setting(
     maximum: float | None = None,
     whole_from: float | None = None,
     synonyms: Mapping[str, Any] | None = None,
+    kind: str = "value",
 ) -> Any:
     """A dataclass field that is a setting. `flag=True` makes `--field-name`; bounds: minimum <= value <= maximum,
-    value > above, and whole numbers from `whole_from` on. `synonyms`: other tools' values (in lower case) for ours."""
+    value > above, and whole numbers from `whole_from` on. `synonyms`: other tools' values (in lower case) for ours.
+    `kind` is path, model or rewards for one that names files."""
+    if kind not in ("value", "path", "model", "rewards"):
+        raise AssertionError(f"a setting of kind {kind}")
     meta = {
         "help": help, "panel": panel, "flag": flag, "short": short, "aliases": tuple(aliases),
         "choices": tuple(choices), "minimum": minimum, "above": above, "maximum": maximum,
-        "whole_from": whole_from, "synonyms": synonyms or {},
+        "whole_from": whole_from, "synonyms": synonyms or {}, "kind": kind,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata={_META: meta})
 

@@ -178,6 +178,11 @@ class BatchPlan:
         """The micro-batches of step `step` (0-based), each right-padded to its longest row."""
         return [self._batch([self._plan.row(step, row) for row in part]) for part in self._plan.micro_batches(step)]
 
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """The documents of each micro-batch of step `step` (0-based); with packing every piece of one counts."""
+        rows = self._plan.micro_batches(step)
+        return [[piece.document for row in part for piece in self._plan.row(step, row)] for part in rows]
+
     def epoch(self, step: int) -> float:
         """How many epochs are done after `step` steps."""
         return self._plan.epoch(step)

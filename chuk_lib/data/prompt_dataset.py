@@ -121,18 +121,20 @@ class PromptDataset:
             digest.update(json.dumps(row.columns, sort_keys=True, default=str, ensure_ascii=False).encode())
         return digest.hexdigest()
 
-    def check_context(self, limit: int | None) -> None:
-        """Raise DataError for a prompt that leaves no room in a context of `limit` tokens (None: unknown)."""
+    def check_context(self, limit: int | None, words: str = "") -> None:
+        """Raise DataError for a prompt that leaves no room in a context of `limit` tokens (None: unknown), which
+        `words` tell of."""
         for row in self.rows:
             if limit is not None and len(row) >= limit:
                 raise DataError(
-                    f"{row.source}: the prompt has {len(row):,} tokens, the model's context holds {limit:,}",
+                    f"{row.source}: the prompt has {len(row):,} tokens, "
+                    + (words or f"the model's context holds {limit:,}"),
                     f"shorten it, or leave such prompts out with max_prompt_length={limit - 1} or less",
                 )
 
     def _report(self, split: str, rows: int, limit: int | None) -> PromptReport:
         lengths, dropped = [len(row) for row in self.rows], rows - len(self.rows)
-        notes = [f"{dropped:,} of {rows:,} prompts have more than {limit:,} tokens and are left out"] if dropped else []
+        notes = []
         partial = [name for name in self.columns if any(name not in row.columns for row in self.rows)]
         if partial:
             names = ", ".join(f"`{name}`" for name in partial)

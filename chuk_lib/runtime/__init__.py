@@ -21,21 +21,29 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.memory_use import memory as memory
     from chuk_lib.runtime.memory_use import reset_peak as reset_peak
     from chuk_lib.runtime.memory_use import set_memory_limit as set_memory_limit
+    from chuk_lib.runtime.process import computing as computing
+    from chuk_lib.runtime.process import own_process as own_process
+    from chuk_lib.runtime.process import uncompiled as uncompiled
+    from chuk_lib.runtime.process import users_own as users_own
 
 _HOMES = {
     "BlasStatus": "blas",
     "MemoryUse": "memory_use",
     "RuntimeStatus": "device",
     "adapt_threads": "device",
+    "computing": "process",
     "default_dtype": "device",
     "describe": "environment",
     "fast_math": "cpu_math",
     "is_fast": "cpu_math",
     "memory": "memory_use",
     "on_cpu": "device",
+    "own_process": "process",
     "prepare": "device",
     "reset_peak": "memory_use",
     "set_memory_limit": "memory_use",
+    "uncompiled": "process",
+    "users_own": "process",
 }
 
 

@@ -27,19 +27,19 @@ class TrainerConfig:
 
     model: str | None = setting(
         None, "Model: a folder, a run, a checkpoint or a hub id.", panel="Model", flag=True, short="-m",
-        aliases=("model_name", "model_name_or_path"),
+        aliases=("model_name", "model_name_or_path"), kind="model",
     )  # fmt: skip
     data: str | None = setting(
         None, "Training data: a file, a folder with train/valid/test files, a hub dataset id, or - for stdin.",
-        panel="Data", flag=True, short="-d", aliases=("dataset", "dataset_name", "train_file"),
+        panel="Data", flag=True, short="-d", aliases=("dataset", "dataset_name", "train_file"), kind="path",
     )  # fmt: skip
     eval_data: str | None = setting(
         None, "Validation data; the default is the valid file of a data folder.", panel="Data", flag=True,
-        aliases=("eval_dataset", "valid_data", "validation_file"),
+        aliases=("eval_dataset", "valid_data", "validation_file"), kind="path",
     )  # fmt: skip
     output: str | None = setting(
         None, "Run directory; the default is a new one under runs/.", panel="Output", flag=True, short="-o",
-        aliases=("output_dir", "checkpoint_dir"),
+        aliases=("output_dir", "checkpoint_dir"), kind="path",
     )  # fmt: skip
     # How long and how fast
     num_epochs: int | float = setting(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import mlx.nn as nn
 
+from chuk_lib.config.paths import absolute
 from chuk_lib.config.settings import Layer, resolve, validate
 from chuk_lib.data.batches import BatchFolder, is_batch_folder
 from chuk_lib.data.reader import DataSource, has_split, read_stdin
@@ -25,13 +26,12 @@ from chuk_lib.models.config import Dtype
 from chuk_lib.sinks import make_sinks
 from chuk_lib.training import recipes
 from chuk_lib.training.checkpoints import list_checkpoints, newest_valid
-from chuk_lib.training.config import Config, SFTConfig, TrainerConfig, refuse_idle_settings
+from chuk_lib.training.config import SFTConfig, TrainerConfig, refuse_idle_settings
 from chuk_lib.training.run import Run, RunResult
 from chuk_lib.training.run_dir import RunDir, check_output, default_run_path
 from chuk_lib.training.sft_trainer import SFTTrainer
 
 _STDIN_COPY = "data.jsonl"
-PATH_SETTINGS = ("model", "data", "eval_data", "ref_model", "value_model")
 Dataset = TypeVar("Dataset")
 
 
@@ -54,7 +54,7 @@ def train(
     check_output(output, overwrite)
     make_sinks(config.report_to)  # a missing package is said now, not after the model is loaded
     output = output.resolve()
-    settings = with_absolute_paths(replace(config, output=str(output)))
+    settings = absolute(replace(config, output=str(output)))
     source: DataSource = required(config, "data")
     with tempfile.NamedTemporaryFile() as copy:
         is_piped = source == "-"
@@ -83,12 +83,13 @@ def resume(
     changes: Mapping[str, Any] | None = None,
     sinks: Sequence[Sink] = (),
     should_stop: Callable[[], bool] = lambda: False,
-    allow_changed_data: bool = False,
+    allow_changed: bool = False,
 ) -> RunResult:
     """Go on exactly where a run stopped, from its newest valid checkpoint; at the start when it has none yet.
 
     `changes` are settings to change on the way (`max_steps`, `num_epochs`). Raises ModelError when there is no run or
-    no valid checkpoint, DataError when the data is not what the run was trained on.
+    no valid checkpoint; DataError, ModelError or ConfigError when data, base weights, reference, tokenizer, reward
+    files or the rows that come next are not what they were, unless `allow_changed`: then it is said in warnings.
     """
     directory = RunDir.open(run_path.resolve())
     try:
@@ -98,7 +99,7 @@ def resume(
         layers = [Layer("config.yaml", directory.read_config()), Layer("the command line", changes or {})]
         config = resolve(recipes.config_class(directory.algorithm), layers).value
         start = recipes.prepare(directory.algorithm, config, required(config, "data"))
-        run = Run(directory, {}, checkpoint, allow_changed_data, warnings)
+        run = Run(directory, {}, checkpoint, allow_changed, warnings, tuple(changes or ()))
         return start(sinks, should_stop, lambda: run)
     finally:
         directory.close()
@@ -175,10 +176,3 @@ def required(config: TrainerConfig, name: str) -> str:
     if value is None:
         raise ConfigError(f"`{name}` is not given", f"give --{name}, or `{name}:` in a --config file")
     return str(value)
-
-
-def with_absolute_paths(config: Config) -> Config:
-    """Local paths made absolute, so that the run can be resumed from another folder."""
-    given = {name: getattr(config, name, None) for name in PATH_SETTINGS}
-    local = {name: str(Path(path).resolve()) for name, path in given.items() if path and Path(path).exists()}
-    return replace(config, **cast(Any, local))

@@ -113,6 +113,12 @@ class RunDir:
         """Write a JSON file, whole or not at all."""
         write_whole(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
+    def change_origins(self, changes: dict[str, str]) -> None:
+        """Say where settings come from that are not what the run began with. Nothing is done without any."""
+        path = self.path / "origins.json"
+        if changes and path.is_file():
+            self.write_json(path.name, json.loads(path.read_text(encoding="utf-8")) | changes)
+
     def read_config(self) -> dict[str, Any]:
         """The settings in `config.yaml`, by name. Raises ModelError when they cannot be read."""
         path = self.path / _SETTINGS

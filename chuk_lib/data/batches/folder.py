@@ -261,6 +261,10 @@ class FolderPlan:
         slots = sum(entry.rows * entry.length for entry in self.folder.files)
         return 1.0 - sum(entry.tokens for entry in self.folder.files) / slots
 
+    def files(self, step: int) -> list[int]:
+        """The numbers of the files that step `step` (0-based) takes; none is read for it."""
+        return [int(file) for file in self._files(step)]
+
     def _files(self, step: int) -> np.ndarray:
         epoch, index = divmod(step, self.steps_per_epoch)
         return self._order(epoch)[index * self.window : (index + 1) * self.window]

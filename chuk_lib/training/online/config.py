@@ -36,7 +36,7 @@ class OnlineConfig(TrainerConfig):
     early_stopping_threshold: float = setting(0.0, "Improvement of eval_reward that counts.", panel="Output", minimum=0)
     rewards: tuple[str, ...] = setting(
         (), "What completions are worth: NAME[:args][=weight] or file.py:function[=weight], as a list.",
-        panel="Rewards", aliases=("reward", "reward_funcs"),
+        panel="Rewards", aliases=("reward", "reward_funcs"), kind="rewards",
     )  # fmt: skip
     reward_errors: str = setting(
         "raise", "A reward that fails: raise stops the run, none leaves the completion unscored.", panel="Rewards",
@@ -79,7 +79,10 @@ class OnlineConfig(TrainerConfig):
         panel="Output", minimum=1,
     )  # fmt: skip
     ref_model: str | None = setting(
-        None, "Reference: a model folder, run or hub id. Unset: the model as it is at the start.", panel="Model"
+        None,
+        "Reference: a model folder, run or hub id. Unset: the model as it is at the start.",
+        panel="Model",
+        kind="model",
     )
 
     disable_dropout: bool = setting(False, "Train without dropout, also that of adapters.", panel="Model")

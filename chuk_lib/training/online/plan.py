@@ -13,6 +13,7 @@ from chuk_lib import runtime
 from chuk_lib.config.settings import as_dict
 from chuk_lib.data.prompt_dataset import PromptDataset, PromptReport, PromptRow
 from chuk_lib.data.reader import read_stdin
+from chuk_lib.training.fits import loss_words
 from chuk_lib.training.jobs import required
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.grpo_trainer import GRPOTrainer
@@ -88,7 +89,8 @@ def plan_online(
         rows=preview_prompts(dataset, trainer.tokenizer, rows), report=dataset.report, steps=plan.steps,
         epochs=plan.epoch(plan.steps), prompts_per_step=plan.prompts_per_step, completions_per_step=done.rows_per_step,
         updates_per_step=done.updates_per_step, parameters=_count(learner.parameters()),
-        trainable_parameters=_count(learner.trainable_parameters()), notes=(*trainer.notes(dataset), *more),
+        trainable_parameters=_count(learner.trainable_parameters()),
+        notes=(*trainer.notes(dataset), *more, *loss_words(dataset.report.as_dict())),
     )  # fmt: skip
 
 

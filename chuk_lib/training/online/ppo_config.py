@@ -65,7 +65,7 @@ class PPOConfig(OnlineConfig):
     )
     value_model: str | None = setting(
         None, "Values: a score head on the policy's body (unset), `copy` for a copy of the policy, or a reward or "
-        "language model to begin with.", panel="Model", flag=True, aliases=("value_model_path",),
+        "language model to begin with.", panel="Model", flag=True, aliases=("value_model_path",), kind="model",
     )  # fmt: skip
 
     @property

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Generic, Self, TypeVar
 
 import mlx.nn as nn
 
 from chuk_lib import runtime
+from chuk_lib.config.paths import absolute
 from chuk_lib.data.prompt_dataset import PromptDataset
 from chuk_lib.data.reader import DataSource
 from chuk_lib.events import Sink
@@ -29,7 +29,7 @@ from chuk_lib.training.online.collect import (
 )
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.evaluation import RewardEvaluator
-from chuk_lib.training.online.rewards import rewards_of, with_absolute_file
+from chuk_lib.training.online.rewards import rewards_of
 from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training
 from chuk_lib.training.sft_trainer import GPU_MULTIPLE, pad_token_id
 from chuk_lib.training.utils.completion_log_probs import Shapes
@@ -73,7 +73,7 @@ class OnlineTrainer(ABC, Generic[Config]):
         dataset, eval_dataset = load_prompts(config, source, tokenizer)
         trainer = cls(model, tokenizer, config, rewards=rewards)
         for data in filter(None, (dataset, eval_dataset)):
-            check_prompts(data, model, rewards)
+            check_prompts(data, model, tokenizer, rewards)
         return trainer, dataset, eval_dataset
 
     def train(
@@ -87,7 +87,7 @@ class OnlineTrainer(ABC, Generic[Config]):
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
         for data in filter(None, (dataset, eval_dataset)):
-            check_prompts(data, self.model, self.rewards)
+            check_prompts(data, self.model, self.tokenizer, self.rewards)
         adapted = prepare_model(self.model, self.config)
         self.config = self.complete(adapted, dataset)
         plan = self.plan(dataset)
@@ -97,6 +97,7 @@ class OnlineTrainer(ABC, Generic[Config]):
             None if eval_dataset is None else RewardEvaluator(self._collector(eval_dataset), self.config),
             dataset.report.conversational, watched="eval_reward", greater_is_better=True,
             updates_per_step=self.config.scheduled_updates,
+            rows=plan.prompts,
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
@@ -119,8 +120,7 @@ class OnlineTrainer(ABC, Generic[Config]):
 
     def complete(self, adapted: bool, dataset: PromptDataset) -> Config:
         """Fill in what was left open, so that `config.yaml` alone repeats the run."""
-        done = complete(self.config, self.model, adapted, dataset.source)
-        return replace(done, rewards=tuple(map(with_absolute_file, done.rewards)))
+        return absolute(complete(self.config, self.model, adapted, dataset.source))
 
     def notes(self, dataset: PromptDataset) -> tuple[str, ...]:
         """What the user should know about this model and data together."""

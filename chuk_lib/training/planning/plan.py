@@ -29,6 +29,7 @@ from chuk_lib.data.types import Batch
 from chuk_lib.errors import ConfigError
 from chuk_lib.models.segments import check_packable
 from chuk_lib.training.config import SFTConfig, refuse_idle_settings
+from chuk_lib.training.fits import loss_words
 from chuk_lib.training.jobs import load_sft, required
 from chuk_lib.training.planning.budget import Choice, Fit, choose
 from chuk_lib.training.planning.estimate import Memory, StepModel, resident_of
@@ -134,7 +135,8 @@ class _Desk:
 
     def __init__(self, config: SFTConfig, source: DataSource) -> None:
         config = validate(config)
-        trainer, dataset, _ = load_sft(config, source)
+        trainer, dataset, eval_dataset = load_sft(config, source)
+        trainer.check_rows(dataset, eval_dataset)
         adapted = prepare_model(trainer.model, replace(config, gradient_checkpointing=False))
         self.trainer, self.dataset = trainer, dataset
         self.model, self.tokenizer = trainer.model, trainer.tokenizer
@@ -222,7 +224,7 @@ def _describe(
 
 
 def _notes(desk: _Desk, memory: Memory) -> tuple[str, ...]:
-    notes = desk.trainer.notes(desk.dataset)
+    notes = (*desk.trainer.notes(desk.dataset), *loss_words(desk.dataset.report.as_dict()))
     _, available = runtime.memory_use.machine_memory()
     if runtime.on_cpu() and 0 < available + mx.get_active_memory() < memory.total:
         return (*notes, "this machine has less memory free than the run needs: --fit auto chooses settings that fit")

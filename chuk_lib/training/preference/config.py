@@ -62,7 +62,7 @@ class ReferenceConfig(PreferenceConfig):
     beta: float = setting(0.1, "How closely the policy is held to the reference; higher is closer.", flag=True, above=0)
     ref_model: str | None = setting(
         None, "Reference model. Unset: the model as it is before the first step (adapters off).", panel="Model",
-        flag=True, aliases=("ref_model_name_or_path",),
+        flag=True, aliases=("ref_model_name_or_path",), kind="model",
     )  # fmt: skip
     precompute_ref_log_probs: bool = setting(
         False, "Run the reference once over all data and keep its log-probs: no reference in memory, faster steps.",
@@ -72,7 +72,10 @@ class ReferenceConfig(PreferenceConfig):
         None, "Rows in one batch of that; unset: eval_batch_size or batch_size.", panel="Model", minimum=1
     )
     ref_log_probs_cache: str = setting(
-        "~/.cache/chuk/reference", "Folder that keeps them, a file for each pair of data and reference.", panel="Model"
+        "~/.cache/chuk/reference",
+        "Folder that keeps them, a file for each pair of data and reference.",
+        panel="Model",
+        kind="path",
     )
     sync_ref_model: bool = setting(False, "Move the reference towards the policy on the way (TR-DPO).", panel="Model")
     ref_model_mixup_alpha: float = setting(

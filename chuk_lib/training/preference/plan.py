@@ -17,6 +17,7 @@ from chuk_lib.data.preview import Fragment, PreviewRow
 from chuk_lib.data.reader import DataSource, read_stdin
 from chuk_lib.data.report import DataReport
 from chuk_lib.training.config import checked
+from chuk_lib.training.fits import check_rows, loss_words
 from chuk_lib.training.jobs import load_policy, required
 from chuk_lib.training.preference import reward_trainer, trainer
 from chuk_lib.training.preference.batches import Layout
@@ -77,14 +78,16 @@ def plan_preferences(
     if isinstance(config, RewardConfig):
         model, tokenizer = reward_trainer.load_start(config)
         model = reward_trainer.RewardTrainer(model, tokenizer, config).model
-        dataset, _ = reward_trainer.load_data(config, source, tokenizer)
+        dataset, eval_dataset = reward_trainer.load_data(config, source, tokenizer)
     else:
         model, tokenizer = load_policy(config)
-        dataset, _ = trainer.load_data(config, source, tokenizer)
+        dataset, eval_dataset = trainer.load_data(config, source, tokenizer)
+    check_rows(model, tokenizer, dataset, eval_dataset)
     done = complete(config, model, prepare_model(model, config), where)
     examples: Sequence[Any] = dataset.examples
     batches = make_batches(examples, done, Layout.of(done, tokenizer))
     padding, largest = _padding(batches)
+    what = "leave them out" if isinstance(config, RewardConfig) else "cut them"
     count = lambda tree: sum(leaf.size for _, leaf in tree_flatten(tree))  # noqa: E731
     return PreferencePlan(
         config=done, origins=dict(origins or dict.fromkeys(as_dict(done), "given in code")), output=str(output),
@@ -92,7 +95,10 @@ def plan_preferences(
         report=dataset.report, steps=batches.plan.steps, epochs=batches.plan.epoch(batches.plan.steps),
         padding=padding, largest=largest, parameters=count(model.parameters()),
         trainable_parameters=count(model.trainable_parameters()), reference=_reference(done),
-        notes=(*notes(model, dataset.report), *settings_notes(done, batches.plan.steps)),
+        notes=(
+            *notes(model, dataset.report, what), *settings_notes(done, batches.plan.steps),
+            *loss_words(dataset.report.as_dict()),
+        ),
     )  # fmt: skip
 
 
