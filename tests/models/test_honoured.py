@@ -31,9 +31,10 @@ def with_config(folder: Path, **values: object) -> Path:
 
 @pytest.fixture
 def windowed(tmp_path: Path) -> Path:
-    """A Mistral with a window of 24 tokens of 256."""
+    """A SmolLM3, which only MLX-LM runs, with a window of 24 tokens of 256."""
     folder = create_model("nano", tmp_path / "windowed")
-    return with_config(folder, model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=WINDOW)
+    asked = {"use_sliding_window": True, "sliding_window": WINDOW}
+    return with_config(folder, model_type="smollm3", architectures=["SmolLM3ForCausalLM"], **asked)
 
 
 def rows(path: Path, *lengths: int) -> Path:
@@ -70,17 +71,18 @@ def test_mlx_lm_does_compute_a_window_as_if_there_were_none(windowed: Path) -> N
 @pytest.mark.parametrize(
     ("config", "window"),
     [
-        ({"model_type": "mistral"}, 8),
-        ({"model_type": "mistral", "sliding_window": None}, None),
-        ({"model_type": "mistral", "layer_types": ["full_attention", "sliding_attention"]}, None),
+        ({"model_type": "mistral"}, None),  # chuk's own implementation runs these
+        ({"model_type": "gemma2"}, None),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}, None),
+        ({"model_type": "mixtral"}, 8),
+        ({"model_type": "mixtral", "sliding_window": None}, None),
         ({"model_type": "llama"}, None),
         ({"model_type": "gemma3_text"}, None),
-        ({"model_type": "gemma2"}, 8),
-        ({"model_type": "qwen2"}, None),
-        ({"model_type": "qwen2", "use_sliding_window": True}, None),  # from block 28 on, of two
-        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}, 8),
-        ({"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, None),
-        ({"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, 8),
+        ({"model_type": "qwen2_moe"}, None),
+        ({"model_type": "qwen2_moe", "use_sliding_window": True}, None),  # from block 28 on, of two
+        ({"model_type": "qwen2_moe", "use_sliding_window": True, "max_window_layers": 1}, 8),
+        ({"model_type": "qwen3_moe", "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, None),
+        ({"model_type": "qwen3_moe", "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, 8),
         ({"model_type": "minimax", "layer_types": ["linear_attention", "full_attention"]}, 8),
         ({"model_type": "plamo2", "attention_window_size": 5}, 5),
         ({"model_type": "mistral3", "text_config": {"model_type": "mistral", "sliding_window": 6}}, 6),
@@ -93,8 +95,8 @@ def test_which_windows_are_passed_over(config: dict[str, object], window: int | 
 
 @pytest.mark.parametrize("act", ["gelu", "relu", "gelu_pytorch_tanh"])
 def test_another_activation_is_refused_by_name(tmp_path: Path, run_chuk: RunChuk, act: str) -> None:
-    folder = with_config(create_model("nano", tmp_path / "m"), hidden_act=act)
-    with pytest.raises(ModelError, match=f"computes silu for `llama`, not `hidden_act` {act}"):
+    folder = with_config(create_model("nano", tmp_path / "m"), model_type="smollm3", hidden_act=act)
+    with pytest.raises(ModelError, match=f"computes silu for `smollm3`, not `hidden_act` {act}"):
         load_model(folder)
     data = rows(tmp_path / "rows.jsonl", 10)
     for command in (["infer", "-m", folder, "-p", "1"], ["train", "sft", "-m", folder, "-d", data, "--dry-run"]):

@@ -6,13 +6,15 @@ computes, and `why_own` what of a config it would get wrong. `own_classes` gives
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple, cast
 
 from chuk_lib.errors import ConfigError, ModelError
-from chuk_lib.models.architectures.base import Config
 from chuk_lib.models.config import IMPLEMENTATIONS, Implementation
+
+Config = Mapping[str, Any]
+"""A `config.json` whose RoPE settings are top-level keys (`hf_config.flatten_rope`)."""
 
 
 class Family(NamedTuple):

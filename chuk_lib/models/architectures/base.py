@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from chuk_lib.errors import ModelError
+from chuk_lib.models.architectures import Config
 from chuk_lib.models.architectures.rope import Rope
-
-Config = Mapping[str, Any]
-"""A `config.json` whose RoPE settings are top-level keys (`hf_config.flatten_rope`)."""
 
 
 def shared(config: Config, theta: float = 10_000.0) -> dict[str, Any]:
