@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
 
-from typer import Typer
 from typer.core import TyperGroup
 from typer.main import get_command
+
+from chuk_cli.command import App
 
 
 class Group(NamedTuple):
@@ -76,9 +77,9 @@ def find(words: Sequence[str]) -> Any:
     return command
 
 
-def _alone(function: Callable[..., Any], entry: Group) -> Typer:
+def _alone(function: Callable[..., Any], entry: Group) -> App:
     """An application of one command."""
-    app = Typer(add_completion=False)
+    app = App(add_completion=False)
     app.command(no_args_is_help=entry.no_args_is_help)(function)
     return app
 

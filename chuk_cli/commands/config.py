@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from chuk_cli.command import App
 from chuk_cli.options import JsonOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out, make_table, tell
 from chuk_cli.plan import plain
@@ -19,7 +20,7 @@ from chuk_lib.errors import ConfigError
 from chuk_lib.training.config import refuse_idle_settings
 from chuk_lib.training.recipes import RECIPES, config_class
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show, check and convert settings files.")
+app = App(add_completion=False, no_args_is_help=True, help="List, show, check and convert settings files.")
 
 _TYPES = {int: "integer", float: "number", bool: "true or false", str: "text"}
 

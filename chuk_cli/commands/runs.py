@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chuk_cli.command import App
 from chuk_cli.options import JsonOption, OverwriteOption, QuietOption, YesOption
 from chuk_cli.out import Out, glyph
 from chuk_cli.runs.options import MetricOption, RunArgument, RunsArgument, load, load_all, locate
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from chuk_lib.runs.record import Run
     from chuk_lib.runs.summary import Summary
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="List, show, watch, compare and report runs.")
+app = App(no_args_is_help=True, add_completion=False, help="List, show, watch, compare and report runs.")
 
 _WIDTH_OFF_TERMINAL = 100
 
@@ -181,7 +182,13 @@ def plot(
         out.result({"output": str(output)}, human=str(output), quiet=str(output))
         return
     data = [{"title": chart.title, "lines": [vars(line) for line in chart.lines]} for chart in charts]
-    out.result(data, human=_terminal(out, charts, log) if out.human else None)
+    out.result(data, human=_terminal(out, charts, log) if out.human else None, quiet=_last_values(charts))
+
+
+def _last_values(charts: Sequence[Picture]) -> list[str]:
+    """What each line ends at: its metric, its run where a chart has several, and the value, with tabs between."""
+    lines = [(chart.title, line) for chart in charts for line in chart.lines if line.points]
+    return ["\t".join(dict.fromkeys((title, line.label))) + f"\t{line.points[-1][1]:.6g}" for title, line in lines]
 
 
 def _terminal(out: Out, charts: list[Picture], log: bool) -> Any:
