@@ -103,8 +103,7 @@ def run_training(
     """
     config = trainer.config
     plan = replace(plan_of(config, job.steps), watched=job.watched, greater_is_better=job.greater_is_better)
-    if plan.patience is not None and job.evaluate is None:
-        raise ConfigError("early stopping has no validation data", "give --eval-data, or a folder with a valid file")
+    check_evaluation(config, job.evaluate is not None)
     optimizer = build_optimizer(config, job.algorithm.model)
     sinks = [*make_sinks(config.report_to), *sinks]
     run = open_run() if open_run else _new_run(job, config)
@@ -121,6 +120,12 @@ def run_training(
             kept.close()
     finally:
         run.directory.close()
+
+
+def check_evaluation(config: TrainerConfig, has_data: bool) -> None:
+    """Raise ConfigError where early stopping would have nothing to measure."""
+    if config.early_stopping_patience is not None and not has_data:
+        raise ConfigError("early stopping has no validation data", "give --eval-data, or a folder with a valid file")
 
 
 def complete(config: Config, model: nn.Module, adapted: bool, source: str) -> Config:

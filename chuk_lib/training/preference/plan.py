@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,12 @@ from chuk_lib.data.preview import Fragment, PreviewRow
 from chuk_lib.data.reader import DataSource, read_stdin
 from chuk_lib.data.report import DataReport
 from chuk_lib.training.config import checked
-from chuk_lib.training.jobs import load_policy, required
+from chuk_lib.training.jobs import check_start, load_policy, required
 from chuk_lib.training.preference import reward_trainer, trainer
 from chuk_lib.training.preference.batches import Layout
 from chuk_lib.training.preference.config import PreferenceConfig, ReferenceConfig, RewardConfig
 from chuk_lib.training.preference.trainer import make_batches, notes
-from chuk_lib.training.run import complete, prepare_model
-from chuk_lib.training.run_dir import check_output, default_run_path
+from chuk_lib.training.run import check_evaluation, complete, prepare_model
 
 
 @dataclass(frozen=True)
@@ -69,18 +67,17 @@ def plan_preferences(
 ) -> PreferencePlan:
     """Plan a run of dpo, kto, orpo, cpo or reward. Loads model and data; raises what the run itself would raise
     before its first step."""
-    config = checked(config)
-    output = Path(config.output or default_run_path(algorithm, required(config, "model")))
-    check_output(output, overwrite)
+    config, output = check_start(algorithm, checked(config), overwrite)
     where = required(config, "data")
     source: DataSource = list(read_stdin()) if where == "-" else where
     if isinstance(config, RewardConfig):
         model, tokenizer = reward_trainer.load_start(config)
         model = reward_trainer.RewardTrainer(model, tokenizer, config).model
-        dataset, _ = reward_trainer.load_data(config, source, tokenizer)
+        dataset, eval_dataset = reward_trainer.load_data(config, source, tokenizer)
     else:
         model, tokenizer = load_policy(config)
-        dataset, _ = trainer.load_data(config, source, tokenizer)
+        dataset, eval_dataset = trainer.load_data(config, source, tokenizer)
+    check_evaluation(config, eval_dataset is not None)
     done = complete(config, model, prepare_model(model, config), where)
     examples: Sequence[Any] = dataset.examples
     batches = make_batches(examples, done, Layout.of(done, tokenizer))
