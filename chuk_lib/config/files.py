@@ -1,4 +1,4 @@
-"""The settings files that come with chuk: `training_config/` beside the packages, in a checkout and in a wheel."""
+"""The settings files that come with chuk: `shipped/` here, in a checkout a link to `training_config/`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chuk_lib.errors import ConfigError
 
-FOLDER = Path(__file__).resolve().parents[2] / "training_config"
+FOLDER = Path(__file__).resolve().parent / "shipped"
 
 
 @dataclass(frozen=True)
