@@ -200,6 +200,7 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
         began = time.perf_counter()
         learning_rate = _run_step(algorithm, update, plan, progress, window, hooks, saved_at)
         window.seconds += time.perf_counter() - began
+        hooks.emit(Event("moved", progress.step))
         if progress.step % plan.log_interval == 0 or progress.step in (1, plan.steps):
             hooks.emit(Event("step", progress.step, _record(window, learning_rate, progress, hooks)))
             if window.completions:
@@ -270,6 +271,7 @@ def _evaluate_if_due(algorithm: Algorithm, plan: Plan, progress: Progress, hooks
         return False
     began = time.perf_counter()
     algorithm.model.eval()
+    hooks.emit(Event("moved", progress.step, {"doing": "evaluating"}))
     metrics = dict(hooks.evaluate(progress.step))
     sample = metrics.pop("sample", None)
     algorithm.model.train()
