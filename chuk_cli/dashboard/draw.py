@@ -221,19 +221,27 @@ def _written(board: Board, width: int, room: int, ascii: bool) -> list[Text]:
     if not rows:
         return _sample(board, width, ascii)
     rows.sort(key=lambda row: -(as_number(row.get("reward")) or 0.0))
-    most = max(2, min(len(rows), room - 17, 6))
+    most = max(2, min(len(rows), room - 17))
     shown = rows if len(rows) <= most else [*rows[: (most + 1) // 2], *rows[len(rows) - most // 2 :]]
-    left = min(34, (width - 9) // 2)
-    right = width - 9 - left
-    lines = [Text(), Text(f"{'reward':>7}  {'prompt':<{left}}{'completion'}"[:width], style="dim")]
+    wide = 14 if width > 90 and any(row.get("wanted") for row in rows) else 0
+    left = min(34, (width - 9 - wide) // 2)
+    right = width - 9 - left - wide
+    head = f"{'reward':>7}  {'prompt':<{left}}{'wanted':<{wide}}completion" if wide else ""
+    head = head or f"{'reward':>7}  {'prompt':<{left}}completion"
+    lines = [Text(), Text(head[:width], style="dim")]
     for row in shown:
         reward = as_number(row.get("reward"))
         prompt = _ending_of(" ".join(printable(row.get("prompt")).split()), left - 2, ascii)
         text = _cut(" ".join(printable(row["completion"]).split()), right, ascii)
         value = "-" if reward is None else f"{reward:.2f}"
-        gap = " " * max(1, left - Text(prompt).cell_len)
-        lines.append(Text.assemble(f"{value:>7}  ", (prompt, "dim"), gap, text))
+        wanted = _cut(" ".join(printable(row.get("wanted")).split()), wide - 2, ascii) if wide else ""
+        before = Text(_padded(prompt, left) + _padded(wanted, wide), style="dim")
+        lines.append(Text.assemble(f"{value:>7}  ", before, text))
     return lines
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * max(1 if width else 0, width - Text(text).cell_len)
 
 
 def _ending_of(text: str, width: int, ascii: bool) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _METRICS = (
     ("eval_exact_match", "exact match"), ("eval_reward", "eval reward"), ("reward", "reward"),
+    ("eval_rewards/accuracies", "eval preference accuracy"), ("rewards/accuracies", "preference accuracy"),
     ("eval_loss", "eval loss"), ("loss", "loss"),
 )  # fmt: skip
 
@@ -120,7 +121,7 @@ def _tell(out: Out, result: PipelineResult, report: Path) -> None:
 
 def _outcome(record: Record) -> str:
     """`finished, 60 steps in 12 s, eval loss 0.31`."""
-    steps = [f"{record.steps:,} steps"] if record.steps else []
+    steps = [f"{humanize.counted(record.steps, 'step')}"] if record.steps else []
     measured = [
         (words, record.metrics[name]) for name, words in _METRICS if isinstance(record.metrics.get(name), float)
     ]

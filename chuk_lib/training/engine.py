@@ -165,7 +165,7 @@ class _Window:
         for name, value in report.metrics.items():
             if not math.isnan(value):
                 self.reported.setdefault(name, []).append(float(value))
-        self.completions = report.completions[: report.shown] or self.completions
+        self.completions = _spread(report.completions, report.shown) or self.completions
 
     def record(self) -> dict[str, Any]:
         """Means over the window: loss and metrics by weight, rates by time, what steps reported by step; grad_norm
@@ -183,6 +183,11 @@ class _Window:
         }
         metrics |= {name: sum(values) / len(values) for name, values in self.reported.items()}
         return metrics | {name: float(f"{value:.6g}") for name, value in rates.items()}
+
+
+def _spread(rows: Sequence[Mapping[str, Any]], most: int) -> Sequence[Mapping[str, Any]]:
+    """At most so many of the rows, evenly over all of them: those of one prompt stand together."""
+    return [rows[index * len(rows) // most] for index in range(most)] if len(rows) > most else rows
 
 
 def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Progress, hooks: Hooks) -> str:
