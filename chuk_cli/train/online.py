@@ -82,4 +82,5 @@ def _facts(plan: OnlinePlan) -> Iterator[tuple[str, str]]:
     group, prompts = config.num_generations, plan.prompts_per_step
     updates = f"{plan.updates_per_step} update{'s' if plan.updates_per_step > 1 else ''}"
     yield "step", f"{prompts} prompts × {group} = {plan.completions_per_step} completions, {updates}"
+    yield "time, memory", "not estimated: they depend on how long the completions get"
     yield "completions", f"up to {config.max_completion_length:,} tokens, temperature {config.temperature:g}"
