@@ -28,12 +28,12 @@ Table = Mapping[str, Group]
 GROUPS = {
     "train": Group("chuk_cli.commands.train", "Fine-tune a model, or go on with a run.", "Work"),
     "runs": Group("chuk_cli.commands.runs", "List, show, watch, compare and report runs.", "Work"),
-    "infer": Group("chuk_cli.commands.infer", "Generate text from a prompt, a file or a pipe.", "Work"),
+    "infer": Group("chuk_cli.commands.infer", "Generate text from a prompt or a pipe, or chat.", "Work"),
     "eval": Group("chuk_cli.commands.eval", "Measure a model on data.", "Work"),
     "data": Group("chuk_cli.commands.data", "Make, check and look at data.", "Prepare"),
     "batch": Group("chuk_cli.commands.batch", "Build, measure and check batches on disk.", "Prepare"),
     "config": Group("chuk_cli.commands.config", "List, show, check and convert settings files.", "Prepare"),
-    "model": Group("chuk_cli.commands.model", "List, show, download and make models.", "Inspect"),
+    "model": Group("chuk_cli.commands.model", "Show, download and make models.", "Inspect"),
     "tokenizer": Group("chuk_cli.commands.tokenizer", "Train, use, compare and check tokenizers.", "Inspect"),
     "doctor": Group("chuk_cli.commands.doctor", "Check this machine: device, versions, speed.", "Inspect"),
 }

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from chuk_cli.command import FLAGS, SettingNames
+from chuk_cli.completion import setting_of, settings_files
 from chuk_cli.out import Out
 from chuk_lib.config import legacy
 from chuk_lib.config.files import find
@@ -35,18 +36,20 @@ _METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 ConfigOption = Annotated[
     list[Path] | None,
     typer.Option(
-        "--config", metavar="FILE", rich_help_panel=PANEL,
+        "--config", metavar="FILE", rich_help_panel=PANEL, autocompletion=settings_files,
         help="YAML file of settings, or the name of one that comes with chuk (`chuk config ls`); repeat it, later "
         "ones win.",
     ),
 ]  # fmt: skip
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", rich_help_panel=PANEL,
-        help="Any setting by its name, also those without a flag (`chuk config show` has all); repeat it.",
-    ),
-]  # fmt: skip
+
+
+def _set_option(cls: type) -> Any:
+    """`--set`, whose keys are the settings of a dataclass."""
+    words = "Any setting by its name, also those without a flag (`chuk config show` has all); repeat it."
+    option = typer.Option(
+        "--set", metavar="KEY=VALUE", rich_help_panel=PANEL, help=words, autocompletion=setting_of(cls)
+    )
+    return Annotated[list[str] | None, option]
 
 
 def with_settings(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -194,7 +197,7 @@ def dressed(
         inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
         *(_parameter(item) for item in flagged(cls).values()),
         inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption),
-        inspect.Parameter("set_values", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=SetOption),
+        inspect.Parameter("set_values", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_set_option(cls)),
         *own,
     ]
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__

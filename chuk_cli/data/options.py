@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from chuk_cli.completion import formats
+
 SourceArgument = Annotated[
     str, typer.Argument(help="A file, a folder, a hub dataset id, or - for stdin.", metavar="DATA")
 ]
@@ -16,7 +18,8 @@ RowsOption = Annotated[
 ]
 SplitOption = Annotated[str, typer.Option("--split", help="Of a folder: train, valid or test.", metavar="NAME")]
 FormatOption = Annotated[
-    str | None, typer.Option("--format", help="Format of the rows; unset: recognised.", metavar="NAME")
+    str | None,
+    typer.Option("--format", help="Format of the rows; unset: recognised.", metavar="NAME", autocompletion=formats),
 ]
 TextFieldOption = Annotated[str, typer.Option("--text-field", help="Column of plain text.", metavar="NAME")]
 TokenizerOption = Annotated[

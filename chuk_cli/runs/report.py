@@ -77,7 +77,8 @@ def _head(run: Run) -> str:
         )
         if part
     )
-    steps = f"{summary.step:,} of {summary.steps:,} steps" if summary.steps else f"{summary.step:,} steps"
+    of = f"{summary.step:,} of " if summary.steps else ""
+    steps = of + humanize.counted(summary.steps or summary.step, "step")
     when = [f"began {date(summary.began)}"] if summary.began else []
     status = f'<span class="status {summary.status}">{summary.status}</span>'
     facts = " · ".join(text(part) for part in [steps, humanize.duration(summary.seconds), *when])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chuk_cli.completion import rewards
 from chuk_cli.humanize import count
 from chuk_cli.out import Out, glyph, paint
 from chuk_cli.plan import settings_lines, table, tell_plan
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 RewardOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--reward", "-r", metavar="NAME", rich_help_panel="Rewards",
+        "--reward", "-r", metavar="NAME", rich_help_panel="Rewards", autocompletion=rewards,
         help="What completions are worth: NAME[:args][=weight] or file.py:function[=weight]; repeat it. "
         "Setting `rewards`.",
     ),

@@ -22,7 +22,6 @@ from chuk_cli.train.online import RewardOption
 from chuk_cli.train.pipeline_settings import Given, to_pipeline, with_shared_settings
 from chuk_cli.train.watching import STOPPING, arm, displays, nearest, show_cursor
 from chuk_lib.config.settings import as_dict
-from chuk_lib.training.pipeline.config import EVAL
 
 if TYPE_CHECKING:
     from chuk_lib.training.pipeline.config import Pipeline, Stage
@@ -153,6 +152,8 @@ def _as_dict(stage: Stage) -> dict[str, Any]:
 
 def _lines(stages: Sequence[Stage], outlines: Sequence[Outline]) -> Iterator[str]:
     """For each stage its rows and steps, then what somebody chose for it."""
+    from chuk_lib.training.pipeline.config import EVAL
+
     for stage, one in zip(stages, outlines, strict=True):
         if stage.number > 1:
             yield ""

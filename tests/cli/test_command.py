@@ -250,3 +250,20 @@ def test_a_settings_file_that_comes_with_chuk_goes_by_its_name(
         assert held["learning_rate"] == 3e-3
     done = run_chuk(*words, "--config", "tiny/stf.yaml")
     assert (done.returncode, "did you mean `tiny/sft" in done.stderr) == (2, True)
+
+
+COMPLETIONS = {
+    "chuk train sft --set opt": ["optimizer="], "chuk train sft --set optimizer=ada": ["optimizer=adamw"],
+    "chuk train grpo --preset ": ["trl"], "chuk train grpo --reward exact": ["exact_match"],
+    "chuk train sft --config tiny/l": ["tiny/lora.yaml"], "chuk config show gr": ["grpo", "grpo.yaml"],
+    "chuk data check rows.jsonl --format mess": ["messages"], "chuk data sample --to pre": ["preference"],
+    "chuk data split rows.jsonl --kind par": ["parquet"], "chuk tokenizer train --kind uni": ["unigram"],
+    "chuk batch build --kind pre": ["pretrain", "preference"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", COMPLETIONS)
+def test_the_tab_key_offers_values(run_chuk: RunChuk, line: str) -> None:
+    words = len(line.split()) - (not line.endswith(" "))
+    done = run_chuk(env={"_CHUK_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(words)})
+    assert set(COMPLETIONS[line]) <= set(done.stdout.split()), done.stdout + done.stderr
