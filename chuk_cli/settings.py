@@ -27,6 +27,7 @@ from chuk_lib.config.files import find
 from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings_of, unknown_name
 from chuk_lib.config.yaml_lines import read_entries
 from chuk_lib.errors import ConfigError
+from chuk_lib.training.recipes import RECIPES
 
 PATH_SETTINGS = ("model", "data", "eval_data", "output", "ref_model", "value_model")
 PANEL = "Configuration"
@@ -43,9 +44,10 @@ ConfigOption = Annotated[
 ]  # fmt: skip
 
 
-def _set_option(cls: type) -> Any:
+def _set_option(cls: type, command: str) -> Any:
     """`--set`, whose keys are the settings of a dataclass."""
-    words = "Any setting by its name, also those without a flag (`chuk config show` has all); repeat it."
+    of = command if command in RECIPES else "sft"
+    words = f"Any setting by its name (`chuk config show {of}` has all); repeat it. --name VALUE is understood too."
     option = typer.Option(
         "--set", metavar="KEY=VALUE", rich_help_panel=PANEL, help=words, autocompletion=setting_of(cls)
     )
@@ -197,7 +199,9 @@ def dressed(
         inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
         *(_parameter(item) for item in flagged(cls).values()),
         inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption),
-        inspect.Parameter("set_values", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_set_option(cls)),
+        inspect.Parameter(
+            "set_values", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_set_option(cls, command.__name__)
+        ),
         *own,
     ]
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__

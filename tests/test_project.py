@@ -53,14 +53,16 @@ def test_the_licence_is_mit() -> None:
 
 def test_make_has_the_targets_that_the_readme_names() -> None:
     targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
-    assert {"setup", "demo", "test", "real", "lint"} <= targets
-    for target, needs in {"demo": "ready", "test": "dev", "real": "dev", "lint": "dev", "setup": "dev"}.items():
+    with_tools = ("setup", "test", "quick", "real", "lint")
+    assert {"demo", *with_tools} <= targets
+    for target, needs in {"demo": "ready", **dict.fromkeys(with_tools, "dev")}.items():
         assert re.search(rf"^{target}: .venv/{needs}$", MAKEFILE, re.MULTILINE), f"`make {target}` on a fresh clone"
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(f"make {target} " in said for target in targets - {"help"})
 
 
 def test_ci_does_what_a_developer_does() -> None:
+    assert "run: bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "make lint" in text
     assert "make test" in text
