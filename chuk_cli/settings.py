@@ -190,6 +190,7 @@ def dressed(
 
     `names` gives the settings that may be typed as flags without having one.
     """
+    set_option = _set_option(cls, command.__name__)
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for parameter in inspect.signature(command, eval_str=True).parameters.values()
@@ -199,9 +200,7 @@ def dressed(
         inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
         *(_parameter(item) for item in flagged(cls).values()),
         inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption),
-        inspect.Parameter(
-            "set_values", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_set_option(cls, command.__name__)
-        ),
+        inspect.Parameter("set_values", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=set_option),
         *own,
     ]
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
