@@ -39,7 +39,8 @@ def find(name: str) -> Path:
     for candidate in (name, f"{name}.yaml"):
         if candidate in known:
             return known[candidate]
-    near = difflib.get_close_matches(name, [*known, *(item.removesuffix(".yaml") for item in known)], n=1)
+    bare = [item.removesuffix(".yaml") for item in known]
+    near = difflib.get_close_matches(name.removesuffix(".yaml"), bare, n=1, cutoff=0.7)
     hint = f"did you mean `{near[0]}`?" if near else "`chuk config ls` lists the files that come with chuk"
     raise ConfigError(f"`{name}` is neither a file nor a name of one that comes with chuk", hint)
 
