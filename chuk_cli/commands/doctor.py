@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chuk_cli.command import App
 from chuk_cli.errors import FAILURE
 from chuk_cli.humanize import number, size
 from chuk_cli.options import JsonOption, QuietOption
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from chuk_lib.parity import Check
     from chuk_lib.runtime.checkup import Report
 
-app = typer.Typer(add_completion=False)
+app = App(add_completion=False)
 
 
 @app.command()

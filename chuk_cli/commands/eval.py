@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chuk_cli.command import WORDS, App
 from chuk_cli.options import DataOption, JsonOption, ModelOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
@@ -16,14 +17,15 @@ from chuk_lib.inference.config import SamplingConfig
 if TYPE_CHECKING:
     from chuk_lib.training.measuring.measure import Measurement, Prepared
 
-app = typer.Typer(add_completion=False)
+app = App(add_completion=False)
 
 
-def _list_rewards(wanted: bool) -> None:
+def _list_rewards(ctx: typer.Context, wanted: bool) -> None:
     if wanted:
         from chuk_cli.reward_list import show_rewards
 
-        show_rewards()
+        words = ctx.meta[WORDS]
+        show_rewards(Out.of("--json" in words, "--quiet" in words or "-q" in words))
         raise typer.Exit
 
 

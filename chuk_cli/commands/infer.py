@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chuk_cli.command import App
 from chuk_cli.options import JsonOption, ModelOption, QuietOption
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError, DataError
@@ -18,7 +19,7 @@ from chuk_lib.inference.config import SamplingConfig
 if TYPE_CHECKING:
     from chuk_lib.inference.prompts import Prompt
 
-app = typer.Typer(add_completion=False)
+app = App(add_completion=False)
 _DEFAULT = SamplingConfig()
 _LEAVE = ("exit", "quit")
 

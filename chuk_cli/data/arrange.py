@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from chuk_cli.completion import words
 from chuk_cli.data.options import (
     ByOption,
     NearOption,
@@ -34,7 +35,15 @@ def split(
     ] = None,
     near: NearOption = True,
     threshold: ThresholdOption = 0.9,
-    kind: Annotated[str, typer.Option("--kind", help="jsonl, json, parquet, csv or tsv.", metavar="NAME")] = "jsonl",
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            help="jsonl, json, parquet, csv or tsv.",
+            metavar="NAME",
+            autocompletion=words("jsonl", "json", "parquet", "csv", "tsv"),
+        ),
+    ] = "jsonl",
     seed: SeedOption = 42,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from chuk_cli.completion import formats
 from chuk_cli.data.options import (
     ByOption,
     FormatOption,
@@ -193,7 +194,8 @@ def preview(
         bool, typer.Option("--assistant-only-loss", help="Learn every assistant turn and nothing else.")
     ] = False,
     format: Annotated[
-        str | None, typer.Option("--format", help="Record format; unset: recognised.", metavar="NAME")
+        str | None,
+        typer.Option("--format", help="Record format; unset: recognised.", metavar="NAME", autocompletion=formats),
     ] = None,
     text_field: Annotated[str, typer.Option("--text-field", help="Column of plain text.", metavar="NAME")] = "text",
     json: JsonOption = False,

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from chuk_cli.completion import formats
+
 SourceArgument = Annotated[
     str,
     typer.Argument(
@@ -25,7 +27,8 @@ SplitOption = Annotated[
     ),
 ]
 FormatOption = Annotated[
-    str | None, typer.Option("--format", help="Format of the rows; unset: recognised.", metavar="NAME")
+    str | None,
+    typer.Option("--format", help="Format of the rows; unset: recognised.", metavar="NAME", autocompletion=formats),
 ]
 TextFieldOption = Annotated[str, typer.Option("--text-field", help="Column of plain text.", metavar="NAME")]
 TokenizerOption = Annotated[

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
+from chuk_lib.config.foreign import instead_of
 from chuk_lib.errors import ConfigError
 
 T = TypeVar("T")
@@ -139,9 +140,9 @@ def resolve(cls: type[T], layers: Sequence[Layer]) -> Resolved[T]:
 
 def unknown_name(name: str, known: Sequence[str], origin: str) -> ConfigError:
     """The error for a name that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    listed = ", ".join(sorted(known)) if len(known) <= 12 else "see `--help`, or the `config.yaml` of any run"
-    hint = f"did you mean `{near[0]}`?" if near else f"known settings: {listed}"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    listed = ", ".join(sorted(known)) if len(known) <= 12 else "`chuk config show sft` lists them (dpo, grpo … alike)"
+    hint = instead_of(name) or (f"did you mean `{near[0]}`?" if near else f"known settings: {listed}")
     return ConfigError(f"unknown setting `{name}` in {origin}", hint)
 
 

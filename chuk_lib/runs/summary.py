@@ -75,7 +75,7 @@ def summarize(run: Path, log: Log | None = None) -> Summary:
     metrics, best = newest_metrics(log), best_eval(log)
     ended = _ending(log)
     return Summary(
-        name=run.resolve().name, path=str(run), status=status_of(log, locked),
+        name=_name(run.resolve()), path=str(run), status=status_of(log, locked),
         algorithm=_text(about.get("algorithm")), model=_text(about.get("model") or settings.get("model")),
         data=_text(about.get("data") or settings.get("data")), step=_last_step(log),
         steps=_whole(about.get("steps")), loss=metrics.get("loss"), eval_loss=metrics.get("eval_loss"),
@@ -85,6 +85,12 @@ def summarize(run: Path, log: Log | None = None) -> Summary:
         seconds=round(log.seconds, 3), size=size_of(run), error=_text(ended.data.get("error")) if ended else None,
         metrics=metrics, settings=settings,
     )  # fmt: skip
+
+
+def _name(run: Path) -> str:
+    """The folder's name; a stage of a pipeline has that of the pipeline before it."""
+    in_pipeline = (run.parent / "pipeline.json").is_file()
+    return f"{run.parent.name}/{run.name}" if in_pipeline else run.name
 
 
 def status_of(log: Log, locked: bool) -> str:

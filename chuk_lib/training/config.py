@@ -130,7 +130,9 @@ class TrainerConfig:
     )  # fmt: skip
     revision: str | None = setting(None, "Branch, tag or commit of a hub model.", panel="Model")
     # What is watched and kept
-    log_interval: int = setting(10, "Steps between log records.", minimum=1, aliases=("logging_steps",), panel="Output")
+    log_interval: int = setting(
+        10, "Steps between log records.", minimum=1, aliases=("logging_steps", "steps_per_report"), panel="Output"
+    )
     eval_steps: int | None = setting(
         None, "Steps between evaluations; unset: at each checkpoint.", panel="Output", minimum=1,
         aliases=("steps_per_eval",),

@@ -186,7 +186,7 @@ class _Window:
         for name, value in report.metrics.items():
             if not math.isnan(value):
                 self.reported.setdefault(name, []).append(float(value))
-        self.completions = report.completions[: report.shown] or self.completions
+        self.completions = _spread(report.completions, report.shown) or self.completions
 
     def record(self) -> dict[str, Any]:
         """Means over the window: loss and metrics by weight, rates by time, what steps reported by step; grad_norm
@@ -206,6 +206,11 @@ class _Window:
         return metrics | {name: float(f"{value:.6g}") for name, value in rates.items()}
 
 
+def _spread(rows: Sequence[Mapping[str, Any]], most: int) -> Sequence[Mapping[str, Any]]:
+    """At most so many of the rows, evenly over all of them: those of one prompt stand together."""
+    return [rows[index * len(rows) // most] for index in range(most)] if len(rows) > most else rows
+
+
 def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Progress, hooks: Hooks) -> str:
     """Train from `progress.step` to `plan.steps`. Returns why it ended: done, stopped or early_stopping.
 
@@ -222,6 +227,7 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
         began = time.perf_counter()
         learning_rate = _run_step(algorithm, update, plan, progress, window, hooks, saved_at)
         window.seconds += time.perf_counter() - began
+        hooks.emit(Event("moved", progress.step))
         if progress.step % plan.log_interval == 0 or progress.step in (1, plan.steps):
             hooks.emit(Event("step", progress.step, _record(window, learning_rate, progress, hooks)))
             if window.completions:
@@ -293,6 +299,7 @@ def _evaluate_if_due(algorithm: Algorithm, plan: Plan, progress: Progress, hooks
         return False
     began = time.perf_counter()
     algorithm.model.eval()
+    hooks.emit(Event("moved", progress.step, {"doing": "evaluating"}))
     metrics = dict(hooks.evaluate(progress.step))
     sample = metrics.pop("sample", None)
     algorithm.model.train()

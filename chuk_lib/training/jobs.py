@@ -26,7 +26,7 @@ from chuk_lib.models.config import Dtype
 from chuk_lib.sinks import make_sinks
 from chuk_lib.training import recipes
 from chuk_lib.training.checkpoints import list_checkpoints, newest_valid
-from chuk_lib.training.config import SFTConfig, TrainerConfig, refuse_idle_settings
+from chuk_lib.training.config import Config, SFTConfig, TrainerConfig, refuse_idle_settings
 from chuk_lib.training.run import Run, RunResult
 from chuk_lib.training.run_dir import RunDir, check_output, default_run_path
 from chuk_lib.training.sft_trainer import SFTTrainer
@@ -48,11 +48,7 @@ def train(
 
     Raises ConfigError, ModelError, DataError or TrainingError; nothing is written before the first step can be taken.
     """
-    config = validate(config)
-    refuse_idle_settings(config)
-    output = Path(config.output or default_run_path(algorithm, required(config, "model")))
-    check_output(output, overwrite)
-    make_sinks(config.report_to)  # a missing package is said now, not after the model is loaded
+    config, output = check_start(algorithm, config, overwrite)
     output = output.resolve()
     settings = absolute(replace(config, output=str(output)))
     source: DataSource = required(config, "data")
@@ -70,6 +66,17 @@ def train(
             return Run(directory, dict(origins or {}))
 
         return start(sinks, should_stop, open_run)
+
+
+def check_start(algorithm: str, config: Config, overwrite: bool = False) -> tuple[Config, Path]:
+    """The checked settings of a run and its folder: what can be refused before anything is loaded, for training and a
+    plan of it alike. Raises ConfigError for a setting, the folder, or where `report_to` cannot report."""
+    config = validate(config)
+    refuse_idle_settings(config)
+    output = Path(config.output or default_run_path(algorithm, required(config, "model")))
+    check_output(output, overwrite)
+    make_sinks(config.report_to)
+    return config, output
 
 
 def train_sft(config: SFTConfig, **options: Any) -> RunResult:

@@ -113,8 +113,7 @@ def run_training(
     config = trainer.config
     plan = plan_of(config, job.steps, job.updates_per_step)
     plan = replace(plan, watched=job.watched, greater_is_better=job.greater_is_better)
-    if plan.patience is not None and job.evaluate is None:
-        raise ConfigError("early stopping has no validation data", "give --eval-data, or a folder with a valid file")
+    check_evaluation(config, job.evaluate is not None)
     optimizer = build_optimizer(config, job.algorithm.model)
     sinks = [*make_sinks(config.report_to), *map(_in_users_world, sinks)]
     inputs = inputs_of(config, provenance_of(trainer.model), job.fingerprint)
@@ -143,6 +142,12 @@ def _in_users_world(sink: Sink) -> Sink:
 
     see.__name__ = getattr(sink, "__name__", type(sink).__name__)  # what a message calls it
     return see
+
+
+def check_evaluation(config: TrainerConfig, has_data: bool) -> None:
+    """Raise ConfigError where early stopping would have nothing to measure."""
+    if config.early_stopping_patience is not None and not has_data:
+        raise ConfigError("early stopping has no validation data", "give --eval-data, or a folder with a valid file")
 
 
 def complete(config: Config, model: nn.Module, adapted: bool, source: str) -> Config:

@@ -76,7 +76,7 @@ class OnlineConfig(TrainerConfig):
     )  # fmt: skip
     eval_num_generations: int | None = setting(
         None, "Samples of each validation prompt at the training temperature. Unset: one greedy answer.",
-        panel="Output", minimum=1,
+        panel="Output", minimum=1, aliases=("num_generations_eval",),
     )  # fmt: skip
     ref_model: str | None = setting(
         None,

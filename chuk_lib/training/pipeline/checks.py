@@ -15,10 +15,12 @@ from chuk_lib.data.reader import find_files, has_split, read_records
 from chuk_lib.errors import ChukError, ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.models import locate
+from chuk_lib.sinks import make_sinks
 from chuk_lib.training.config import TrainerConfig, refuse_idle_settings
 from chuk_lib.training.identity import fingerprint_settings, model_files
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.pipeline.config import EVAL, EvalStageConfig, Pipeline, Stage
+from chuk_lib.training.run import check_evaluation
 from chuk_lib.utils.identity import fingerprint, is_old, old_fingerprint
 
 if TYPE_CHECKING:
@@ -153,9 +155,8 @@ def _check_training(config: TrainerConfig) -> None:
     if isinstance(config, OnlineConfig) and not config.rewards:
         raise ConfigError("no rewards given", "for example `--set rewards=exact_match`")
     config.check()
-    has_eval = config.eval_data is not None or has_split(str(config.data), "valid")
-    if config.early_stopping_patience is not None and not has_eval:
-        raise ConfigError("early stopping has no validation data", "give eval_data, or a folder with a valid file")
+    make_sinks(config.report_to)
+    check_evaluation(config, config.eval_data is not None or has_split(str(config.data), "valid"))
     if config.eval_data is not None and _is_local(config.eval_data):
         find_files(config.eval_data, "valid" if has_split(config.eval_data, "valid") else "train")
 

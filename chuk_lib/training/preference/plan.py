@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,12 @@ from chuk_lib.data.reader import DataSource, read_stdin
 from chuk_lib.data.report import DataReport
 from chuk_lib.training.config import checked
 from chuk_lib.training.fits import check_rows, loss_words
-from chuk_lib.training.jobs import load_policy, required
+from chuk_lib.training.jobs import check_start, load_policy, required
 from chuk_lib.training.preference import reward_trainer, trainer
 from chuk_lib.training.preference.batches import Layout
 from chuk_lib.training.preference.config import PreferenceConfig, ReferenceConfig, RewardConfig
 from chuk_lib.training.preference.trainer import make_batches, notes
-from chuk_lib.training.run import complete, prepare_model, settings_notes
-from chuk_lib.training.run_dir import check_output, default_run_path
+from chuk_lib.training.run import check_evaluation, complete, prepare_model, settings_notes
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,7 @@ def plan_preferences(
 ) -> PreferencePlan:
     """Plan a run of dpo, kto, orpo, cpo or reward. Loads model and data; raises what the run itself would raise
     before its first step."""
-    config = checked(config)
-    output = Path(config.output or default_run_path(algorithm, required(config, "model")))
-    check_output(output, overwrite)
+    config, output = check_start(algorithm, checked(config), overwrite)
     where = required(config, "data")
     source: DataSource = list(read_stdin()) if where == "-" else where
     if isinstance(config, RewardConfig):
@@ -83,6 +79,7 @@ def plan_preferences(
         model, tokenizer = load_policy(config)
         dataset, eval_dataset = trainer.load_data(config, source, tokenizer)
     check_rows(model, tokenizer, dataset, eval_dataset)
+    check_evaluation(config, eval_dataset is not None)
     done = complete(config, model, prepare_model(model, config), where)
     examples: Sequence[Any] = dataset.examples
     batches = make_batches(examples, done, Layout.of(done, tokenizer))
