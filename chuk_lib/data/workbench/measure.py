@@ -44,7 +44,7 @@ class Measurer:
         what no row can help, such as messages for a tokenizer without a chat template."""
         remaining = iter(rows)
         while chunk := list(islice(remaining, _CHUNK)):
-            parts = [_parts(shape, record.source) for record, shape in chunk]
+            parts = [parts_of(shape, record.source) for record, shape in chunk]
             found = iter(self._examples([part for row in parts for part in row]))
             for (record, _), row in zip(chunk, parts, strict=True):
                 mine = [next(found) for _ in row]
@@ -84,7 +84,7 @@ def _kind(record: Record) -> tuple[str, bool, bool]:
     return name, name != "input_ids" and isinstance(side, list), bool(record.columns.get("tools"))
 
 
-def _parts(shape: Shape, source: Source) -> list[Record]:
+def parts_of(shape: Shape, source: Source) -> list[Record]:
     """A shape as the supervised rows that it is rendered as."""
     if isinstance(shape, Preference):
         prompt, chosen, rejected = sides(shape)

@@ -13,6 +13,8 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib.data.encoder import Encoder
+from chuk_lib.data.turns import last_answer
 from chuk_lib.data.types import Example
 from chuk_lib.errors import DataError
 from chuk_lib.inference import Completion, SamplingConfig, generate_many
@@ -69,12 +71,13 @@ def prompt_and_target(example: Example) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_sample(model: nn.Module, tokenizer: Any, example: Example, max_tokens: int = 64) -> dict[str, str]:
-    """What the model writes beside what it should: `prompt`, `target`, `completion`. Plain text is cut in half."""
+    """What the model writes beside what it should: `prompt`, `target`, `completion`. A conversation that is learned
+    as a whole is cut where its last answer begins, plain text in half."""
     try:
         prompt, target = prompt_and_target(example)
     except DataError:
-        half = max(1, len(example) // 2)
-        prompt, target = example.input_ids[:half], example.input_ids[half:]
+        start = last_answer(Encoder(tokenizer), example.input_ids.tolist()) or max(1, len(example) // 2)
+        prompt, target = example.input_ids[:start], example.input_ids[start:]
     config = SamplingConfig(max_tokens=min(max_tokens, len(target) + 4))
     (completion,) = generate_many(model, tokenizer, [prompt.tolist()], config)
     answer = _answer(tokenizer, example, prompt, target, completion)
