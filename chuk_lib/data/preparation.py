@@ -17,7 +17,7 @@ from typing import Any
 from chuk_lib.data import tool_calls
 from chuk_lib.data.encoder import Encoder
 from chuk_lib.data.formats import Chat
-from chuk_lib.data.messages import REASONING, is_learned
+from chuk_lib.data.messages import REASONING
 from chuk_lib.data.types import Source
 from chuk_lib.errors import ModelError
 
@@ -34,9 +34,8 @@ class Preparation:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._left_out: Counter[str] = Counter()
-        self._developers = 0
-        self._unlearned = 0
+        self._rows: Counter[str] = Counter()
+        self._counted: dict[str, Source] = {}
 
     def __call__(self, row: Chat, source: Source) -> Chat:
         """The row as the template takes it. Raises ModelError when there is no template."""
@@ -51,31 +50,29 @@ class Preparation:
         # OpenAI's newer name of the system role: gpt-oss prints it, most templates pass over roles they do not know.
         if any(message["role"] == "developer" for message in messages) and not self._encoder.shows("developer"):
             messages = [_as_system(message) for message in messages]
-            self._developers += 1
-        self._unlearned += not all(map(is_learned, messages))
+            self.count("the role `developer` is shown as `system`: the chat template does not know it", source)
         return row if messages is row.messages else replace(row, messages=messages)
 
-    def account(self, row: Chat, text: str) -> None:
+    def account(self, row: Chat, text: str, source: Source) -> None:
         """Note what of a prepared row its rendering does not show."""
-        self._left_out.update(set(left_out(row, text, self._encoder)))
+        for what in left_out(row, text, self._encoder):
+            self.count(f"the chat template leaves out {what}", source)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know, with the number of rows that it concerns."""
-        notes = [f"in {rows:,} rows the chat template leaves out {what}" for what, rows in self._left_out.items()]
-        if self._developers:
-            notes.append(
-                f"in {self._developers:,} rows the role `developer` is shown as `system`: the chat template does not "
-                "know it"
-            )
-        if self._unlearned:
-            notes.append(f"in {self._unlearned:,} rows messages with `weight: 0` or `train: false` are not learned")
+        notes = [f"in {rows:,} rows {what}" for what, rows in self._rows.items()]
         if self._encoder.unasked:
             notes.append(
                 f"the chat template writes {self._encoder.unasked!r} at the end without being asked; it is left out "
                 "there"
             )
         return tuple(notes)
+
+    def count(self, what: str, source: Source) -> None:
+        """Count a row of which something is true, once: the two conversations of a pair stand in one."""
+        self._rows[what] += self._counted.get(what) != source
+        self._counted[what] = source
 
 
 class _Rendering:

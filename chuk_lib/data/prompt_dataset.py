@@ -206,7 +206,7 @@ class _PromptReader:
             text = self._encoder.render(row.messages, row.tools, row.options, prompt=not goes_on)
         except template_errors() as error:
             raise refused(source, error) from None
-        self._prepare.account(row, text)
+        self._prepare.account(row, text, source)
         return _up_to_last_words(text, str(turns[-1]["content"]), source) if goes_on else text
 
 
@@ -243,7 +243,7 @@ def _plain(record: Record, name: str, text: str, beside: Mapping[str, Any]) -> s
     if unshown:
         raise DataError(
             f"{record.source}: a prompt in plain text does not show the column `{unshown[0]}`",
-            "give the prompt as messages (`chuk data convert --to messages`), or leave the column out",
+            f"write the prompt as messages, or leave the column out: `chuk data convert --to same --drop {unshown[0]}`",
         )
     return text
 

@@ -155,7 +155,7 @@ class Renderer:
         encodings = self._encoder.encode([each.text for each in shown], special=False, offsets=offsets)
         starts = self._completion_starts(rows, sources, encodings)
         for index, (row, source, encoding) in enumerate(zip(rows, sources, encodings, strict=True)):
-            self._prepare.account(row, shown[index].text)
+            self._prepare.account(row, shown[index].text, source)
             mask = self._mask(encoding, picked[index])
             start = starts[index]
             if start is not None and self.completion_only:
@@ -173,12 +173,13 @@ class Renderer:
     def _picked(self, row: Chat, shown: Rendered, source: Source) -> list[Range] | None:
         """The characters that the loss rules pick out: those that are learned with assistant_only_loss, and those
         that are not without it. None where all tokens are learned."""
+        whole = all(map(is_learned, row.messages))
+        if not whole:
+            self._prepare.count("messages with `weight: 0` or `train: false` are not learned", source)
         if self._assistant_only:
             self._notes.answers(row, self._encoder, self._turns)
             return self._turns.learned(row, shown, source)
-        if all(map(is_learned, row.messages)):
-            return None
-        return self._turns.unlearned(row, shown, source)
+        return None if whole else self._turns.unlearned(row, shown, source)
 
     def _mask(self, encoding: Encoding, picked: list[Range] | None) -> np.ndarray:
         """Bool (T,): True on what is learned."""
@@ -214,8 +215,8 @@ def refuse_unshown(row: Pair, source: Source) -> None:
     if row.unshown:
         raise DataError(
             f"{source}: plain text does not show the column `{row.unshown[0]}`",
-            "make messages of the rows (`chuk data convert --to messages`), or leave the column out (`--drop "
-            f"{row.unshown[0]}`)",
+            "write prompt and completion as messages, or leave the column out: `chuk data convert --to same --drop "
+            f"{row.unshown[0]}`",
         )
 
 

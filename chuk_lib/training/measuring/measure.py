@@ -72,7 +72,8 @@ class Question:
 @dataclass(frozen=True)
 class Measurement:
     """One model's results. `answers` to every row and `by_type` (correct, rows) per `problem_type` column when exact
-    match was asked for, `metrics` as `eval_…` when the data has targets, `scored` when rewards were."""
+    match was asked for, `metrics` as `eval_…` when the data has targets, `scored` when rewards were. `notes` say what
+    the user should know about how the rows were rendered."""
 
     model: str
     data: str
@@ -81,6 +82,7 @@ class Measurement:
     metrics: dict[str, float]
     scored: RewardMeasurement | None = None
     ks: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -111,7 +113,10 @@ class Measurement:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data: shares, counts, metrics, and up to 20 wrong answers; with rewards their means and pass@k."""
-        head: dict[str, Any] = {"model": self.model, "data": self.data, "rows": self.rows, "metrics": self.metrics}
+        head: dict[str, Any] = {
+            "model": self.model, "data": self.data, "rows": self.rows, "metrics": self.metrics,
+            "notes": list(self.notes),
+        }  # fmt: skip
         if self.scored is not None:
             return head | self.scored.as_dict(self.ks)
         wrong = [answer for answer in self.answers if not answer.correct][:20]
@@ -176,21 +181,22 @@ def answer(prepared: Prepared, model_source: str, adapter: str | None = None) ->
     """
     question = prepared.question
     model, tokenizer = load_model(model_source, adapter=adapter)
-    examples = _examples(prepared, tokenizer)
+    examples, notes = _examples(prepared, tokenizer)
     if prepared.rewards is None:
         answers = exact_match(model, tokenizer, examples, max_tokens=question.max_tokens)
         metrics, by_type = _loss(question, model, tokenizer, examples), _by_type(prepared.records, answers)
-        return Measurement(model_source, question.data, answers, by_type, metrics)
+        return Measurement(model_source, question.data, answers, by_type, metrics, notes=notes)
     longest = longest_target(examples) + 4 if examples and not question.rewards else _MAX_TOKENS
     sampling = replace(
         question.sampling, temperature=question.chosen_temperature, max_tokens=question.max_tokens or longest
     )
+    prompts = PromptDataset(prepared.records, tokenizer)
     scored = measure_rewards(
-        model, tokenizer, PromptDataset(prepared.records, tokenizer), prepared.rewards, sampling,
+        model, tokenizer, prompts, prepared.rewards, sampling,
         samples=question.samples, pass_score=question.pass_score,
     )  # fmt: skip
     metrics = _loss(question, model, tokenizer, examples)
-    return Measurement(model_source, question.data, (), {}, metrics, scored, prepared.ks)
+    return Measurement(model_source, question.data, (), {}, metrics, scored, prepared.ks, prompts.report.notes)
 
 
 def compare(ours: Measurement, theirs: Measurement) -> dict[str, Difference]:
@@ -211,13 +217,15 @@ def _checked_ks(question: Question) -> tuple[int, ...]:
     return ks
 
 
-def _examples(prepared: Prepared, tokenizer: Any) -> list[Example]:
-    """The rows with their targets; none when rewards are measured on prompts that have no targets."""
+def _examples(prepared: Prepared, tokenizer: Any) -> tuple[list[Example], tuple[str, ...]]:
+    """The rows with their targets, and what is said of them; none when rewards are measured on prompts that have no
+    targets."""
     first = prepared.records[0]
     if prepared.rewards is not None and not _has_target(first, tokenizer):
-        return []
+        return [], ()
     chats = "messages" in first.columns or "conversations" in first.columns
-    return SFTDataset(prepared.records, tokenizer, max_length=None, assistant_only_loss=chats).examples
+    dataset = SFTDataset(prepared.records, tokenizer, max_length=None, assistant_only_loss=chats)
+    return dataset.examples, dataset.report.notes
 
 
 def _has_target(record: Record, tokenizer: Any) -> bool:
