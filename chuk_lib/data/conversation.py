@@ -18,6 +18,7 @@ Columns = Mapping[str, Any]
 Message = dict[str, Any]
 BESIDE = ("system", "history", "tools", "functions", "chat_template_kwargs")
 """The columns that this module reads; they are shown through a chat template."""
+_NOTHING: tuple[Any, ...] = (None, "", "[]", [], {})
 
 
 def with_system(columns: Columns, turns: list[Message], source: Source) -> list[Message]:
@@ -76,8 +77,17 @@ def unshown(columns: Columns, text: str, source: Source) -> tuple[str, ...]:
     """The columns that speak to a chat template, where a row is plain text, which does not show them. A `system`
     that the text holds already is shown."""
     system = text_of(columns, "system", source)
-    names = [name for name in ("history", "tools", "functions") if columns.get(name)]
+    names = [name for name in ("history", "tools", "functions") if columns.get(name) not in _NOTHING]
     return (*(["system"] if system and system.strip() not in text else []), *names)
+
+
+def refuse_unshown(names: tuple[str, ...], source: Source) -> None:
+    """Raise DataError where a row of plain text has columns, `names`, that only a chat template shows."""
+    if names:
+        raise DataError(
+            f"{source}: plain text does not show the column `{names[0]}`",
+            f"write the row as messages, or leave the column out: `chuk data convert --to same --drop {names[0]}`",
+        )
 
 
 def string(columns: Mapping[str, Any], name: str, source: Source) -> str:

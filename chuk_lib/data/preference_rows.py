@@ -45,9 +45,9 @@ class Unpaired:
     label: bool
 
 
-def read_pair(record: Record) -> Pair:
-    """The pair that a record holds. Raises DataError."""
-    columns, source = asked(record, ("chosen", "rejected")), record.source
+def read_pair(record: Record, has_template: bool = True) -> Pair:
+    """The pair that a record holds; `has_template` as in `asked`. Raises DataError."""
+    columns, source = asked(record, ("chosen", "rejected"), has_template), record.source
     for name in ("chosen", "rejected"):
         if columns.get(name) is None:
             raise DataError(f"{source} has no `{name}`", f"a preference row is {PAIR_EXAMPLE}")
@@ -69,7 +69,7 @@ def read_pair(record: Record) -> Pair:
     )
 
 
-def read_unpaired(records: Iterable[Record]) -> Iterator[Unpaired]:
+def read_unpaired(records: Iterable[Record], has_template: bool = True) -> Iterator[Unpaired]:
     """Rows with a label as they come, or those that pairs are made of: the chosen ones, then the rejected ones."""
     bad: list[Unpaired] = []
     is_paired: bool | None = None
@@ -77,16 +77,16 @@ def read_unpaired(records: Iterable[Record]) -> Iterator[Unpaired]:
         columns = record.columns
         is_paired = "completion" not in columns and "chosen" in columns if is_paired is None else is_paired
         if not is_paired:
-            yield _read_labelled(record)
+            yield _read_labelled(record, has_template)
             continue
-        pair = read_pair(record)
+        pair = read_pair(record, has_template)
         yield Unpaired(pair.chosen, True)
         bad.append(Unpaired(pair.rejected, False))
     yield from bad
 
 
-def _read_labelled(record: Record) -> Unpaired:
-    columns, source = asked(record, ("completion", "label")), record.source
+def _read_labelled(record: Record, has_template: bool) -> Unpaired:
+    columns, source = asked(record, ("completion",), has_template), record.source
     for name in ("prompt", "completion", "label"):
         if columns.get(name) is None:
             raise DataError(f"{source} has no `{name}`", f"a row is {UNPAIRED_EXAMPLE}, or {PAIR_EXAMPLE}")
@@ -103,22 +103,21 @@ def _read_labelled(record: Record) -> Unpaired:
     return Unpaired(Record({"prompt": prompt, "completion": completion, **_beside(columns)}, source), known)
 
 
-def asked(record: Record, needed: tuple[str, ...]) -> dict[str, Any]:
-    """The columns of a row, with text in `question` or `instruction` as a prompt of messages and text in the columns
-    `needed` as an answer to it, where there is no `prompt`."""
+def asked(record: Record, answers: tuple[str, ...], has_template: bool = True) -> dict[str, Any]:
+    """The columns of a row with its question as `prompt`, where there is none: the text of `question`, or
+    `instruction` with its `input`, to which the columns `answers` are answers in text. With a chat template it is a
+    user's turn after those of `history` and the answers are the assistant's, without one all stays text."""
     columns = record.columns
     name = next((name for name in ("question", "instruction") if isinstance(columns.get(name), str)), None)
-    if columns.get("prompt") is not None or name is None:
+    plain = all(isinstance(columns.get(answer), str) for answer in answers)
+    if columns.get("prompt") is not None or name is None or not plain:
         return columns
     ask = columns[name] if name == "question" else alpaca_ask(columns, record.source)
+    if not has_template:
+        return {**columns, "prompt": ask}
     turns = [*conversation.history(columns, record.source), {"role": "user", "content": ask}]
-    answers = {
-        name: [{"role": "assistant", "content": columns[name]}]
-        for name in needed
-        if name != "label" and isinstance(columns.get(name), str)
-    }
-    rest = {key: value for key, value in columns.items() if key != "history"}
-    return {**rest, "prompt": turns, **answers}
+    said = {answer: [{"role": "assistant", "content": columns[answer]}] for answer in answers}
+    return {key: value for key, value in columns.items() if key != "history"} | {"prompt": turns, **said}
 
 
 def _beside(columns: Mapping[str, Any]) -> dict[str, Any]:

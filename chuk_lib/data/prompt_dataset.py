@@ -239,12 +239,7 @@ def _plain(record: Record, name: str, text: str, beside: Mapping[str, Any]) -> s
     if name == "instruction":
         text = alpaca_wording(record.columns, record.source)
     system = {"system": record.columns.get("system")}
-    unshown = conversation.unshown({**beside, **system}, text, record.source)
-    if unshown:
-        raise DataError(
-            f"{record.source}: a prompt in plain text does not show the column `{unshown[0]}`",
-            f"write the prompt as messages, or leave the column out: `chuk data convert --to same --drop {unshown[0]}`",
-        )
+    conversation.refuse_unshown(conversation.unshown({**beside, **system}, text, record.source), record.source)
     return text
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chuk_lib.data.conversation import refuse_unshown
 from chuk_lib.data.encoder import Encoder, Encoding
 from chuk_lib.data.formats import Chat, Pair, Recogniser, Row, Text, Tokens
 from chuk_lib.data.messages import is_learned
@@ -119,7 +120,7 @@ class Renderer:
 
     def _pairs(self, rows: Sequence[Any], sources: Sequence[Source]) -> Iterator[Example]:
         for row, source in zip(rows, sources, strict=True):
-            refuse_unshown(row, source)
+            refuse_unshown(row.unshown, source)
         prompts = self._encoder.encode([row.prompt for row in rows], special=True, goes_on=True)
         wholes = self._encoder.encode([row.prompt + self._with_end(row.completion) for row in rows], special=True)
         for prompt, whole, source in zip(prompts, wholes, sources, strict=True):
@@ -208,16 +209,6 @@ class Renderer:
             if last > begin:
                 spans.append(Span(role, begin, last))
         return spans
-
-
-def refuse_unshown(row: Pair, source: Source) -> None:
-    """Raise DataError where a row of plain text has columns that only a chat template shows."""
-    if row.unshown:
-        raise DataError(
-            f"{source}: plain text does not show the column `{row.unshown[0]}`",
-            "write prompt and completion as messages, or leave the column out: `chuk data convert --to same --drop "
-            f"{row.unshown[0]}`",
-        )
 
 
 def _example(ids: Sequence[int], mask: np.ndarray, spans: Sequence[Span], source: Source) -> Example:

@@ -300,3 +300,33 @@ def test_all_rows_are_counted(with_template: WithTemplate) -> None:
     assert "in 3 rows the chat template leaves out tool calls" in PairDataset(pairs, tokenizer).report.notes
     asked = PromptDataset([{"messages": row["messages"]} for row in rows], tokenizer)
     assert "in 3 rows the chat template leaves out tool calls" in asked.report.notes
+
+
+def test_a_question_is_text_without_a_template_and_no_second_one_beside_messages(with_template: WithTemplate) -> None:
+    bare = with_template(None)
+    as_question = {"question": "Hi ", "chosen": "Ho", "rejected": "No"}
+    as_prompt = {"prompt": "Hi ", "chosen": "Ho", "rejected": "No"}
+    assert PairDataset([as_question], bare).fingerprint == PairDataset([as_prompt], bare).fingerprint
+    chats = {"chosen": [ASK, SAY], "rejected": [ASK, SAY | {"content": "No"}]}
+    marked = with_template(MARKED)
+    with_question = PairDataset([{"question": "Hi", **chats}], marked)
+    assert with_question.fingerprint == PairDataset([chats], marked).fingerprint
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "completion": "Ho"},
+        {"prompt": "Hi", "chosen": "Ho", "rejected": "No"},
+        {"prompt": "Hi", "completion": "Ho", "label": True},
+        {"prompt": "Hi", "answer": "Ho"},
+    ],
+    ids=str,
+)
+def test_check_refuses_a_system_column_as_training_does(
+    chuk: Chuk, rows_file: WriteRows, parity: Path, row: dict[str, Any]
+) -> None:
+    path = rows_file(row, {**row, "system": "Be kind."})
+    done = chuk("data", "check", path, "--model", parity / "models" / "llama-tiny", "--ignore", "near")
+    assert done.returncode == 1
+    assert "rows.jsonl:2: template: plain text does not show the column `system`" in done.stdout

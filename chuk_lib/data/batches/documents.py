@@ -14,9 +14,10 @@ import numpy as np
 
 from chuk_lib.data.batches.spec import BatchSpec
 from chuk_lib.data.batches.words import encoder_of
+from chuk_lib.data.conversation import refuse_unshown
 from chuk_lib.data.encoder import Encoder, Ends
 from chuk_lib.data.formats import Pair, Recogniser
-from chuk_lib.data.rendering import Renderer, refuse_unshown
+from chuk_lib.data.rendering import Renderer
 from chuk_lib.data.types import Example, Record
 from chuk_lib.errors import DataError
 
@@ -208,7 +209,7 @@ class _DirectRows:
         rows: list[Any] = [self._recogniser(record) for record in given]
         if rows and isinstance(rows[0], Pair):
             for row, record in zip(rows, given, strict=True):
-                refuse_unshown(row, record.source)
+                refuse_unshown(row.unshown, record.source)
             return self._pairs(rows)
         ids, lengths = _joined(self._encode([self._with_end(row.text) for row in rows]))
         return Documents(ids, None, lengths, np.arange(len(rows), dtype=np.int64))

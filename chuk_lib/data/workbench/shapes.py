@@ -130,7 +130,7 @@ class Shaper:
     def _own(self, record: Record, name: str) -> Shape:
         columns, source = record.columns, record.source
         if name != "prompt":
-            columns = asked(record, COLUMNS[name])
+            columns = asked(record, tuple(column for column in COLUMNS[name] if column not in ("prompt", "label")))
         missing = [column for column in COLUMNS[name] if column not in columns]
         if missing:
             raise DataError(f"{source} has no `{missing[0]}`, which format {name} needs", "keep one format per file")
