@@ -174,9 +174,13 @@ class Encoder:
         return self.rendered(messages, tools, options, prompt=prompt).text
 
     def tried(
-        self, messages: Messages, tools: list[Any] | None = None, options: Mapping[str, Any] | None = None,
-        *, prompt: bool = False,
-    ) -> str | None:  # fmt: skip
+        self,
+        messages: Messages,
+        tools: list[Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        prompt: bool = False,
+    ) -> str | None:
         """As `render`, None where the template refuses the messages."""
         from chuk_lib.data.tokenizers.templates import ERRORS
 
@@ -186,9 +190,13 @@ class Encoder:
             return None
 
     def rendered(
-        self, messages: Messages, tools: list[Any] | None = None, options: Mapping[str, Any] | None = None,
-        *, prompt: bool = False,
-    ) -> Rendered:  # fmt: skip
+        self,
+        messages: Messages,
+        tools: list[Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        prompt: bool = False,
+    ) -> Rendered:
         """As `render`, with the characters that the template's `{% generation %}` blocks wrote."""
         from chuk_lib.data.tokenizers.templates import Rendered, render
 

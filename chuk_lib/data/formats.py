@@ -245,9 +245,13 @@ def _alpaca(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> 
 
 
 def chat_of(
-    columns: Mapping[str, Any], turns: list[dict[str, Any]], prompt_count: int | None, source: Source, *,
+    columns: Mapping[str, Any],
+    turns: list[dict[str, Any]],
+    prompt_count: int | None,
+    source: Source,
+    *,
     wrapped: bool = False,
-) -> Chat:  # fmt: skip
+) -> Chat:
     """Messages with what stands beside them in other columns; see `conversation`. Raises DataError."""
     found = conversation.with_system(columns, turns, source)
     count = None if prompt_count is None else prompt_count + len(found) - len(turns)

@@ -172,8 +172,12 @@ def asked(row: dict[str, Any], tokenizer: Any) -> tuple[list[Any], tuple[str, ..
 
 Way = Callable[[dict[str, Any], Any], tuple[list[Any], tuple[str, ...]]]
 WAYS: list[tuple[Way, Callable[[], Iterator[tuple[str, dict[str, Any]]]]]] = [
-    (sft, supervised), (assistant_only, supervised), (pairs, preferences), (unpaired, labelled), (asked, prompts),
-]  # fmt: skip
+    (sft, supervised),
+    (assistant_only, supervised),
+    (pairs, preferences),
+    (unpaired, labelled),
+    (asked, prompts),
+]
 CASES = [(way, name, row) for way, rows in WAYS for name, row in rows()]
 
 

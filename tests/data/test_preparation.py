@@ -90,9 +90,11 @@ def test_every_form_of_a_call_is_the_same(with_template: WithTemplate) -> None:
     older = {"role": "assistant", "content": None, "function_call": {**function, "arguments": '{"a": 1}'}}
     back = {"role": "function", "name": "add", "content": "5"}
     talk = [
-        {"from": "human", "value": "Hi"}, {"from": "function_call", "value": json.dumps(function)},
-        {"from": "observation", "value": "5"}, {"from": "gpt", "value": "Ho"},
-    ]  # fmt: skip
+        {"from": "human", "value": "Hi"},
+        {"from": "function_call", "value": json.dumps(function)},
+        {"from": "observation", "value": "5"},
+        {"from": "gpt", "value": "Ho"},
+    ]
     rows = [
         {"messages": [ASK, older, back, SAY], "functions": tools},
         {"conversations": talk, "tools": json.dumps(tools)},
@@ -190,8 +192,9 @@ def test_turns_of_no_weight_are_not_learned(with_template: WithTemplate, templat
 def test_a_question_of_no_weight_is_not_learned(tokenizer: Any) -> None:
     turns = [ASK | {"weight": 0}, SAY]
     assert learned(tokenizer, {"messages": turns}) == [
-        "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n"
-    ]  # fmt: skip
+        "<|im_start|>user\n",
+        "<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n",
+    ]
 
 
 @pytest.mark.parametrize("key", [{"weight": 0.5}, {"weight": "0"}, {"train": "no"}, {"train_detail": [{"a": 1}]}])

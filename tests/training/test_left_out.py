@@ -44,10 +44,11 @@ COMMANDS = {
     "kto dry run": ("labelled", ["train", "kto", "--model", "M", "--data", "D", "--dry-run"]),
     "reward dry run": ("pairs", ["train", "reward", "--model", "M", "--data", "D", "--dry-run"]),
     "grpo dry run": (
-        "prompts", ["train", "grpo", "--model", "M", "--data", "D", "--reward", "exact_match", "--dry-run"],
+        "prompts",
+        ["train", "grpo", "--model", "M", "--data", "D", "--reward", "exact_match", "--dry-run"],
     ),
     "ppo dry run": ("prompts", ["train", "ppo", "--model", "M", "--data", "D", "--reward", "exact_match", "--dry-run"]),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

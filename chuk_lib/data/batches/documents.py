@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from chuk_lib.data.batches.spec import BatchSpec
-from chuk_lib.data.batches.words import encoder_of
+from chuk_lib.data.batches.words import encoder_of, joined, shared
 from chuk_lib.data.conversation import refuse_unshown
 from chuk_lib.data.encoder import Encoder, Ends
 from chuk_lib.data.formats import Pair, Recogniser
@@ -211,16 +211,16 @@ class _DirectRows:
             for row, record in zip(rows, given, strict=True):
                 refuse_unshown(row.unshown, record.source)
             return self._pairs(rows)
-        ids, lengths = _joined(self._encode([self._with_end(row.text) for row in rows]))
+        ids, lengths = joined(self._encode([self._with_end(row.text) for row in rows]))
         return Documents(ids, None, lengths, np.arange(len(rows), dtype=np.int64))
 
     def _pairs(self, rows: Sequence[Pair]) -> Documents:
         wholes = self._encode([row.prompt + self._with_end(row.completion) for row in rows])
-        ids, sizes = _joined(wholes)
+        ids, sizes = joined(wholes)
         if not self._direct.completion_only:
             return Documents(ids, None, sizes, np.arange(len(rows), dtype=np.int64))
         prompts = self._encode([row.prompt for row in rows], goes_on=True)
-        starts = np.fromiter(map(_shared, prompts, wholes), dtype=np.int64, count=len(rows))
+        starts = np.fromiter(map(shared, prompts, wholes), dtype=np.int64, count=len(rows))
         self._cut_prompts += sum(4 * start < len(ids) for start, ids in zip(starts.tolist(), prompts, strict=True))
         mask = _offsets(sizes) >= np.repeat(starts, sizes)
         return Documents(ids, mask, sizes, np.arange(len(rows), dtype=np.int64))
@@ -250,21 +250,6 @@ class _DirectRows:
                 made += self._encoder(texts[start : at + 1])
                 start, size = at + 1, 0
         return made + self._encoder(texts[start:]) if start < len(texts) else made
-
-
-def _joined(parts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """All ids in one array, and how many each part has."""
-    lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)) // 4
-    return np.frombuffer(b"".join(parts), dtype=np.int32), lengths
-
-
-def _shared(prompt: bytes, whole: bytes) -> int:
-    """How many ids both begin with."""
-    if whole.startswith(prompt):
-        return len(prompt) // 4
-    size = min(len(prompt), len(whole))
-    first, second = np.frombuffer(prompt[:size], np.int32), np.frombuffer(whole[:size], np.int32)
-    return int(np.argmax(first != second)) if (first != second).any() else size // 4
 
 
 def _flat(examples: Iterable[Example]) -> Documents:

@@ -135,11 +135,13 @@ def _double_bos(encoder: Encoder, hf: Any, shown: str) -> Iterator[Part]:
 def _prompt(tokenizer: Any, encoder: Encoder, shown: str) -> Iterator[Part]:
     if encoder.unasked:
         yield Part(
-            "generation prompt", "problem", f"the template writes {encoder.unasked!r} at the end of every "
+            "generation prompt",
+            "problem",
+            f"the template writes {encoder.unasked!r} at the end of every "
             "conversation, asked or not: a model would learn to open another turn after each answer",
-            "chuk leaves it out when it trains, other trainers do not; `--fix OUT` puts it under "
-            "add_generation_prompt", "header",
-        )  # fmt: skip
+            "chuk leaves it out when it trains, other trainers do not; `--fix OUT` puts it under add_generation_prompt",
+            "header",
+        )
         return
     try:
         prompt = encoder.render(TALK[:-1], prompt=True)

@@ -114,9 +114,12 @@ class Measurement:
     def as_dict(self) -> dict[str, Any]:
         """Plain data: shares, counts, metrics, and up to 20 wrong answers; with rewards their means and pass@k."""
         head: dict[str, Any] = {
-            "model": self.model, "data": self.data, "rows": self.rows, "metrics": self.metrics,
+            "model": self.model,
+            "data": self.data,
+            "rows": self.rows,
+            "metrics": self.metrics,
             "notes": list(self.notes),
-        }  # fmt: skip
+        }
         if self.scored is not None:
             return head | self.scored.as_dict(self.ks)
         wrong = [answer for answer in self.answers if not answer.correct][:20]
