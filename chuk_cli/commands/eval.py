@@ -169,6 +169,8 @@ def _report(out: Out, measured: Sequence[Measurement], output: Path | None) -> N
 
     if output is not None:
         _write(output, measured)
+    for note in dict.fromkeys(note for one in measured for note in one.notes):
+        out.warn(note)
     if out.human:
         show(out, measured)
         if output is not None:

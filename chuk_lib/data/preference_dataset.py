@@ -114,7 +114,8 @@ class PairDataset:
         keep_ends: bool = False,
     ) -> None:
         renderer = _renderer(tokenizer)
-        made = _pairs(renderer, (read_pair(record) for record in read_records(source, split)))
+        has_template = renderer.recogniser.has_template
+        made = _pairs(renderer, (read_pair(record, has_template) for record in read_records(source, split)))
         self.examples: list[PairExample] = []
         report = _keep(made, self.examples, max_length, source, split, renderer, "chosen against rejected", keep_ends)
         self.report = replace(report, notes=(*report.notes, *_equal_pairs(self.examples)))
@@ -148,7 +149,8 @@ class UnpairedDataset:
         self, source: DataSource, tokenizer: Any, *, split: str = "train", max_length: int | None = 1024
     ) -> None:
         renderer = _renderer(tokenizer)
-        made = _singles(renderer, read_unpaired(read_records(source, split)))
+        rows = read_unpaired(read_records(source, split), renderer.recogniser.has_template)
+        made = _singles(renderer, rows)
         self.examples: list[UnpairedExample] = []
         self.report = _keep(made, self.examples, max_length, source, split, renderer, "good and bad completions")
         self.source = self.report.source

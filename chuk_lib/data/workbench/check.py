@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from chuk_lib.data import messages as chat
-from chuk_lib.data.formats import Chat
+from chuk_lib.data.encoder import Encoder
+from chuk_lib.data.formats import Chat, Recogniser
 from chuk_lib.data.parsers import EncodingError
+from chuk_lib.data.preparation import EARLIER_REASONING, Preparation, left_out
 from chuk_lib.data.reader import DataSource, read_records
-from chuk_lib.data.types import Record, Source
+from chuk_lib.data.types import Example, Record, Source
 from chuk_lib.data.workbench.claims import Claims
 from chuk_lib.data.workbench.content import content_of
 from chuk_lib.data.workbench.index import Duplicates, RowIndex
-from chuk_lib.data.workbench.measure import Measured, Measurer
+from chuk_lib.data.workbench.measure import Measured, Measurer, parts_of
 from chuk_lib.data.workbench.near import NearRows
 from chuk_lib.data.workbench.row_checks import faults_of
 from chuk_lib.data.workbench.shapes import Shape, Shaper
@@ -217,13 +218,30 @@ class _RoundTrip:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._encoder = Encoder(tokenizer)
 
     def lost(self, shape: Shape | None, measured: Measured) -> str:
         """What is lost, or ""."""
-        if not isinstance(shape, Chat) or not measured.examples:
+        if shape is None:
             return ""
-        ids = measured.examples[0].input_ids.tolist()
+        parts = zip(parts_of(shape, measured.record.source), measured.examples, strict=True)
+        found = (self._lost_of(*part, in_order=isinstance(shape, Chat)) for part in parts)
+        return next(filter(None, found), "")
+
+    def _lost_of(self, record: Record, example: Example, in_order: bool) -> str:
+        row = Recogniser(has_template=True)(record)
+        if not isinstance(row, Chat):
+            return ""
+        ids = example.input_ids.tolist()
         text = str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        misplaced = self._misplaced(row, text) if in_order else ""
+        if misplaced:
+            return misplaced
+        missing = left_out(Preparation(self._encoder)(row, record.source), text, self._encoder)
+        return next((f"the chat template leaves out {what}" for what in missing if what != EARLIER_REASONING), "")
+
+    def _misplaced(self, shape: Chat, text: str) -> str:
+        """The first question or answer that does not come back from its tokens, in its place."""
         at = 0
         for number, message in enumerate(shape.messages, 1):
             said = message["content"].rpartition("</think>")[2].strip()
@@ -234,9 +252,6 @@ class _RoundTrip:
                 where = "stands out of order" if said in text else "is not there as written"
                 return f"message {number} ({message['role']}) {where} after template and tokenizer: {said[:30]!r}"
             at = found + len(said)
-            hidden = [name for name in chat.called(message) if name not in text]
-            if hidden:
-                return f"message {number} calls `{hidden[0]}`, which the template does not show"
         return ""
 
 

@@ -256,8 +256,9 @@ ALIASES = {
 
 
 def template_of(tokenizer: Any) -> Render:
-    """What makes text of messages: the chat template of a tokenizer."""
+    """What makes text of messages: the chat template of a tokenizer. Refuses what the template does not show."""
     from chuk_lib.data.encoder import Encoder
+    from chuk_lib.data.preparation import EARLIER_REASONING, Preparation, left_out
     from chuk_lib.data.turns import template_errors
 
     encoder = Encoder(tokenizer)
@@ -265,10 +266,15 @@ def template_of(tokenizer: Any) -> Render:
         raise DataError("this model has no chat template", "take an instruct model, or convert to messages")
 
     def render(messages: Messages, tools: list[Any] | None, options: Mapping[str, Any]) -> str:
+        row = Preparation(encoder)(Chat(messages, None, tools, options), Source("row", 1))
         try:
-            return encoder.render(messages, tools, options)
+            text = encoder.render(row.messages, row.tools, row.options)
         except template_errors() as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(f"the chat template refuses a conversation: {reason}", "mend the row") from None
+        lost = next((what for what in left_out(row, text, encoder) if what != EARLIER_REASONING), None)
+        if lost is not None:
+            raise DataError(f"the chat template leaves out {lost}", "convert to messages, or take another template")
+        return text
 
     return render

@@ -77,7 +77,7 @@ class Question:
 class Measurement:
     """One model's results. `answers` to every row and `by_type` (correct, rows) per `problem_type` column when exact
     match was asked for, `metrics` as `eval_…` when the data has targets, `scored` when rewards were. `left_out` prompts
-    were longer than `max_prompt_length`; `notes` are what is to be known of the model."""
+    were longer than `max_prompt_length`; `notes` are what is to be known of the model and of how rows were rendered."""
 
     model: str
     data: str
@@ -118,7 +118,13 @@ class Measurement:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data: shares, counts, metrics, and up to 20 wrong answers; with rewards their means and pass@k."""
-        head: dict[str, Any] = {"model": self.model, "data": self.data, "rows": self.rows, "metrics": self.metrics}
+        head: dict[str, Any] = {
+            "model": self.model,
+            "data": self.data,
+            "rows": self.rows,
+            "metrics": self.metrics,
+            "notes": list(self.notes),
+        }
         head |= {"left_out": self.left_out} if self.left_out else {}
         if self.scored is not None:
             return head | self.scored.as_dict(self.ks)
@@ -184,9 +190,9 @@ def answer(prepared: Prepared, model_source: str, adapter: str | None = None) ->
     """
     question = prepared.question
     model, tokenizer = load_model(model_source, adapter=adapter)
-    notes = provenance_of(model).notes
-    rows = _examples(prepared, tokenizer)
+    rows, said = _examples(prepared, tokenizer)
     examples = _fitting(rows, model, tokenizer, question.max_prompt_length)
+    notes = (*provenance_of(model).notes, *said)
     if prepared.rewards is None:
         answers = exact_match(model, tokenizer, examples, max_tokens=question.max_tokens)
         metrics, by_type = _loss(question, model, tokenizer, examples), _by_type(prepared.records, answers)
@@ -196,12 +202,14 @@ def answer(prepared: Prepared, model_source: str, adapter: str | None = None) ->
     sampling = replace(
         question.sampling, temperature=question.chosen_temperature, max_tokens=question.max_tokens or longest
     )
-    dataset = PromptDataset(prepared.records, tokenizer, max_prompt_length=question.max_prompt_length)
+    prompts = PromptDataset(prepared.records, tokenizer, max_prompt_length=question.max_prompt_length)
     scored = measure_rewards(
-        model, tokenizer, dataset, prepared.rewards, sampling, samples=question.samples, pass_score=question.pass_score,
+        model, tokenizer, prompts, prepared.rewards, sampling,
+        samples=question.samples, pass_score=question.pass_score,
     )  # fmt: skip
     metrics = _loss(question, model, tokenizer, examples)
-    return Measurement(model_source, question.data, (), {}, metrics, scored, prepared.ks, dataset.report.dropped, notes)
+    notes = (*provenance_of(model).notes, *prompts.report.notes)
+    return Measurement(model_source, question.data, (), {}, metrics, scored, prepared.ks, prompts.report.dropped, notes)
 
 
 def compare(ours: Measurement, theirs: Measurement) -> dict[str, Difference]:
@@ -230,13 +238,15 @@ def _checked_ks(question: Question) -> tuple[int, ...]:
     return ks
 
 
-def _examples(prepared: Prepared, tokenizer: Any) -> list[Example]:
-    """The rows with their targets; none when rewards are measured on prompts that have no targets."""
+def _examples(prepared: Prepared, tokenizer: Any) -> tuple[list[Example], tuple[str, ...]]:
+    """The rows with their targets, and what is said of them; none when rewards are measured on prompts that have no
+    targets."""
     first = prepared.records[0]
     if prepared.rewards is not None and not _has_target(first, tokenizer):
-        return []
+        return [], ()
     chats = "messages" in first.columns or "conversations" in first.columns
-    return SFTDataset(prepared.records, tokenizer, max_length=None, assistant_only_loss=chats).examples
+    dataset = SFTDataset(prepared.records, tokenizer, max_length=None, assistant_only_loss=chats)
+    return dataset.examples, dataset.report.notes
 
 
 def _fitting(examples: list[Example], model: nn.Module, tokenizer: Any, longest: int | None) -> list[Example]:
