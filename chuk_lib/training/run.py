@@ -7,7 +7,7 @@ counters from its newest valid checkpoint. Whatever happens, the lock is let go 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from chuk_lib.events import Event, JsonLines, Sink, fan_out
 from chuk_lib.models import load_trained_weights, provenance_of, save_pretrained, set_trainable
 from chuk_lib.sinks import make_sinks
 from chuk_lib.training.algorithm import Algorithm
+from chuk_lib.training.by_size import count_weights, scaled_rate
 from chuk_lib.training.checkpoints import Checkpoint, load_memory, load_optimizer_state, prune, save_checkpoint
 from chuk_lib.training.completions_log import CompletionsLog
 from chuk_lib.training.config import Config, TrainerConfig
@@ -62,7 +63,7 @@ class Job:
 
     `epoch(step)` says how many passes over the data `step` finished steps are; `data` and `notes` go into the log.
     `conversational` data makes a model that expects its chat template. `watched` is the evaluation metric that decides
-    which checkpoint is the best.
+    which checkpoint is the best. `chosen` names settings that the model's size decided, and says so in words.
     """
 
     algorithm: Algorithm
@@ -76,6 +77,7 @@ class Job:
     conversational: bool = False
     watched: str = "eval_loss"
     greater_is_better: bool = False
+    chosen: Mapping[str, str] = field(default_factory=dict)
 
 
 class Trainer(Protocol):
@@ -112,7 +114,7 @@ def run_training(
         progress = _restore(trainer.model, optimizer, run, job)
         kept = CompletionsLog(run.directory.completions, progress.step)
         if not run.directory.is_described:
-            _describe(run, config, job.name)
+            _describe(run, config, job)
         log = JsonLines.append_to(run.directory.events)
         try:
             return _train(trainer, job, optimizer, plan, progress, run, fan_out([log, *sinks]), should_stop, kept)
@@ -125,9 +127,15 @@ def run_training(
 
 def complete(config: Config, model: nn.Module, adapted: bool, source: str) -> Config:
     """Fill in what was left open, so that `config.yaml` alone repeats the run."""
-    rate = config.learning_rate or config.usual_rates[adapted]
+    rate = config.learning_rate or usual_rate(config, model, adapted)
     name = config.model or provenance_of(model).source
     return replace(config, learning_rate=rate, model=name, data=config.data or source)
+
+
+def usual_rate(config: TrainerConfig, model: nn.Module, adapted: bool) -> float:
+    """The learning rate when nobody gave one: the trainer's usual one, for the size of this model."""
+    rate = config.usual_rates[adapted]
+    return scaled_rate(rate, count_weights(model), config.rate_power) if config.rate_power else rate
 
 
 def prepare_model(model: nn.Module, config: TrainerConfig) -> bool:
@@ -189,12 +197,13 @@ def _restore(model: nn.Module, optimizer: ChukOptimizer, run: Run, job: Job) -> 
     return Progress.from_state(run.checkpoint.step, state)
 
 
-def _describe(run: Run, config: TrainerConfig, algorithm: str) -> None:
+def _describe(run: Run, config: TrainerConfig, job: Job) -> None:
     try:
-        run.directory.write_json("run.json", {"algorithm": algorithm, "chuk": __version__})
-        run.directory.write_json("origins.json", run.origins or dict.fromkeys(as_dict(config), "given in code"))
+        run.directory.write_json("run.json", {"algorithm": job.name, "chuk": __version__})
+        origins = run.origins or dict.fromkeys(as_dict(config), "given in code")
+        run.directory.write_json("origins.json", {**origins, **job.chosen})
         run.directory.write_json("environment.json", runtime.describe())
-        run.directory.write_yaml("config.yaml", as_dict(config))
+        run.directory.write_yaml("config.yaml", as_dict(config), job.chosen)
     except OSError:
         run.directory.discard()
         raise
