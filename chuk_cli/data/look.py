@@ -82,6 +82,8 @@ def check(
         out.line({"ok": not found, "rows": checker.rows, "problems": found, "counts": counts})
     elif not quiet:
         out.result({}, human=_verdict(checker.rows, checker.counts))
+    for note in checker.notes:
+        out.warn(note)
     if most and any(count > most for count in checker.counts.values()):
         out.say(f"no more than {most} of a kind are shown; all: `--limit 0`")
     if found:

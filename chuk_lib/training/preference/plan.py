@@ -92,7 +92,7 @@ def plan_preferences(
         report=dataset.report, steps=batches.plan.steps, epochs=batches.plan.epoch(batches.plan.steps),
         padding=padding, largest=largest, parameters=count(model.parameters()),
         trainable_parameters=count(model.trainable_parameters()), reference=_reference(done),
-        notes=notes(model, dataset.report),
+        notes=(*notes(model, dataset.report), *trainer.balance(done, dataset)),
     )  # fmt: skip
 
 
