@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: help setup demo test real lint clean
 
 help:
-	@echo "make demo    a model learns to add from nothing and then practises, in two minutes on two cores"
+	@echo "make demo    a model learns to add from nothing and then practises, in about two minutes on two cores"
 	@echo "make test    all tests, in a few minutes"
 	@echo "make lint    style and types"
 	@echo "make setup   .venv with all that these need; each installs what it needs by itself"

@@ -1,11 +1,12 @@
 """Do GRPO, PPO and DPO teach as they come? Small models that get a third of a task right, before and after each.
 
-    python benchmarks/learning.py [--tasks extremes,backwards,ones] [--seeds 3] [--steps 200] [--only grpo,ppo,dpo]
+    python benchmarks/learning.py [--tasks reversal,extremes] [--seeds 3] [--steps 200] [--only grpo,ppo,dpo]
 
 Each task and seed has rows of its own and a model of 100 thousand parameters, which learns from worked examples until
-it gets a third of 250 of them right, and there it stops. From that one model each algorithm goes on by the command that
-a user types, with nothing set but what it has to be told: the reward, the length of an answer and the number of steps.
-DPO learns from what `chuk data sample` finds: pairs of a right and a wrong answer that the model wrote itself.
+it gets a third of 250 of them right when it samples, and there it stops. From that one model each algorithm goes on by
+the command that a user types, with nothing set but what it has to be told: the reward, the length of an answer and the
+number of steps. DPO learns from what `chuk data sample` finds: pairs of a right and a wrong answer that the model wrote
+itself.
 
 Measured on 1,000 rows that are held out from all of it: greedy answers that are right, and for DPO also the share of
 pairs, sampled from the same rows, of which the right answer is the likelier one. Intervals are paired bootstraps over
@@ -30,11 +31,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from chuk_lib.data import PairDataset, SFTDataset
+from chuk_lib.data import PairDataset, PromptDataset, SFTDataset
+from chuk_lib.inference import SamplingConfig
+from chuk_lib.inference.rollouts import rollouts
 from chuk_lib.models import create_model, load_model
 from chuk_lib.training import SFTConfig, SFTTrainer
 from chuk_lib.training.measuring.bootstrap import Difference, paired_difference
-from chuk_lib.training.measuring.exact_match import exact_match
 from chuk_lib.training.utils.completion_log_probs import Shapes, row_stats
 
 ROWS, HELD_OUT, WATCHED = 12_000, 1_000, 250
@@ -81,14 +83,6 @@ def reversal(random: Random) -> tuple[str, str]:
     return f"{letters}|", letters[::-1]
 
 
-def counting(random: Random) -> tuple[str, str]:
-    """How many of twelve digits are ones, and whether that is even."""
-    share = random.random()
-    digits = "".join("1" if random.random() < share else "0" for _ in range(12))
-    ones = digits.count("1")
-    return f"{digits}?", f"{ones}{'odd' if ones % 2 else 'even'}"
-
-
 def extremes(random: Random) -> tuple[str, str]:
     """The largest and the smallest of four numbers."""
     numbers = [random.randrange(10, 100) for _ in range(4)]
@@ -96,7 +90,7 @@ def extremes(random: Random) -> tuple[str, str]:
 
 
 TASKS: dict[str, Callable[[Random], tuple[str, str]]] = {
-    made.__name__: made for made in (addition, subtraction, multiplication, sorting, reversal, counting, extremes)
+    made.__name__: made for made in (reversal, addition, extremes, subtraction, multiplication, sorting)
 }
 TUNED_ON = ("subtraction", "multiplication", "sorting")
 """Tasks that the defaults were chosen on; not among those that run unless they are named."""
@@ -141,16 +135,20 @@ def write_rows(folder: Path, task: str, seed: int) -> Rows:
 
 
 def learn_a_third(folder: Path, rows: Rows, seed: int) -> Path:
-    """A model that gets about a third of the validation rows right."""
+    """A model that gets about a third of the validation rows right when it samples, as it will when it practises: its
+    greedy answers are right much earlier, when nearly everything that it samples is still wrong."""
     model, tokenizer = load_model(create_model("micro", folder / "model", seed=seed))
-    watched, steps = SFTDataset(str(folder / "data" / "valid.jsonl"), tokenizer).examples, 0
+    watched = [json.loads(line) for line in (folder / "data" / "valid.jsonl").read_text().splitlines()]
+    prompts = [row.ids for row in PromptDataset(watched, tokenizer)]
+    sampling, steps = SamplingConfig(temperature=1.0, max_tokens=LENGTH, seed=1), 0
 
     def enough() -> bool:
         nonlocal steps
         steps += 1
         if steps % 10:
             return False
-        return sum(one.correct for one in exact_match(model, tokenizer, watched)) >= GOAL * len(watched)
+        written = rollouts(model, tokenizer, prompts, sampling, group_size=1)
+        return sum(one.text == watched[one.prompt]["completion"] for one in written) >= GOAL * len(watched)
 
     config = SFTConfig(
         output=str(folder / "lesson"), max_steps=3_000, batch_size=64, learning_rate=1e-3, adam_beta2=0.99,
