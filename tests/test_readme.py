@@ -99,6 +99,16 @@ def test_the_demo_s_commands_succeed(folder: Path) -> None:
 
 
 @needs_bash
+def test_a_demo_that_learns_nothing_ends_with_a_word(folder: Path) -> None:
+    weak = {"CHUK_LEARNING_RATE": "1e-9", "CHUK_BATCH_SIZE": "1", "SAMPLES": "400", "SEED": "3"}
+    done = run(["bash", "examples/demo.sh", "weak"], folder, **weak)
+    assert done.returncode == 1
+    assert "It has not learned to add: 0.0 % right." in done.stderr
+    assert "SEED=4 bash examples/demo.sh weak" in done.stderr
+    assert "Done in" not in done.stdout
+
+
+@needs_bash
 @pytest.mark.parametrize("block", COMMANDS, ids=lambda block: block.text.strip().splitlines()[0][:50])
 def test_a_block_does_what_it_says(folder: Path, block: Block) -> None:
     if not (folder / "demo" / "run").exists():

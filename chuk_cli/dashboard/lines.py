@@ -69,6 +69,8 @@ class Lines:
             ("reward", "reward {}", lambda reward: f"{reward:.3f}"), ("loss", "loss {}", humanize.number),
             ("rewards/accuracies", "accuracy {}", lambda share: f"{share:.1%}"),
             ("kl", "kl {}", lambda kl: f"{kl:.3g}"), ("completions/mean_length", "length {}", lambda n: f"{n:.1f}"),
+            ("completions/clipped_ratio", "cut off {}", lambda share: f"{share:.0%}"),
+            ("frac_reward_zero_std", "same reward {}", lambda share: f"{share:.0%}"),
             ("learning_rate", "lr {}", humanize.number),
             ("grad_norm", "grad {}", lambda norm: f"{norm:.3g}"), ("tokens_per_second", "{} tokens/s", humanize.count),
             ("peak_memory_bytes", "peak {}", humanize.size),

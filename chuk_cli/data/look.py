@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,9 @@ from chuk_cli.data.options import (
 )  # fmt: skip
 from chuk_cli.options import DataOption, JsonOption, ModelOption, QuietOption
 from chuk_cli.out import Out, glyph
+
+if TYPE_CHECKING:
+    from chuk_lib.data.workbench.check import Checker
 
 FEW = 20
 """Problems of one kind that a person is shown when they do not ask for a number."""
@@ -77,16 +80,22 @@ def check(
             out.line({name: getattr(problem, name) for name in ("kind", "file", "line", "unit", "message", "hint")})
         else:
             out.result({}, human=str(problem), quiet=f"{problem.file}:{problem.line}:{problem.kind}")
-    found = sum(checker.counts.values())
-    if json:
-        counts = dict(checker.counts.most_common())
-        out.line({"ok": not found, "rows": checker.rows, "problems": found, "counts": counts})
-    elif not quiet:
-        out.result({}, human=_verdict(checker.rows, checker.counts))
+    _sum_up(out, checker)
     if most and any(count > most for count in checker.counts.values()):
         out.say(f"no more than {most} of a kind are shown; all: `--limit 0`")
-    if found:
+    if checker.counts:
         raise typer.Exit(1)
+
+
+def _sum_up(out: Out, checker: Checker) -> None:
+    """The counts, and what is worth knowing."""
+    if out.json:
+        counts, found = dict(checker.counts.most_common()), sum(checker.counts.values())
+        out.line({"ok": not found, "rows": checker.rows, "problems": found, "counts": counts})
+    elif not out.quiet:
+        out.result({}, human=_verdict(checker.rows, checker.counts))
+    for note in checker.notes:
+        out.warn(note)
 
 
 def _sources(data: str, against: list[str]) -> list[tuple[str, Any, str]]:

@@ -24,6 +24,8 @@ class TrainerConfig:
     idle_rules: ClassVar[tuple[IdleRule, ...]] = ()
     usual_rates: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
     """Learning rates for full weights and for adapters when nobody gave one; here TRL's, and its advice for LoRA."""
+    rate_power: ClassVar[float] = 0.0
+    """How fast these grow as models become smaller than a billion weights (`by_size.scaled_rate`)."""
 
     model: str | None = setting(
         None, "Model: a folder, a run, a checkpoint or a hub id.", panel="Model", flag=True, short="-m",

@@ -23,6 +23,7 @@ from chuk_lib.events import Event, Sink
 from chuk_lib.training.algorithm import Algorithm, Arrays, Report, Update
 from chuk_lib.training.optimizers import ChukOptimizer
 from chuk_lib.training.schedulers import Schedule
+from chuk_lib.training.signs import Signs
 from chuk_lib.training.utils.gradient_utils import add_gradients, add_up, clip_factor, global_norm, to_float
 from chuk_lib.utils.best import improves
 
@@ -219,13 +220,14 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
     """
     update = Updater(algorithm, optimizer, plan.max_grad_norm, plan.compiled)
     window, saved_at, reason = _Window(), progress.step, "done"
+    signs = Signs(progress.counts)
     if _is_stale(plan, progress):  # killed between the last checkpoint and the word that it is over
         algorithm.model.eval()
         return "early_stopping"
     algorithm.model.train()
     while progress.step < plan.steps:
         began = time.perf_counter()
-        learning_rate = _run_step(algorithm, update, plan, progress, window, hooks, saved_at)
+        learning_rate = _run_step(algorithm, update, plan, progress, window, hooks, saved_at, signs)
         window.seconds += time.perf_counter() - began
         hooks.emit(Event("moved", progress.step))
         if progress.step % plan.log_interval == 0 or progress.step in (1, plan.steps):
@@ -244,6 +246,8 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
             reason = "early_stopping" if stale else "stopped"
             break
         hooks.between_steps()
+    for warning in signs.sum_up(progress.step):
+        hooks.emit(Event("warning", progress.step, warning))
     algorithm.model.eval()
     return reason
 
@@ -260,16 +264,20 @@ def _run_step(
     window: _Window,
     hooks: Hooks,
     saved_at: int,
+    signs: Signs,
 ) -> float:
     mx.random.seed(step_seed(plan.seed, progress.step))
     learning_rate = plan.learning_rate(progress.step, 0)
     counts: dict[str, int] = {}
+    norms: list[float] = []
     for number, part in enumerate(algorithm.updates(progress.step)):
         learning_rate = plan.learning_rate(progress.step, number)
         try:
-            window.add(update(part, learning_rate), part.counts)
+            sums = update(part, learning_rate)
         except FloatingPointError as error:
             raise _bad_numbers(algorithm, error, progress, hooks, saved_at, updates_done=number) from None
+        window.add(sums, part.counts)
+        norms.append(sums.get("grad_norm", 0.0))
         add_up(counts, part.counts)
     report = algorithm.finish(progress.step)
     add_up(progress.counts, counts)
@@ -278,6 +286,8 @@ def _run_step(
     window.add_report(report)
     for text in report.warnings:
         hooks.emit(Event("warning", progress.step, {"text": text}))
+    for warning in signs.see(report.metrics, norms):
+        hooks.emit(Event("warning", progress.step, warning))
     if report.completions:
         hooks.keep_completions(progress.step, report.completions)
     return learning_rate

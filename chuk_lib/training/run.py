@@ -7,7 +7,7 @@ counters from its newest valid checkpoint. Whatever happens, the lock is let go 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from chuk_lib.models import load_trained_weights, provenance_of, save_pretrained
 from chuk_lib.models.randomness import switch_dropout_off
 from chuk_lib.sinks import make_sinks
 from chuk_lib.training.algorithm import Algorithm
+from chuk_lib.training.by_size import count_weights, scaled_rate
 from chuk_lib.training.checkpoints import Checkpoint, load_memory, load_optimizer_state, prune, save_checkpoint
 from chuk_lib.training.completions_log import CompletionsLog
 from chuk_lib.training.config import Config, TrainerConfig
@@ -69,7 +70,8 @@ class Job:
     `epoch(step)` says how many passes over the data `step` finished steps are; `data` and `notes` go into the log.
     `conversational` data makes a model that expects its chat template. `watched` is the evaluation metric that decides
     which checkpoint is the best. `updates_per_step` is what the learning rate's schedule counts: 1 where it moves once
-    a step, whatever updates that makes. `rows(step)` are the rows of the data that a step takes.
+    a step, whatever updates that makes. `rows(step)` are the rows of the data that a step takes. `chosen` names
+    settings that the model's size decided, and says so in words.
     """
 
     algorithm: Algorithm
@@ -85,6 +87,7 @@ class Job:
     greater_is_better: bool = False
     updates_per_step: int = 1
     rows: Callable[[int], Sequence[int]] | None = None
+    chosen: Mapping[str, str] = field(default_factory=dict)
 
 
 class Trainer(Protocol):
@@ -123,7 +126,7 @@ def run_training(
         progress = _restore(trainer.model, optimizer, run, job)
         kept = CompletionsLog(run.directory.completions, progress.step)
         if not run.directory.is_described:
-            _describe(run, config, job.name)
+            _describe(run, config, job)
         log = JsonLines.append_to(run.directory.events)
         try:
             emit = fan_out([log, *sinks])
@@ -152,9 +155,15 @@ def check_evaluation(config: TrainerConfig, has_data: bool) -> None:
 
 def complete(config: Config, model: nn.Module, adapted: bool, source: str) -> Config:
     """Fill in what was left open, so that `config.yaml` alone repeats the run."""
-    rate = config.learning_rate or config.usual_rates[adapted]
+    rate = config.learning_rate or usual_rate(config, model, adapted)
     name = config.model or provenance_of(model).source
     return replace(config, learning_rate=rate, model=name, data=config.data or source)
+
+
+def usual_rate(config: TrainerConfig, model: nn.Module, adapted: bool) -> float:
+    """The learning rate when nobody gave one: the trainer's usual one, for the size of this model."""
+    rate = config.usual_rates[adapted]
+    return scaled_rate(rate, count_weights(model), config.rate_power) if config.rate_power else rate
 
 
 def prepare_model(model: nn.Module, config: TrainerConfig) -> bool:
@@ -246,12 +255,13 @@ def _restore(model: nn.Module, optimizer: ChukOptimizer, run: Run, job: Job) -> 
     return Progress.from_state(run.checkpoint.step, run.checkpoint.state)
 
 
-def _describe(run: Run, config: TrainerConfig, algorithm: str) -> None:
+def _describe(run: Run, config: TrainerConfig, job: Job) -> None:
     try:
-        run.directory.write_json("run.json", {"algorithm": algorithm, "chuk": __version__})
-        run.directory.write_json("origins.json", run.origins or dict.fromkeys(as_dict(config), "given in code"))
+        run.directory.write_json("run.json", {"algorithm": job.name, "chuk": __version__})
+        origins = run.origins or dict.fromkeys(as_dict(config), "given in code")
+        run.directory.write_json("origins.json", {**origins, **job.chosen})
         run.directory.write_json("environment.json", runtime.describe())
-        run.directory.write_yaml("config.yaml", as_dict(config))
+        run.directory.write_yaml("config.yaml", as_dict(config), job.chosen)
     except OSError:
         run.directory.discard()
         raise

@@ -15,6 +15,7 @@ import numpy as np
 
 from chuk_lib.data.encoder import Encoder
 from chuk_lib.data.formats import Chat, Recogniser
+from chuk_lib.data.labels import label_notes
 from chuk_lib.data.parsers import EncodingError
 from chuk_lib.data.preparation import EARLIER_REASONING, Preparation, left_out
 from chuk_lib.data.reader import DataSource, read_records
@@ -25,7 +26,7 @@ from chuk_lib.data.workbench.index import Duplicates, RowIndex
 from chuk_lib.data.workbench.measure import Measured, Measurer, parts_of
 from chuk_lib.data.workbench.near import NearRows
 from chuk_lib.data.workbench.row_checks import faults_of
-from chuk_lib.data.workbench.shapes import Shape, Shaper
+from chuk_lib.data.workbench.shapes import Judged, Shape, Shaper
 from chuk_lib.errors import ChukError, ConfigError, DataError
 
 KINDS = {
@@ -34,7 +35,7 @@ KINDS = {
     "encoding": "bytes that are not UTF-8, damaged characters",
     "empty": "prompts, answers or texts without a word",
     "roles": "speakers out of order",
-    "preference": "pairs without a difference",
+    "preference": "pairs without a difference, labels of one kind only",
     "duplicate": "rows that repeat an earlier one",
     "near": "rows that are nearly an earlier one",
     "contradiction": "rows that say the opposite of an earlier one: another short answer, label or preference",
@@ -61,7 +62,8 @@ class Problem:
 
 
 class Checker:
-    """Checks splits that belong together, held-out ones last. `rows` and `counts` grow as `problems` is read.
+    """Checks splits that belong together, held-out ones last. `rows`, `counts` and `notes` (what is worth knowing and
+    no problem) grow as `problems` is read.
 
     With a tokenizer rows are rendered: those longer than `max_length` and those that the template spoils are found
     too. `by` names the columns that make two rows the same.
@@ -85,6 +87,8 @@ class Checker:
             raise ConfigError(f"unknown kind of problem `{min(unknown)}`", f"kinds: {', '.join(KINDS)}")
         self.rows: dict[str, int] = {}
         self.counts: Counter[str] = Counter()
+        self.notes: list[str] = []
+        self._labels: Counter[bool] = Counter()
         self._near = threshold if near and "near" not in self.ignored else None
         self._by = tuple(by)
         self._format, self._text_field = format, text_field
@@ -111,6 +115,7 @@ class Checker:
 
     def _rows(self, name: str, source: DataSource, split: str, index: RowIndex, claims: Claims) -> Iterator[Problem]:
         self.rows[name] = 0
+        self._labels.clear()
         found: list[Problem] = []
 
         def broken(place: Source, error: DataError) -> None:
@@ -127,6 +132,16 @@ class Checker:
                 raise
             found.append(_problem("broken", Source(name, 0), error))
         yield from found
+        yield from self._balance(name)
+
+    def _balance(self, name: str) -> Iterator[Problem]:
+        """Answers of which all are good or all are bad; that there are more of one kind is a note."""
+        good, bad = self._labels[True], self._labels[False]
+        for text in label_notes(good, bad) if good or bad else ():
+            if good and bad:
+                self.notes.append(f"{name}: {text}")
+            else:
+                yield _problem("preference", Source(name, 0), DataError(text, "add answers of the other kind"))
 
     def _shaped(
         self, name: str, records: Iterable[Record], index: RowIndex, claims: Claims, found: list[Problem]
@@ -143,6 +158,8 @@ class Checker:
                 found.append(_problem("format", record.source, error))
                 yield None
                 continue
+            if isinstance(shape, Judged):
+                self._labels[shape.label] += 1
             for kind, message, hint in faults_of(shape, text):
                 found.append(_problem(kind, record.source, DataError(message, hint)))
             claims.add(len(index) - 1, shape, record.columns)

@@ -22,8 +22,8 @@ class OnlineConfig(TrainerConfig):
         8, "Completions in one micro-batch.", flag=True, minimum=1, aliases=("per_device_train_batch_size",)
     )
     learning_rate: float | None = setting(
-        None, "Peak learning rate. Unset: 1e-6 for full fine-tuning (TRL's), 1e-5 with LoRA.", flag=True, above=0,
-        aliases=("lr",),
+        None, "Peak learning rate. Unset: 1e-6 (TRL's), 1e-5 with LoRA, and more for models below a billion weights.",
+        flag=True, above=0, aliases=("lr",),
     )  # fmt: skip
     log_interval: int = setting(
         1, "Steps between log records; a step takes long here, so each one (TRL: 10).", minimum=1,
@@ -86,6 +86,11 @@ class OnlineConfig(TrainerConfig):
     )
 
     disable_dropout: bool = setting(False, "Train without dropout, also that of adapters.", panel="Model")
+
+    @property
+    def micro_batch(self) -> int:
+        """Completions in one micro-batch."""
+        return self.batch_size
 
     @property
     def rows_per_step(self) -> int:

@@ -81,7 +81,8 @@ def plan_online(
     plan, learner = trainer.plan(dataset), trainer.learner()
     more = settings_notes(done, plan.steps * done.scheduled_updates)
     return OnlinePlan(
-        config=done, origins=dict(origins or dict.fromkeys(as_dict(done), "given in code")), output=str(output),
+        config=done, origins={**(origins or dict.fromkeys(as_dict(done), "given in code")), **trainer.chosen},
+        output=str(output),
         device=runtime.prepare().device,
         rewards=dict(zip(trainer.rewards.names, trainer.rewards.weights, strict=True)),
         rows=preview_prompts(dataset, trainer.tokenizer, rows), report=dataset.report, steps=plan.steps,

@@ -20,14 +20,15 @@ class PPOConfig(OnlineConfig):
     them `num_ppo_epochs` times, each time in `num_mini_batches` parts, an update for each."""
 
     usual_rates: ClassVar[tuple[float, float]] = (3e-6, 3e-5)
+    rate_power: ClassVar[float] = 0.5
 
     gradient_accumulation_steps: int = setting(
         4, "Micro-batches of completions in one step (TRL: 1).", flag=True, minimum=1,
         aliases=("grad_accumulation_steps",),
     )  # fmt: skip
     learning_rate: float | None = setting(
-        None, "Peak learning rate. Unset: 3e-6 for full fine-tuning (TRL's), 3e-5 with LoRA.", flag=True, above=0,
-        aliases=("lr",),
+        None, "Peak learning rate. Unset: 3e-6 (TRL's), 3e-5 with LoRA, and more for models below a billion weights.",
+        flag=True, above=0, aliases=("lr",),
     )  # fmt: skip
     max_completion_length: int = setting(
         256, "Most tokens of a completion (TRL: 53).", panel="Sampling", flag=True, minimum=1,

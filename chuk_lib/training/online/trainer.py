@@ -15,6 +15,7 @@ from chuk_lib.data.reader import DataSource
 from chuk_lib.events import Sink
 from chuk_lib.models import provenance_of
 from chuk_lib.training.algorithm import Algorithm
+from chuk_lib.training.by_size import count_weights, size_origin
 from chuk_lib.training.config import checked
 from chuk_lib.training.jobs import load_policy
 from chuk_lib.training.online.collect import (
@@ -61,6 +62,7 @@ class OnlineTrainer(ABC, Generic[Config]):
         self.tokenizer = tokenizer
         self.config: Config = checked(config or self.config_class())
         self.rewards = rewards or rewards_of(self.config)
+        self.chosen: dict[str, str] = {}
         self.sample = sample or ModelSampler(model, tokenizer, self.config.rollout_tokens)
 
     @classmethod
@@ -98,6 +100,7 @@ class OnlineTrainer(ABC, Generic[Config]):
             dataset.report.conversational, watched="eval_reward", greater_is_better=True,
             updates_per_step=self.config.scheduled_updates,
             rows=plan.prompts,
+            chosen=self.chosen,
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
@@ -119,8 +122,15 @@ class OnlineTrainer(ABC, Generic[Config]):
         return self.model
 
     def complete(self, adapted: bool, dataset: PromptDataset) -> Config:
-        """Fill in what was left open, so that `config.yaml` alone repeats the run."""
-        return absolute(complete(self.config, self.model, adapted, dataset.source))
+        """Fill in what was left open, so that `config.yaml` alone repeats the run; `chosen` then names what the size
+        of the model decided, and says so in words."""
+        done = absolute(complete(self.config, self.model, adapted, dataset.source))
+        self._note_chosen("learning_rate", done.learning_rate)
+        return done
+
+    def _note_chosen(self, name: str, value: Any) -> None:
+        if getattr(self.config, name) != value:
+            self.chosen[name] = size_origin(count_weights(self.model))
 
     def notes(self, dataset: PromptDataset) -> tuple[str, ...]:
         """What the user should know about this model and data together."""
@@ -134,4 +144,4 @@ class OnlineTrainer(ABC, Generic[Config]):
         """How rows are laid out: in few shapes on a GPU, where steps are compiled."""
         on_cpu = runtime.on_cpu()
         pad, multiple = pad_token_id(self.tokenizer), None if on_cpu else GPU_MULTIPLE
-        return Shapes(self.config.batch_size, pad, multiple, not on_cpu)
+        return Shapes(self.config.micro_batch, pad, multiple, not on_cpu)

@@ -93,8 +93,8 @@ def plan_preferences(
         padding=padding, largest=largest, parameters=count(model.parameters()),
         trainable_parameters=count(model.trainable_parameters()), reference=_reference(done),
         notes=(
-            *notes(model, dataset.report, what), *settings_notes(done, batches.plan.steps),
-            *loss_words(dataset.report.as_dict()),
+            *notes(model, dataset.report, what), *trainer.balance(done, dataset),
+            *settings_notes(done, batches.plan.steps), *loss_words(dataset.report.as_dict()),
         ),
     )  # fmt: skip
 

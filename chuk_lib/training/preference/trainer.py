@@ -15,6 +15,7 @@ import numpy as np
 
 from chuk_lib.data.batches import BatchFolder, is_batch_folder
 from chuk_lib.data.batching import RowPlan
+from chuk_lib.data.labels import label_notes
 from chuk_lib.data.preference_dataset import PairDataset, PairExample, UnpairedDataset, UnpairedExample
 from chuk_lib.data.reader import DataSource
 from chuk_lib.data.report import DataReport
@@ -91,8 +92,8 @@ class PreferenceTrainer:
         job = Job(
             algorithm, self.algorithm, batches.plan.steps, batches.plan.epoch, dataset.fingerprint,
             {"rows": len(dataset), "report": dataset.report.as_dict()},
-            (*notes(self.model, dataset.report), *references.notes), evaluate, dataset.report.conversational,
-            rows=rows_of(batches.plan),
+            (*notes(self.model, dataset.report), *balance(self.config, dataset), *references.notes), evaluate,
+            dataset.report.conversational, rows=rows_of(batches.plan),
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
@@ -210,6 +211,14 @@ def load_data(config: PreferenceConfig, source: DataSource, tokenizer: Any) -> t
 def notes(model: nn.Module, report: DataReport, what: str = "cut them") -> tuple[str, ...]:
     """What the user should know about this model and data together. `what` `max_length` would do to longer rows."""
     return (*provenance_of(model).notes, *report.notes, *length_notes(model, report.longest, what))
+
+
+def balance(config: PreferenceConfig, dataset: Dataset) -> tuple[str, ...]:
+    """KTO: what to say when good and bad answers do not balance."""
+    if not isinstance(config, KTOConfig) or not isinstance(dataset, UnpairedDataset):
+        return ()
+    good = sum(one.label for one in dataset.examples)
+    return label_notes(good, len(dataset) - good, config.desirable_weight, config.undesirable_weight)
 
 
 def make_batches(examples: Sequence[Row], config: PreferenceConfig, layout: Layout) -> Batches[Row]:
