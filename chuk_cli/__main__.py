@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 
-from chuk_cli import __version__
-from chuk_cli.streams import lasting, open_closed_streams
-
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    from chuk_cli import ctrl_c
+
+    ctrl_c.begin()  # first of all: an import that is interrupted prints a traceback
+    from chuk_cli import __version__
+    from chuk_cli.streams import lasting, open_closed_streams
+
     open_closed_streams()
     sys.stderr = lasting(sys.stderr)
     arguments = sys.argv[1:]

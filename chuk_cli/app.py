@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from chuk_cli import __version__
+from chuk_cli import __version__, ctrl_c
+from chuk_cli.command import USAGE_ERROR
 from chuk_cli.errors import FAILURE, INTERRUPTED, report, report_usage
 from chuk_cli.lazy import LazyGroup
 
@@ -23,8 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-
-USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # typer 0.26 to 0.28 name it in no other public way
 
 
 def _show_version(wanted: bool) -> None:
@@ -48,6 +47,7 @@ def run(arguments: Sequence[str]) -> int:
     as_json = "--json" in options
     _prepare_process()
     try:
+        ctrl_c.unwind()
         code = get_command(app)(args=list(arguments), prog_name="chuk", standalone_mode=False)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -59,12 +59,18 @@ def run(arguments: Sequence[str]) -> int:
     except USAGE_ERROR as error:
         return report_usage(error, as_json)
     except Exception as error:  # the one place where a bug becomes an apology instead of a traceback
-        return report(error, as_json)
+        return INTERRUPTED if ctrl_c.was_pressed() else report(error, as_json)
+    finally:
+        ctrl_c.end()
     return code if isinstance(code, int) else 0
 
 
 def _prepare_process() -> None:
-    """What cannot be encoded is written escaped; SIGTERM and SIGHUP unwind, so that half-written files are removed."""
+    """What cannot be encoded is written escaped; SIGTERM and SIGHUP unwind, so that half-written files are removed.
+    The process is chuk's own."""
+    from chuk_lib.runtime.process import own_process
+
+    own_process()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     for number in (signal.SIGTERM, signal.SIGHUP):

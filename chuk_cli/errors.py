@@ -47,7 +47,7 @@ def report_usage(error: Any, as_json: bool) -> int:
         sys.stderr.write(message + "\n")
         return USAGE
     context = getattr(error, "ctx", None)
-    hint = f"see `{context.command_path} --help`" if context else ""
+    hint = getattr(error, "hint", "") or (f"see `{context.command_path} --help`" if context else "")
     _tell("usage", message, hint, as_json)
     return int(error.exit_code)
 

@@ -38,6 +38,10 @@ def bare(measured: Measurement) -> str:
 def show(out: Out, measured: Sequence[Measurement]) -> None:
     """Figures on stdout; what went wrong, and where the model stands, beside it."""
     ours = measured[0]
+    for note in dict.fromkeys(note for one in measured for note in one.notes):
+        out.say(f"note: {note}")
+    if ours.left_out:
+        out.warn(f"{ours.left_out:,} of {ours.left_out + ours.rows:,} prompts are left out: they are too long")
     if len(measured) == 2:
         out.console.print(_side_by_side(measured))
     elif ours.scored is None:

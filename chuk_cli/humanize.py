@@ -16,6 +16,11 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 step`, `1,200 steps`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def size(n_bytes: float) -> str:
     """Bytes in binary units: `812 B`, `3.4 GiB`."""
     if n_bytes < 1024:

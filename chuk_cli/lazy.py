@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
 
-from typer import Typer
 from typer.core import TyperGroup
 from typer.main import get_command
+
+from chuk_cli.command import App
 
 
 class Group(NamedTuple):
@@ -27,12 +28,12 @@ Table = Mapping[str, Group]
 GROUPS = {
     "train": Group("chuk_cli.commands.train", "Fine-tune a model, or go on with a run.", "Work"),
     "runs": Group("chuk_cli.commands.runs", "List, show, watch, compare and report runs.", "Work"),
-    "infer": Group("chuk_cli.commands.infer", "Generate text from a prompt, a file or a pipe.", "Work"),
+    "infer": Group("chuk_cli.commands.infer", "Generate text from a prompt or a pipe, or chat.", "Work"),
     "eval": Group("chuk_cli.commands.eval", "Measure a model on data.", "Work"),
     "data": Group("chuk_cli.commands.data", "Make, check and look at data.", "Prepare"),
     "batch": Group("chuk_cli.commands.batch", "Build, measure and check batches on disk.", "Prepare"),
     "config": Group("chuk_cli.commands.config", "List, show, check and convert settings files.", "Prepare"),
-    "model": Group("chuk_cli.commands.model", "List, show, download and make models.", "Inspect"),
+    "model": Group("chuk_cli.commands.model", "Show, download and make models.", "Inspect"),
     "tokenizer": Group("chuk_cli.commands.tokenizer", "Train, use, compare and check tokenizers.", "Inspect"),
     "doctor": Group("chuk_cli.commands.doctor", "Check this machine: device, versions, speed.", "Inspect"),
 }
@@ -76,9 +77,9 @@ def find(words: Sequence[str]) -> Any:
     return command
 
 
-def _alone(function: Callable[..., Any], entry: Group) -> Typer:
+def _alone(function: Callable[..., Any], entry: Group) -> App:
     """An application of one command."""
-    app = Typer(add_completion=False)
+    app = App(add_completion=False)
     app.command(no_args_is_help=entry.no_args_is_help)(function)
     return app
 

@@ -47,7 +47,7 @@ def tell_plan(out: Out, plan: Any, lines: Iterable[str], number: int) -> None:
     """Print a plan (it has `as_dict` and `notes`): its lines for people, one number for `--quiet`."""
     out.result(plan.as_dict(), human="\n".join(lines), quiet=str(number))
     for note in plan.notes:
-        out.warn(note)
+        out.say(f"note: {note}")
     out.say("dry run: nothing was written")
 
 
@@ -93,6 +93,8 @@ def _lines(plan: SFTPlan) -> Iterator[str]:
 
 def settings_lines(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
     """Every setting with its origin; those that somebody chose first."""
+    if not values:
+        return
     order = sorted(values, key=lambda name: origins[name] == "default")
     width = max(map(len, values))
     for name in order:

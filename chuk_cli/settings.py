@@ -4,8 +4,8 @@
 `--set KEY=VALUE`, and hands it a `Resolved` object: the settings and where each value came from. Later ones win:
 defaults < `--config` files in order < `CHUK_<SETTING>` variables < `--set` < flags that were typed.
 
-A relative `model`, `data`, `eval_data` or `output` in a file means a path beside that file when such a path exists;
-otherwise it stays as written (a hub id, or a path from the working directory).
+A relative path in a file (`model`, `data`, the file of a reward …) means one beside that file when it exists; otherwise
+it stays as written (a hub id, or a path from the working directory).
 """
 
 from __future__ import annotations
@@ -19,31 +19,39 @@ from typing import Annotated, Any
 
 import typer
 
+from chuk_cli.command import FLAGS, SettingNames
+from chuk_cli.completion import setting_of, settings_files
 from chuk_cli.out import Out
 from chuk_lib.config import legacy
+from chuk_lib.config.files import find
+from chuk_lib.config.paths import beside
 from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings_of, unknown_name
 from chuk_lib.config.yaml_lines import read_entries
 from chuk_lib.errors import ConfigError
+from chuk_lib.training.recipes import RECIPES
 
-PATH_SETTINGS = ("model", "data", "eval_data", "output", "ref_model", "value_model")
 PANEL = "Configuration"
 Warn = Callable[[str], None]
-_METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
+_METAVARS = {int: "INTEGER", float: "NUMBER", int | float: "NUMBER", str: "TEXT"}
 
 ConfigOption = Annotated[
     list[Path] | None,
     typer.Option(
-        "--config", metavar="FILE", rich_help_panel=PANEL,
-        help="YAML file of settings; repeat it, later files win.",
+        "--config", metavar="FILE", rich_help_panel=PANEL, autocompletion=settings_files,
+        help="YAML file of settings, or the name of one that comes with chuk (`chuk config ls`); repeat it, later "
+        "ones win.",
     ),
 ]  # fmt: skip
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", rich_help_panel=PANEL,
-        help="Any setting by its name, also those without a flag; repeat it.",
-    ),
-]  # fmt: skip
+
+
+def _set_option(cls: type, command: str) -> Any:
+    """`--set`, whose keys are the settings of a dataclass."""
+    of = command if command in RECIPES else "sft"
+    words = f"Any setting by its name (`chuk config show {of}` has all); repeat it. --name VALUE is understood too."
+    option = typer.Option(
+        "--set", metavar="KEY=VALUE", rich_help_panel=PANEL, help=words, autocompletion=setting_of(cls)
+    )
+    return Annotated[list[str] | None, option]
 
 
 def with_settings(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -53,12 +61,12 @@ def with_settings(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any
         def with_options(ctx: typer.Context, **given: Any) -> Any:
             flags = {name: given.pop(name) for name in flagged(cls)}
             files, overrides = given.pop("config") or [], given.pop("set_values") or []
-            typed = {name: value for name, value in flags.items() if was_typed(ctx, name)}
+            typed = {name: value for name, value in flags.items() if was_typed(ctx, name)} | ctx.meta.get(FLAGS, {})
             warn = lambda text: Out.of(given.get("json", False), given.get("quiet", False)).warn(text)  # noqa: E731
             settings = resolve_settings(cls, files, os.environ, overrides, typed, warn)
             return command(settings=settings, **given)
 
-        return dressed(with_options, command, cls)
+        return dressed(with_options, command, cls, lambda: setting_names(cls))
 
     return decorate
 
@@ -72,20 +80,25 @@ def resolve_settings(
     warn: Warn = lambda text: None,
 ) -> Resolved[Any]:
     """Merge the layers of a command line. Raises ConfigError that names the file and line, variable or option."""
-    known = settings_of(cls)
-    layers = [layer for file in files for layer in read_config(file, cls, warn)]
+    known = setting_names(cls)
+    layers = [layer for file in files for layer in read_config(named_file(file), cls, warn)]
     layers += _from_environment(cls, environment or {})
     layers += [Layer("--set", _assignment(text)) for text in overrides]
     layers += [Layer(flag_name(known[name], value), {name: value}) for name, value in (flags or {}).items()]
     return resolve(cls, layers)
 
 
+def named_file(path: Path) -> Path:
+    """A settings file as `--config` names it: a path, or the name of one that comes with chuk. Raises ConfigError."""
+    return path if path.exists() else find(str(path))
+
+
 def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[Layer]:
     """The settings of a YAML file, each with `file:line` as its origin. The old sectioned form is told to `warn`."""
     entries = read_entries(path)
     if legacy.is_legacy(entries):
-        return _read_legacy(path, warn)
-    names = _canonical(cls)
+        return _read_legacy(path, cls, warn)
+    names, known = _canonical(cls), settings_of(cls)
     layers = []
     for entry in entries:
         key, value, origin = entry.keys[0], entry.value, f"{path.name}:{entry.line}"
@@ -95,29 +108,18 @@ def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[L
             raise ConfigError(f"`{key}` ({origin}) is a section", "write settings as flat `name: value` lines")
         if key not in names:
             raise unknown_name(key, list(names), origin)
-        layers.append(Layer(origin, {key: _value(path, names[key], value)}))
+        layers.append(Layer(origin, {key: beside(path, known[names[key]], value)}))
     return layers
 
 
-def _read_legacy(path: Path, warn: Warn) -> list[Layer]:
-    translation = legacy.translate(path)
+def _read_legacy(path: Path, cls: type, warn: Warn) -> list[Layer]:
+    translation, known = legacy.translate(path), settings_of(cls)
     legacy.refuse_lost(path, translation)
     warn(legacy.deprecation(path, translation))
     return [
-        Layer(f"{path.name}:{item.entry.line}", {item.setting: _value(path, item.setting, item.value)})
+        Layer(f"{path.name}:{item.entry.line}", {item.setting: beside(path, known[item.setting], item.value)})
         for item in translation.mapped
     ]
-
-
-def _value(path: Path, name: str, value: Any) -> Any:
-    return _beside(path, value) if name in PATH_SETTINGS and isinstance(value, str) else value
-
-
-def _beside(config: Path, value: str) -> str:
-    if value in ("", "-") or Path(value).is_absolute():
-        return value
-    here = config.parent / value
-    return str(here) if here.exists() else value
 
 
 def _from_environment(cls: type, environment: Mapping[str, str]) -> list[Layer]:
@@ -149,7 +151,7 @@ def flagged(cls: type) -> dict[str, Setting]:
 
 def _declared(item: Setting) -> str:
     """The flag as Typer takes it: a switch has two sides, `--packing/--no-packing`."""
-    flag = item.flag or ""
+    flag = item.flag or "--" + item.name.replace("_", "-")
     return f"{flag}/--no-{flag[2:]}" if item.base_type is bool and "/" not in flag else flag
 
 
@@ -165,8 +167,19 @@ def was_typed(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def dressed(wrapper: Callable[..., Any], command: Callable[..., Any], cls: type) -> Callable[..., Any]:
-    """The wrapper with the name, help and signature that Typer reads: own parameters, then settings, then files."""
+def setting_names(cls: type) -> dict[str, Setting]:
+    """The settings of a dataclass by every name that is understood, those of other tools included."""
+    return {name: item for item in settings_of(cls).values() for name in (*item.aliases, item.name)}
+
+
+def dressed(
+    wrapper: Callable[..., Any], command: Callable[..., Any], cls: type, names: SettingNames
+) -> Callable[..., Any]:
+    """The wrapper with the name, help and signature that Typer reads: own parameters, then settings, then files.
+
+    `names` gives the settings that may be typed as flags without having one.
+    """
+    set_option = _set_option(cls, command.__name__)
     own = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for parameter in inspect.signature(command, eval_str=True).parameters.values()
@@ -176,12 +189,12 @@ def dressed(wrapper: Callable[..., Any], command: Callable[..., Any], cls: type)
         inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
         *(_parameter(item) for item in flagged(cls).values()),
         inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption),
-        inspect.Parameter("set_values", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=SetOption),
+        inspect.Parameter("set_values", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=set_option),
         *own,
     ]
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
     wrapper.__module__, wrapper.__qualname__ = command.__module__, command.__qualname__
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    vars(wrapper).update(__signature__=inspect.Signature(parameters), setting_names=names)
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapper
 
@@ -207,7 +220,7 @@ def _help(item: Setting) -> str:
 
 
 def _metavar(item: Setting) -> str:
-    return item.name.upper() if item.name in PATH_SETTINGS else _METAVARS.get(item.base_type, "LIST")
+    return item.name.upper() if item.kind in ("path", "model") else _METAVARS.get(item.base_type, "LIST")
 
 
 def _as_text(value: Any) -> str:

@@ -15,6 +15,8 @@ class ChukError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")  # a traceback shows it below the message
 
     def __reduce__(self) -> tuple[type[ChukError], tuple[str, str]]:
         return type(self), (self.message, self.hint)

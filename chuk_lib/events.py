@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-KINDS = ("started", "step", "eval", "saved", "sample", "completions", "note", "warning", "finished")
+KINDS = ("started", "step", "moved", "eval", "saved", "sample", "completions", "note", "warning", "finished")
+PASSING = ("moved",)
+"""Kinds for those who look on just now (a step is done, an evaluation begins): no file or stream of events has them."""
 
 
 class Clock:
@@ -91,6 +93,8 @@ class JsonLines:
         return cls(stream)
 
     def __call__(self, event: Event) -> None:
+        if event.kind in PASSING:
+            return
         self._stream.write(event.to_json() + "\n")
         self._stream.flush()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,3 +59,35 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from chuk_lib.models.create import create_model
 
     return Path(create_model("nano", tmp_path_factory.mktemp("models") / "nano", seed=0))
+
+
+STARTS = re.compile(
+    r"\bsubprocess\b|\brun_chuk\b|\bpty\b|multiprocessing|\.train\(|\btrain_sft\b|\bfit\(|\bresume\(|mark\.(slow|real)\b"
+)
+"""What a test module names when it starts processes, trains, or is slow: `make quick` leaves it out."""
+HELPERS = re.compile(r"^from tests\.([\w.]+) import", re.MULTILINE)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `quick` what neither trains nor starts a process, by what its module and its helpers name."""
+    known: dict[Path, bool] = {ROOT / "tests" / "conftest.py": False}
+    for item in items:
+        if not _starts(item.path, known):
+            item.add_marker("quick")
+
+
+def _starts(path: Path, known: dict[Path, bool]) -> bool:
+    if path not in known:
+        known[path] = False  # modules that import each other
+        text = path.read_text(encoding="utf-8")
+        helpers = [ROOT / "tests" / f"{name.replace('.', '/')}.py" for name in HELPERS.findall(text)]
+        known[path] = bool(STARTS.search(text)) or any(_starts(one, known) for one in helpers if one.is_file())
+    return known[path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _uncompiled_process() -> None:
+    """Tests call models themselves too, and on a CPU `mx.compile` costs seconds for each of them."""
+    from chuk_lib.runtime import prepare
+
+    prepare(compile=False)

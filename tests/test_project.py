@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from tests.conftest import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
-PACKAGES = ("chuk_cli", "chuk_lib", "training_config")
+PACKAGES = ("chuk_cli", "chuk_lib")
 needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
@@ -52,14 +53,16 @@ def test_the_licence_is_mit() -> None:
 
 def test_make_has_the_targets_that_the_readme_names() -> None:
     targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
-    assert {"setup", "demo", "test", "lint"} <= targets
-    for target, needs in {"demo": "ready", "test": "dev", "lint": "dev", "setup": "dev"}.items():
+    with_tools = ("setup", "test", "quick", "real", "lint")
+    assert {"demo", *with_tools} <= targets
+    for target, needs in {"demo": "ready", **dict.fromkeys(with_tools, "dev")}.items():
         assert re.search(rf"^{target}: .venv/{needs}$", MAKEFILE, re.MULTILINE), f"`make {target}` on a fresh clone"
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(f"make {target} " in said for target in targets - {"help"})
 
 
 def test_ci_does_what_a_developer_does() -> None:
+    assert "run: bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "make lint" in text
     assert "make test" in text
@@ -79,9 +82,10 @@ def checkout(folder: Path) -> Path:
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, names):
-        if (ROOT / name).is_file() and not name.startswith("tests/"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
+        if name.startswith("tests/") or not (ROOT / name).exists():
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name, follow_symlinks=False)
     return folder
 
 
@@ -99,4 +103,33 @@ def test_a_wheel_holds_all_that_is_needed(tmp_path: Path) -> None:
         names = set(archive.namelist())
     files = [path for package in PACKAGES for path in (source / package).rglob("*") if path.is_file()]
     assert {path.relative_to(source).as_posix() for path in files} <= names
-    assert {"chuk_lib/py.typed", "chuk_cli/py.typed"} <= names
+    shipped = {f"chuk_lib/config/shipped/{path.relative_to(source / 'training_config').as_posix()}"
+               for path in (source / "training_config").rglob("*.yaml")}  # fmt: skip
+    assert shipped | {"chuk_lib/py.typed", "chuk_cli/py.typed"} <= names
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"chuk_cli", "chuk_lib", "chuk_mlx"}
+
+
+INSTALLED_AS = {"yaml": "pyyaml", "mlx_lm": "mlx-lm", "huggingface_hub": "huggingface_hub"}
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Every package that the code imports stands in pyproject.toml itself: what another one brings can go with it."""
+    needed = {re.split(r"[\[<>=; ]", line)[0] for line in PROJECT["dependencies"]}
+    extras = {re.split(r"[\[<>=; ]", line)[0] for lines in PROJECT["optional-dependencies"].values() for line in lines}
+    for package in ("chuk_cli", "chuk_lib"):
+        for path in (ROOT / package).rglob("*.py"):
+            for name, at_the_top in imports(path):
+                known = needed if at_the_top else needed | extras
+                assert INSTALLED_AS.get(name, name) in known, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """The foreign packages that a module imports, and whether it does so when it is imported itself."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = []
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+        found += [(name.partition(".")[0], node in tree.body) for name in names]
+    own = {"chuk_cli", "chuk_lib", "__future__"}
+    return [(name, top) for name, top in found if name not in own and name not in sys.stdlib_module_names]

@@ -99,6 +99,16 @@ def test_the_demo_s_commands_succeed(folder: Path) -> None:
 
 
 @needs_bash
+def test_a_demo_that_learns_nothing_ends_with_a_word(folder: Path) -> None:
+    weak = {"CHUK_LEARNING_RATE": "1e-9", "CHUK_BATCH_SIZE": "1", "SAMPLES": "400", "SEED": "3"}
+    done = run(["bash", "examples/demo.sh", "weak"], folder, **weak)
+    assert done.returncode == 1
+    assert "It has not learned to add: 0.0 % right." in done.stderr
+    assert "SEED=4 bash examples/demo.sh weak" in done.stderr
+    assert "Done in" not in done.stdout
+
+
+@needs_bash
 @pytest.mark.parametrize("block", COMMANDS, ids=lambda block: block.text.strip().splitlines()[0][:50])
 def test_a_block_does_what_it_says(folder: Path, block: Block) -> None:
     if not (folder / "demo" / "run").exists():
@@ -128,3 +138,11 @@ def test_lines_are_short_enough_to_read_in_an_editor() -> None:
 def test_the_page_of_settings_is_current() -> None:
     written = settings_page.PAGE.read_text(encoding="utf-8")
     assert written == settings_page.page(), "run `python -m tests.settings_page`"
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+def test_commands_can_be_pasted_into_any_shell(page: str) -> None:
+    """zsh takes a comment after a command for arguments."""
+    found = re.findall(r"```(?:bash|sh|shell)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in found for line in block.splitlines()]
+    assert not [line for line in lines if re.search(r"\s# ", line)]

@@ -112,7 +112,8 @@ class _Lines:
         self._said = now
         self._first = self._first or progress.done
         rate = (progress.done - self._first) / max(now - self._began - _EVERY, 1e-9)
-        parts = [f"{progress.records:,} rows, {humanize.count(progress.tokens)} tokens, {progress.files:,} files"]
+        parts = [f"{progress.records:,} rows, {humanize.count(progress.tokens)} tokens"]
+        parts += [humanize.counted(progress.files, "file")] if progress.files else []
         if progress.done and progress.total:
             parts.insert(0, f"{100 * progress.done / progress.total:.0f} %")
         if rate > 0 and progress.total > progress.done:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chuk_cli.completion import formats, words
+
 if TYPE_CHECKING:
     from chuk_lib.data.batches.spec import BatchSpec
 
@@ -15,7 +17,15 @@ TokenizerOption = Annotated[
     str | None, typer.Option("--model", "-m", help="Model folder or hub id whose tokenizer to take.", metavar="MODEL")
 ]
 SplitOption = Annotated[str, typer.Option("--split", help="train, valid or test.", metavar="NAME")]
-KindOption = Annotated[str, typer.Option("--kind", help="pretrain, sft or preference.", metavar="KIND")]
+KindOption = Annotated[
+    str,
+    typer.Option(
+        "--kind",
+        help="pretrain, sft or preference.",
+        metavar="KIND",
+        autocompletion=words("pretrain", "sft", "preference"),
+    ),
+]
 MaxLengthOption = Annotated[int, typer.Option("--max-length", help="Longest row in tokens.", min=2)]
 EdgesOption = Annotated[
     str,
@@ -47,7 +57,10 @@ CompletionOption = Annotated[
 AssistantOption = Annotated[
     bool, typer.Option("--assistant-only-loss", help="Learn every assistant turn and nothing else.")
 ]
-FormatOption = Annotated[str | None, typer.Option("--format", help="Record format; unset: recognised.", metavar="NAME")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option("--format", help="Record format; unset: recognised.", metavar="NAME", autocompletion=formats),
+]
 TextFieldOption = Annotated[str, typer.Option("--text-field", help="Column of plain text.", metavar="NAME")]
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from chuk_cli.command import App
+from chuk_cli.completion import commands_or_files, settings_files
 from chuk_cli.options import JsonOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out, make_table, tell
 from chuk_cli.plan import plain
@@ -19,9 +21,9 @@ from chuk_lib.errors import ConfigError
 from chuk_lib.training.config import refuse_idle_settings
 from chuk_lib.training.recipes import RECIPES, config_class
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, show, check and convert settings files.")
+app = App(add_completion=False, no_args_is_help=True, help="List, show, check and convert settings files.")
 
-_TYPES = {int: "integer", float: "number", bool: "true or false", str: "text"}
+_TYPES = {int: "integer", float: "number", int | float: "number", bool: "true or false", str: "text"}
 
 PIPELINE = "pipeline"
 ForOption = Annotated[
@@ -31,7 +33,12 @@ ForOption = Annotated[
         help="The training command that the file is for; unset: the one its first comment names, else sft.",
     ),
 ]  # fmt: skip
-FileArgument = Annotated[str, typer.Argument(help="A file, or the name of one that comes with chuk.", metavar="FILE")]
+FileArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A file, or the name of one that comes with chuk.", metavar="FILE", autocompletion=settings_files
+    ),
+]
 
 
 @app.command()
@@ -51,7 +58,12 @@ def ls(json: JsonOption = False, quiet: QuietOption = False) -> None:
 @app.command()
 def show(
     name: Annotated[
-        str, typer.Argument(help="A file, the name of one that comes with chuk, or a training command.", metavar="NAME")
+        str,
+        typer.Argument(
+            help="A file, the name of one that comes with chuk, or a training command.",
+            metavar="NAME",
+            autocompletion=commands_or_files,
+        ),
     ],
     json: JsonOption = False,
     quiet: QuietOption = False,

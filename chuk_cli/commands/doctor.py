@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chuk_cli.command import App
 from chuk_cli.errors import FAILURE
 from chuk_cli.humanize import number, size
 from chuk_cli.options import JsonOption, QuietOption
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from chuk_lib.parity import Check
     from chuk_lib.runtime.checkup import Report
 
-app = typer.Typer(add_completion=False)
+app = App(add_completion=False)
+
+_WHERE = "the parity fixtures come with the source (tests/fixtures/parity), not with the installed package"
 
 
 @app.command()
@@ -36,7 +39,7 @@ def doctor(
     """Check this machine: device, speed, versions, memory, and what to mend.
 
     Exit code 1 when something prevents work or a parity check fails. Paste the output of `--json` into an
-    issue.
+    issue. The fixtures of `--parity` come with the source, not with the installed package.
 
     Examples:
       chuk doctor
@@ -110,11 +113,12 @@ def _names(only: str | None) -> list[str]:
 
 def _check_parity(out: Out, folder: Path, only: list[str]) -> None:
     if not folder.is_dir():
-        raise DataError(f"`{folder}` is not a folder", "name the folder of the parity fixtures")
-    from chuk_lib.parity import run
+        raise DataError(f"`{folder}` is not a folder", _WHERE)
+    from chuk_lib.parity import examine
 
     with out.status(f"Checking against `{folder}` …"):
-        checks = run(folder, only)
+        outcome = examine(folder, only)
+    checks = list(outcome.checks)
     if not checks:
         raise DataError(f"no parity check was run on `{folder}`", "see its README for the suites there are")
     failed = [check for check in checks if not check.passed]
@@ -122,11 +126,17 @@ def _check_parity(out: Out, folder: Path, only: list[str]) -> None:
         {
             "passed": len(checks) - len(failed),
             "failed": len(failed),
+            "missing": list(outcome.missing),
+            "unread": list(outcome.unread),
             "checks": [asdict(check) for check in checks],
         },
-        human=make_table("Parity", ("suite", "passed", "failed", "largest difference"), _suites(checks)),
+        human=make_table("Parity", ("suite", "passed", "failed", "largest difference", "relative"), _suites(checks)),
         quiet=[f"{check.suite}/{check.name}" for check in failed],
     )
+    for path in outcome.missing:
+        out.say(f"not in this folder, so not checked: {path}")
+    for line in outcome.unread:
+        out.say(f"not read by any check: {line}")
     for check in failed:
         out.say(f"failed: {check.suite}/{check.name}: {_difference(check)}")
     if failed:
@@ -134,12 +144,14 @@ def _check_parity(out: Out, folder: Path, only: list[str]) -> None:
     out.say(f"All {len(checks)} checks passed.")
 
 
-def _suites(checks: list[Check]) -> list[tuple[str, int, int, str]]:
+def _suites(checks: list[Check]) -> list[tuple[str, int, int, str, str]]:
     rows = []
     for suite, members in groupby(sorted(checks, key=lambda check: check.suite), key=lambda check: check.suite):
         group = list(members)
         passed = sum(check.passed for check in group)
-        rows.append((suite, passed, len(group) - passed, number(max(check.difference for check in group))))
+        largest = number(max(check.difference for check in group))
+        relative = number(max(check.relative for check in group))
+        rows.append((suite, passed, len(group) - passed, largest, relative))
     return rows
 
 

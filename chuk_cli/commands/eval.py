@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chuk_cli.command import WORDS, App
 from chuk_cli.options import DataOption, JsonOption, ModelOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
@@ -16,14 +17,15 @@ from chuk_lib.inference.config import SamplingConfig
 if TYPE_CHECKING:
     from chuk_lib.training.measuring.measure import Measurement, Prepared
 
-app = typer.Typer(add_completion=False)
+app = App(add_completion=False)
 
 
-def _list_rewards(wanted: bool) -> None:
+def _list_rewards(ctx: typer.Context, wanted: bool) -> None:
     if wanted:
         from chuk_cli.reward_list import show_rewards
 
-        show_rewards()
+        words = ctx.meta[WORDS]
+        show_rewards(Out.of("--json" in words, "--quiet" in words or "-q" in words))
         raise typer.Exit
 
 
@@ -49,6 +51,10 @@ SplitOption = Annotated[
     str | None, typer.Option("--split", help="Split of a data folder; default: test, else valid, else train.")
 ]
 MaxRowsOption = Annotated[int | None, typer.Option("--max-rows", help="Use the first N rows.", min=1)]
+MaxPromptOption = Annotated[
+    int | None,
+    typer.Option("--max-prompt-length", help="Leave out prompts of more tokens, and count them.", min=1),
+]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Rows in one batch of the loss.", min=1)]
 OutputFileOption = Annotated[
     Path | None,
@@ -102,6 +108,7 @@ def evaluate(
     against_adapter: AgainstAdapterOption = None,
     split: SplitOption = None,
     max_rows: MaxRowsOption = None,
+    max_prompt_length: MaxPromptOption = None,
     batch_size: BatchOption = 32,
     output: OutputFileOption = None,
     overwrite: OverwriteOption = False,
@@ -140,7 +147,7 @@ def evaluate(
 
     question = Question(
         data, split, max_rows, max_tokens, batch_size, tuple(reward or ()), reward_errors, samples, ks, pass_score,
-        temperature, sampling,
+        temperature, sampling, max_prompt_length,
     )  # fmt: skip
     models = [(model, adapter)] if against is None else [(model, adapter), (against, against_adapter)]
     _report(out, _answers(out, read_question(question), models), output)
@@ -162,6 +169,8 @@ def _report(out: Out, measured: Sequence[Measurement], output: Path | None) -> N
 
     if output is not None:
         _write(output, measured)
+    for note in dict.fromkeys(note for one in measured for note in one.notes):
+        out.warn(note)
     if out.human:
         show(out, measured)
         if output is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chuk_cli.command import App
 from chuk_cli.options import JsonOption, ModelOption, QuietOption
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError, DataError
@@ -18,7 +19,7 @@ from chuk_lib.inference.config import SamplingConfig
 if TYPE_CHECKING:
     from chuk_lib.inference.prompts import Prompt
 
-app = typer.Typer(add_completion=False)
+app = App(add_completion=False)
 _DEFAULT = SamplingConfig()
 _LEAVE = ("exit", "quit")
 
@@ -159,9 +160,12 @@ class _Writer:
 
 def _load(out: Out, model: str, adapter: str | None) -> tuple[Any, Any]:
     with out.status(f"Loading `{model}` …"):
-        from chuk_lib.models import load_model
+        from chuk_lib.models import load_model, provenance_of
 
-        return load_model(model, adapter=adapter)
+        loaded, tokenizer = load_model(model, adapter=adapter)
+    for note in provenance_of(loaded).notes:
+        out.say(f"note: {note}")
+    return loaded, tokenizer
 
 
 def _given_prompt(prompt: str | None) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chuk_cli.command import App
 from chuk_cli.humanize import count, number, size
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption, SeedOption
 from chuk_cli.out import Out, make_table
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from chuk_lib.models.create import NewModel
     from chuk_lib.models.info import AdapterInfo, ModelInfo
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Show, download and make models.")
+app = App(add_completion=False, no_args_is_help=True, help="Show, download and make models.")
 
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.", metavar="NAME")

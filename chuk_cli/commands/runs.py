@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from chuk_cli.command import App
 from chuk_cli.options import JsonOption, OverwriteOption, QuietOption, YesOption
-from chuk_cli.out import Out, glyph
-from chuk_cli.runs.options import MetricOption, RunArgument, RunsArgument, load, load_all, locate
+from chuk_cli.out import Out
+from chuk_cli.runs.options import (
+    MetricOption,
+    RunArgument,
+    RunsArgument,
+    is_ascii,
+    load,
+    load_all,
+    locate,
+    locate_newest,
+    width_of,
+)
 from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
     from chuk_cli.dashboard.board import Board
-    from chuk_lib.runs.figures import Picture
     from chuk_lib.runs.record import Run
     from chuk_lib.runs.summary import Summary
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="List, show, watch, compare and report runs.")
-
-_WIDTH_OFF_TERMINAL = 100
+app = App(no_args_is_help=True, add_completion=False, help="List, show, watch, compare and report runs.")
 
 
 @app.command("ls")
@@ -100,16 +107,16 @@ def show(
     if completions:
         from chuk_cli.runs.completions import show_completions
 
-        show_completions(out, locate(run), step, limit)
+        show_completions(out, locate_newest(run, out), step, limit)
         return
     if step is not None:
         raise ConfigError("`--step` does nothing without --completions", "add --completions")
-    found = load(run)
+    found = load(run, out)
     human = None
     if out.human:
         from chuk_cli.runs.show import page
 
-        human = page(found, _width(out), _ascii())
+        human = page(found, width_of(out), is_ascii())
     out.result(found.as_dict(), human=human, quiet=str(found.path))
     if found.summary.error:
         out.say(f"it failed: {found.summary.error}")
@@ -131,7 +138,7 @@ def watch(run: RunArgument = None, json: JsonOption = False, quiet: QuietOption 
     from chuk_cli.runs.watch import watch as follow
 
     out = Out.of(json, quiet)
-    path = locate(run)
+    path = locate_newest(run, out)
     _close_watch(out, path, follow(path, out))
 
 
@@ -168,10 +175,11 @@ def plot(
       chuk runs plot first second --metric loss,eval_loss,learning_rate
       chuk runs plot first second --output losses.svg
     """
+    from chuk_cli.runs.plotting import last_values, terminal
     from chuk_lib.runs.figures import pictures
 
     out = Out.of(json, quiet)
-    found = load_all(list(runs)) if runs else [load(None)]
+    found = load_all(list(runs)) if runs else [load(None, out)]
     charts = pictures(found, metric)
     if output is not None:
         from chuk_lib.runs.images import save_pictures
@@ -181,21 +189,7 @@ def plot(
         out.result({"output": str(output)}, human=str(output), quiet=str(output))
         return
     data = [{"title": chart.title, "lines": [vars(line) for line in chart.lines]} for chart in charts]
-    out.result(data, human=_terminal(out, charts, log) if out.human else None)
-
-
-def _terminal(out: Out, charts: list[Picture], log: bool) -> Any:
-    from rich.console import Group
-    from rich.text import Text
-
-    from chuk_cli.runs.chart import Series, chart
-
-    parts: list[Any] = []
-    for picture in charts:
-        series = [Series(line.label, line.points) for line in picture.lines]
-        drawn = chart(series, _width(out), 16, _ascii(), log)
-        parts += [Text(("\n" if parts else "") + picture.title, style="bold"), *drawn]
-    return Group(*parts) if parts else "nothing to draw yet"
+    out.result(data, human=terminal(out, charts, log) if out.human else None, quiet=last_values(charts))
 
 
 @app.command(no_args_is_help=True)
@@ -216,7 +210,7 @@ def compare(
     found = load_all(runs)
     if len(found) < 2:
         raise ConfigError("comparing takes at least two runs", "`chuk runs show` shows one")
-    human = page(found, pictures(found, metric), _width(out), _ascii()) if out.human else None
+    human = page(found, pictures(found, metric), width_of(out), is_ascii()) if out.human else None
     out.result(as_dict(found), human=human, quiet=[_best_first(found)])
 
 
@@ -252,18 +246,26 @@ def report(
     """
     from chuk_cli.runs.pipeline_report import write_pipeline_report
     from chuk_cli.runs.report import write_report
+    from chuk_lib.runs.find import is_pipeline
 
     out = Out.of(json, quiet)
-    is_pipeline = run is not None and (Path(run) / "pipeline.json").is_file()
-    folder = Path(run) if is_pipeline and run else locate(run)
+    pipeline = next((folder for folder in _folders(run) if is_pipeline(folder)), None)
+    folder = pipeline or locate(run)
     target = output or folder / "report.html"
     if output is not None:
         _refuse_existing(output, overwrite)
-    if is_pipeline:
+    if pipeline is not None:
         write_pipeline_report(folder, target)
     else:
-        write_report(load(str(folder)), target)
+        write_report(load(str(folder), out), target)
     out.result({"output": str(target), "bytes": target.stat().st_size}, human=str(target), quiet=str(target))
+
+
+def _folders(run: str | None) -> list[Path]:
+    """Where a name could be: as a path, or under `runs/`."""
+    from chuk_lib.runs.find import RUNS
+
+    return [] if run is None else [Path(run), RUNS / run]
 
 
 @app.command()
@@ -287,7 +289,7 @@ def export(
     out = Out.of(json, quiet)
     if output is None:
         raise ConfigError("no --output given", "name a .csv or .parquet file, for example `--output run.csv`")
-    found = load(run)
+    found = load(run, out)
     _refuse_existing(output, overwrite)
     rows = write(found.log, output)
     out.result({"output": str(output), "rows": rows}, human=f"{output}: {rows:,} rows", quiet=str(output))
@@ -330,15 +332,3 @@ def _refuse_existing(output: Path, overwrite: bool) -> None:
         raise ConfigError(f"`{output}` exists already", "--overwrite replaces a file, or choose another --output")
     if not output.parent.is_dir():
         raise ConfigError(f"there is no folder `{output.parent}`", "make it first, or choose another --output")
-
-
-def _width(out: Out) -> int:
-    """Columns to draw in: the terminal's, at most 160; a sensible number elsewhere."""
-    known = out.console.is_terminal or os.environ.get("COLUMNS")
-    return max(40, min(out.console.width, 160)) if known else _WIDTH_OFF_TERMINAL
-
-
-def _ascii() -> bool:
-    import sys
-
-    return not glyph("━⠿╭", "", sys.stdout)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import typer
-
+from chuk_cli.command import App
 from chuk_cli.tokenizer import care, look, make, use
 
-app = typer.Typer(add_completion=False, no_args_is_help=True)
+app = App(add_completion=False, no_args_is_help=True)
 
 
 @app.callback()

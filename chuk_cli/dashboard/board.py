@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from chuk_lib.events import Event
+from chuk_lib.utils.best import improves
 
 Point = tuple[int, float]
 MOST_POINTS = 4000  # more than any terminal can show; longer curves are thinned, so that drawing stays cheap
@@ -61,6 +62,7 @@ class Board:
     completions: list[dict[str, Any]] = field(default_factory=list)  # rows of the newest `completions`
     notes: list[str] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
+    doing: str = ""  # what goes on between steps, such as evaluating
     finished: dict[str, Any] | None = None
     began: float | None = None
     time: float | None = None
@@ -70,22 +72,24 @@ class Board:
         """Take one event. Kinds it does not know only move the clock."""
         self.time = event.time
         handlers = {
-            "started": self._see_started, "step": self._see_step, "eval": self._see_eval, "saved": self._see_saved,
+            "started": self._see_started, "step": self._see_step, "moved": self._see_moved,
+            "eval": self._see_eval, "saved": self._see_saved,
             "sample": self._see_sample, "completions": self._see_completions, "note": self._see_note,
             "warning": self._see_warning, "finished": self._see_finished,
         }  # fmt: skip
+        self.doing = ""
         if event.kind in handlers:
             handlers[event.kind](event, event.data or {})
 
     @property
     def watched(self) -> str:
         """What the run is about: its reward where it has one, else its loss."""
-        return "reward" if self.rewards else "loss"
+        return "reward" if self.rewards or "eval_reward" in self.latest else "loss"
 
     @property
     def line(self) -> list[Point]:
         """The curve of what is watched."""
-        return self.rewards or self.losses
+        return self.rewards if self.watched == "reward" else self.losses
 
     @property
     def stage(self) -> str:
@@ -151,14 +155,18 @@ class Board:
             setattr(self, part.name, getattr(fresh, part.name))
 
     def _see_step(self, event: Event, data: dict[str, Any]) -> None:
-        self.step = event.step
+        self._see_moved(event, {})
         self._take_metrics(data)
-        self._recent.append((event.time, event.step))
         if (loss := as_number(data.get("loss"))) is not None:
             self.losses.append((event.step, loss))
         if (reward := as_number(data.get("reward"))) is not None:
             self.rewards.append((event.step, reward))
         self.losses, self.rewards = _bounded(self.losses), _bounded(self.rewards)
+
+    def _see_moved(self, event: Event, data: dict[str, Any]) -> None:
+        self.step, self.doing = event.step, printable(data.get("doing"))
+        if not self._recent or self._recent[-1][1] < event.step:
+            self._recent.append((event.time, event.step))
 
     def _see_eval(self, event: Event, data: dict[str, Any]) -> None:
         self._take_metrics(data)
@@ -168,9 +176,10 @@ class Board:
             return
         self.evals.append((event.step, value))
         is_best = data.get("best")
-        if self.best_eval is not None and is_best is None:
-            is_best = value < self.best_eval[1] if reward is None else value > self.best_eval[1]
-        if self.best_eval is None or is_best:
+        if is_best is None:
+            best = self.best_eval[1] if self.best_eval else None
+            is_best = improves(value, best, greater=reward is not None)
+        if is_best:
             self.best_eval = (event.step, value)
 
     def _see_saved(self, event: Event, data: dict[str, Any]) -> None:

@@ -21,7 +21,8 @@ from chuk_cli.dashboard.board import Board, as_number, last_part, printable
 from chuk_cli.dashboard.facts import Fact, facts, figure
 from chuk_cli.dashboard.plot import LINE, MARK, Plot, plot
 
-WIDE, WIDEST = 110, 160
+WIDE, WIDEST = 110, 220
+_AXIS = 9  # cells of an axis label
 _STYLES = {LINE: "cyan", MARK: "bold yellow"}
 _ENDINGS = {
     "done": ("done", "bold green"),
@@ -96,7 +97,9 @@ def _progress(board: Board, width: int, ascii: bool, now: float | None) -> Text:
             words.append(f" after {humanize.duration(elapsed)}", style="dim")
     elif elapsed is not None:
         words.append(humanize.duration(elapsed), style="dim")
-        if left is not None:
+        if board.doing:
+            words.append(f", {board.doing}", style="bold")
+        elif left is not None:
             words.append(f", {humanize.duration(left)} left")
     if not board.steps:
         return words
@@ -127,16 +130,21 @@ def _middle(board: Board, width: int, room: int, ascii: bool) -> list[Renderable
         return [Text(), _side_by_side(board, known, width, room, ascii)]
     columns = 2 if width >= 56 else 1
     n_fact_rows = min(math.ceil(len(known) / columns), room - 1)
-    curve = _curve(board, width, min(8, room - n_fact_rows - 4), ascii)
+    curve = _curve(board, width, min(_most_rows(room), room - n_fact_rows - 4), ascii)
     if curve:
         return [Text(), *curve, Text(), _facts_grid(known[: n_fact_rows * columns], columns, width)]
     return [Text(), _facts_grid([*_newest(board), *known][: columns * (room - 1)], columns, width)]
 
 
+def _most_rows(room: int) -> int:
+    """How high a curve may get: two thirds of the room where there is much of it."""
+    return max(8, min(24, room * 2 // 3))
+
+
 def _side_by_side(board: Board, known: Sequence[Fact], width: int, room: int, ascii: bool) -> Table:
     right_width = 42
     left_width = width - right_width - 3
-    curve = _curve(board, left_width, min(12, max(len(known) - 2, 6), room - 3), ascii)
+    curve = _curve(board, left_width, min(max(_most_rows(room), len(known) - 2), room - 3), ascii)
     shown = known if curve else [*_newest(board), *known]
     grid = Table.grid(padding=(0, 3, 0, 0))
     grid.add_column(width=left_width)
@@ -155,7 +163,7 @@ def _curve(board: Board, width: int, rows: int, ascii: bool) -> list[Text]:
     """Legend, plot and axis; nothing when fewer than two rows are left for it."""
     if rows < 2 or len(board.line) + len(board.evals) < 2:
         return []
-    picture = plot(board.line, board.evals, width - 8, rows, ascii)
+    picture = plot(board.line, board.evals, width - _AXIS - 2, rows, ascii)
     if picture is None:
         return []
     return [_legend(board, width, ascii), *_plot_lines(picture, rows, ascii), _axis(picture, width, ascii)]
@@ -179,11 +187,11 @@ def _legend(board: Board, width: int, ascii: bool) -> Text:
 
 def _plot_lines(picture: Plot, rows: int, ascii: bool) -> list[Text]:
     edge, plain_edge = ("|", "|") if ascii else ("┤", "│")
+    high, low = _ends(picture.high, picture.low)
     lines = []
     for index, cells in enumerate(picture.cells):
-        label = picture.high if index == 0 else picture.low if index == rows - 1 else None
-        text = "" if label is None else _short(label)
-        line = Text.assemble((f"{text:>6} {plain_edge if label is None else edge}", "dim"))
+        text = high if index == 0 else low if index == rows - 1 else ""
+        line = Text.assemble((f"{text:>{_AXIS}} {edge if text else plain_edge}", "dim"))
         for kind, group in groupby(cells, key=lambda cell: cell[1]):
             line.append("".join(character for character, _ in group), style=_STYLES.get(kind, ""))
         lines.append(line)
@@ -193,8 +201,8 @@ def _plot_lines(picture: Plot, rows: int, ascii: bool) -> list[Text]:
 def _axis(picture: Plot, width: int, ascii: bool) -> Text:
     corner, line = ("+", "-") if ascii else ("╰", "─")
     first, last = f" {picture.first:,} ", f" {picture.last:,} "
-    middle = line * max(0, width - 9 - len(first) - len(last))
-    return Text(f"{'':>6} {corner}{line}{first}{middle}{last}"[:width], style="dim")
+    middle = line * max(0, width - _AXIS - 3 - len(first) - len(last))
+    return Text(f"{'':>{_AXIS}} {corner}{line}{first}{middle}{last}"[:width], style="dim")
 
 
 def _facts_grid(facts: Sequence[Fact], columns: int, width: int) -> Table:
@@ -213,19 +221,27 @@ def _written(board: Board, width: int, room: int, ascii: bool) -> list[Text]:
     if not rows:
         return _sample(board, width, ascii)
     rows.sort(key=lambda row: -(as_number(row.get("reward")) or 0.0))
-    most = max(2, min(len(rows), room - 17, 6))
+    most = max(2, min(len(rows), room - 17))
     shown = rows if len(rows) <= most else [*rows[: (most + 1) // 2], *rows[len(rows) - most // 2 :]]
-    left = min(34, (width - 9) // 2)
-    right = width - 9 - left
-    lines = [Text(), Text(f"{'reward':>7}  {'prompt':<{left}}{'completion'}"[:width], style="dim")]
+    wide = 14 if width > 90 and any(row.get("wanted") for row in rows) else 0
+    left = min(34, (width - 9 - wide) // 2)
+    right = width - 9 - left - wide
+    head = f"{'reward':>7}  {'prompt':<{left}}{'wanted':<{wide}}completion" if wide else ""
+    head = head or f"{'reward':>7}  {'prompt':<{left}}completion"
+    lines = [Text(), Text(head[:width], style="dim")]
     for row in shown:
         reward = as_number(row.get("reward"))
         prompt = _ending_of(" ".join(printable(row.get("prompt")).split()), left - 2, ascii)
         text = _cut(" ".join(printable(row["completion"]).split()), right, ascii)
         value = "-" if reward is None else f"{reward:.2f}"
-        gap = " " * max(1, left - Text(prompt).cell_len)
-        lines.append(Text.assemble(f"{value:>7}  ", (prompt, "dim"), gap, text))
+        wanted = _cut(" ".join(printable(row.get("wanted")).split()), wide - 2, ascii) if wide else ""
+        before = Text(_padded(prompt, left) + _padded(wanted, wide), style="dim")
+        lines.append(Text.assemble(f"{value:>7}  ", before, text))
     return lines
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * max(1 if width else 0, width - Text(text).cell_len)
 
 
 def _ending_of(text: str, width: int, ascii: bool) -> str:
@@ -284,6 +300,15 @@ def _justified(left: Text, rights: Sequence[str], width: int) -> Text:
             return Text.assemble(left, " " * gap, (right, "dim"))
     left.truncate(width)
     return left
+
+
+def _ends(high: float, low: float) -> tuple[str, str]:
+    """The ends of an axis in as many digits as tell them apart."""
+    short = _short(high), _short(low)
+    if short[0] != short[1]:
+        return short
+    wide = [(f"{high:.{digits}g}", f"{low:.{digits}g}") for digits in range(3, 8)]
+    return next((pair for pair in wide if pair[0] != pair[1] and max(map(len, pair)) <= _AXIS), wide[-1])
 
 
 def _short(value: float) -> str:

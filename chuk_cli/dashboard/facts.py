@@ -97,7 +97,9 @@ def _pace(board: Board) -> list[Fact]:
 
 def _tokens(board: Board) -> list[Fact]:
     latest = board.latest
+    beside = latest.get("eval_loss") if board.watched == "reward" else None
     return [
+        ("eval loss", _if_known(beside, figure)),
         ("exact match", _if_known(latest.get("eval_exact_match"), lambda share: f"{share:.1%}")),
         ("token accuracy", _accuracy(board)),
         ("padding", _share(latest.get("padding"))),
@@ -113,7 +115,7 @@ def _common(board: Board) -> list[Fact]:
     ]
     return [
         *(rates if board.rewards else []),
-        ("memory, peak", _memory(board)),
+        ("memory", _memory(board)),
         ("checkpoint", _if_known(board.saved_step, lambda step: f"step {step:,.0f}")),
         ("best", _best(board)),
     ]
@@ -146,8 +148,9 @@ def _accuracy(board: Board) -> str:
 
 
 def _memory(board: Board) -> str:
-    found = (board.latest.get("memory_bytes"), board.latest.get("peak_memory_bytes"))
-    return ", ".join(humanize.size(value) for value in found if value is not None)
+    now, peak = board.latest.get("memory_bytes"), board.latest.get("peak_memory_bytes")
+    parts = [humanize.size(now)] if now is not None else []
+    return ", ".join(parts + ([f"peak {humanize.size(peak)}"] if peak is not None else []))
 
 
 def _best(board: Board) -> str:

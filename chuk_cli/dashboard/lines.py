@@ -38,8 +38,8 @@ class Lines:
         board, about = self.board, self.board.about
         self._told = None
         what = f"{about.get('algorithm', 'training')} {last_part(about.get('model'))} on {last_part(about.get('data'))}"
-        plan = [f"{board.steps:,} steps"] if board.steps else []
-        plan += [f"{board.epochs} epochs"] if board.epochs else []
+        plan = [humanize.counted(board.steps, "step")] if board.steps else []
+        plan += [humanize.counted(board.epochs, "epoch")] if board.epochs else []
         machine = [parameters(board), device_name(about.get("device")), str(about.get("dtype") or "")]
         details = ", ".join(filter(None, [*plan, *machine]))
         head = ": ".join(filter(None, [board.stage, what, details]))
@@ -69,6 +69,8 @@ class Lines:
             ("reward", "reward {}", lambda reward: f"{reward:.3f}"), ("loss", "loss {}", humanize.number),
             ("rewards/accuracies", "accuracy {}", lambda share: f"{share:.1%}"),
             ("kl", "kl {}", lambda kl: f"{kl:.3g}"), ("completions/mean_length", "length {}", lambda n: f"{n:.1f}"),
+            ("completions/clipped_ratio", "cut off {}", lambda share: f"{share:.0%}"),
+            ("frac_reward_zero_std", "same reward {}", lambda share: f"{share:.0%}"),
             ("learning_rate", "lr {}", humanize.number),
             ("grad_norm", "grad {}", lambda norm: f"{norm:.3g}"), ("tokens_per_second", "{} tokens/s", humanize.count),
             ("peak_memory_bytes", "peak {}", humanize.size),
@@ -111,7 +113,7 @@ class Lines:
     def _finished(self, event: Event) -> str:
         reason, seconds = str(event.data.get("reason", "done")), self.board.elapsed()
         after = f" in {humanize.duration(seconds)}" if seconds is not None else ""
-        steps = f": {self.board.step:,} steps" if self.board.step or self.board.steps else ""
+        steps = f": {humanize.counted(self.board.step, 'step')}" if self.board.step or self.board.steps else ""
         return f"{reason.replace('_', ' ')}{steps}{after}"
 
 

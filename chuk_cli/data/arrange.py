@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from chuk_cli.completion import words
 from chuk_cli.data.options import (
     ByOption,
     NearOption,
@@ -16,7 +17,7 @@ from chuk_cli.data.options import (
     SplitOption,
     ThresholdOption,
 )  # fmt: skip
-from chuk_cli.data.output import removed_rows, report, write
+from chuk_cli.data.output import removed_rows, report, warn_of_nulls, write
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption, SeedOption
 from chuk_cli.out import Out
 
@@ -34,7 +35,15 @@ def split(
     ] = None,
     near: NearOption = True,
     threshold: ThresholdOption = 0.9,
-    kind: Annotated[str, typer.Option("--kind", help="jsonl, json, parquet, csv or tsv.", metavar="NAME")] = "jsonl",
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            help="jsonl, json, parquet, csv or tsv.",
+            metavar="NAME",
+            autocompletion=words("jsonl", "json", "parquet", "csv", "tsv"),
+        ),
+    ] = "jsonl",
     seed: SeedOption = 42,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
@@ -64,7 +73,7 @@ def split(
         )  # fmt: skip
         sizes = {name: int((parts == number).sum()) for number, name in enumerate(NAMES)}
         if not dry_run:
-            write_split(replay, parts, output, suffix, overwrite)
+            warn_of_nulls(out, write_split(replay, parts, output, suffix, overwrite).nulled)
     made = {name: size for name, size in sizes.items() if size}
     paths = [str(path) for name, path in split_paths(output, suffix).items() if name in made]
     said = f"{output}: " + ", ".join(f"{size:,} {name}" for name, size in made.items())
@@ -88,9 +97,10 @@ def dedupe(
 ) -> None:
     """Remove rows that repeat an earlier one, exactly or nearly; the first stays, and so does the order.
 
-    Rows are equal when prompt, answers and text are, however they are spaced; ids and notes do not count. Near matches
-    are found by MinHash over three words at a time (rows of fewer than 8 words: equal ones only). The data is read
-    twice; memory grows by about 80 bytes a row, by 180 with near matches, whose signatures lie on disk, as stdin does.
+    Rows are equal when prompt, answers and all other text are, however they are spaced; ids, places and scores do not
+    count. Of rows that fit no format all columns count; --by says otherwise. Near matches are found by MinHash over
+    three words at a time (rows of fewer than 8 words: equal ones only). The data is read twice; memory grows by about
+    80 bytes a row, by 180 with near matches, whose signatures lie on disk, as stdin does.
 
     Examples:
       chuk data dedupe train.jsonl --output clean.jsonl --removed repeated.jsonl
@@ -104,9 +114,11 @@ def dedupe(
     counts = DedupeCounts()
     with Replay(data, split) as replay, removed_rows(removed, overwrite, dry_run) as take:
         rows = deduped(replay, counts, near=near, threshold=threshold, by=by or (), removed=take)
-        write((record.columns for record in rows), output, overwrite, dry_run)
+        write(out, rows, output, overwrite, dry_run)
     said = f"{counts.kept:,} of {counts.rows:,} rows kept: {counts.exact:,} equal and {counts.near:,} near ones removed"
-    result = {"path": output, "rows": counts.rows, "kept": counts.kept, "exact": counts.exact, "near": counts.near}
+    said += f" (compared: {', '.join(counts.compared[:8])}{', …' if len(counts.compared) > 8 else ''})"
+    result = {"path": output, **{name: value for name, value in vars(counts).items() if name != "compared"}}
+    result["compared"] = list(counts.compared)
     report(out, result, output, said, dry_run)
 
 
@@ -148,6 +160,6 @@ def mix(
     drawn: Counter[str] = Counter()
     parts = [parse_part(text) for text in sources]
     stream = mixed(parts, drawn, rows=rows, seed=seed, stop=stop, split=split, tag=tag)
-    written = write((record.columns for record in stream), output, overwrite, dry_run)
+    written = write(out, stream, output, overwrite, dry_run)
     said = f"{written:,} rows: " + ", ".join(f"{count:,} from {name}" for name, count in drawn.most_common())
     report(out, {"path": output, "rows": written, "drawn": dict(drawn), "seed": seed}, output, said, dry_run)

@@ -78,18 +78,24 @@ def convert(
       chuk data convert qa.csv --rename question=prompt --rename answer=completion --output qa.jsonl
       chuk data convert chats.jsonl --to text --model ./my-model | head -3
     """
+    from collections import Counter
+
     from chuk_lib.data import read_records
     from chuk_lib.data.workbench.convert import converted, template_of
     from chuk_lib.data.workbench.options import parse_pairs
 
     out = Out.of(json, quiet)
+    left_out: Counter[str] = Counter()
     rows = converted(
         read_records(data, split), to, format=format, text_field=text_field, drop=drop or (),
         rename=parse_pairs(rename or (), "--rename"),
         render=template_of(load_tokenizer(model)) if model else None,
+        left_out=left_out,
     )  # fmt: skip
-    written = write(rows, output, overwrite, dry_run)
+    written = write(out, rows, output, overwrite, dry_run)
     report(out, {"path": output, "rows": written, "format": to}, output, f"{written:,} rows to {output}", dry_run)
+    for what, count in left_out.items():
+        out.warn(f"{count:,} {what} are left out: `{to}` has no place for them")
 
 
 def filter(
@@ -143,7 +149,7 @@ def filter(
             read_records(data, split), conditions, left_out, tokenizer=optional_tokenizer(model), format=format,
             text_field=text_field, removed=take,
         )  # fmt: skip
-        kept = write((record.columns for record in nothing_left(rows, left_out)), output, overwrite, dry_run)
+        kept = write(out, nothing_left(rows, left_out), output, overwrite, dry_run)
     total = kept + sum(left_out.values())
     lines = [f"{kept:,} of {total:,} rows kept", *(f"  {count:,}: {why}" for why, count in left_out.most_common())]
     result = {"path": output, "rows": total, "kept": kept, "left_out": dict(left_out.most_common())}
@@ -185,6 +191,6 @@ def chunk(
         data, size=size, overlap=overlap, unit=unit, tokenizer=optional_tokenizer(model), text_field=text_field,
         split=split,
     )  # fmt: skip
-    written = write(rows, output, overwrite, dry_run)
+    written = write(out, rows, output, overwrite, dry_run)
     result = {"path": output, "rows": written, "size": size, "overlap": overlap, "unit": unit}
     report(out, result, output, f"{written:,} chunks of up to {size:,} {unit} to {output}", dry_run)

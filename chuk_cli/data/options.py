@@ -7,16 +7,28 @@ from typing import Annotated, Any
 
 import typer
 
+from chuk_cli.completion import formats
+
 SourceArgument = Annotated[
-    str, typer.Argument(help="A file, a folder, a hub dataset id, or - for stdin.", metavar="DATA")
+    str,
+    typer.Argument(
+        help="A file, a folder, a hub dataset id (owner/name:config), or - for stdin; #SPLIT behind names a split.",
+        metavar="DATA",
+    ),
 ]
 RowsOption = Annotated[
     str,
     typer.Option("--output", "-o", help="File, by its suffix; - is standard output.", metavar="FILE"),
 ]
-SplitOption = Annotated[str, typer.Option("--split", help="Of a folder: train, valid or test.", metavar="NAME")]
+SplitOption = Annotated[
+    str,
+    typer.Option(
+        "--split", help="Of a folder or data set: train, valid, test or its own name for one.", metavar="NAME"
+    ),
+]
 FormatOption = Annotated[
-    str | None, typer.Option("--format", help="Format of the rows; unset: recognised.", metavar="NAME")
+    str | None,
+    typer.Option("--format", help="Format of the rows; unset: recognised.", metavar="NAME", autocompletion=formats),
 ]
 TextFieldOption = Annotated[str, typer.Option("--text-field", help="Column of plain text.", metavar="NAME")]
 TokenizerOption = Annotated[

@@ -6,25 +6,47 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chuk_cli.out import Out, tell_json
+
+if TYPE_CHECKING:
+    from chuk_lib.data.types import Record
 
 Columns = Mapping[str, Any]
 
 
-def write(rows: Iterable[Columns], output: str, overwrite: bool, dry_run: bool) -> int:
-    """Write rows and return how many; a dry run counts them and writes nothing."""
+def write(out: Out, rows: Iterable[Columns | Record], output: str, overwrite: bool, dry_run: bool) -> int:
+    """Write rows and return how many; a dry run makes and counts them, and keeps nothing."""
+    from chuk_lib.data.types import Record
     from chuk_lib.data.writer import check_target, open_rows
 
-    if dry_run:
-        if output != "-":
-            check_target(Path(output), overwrite)
-        return sum(1 for _ in rows)
-    with open_rows(output, overwrite=overwrite, stream=sys.stdout.buffer) as writer:
-        for columns in rows:
-            writer.write(columns)
-        return writer.rows
+    if dry_run and output != "-":
+        check_target(Path(output), overwrite)
+    stream: Any = _Nowhere() if dry_run else sys.stdout.buffer
+    with open_rows("-" if dry_run else output, overwrite=overwrite, stream=stream) as writer:
+        for row in rows:
+            if isinstance(row, Record):
+                writer.write(row.columns, row.source)
+            else:
+                writer.write(row)
+        written = writer.rows
+    warn_of_nulls(out, writer.nulled)
+    return written
+
+
+def warn_of_nulls(out: Out, rows: int) -> None:
+    """Say that numbers were written as null, in how many rows."""
+    if rows:
+        out.warn(f"{rows:,} rows hold NaN or infinity, which JSON does not have: they are null in what was written")
+
+
+class _Nowhere:
+    """Where a dry run writes."""
+
+    def write(self, part: bytes) -> int:
+        """Forget it."""
+        return len(part)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from chuk_cli.completion import rewards, words
 from chuk_cli.data.options import RowsOption, SourceArgument, SplitOption
 from chuk_cli.data.output import report, write
 from chuk_cli.options import DryRunOption, JsonOption, ModelOption, OverwriteOption, QuietOption, SeedOption
@@ -14,9 +15,19 @@ from chuk_lib.inference.config import SamplingConfig
 
 RewardOption = Annotated[
     list[str],
-    typer.Option("--reward", "-r", help="NAME or FILE.py:FUNCTION, with :args and =weight; repeatable."),
+    typer.Option(
+        "--reward", "-r", help="NAME or FILE.py:FUNCTION, with :args and =weight; repeatable.", autocompletion=rewards
+    ),
 ]
-ToOption = Annotated[str, typer.Option("--to", help="prompt_completion, messages or preference.", metavar="NAME")]
+ToOption = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        help="prompt_completion, messages or preference.",
+        metavar="NAME",
+        autocompletion=words("prompt_completion", "messages", "preference"),
+    ),
+]
 MarginOption = Annotated[
     float, typer.Option("--margin", help="Least difference of reward in a preference pair.", min=0)
 ]
@@ -73,7 +84,7 @@ def sample(
     counts = SampleCounts()
     stream = sampled(loaded, tokenizer, records, rewards, config, rules, counts, prompts_at_once=batch)
     with out.status(f"answering {data}"):
-        write(stream, output, overwrite, dry_run)
+        write(out, stream, output, overwrite, dry_run)
     result = {"path": output, **vars(counts), "seed": seed}
     said = (
         f"{counts.rows:,} rows from {counts.prompts:,} prompts, {counts.solved:,} of them solved; "

@@ -64,7 +64,9 @@ def _drawn(rows: list[dict[str, Any]]) -> Group:
         detail += [f"{row.get('tokens')} tokens, {row.get('finish_reason')}"]
         head = Text.assemble((f"reward {_figure(row.get('reward'))}", "bold"), ("  " + ", ".join(detail), "dim"))
         prompt, written = (printable(row.get(key)).strip() for key in ("prompt", "completion"))
-        told = (Text(prompt, style="dim"), Text(written))
+        wanted = printable(row.get("wanted")).strip()
+        told = [Text(prompt, style="dim"), Text(written)]
+        told += [Text(f"wanted: {wanted}", style="dim")] if wanted else []
         parts += [head, *(Padding(text, (0, 0, 0, 2), expand=False) for text in told), Text()]
     step = Text(f"step {rows[0].get('step')}, {len(rows)} completions\n", style="dim")
     return Group(step, *parts)

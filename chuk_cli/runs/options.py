@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from chuk_cli.out import Out, glyph
+
 if TYPE_CHECKING:
     from chuk_lib.runs.record import Run
+
+
+_WIDTH_OFF_TERMINAL = 100
 
 
 def complete_run(incomplete: str) -> list[str]:
     """Names of runs under `runs/`, for shell completion."""
     from chuk_lib.runs.find import RUNS, list_runs
 
-    return [run.name for run in list_runs(RUNS) if run.name.startswith(incomplete)] if RUNS.is_dir() else []
+    names = [run.relative_to(RUNS).as_posix() for run in list_runs(RUNS)] if RUNS.is_dir() else []
+    return [name for name in names if name.startswith(incomplete)]
 
 
 RunArgument = Annotated[
@@ -44,15 +52,40 @@ def locate(run: str | None) -> Path:
     return find_run(run) if run else newest_run()
 
 
-def load(run: str | None) -> Run:
-    """Read the run that is meant."""
+def locate_newest(run: str | None, out: Out) -> Path:
+    """As `locate`; of a pipeline the stage that was begun last, which is said."""
+    from chuk_lib.runs.find import find_runs
+
+    if run is None:
+        return locate(None)
+    found = find_runs(run)
+    if len(found) > 1:
+        others = ", ".join(f"`{run}/{path.name}`" for path in found[:-1])
+        out.say(f"`{run}` is a pipeline: this is its newest stage; before it: {others}")
+    return found[-1]
+
+
+def load(run: str | None, out: Out) -> Run:
+    """Read the run that is meant, of a pipeline its newest stage."""
     from chuk_lib.runs.record import read_run
 
-    return read_run(locate(run))
+    return read_run(locate_newest(run, out))
 
 
 def load_all(runs: list[str]) -> list[Run]:
-    """Read several runs; one that is named twice is read once."""
+    """Read several runs, all stages of pipelines among them; one that is named twice is read once."""
+    from chuk_lib.runs.find import find_runs
     from chuk_lib.runs.record import read_run
 
-    return [read_run(path) for path in dict.fromkeys(locate(run) for run in runs)]
+    return [read_run(path) for path in dict.fromkeys(path for run in runs for path in find_runs(run))]
+
+
+def width_of(out: Out) -> int:
+    """Columns to draw in: the terminal's, at most 160; a sensible number elsewhere."""
+    known = out.console.is_terminal or os.environ.get("COLUMNS")
+    return max(40, min(out.console.width, 160)) if known else _WIDTH_OFF_TERMINAL
+
+
+def is_ascii() -> bool:
+    """Whether stdout cannot encode the lines of a chart."""
+    return not glyph("━⠿╭", "", sys.stdout)

@@ -12,17 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 from chuk_cli import __version__, humanize
 from chuk_cli.dashboard.board import last_part
-from chuk_cli.runs.report import asset, date, samples, section, settings, table, text, tile, to_script_json
+from chuk_cli.runs.report import (
+    asset,
+    completions_table,
+    date,
+    samples,
+    section,
+    settings,
+    table,
+    text,
+    tile,
+    to_script_json,
+)
 from chuk_cli.runs.report_charts import charts_of
 
 if TYPE_CHECKING:
     from chuk_lib.runs.record import Run
     from chuk_lib.training.pipeline.manifest import Manifest, Record
 
-_FIRST = ("Loss", "Reward", "Token accuracy")
+_FIRST = ("Reward", "Loss", "Preference accuracy", "Margin of implicit rewards", "Token accuracy")
 """Charts of a stage that come first; the others stand in the report of its own run."""
 _TILES = (
     ("eval_exact_match", "Exact match"), ("eval_reward", "Eval reward"), ("reward", "Reward"),
+    ("eval_rewards/accuracies", "Eval preference accuracy"), ("rewards/accuracies", "Preference accuracy"),
     ("eval_loss", "Eval loss"), ("loss", "Loss"),
 )  # fmt: skip
 
@@ -80,7 +92,7 @@ def _stage_tile(record: Record) -> str:
     for name, label in _TILES:
         value = record.metrics.get(name)
         if isinstance(value, float):
-            shown = f"{value:.1%}" if name == "eval_exact_match" else humanize.number(value)
+            shown = f"{value:.1%}" if label.lower().endswith(("match", "accuracy")) else humanize.number(value)
             return tile(record.name, shown, label.lower())
     return tile(record.name, record.state, "")
 
@@ -93,6 +105,8 @@ def _sections(path: Path, manifest: Manifest, runs: dict[str, Run]) -> Iterator[
         yield section("Evaluations", _evaluations(evals))
         yield from (_wrong(name, path / record.run) for name, record in evals.items())
     for name, run in runs.items():
+        if run.completions:
+            yield section(f"{name}: completions", completions_table(run.completions))
         if run.samples:
             yield section(f"{name}: samples", samples(run.samples[-2:]))
         if run.settings:
@@ -129,4 +143,10 @@ def _wrong(name: str, folder: Path) -> str:
 def _charts(runs: dict[str, Run]) -> Iterator[dict[str, Any]]:
     for name, run in runs.items():
         charts = charts_of(run)
-        yield from ({**chart, "title": f"{name}: {chart['title']}"} for chart in charts if chart["title"] in _FIRST)
+        shown = (chart for chart in charts if chart["title"] in _FIRST and _says_something(chart, run))
+        yield from ({**chart, "group": name, "title": f"{name}: {chart['title']}"} for chart in shown)
+
+
+def _says_something(chart: dict[str, Any], run: Run) -> bool:
+    """Token accuracy is what supervised fine-tuning raises; of preferences it says little."""
+    return chart["title"] != "Token accuracy" or "rewards/accuracies" not in run.curves

@@ -77,7 +77,8 @@ def _head(run: Run) -> str:
         )
         if part
     )
-    steps = f"{summary.step:,} of {summary.steps:,} steps" if summary.steps else f"{summary.step:,} steps"
+    of = f"{summary.step:,} of " if summary.steps else ""
+    steps = of + humanize.counted(summary.steps or summary.step, "step")
     when = [f"began {date(summary.began)}"] if summary.began else []
     status = f'<span class="status {summary.status}">{summary.status}</span>'
     facts = " · ".join(text(part) for part in [steps, humanize.duration(summary.seconds), *when])
@@ -88,19 +89,19 @@ def _head(run: Run) -> str:
 def tiles(run: Run) -> list[tuple[str, str, str]]:
     """The key figures: label, value, and a note below it."""
     summary, metrics = run.summary, run.summary.metrics
-    losses = run.curves.get("loss")
+    lead = "reward" if "reward" in run.curves else "loss"
     found: list[tuple[str, str, str]] = []
-    if losses:
-        found.append(("Loss", humanize.number(losses.values[-1]), f"from {humanize.number(losses.values[0])}"))
+    if curve := run.curves.get(lead):
+        first, last = humanize.number(curve.values[0]), humanize.number(curve.values[-1])
+        found.append((lead.capitalize(), last, f"from {first}"))
     if summary.best is not None:
         what = "Best eval loss" if summary.eval_reward is None else "Best eval reward"
         found.append((what, humanize.number(summary.best), f"at step {summary.best_step:,}"))
-    for label, name in (("Token accuracy", "mean_token_accuracy"), ("Reward", "reward")):
+    for label, name in (("Preference accuracy", "rewards/accuracies"), ("Token accuracy", "mean_token_accuracy")):
         value, held_out = metrics.get(name), metrics.get(f"eval_{name}")
-        show = humanize.number if name == "reward" else lambda share: f"{share:.1%}"
         shown = held_out if held_out is not None else value
         if shown is not None:
-            found.append((label, show(shown), f"training {show(value)}" if held_out is not None and value else ""))
+            found.append((label, f"{shown:.1%}", f"training {value:.1%}" if held_out is not None and value else ""))
     if (speed := metrics.get("tokens_per_second")) is not None:
         trained = metrics.get("trained_tokens_per_second")
         found.append(
@@ -176,16 +177,31 @@ def _sample(sample: dict[str, Any]) -> str:
 
 
 def _completions(run: Run) -> str:
-    """The completions of the newest log record, the best first, with each reward."""
-    rows = sorted(run.completions, key=lambda row: -(as_number(row.get("reward")) or 0.0))
+    """The completions of the newest log record, and those of a few earlier ones folded away."""
+    earlier = [event for event in run.log.of("completions")[:-1] if isinstance(event.data.get("rows"), list)]
+    few = [earlier[index * len(earlier) // 4] for index in range(4)] if len(earlier) > 4 else earlier
+    folded = "".join(
+        f"<details><summary>step {event.step:,}</summary>{completions_table(event.data['rows'])}</details>"
+        for event in reversed(few)
+    )
+    return completions_table(run.completions) + folded
+
+
+def completions_table(found: Sequence[Any]) -> str:
+    """Completions, the best first: each reward, what was asked, wanted and written."""
+    rows = sorted(
+        (row for row in found if isinstance(row, dict)), key=lambda row: -(as_number(row.get("reward")) or 0.0)
+    )
     names = list(dict.fromkeys(name for row in rows for name in row.get("rewards") or {}))
     shown = names if len(names) > 1 else []
+    has_wanted = any(row.get("wanted") for row in rows)
     cells = [
         [_figure(row.get("reward")), *(_figure((row.get("rewards") or {}).get(name)) for name in shown),
-         str(row.get("prompt") or ""), str(row.get("completion") or "")]
+         str(row.get("prompt") or ""), *([str(row.get("wanted") or "")] if has_wanted else []),
+         str(row.get("completion") or "")]
         for row in rows
     ]  # fmt: skip
-    return table(["reward", *shown, "prompt", "completion"], cells)
+    return table(["reward", *shown, "prompt", *(["wanted"] if has_wanted else []), "written"], cells)
 
 
 def _figure(value: Any) -> str:

@@ -3,90 +3,144 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from chuk_lib.runs.record import Curve, Run
 
 MOST_POINTS = 2000  # a curve of a report; longer ones are thinned so that each extreme stays
-_LEFT_OUT = ("num_tokens", "epoch", "eval_seconds", "eval_epoch", "eval_num_tokens")
-
-_LABELS = {
-    "tokens_per_second": "all", "trained_tokens_per_second": "trained", "memory_bytes": "now",
-    "peak_memory_bytes": "peak", "completions/mean_length": "mean", "completions/min_length": "shortest",
-    "completions/max_length": "longest", "completions/clipped_ratio": "completions cut off",
-    "frac_reward_zero_std": "groups of one reward", "rewards/chosen": "chosen", "rewards/rejected": "rejected",
-    "rewards/margins": "margin", "rollout_tokens_per_second": "rollout", "training_tokens_per_second": "training",
-    "rollout_seconds": "rollout", "reward_seconds": "rewards", "training_seconds": "training",
-    "seconds_per_step": "step",
-}  # fmt: skip
+_LEFT_OUT = ("num_tokens", "epoch", "eval_seconds", "eval_epoch", "eval_num_tokens", "step_time", "eps")
 _EXACT = ("learning_rate", "memory_bytes", "peak_memory_bytes")  # never smoothed; nor are evaluations
 
-# family -> (title, unit, metrics in it); others get a chart of their own
-_FAMILIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "reward": ("Reward", "", ("reward", "eval_reward")),
-    "loss": ("Loss", "", ("loss", "eval_loss")),
-    "length": ("Completion length", "", tuple(f"completions/{part}_length" for part in ("mean", "min", "max"))),
-    "shares": ("Shares", "share", ("completions/clipped_ratio", "frac_reward_zero_std")),
-    "preference": ("Preference accuracy", "share", ("rewards/accuracies", "eval_rewards/accuracies")),
-    "implicit": ("Implicit rewards", "", ("rewards/chosen", "rewards/rejected", "rewards/margins")),
-    "kl": ("KL", "", ("kl", "objective/kl")),
-    "accuracy": ("Token accuracy", "share", ("mean_token_accuracy", "eval_mean_token_accuracy")),
-    "learning_rate": ("Learning rate", "", ("learning_rate",)),
-    "grad_norm": ("Gradient norm", "", ("grad_norm",)),
-    "speed": ("Tokens per second", "count", ("tokens_per_second", "trained_tokens_per_second")),
-    "entropy": ("Entropy", "", ("entropy", "eval_entropy")),
-    "memory": ("Memory", "bytes", ("memory_bytes", "peak_memory_bytes")),
-    "padding": ("Padding", "share", ("padding",)),
-    "rollout_speed": (
-        "Rollout and training tokens per second",
-        "count",
-        ("rollout_tokens_per_second", "training_tokens_per_second"),
+
+class Family(NamedTuple):
+    """One chart: what stands above it, the unit of its values, its part of the page, and its metrics with their names
+    in the legend. The evaluation of each metric (`eval_` before it) is drawn beside it."""
+
+    title: str
+    unit: str
+    group: str
+    lines: Mapping[str, str]
+
+
+def _spread(prefix: str, **names: str) -> dict[str, str]:
+    return {f"{prefix}{name}": label for name, label in names.items()}
+
+
+_LEARNING, _REWARDS, _WRITTEN = "Learning", "Rewards", "What the model writes"
+_POLICY, _PACE, _OTHER = "Policy", "Pace and memory", "Everything else"
+
+FAMILIES = (
+    Family("Reward", "", _LEARNING, {"reward": "training"}),
+    Family("Loss", "", _LEARNING, {"loss": "training"}),
+    Family("Preference accuracy", "share", _LEARNING, {"rewards/accuracies": "training"}),
+    Family("Implicit rewards", "", _LEARNING, _spread("rewards/", chosen="chosen", rejected="rejected")),
+    Family("Margin of implicit rewards", "", _LEARNING, {"rewards/margins": "training"}),
+    Family("Token accuracy", "share", _LEARNING, {"mean_token_accuracy": "training"}),
+    Family("Learning rate", "", _LEARNING, {"learning_rate": "training"}),
+    Family("Gradient norm", "", _LEARNING, {"grad_norm": "training"}),
+    Family("Entropy", "", _LEARNING, {"entropy": "training", "policy/entropy_avg": "training"}),
+    Family("Log-probabilities of answers", "", _LEARNING, _spread("logps/", chosen="chosen", rejected="rejected")),
+    Family("Mean logits", "", _LEARNING, _spread("logits/", chosen="chosen", rejected="rejected")),
+    Family("Losses of policy and value", "", _LEARNING, _spread("loss/", policy_avg="policy", value_avg="value")),
+    Family("Spread of rewards", "", _REWARDS, {"reward_std": "standard deviation"}),
+    Family("Groups whose answers all have one reward", "share", _REWARDS, {"frac_reward_zero_std": "training"}),
+    Family(
+        "Score and penalty", "", _REWARDS,
+        _spread("objective/", scores="score", non_score_reward="penalty", rlhf_reward="both"),
     ),
-    "pace": (
-        "Seconds per step",
-        "",
-        ("seconds_per_step", "rollout_seconds", "reward_seconds", "training_seconds"),
+    Family(
+        "Completion length", "", _WRITTEN,
+        _spread("completions/", mean_length="mean", min_length="shortest", max_length="longest"),
     ),
-}
+    Family(
+        "Length of completions that ended", "", _WRITTEN,
+        _spread(
+            "completions/", mean_terminated_length="mean", min_terminated_length="shortest",
+            max_terminated_length="longest",
+        ),
+    ),
+    Family("Completions cut off", "share", _WRITTEN, {"completions/clipped_ratio": "training"}),
+    Family("Completions with an end", "", _WRITTEN, {"val/num_eos_tokens": "training"}),
+    Family("KL", "", _POLICY, {"kl": "training", "objective/kl": "training"}),
+    Family("Change in an update (KL)", "", _POLICY, {"policy/approxkl_avg": "training"}),
+    Family(
+        "Clipped tokens", "share", _POLICY,
+        _spread("clip_ratio/", region_mean="all", low_mean="below", high_mean="above", low_min="fewest below",
+                high_max="most above")
+        | {"policy/clipfrac_avg": "policy", "val/clipfrac_avg": "value"},
+    ),
+    Family("Policy ratio", "", _POLICY, {"val/ratio": "mean", "val/ratio_var": "variance"}),
+    Family("Entropy while sampling", "", _POLICY, {"objective/entropy": "training"}),
+    Family(
+        "Sampled against trained log-probabilities", "", _POLICY,
+        _spread("sampling/sampling_logp_difference/", mean="mean", max="largest"),
+    ),
+    Family(
+        "Importance of samples", "", _POLICY,
+        _spread("sampling/importance_sampling_ratio/", min="lowest", mean="mean", max="highest"),
+    ),
+    Family("Tokens per second", "count", _PACE, {"tokens_per_second": "all", "trained_tokens_per_second": "trained"}),
+    Family(
+        "Tokens per second of each half", "count", _PACE,
+        {"rollout_tokens_per_second": "rollout", "training_tokens_per_second": "training"},
+    ),
+    Family(
+        "Seconds per step", "", _PACE,
+        {"seconds_per_step": "step", "rollout_seconds": "rollout", "reward_seconds": "rewards",
+         "training_seconds": "training"},
+    ),
+    Family("Memory", "bytes", _PACE, {"memory_bytes": "now", "peak_memory_bytes": "peak"}),
+    Family("Padding", "share", _PACE, {"padding": "training"}),
+)  # fmt: skip
 
 
 def charts_of(run: Run) -> list[dict[str, Any]]:
-    """The charts in order: title, unit and lines, each with its points on three axes (step, tokens, seconds)."""
-    taken = {name for _, _, names in _FAMILIES.values() for name in names} | set(_LEFT_OUT)
-    groups = list(_FAMILIES.values())
-    parts = tuple(name for name in run.curves if name.startswith("rewards/") and name.endswith("/mean"))
-    if len(parts) > 1:
-        groups.insert(1, ("Rewards by function", "", parts))
-        taken |= set(parts)
-    for name in run.curves:
-        if name not in taken:
-            base = name.removeprefix("eval_")
-            groups.append((base.replace("_", " "), "", (base, f"eval_{base}")))
-            taken |= {base, f"eval_{base}"}
+    """The charts in order: title, unit, group and lines, each with its points on three axes (step, tokens, seconds)."""
+    families = [*FAMILIES, *_of_rewards(run)]
+    taken = {name for family in families for name in family.lines} | set(_LEFT_OUT)
+    others = dict.fromkeys(name.removeprefix("eval_") for name in run.curves)
+    families += [Family(_in_words(name), "", _OTHER, {name: "training"}) for name in others if name not in taken]
+    order = [_LEARNING, _REWARDS, _WRITTEN, _POLICY, _PACE, _OTHER]
     charts = []
-    for title, unit, names in groups:
-        lines = [_line(run.curves[name]) for name in names if name in run.curves]
-        lines = [line for line in lines if line["values"]]
+    for family in sorted(families, key=lambda family: order.index(family.group)):
+        lines = [line for name, label in family.lines.items() for line in _pair(run, name, label, len(family.lines))]
         if lines:
-            charts.append({"title": title, "unit": unit, "lines": lines})
+            charts.append({"title": family.title, "unit": family.unit, "group": family.group, "lines": lines})
     return charts
 
 
-def _label(name: str) -> str:
-    if name in _LABELS:
-        return _LABELS[name]
-    if name.startswith("rewards/") and name.endswith("/mean"):
-        return name.split("/")[1]
-    return "evaluation" if name.startswith("eval_") else "training"
+def _of_rewards(run: Run) -> list[Family]:
+    """The charts of single rewards: means together where there are several, spreads likewise."""
+    names = dict.fromkeys(name.removeprefix("eval_").split("/")[1] for name in run.curves
+                          if name.removeprefix("eval_").startswith("rewards/") and name.endswith("/mean"))  # fmt: skip
+    means = {f"rewards/{name}/mean": name.replace("_", " ") for name in names}
+    spreads = {f"rewards/{name}/std": name.replace("_", " ") for name in names}
+    found = [Family("Each reward", "", _REWARDS, means)] if len(names) > 1 else []
+    found += [Family("Spread of each reward", "", _REWARDS, spreads)] if len(names) > 1 else []
+    return found or [Family("The only reward, before its weight", "", _REWARDS, means | spreads)]
 
 
-def _line(curve: Curve) -> dict[str, Any]:
+def _in_words(name: str) -> str:
+    words = name.replace("_", " ").replace("/", ", ")
+    return words[:1].upper() + words[1:]
+
+
+def _pair(run: Run, name: str, label: str, of: int) -> Iterator[dict[str, Any]]:
+    """A metric and its evaluation, as far as they have points."""
+    for metric, shown in ((name, label), (f"eval_{name}", "evaluation" if of == 1 else f"{label}, evaluation")):
+        line = _line(run.curves[metric], shown) if metric in run.curves else None
+        if line is not None and line["values"]:
+            yield line
+
+
+def _line(curve: Curve, label: str) -> dict[str, Any]:
     sparse = curve.name.startswith("eval_")
     finite = [index for index, value in enumerate(curve.values) if math.isfinite(value)]
     kept = thinned(finite, [curve.values[index] for index in finite], MOST_POINTS)
     return {
-        "name": _label(curve.name), "metric": curve.name,
+        "name": label, "metric": curve.name,
         "sparse": sparse, "exact": sparse or curve.name in _EXACT,
         "steps": [curve.steps[index] for index in kept],
         "tokens": [curve.tokens[index] for index in kept],

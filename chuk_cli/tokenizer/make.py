@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from chuk_cli.completion import words
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out
 from chuk_cli.tokenizer.options import FieldOption, RowsOption, texts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+KindOption = Annotated[
+    str,
+    typer.Option(
+        "--kind",
+        "-k",
+        help="byte-bpe, bpe, unigram, wordpiece or char.",
+        metavar="NAME",
+        autocompletion=words("byte-bpe", "bpe", "unigram", "wordpiece", "char"),
+    ),
+]
 
 
 def train(
@@ -22,9 +34,7 @@ def train(
         typer.Option("--data", "-d", help="Data: a file, a folder, a hub dataset id, or - for stdin.", metavar="DATA"),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new tokenizer.", metavar="DIR")],
-    kind: Annotated[
-        str, typer.Option("--kind", "-k", help="byte-bpe, bpe, unigram, wordpiece or char.", metavar="NAME")
-    ] = "byte-bpe",
+    kind: KindOption = "byte-bpe",
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="Tokens at most.", min=1)] = 4096,
     chat_template: Annotated[
         str,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from chuk_cli.completion import words
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out
 from chuk_cli.settings import with_settings
@@ -17,7 +18,9 @@ from chuk_lib.training.online.grpo_config import GRPOConfig, trl_values
 
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", metavar="NAME", help="trl: TRL 1.16's defaults where chuk has others."),
+    typer.Option(
+        "--preset", metavar="NAME", help="trl: TRL 1.16's defaults where chuk has others.", autocompletion=words("trl")
+    ),
 ]
 
 

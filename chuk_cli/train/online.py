@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chuk_cli.completion import rewards
 from chuk_cli.humanize import count
 from chuk_cli.out import Out, glyph, paint
 from chuk_cli.plan import settings_lines, table, tell_plan
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 RewardOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--reward", "-r", metavar="NAME", rich_help_panel="Rewards",
+        "--reward", "-r", metavar="NAME", rich_help_panel="Rewards", autocompletion=rewards,
         help="What completions are worth: NAME[:args][=weight] or file.py:function[=weight]; repeat it. "
         "Setting `rewards`.",
     ),
@@ -82,4 +83,5 @@ def _facts(plan: OnlinePlan) -> Iterator[tuple[str, str]]:
     group, prompts = config.num_generations, plan.prompts_per_step
     updates = f"{plan.updates_per_step} update{'s' if plan.updates_per_step > 1 else ''}"
     yield "step", f"{prompts} prompts × {group} = {plan.completions_per_step} completions, {updates}"
+    yield "time, memory", "not estimated: they depend on how long the completions get"
     yield "completions", f"up to {config.max_completion_length:,} tokens, temperature {config.temperature:g}"

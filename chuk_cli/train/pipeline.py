@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,10 +26,12 @@ from chuk_lib.config.settings import as_dict
 if TYPE_CHECKING:
     from chuk_lib.training.pipeline.config import Pipeline, Stage
     from chuk_lib.training.pipeline.manifest import Record
+    from chuk_lib.training.pipeline.outline import Outline
     from chuk_lib.training.pipeline.run import PipelineResult
 
 _METRICS = (
     ("eval_exact_match", "exact match"), ("eval_reward", "eval reward"), ("reward", "reward"),
+    ("eval_rewards/accuracies", "eval preference accuracy"), ("rewards/accuracies", "preference accuracy"),
     ("eval_loss", "eval loss"), ("loss", "loss"),
 )  # fmt: skip
 
@@ -120,7 +123,7 @@ def _tell(out: Out, result: PipelineResult, report: Path) -> None:
 
 def _outcome(record: Record) -> str:
     """`finished, 60 steps in 12 s, eval loss 0.31`."""
-    steps = [f"{record.steps:,} steps"] if record.steps else []
+    steps = [f"{humanize.counted(record.steps, 'step')}"] if record.steps else []
     measured = [
         (words, record.metrics[name]) for name, words in _METRICS if isinstance(record.metrics.get(name), float)
     ]
@@ -129,12 +132,16 @@ def _outcome(record: Record) -> str:
 
 
 def _show_plan(out: Out, asked: Pipeline) -> None:
+    from chuk_lib.training.pipeline.outline import outline
     from chuk_lib.training.pipeline.run import plan_stages
 
     shown = plan_stages(asked)
-    found = {"model": asked.model, "output": asked.output, "stages": [_as_dict(stage) for stage in shown]}
-    out.result(found, human="\n".join(_lines(shown)), quiet=[stage.name for stage in shown])
-    out.say("dry run: nothing was written")
+    with out.status("dry run: counting rows"):
+        outlines = [outline(stage) for stage in shown]
+    stages = [_as_dict(stage) | asdict(one) for stage, one in zip(shown, outlines, strict=True)]
+    found = {"model": asked.model, "output": asked.output, "stages": stages}
+    out.result(found, human="\n".join(_lines(shown, outlines)), quiet=[stage.name for stage in shown])
+    out.say("dry run: nothing was written; `--json` has every setting of every stage")
 
 
 def _as_dict(stage: Stage) -> dict[str, Any]:
@@ -143,12 +150,31 @@ def _as_dict(stage: Stage) -> dict[str, Any]:
     return {"name": stage.name, "kind": stage.kind, "folder": stage.folder, "settings": settings}
 
 
-def _lines(stages: Sequence[Stage]) -> Iterator[str]:
-    for stage in stages:
+def _lines(stages: Sequence[Stage], outlines: Sequence[Outline]) -> Iterator[str]:
+    """For each stage its rows and steps, then what somebody chose for it."""
+    from chuk_lib.training.pipeline.config import EVAL
+
+    for stage, one in zip(stages, outlines, strict=True):
         if stage.number > 1:
             yield ""
         kind = "" if stage.kind == stage.name else f" ({stage.kind})"
         yield paint(f"stage {stage.number} of {len(stages)}: {stage.name}{kind}", "success", sys.stdout)
-        values = as_dict(stage.settings.value)
-        values.pop("output")
-        yield from settings_lines(values, stage.settings.origins)
+        values = {name: value for name, value in as_dict(stage.settings.value).items() if name != "output"}
+        chosen = {name: value for name, value in values.items() if stage.settings.origins[name] != "default"}
+        plan = {"rows": _rows_in_words(one)} | ({} if stage.kind == EVAL else {"steps": _steps_in_words(one)})
+        width = max(map(len, (*plan, *chosen)))
+        yield from (f"{name:<{width}}  {text}" for name, text in plan.items())
+        yield from settings_lines(chosen, stage.settings.origins)
+        yield paint(f"{len(values) - len(chosen)} other settings have their defaults", "secondary", sys.stdout)
+    yield ""
+    yield "time and memory  not known before a stage begins: its model is what the stages before it make"
+
+
+def _rows_in_words(one: Outline) -> str:
+    return "known when the data is fetched" if one.rows is None else f"{one.rows:,}"
+
+
+def _steps_in_words(one: Outline) -> str:
+    if one.steps is None:
+        return "known when the stage begins"
+    return f"at most {one.steps:,}" if one.at_most else f"{one.steps:,}"

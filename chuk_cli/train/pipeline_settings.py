@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from chuk_cli.settings import dressed, flag_name, flagged, was_typed
-from chuk_lib.config.settings import Layer, settings_of
+from chuk_cli.command import FLAGS
+from chuk_cli.settings import dressed, flag_name, flagged, named_file, setting_names, was_typed
+from chuk_lib.config.settings import Layer, Setting, settings_of
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.config import TrainerConfig
 
@@ -39,10 +40,19 @@ def with_shared_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_options(ctx: typer.Context, **given: Any) -> Any:
         flags = {name: given.pop(name) for name in flagged(TrainerConfig)}
         files, overrides = given.pop("config") or [], given.pop("set_values") or []
-        typed = {name: value for name, value in flags.items() if was_typed(ctx, name)}
+        typed = {name: value for name, value in flags.items() if was_typed(ctx, name)} | ctx.meta.get(FLAGS, {})
         return command(settings=Given(files, overrides, typed), **given)
 
-    return dressed(with_options, command, TrainerConfig)
+    return dressed(with_options, command, TrainerConfig, _all_names)
+
+
+def _all_names() -> dict[str, Setting]:
+    """The settings of all kinds of stages, by every name: `beta` is DPO's own rather than an alias of PPO's."""
+    from chuk_lib.training.pipeline.config import kinds, settings_class
+
+    classes = [*map(settings_class, kinds()), TrainerConfig]
+    aliases = {name: item for cls in classes for name, item in setting_names(cls).items()}
+    return aliases | {name: item for cls in classes for name, item in settings_of(cls).items()}
 
 
 def to_pipeline(given: Given, stages: str | None, rewards: Sequence[str] | None = None) -> Pipeline:
@@ -56,7 +66,7 @@ def to_pipeline(given: Given, stages: str | None, rewards: Sequence[str] | None 
     specs: list[StageSpec] = []
     shared: list[Layer] = []
     for file in given.files:
-        found, layers = read_pipeline(file)
+        found, layers = read_pipeline(named_file(file))
         specs, shared = found or specs, shared + layers
     if stages is not None:
         specs = _chosen(parse_stages(stages), specs)
@@ -96,7 +106,7 @@ def _layers(given: Given, specs: Sequence[StageSpec], rewards: Sequence[str] | N
     layers = [Layer(key, {name: os.environ[key]}) for key, name in variables.items() if os.environ.get(key)]
     overrides = [Layer("--set", _assignment(text)) for text in given.overrides]
     to_one = [layer for layer in overrides if any("." in key for key in layer.values)]
-    known = settings_of(TrainerConfig)
+    known = _all_names()
     flags = [Layer(flag_name(known[name], value), {name: value}) for name, value in given.flags.items()]
     flags += [Layer("--reward", {"rewards": tuple(rewards)})] if rewards else []
     return [*layers, *(layer for layer in overrides if layer not in to_one), *flags, *to_one]

@@ -143,4 +143,5 @@ def _facts(plan: PreferencePlan) -> Iterator[tuple[str, str]]:
     yield "steps", f"{plan.steps:,} ({plan.epochs:.2f} epochs)"
     yield "update", f"{config.batch_size} × {config.gradient_accumulation_steps} = {window} rows of data"
     yield "largest", f"{rows} sequences × {tokens:,} tokens"
+    yield "time, memory", "not estimated"
     yield "padding", f"{100 * plan.padding:.1f} % of the positions"

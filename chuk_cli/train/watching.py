@@ -69,6 +69,8 @@ def watch(out: Out, train: Train) -> None:
 def _tell_result(out: Out, board: Board, result: RunResult, stopped: bool) -> None:
     if summary := _summary(board):
         out.say(summary)
+    for text in result.left_out:
+        out.say(f"note: {text}")
     if stopped:
         out.say(f"resume: `chuk train resume {shlex.quote(nearest(result.run_dir))}`")
     elif board.about.get("algorithm") == "reward":

@@ -1,4 +1,4 @@
-"""The settings files that come with chuk: `training_config/` beside the packages, in a checkout and in a wheel."""
+"""The settings files that come with chuk: `shipped/` here, in a checkout a link to `training_config/`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chuk_lib.errors import ConfigError
 
-FOLDER = Path(__file__).resolve().parents[2] / "training_config"
+FOLDER = Path(__file__).resolve().parent / "shipped"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ def find(name: str) -> Path:
     for candidate in (name, f"{name}.yaml"):
         if candidate in known:
             return known[candidate]
-    near = difflib.get_close_matches(name, [*known, *(item.removesuffix(".yaml") for item in known)], n=1)
+    bare = [item.removesuffix(".yaml") for item in known]
+    near = difflib.get_close_matches(name.removesuffix(".yaml"), bare, n=1, cutoff=0.7)
     hint = f"did you mean `{near[0]}`?" if near else "`chuk config ls` lists the files that come with chuk"
     raise ConfigError(f"`{name}` is neither a file nor a name of one that comes with chuk", hint)
 

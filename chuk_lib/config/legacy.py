@@ -108,7 +108,7 @@ def _beta(index: int) -> Callable[[Any, Mapping[str, Any]], float]:
     return lambda value, _: float(value[index])
 
 
-_BATCHES = "ready-made NPZ batches are not read yet; they come with a later release: give the rows with `--data`"
+_BATCHES = "ready-made batches are data now: `--data FOLDER` trains from them as well as from rows"
 _EPOCHS = "checkpoints are counted in steps (`checkpoint_interval`); the last step is always saved"
 
 TABLE: dict[str, tuple[Old, ...]] = {

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
+from chuk_lib.config.foreign import instead_of
 from chuk_lib.errors import ConfigError
 
 T = TypeVar("T")
@@ -39,12 +42,15 @@ class Setting:
     minimum: float | None = None
     above: float | None = None
     maximum: float | None = None
+    whole_from: float | None = None  # from here on whole numbers only
+    synonyms: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # other tools' values, and ours
+    kind: str = "value"  # path, model or rewards: see `paths`
 
     @property
     def base_type(self) -> Any:
-        """The type without `| None`."""
+        """The type without `| None`; `int | float` for a number that may be whole."""
         options = [option for option in typing.get_args(self.type) if option is not type(None)]
-        return options[0] if _is_union(self.type) else self.type
+        return functools.reduce(operator.or_, options) if _is_union(self.type) else self.type
 
     @property
     def optional(self) -> bool:
@@ -64,12 +70,19 @@ def setting(
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
+    whole_from: float | None = None,
+    synonyms: Mapping[str, Any] | None = None,
+    kind: str = "value",
 ) -> Any:
     """A dataclass field that is a setting. `flag=True` makes `--field-name`; bounds: minimum <= value <= maximum,
-    value > above."""
+    value > above, and whole numbers from `whole_from` on. `synonyms`: other tools' values (in lower case) for ours.
+    `kind` is path, model or rewards for one that names files."""
+    if kind not in ("value", "path", "model", "rewards"):
+        raise AssertionError(f"a setting of kind {kind}")
     meta = {
         "help": help, "panel": panel, "flag": flag, "short": short, "aliases": tuple(aliases),
         "choices": tuple(choices), "minimum": minimum, "above": above, "maximum": maximum,
+        "whole_from": whole_from, "synonyms": synonyms or {}, "kind": kind,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata={_META: meta})
 
@@ -127,14 +140,16 @@ def resolve(cls: type[T], layers: Sequence[Layer]) -> Resolved[T]:
 
 def unknown_name(name: str, known: Sequence[str], origin: str) -> ConfigError:
     """The error for a name that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    listed = ", ".join(sorted(known)) if len(known) <= 12 else "see `--help`, or the `config.yaml` of any run"
-    hint = f"did you mean `{near[0]}`?" if near else f"known settings: {listed}"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    listed = ", ".join(sorted(known)) if len(known) <= 12 else "`chuk config show sft` lists them (dpo, grpo … alike)"
+    hint = instead_of(name) or (f"did you mean `{near[0]}`?" if near else f"known settings: {listed}")
     return ConfigError(f"unknown setting `{name}` in {origin}", hint)
 
 
 def convert(item: Setting, raw: Any, origin: str) -> Any:
     """A raw value (YAML, environment, command line) as the declared type, inside the declared bounds."""
+    word = str(raw).strip().lower()
+    raw = item.synonyms.get(word, raw) if isinstance(raw, str | int | float) else raw
     if raw is None or (item.optional and isinstance(raw, str) and raw.lower() in ("none", "null")):
         if item.optional:
             return None
@@ -161,6 +176,8 @@ def _check_bounds(item: Setting, value: Any, origin: str) -> None:
         raise _wrong(item, value, origin, f"should be above {item.above:.12g}")
     if item.maximum is not None and value > item.maximum:
         raise _wrong(item, value, origin, f"should be at most {item.maximum:.12g}")
+    if item.whole_from is not None and value >= item.whole_from and value != int(value):
+        raise _wrong(item, value, origin, f"should be a whole number from {item.whole_from:g} on")
 
 
 def _wrong(item: Setting, raw: Any, origin: str, what: str, near: str | None = None) -> ConfigError:
@@ -173,7 +190,7 @@ def _is_union(declared: Any) -> bool:
 
 
 def _type_name(declared: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names = {int: "a whole number", float: "a number", int | float: "a number", bool: "true or false", str: "text"}
     return names.get(declared, "a list")
 
 
@@ -190,6 +207,9 @@ def _to_type(declared: Any, raw: Any) -> Any:
         if isinstance(raw, bool):
             raise ValueError(raw)
         return float(raw)
+    if declared == int | float:
+        number = _to_type(float, raw)
+        return int(number) if math.isfinite(number) and number == int(number) else number
     if isinstance(raw, dict | list | tuple):
         raise ValueError(raw)
     return str(raw)

@@ -4,6 +4,7 @@ so that a resumed run needs no loader state. Every row is seen exactly once an e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -41,7 +42,7 @@ class RowPlan:
         *,
         batch_size: int,
         accumulation: int = 1,
-        num_epochs: int = 1,
+        num_epochs: float = 1,
         max_steps: int | None = None,
         seed: int = 0,
         shuffle: bool = True,
@@ -67,7 +68,7 @@ class RowPlan:
             self._epoch_plan.cache_clear()
         self.rows = len(self._epoch_plan(0).sizes)
         self.steps_per_epoch = -(-self.rows // self.window)
-        self.steps = max_steps if max_steps is not None else self.steps_per_epoch * num_epochs
+        self.steps = max_steps if max_steps is not None else math.ceil(self.steps_per_epoch * num_epochs)
 
     def micro_batches(self, step: int) -> list[list[int]]:
         """The rows of each micro-batch of step `step` (0-based); with packing rows are those of `packed`."""
@@ -145,7 +146,7 @@ class BatchPlan:
         *,
         batch_size: int,
         accumulation: int = 1,
-        num_epochs: int = 1,
+        num_epochs: float = 1,
         max_steps: int | None = None,
         seed: int = 0,
         shuffle: bool = True,
@@ -176,6 +177,11 @@ class BatchPlan:
     def batches(self, step: int) -> list[Batch]:
         """The micro-batches of step `step` (0-based), each right-padded to its longest row."""
         return [self._batch([self._plan.row(step, row) for row in part]) for part in self._plan.micro_batches(step)]
+
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """The documents of each micro-batch of step `step` (0-based); with packing every piece of one counts."""
+        rows = self._plan.micro_batches(step)
+        return [[piece.document for row in part for piece in self._plan.row(step, row)] for part in rows]
 
     def epoch(self, step: int) -> float:
         """How many epochs are done after `step` steps."""

@@ -10,7 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from chuk_lib.data import conversation
 from chuk_lib.data import messages as chat
+from chuk_lib.data.alpaca import alpaca_ask, alpaca_wording
+from chuk_lib.data.conversation import string
+from chuk_lib.data.misfits import misfit_hint, refuse_bad_answer
 from chuk_lib.data.types import Record, Source, kind_of
 from chuk_lib.errors import ConfigError, DataError
 
@@ -24,10 +28,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Pair:
-    """Plain text in two parts, joined as they stand."""
+    """Plain text in two parts, joined as they stand. `unshown` names columns of the row that only a chat template
+    would show; rendering refuses such rows."""
 
     prompt: str
     completion: str
+    unshown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class Recogniser:
         self.has_template = has_template
         self._formats = formats(text_field)
         self.format = self._named(format) if format else None
+        self._is_pinned = self.format is not None
         self.first: Record | None = None
         self.also: tuple[str, ...] = ()
         self.conversational = False
@@ -90,6 +97,8 @@ class Recogniser:
         missing = self.format.missing(record.columns)
         if missing:
             raise self._misfit(self.format, record, missing)
+        if not self._is_pinned:
+            refuse_bad_answer(self.format.name, record.columns, record.source)
         row = self.format.parse(self, record.columns, record.source)
         if self.first is None:
             self.first, self.conversational = record, isinstance(row, Chat)
@@ -116,12 +125,16 @@ class Recogniser:
     def _recognise(self, record: Record) -> tuple[Format, tuple[str, ...]]:
         fitting = [item for item in self._formats.values() if not item.missing(record.columns)]
         if not fitting:
-            known = "; ".join(" + ".join(group[0] for group in item.columns) for item in self._formats.values())
             raise DataError(
                 f"{record.source} has the columns {_names(record.columns)}, which fit no format",
-                f"formats by columns: {known}; plain text under another name: set text_field",
+                misfit_hint(record)
+                or f"formats by columns: {self._known()}; plain text under another name: set text_field",
             )
-        return fitting[0], tuple(item.name for item in fitting[1:])
+        within = ("input_output",) if fitting[0].name == "alpaca" else ()  # whose columns Alpaca rows always have
+        return fitting[0], tuple(item.name for item in fitting[1:] if item.name not in within)
+
+    def _known(self) -> str:
+        return "; ".join(" + ".join(group[0] for group in item.columns) for item in self._formats.values())
 
     def _misfit(self, wanted: Format, record: Record, missing: list[str]) -> DataError:
         lacks = " and ".join(f"`{name}`" for name in missing)
@@ -178,36 +191,23 @@ def _names(columns: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}`" for name in columns) or "none"
 
 
-def string(columns: Mapping[str, Any], name: str, source: Source) -> str:
-    """A column that must be text."""
-    value = columns[name]
-    if isinstance(value, str):
-        return value
-    raise DataError(
-        f"{source}: `{name}` should be text, not {kind_of(value)}", "write it as a string, or remove the row"
-    )
-
-
 def _text(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> Row:
     return Text(string(columns, recogniser.text_field, source))
 
 
 def _messages(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> Row:
-    return _chat(columns, chat.parse(columns["messages"], "messages", source), None, source)
+    return chat_of(columns, chat.parse(columns["messages"], "messages", source), None, source)
 
 
 def _sharegpt(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> Row:
     found = chat.parse(columns["conversations"], "conversations", source)
-    system = columns.get("system")
-    if isinstance(system, str) and system and found[0]["role"] != "system":
-        found = [{"role": "system", "content": system}, *found]
-    return _chat(columns, found, None, source)
+    return chat_of(columns, found, None, source, wrapped=True)
 
 
 def _prompt_completion(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> Row:
     if isinstance(columns["prompt"], list) or isinstance(columns["completion"], list):
         return _pair_of_messages(columns, "prompt", "completion", source)
-    return Pair(string(columns, "prompt", source), string(columns, "completion", source))
+    return _plain_pair(columns, "prompt", "completion", source)
 
 
 def _prompt_response(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> Row:
@@ -221,12 +221,19 @@ def _input_output(recogniser: Recogniser, columns: dict[str, Any], source: Sourc
 def _turns(recogniser: Recogniser, columns: dict[str, Any], ask: str, answer: str, source: Source) -> Row:
     if isinstance(columns[ask], list) or isinstance(columns[answer], list) or recogniser.has_template:
         return _pair_of_messages(columns, ask, answer, source)
-    return Pair(string(columns, ask, source), string(columns, answer, source))
+    return _plain_pair(columns, ask, answer, source)
+
+
+def _plain_pair(columns: dict[str, Any], ask: str, answer: str, source: Source) -> Pair:
+    prompt = string(columns, ask, source)
+    return Pair(prompt, string(columns, answer, source), conversation.unshown(columns, prompt, source))
 
 
 def _pair_of_messages(columns: dict[str, Any], ask: str, answer: str, source: Source) -> Row:
     prompt = _as_messages(columns, ask, "user", source)
-    return _chat(columns, prompt + _as_messages(columns, answer, "assistant", source), len(prompt), source)
+    answers = _as_messages(columns, answer, "assistant", source)
+    prompt = [*conversation.history(columns, source), *prompt]
+    return chat_of(columns, prompt + answers, len(prompt), source)
 
 
 def _as_messages(columns: dict[str, Any], name: str, role: str, source: Source) -> list[dict[str, Any]]:
@@ -237,58 +244,67 @@ def _as_messages(columns: dict[str, Any], name: str, role: str, source: Source) 
 
 def _alpaca(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> Row:
     answer = string(columns, "output" if "output" in columns else "response", source)
-    ask = string(columns, "instruction", source)
-    extra_name = next((name for name in ("input", "context") if columns.get(name)), None)
-    extra = string(columns, extra_name, source) if extra_name else ""
+    asked = [*conversation.history(columns, source), {"role": "user", "content": alpaca_ask(columns, source)}]
     if recogniser.has_template:
-        user = f"{ask}\n\n{extra}" if extra else ask
-        turns = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
-        return _chat(columns, turns, 1, source)
-    return Pair(alpaca_prompt(ask, extra), answer)
+        return chat_of(columns, [*asked, {"role": "assistant", "content": answer}], len(asked), source)
+    prompt = alpaca_wording(columns, source)
+    unshown = tuple(name for name in conversation.unshown(columns, prompt, source) if name != "history")
+    return Pair(prompt, answer, unshown)
 
 
-def alpaca_prompt(instruction: str, extra: str = "") -> str:
-    """The wording that Alpaca-trained models know (Taori et al. 2023), up to where the response starts."""
-    if not extra:
-        return (
-            "Below is an instruction that describes a task. Write a response that appropriately completes the "
-            f"request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
-        )
-    return (
-        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
-        f"response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{extra}"
-        "\n\n### Response:\n"
-    )
-
-
-def _chat(columns: Mapping[str, Any], found: list[dict[str, Any]], prompt_count: int | None, source: Source) -> Chat:
-    options = chat.from_json(columns.get("chat_template_kwargs"), "chat_template_kwargs", source) or {}
-    if not isinstance(options, Mapping):
-        raise DataError(f"{source}: `chat_template_kwargs` should be an object", 'such as {"enable_thinking": false}')
-    tools = chat.from_json(columns.get("tools"), "tools", source)
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise DataError(
-            f"{source}: `tools` should be a list of tool descriptions", "or a string that holds one as JSON"
-        )
-    return Chat(found, prompt_count, tools or None, options)
+def chat_of(
+    columns: Mapping[str, Any],
+    turns: list[dict[str, Any]],
+    prompt_count: int | None,
+    source: Source,
+    *,
+    wrapped: bool = False,
+) -> Chat:
+    """Messages with what stands beside them in other columns; see `conversation`. Raises DataError."""
+    found = conversation.with_system(columns, turns, source)
+    count = None if prompt_count is None else prompt_count + len(found) - len(turns)
+    tools = conversation.tools_of(columns, source, wrapped=wrapped)
+    return Chat(found, count, tools, conversation.options_of(columns, source))
 
 
 def _tokens(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> Row:
     ids = columns["input_ids"]
     if not isinstance(ids, list) or not all(isinstance(token, int) and token >= 0 for token in ids):
         raise DataError(f"{source}: `input_ids` should be a list of token ids", "or give text or messages instead")
-    loss: list[bool] | None = None
+    loss = _loss_mask(columns, ids, source)
+    completion = _aligned(columns, "completion_mask", ids, source)
+    start, end = _attended(columns, ids, source)
+    done = None if completion is None else [bool(bit) for bit in completion[start:end]]
+    return Tokens(ids[start:end], None if loss is None else loss[start:end], done)
+
+
+def _loss_mask(columns: Mapping[str, Any], ids: list[int], source: Source) -> list[bool] | None:
+    """What `labels`, or `assistant_masks` and `loss_mask` together, say of each token; None without them."""
     labels = _aligned(columns, "labels", ids, source)
     if labels is not None:
         if any(label not in (-100, token) for label, token in zip(labels, ids, strict=True)):
             raise DataError(f"{source}: `labels` should equal `input_ids` or be -100", "labels are not shifted here")
-        return Tokens(ids, [label != -100 for label in labels])
+        return [label != -100 for label in labels]
+    loss: list[bool] | None = None
     for name in ("assistant_masks", "loss_mask"):
         mask = _aligned(columns, name, ids, source)
         if mask is not None:
             loss = [bool(bit) and (loss is None or loss[index]) for index, bit in enumerate(mask)]
-    completion = _aligned(columns, "completion_mask", ids, source)
-    return Tokens(ids, loss, None if completion is None else [bool(bit) for bit in completion])
+    return loss
+
+
+def _attended(columns: Mapping[str, Any], ids: list[int], source: Source) -> tuple[int, int]:
+    """Start and end of the tokens that `attention_mask` shows: padding before and after them is left out."""
+    mask = _aligned(columns, "attention_mask", ids, source)
+    if mask is None or 0 not in mask:
+        return 0, len(ids)
+    seen = [index for index, bit in enumerate(mask) if bit]
+    start, end = (seen[0], seen[-1] + 1) if seen else (0, 0)
+    if len(seen) != end - start:
+        raise DataError(
+            f"{source}: `attention_mask` hides tokens in the middle of the row", "only padding at its ends is left out"
+        )
+    return start, end
 
 
 def _aligned(columns: Mapping[str, Any], name: str, ids: Sequence[int], source: Source) -> list[Any] | None:

@@ -1,22 +1,43 @@
-"""Messages as rows hold them (OpenAI's role/content, ShareGPT's from/value) made into what chat templates read."""
+"""Messages as rows hold them (OpenAI's role/content, ShareGPT's from/value) made into what chat templates read.
+
+What a message may hold beside role and content: `tool_calls` (see `tool_calls`), OpenAI's older `function_call`, the
+`reasoning_content` or `thinking` of the assistant, and `weight` (OpenAI, Mistral) or `train` (axolotl), which say
+whether it is learned.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from chuk_lib.data.tool_calls import called_in_text, calls_of
 from chuk_lib.data.types import Source, kind_of
 from chuk_lib.errors import DataError
 
+Message = dict[str, Any]
+
 ROLES = {
-    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
-    "function": "tool", "observation": "tool", "function_response": "tool", "function_call": "assistant",
-}  # fmt: skip
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+}
 """Speakers of ShareGPT files by the role they have in chat templates."""
+_CALLERS = ("function_call", "tool_call")
+"""Speakers whose text is a call of a tool as JSON (LLaMA-Factory, ms-swift)."""
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Keys under which messages hold what the assistant thought; templates get it under the first two."""
 _EXAMPLE = '{"role": "user", "content": "…"}'
 
 
-def parse(value: Any, name: str, source: Source) -> list[dict[str, Any]]:
+def parse(value: Any, name: str, source: Source) -> list[Message]:
     """The messages of one column. Raises DataError naming row and message when it is not a list of messages."""
     found = from_json(value, name, source)
     if not isinstance(found, list) or not found:
@@ -39,54 +60,63 @@ def from_json(value: Any, name: str, where: Source | str) -> Any:
         raise DataError(f"{where}: `{name}` is JSON that is nested too deeply", "write it flatter") from None
 
 
-def has_tool_calls_as_text(messages: list[dict[str, Any]]) -> bool:
-    """Whether arguments of tool calls are JSON strings, as in OpenAI's API."""
-    return any(isinstance(call.get("arguments"), str) for message in messages for call in _functions(message))
+def is_learned(message: Message) -> bool:
+    """Whether a message may be learned: `weight: 0` and `train: false` say that it may not."""
+    return bool(message.get("weight", 1)) and bool(message.get("train", True))
 
 
-def called(message: dict[str, Any]) -> list[str]:
-    """The names of the tools that a message calls."""
-    return [str(call["name"]) for call in _functions(message) if "name" in call]
+def refuse_unlearned(messages: list[Message], name: str, source: Source) -> None:
+    """Raise DataError where a message of a completion is not to be learned: preferences weigh whole completions."""
+    for number, message in enumerate(messages, 1):
+        if not is_learned(message):
+            key = "weight" if not message.get("weight", 1) else "train"
+            raise DataError(
+                f"{source}: message {number} of `{name}` has `{key}: {message[key]}`, but preferences learn whole "
+                "completions",
+                "put what is not learned into `prompt`, or remove the key",
+            )
 
 
-def with_parsed_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Copies whose tool calls have arguments as objects: most templates print them with `tojson`, which would quote
-    a string a second time."""
-    copies = json.loads(json.dumps(messages))
-    for message in copies:
-        for call in _functions(message):
-            if isinstance(call.get("arguments"), str):
-                try:
-                    call["arguments"] = json.loads(call["arguments"] or "{}")
-                except ValueError:
-                    continue  # text that is no JSON is what the model really wrote
-    return list(copies)
-
-
-def _functions(message: dict[str, Any]) -> list[dict[str, Any]]:
-    calls = [call for call in message.get("tool_calls") or () if isinstance(call, dict)]
-    return [call["function"] if isinstance(call.get("function"), dict) else call for call in calls]
-
-
-def _message(item: Any, where: str) -> dict[str, Any]:
+def _message(item: Any, where: str) -> Message:
     if not isinstance(item, dict):
         raise DataError(f"{where} is {kind_of(item)}, not an object", f"a message is {_EXAMPLE}")
     renamed = {"from": "role", "value": "content"}
-    message: dict[str, Any] = {
-        renamed.get(str(key), str(key)): value for key, value in item.items() if value is not None
-    }
-    role = message.get("role")
-    if not isinstance(role, str):
+    message: Message = {renamed.get(str(key), str(key)): value for key, value in item.items() if value is not None}
+    speaker = message.get("role")
+    if not isinstance(speaker, str):
         raise DataError(f"{where} has no `role`", f"a message is {_EXAMPLE}")
-    message["role"] = ROLES.get(role, role)
+    message["role"] = ROLES.get(speaker, speaker)
+    if speaker in _CALLERS and not message.get("tool_calls"):
+        message["content"], message["tool_calls"] = called_in_text(message.get("content"), where)
+    _read_calls(message, where)
     if "content" not in message:
         if not message.get("tool_calls"):
             raise DataError(f"{where} has no `content`", f"a message is {_EXAMPLE}")
         message["content"] = ""
     message["content"] = _content(message["content"], where)
-    if "tool_calls" in message:
-        message["tool_calls"] = from_json(message["tool_calls"], "tool_calls", where)
+    _check_weight(message, where)
     return message
+
+
+def _read_calls(message: Message, where: str) -> None:
+    """Calls of tools in the one form that templates know, OpenAI's older `function_call` included."""
+    if "tool_calls" in message:
+        message["tool_calls"] = calls_of(from_json(message["tool_calls"], "tool_calls", where), where)
+    if "function_call" in message:
+        older = from_json(message.pop("function_call"), "function_call", where)
+        made = calls_of([{"type": "function", "function": older}], where)
+        message["tool_calls"] = [*message.get("tool_calls", ()), *made]
+
+
+def _check_weight(message: Message, where: str) -> None:
+    weight, train = message.get("weight", 1), message.get("train", True)
+    if weight not in (0, 1):
+        shown = json.dumps(weight, ensure_ascii=False)[:40]
+        raise DataError(f"{where} has `weight: {shown}`", "a message is learned (1) or not (0)")
+    if not isinstance(train, bool):
+        raise DataError(f"{where}: `train` should be true or false, not {kind_of(train)}", "or leave it out")
+    if message.get("train_detail"):
+        raise DataError(f"{where} has `train_detail`", "a message is learned as a whole or not: use `train: false`")
 
 
 def _content(content: Any, where: str) -> str:

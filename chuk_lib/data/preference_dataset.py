@@ -57,12 +57,14 @@ class PairExample:
 
 @dataclass(frozen=True)
 class UnpairedExample:
-    """A prompt with one completion, token ids int32 each, and whether it is a good one."""
+    """A prompt with one completion, token ids int32 each, and whether it is a good one. `whole` is the completion as
+    it was before it was cut (None: it was not), for what puts it behind another prompt."""
 
     prompt: np.ndarray
     completion: np.ndarray
     label: bool
     source: Source | None = None
+    whole: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -78,8 +80,15 @@ class UnpairedExample:
         return float(self.label)
 
     def cut(self, limit: int) -> UnpairedExample:
-        """With a completion that reaches no further than `limit` tokens."""
-        return replace(self, completion=self.completion[: max(0, limit - len(self.prompt))])
+        """With a completion that reaches no further than `limit` tokens; the whole one is kept beside it."""
+        if len(self) <= limit:
+            return self
+        return replace(self, completion=self.completion[: max(0, limit - len(self.prompt))], whole=self.uncut)
+
+    @property
+    def uncut(self) -> np.ndarray:
+        """The completion as it was before it was cut."""
+        return self.completion if self.whole is None else self.whole
 
 
 AnyExample = PairExample | UnpairedExample
@@ -105,7 +114,8 @@ class PairDataset:
         keep_ends: bool = False,
     ) -> None:
         renderer = _renderer(tokenizer)
-        made = _pairs(renderer, (read_pair(record) for record in read_records(source, split)))
+        has_template = renderer.recogniser.has_template
+        made = _pairs(renderer, (read_pair(record, has_template) for record in read_records(source, split)))
         self.examples: list[PairExample] = []
         report = _keep(made, self.examples, max_length, source, split, renderer, "chosen against rejected", keep_ends)
         self.report = replace(report, notes=(*report.notes, *_equal_pairs(self.examples)))
@@ -139,7 +149,8 @@ class UnpairedDataset:
         self, source: DataSource, tokenizer: Any, *, split: str = "train", max_length: int | None = 1024
     ) -> None:
         renderer = _renderer(tokenizer)
-        made = _singles(renderer, read_unpaired(read_records(source, split)))
+        rows = read_unpaired(read_records(source, split), renderer.recogniser.has_template)
+        made = _singles(renderer, rows)
         self.examples: list[UnpairedExample] = []
         self.report = _keep(made, self.examples, max_length, source, split, renderer, "good and bad completions")
         self.source = self.report.source
@@ -248,7 +259,8 @@ def _equal_pairs(examples: Sequence[PairExample]) -> tuple[str, ...]:
 def _fingerprint(examples: Sequence[AnyExample]) -> str:
     digest = hashlib.sha256()
     for one in examples:
-        parts = (one.prompt, *one.completions)
+        whole = (one.whole,) if isinstance(one, UnpairedExample) and one.whole is not None else ()
+        parts = (one.prompt, *one.completions, *whole)
         digest.update(np.array([len(part) for part in parts], dtype="<i8").tobytes())
         digest.update(np.array([one.value], dtype="<f8").tobytes())
         digest.update(np.concatenate(parts).astype("<i4").tobytes())

@@ -1,5 +1,8 @@
 """What preference rows mean, before any token is made: prompts, chosen and rejected completions, labels.
 
+Without `prompt`, `question` (Intel/orca_dpo_pairs) or Alpaca's `instruction` is the user's turn; `system`, `tools` and
+other columns beside them go along to the renderer.
+
 Every complaint names the row and the column as the file has them.
 """
 
@@ -10,14 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from chuk_lib.data import conversation
 from chuk_lib.data import messages as chat
-from chuk_lib.data.formats import string
+from chuk_lib.data.alpaca import alpaca_ask
+from chuk_lib.data.conversation import string
 from chuk_lib.data.types import Record, Source, kind_of
 from chuk_lib.errors import DataError
 
 PAIR_EXAMPLE = '{"prompt": "…", "chosen": "…", "rejected": "…"}'
 UNPAIRED_EXAMPLE = '{"prompt": "…", "completion": "…", "label": true}'
-_BESIDE = ("tools", "chat_template_kwargs")
 _LABELS: dict[Any, bool] = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
 
 Value = str | list[dict[str, Any]]
@@ -41,9 +45,9 @@ class Unpaired:
     label: bool
 
 
-def read_pair(record: Record) -> Pair:
-    """The pair that a record holds. Raises DataError."""
-    columns, source = record.columns, record.source
+def read_pair(record: Record, has_template: bool = True) -> Pair:
+    """The pair that a record holds; `has_template` as in `asked`. Raises DataError."""
+    columns, source = asked(record, ("chosen", "rejected"), has_template), record.source
     for name in ("chosen", "rejected"):
         if columns.get(name) is None:
             raise DataError(f"{source} has no `{name}`", f"a preference row is {PAIR_EXAMPLE}")
@@ -55,7 +59,9 @@ def read_pair(record: Record) -> Pair:
             f"{source}: `chosen` and `rejected` are equal", "nothing can be learned from it: remove the row"
         )
     prompt, chosen, rejected = _with_prompt(columns, chosen, rejected, source)
-    beside = {name: columns[name] for name in _BESIDE if columns.get(name) is not None}
+    beside = _beside(columns)
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        _check_learned(side, name, source)
     return Pair(
         Record({"prompt": prompt, "completion": chosen, **beside}, source),
         Record({"prompt": prompt, "completion": rejected, **beside}, source),
@@ -63,7 +69,7 @@ def read_pair(record: Record) -> Pair:
     )
 
 
-def read_unpaired(records: Iterable[Record]) -> Iterator[Unpaired]:
+def read_unpaired(records: Iterable[Record], has_template: bool = True) -> Iterator[Unpaired]:
     """Rows with a label as they come, or those that pairs are made of: the chosen ones, then the rejected ones."""
     bad: list[Unpaired] = []
     is_paired: bool | None = None
@@ -71,16 +77,16 @@ def read_unpaired(records: Iterable[Record]) -> Iterator[Unpaired]:
         columns = record.columns
         is_paired = "completion" not in columns and "chosen" in columns if is_paired is None else is_paired
         if not is_paired:
-            yield _read_labelled(record)
+            yield _read_labelled(record, has_template)
             continue
-        pair = read_pair(record)
+        pair = read_pair(record, has_template)
         yield Unpaired(pair.chosen, True)
         bad.append(Unpaired(pair.rejected, False))
     yield from bad
 
 
-def _read_labelled(record: Record) -> Unpaired:
-    columns, source = record.columns, record.source
+def _read_labelled(record: Record, has_template: bool) -> Unpaired:
+    columns, source = asked(record, ("completion",), has_template), record.source
     for name in ("prompt", "completion", "label"):
         if columns.get(name) is None:
             raise DataError(f"{source} has no `{name}`", f"a row is {UNPAIRED_EXAMPLE}, or {PAIR_EXAMPLE}")
@@ -93,8 +99,34 @@ def _read_labelled(record: Record) -> Unpaired:
     prompt, completion = _value(columns, "prompt", source), _value(columns, "completion", source)
     if isinstance(prompt, list) != isinstance(completion, list):
         raise DataError(f"{source}: one of `prompt` and `completion` is text, the other messages", "make both the same")
-    beside = {name: columns[name] for name in _BESIDE if columns.get(name) is not None}
-    return Unpaired(Record({"prompt": prompt, "completion": completion, **beside}, source), known)
+    _check_learned(completion, "completion", source)
+    return Unpaired(Record({"prompt": prompt, "completion": completion, **_beside(columns)}, source), known)
+
+
+def asked(record: Record, answers: tuple[str, ...], has_template: bool = True) -> dict[str, Any]:
+    """The columns of a row with its question as `prompt`, where there is none: the text of `question`, or
+    `instruction` with its `input`, to which the columns `answers` are answers in text. With a chat template it is a
+    user's turn after those of `history` and the answers are the assistant's, without one all stays text."""
+    columns = record.columns
+    name = next((name for name in ("question", "instruction") if isinstance(columns.get(name), str)), None)
+    plain = all(isinstance(columns.get(answer), str) for answer in answers)
+    if columns.get("prompt") is not None or name is None or not plain:
+        return columns
+    ask = columns[name] if name == "question" else alpaca_ask(columns, record.source)
+    if not has_template:
+        return {**columns, "prompt": ask}
+    turns = [*conversation.history(columns, record.source), {"role": "user", "content": ask}]
+    said = {answer: [{"role": "assistant", "content": columns[answer]}] for answer in answers}
+    return {key: value for key, value in columns.items() if key != "history"} | {"prompt": turns, **said}
+
+
+def _beside(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: columns[name] for name in conversation.BESIDE if columns.get(name) is not None}
+
+
+def _check_learned(side: Value, name: str, source: Source) -> None:
+    if isinstance(side, list):
+        chat.refuse_unlearned(side, name, source)
 
 
 def _is_plain(value: Any) -> bool:

@@ -3,7 +3,7 @@
 A text prompt stays text (no chat template). Messages go through the template with the header of the assistant's turn;
 a last turn of the assistant is continued. Rows of other kinds are taken too: `messages` or `conversations` and
 prompt/completion rows give their prompt, and the answer they end with becomes the column `answer`, or `completion`
-beside a column `answer`; `question` is a user's turn.
+beside a column `answer`; `question`, and Alpaca's `instruction` with its `input`, are a user's turn.
 """
 
 from __future__ import annotations
@@ -18,18 +18,25 @@ from typing import Any
 
 import numpy as np
 
+from chuk_lib.data import conversation
 from chuk_lib.data import messages as chat
+from chuk_lib.data.alpaca import alpaca_ask, alpaca_wording
+from chuk_lib.data.conversation import string
 from chuk_lib.data.encoder import Encoder
-from chuk_lib.data.formats import string
+from chuk_lib.data.formats import Chat, chat_of
+from chuk_lib.data.misfits import refuse_bad_reference
+from chuk_lib.data.preparation import Preparation
 from chuk_lib.data.reader import DataSource, read_records
+from chuk_lib.data.rendering import refused
 from chuk_lib.data.report import length_bins
 from chuk_lib.data.turns import template_errors
 from chuk_lib.data.types import Record, Source, kind_of
-from chuk_lib.errors import DataError, ModelError
+from chuk_lib.errors import DataError
 
 Prompt = str | list[dict[str, Any]]
 _CHATS = ("messages", "conversations")
-_TEMPLATE = ("tools", "chat_template_kwargs")
+_TEMPLATE = ("tools", "functions", "chat_template_kwargs")
+"""Columns that are for the template alone; rewards do not see them."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,8 @@ class PromptDataset:
         self, source: DataSource, tokenizer: Any, *, split: str = "train", max_prompt_length: int | None = None
     ) -> None:
         self.source = str(source) if isinstance(source, str | Path) else "rows"
-        found = _prompt_rows(read_records(source, split), Encoder(tokenizer))
+        reader = _PromptReader(Encoder(tokenizer))
+        found = reader.rows(read_records(source, split))
         if self.source == "rows":
             self.source = found[0].source.name
         self.rows = [row for row in found if max_prompt_length is None or len(row) <= max_prompt_length]
@@ -100,7 +108,7 @@ class PromptDataset:
                 f"the shortest has {shortest}: raise max_prompt_length",
             )
         self.columns = tuple(columns_of(self.rows))
-        self.report = self._report(split, len(found), max_prompt_length)
+        self.report = self._report(split, len(found), max_prompt_length, reader.notes)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -120,18 +128,20 @@ class PromptDataset:
             digest.update(json.dumps(row.columns, sort_keys=True, default=str, ensure_ascii=False).encode())
         return digest.hexdigest()
 
-    def check_context(self, limit: int | None) -> None:
-        """Raise DataError for a prompt that leaves no room in a context of `limit` tokens (None: unknown)."""
+    def check_context(self, limit: int | None, words: str = "") -> None:
+        """Raise DataError for a prompt that leaves no room in a context of `limit` tokens (None: unknown), which
+        `words` tell of."""
         for row in self.rows:
             if limit is not None and len(row) >= limit:
                 raise DataError(
-                    f"{row.source}: the prompt has {len(row):,} tokens, the model's context holds {limit:,}",
+                    f"{row.source}: the prompt has {len(row):,} tokens, "
+                    + (words or f"the model's context holds {limit:,}"),
                     f"shorten it, or leave such prompts out with max_prompt_length={limit - 1} or less",
                 )
 
-    def _report(self, split: str, rows: int, limit: int | None) -> PromptReport:
+    def _report(self, split: str, rows: int, limit: int | None, said: Sequence[str]) -> PromptReport:
         lengths, dropped = [len(row) for row in self.rows], rows - len(self.rows)
-        notes = [f"{dropped:,} of {rows:,} prompts have more than {limit:,} tokens and are left out"] if dropped else []
+        notes = list(said)
         partial = [name for name in self.columns if any(name not in row.columns for row in self.rows)]
         if partial:
             names = ", ".join(f"`{name}`" for name in partial)
@@ -148,47 +158,92 @@ def columns_of(rows: Sequence[PromptRow]) -> dict[str, list[Any]]:
     return {name: [row.columns.get(name) for row in rows] for name in names}
 
 
-def _prompt_rows(records: Iterable[Record], encoder: Encoder) -> list[PromptRow]:
-    """All rows; texts are made one by one, so that errors name their row, and tokenised together."""
-    parts: list[tuple[Prompt, dict[str, Any], Source]] = []
-    texts: list[str] = []
-    for record in records:
-        prompt, columns = split_prompt(record, encoder.has_template)
-        if parts and isinstance(prompt, str) != isinstance(parts[0][0], str):
-            this, first = ("text", "messages") if isinstance(prompt, str) else ("messages", "text")
-            raise DataError(
-                f"{record.source} holds {this}, the first row holds {first}", "keep one kind of prompt in a file"
-            )
-        options = {name: columns.pop(name) for name in _TEMPLATE if name in columns}
-        texts.append(prompt if isinstance(prompt, str) else _rendered(prompt, options, record.source, encoder))
-        parts.append((prompt, columns, record.source))
-    plain = bool(parts) and isinstance(parts[0][0], str)
-    encodings = encoder.encode(texts, special=plain)
-    rows = [PromptRow(part[0], list(found.ids), *part[1:]) for part, found in zip(parts, encodings, strict=True)]
-    for row in rows:
-        if not row.ids:
-            raise DataError(f"{row.source}: the prompt is empty", "give at least one token to continue")
-    return rows
+class _PromptReader:
+    """Records to prompts with their ids, and what the user should know about them."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._prepare = Preparation(encoder)
+        self._bare_answers = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What became of the rows read so far, with counts."""
+        bare = (
+            f"in {self._bare_answers:,} rows the answer holds calls of tools or reasoning, which rewards do not see: "
+            "they read its text"
+        )
+        return (*self._prepare.notes, *([bare] if self._bare_answers else []))
+
+    def rows(self, records: Iterable[Record]) -> list[PromptRow]:
+        """All rows; texts are made one by one, so that errors name their row, and tokenised together."""
+        parts: list[tuple[Prompt, dict[str, Any], Source]] = []
+        texts: list[str] = []
+        for record in records:
+            prompt, columns = split_prompt(record, self._encoder.has_template)
+            if parts and isinstance(prompt, str) != isinstance(parts[0][0], str):
+                this, first = ("text", "messages") if isinstance(prompt, str) else ("messages", "text")
+                raise DataError(
+                    f"{record.source} holds {this}, the first row holds {first}", "keep one kind of prompt in a file"
+                )
+            texts.append(prompt if isinstance(prompt, str) else self._rendered(prompt, record))
+            self._bare_answers += _is_bare(record)
+            parts.append((prompt, columns, record.source))
+        plain = bool(parts) and isinstance(parts[0][0], str)
+        encodings = self._encoder.encode(texts, special=plain, goes_on=True)
+        rows = [PromptRow(part[0], list(found.ids), *part[1:]) for part, found in zip(parts, encodings, strict=True)]
+        for row in rows:
+            if not row.ids:
+                raise DataError(f"{row.source}: the prompt is empty", "give at least one token to continue")
+        return rows
+
+    def _rendered(self, turns: list[dict[str, Any]], record: Record) -> str:
+        """Messages as text, up to where the assistant writes on."""
+        source = record.source
+        tools = conversation.tools_of(record.columns, source, wrapped="conversations" in record.columns)
+        row = Chat(turns, None, tools, conversation.options_of(record.columns, source))
+        row = self._prepare(row, source)
+        goes_on = turns[-1]["role"] == "assistant"
+        try:
+            text = self._encoder.render(row.messages, row.tools, row.options, prompt=not goes_on)
+        except template_errors() as error:
+            raise refused(source, error) from None
+        self._prepare.account(row, text, source)
+        return _up_to_last_words(text, str(turns[-1]["content"]), source) if goes_on else text
 
 
 def split_prompt(record: Record, has_template: bool = True) -> tuple[Prompt, dict[str, Any]]:
-    """The prompt of a record and its other columns; what the record ends with becomes `answer`, or `completion` when
-    it has an `answer`. Raises DataError when there is no prompt."""
+    """The prompt of a record and its other columns, without those that only a template reads. What the record ends
+    with becomes `answer`, or `completion` when it has an `answer`. Raises DataError when there is no prompt."""
     columns, source = dict(record.columns), record.source
+    refuse_bad_reference(columns, source)
     name = next((name for name in ("prompt", *_CHATS, "question", "instruction") if name in columns), None)
     if name is None:
         names = ", ".join(f"`{key}`" for key in columns) or "none"
         raise DataError(f"{source} has no `prompt` (it has {names})", "give `prompt` (text or messages) or `messages`")
     value = columns.pop(name)
+    beside = {key: columns.pop(key) for key in _TEMPLATE if key in columns}
     if name in _CHATS:
         turns, answer = _without_answer(chat.parse(value, name, source))
-        return turns, _with_answer(columns, answer)
-    if isinstance(value, list):
-        return chat.parse(value, name, source), _with_answer(columns, _completion(columns, source))
-    text = string({name: value}, name, source)
-    if name == "prompt" or not has_template:
-        return text, _with_answer(columns, _completion(columns, source))
-    return [{"role": "user", "content": text}], _with_answer(columns, _completion(columns, source))
+    elif isinstance(value, list):
+        turns, answer = chat.parse(value, name, source), _completion(columns, source)
+    else:
+        text, answer = string({name: value}, name, source), _completion(columns, source)
+        if name == "prompt" or not has_template:
+            return _plain(record, name, text, beside), _with_answer(columns, answer)
+        ask = alpaca_ask(record.columns, source) if name == "instruction" else text
+        earlier = conversation.history(columns, source) if name == "instruction" else []
+        turns = [*earlier, {"role": "user", "content": ask}]
+    return chat_of(columns, turns, None, source).messages, _with_answer(columns, answer)
+
+
+def _plain(record: Record, name: str, text: str, beside: Mapping[str, Any]) -> str:
+    """A prompt that stays text. Raises DataError when the row has columns that only a template shows."""
+    if name == "instruction":
+        text = alpaca_wording(record.columns, record.source)
+    system = {"system": record.columns.get("system")}
+    conversation.refuse_unshown(conversation.unshown({**beside, **system}, text, record.source), record.source)
+    return text
 
 
 def _completion(columns: dict[str, Any], source: Source) -> str | None:
@@ -203,6 +258,16 @@ def _completion(columns: dict[str, Any], source: Source) -> str | None:
     return value
 
 
+def _is_bare(record: Record) -> bool:
+    """Whether the answer that a record ends with says more than its text."""
+    name = next((name for name in ("prompt", *_CHATS) if name in record.columns), None)
+    value = record.columns.get("completion" if name == "prompt" else name or "")
+    turns = chat.parse(value, "messages", record.source) if isinstance(value, list) else []
+    if len(turns) < (1 if name == "prompt" else 2) or turns[-1]["role"] != "assistant":
+        return False
+    return any(turns[-1].get(key) for key in ("tool_calls", *chat.REASONING))
+
+
 def _without_answer(turns: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
     """A conversation without the assistant's last turn, and what that turn says."""
     if len(turns) > 1 and turns[-1]["role"] == "assistant":
@@ -212,24 +277,6 @@ def _without_answer(turns: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
 
 def _with_answer(columns: dict[str, Any], answer: str | None) -> dict[str, Any]:
     return columns if answer is None else columns | {"completion" if "answer" in columns else "answer": answer}
-
-
-def _rendered(turns: list[dict[str, Any]], options: Mapping[str, Any], source: Source, encoder: Encoder) -> str:
-    """Messages as text, up to where the assistant writes on."""
-    if not encoder.has_template:
-        raise ModelError(
-            f"{source} holds messages, but the tokenizer has no chat template",
-            "take an instruct model, add chat_template.jinja to the model folder, or give text prompts",
-        )
-    goes_on = turns[-1]["role"] == "assistant"
-    given = chat.from_json(options.get("chat_template_kwargs"), "chat_template_kwargs", source) or {}
-    tools = chat.from_json(options.get("tools"), "tools", source)
-    try:
-        text = encoder.render(turns, tools, given, prompt=not goes_on)
-    except template_errors() as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{source}: the chat template refuses this prompt: {reason}", "mend the messages") from None
-    return _up_to_last_words(text, str(turns[-1]["content"]), source) if goes_on else text
 
 
 def _up_to_last_words(text: str, words: str, source: Source) -> str:

@@ -1,4 +1,5 @@
-"""Reading records: JSONL, JSON, Parquet, CSV, TSV, text, stdin, a folder with train/valid/test files, a hub data set.
+"""Reading records: JSONL, JSON, Parquet, Arrow, CSV, TSV, text, stdin, a folder with train/valid/test files or from
+`save_to_disk`, a hub data set.
 
 Rows stream and keep their file and line, so that every complaint can say where. Text is UTF-8 and nothing else.
 """
@@ -11,27 +12,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from chuk_lib.data.folders import folder_files, folder_has
+from chuk_lib.data.kinds import parser_of
 from chuk_lib.data.parsers import (
+    READ_SUFFIXES,
     ROW_EXAMPLE,
-    SUFFIXES,
     Broken,
     bounded,
     decoded,
     parse_json_lines,
-    parser_of,
+    plain_name,
     refuse,
-    suffix_of,
-)  # fmt: skip
+)
 from chuk_lib.data.types import Record, Source, kind_of
 from chuk_lib.errors import DataError
 
-SPLITS = {
-    "train": ("train", "training"),
-    "valid": ("valid", "validation", "val", "dev", "eval"),
-    "test": ("test",),
-}
-_SHARD = r"(?:[-_.]?\d+(?:-of-\d+)?)?"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?:/[\w.-]+)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?:[/:][\w.-]+)?")
 
 
 class SupportsWrite(Protocol):
@@ -60,18 +56,38 @@ def has_split(source: DataSource, split: str) -> bool:
     """Whether a local folder holds a file of this split. Files, stdin and rows are train only; the hub is not asked."""
     if not isinstance(source, str | Path) or not Path(source).is_dir():
         return split == "train"
-    return bool(split_files(_data_files(Path(source)), split))
+    return folder_has(Path(source), split)
+
+
+def named_split(source: str | Path) -> tuple[str, str | None]:
+    """A source and the split that its name asks for: `owner/name#train_sft` is the split `train_sft` of `owner/name`,
+    wherever training data is named. A path that is there, `#` and all, asks for none."""
+    base, mark, name = str(source).rpartition("#")
+    return (base, name) if mark and base and name and not Path(source).exists() else (str(source), None)
 
 
 def find_files(source: str | Path, split: str = "train") -> list[Path]:
     """The files that hold a split of a path or hub id. Raises DataError when there is none."""
+    base, name = named_split(source)
+    if name is not None:
+        if split != "train":
+            raise DataError(f"`{source}` is one split and has no {split} split", f"give it as `{base}#{split}`")
+        return find_files(base, name)
     path = Path(source)
     if path.is_file():
         if split != "train":
             raise DataError(f"`{source}` is one file and has no {split} split", f"give the {split} file itself")
         return [path]
     if path.is_dir():
-        return _folder_files(path, split)
+        try:
+            return folder_files(path, split)
+        except DataError as error:
+            if not _HUB_ID.fullmatch(str(source)):
+                raise
+            hides = "the folder hides the data set of this name on the hub: move it, or run chuk elsewhere"
+            raise DataError(error.message, f"{error.hint}; {hides}") from None
+    if path.is_symlink():
+        raise DataError(f"`{source}` is a link to `{path.readlink()}`, which does not exist", "mend or remove the link")
     if _is_hub_id(str(source)):
         from chuk_lib.data.hub import fetch
 
@@ -79,44 +95,10 @@ def find_files(source: str | Path, split: str = "train") -> list[Path]:
     raise DataError(f"`{source}` does not exist", _nearest_hint(path))
 
 
-def split_files(files: Iterable[Path], split: str) -> list[Path]:
-    """Those named after a split (`train.jsonl`, `train-00000-of-00002.parquet`, `validation.json`), in order."""
-    if split not in SPLITS:
-        raise DataError(f"there is no split called `{split}`", f"splits: {', '.join(SPLITS)}")
-    pattern = re.compile(f"(?:{'|'.join(SPLITS[split])}){_SHARD}", re.IGNORECASE)
-    return sorted(file for file in files if pattern.fullmatch(_stem(file)))
-
-
 def _is_hub_id(source: str) -> bool:
     """Whether a path that does not exist can be meant as `owner/name`: not when `owner` is a folder here."""
-    shaped = _HUB_ID.fullmatch(source) is not None and not source.removesuffix(".gz").endswith(SUFFIXES)
+    shaped = _HUB_ID.fullmatch(source) is not None and not plain_name(source).endswith(READ_SUFFIXES)
     return shaped and not Path(source.split("/")[0]).is_dir()
-
-
-def _folder_files(folder: Path, split: str) -> list[Path]:
-    files = _data_files(folder)
-    chosen = split_files(files, split)
-    if not chosen:
-        names = ", ".join(sorted(file.name for file in files)[:6]) or "no data file"
-        wanted = ", ".join(f"{name}.jsonl" for name in SPLITS[split][:2])
-        raise DataError(
-            f"`{folder}` has no {split} file (found: {names})", f"name it {wanted}, or give the file itself"
-        )
-    kinds = {(file.parent, suffix_of(file)) for file in chosen}
-    if len(kinds) > 1 or (len(chosen) > 1 and any(not re.search(r"\d$", _stem(file)) for file in chosen)):
-        names = ", ".join(str(file.relative_to(folder)) for file in chosen)
-        raise DataError(f"`{folder}` has several {split} files: {names}", "keep one, or give the file itself")
-    return chosen
-
-
-def _data_files(folder: Path) -> list[Path]:
-    here = list(folder.iterdir())
-    below = list((folder / "data").iterdir()) if (folder / "data").is_dir() else []
-    return [file for file in here + below if file.is_file() and suffix_of(file) in SUFFIXES]
-
-
-def _stem(path: Path) -> str:
-    return Path(re.sub(r"\.gz$", "", path.name, flags=re.IGNORECASE)).stem
 
 
 def _nearest_hint(path: Path) -> str:

@@ -2,24 +2,29 @@
 
 Plain text gets the end-of-text token unless it ends with it; conversations get only what their chat template writes.
 A completion starts at the longest common token prefix of the prompt and of both together, which is not always the
-length of the prompt. Assistant turns come from the template's `{% generation %}` markers, or from `turns`.
+length of the prompt. Conversations are prepared by `preparation`, assistant turns found by `turns`.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chuk_lib.data import messages as chat
+from chuk_lib.data.conversation import refuse_unshown
 from chuk_lib.data.encoder import Encoder, Encoding
 from chuk_lib.data.formats import Chat, Pair, Recogniser, Row, Text, Tokens
-from chuk_lib.data.turns import TurnFinder, common_prefix, role_ranges, template_errors
+from chuk_lib.data.messages import is_learned
+from chuk_lib.data.preparation import Preparation, no_template
+from chuk_lib.data.render_notes import RenderNotes
+from chuk_lib.data.turns import Range, TurnFinder, common_prefix, role_ranges, template_errors
 from chuk_lib.data.types import Example, Record, Source, Span
 from chuk_lib.errors import ChukError, DataError, ModelError
+
+if TYPE_CHECKING:
+    from chuk_lib.data.tokenizers.templates import Rendered
 
 _CHUNK = 1000
 
@@ -44,16 +49,13 @@ class Renderer:
     ) -> None:
         self._encoder = Encoder(tokenizer, marked=assistant_only_loss)
         self.recogniser = Recogniser(format, text_field, self._encoder.has_template)
+        self._prepare = Preparation(self._encoder)
         self._turns = TurnFinder(self._encoder)
+        self._notes = RenderNotes()
         self._completion_only = completion_only_loss
         self._assistant_only = assistant_only_loss
         self._spans = spans
         self._started = False
-        self._cut_prompts = 0
-        self._learns_stop = False
-        self._history = False
-        self._kept = ""
-        self._unshown = ""
 
     def render(self, records: Iterable[Record]) -> Iterator[Example]:
         """One example a record, in order. Nothing is cut and nothing is left out."""
@@ -64,7 +66,7 @@ class Renderer:
             if not self._started:
                 self._check(rows[0], sources[0])
             for example in self._examples(rows, sources):
-                self._learns_stop = self._learns_stop or self._has_stop(example)
+                self._notes.example(example, self._encoder)
                 yield example
 
     @property
@@ -75,30 +77,10 @@ class Renderer:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know about how these rows were rendered."""
-        notes = []
-        if self.recogniser.also:
-            others = ", ".join(self.recogniser.also)
-            notes.append(f"the columns also fit {others}; pin the choice with the setting `format`")
-        if self._cut_prompts:
-            notes.append(
-                f"in {self._cut_prompts} rows the prompt alone has other last tokens than before its completion; "
-                "the completion starts where they part"
-            )
-        if self._started and not self._learns_stop:
-            notes.append("no row learns an end-of-text token: the model may not learn to stop")
-        if self._unshown:
-            notes.append(f"the chat template leaves out {self._unshown} of the first row")
-        if self._history:
-            notes.append(
-                "the chat template shows earlier assistant turns without their reasoning; they are learned as it "
-                "shows them"
-            )
-        if self._kept:
-            notes.append(
-                f"every assistant turn keeps its reasoning, as TRL trains {self._kept}; the model's own chat template "
-                "shows earlier turns without it"
-            )
-        return tuple(notes)
+        also = ", ".join(self.recogniser.also)
+        columns = [f"the columns also fit {also}; pin the choice with the setting `format`"] if also else []
+        tokens, shown = self._notes.said()
+        return (*columns, *tokens, *self._prepare.notes, *shown)
 
     def _check(self, row: Row, source: Source) -> None:
         """The loss rules against the first row."""
@@ -106,11 +88,7 @@ class Renderer:
         bounded = isinstance(row, Pair) or (isinstance(row, Chat) and row.prompt_count is not None)
         masked = isinstance(row, Tokens) and row.completion_mask is not None
         if isinstance(row, Chat) and not self._encoder.has_template:
-            raise ModelError(
-                f"{source} holds messages, but the tokenizer has no chat template",
-                "take an instruct model, add chat_template.jinja to the model folder, or give text or "
-                "prompt/completion rows",
-            )
+            raise no_template(f"{source} holds messages, but the tokenizer has no chat template")
         if self._completion_only and not (bounded or masked):
             raise DataError(
                 f"completion_only_loss is on, but {source} has no completion",
@@ -125,8 +103,6 @@ class Renderer:
             )
         if self._assistant_only and isinstance(row, Tokens) and row.loss_mask is None:
             raise DataError(f"assistant_only_loss is on, but {source} has no `assistant_masks`", "add the column")
-        if isinstance(row, Chat):
-            self._unshown = self._left_out(row, self._text(row, source))
 
     def _examples(self, rows: Sequence[Row], sources: Sequence[Source]) -> Iterator[Example]:
         """The rows of one chunk; a format makes one kind of row."""
@@ -143,7 +119,9 @@ class Renderer:
             yield _example(ids, np.ones(len(ids), dtype=bool), [Span("text", 0, len(ids))], source)
 
     def _pairs(self, rows: Sequence[Any], sources: Sequence[Source]) -> Iterator[Example]:
-        prompts = self._encoder.encode([row.prompt for row in rows], special=True)
+        for row, source in zip(rows, sources, strict=True):
+            refuse_unshown(row.unshown, source)
+        prompts = self._encoder.encode([row.prompt for row in rows], special=True, goes_on=True)
         wholes = self._encoder.encode([row.prompt + self._with_end(row.completion) for row in rows], special=True)
         for prompt, whole, source in zip(prompts, wholes, sources, strict=True):
             start = self._boundary(prompt, whole)
@@ -154,7 +132,7 @@ class Renderer:
 
     def _boundary(self, prompt: Encoding, whole: Encoding) -> int:
         start = common_prefix(prompt.ids, whole.ids)
-        self._cut_prompts += start < len(prompt.ids)
+        self._notes.parted_prompts += start < len(prompt.ids)
         return start
 
     def _tokens(self, rows: Sequence[Any], sources: Sequence[Source]) -> Iterator[Example]:
@@ -171,115 +149,74 @@ class Renderer:
             yield _example(row.input_ids, mask, (), source)
 
     def _chats(self, rows: Sequence[Any], sources: Sequence[Source]) -> Iterator[Example]:
-        rows = [self._prepared(row) for row in rows]
-        encodings, masks = self._assistant_masks(rows, sources) if self._assistant_only else self._whole(rows, sources)
+        rows = [self._prepare(row, source) for row, source in zip(rows, sources, strict=True)]
+        shown = [self._shown(row, source) for row, source in zip(rows, sources, strict=True)]
+        picked = [self._picked(*each) for each in zip(rows, shown, sources, strict=True)]
+        offsets = any(ranges is not None for ranges in picked)
+        encodings = self._encoder.encode([each.text for each in shown], special=False, offsets=offsets)
         starts = self._completion_starts(rows, sources, encodings)
-        for row, source, encoding, mask, start in zip(rows, sources, encodings, masks, starts, strict=True):
+        for index, (row, source, encoding) in enumerate(zip(rows, sources, encodings, strict=True)):
+            self._prepare.account(row, shown[index].text, source)
+            mask = self._mask(encoding, picked[index])
+            start = starts[index]
             if start is not None and self.completion_only:
                 mask[:start] = False
-            spans = self._role_spans(row, source) if self._spans else ()
+            spans = self._role_spans(row, shown[index].text) if self._spans else ()
             yield _example(encoding.ids, mask, spans, source)
 
-    def _prepared(self, row: Chat) -> Chat:
-        """Arguments of tool calls as objects, unless the template takes them as text too."""
-        if not chat.has_tool_calls_as_text(row.messages):
-            return row
-        if "arguments is string" in self._encoder.template(row.tools is not None):
-            return row
-        return Chat(chat.with_parsed_arguments(row.messages), row.prompt_count, row.tools, row.options)
-
-    def _left_out(self, row: Chat, text: str) -> str:
-        """What of the assistant's words a template does not show: many know no tools, some no plain text."""
-        for message in row.messages:
-            said = message["content"].rpartition("</think>")[2].strip() if message["role"] == "assistant" else ""
-            if said not in text:
-                return "the assistant's text"
-            if any(name not in text for name in chat.called(message)):
-                return "the tool calls"
-        return ""
-
-    def _text(self, row: Chat, source: Source, *, prompt: bool = False) -> str:
+    def _shown(self, row: Chat, source: Source, *, prompt: bool = False) -> Rendered:
         part = row.messages[: row.prompt_count] if prompt else row.messages
         try:
-            return self._encoder.render(part, row.tools, row.options, prompt=prompt)
+            return self._encoder.rendered(part, row.tools, row.options, prompt=prompt)
         except template_errors() as error:
-            raise _refused(source, error) from None
+            raise refused(source, error) from None
 
-    def _whole(self, rows: Sequence[Chat], sources: Sequence[Source]) -> tuple[list[Encoding], list[np.ndarray]]:
-        texts = [self._text(row, source) for row, source in zip(rows, sources, strict=True)]
-        encodings = self._encoder.encode(texts, special=False)
-        return encodings, [np.ones(len(encoding.ids), dtype=bool) for encoding in encodings]
+    def _picked(self, row: Chat, shown: Rendered, source: Source) -> list[Range] | None:
+        """The characters that the loss rules pick out: those that are learned with assistant_only_loss, and those
+        that are not without it. None where all tokens are learned."""
+        whole = all(map(is_learned, row.messages))
+        if not whole:
+            self._prepare.count("messages with `weight: 0` or `train: false` are not learned", source)
+        if self._assistant_only:
+            self._notes.answers(row, self._encoder, self._turns)
+            return self._turns.learned(row, shown, source)
+        return None if whole else self._turns.unlearned(row, shown, source)
+
+    def _mask(self, encoding: Encoding, picked: list[Range] | None) -> np.ndarray:
+        """Bool (T,): True on what is learned."""
+        mask = np.full(len(encoding.ids), not self._assistant_only)
+        for start, end in picked or ():
+            first, last = encoding.tokens(start, end)
+            mask[first:last] = self._assistant_only
+        return mask
 
     def _completion_starts(
         self, rows: Sequence[Chat], sources: Sequence[Source], wholes: Sequence[Encoding]
     ) -> list[int | None]:
         bounded = [index for index, row in enumerate(rows) if row.prompt_count is not None]
-        texts = [self._text(rows[index], sources[index], prompt=True) for index in bounded]
+        texts = [self._shown(rows[index], sources[index], prompt=True).text for index in bounded]
         starts: list[int | None] = [None] * len(rows)
         for index, prompt in zip(bounded, self._encoder.encode(texts, special=False), strict=True):
             starts[index] = self._boundary(prompt, wholes[index])
         return starts
 
-    def _assistant_masks(
-        self, rows: Sequence[Chat], sources: Sequence[Source]
-    ) -> tuple[list[Encoding], list[np.ndarray]]:
-        """Ids of each row and True on what the assistant wrote."""
-        if self._encoder.has_markers(rows[0].tools is not None):
-            form = self._encoder.form(rows[0].tools is not None)
-            several = any(sum(message["role"] == "assistant" for message in row.messages) > 1 for row in rows)
-            self._kept = form.family if form is not None and form.keeps_reasoning and several else self._kept
-            return self._marked(rows, sources)
-        texts = [self._text(row, source) for row, source in zip(rows, sources, strict=True)]
-        encodings = self._encoder.encode(texts, special=False, offsets=True)
-        masks = []
-        for row, source, text, encoding in zip(rows, sources, texts, encodings, strict=True):
-            turns = self._turns.turns(row.messages, row.tools, row.options, text, source)
-            self._history = self._history or (len(turns) > 1 and self._turns.rewrites_history)
-            mask = np.zeros(len(encoding.ids), dtype=bool)
-            for start, end in turns:
-                first, last = encoding.tokens(start, end)
-                mask[first:last] = True
-            masks.append(mask)
-        return encodings, masks
-
-    def _marked(self, rows: Sequence[Chat], sources: Sequence[Source]) -> tuple[list[Encoding], list[np.ndarray]]:
-        """By the template's own markers; rows with the same tools and options go through it together."""
-        groups: dict[str, list[int]] = {}
-        for index, row in enumerate(rows):
-            groups.setdefault(json.dumps([row.tools, dict(row.options)], default=str), []).append(index)
-        encodings, masks = [Encoding([])] * len(rows), [np.zeros(0, dtype=bool)] * len(rows)
-        for indices in groups.values():
-            first = rows[indices[0]]
-            try:
-                found = self._encoder.marked([rows[index].messages for index in indices], first.tools, first.options)
-            except template_errors() as error:
-                for index in indices:
-                    self._text(rows[index], sources[index])
-                raise _refused(sources[indices[0]], error) from None
-            for index, (ids, mask) in zip(indices, found, strict=True):
-                encodings[index], masks[index] = Encoding(ids), mask
-        return encodings, masks
-
-    def _role_spans(self, row: Chat, source: Source) -> list[Span]:
-        text = self._text(row, source)
+    def _role_spans(self, row: Chat, text: str) -> list[Span]:
         encoding = self._encoder.encode([text], special=False, offsets=True)[0]
         spans: list[Span] = []
-        for role, start, end in role_ranges(row.messages, row.tools, row.options, text, self._encoder):
+        for role, start, end in role_ranges(row, text, self._encoder):
             first, last = encoding.tokens(start, end)
             begin = max(first, spans[-1].end) if spans else first
             if last > begin:
                 spans.append(Span(role, begin, last))
         return spans
 
-    def _has_stop(self, example: Example) -> bool:
-        return not self._encoder.stop_ids.isdisjoint(example.input_ids[example.loss_mask].tolist())
-
 
 def _example(ids: Sequence[int], mask: np.ndarray, spans: Sequence[Span], source: Source) -> Example:
     return Example(np.asarray(ids, dtype=np.int32), mask, tuple(spans), source)
 
 
-def _refused(source: Source, error: Exception) -> ChukError:
+def refused(source: Source, error: Exception) -> ChukError:
+    """What is said of a conversation that a chat template refuses, or that it does not end on."""
     import jinja2
 
     from chuk_lib.data.tokenizers.templates import broken, first_line, is_endless

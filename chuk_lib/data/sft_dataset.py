@@ -16,6 +16,8 @@ from chuk_lib.data.report import DataReport, length_bins
 from chuk_lib.data.types import Example, Span
 from chuk_lib.errors import ConfigError, DataError
 
+_ALL_LEARNED = "every token is learned, the user's words too; assistant_only_loss learns the answers alone"
+
 
 class SFTDataset:
     """Examples of one split of a source, in file order, and a report of what became of the rows.
@@ -98,13 +100,14 @@ class SFTDataset:
         limits = (("completions", renderer.completion_only), ("assistant turns", assistant_only))
         parts = [name for name, on in limits if on]
         form = renderer.recogniser.format
+        notes = (*renderer.notes, *([_ALL_LEARNED] if renderer.recogniser.conversational and not parts else []))
         return DataReport(
             source=self.source, split=self.split, format=form.name if form else "", how=renderer.recogniser.how,
             loss_on=" that are ".join(parts) or "every token", rows=rows, kept=len(self.examples),
             dropped=rows - len(self.examples), truncated=truncated, tokens=sum(lengths),
             trained_tokens=sum(example.trained_tokens for example in self.examples), max_length=self.max_length,
             longest=max(lengths), conversational=renderer.recogniser.conversational,
-            lengths=length_bins(lengths), notes=renderer.notes,
+            lengths=length_bins(lengths), notes=notes,
         )  # fmt: skip
 
 

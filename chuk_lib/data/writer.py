@@ -21,7 +21,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from chuk_lib.data.parsers import SUFFIXES, suffix_of
+from chuk_lib.data.parsers import COMPRESSED, SUFFIXES, suffix_of
+from chuk_lib.data.types import Source
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.utils.paths import check_folder, make_folder
 
@@ -30,12 +31,14 @@ _BATCH = 1000
 
 
 class RowWriter(Protocol):
-    """Takes rows one at a time. `rows` counts them."""
+    """Takes rows one at a time. `rows` counts them, `nulled` those in which a number that JSON does not have (NaN,
+    infinity) was written as null."""
 
     rows: int
+    nulled: int
 
-    def write(self, columns: Columns) -> None:
-        """Take one row. Raises DataError for values that the kind of file cannot hold."""
+    def write(self, columns: Columns, source: Source | None = None) -> None:
+        """Take one row, which stood at `source`. Raises DataError for values that the kind of file cannot hold."""
 
 
 @contextmanager
@@ -78,8 +81,11 @@ def check_target(path: Path, overwrite: bool = False) -> None:
         raise ConfigError(
             f"`{path}` has no suffix that says what to write", f"known suffixes: {', '.join(SUFFIXES)}; - is stdout"
         )
-    if path.name.lower().endswith(".gz") and suffix_of(path) == ".parquet":
-        raise ConfigError(f"`{path}` would be compressed twice", "leave `.gz` away")
+    packed = next((end for end in COMPRESSED if path.name.lower().endswith(end)), "")
+    if packed and suffix_of(path) == ".parquet":
+        raise ConfigError(f"`{path}` would be compressed twice", f"leave `{packed}` away")
+    if packed not in ("", ".gz"):
+        raise ConfigError(f"`{packed}` is read, not written", "write `.gz`")
     check_folder(path.parent)
     if path.is_dir():
         raise ConfigError(f"`{path}` is a folder", "choose another --output")
@@ -87,20 +93,38 @@ def check_target(path: Path, overwrite: bool = False) -> None:
         raise ConfigError(f"`{path}` exists", "choose another --output, or replace the file with --overwrite")
 
 
-def to_line(columns: Columns) -> str:
-    """A row as a line of JSON. Dates become text; numbers that JSON does not have (NaN, infinity) become null."""
+def to_line(columns: Columns, where: object = "a row") -> str:
+    """A row as a line of JSON. Dates become text; numbers that JSON does not have (NaN, infinity) become null. Raises
+    DataError for bytes, with the name of their column; `where` is what the row is called."""
+    return _line(columns, where)[0]
+
+
+def _line(columns: Columns, where: object) -> tuple[str, bool]:
+    """A line, and whether a number became null."""
     try:
-        return json.dumps(columns, ensure_ascii=False, allow_nan=False, default=_as_json) + "\n"
-    except ValueError:
-        return json.dumps(_finite(columns), ensure_ascii=False, default=_as_json) + "\n"
+        return json.dumps(columns, ensure_ascii=False, allow_nan=False, default=_as_json) + "\n", False
+    except ValueError:  # no finite number, or bytes
+        name = next((name for name, value in columns.items() if _holds_bytes(value)), None)
+    if name is not None:
+        raise DataError(
+            f"{where}: the column `{name}` holds bytes, which are no text",
+            f"leave it out: chuk data convert --drop {name}",
+        )
+    return json.dumps(_finite(columns), ensure_ascii=False, default=_as_json) + "\n", True
 
 
 def _as_json(value: Any) -> Any:
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, bytes):
-        raise DataError("a column holds bytes, which are no text", "drop it: `chuk data convert --drop COLUMN`")
+        raise ValueError("bytes")
     return str(value)
+
+
+def _holds_bytes(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_bytes, value.values()))
+    return any(map(_holds_bytes, value)) if isinstance(value, list | tuple) else isinstance(value, bytes)
 
 
 def _finite(value: Any) -> Any:
@@ -152,33 +176,41 @@ class _Lines:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.rows = 0
+        self.nulled = 0
         self._file = file
 
-    def write(self, columns: Columns) -> None:
-        self._file.write(to_line(columns).encode())
+    def write(self, columns: Columns, source: Source | None = None) -> None:
+        self._put(self._line(columns, source).encode())
+
+    def _line(self, columns: Columns, source: Source | None) -> str:
+        line, nulled = _line(columns, source or f"row {self.rows + 1}")
+        self.nulled += nulled
+        return line
+
+    def _put(self, line: bytes) -> None:
+        self._file.write(line)
         self.rows += 1
 
 
 class _TextLines(_Lines):
     """One text a line."""
 
-    def write(self, columns: Columns) -> None:
+    def write(self, columns: Columns, source: Source | None = None) -> None:
         text = columns.get("text")
         if not isinstance(text, str) or "\n" in text or "\r" in text:
             raise DataError(
-                f"row {self.rows + 1} is no line of text", "a `.txt` holds one-line `text` columns: write `.jsonl`"
+                f"{source or f'row {self.rows + 1}'} is no line of text",
+                "a `.txt` holds one-line `text` columns: write `.jsonl`",
             )
-        self._file.write(text.encode() + b"\n")
-        self.rows += 1
+        self._put(text.encode() + b"\n")
 
 
 class _Array(_Lines):
     """A JSON array, one row a line."""
 
-    def write(self, columns: Columns) -> None:
+    def write(self, columns: Columns, source: Source | None = None) -> None:
         self._file.write(b",\n" if self.rows else b"[\n")
-        self._file.write(to_line(columns).rstrip("\n").encode())
-        self.rows += 1
+        self._put(self._line(columns, source).rstrip("\n").encode())
 
     def finish(self) -> None:
         """Close the array."""
@@ -192,9 +224,9 @@ class _Spool(_Lines):
         super().__init__(file)
         self.columns: dict[str, None] = {}
 
-    def write(self, columns: Columns) -> None:
+    def write(self, columns: Columns, source: Source | None = None) -> None:
         self.columns.update(dict.fromkeys(columns))
-        super().write(columns)
+        super().write(columns, source)
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The rows again, from the first one."""
@@ -249,8 +281,11 @@ def _parts(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 def _typed(make: Callable[[list[Any]], Any], part: list[dict[str, Any]], name: str, path: Path) -> Any:
     import pyarrow
 
+    values = [row.get(name) for row in part]
     try:
-        return make([row.get(name) for row in part])
+        if any(isinstance(value, int) and value >= 2**63 for value in values):
+            return pyarrow.array(values, pyarrow.uint64())
+        return make(values)
     except (pyarrow.ArrowException, OverflowError) as error:
         raise _not_parquet(path, f"column `{name}`: {error}") from None
 
@@ -264,6 +299,11 @@ def _array(type_: Any, values: list[Any]) -> Any:
 def _merged(first: Any, second: Any, path: Path) -> Any:
     import pyarrow
 
+    for name in first.names:  # whole numbers beyond 2^63, and smaller ones
+        kinds = {first.field(name).type, second.field(name).type}
+        if kinds == {pyarrow.int64(), pyarrow.uint64()}:
+            first = first.set(first.get_field_index(name), pyarrow.field(name, pyarrow.uint64()))
+            second = second.set(second.get_field_index(name), pyarrow.field(name, pyarrow.uint64()))
     try:
         return pyarrow.unify_schemas([first, second], promote_options="permissive")
     except pyarrow.ArrowException as error:

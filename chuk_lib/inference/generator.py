@@ -15,7 +15,8 @@ from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoding import Decoder, decodes_together, evaluating
 from chuk_lib.inference.prompts import Prompt, encode_prompt, expects_chat, room
 from chuk_lib.inference.text import StopText, TextStream, decode
-from chuk_lib.runtime import prepare
+from chuk_lib.inference.vocabulary import check_prompt_tokens
+from chuk_lib.runtime import prepare, uncompiled
 
 FinishReason = Literal["eos", "stop", "length"]
 """The model ended, a stop text came, or there was no room for more."""
@@ -73,13 +74,16 @@ def stream(
     config = config or SamplingConfig()
     chat = expects_chat(model) if chat is None and system is None else chat
     ids = encode_prompt(tokenizer, prompt, chat=chat, system=system)
+    check_prompt_tokens(model, tokenizer, [ids])
     row = _Row(0, ids, tokenizer, config, room(model, len(ids), config.max_tokens), streams=True)
     prepare()
     with evaluating(model):
         decoder = Decoder(model, config)
-        decoder.admit([ids], [0], alone=True)
+        with uncompiled():
+            decoder.admit([ids], [0], alone=True)
         while row.reason is None:
-            step = decoder.step(last=row.left == 1)
+            with uncompiled():  # not while the caller has the chunk
+                step = decoder.step(last=row.left == 1)
             text = row.add(step.tokens[0], step.scores[0])
             yield Chunk(text, step.tokens[0], step.scores[0], row.reason)
 
@@ -119,11 +123,12 @@ def generate_many(
     began = time.perf_counter()
     chat = expects_chat(model) if chat is None and system is None else chat
     rows = []
-    for number, prompt in enumerate(prompts):
-        ids = encode_prompt(tokenizer, prompt, chat=chat, system=system)
+    encoded = [encode_prompt(tokenizer, prompt, chat=chat, system=system) for prompt in prompts]
+    check_prompt_tokens(model, tokenizer, encoded)
+    for number, ids in enumerate(encoded):
         rows.append(_Row(number, ids, tokenizer, config, room(model, len(ids), config.max_tokens)))
     prepare()
-    with evaluating(model):
+    with uncompiled(), evaluating(model):
         together = batch_rows if len(rows) > 1 and decodes_together(model) else 1
         _run(Decoder(model, config, logprobs), sorted(rows, key=lambda row: -len(row.ids)), together)
     seconds = time.perf_counter() - began

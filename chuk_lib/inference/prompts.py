@@ -3,11 +3,11 @@ left."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chuk_lib.errors import ConfigError, ModelError
+from chuk_lib.models.honoured import ignored_window, window_words
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -39,17 +39,12 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, *, chat: bool | None = None, s
 
 def expects_chat(model: Any) -> bool | None:
     """Whether a model that chuk trained saw its chat template in training; None when that is not known."""
-    from chuk_lib.models.provenance import find_provenance
+    from chuk_lib.models.provenance import find_provenance, was_conversational
 
     found = find_provenance(model)
     if found is None:
         return None
-    try:
-        state = json.loads(((found.adapter_folder or found.folder) / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    trained = state.get("conversational") if isinstance(state, dict) else None
-    return False if trained is False else None
+    return False if was_conversational(found) is False else None
 
 
 def room(model: Any, prompt_tokens: int, wanted: int) -> int:
@@ -62,20 +57,45 @@ def room(model: Any, prompt_tokens: int, wanted: int) -> int:
         return wanted
     if prompt_tokens >= limit:
         raise ModelError(
-            f"the prompt has {prompt_tokens} tokens, the model's context holds {limit}",
+            f"the prompt has {prompt_tokens} tokens, {limit_words(model)}",
             "shorten the prompt, or use a model with a longer context",
         )
     return min(wanted, limit - prompt_tokens)
 
 
 def context_length(model: Any) -> int | None:
-    """Positions the model was made for, by its config; None when that is not known."""
+    """The longest text that the model is right for: positions it was made for, by its config, or a sliding window that
+    MLX-LM passes over when that is shorter; None when neither is known."""
+    made_for, window = made_for_length(model), window_limit(model)
+    return min((limit for limit in (made_for, window) if limit is not None), default=None)
+
+
+def limit_words(model: Any) -> str:
+    """What `context_length` is, for a message about a longer text."""
+    limit, window = context_length(model), window_limit(model)
+    if window is not None and window == limit:
+        return window_words(window)
+    return f"the model's context holds {limit:,}"
+
+
+def window_limit(model: Any) -> int | None:
+    """A sliding window that MLX-LM passes over: longer texts would be wrong. None when there is none."""
+    config = _config_of(model)
+    return None if config is None else ignored_window(config)
+
+
+def _config_of(model: Any) -> Mapping[str, Any] | None:
     from chuk_lib.models.provenance import find_provenance
 
     provenance = find_provenance(model)
-    if provenance is None:
+    return None if provenance is None else provenance.config
+
+
+def made_for_length(model: Any) -> int | None:
+    """Positions the model was made for, by its config; None when that is not known."""
+    config = _config_of(model)
+    if config is None:
         return None
-    config: Mapping[str, Any] = provenance.config
     if isinstance(config.get("text_config"), dict):
         config = config["text_config"]
     limit = config.get("max_position_embeddings")

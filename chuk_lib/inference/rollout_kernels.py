@@ -124,7 +124,9 @@ class Group:
         if self._is_wide:
             return multiply(self._lowered(x, norm), self._weights, plus)
         x = _normed(x, norm)
-        made = multiply(x, self._weights, plus)
+        alone = len(self._weights) == 1
+        made = multiply(x, self._weights, plus if alone else None)
+        made = made if alone or plus is None else made + plus
         if self._low is None or self._apart is None:
             return made
         return mx.addmm(made, cuda.lower(x, self._low, None, wide=False), self._apart.T)

@@ -162,8 +162,8 @@ __device__ __forceinline__ float rounded(float x) { return __bfloat162float(__fl
 
 _LOWER_BODY = r"""
   using chuk::bf16;
-  constexpr int WARPS = THREADS / 32, TOGETHER = 2;
-  __shared__ float sums[WARPS];
+  constexpr int WARPS = THREADS / 32, TOGETHER = 4;
+  __shared__ float sums[WARPS], found[WARPS][TOGETHER];
   const int K = x_shape[1], R = downs_shape[0], pitch = WIDE ? K + R : R;
   const int parts = (R + EACH - 1) / EACH, row = blockIdx.x / parts, part = blockIdx.x % parts;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -199,15 +199,19 @@ _LOWER_BODY = r"""
       *reinterpret_cast<chuk::Pack<bf16>*>(to + i) = a;
     }
   }
-  const int end = min(R, (part + 1) * EACH);
-  for (int r = part * EACH + warp * TOGETHER; r < end; r += WARPS * TOGETHER) {
+  // TOGETHER rows of A to a warp; what warps are left over share K among them.
+  const int first = part * EACH, count = min(R - first, EACH), groups = (count + TOGETHER - 1) / TOGETHER;
+  const int splits = WARPS / groups, group = warp % groups, split = warp / groups;
+  if (split < splits) {
     float sum[TOGETHER] = {};
 #pragma unroll 2
-    for (int i = lane * 8; i < K; i += 256) {
+    for (int i = (split * 32 + lane) * 8; i < K; i += splits * 256) {
       const chuk::Pack<bf16> a = chuk::load(from + i), b = chuk::load(NORMED ? norm + i : from + i);
       chuk::Pack<bf16> down[TOGETHER];
 #pragma unroll
-      for (int t = 0; t < TOGETHER; ++t) down[t] = chuk::load(downs + (size_t)min(r + t, R - 1) * K + i);
+      for (int t = 0; t < TOGETHER; ++t) {
+        down[t] = chuk::load(downs + (size_t)min(first + group * TOGETHER + t, R - 1) * K + i);
+      }
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         float x = __bfloat162float(a.at[e]);
@@ -219,10 +223,14 @@ _LOWER_BODY = r"""
 #pragma unroll
     for (int t = 0; t < TOGETHER; ++t) {
       const float whole = chuk::warp_sum(sum[t]);
-      if (lane == 0 && r + t < end) {
-        to[(WIDE ? K : 0) + r + t] = __float2bfloat16(chuk::rounded(whole) * scales[r + t]);
-      }
+      if (lane == 0) found[warp][t] = whole;
     }
+  }
+  __syncthreads();
+  for (int r = threadIdx.x; r < count; r += THREADS) {
+    float whole = 0.0f;
+    for (int s = 0; s < splits; ++s) whole += found[s * groups + r / TOGETHER][r % TOGETHER];
+    to[(WIDE ? K : 0) + first + r] = __float2bfloat16(chuk::rounded(whole) * scales[first + r]);
   }
 """
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,7 +27,8 @@ from chuk_lib.inference.rollout_forward import Decode
 from chuk_lib.inference.rollout_plain import COLUMNS
 from chuk_lib.inference.sampling import global_seed
 from chuk_lib.inference.text import decode as decode_text
-from chuk_lib.runtime import on_cpu, prepare
+from chuk_lib.inference.vocabulary import check_prompt_tokens
+from chuk_lib.runtime import computing, prepare, users_own
 
 RolloutReason = Literal["eos", "stop", "length"]
 STOP_STEPS = 8
@@ -81,22 +81,23 @@ def rollouts(
         return []
     prepare()
     config = replace(config, seed=global_seed()) if config.seed is None else config
+    check_prompt_tokens(model, tokenizer, prompts)
     limits = [room(model, len(ids), config.max_tokens) for ids in prompts]
-    with evaluating(model), _fast():
+    with computing(), evaluating(model):
         run = RolloutRun(model, tokenizer, prompts, config, numbers, limits, group_size)
         budget = default_token_budget(model) if token_budget is None else token_budget
         longest = max(len(ids) + limit for ids, limit in zip(prompts, limits, strict=True))
+        tell = on_finish and _in_users_world(on_finish)
         with limited(model, min(budget, len(prompts) * group_size * (longest + COLUMNS))):
-            return run.run(budget, on_finish, kv_bits, decode)
+            return run.run(budget, tell, kv_bits, decode)
 
 
-def _fast() -> AbstractContextManager[None]:
-    """NumPy's exp and attention while prompts run on a CPU; training may have switched them on already."""
-    if not on_cpu():
-        return nullcontext()
-    from chuk_lib.runtime import fast_math, is_fast
+def _in_users_world(tell: Callable[[Rollout], None]) -> Callable[[Rollout], None]:
+    def told(rollout: Rollout) -> None:
+        with users_own():
+            tell(rollout)
 
-    return nullcontext() if is_fast() else fast_math()
+    return told
 
 
 def _checked(

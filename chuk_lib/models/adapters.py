@@ -23,6 +23,7 @@ from chuk_lib.models.lora import ADAPTER_LEAVES, AdapterSpec, adapters_of, add_a
 from chuk_lib.models.provenance import Provenance, find_provenance, provenance_of, update_provenance
 from chuk_lib.models.sources import ADAPTER_CONFIG, fingerprint
 from chuk_lib.models.targets import adaptable, block_prefix, natural, resolve_targets
+from chuk_lib.utils.paths import make_folder
 
 MLX_WEIGHTS = "adapters.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -244,6 +245,7 @@ def save_mlx_adapter(model: nn.Module, folder: Path) -> None:
     if found is not None and lora is not None:
         targets = None if lora.targets is None else list(lora.targets)
         config["chuk"]["lora"] = {**vars(lora), "targets": targets}
+    make_folder(folder)
     mx.save_safetensors(str(folder / MLX_WEIGHTS), adapter_tensors(model), metadata={"format": "mlx"})
     _write_json(folder / ADAPTER_CONFIG, config)
 
@@ -294,6 +296,7 @@ def save_peft_adapter(model: nn.Module, folder: Path) -> None:
         "use_dora": lora.use_dora, "fan_in_fan_out": False, "init_lora_weights": True, "target_modules": list(layers),
     }  # fmt: skip
     tensors = {name: mx.contiguous(value) for name, value in tensors.items()}
+    make_folder(folder)
     mx.save_safetensors(str(folder / PEFT_WEIGHTS), tensors, metadata={"format": "pt"})
     _write_json(folder / ADAPTER_CONFIG, config)
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Implementation = Literal["auto", "chuk", "mlx-lm"]
+"""Whose code runs a model: chuk's where MLX-LM's would not compute what the config says, or always one of the two."""
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("auto", "chuk", "mlx-lm")
 
 
 @dataclass(frozen=True)
@@ -44,5 +47,6 @@ class LoadConfig:
     local_only: bool = False
     adapter: str | None = None
     dtype: Dtype = "auto"
+    implementation: Implementation = "auto"
     revision: str | None = None
     seed: int = 0

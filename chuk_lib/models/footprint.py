@@ -58,8 +58,13 @@ def rope_of(config: dict[str, Any]) -> Rope | None:
 
 
 def kv_layers(config: dict[str, Any]) -> tuple[int, int]:
-    """Layers that cache keys and values for the whole context, and those with a sliding window."""
+    """Layers that cache keys and values for the whole context, and those that keep a sliding window of them, as MLX-LM
+    computes it."""
+    from chuk_lib.models.honoured import ignored_window
+
     layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
+    if ignored_window(config) is not None:
+        return layers, 0
     types = config.get("layer_types")
     if isinstance(types, list):
         return types.count("full_attention"), types.count("sliding_attention")

@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from chuk_lib.models.segments import segment_caches
 from chuk_lib.models.transforms import LogitTransform, logit_transform
+from chuk_lib.runtime import uncompiled
 
 _BODIES = ("model", "transformer", "backbone", "gpt_neox")
 _EMBEDDINGS = ("embed_tokens", "wte", "tok_embeddings", "embedding", "embeddings", "word_embeddings")
@@ -71,11 +72,25 @@ def output_head(model: nn.Module) -> OutputHead:
     probe = mx.array([[1, 2, 3, 1]])
     training = model.training
     model.eval()  # dropout would make the two differ
-    whole = model(probe).astype(mx.float32)
-    parts = candidate.logits(model, candidate.hidden(model, probe)).astype(mx.float32)
+    with uncompiled():
+        whole = model(probe).astype(mx.float32)
+        parts = candidate.logits(model, candidate.hidden(model, probe)).astype(mx.float32)
+        same = whole.shape == parts.shape and bool(mx.allclose(whole, parts, rtol=1e-3, atol=1e-3))
     model.train(training)
-    same = whole.shape == parts.shape and bool(mx.allclose(whole, parts, rtol=1e-3, atol=1e-3))
     return candidate if same else OutputHead(split=False)
+
+
+def embedding_rows(model: nn.Module) -> int | None:
+    """How many tokens the input embedding of a model (or of a score model on its body) knows; None when it cannot be
+    told."""
+    inner = model["language_model"] if isinstance(model.get("language_model"), nn.Module) else model
+    for body in (inner[name] for name in _BODIES if isinstance(inner.get(name), nn.Module)):
+        for name in _EMBEDDINGS:
+            layer = body.get(name)
+            layer = getattr(layer, "embedding", layer)  # under an adapter
+            if isinstance(layer, nn.Module) and "weight" in layer:
+                return int(layer["weight"].shape[0])
+    return None
 
 
 def _read_off(model: nn.Module) -> OutputHead | None:

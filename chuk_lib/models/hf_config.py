@@ -99,15 +99,21 @@ def _flatten_one(flat: Config, rope: dict[str, Any]) -> None:
 
 
 def _flatten_pattern(flat: Config) -> None:
-    """Which blocks attend globally: transformers 5 lists `layer_types`, mlx-lm wants the period."""
+    """Which blocks attend globally: transformers 5 lists `layer_types`, mlx-lm wants the period, where there is one."""
     kinds = flat.get("layer_types")
     if flat.get("model_type") not in _PATTERNED or "sliding_window_pattern" in flat or not isinstance(kinds, list):
         return
     is_global = [kind != "sliding_attention" for kind in kinds]
     period = is_global.index(True) + 1 if True in is_global else len(kinds) + 1
-    if is_global != [(block + 1) % period == 0 for block in range(len(kinds))]:
+    if is_global == [(block + 1) % period == 0 for block in range(len(kinds))]:
+        flat["sliding_window_pattern"] = period
+
+
+def check_pattern(flat: Mapping[str, Any]) -> None:
+    """Raise ModelError when flattened keys ask for blocks in an order that mlx-lm cannot build."""
+    patterned = flat.get("model_type") in _PATTERNED and isinstance(flat.get("layer_types"), list)
+    if patterned and "sliding_window_pattern" not in flat:
         raise ModelError("config.json: `layer_types` does not repeat; mlx-lm cannot build this model")
-    flat["sliding_window_pattern"] = period
 
 
 def both_rope_forms(config: Mapping[str, Any]) -> Config:

@@ -5,6 +5,7 @@ Finding reads folders only. Fetching is the one place here that uses the network
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,8 @@ def cached_snapshot(model_id: str, revision: str | None = None) -> Path:
     folder = repository / "snapshots" / commit
     if not commit or not folder.is_dir():
         what = f"`{model_id}`" + (f" at revision `{revision}`" if revision else "")
-        raise ModelError(
-            f"{what} is neither a folder nor in the local cache", f"fetch it first: `chuk model download {model_id}`"
-        )
+        hint = _near(model_id) or f"fetch it first: `chuk model download {model_id}`"
+        raise ModelError(f"{what} is neither a folder nor in the local cache", hint)
     return folder
 
 
@@ -87,7 +87,18 @@ def _snapshot(model_id: str, revision: str | None, output: str | Path | None, dr
         raise _failed(model_id, error, "check the network and the disk") from None
 
 
+def _near(model_id: str) -> str:
+    """The folder that was meant, where the id is a mistyped path: its parent is here and has a like name."""
+    parent = Path(model_id).parent
+    folders = [item.name for item in parent.iterdir() if item.is_dir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(Path(model_id).name, folders, n=1, cutoff=0.5) or sorted(folders)[:3]
+    here = " or ".join(f"`{parent / name}`" for name in near)
+    return f"did you mean {here}?" if here and parent != Path() else ""
+
+
 def _unreachable(model_id: str) -> ModelError:
+    if near := _near(model_id):
+        return ModelError(f"`{model_id}` is neither a folder nor in the local cache", near)
     return ModelError(
         f"`{model_id}` is neither a folder nor in the local cache, and the hub cannot be reached",
         "unset HF_HUB_OFFLINE if it is set, or fetch it on another machine with `--output` and copy the folder",

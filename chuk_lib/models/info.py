@@ -24,6 +24,7 @@ from chuk_lib.models.footprint import (
 )
 from chuk_lib.models.headers import TensorHeader, read_headers, read_json, read_tensors
 from chuk_lib.models.hf_config import check_sizes
+from chuk_lib.models.honoured import ignored_window, window_words
 from chuk_lib.models.sources import ADAPTER_CONFIG, locate, locate_adapter
 
 _ADAPTER_FILES = ("adapters.safetensors", "adapter_model.safetensors")
@@ -261,4 +262,7 @@ def _notes(config: dict[str, Any], counts: dict[str, int], vocabulary: int | Non
     rows = config.get("vocab_size")
     if vocabulary and rows and vocabulary > rows:
         notes.append(f"the tokenizer knows {vocabulary:,} tokens, the model only {rows:,}")
+    window = ignored_window(config)
+    if window is not None:
+        notes.append(window_words(window))
     return tuple(notes)

@@ -20,14 +20,17 @@ from mlx.utils import tree_flatten
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.adapters import mount, read_adapter
-from chuk_lib.models.config import Dtype, LoadConfig, LoRAConfig
+from chuk_lib.models.architectures import own_classes, why_own
+from chuk_lib.models.config import Dtype, Implementation, LoadConfig, LoRAConfig
 from chuk_lib.models.headers import TensorHeader, read_json, read_tensors
-from chuk_lib.models.hf_config import Config, flatten_rope, read_config
+from chuk_lib.models.hf_config import Config, check_pattern, flatten_rope, read_config
+from chuk_lib.models.honoured import check_activation, ignored_window, window_words
 from chuk_lib.models.lora import apply_lora, cast_floating
 from chuk_lib.models.provenance import Provenance, remember
 from chuk_lib.models.randomness import untouched_random_state
 from chuk_lib.models.sources import ADAPTER_CONFIG, Located, base_record, locate
 from chuk_lib.models.weights import check_fit
+from chuk_lib.runtime import uncompiled
 from chuk_lib.utils.seals import check_weights
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -40,6 +43,7 @@ def load_model(
     adapter: str | Path | None = None,
     dtype: Dtype = "auto",
     local_only: bool = False,
+    implementation: Implementation = "auto",
     revision: str | None = None,
     seed: int = 0,
 ) -> tuple[nn.Module, Any]:
@@ -48,17 +52,23 @@ def load_model(
     `source`: a model folder, a run (its best checkpoint, else the latest), a checkpoint, an adapter (its base is found
     from its config) or a hub id; a LoadConfig says all at once and stands alone. `lora` puts new adapters on, or goes
     on with those that `source` has when they agree. `dtype` "auto": float32 on a CPU, bfloat16 on a GPU; adapters are
-    float32 always. Raises ModelError for what cannot be read, ConfigError for settings that cannot be.
+    float32 always. `implementation` "auto": chuk's own where MLX-LM's would compute something else than the config
+    says (see `architectures`). Raises ModelError for what cannot be read, ConfigError for settings that cannot be.
+
+    On a CPU chuk computes without `mx.compile` and leaves yours on: `runtime.prepare(compile=False)` switches it off
+    for the calls of the model that are your own.
     """
     given = LoadConfig(
         str(source), use_lora=lora is not None, lora_config=lora or LoRAConfig(), local_only=local_only,
-        adapter=None if adapter is None else str(adapter), dtype=dtype, revision=revision, seed=seed,
+        adapter=None if adapter is None else str(adapter), dtype=dtype, implementation=implementation,
+        revision=revision, seed=seed,
     )  # fmt: skip
     if isinstance(source, LoadConfig):
         if replace(given, model_name="") != LoadConfig(""):
             raise ConfigError("a LoadConfig stands alone", "put lora, adapter, dtype and the rest into it")
         given = source
-    return _load(given)
+    with uncompiled():
+        return _load(given)
 
 
 def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
@@ -72,7 +82,7 @@ def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
     for folder in {found.folder, found.adapter_folder or found.folder}:
         check_weights(folder)
     config = read_config(found.folder)
-    classes = _classes(config)
+    classes = _classes(found.folder, config, asked.implementation)
     four_bit = asked.use_4bit or _was_quantized_on_load(found)
     tokenizer = load_tokenizer(found.folder)
     with untouched_random_state():
@@ -83,16 +93,22 @@ def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
         if four_bit:
             config = config | {"quantization": _quantize(model, config)}
         mx.eval(model.parameters())
-    remember(model, _provenance(found, config, asked.dtype, four_bit))
+    remember(model, _provenance(found, config, asked, four_bit))
     _adapt(model, found, asked)
     model.eval()
     return model, tokenizer
 
 
-def _provenance(found: Located, config: Config, dtype: Dtype, four_bit: bool) -> Provenance:
-    notes = (found.note,) if found.note else ()
+def _provenance(found: Located, config: Config, asked: LoadConfig, four_bit: bool) -> Provenance:
+    notes: tuple[str, ...] = (found.note,) if found.note else ()
+    wrong = why_own(flatten_rope(config)) if asked.implementation == "mlx-lm" else None
+    if wrong:
+        notes += (f"run as asked by MLX-LM, which is not right for this model: it has {wrong}",)
+    window = ignored_window(config)
+    if window is not None and window < (config.get("max_position_embeddings") or window + 1):
+        notes += (f"texts can have up to {window:,} tokens: {window_words(window)}",)
     return Provenance(
-        found.source, found.base, found.folder, config, revision=found.revision, dtype=dtype,
+        found.source, found.base, found.folder, config, revision=found.revision, dtype=asked.dtype,
         quantized_on_load=four_bit, notes=notes,
     )  # fmt: skip
 
@@ -117,6 +133,8 @@ def _build(folder: Path, config: Config, classes: tuple[Any, Any], load_weights:
 
     model_class, args_class = classes
     readable = config if _reads_rope_parameters(args_class) else flatten_rope(config)
+    if model_class.__module__.startswith("mlx_lm."):
+        check_pattern(readable)
     if not load_weights:
         return _with_random_weights(folder, readable, model_class, args_class), config
     files, headers = read_tensors(folder)
@@ -168,10 +186,19 @@ def _checking(model_class: Any, folder: Path) -> Any:
     return type(model_class.__name__, (model_class,), names)
 
 
-def _classes(config: Config) -> tuple[Any, Any]:
-    """mlx-lm's model and argument classes for a config. Raises ModelError for an architecture it does not know."""
+def _classes(folder: Path, config: Config, implementation: Implementation) -> tuple[Any, Any]:
+    """Model and argument classes for a config: chuk's where mlx-lm would compute something else, else mlx-lm's.
+    Raises ModelError for an architecture that is unknown."""
     from mlx_lm.utils import _get_classes
 
+    try:
+        own = own_classes(flatten_rope(config), implementation)
+    except ModelError as error:
+        raise ModelError(f"`{folder}`: {error.message}", error.hint) from None
+    if own is not None:
+        return own
+    if implementation == "auto":
+        check_activation(folder, config)
     try:
         model_class, args_class = _get_classes(config)
     except (ValueError, AttributeError):
@@ -192,7 +219,7 @@ def _unknown_architecture(kind: str) -> ModelError:
 
 
 def _reads_rope_parameters(args_class: Any) -> bool:
-    return "rope_parameters" in inspect.signature(args_class).parameters
+    return isinstance(args_class, type) and "rope_parameters" in inspect.signature(args_class).parameters
 
 
 def _with_tying(config: Config, headers: list[TensorHeader]) -> Config:

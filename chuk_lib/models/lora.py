@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.config import LoRAConfig
-from chuk_lib.models.provenance import find_provenance, update_provenance
+from chuk_lib.models.provenance import find_provenance, update_provenance, was_conversational
 from chuk_lib.models.randomness import Dropout, untouched_random_state
 from chuk_lib.models.targets import adaptable, block_prefix, last_blocks, natural, resolve_targets
 
@@ -251,7 +251,10 @@ def fuse(model: nn.Module, requantize: bool = False) -> nn.Module:
     if not adapters:
         raise ModelError("the model has no adapters to merge", "load it with its adapter first")
     _replace(model, {path: _merged(layer, requantize) for path, layer in adapters.items()})
+    found = find_provenance(model)
     changes: dict[str, Any] = {"lora": None, "adapter_folder": None}
+    if found is not None:
+        changes["conversational"] = was_conversational(found)
     if not requantize:
         changes |= _dequantize(model)
     mx.eval(model.parameters())

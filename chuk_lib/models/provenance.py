@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ _ATTRIBUTE = "_chuk_provenance"
 class Provenance:
     """`source` is what the user named, `base` the base model's own name (a hub id or a folder), `folder` where its
     weights were read, `config` its config.json (with `quantization` when chuk quantized it). `lora` are the adapters
-    on the model, `adapter_folder` where they were read, if they were. `notes` are things the user should see."""
+    on the model, `adapter_folder` where they were read, if they were. `conversational`: what the adapters that
+    were merged in saw in training, if that is known. `notes` are things the user should see."""
 
     source: str
     base: str
@@ -27,6 +29,7 @@ class Provenance:
     revision: str | None = None
     dtype: Dtype = "auto"
     quantized_on_load: bool = False
+    conversational: bool | None = None
     notes: tuple[str, ...] = field(default=())
 
 
@@ -41,6 +44,22 @@ def provenance_of(model: Any) -> Provenance:
 def find_provenance(model: Any) -> Provenance | None:
     """The same, or None."""
     return getattr(model, _ATTRIBUTE, None)
+
+
+def was_conversational(found: Provenance) -> bool | None:
+    """Whether a model was last trained by chuk on conversations: as the adapters merged into it say, its checkpoint, or
+    the config of a merged model; None when nothing says it."""
+    if found.conversational is not None:
+        return found.conversational
+    try:
+        state = json.loads(((found.adapter_folder or found.folder) / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        state = None
+    said = state.get("conversational") if isinstance(state, dict) else None
+    own = found.config.get("chuk")
+    if said is None and isinstance(own, dict):
+        said = own.get("conversational")
+    return said if isinstance(said, bool) else None
 
 
 def remember(model: Any, provenance: Provenance) -> None:

@@ -49,6 +49,23 @@ class Dropout(nn.Module):
         return mx.where(kept, x * (1 / (1 - self.p)), mx.zeros_like(x))
 
 
+def switch_dropout_off(model: nn.Module) -> None:
+    """Make all of a model's dropout, MLX's and that of adapters, pass everything on, in training too."""
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.p = 0.0
+        elif isinstance(module, nn.Dropout):
+            module._p_1 = 1.0  # the share that MLX's layer keeps
+
+
+def drops(model: nn.Module) -> bool:
+    """Whether a model as it stands, in training or not, drops anything: two runs of it differ."""
+    ours = any(isinstance(module, Dropout) and module.active for module in model.modules())
+    return ours or any(
+        isinstance(module, nn.Dropout) and module._p_1 < 1 and module.training for module in model.modules()
+    )
+
+
 def fresh_key() -> mx.array:
     """A new key from the global generator, shape (2,) uint32, usable inside compiled functions."""
     return mx.random.randint(0, 1 << 31, (2,), dtype=mx.uint32)

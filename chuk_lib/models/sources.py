@@ -4,7 +4,6 @@ id. Reads small files only."""
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Any
 from chuk_lib.errors import ModelError
 from chuk_lib.models import hub
 from chuk_lib.models.headers import read_json, weight_files
+from chuk_lib.utils import identity
 
 ADAPTER_CONFIG = "adapter_config.json"
-_EDGE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,9 @@ def locate(
         return found
     if found.adapter_folder is not None:
         raise ModelError(f"`{source}` has an adapter already, it cannot take `{adapter}` too", "name its base model")
-    return replace(found, adapter_folder=locate_adapter(adapter))
+    folder = locate_adapter(adapter)
+    note = "; ".join(filter(None, (found.note, _note_on_base(folder, found.folder))))
+    return replace(found, adapter_folder=folder, note=note)
 
 
 def locate_adapter(source: str | Path) -> Path:
@@ -174,21 +175,23 @@ def _base_names(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _check_unchanged(adapter: Path, base: Path, expected: Any) -> None:
-    if isinstance(expected, str) and fingerprint(base) != expected:
+    if isinstance(expected, str) and fingerprint(base, like=expected) != expected:
         raise ModelError(
             f"adapter `{adapter}` was trained on other weights than those now in `{base}`",
             f"name the base if that is meant: `--model {base} --adapter {adapter}`",
         )
 
 
-def fingerprint(folder: Path) -> str:
-    """16 hex digits that tell a folder's weights from other weights: headers, and 64 KiB at both ends of each file."""
-    digest = hashlib.sha256()
-    for path in weight_files(folder):
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            digest.update(stream.read(length))
-            digest.update(stream.read(_EDGE))
-            stream.seek(max(stream.tell(), path.stat().st_size - _EDGE))
-            digest.update(stream.read())
-    return digest.hexdigest()[:16]
+def _note_on_base(adapter: Path, base: Path) -> str:
+    """What to say of an adapter on a base that was named beside it; nothing when it was trained on that."""
+    written = base_record(read_json(adapter / ADAPTER_CONFIG))
+    expected = written.get("fingerprint")
+    if not isinstance(expected, str) or fingerprint(base, like=expected) == expected:
+        return ""
+    return f"adapter `{adapter}` was trained on other weights (`{written.get('name')}`) than those of `{base}`"
+
+
+def fingerprint(folder: Path, like: str = "") -> str:
+    """Hexadecimal digits that tell a folder's weights from other weights, in the form that `like` has."""
+    files = weight_files(folder)
+    return identity.old_fingerprint(files, of_weights=True) if identity.is_old(like) else identity.fingerprint(files)

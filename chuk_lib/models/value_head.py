@@ -20,13 +20,14 @@ import numpy as np
 from chuk_lib.errors import ModelError
 from chuk_lib.models.config import Dtype, LoadConfig, LoRAConfig
 from chuk_lib.models.headers import read_headers, read_tensors
-from chuk_lib.models.heads import output_head
+from chuk_lib.models.heads import embedding_rows, output_head
 from chuk_lib.models.hf_config import Config, read_config
 from chuk_lib.models.lora import adapters_of
 from chuk_lib.models.provenance import find_provenance, provenance_of, remember, update_provenance
 from chuk_lib.models.randomness import untouched_random_state
 from chuk_lib.models.sources import Located, locate
 from chuk_lib.models.weights import load_trained_weights, save_pretrained
+from chuk_lib.runtime import computing
 
 SCORE = "score.weight"
 HEAD_FILE = "score.safetensors"
@@ -132,23 +133,30 @@ def _end(row: Sequence[int], pad_token_id: int | None) -> int:
 
 def score_rows(model: ScoreModel, rows: Sequence[Sequence[int]], batch_size: int = 16) -> np.ndarray:
     """The score of each row of token ids, float32 (N,), in order; rows of similar length are run together."""
+    known, largest = embedding_rows(model), max((max(row, default=0) for row in rows), default=0)
+    if known is not None and largest >= known:
+        raise ModelError(
+            f"a text has token {largest}, the reward model's embedding has {known:,} rows",
+            "resize the embedding to the tokenizer, or take the tokenizer that belongs to the model",
+        )
     scores = np.zeros(len(rows), dtype=np.float32)
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     training = model.training
     model.eval()
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        ids = np.zeros((len(part), max(1, len(rows[part[0]]))), dtype=np.int32)
-        for at, index in enumerate(part):
-            ids[at, : len(rows[index])] = rows[index]
-        lengths = ends([rows[index] for index in part], model.pad_token_id)
-        scores[part] = np.array(model.score(mx.array(ids), mx.array(lengths, mx.int32)))
+    with computing():
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            ids = np.zeros((len(part), max(1, len(rows[part[0]]))), dtype=np.int32)
+            for at, index in enumerate(part):
+                ids[at, : len(rows[index])] = rows[index]
+            lengths = ends([rows[index] for index in part], model.pad_token_id)
+            scores[part] = np.array(model.score(mx.array(ids), mx.array(lengths, mx.int32)))
     model.train(training)
     return scores
 
 
 def save_score_model(model: ScoreModel, tokenizer: Any, folder: str | Path) -> None:
-    """Write a reward or value model into an existing folder, as `save_pretrained` does a language model: full weights
+    """Write a reward or value model into a folder, as `save_pretrained` does a language model: full weights
     in transformers' layout, or with adapters these alone, and the head beside them in `score.safetensors`."""
     folder = Path(folder)
     save_pretrained(model, tokenizer, folder)

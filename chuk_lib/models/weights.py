@@ -19,6 +19,7 @@ from chuk_lib.models.hf_config import Config, both_rope_forms
 from chuk_lib.models.lora import adapters_of
 from chuk_lib.models.provenance import Provenance, provenance_of
 from chuk_lib.models.sources import ADAPTER_CONFIG
+from chuk_lib.utils.paths import make_folder
 
 SHARD_BYTES = 5 << 30
 HF_NAMED = frozenset({
@@ -32,13 +33,14 @@ _DTYPES = {mx.float32: "float32", mx.bfloat16: "bfloat16", mx.float16: "float16"
 
 
 def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
-    """Write the model into an existing folder.
+    """Write the model into a folder, which is made when it is missing.
 
     With adapters: an mlx-lm adapter folder (adapters only). Without: weights, config.json in both RoPE forms,
-    generation_config.json, tokenizer and chat template. The caller makes it atomic. Raises OSError (MLX: RuntimeError)
-    when it cannot write.
+    generation_config.json, tokenizer and chat template. The caller makes it atomic. Raises ConfigError when
+    the folder cannot be made, OSError (MLX: RuntimeError) when the disk refuses what is written into it.
     """
     folder = Path(folder)
+    make_folder(folder)
     if adapters_of(model):
         save_mlx_adapter(model, folder)
         return
@@ -47,7 +49,7 @@ def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> Non
     found = provenance_of(model)
     weights = dict(tree_flatten(model.parameters()))
     _save_shards(folder, weights, "pt" if is_hf_layout(model, found.config) else "mlx")
-    _write_json(folder / "config.json", _saved_config(found.config, weights))
+    _write_json(folder / "config.json", _saved_config(found, weights))
     _save_generation_config(found, folder)
     save_tokenizer(tokenizer, folder)
 
@@ -82,8 +84,12 @@ def _shards(weights: dict[str, mx.array]) -> Iterator[dict[str, mx.array]]:
     yield shard
 
 
-def _saved_config(config: Config, weights: dict[str, mx.array]) -> Config:
-    saved = both_rope_forms(config)
+def _saved_config(found: Provenance, weights: dict[str, mx.array]) -> Config:
+    """The config in both RoPE forms, with what chuk knows of how the model was trained: a merged model's folder has no
+    other place for it."""
+    saved = both_rope_forms(found.config)
+    if found.conversational is not None:
+        saved["chuk"] = {"conversational": found.conversational}
     floating = [_DTYPES[value.dtype] for value in weights.values() if value.dtype in _DTYPES]
     if floating:
         dtype = max(set(floating), key=floating.count)

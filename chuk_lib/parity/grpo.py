@@ -1,50 +1,33 @@
-"""GRPO and RLOO: the losses on a fixed batch, and training curves through the trainer and its engine."""
+"""GRPO and RLOO: the losses on a fixed batch, and the order of prompts."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
-from chuk_lib.data.prompt_dataset import PromptDataset
-from chuk_lib.data.reader import read_records
-from chuk_lib.events import read_events
 from chuk_lib.models import load_model
 from chuk_lib.models.heads import output_head
 from chuk_lib.parity.checks import Checker
-from chuk_lib.parity.tables import Table, TableRewards
-from chuk_lib.training.completions_log import read_completions
 from chuk_lib.training.losses.policy_gradient import (
-    BY_TOKEN,
     PolicyBatch,
     PolicyLoss,
     entropy_sum,
     importance_weights,
     policy_loss,
 )
+from chuk_lib.training.losses.policy_kinds import Sizes
 from chuk_lib.training.losses.sums import Measured
 from chuk_lib.training.online.collect import PromptPlan
-from chuk_lib.training.online.grpo_config import GRPOConfig
-from chuk_lib.training.online.grpo_trainer import GRPOTrainer
 from chuk_lib.training.utils.gradient_utils import global_norm, to_float
 from chuk_lib.training.utils.high_entropy import high_entropy_mask
 from chuk_lib.training.utils.log_probs import StatOptions, TokenStats, completion_arrays, completion_stats
 
+_ROLLOUT = Sizes(rows=0.0, tokens=0.0, rollout_tokens=1.0, room=0.0)
 _NOT_OF_THE_LOSS = ("temperature", "top_entropy_quantile", "entropy_coef")
-
-
-def losses_and_curves(check: Checker) -> None:
-    """Everything about GRPO and RLOO that the folder knows, but advantages."""
-    fixed(check)
-    order_of_prompts(check)
-    for name, case in check.json("expected/grpo_curves.json").items():
-        _curve(check, name, case)
 
 
 def order_of_prompts(check: Checker) -> None:
@@ -64,6 +47,7 @@ def fixed(check: Checker) -> None:
     fixture = _Fixture(model, arrays)
     stats = fixture.stats(1.0, arrays["completion_mask"])
     check.close("policy_per_token_logps", stats.logps, arrays["policy_per_token_logps"] * arrays["completion_mask"])
+    check.close("policy_token_entropy", stats.entropy, arrays["policy_token_entropy"] * arrays["completion_mask"])
     for name, case in expected["cases"].items():
         _fixed_case(check, name, case, fixture)
 
@@ -71,7 +55,7 @@ def fixed(check: Checker) -> None:
 class _Fixture:
     """The policy and the fixed batch."""
 
-    def __init__(self, model: nn.Module, arrays: dict[str, np.ndarray]) -> None:
+    def __init__(self, model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
         self.model, self.arrays, self._head = model, arrays, output_head(model)
         prompts = zip(arrays["prompt_ids"], arrays["prompt_mask"], strict=True)
         completions = zip(arrays["completion_ids"], arrays["completion_mask"], strict=True)
@@ -99,14 +83,14 @@ def _fixed_case(check: Checker, name: str, case: dict[str, Any], fixture: _Fixtu
     options, windows = _options(name, case), case.get("gradient_accumulation_steps", 1)
     tokens = float(case.get("num_items_in_batch", mask.sum()))
     weight = options.denominator(len(mask), float(mask.sum()), tokens)
-    weight *= 1 if options.loss_type in BY_TOKEN else windows
+    weight *= 1 if options.kind.divisor(_ROLLOUT) else windows  # what is divided by the rollout's tokens says it all
     coefficient = case["config"].get("entropy_coef", 0.0)
 
     def mean() -> tuple[mx.array, tuple[Measured, mx.array, mx.array]]:
         batch = _batch(case, fixture, mask, entropy_gradient=coefficient > 0)
         found = policy_loss(options, batch)
         entropy, count = entropy_sum(batch)
-        bonus = coefficient * entropy / (weight if options.loss_type in BY_TOKEN else mx.maximum(count, 1) * windows)
+        bonus = coefficient * entropy / (mx.maximum(count, 1) * windows)
         return found.total / weight - bonus, (found, entropy, batch.entropy)
 
     (loss, (found, _, entropy)), gradients = nn.value_and_grad(fixture.model, mean)()
@@ -148,51 +132,3 @@ def _batch(case: dict[str, Any], fixture: _Fixture, mask: np.ndarray, *, entropy
         stats.logps, stats.entropy, mx.array(mask), mx.array(arrays["advantages"].reshape(-1, 1)),
         None if on_policy else given("old"), given("ref"), sampling, weights, keep,
     )  # fmt: skip
-
-
-def _curve(check: Checker, name: str, case: dict[str, Any]) -> None:
-    """A run of the trainer whose completions and rewards come from the fixture's table."""
-    model, tokenizer = load_model(check.folder / "models" / "llama-tiny", dtype="float32")
-    table = Table(case["generations"])
-    prompts = list(read_records(check.folder / "data" / "prompts.jsonl"))[: table.distinct_prompts]
-    with tempfile.TemporaryDirectory() as scratch:
-        config = _curve_config(name, case, Path(scratch) / "run")
-        trainer = GRPOTrainer(model, tokenizer, config, rewards=TableRewards(table), sample=table)
-        run = trainer.train(PromptDataset(prompts, tokenizer)).run_dir
-        logged = [event.data for event in read_events(run / "events.jsonl") if event.kind == "step"]
-        advantages = [row["advantage"] for row in read_completions(run / "completions.jsonl")]
-    check.equal(f"{name}/prompts", table.asked, [True] * len(case["generations"]))
-    wanted = [value for one in case["generations"] for value in one["advantages"]]
-    check.close(f"{name}/advantages", advantages, wanted, atol=2e-4)
-    _compare_curve(check, name, case, logged, config.num_iterations)
-    norms = {key: to_float(mx.linalg.norm(leaf)) for key, leaf in tree_flatten(model.parameters())}
-    for key, want in case["final_param_norms"].items():
-        check.close(f"{name}/norm/{key}", norms.get(key, float("nan")), want, rtol=5e-4)
-
-
-def _curve_config(name: str, case: dict[str, Any], output: Path) -> GRPOConfig:
-    """The settings of a run: a step of chuk's makes all updates of a rollout, TRL counts updates."""
-    given = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_iterations": 1} | case["config"]
-    size, steps = given.pop("per_device_train_batch_size"), given.pop("max_steps") // given["num_iterations"]
-    return GRPOConfig(
-        model="llama-tiny", output=str(output), batch_size=size, max_steps=steps, shuffle=False, max_grad_norm=0.0,
-        lr_scheduler_type="constant", advantage_estimator="rloo" if name.startswith("rloo") else "grpo",
-        importance_sampling_correction=False, **given,
-    )  # fmt: skip
-
-
-_OF_UPDATES = ("loss", "entropy", "kl", "clip_ratio/region_mean")
-_CURVE_TOLERANCES = {"loss": (5e-3, 2e-4), "grad_norm": (1e-2, 1e-3)}
-
-
-def _compare_curve(check: Checker, name: str, case: dict[str, Any], logged: list[dict[str, Any]], updates: int) -> None:
-    """Losses and the like are means over the updates of a step, the gradient norm is the last one's."""
-    steps = [case["steps"][at : at + updates] for at in range(0, len(case["steps"]), updates)]
-    check.equal(f"{name}/steps", len(logged), len(steps))
-    for metric in case["steps"][0]:
-        if metric in _OF_UPDATES:
-            want = [float(np.mean([update[metric] for update in step])) for step in steps]
-        else:
-            want = [step[-1 if metric == "grad_norm" else 0][metric] for step in steps]
-        rtol, atol = _CURVE_TOLERANCES.get(metric, (5e-3, 5e-4))
-        check.close(f"{name}/{metric}", [step.get(metric, float("nan")) for step in logged], want, rtol=rtol, atol=atol)

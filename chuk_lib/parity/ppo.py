@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from chuk_lib.models import load_model, make_score_model
 from chuk_lib.parity.checks import Checker
 from chuk_lib.training.algorithm import Arrays
-from chuk_lib.training.losses.ppo import PPOOptions, ppo_loss, score_positions, up_to
+from chuk_lib.training.losses.ppo import PPOOptions, penalised_scores, ppo_loss, score_positions, up_to
 from chuk_lib.training.online.actor_critic import ActorCritic, completion_values
 from chuk_lib.training.online.ppo_experience import RewardOptions, Sampled, learn_from
 from chuk_lib.training.utils.gae import whiten
@@ -34,8 +35,16 @@ def rollouts_and_updates(check: Checker) -> None:
     for name, case in expected["rollout"].items():
         _rollout(check, name, case, sampled)
     rows = _rows(given, expected["pad_token_id"])
+    _masks(check, _arrays(check, given, rows), given["responses"].shape[1])
     for name, case in expected["update"].items():
         _update(check, name, case, expected, given, rows)
+
+
+def _masks(check: Checker, arrays: Arrays, width: int) -> None:
+    """Which positions have a token, and which a value: TRL's masks are true where nothing is."""
+    padding = check.arrays("inputs/ppo_masks.npz")
+    check.equal("mask", np.array(arrays["mask"])[:, :width] == 0, padding["padding_mask"])
+    check.equal("value_mask", np.array(arrays["value_mask"])[:, :width] == 0, padding["padding_mask_p1"])
 
 
 def _whitening(check: Checker, case: dict[str, Any]) -> None:
@@ -49,6 +58,8 @@ def _rollout(check: Checker, name: str, case: dict[str, Any], sampled: Sampled) 
     limit = sampled.logps.shape[1]
     known = {field.name for field in fields(RewardOptions)}
     options = RewardOptions(**{key: value for key, value in case["config"].items() if key in known})
+    scores = penalised_scores(sampled.scores, sampled.ended, options.missing_eos_penalty)
+    check.close(f"{name}/scores", scores, case["scores"])
     got = learn_from(sampled, limit, options)
     for key, value in (("kl", got.kl), ("rewards", got.rewards)):
         check.close(f"{name}/{key}", value, case[key])
@@ -59,7 +70,7 @@ def _rollout(check: Checker, name: str, case: dict[str, Any], sampled: Sampled) 
         check.close(f"{name}/{key}", got.metrics[key], want)
 
 
-def _rows(given: dict[str, np.ndarray], pad_token_id: int) -> tuple[list[list[int]], list[list[int]]]:
+def _rows(given: Mapping[str, np.ndarray], pad_token_id: int) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts without their padding, and completions up to their last real token."""
     prompts = [[int(token) for token in row if token != pad_token_id] for row in given["queries"]]
     ends = given["sequence_lengths"] + 1
@@ -71,7 +82,7 @@ def _update(
     name: str,
     case: dict[str, Any],
     expected: dict[str, Any],
-    given: dict[str, np.ndarray],
+    given: Mapping[str, np.ndarray],
     rows: tuple[list[list[int]], list[list[int]]],
 ) -> None:
     model, config = _actor_critic(check, expected), case["config"]
@@ -118,7 +129,7 @@ def _actor_critic(check: Checker, expected: dict[str, Any]) -> ActorCritic:
     return ActorCritic(policy, value, shared=False)
 
 
-def _arrays(check: Checker, given: dict[str, np.ndarray], rows: tuple[list[list[int]], list[list[int]]]) -> Arrays:
+def _arrays(check: Checker, given: Mapping[str, np.ndarray], rows: tuple[list[list[int]], list[list[int]]]) -> Arrays:
     prompts, completions = rows
     width = given["responses"].shape[1]
     positions = score_positions(given["sequence_lengths"] + 1, width)

@@ -1,8 +1,8 @@
-"""Preferences: the losses of DPO alone, tokens, first batches and ten-step curves; KTO, ORPO, CPO and reward models."""
+"""Preferences: the losses of DPO alone, tokens, and the first batches of DPO, KTO, ORPO, CPO and reward models."""
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,15 +10,14 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from chuk_lib.config.settings import Layer, resolve, settings_of
 from chuk_lib.data.preference_dataset import PairDataset, PairExample, UnpairedDataset
 from chuk_lib.data.tokenizers.loader import load_tokenizer
-from chuk_lib.events import read_events
-from chuk_lib.models import LoRAConfig, load_model, make_score_model
+from chuk_lib.models import load_model, make_score_model
 from chuk_lib.parity.checks import Checker
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss
+from chuk_lib.training.config import TrainerConfig
 from chuk_lib.training.losses.preference import make_ratios, policy_weights, preference_loss, sequence_logps
 from chuk_lib.training.preference.batches import Layout
 from chuk_lib.training.preference.config import (
@@ -38,16 +37,7 @@ _OPTIMIZERS = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw"}
 _PADDED_MEANS = ("logits/chosen", "logits/rejected")
 """ORPO and CPO of TRL average logits over prompts and padding too; here they are those of completions."""
 _DPO_DATA = {"conv_implicit_prompt": "pref_conv_implicit", "standard_implicit_prompt": "pref_implicit"}
-Config = TypeVar("Config", bound=PreferenceConfig)
-
-
-def dpo(check: Checker) -> None:
-    """Everything about DPO that the folder knows."""
-    _units(check)
-    _tokens(check)
-    _dpo_batches(check)
-    for name, case in check.json("expected/dpo_curves.json").items():
-        _curve(check, name, case)
+Config = TypeVar("Config", bound=TrainerConfig)
 
 
 def kto(check: Checker) -> None:
@@ -57,9 +47,9 @@ def kto(check: Checker) -> None:
     for name, case in found["variants"].items():
         names = (found["ref"], found["policy"]) if "swapped" in name else (found["policy"], found["ref"])
         policy, reference = (str(check.folder / "models" / part) for part in names)
-        config = _config(KTOConfig, case["config"], model=policy, ref_model=reference, batch_size=size)
+        config = make_config(KTOConfig, case["config"], model=policy, ref_model=reference, batch_size=size)
         model, tokenizer = load_model(policy, dtype="float32")
-        dataset = UnpairedDataset(_data(check, found["data"]), tokenizer, max_length=config.max_length)
+        dataset = UnpairedDataset(data_path(check, found["data"]), tokenizer, max_length=config.max_length)
         algorithm = PreferenceTrainer(model, tokenizer, config).make_algorithm(dataset)
         _first_batch(check, name, case, algorithm)
 
@@ -73,8 +63,8 @@ def orpo_and_cpo(check: Checker) -> None:
     model, tokenizer = load_model(policy, dtype="float32")
     for name, case in found["variants"].items():
         kind: type[PreferenceConfig] = ORPOConfig if name.startswith("orpo") else CPOConfig
-        config = _config(kind, case["config"], model=policy, batch_size=size)
-        dataset = PairDataset(_data(check, found["data"]), tokenizer, max_length=config.max_length)
+        config = make_config(kind, case["config"], model=policy, batch_size=size)
+        dataset = PairDataset(data_path(check, found["data"]), tokenizer, max_length=config.max_length)
         algorithm = PreferenceTrainer(model, tokenizer, config).make_algorithm(dataset)
         _first_batch(check, name, case, algorithm, left_out=_PADDED_MEANS, grad_rtol=1e-3)
 
@@ -93,14 +83,14 @@ def reward(check: Checker) -> None:
         margins = inputs["margin"].tolist() if "margin" in name else [None] * pairs
         nothing = rows[0][:0]
         examples = [PairExample(nothing, rows[at], rows[at + pairs], margins[at]) for at in range(pairs)]
-        config = _config(RewardConfig, case["config"], batch_size=pairs)
+        config = make_config(RewardConfig, case["config"], batch_size=pairs)
         algorithm = RewardAlgorithm(scores, make_batches(examples, config, Layout()), config)
         micro_batch = _first_batch(check, name, case, algorithm, grad_rtol=1e-3)
         got = scores.score(micro_batch["input_ids"], micro_batch["lengths"])
         check.close(f"{name}/scores", got, case["scores_chosen_then_rejected"])
 
 
-def _config(kind: type[Config], settings: dict[str, Any], **more: Any) -> Config:
+def make_config(kind: type[Config], settings: Mapping[str, Any], **more: Any) -> Config:
     """Settings as TRL names them, rows in file order."""
     values = {"shuffle": False, **settings, **more}
     if "optim" in values:
@@ -116,17 +106,17 @@ def _without_idle(config: Config) -> Config:
     return config
 
 
-def _data(check: Checker, words: str) -> Path:
+def data_path(check: Checker, words: str) -> Path:
     """`data/pref.jsonl (first 4 rows)` as a path."""
     return check.folder / words.split()[0]
 
 
-def _units(check: Checker) -> None:
+def dpo_units(check: Checker) -> None:
     """The losses on given log-probs, without a model."""
     inputs = {name: mx.array(array) for name, array in check.arrays("inputs/dpo_unit.npz").items()}
     mask = inputs["shifted_mask"]
     for name, case in check.json("expected/dpo_unit.json")["variants"].items():
-        config = _config(DPOConfig, case["config"])
+        config = make_config(DPOConfig, case["config"])
         reference = sequence_logps(inputs["ref_token_logps"], mask, config.ld_alpha)
 
         def loss(logps: mx.array, config: DPOConfig = config, reference: mx.array = reference) -> mx.array:
@@ -143,7 +133,7 @@ def _units(check: Checker) -> None:
         check.close(f"unit/{name}/grad_rows", rows, np.abs(case["grad_wrt_policy_token_logps_rows"]), rtol=1e-3)
 
 
-def _tokens(check: Checker) -> None:
+def dpo_tokens(check: Checker) -> None:
     """Ids of prompts, chosen and rejected completions; `pref_maxlen20` are rows before they are cut."""
     tokenizer = load_tokenizer(check.folder / "models" / "llama-tiny")
     for name, want in check.json("expected/dpo_tokenized.json").items():
@@ -161,7 +151,8 @@ def _cut_row(row: dict[str, list[int]], limit: int | None) -> list[list[int]]:
     return [row["prompt_ids"], row["chosen_ids"][:room], row["rejected_ids"][:room]]
 
 
-def _dpo_batches(check: Checker) -> None:
+def dpo_batches(check: Checker) -> None:
+    """The first batch of every loss of DPO and of every data format."""
     found = check.json("expected/dpo_first_batch.json")
     inputs = check.arrays("inputs/dpo_batches.npz")
     cases = {name: case | {"data": found["data"], "prefix": "pref"} for name, case in found["variants"].items()}
@@ -171,8 +162,8 @@ def _dpo_batches(check: Checker) -> None:
     for name, case in cases.items():
         batch = {key.partition("/")[2]: value for key, value in inputs.items() if key.startswith(case["prefix"] + "/")}
         size = len(batch["input_ids"]) // 2
-        config = _config(DPOConfig, case["config"], model=policy, ref_model=reference, batch_size=size)
-        dataset = PairDataset(_data(check, case["data"]), tokenizer, max_length=config.max_length)
+        config = make_config(DPOConfig, case["config"], model=policy, ref_model=reference, batch_size=size)
+        dataset = PairDataset(data_path(check, case["data"]), tokenizer, max_length=config.max_length)
         if "num_rows_after_filter" in case:
             check.equal(f"{name}/rows", len(dataset), case["num_rows_after_filter"])
         trainer = PreferenceTrainer(model, tokenizer, config)
@@ -218,49 +209,3 @@ def _first_batch(
             got = to_float(loss.metrics[metric]) / to_float(loss.weight)
             check.close(f"{name}/{metric}", got, want, rtol=5e-4, atol=1e-4)
     return micro_batch
-
-
-def _curve(check: Checker, name: str, case: dict[str, Any]) -> None:
-    """Ten steps through the trainer and its engine."""
-    lora = check.arrays("inputs/lora_init.npz") if "lora" in name else None
-    base, moved = (str(check.folder / "models" / part) for part in ("llama-tiny", "llama-tiny-policy"))
-    is_moved = "policy_moved" in name
-    adapters = _adapters(lora) if lora is not None else None
-    model, tokenizer = load_model(moved if is_moved else base, adapters, dtype="float32")
-    if lora is not None:
-        named = ((key.replace("lora_A", "lora_a").replace("lora_B", "lora_b"), a) for key, a in lora.items())
-        model.load_weights([(key, mx.array(a.T)) for key, a in named], strict=False)
-    with tempfile.TemporaryDirectory() as scratch:
-        run, more = Path(scratch) / "run", {"ref_model": base} if is_moved else {}
-        config = _config(
-            DPOConfig, case["config"], model=base, output=str(run), log_interval=1, num_epochs=1000, **more
-        )
-        dataset = PairDataset(check.folder / "data" / "pref.jsonl", tokenizer, max_length=config.max_length)
-        PreferenceTrainer(model, tokenizer, config).train(dataset)
-        steps = [event.data for event in read_events(run / "events.jsonl") if event.kind == "step"]
-    for metric in case["steps"][0]:
-        rtol, atol = _CURVE_TOLERANCES.get(metric, (5e-3, 2e-3))
-        got, want = [step[metric] for step in steps], [step[metric] for step in case["steps"]]
-        check.close(f"curve/{name}/{metric}", got, want, rtol=rtol, atol=atol)
-    norms = {key: to_float(mx.linalg.norm(leaf)) for key, leaf in tree_flatten(model.parameters())}
-    named_norms = {_own_name(key): value for key, value in case["final_param_norms"].items()}
-    got = [norms[key] for key in named_norms]
-    check.close(f"curve/{name}/final_param_norms", got, list(named_norms.values()), rtol=1e-3)
-
-
-_CURVE_TOLERANCES = {
-    "loss": (5e-3, 5e-4), "grad_norm": (1e-2, 1e-3), "learning_rate": (1e-6, 1e-12), "num_tokens": (0.0, 0.0),
-}  # fmt: skip
-
-
-def _adapters(tensors: dict[str, np.ndarray]) -> LoRAConfig:
-    """The adapters that PEFT's initial weights are of; alpha is twice the rank."""
-    targets = sorted({key.split(".")[-2] for key in tensors})
-    rank = next(array.shape[0] for key, array in tensors.items() if key.endswith("lora_A"))
-    return LoRAConfig(rank=rank, alpha=2.0 * rank, targets=targets)
-
-
-def _own_name(name: str) -> str:
-    """PEFT's name of a parameter as chuk has it."""
-    short = name.removeprefix("base_model.model.").replace(".default.weight", "")
-    return short.replace("lora_A", "lora_a").replace("lora_B", "lora_b")

@@ -8,7 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from chuk_lib.data.encoder import Encoder
+from chuk_lib.data.formats import Chat
+from chuk_lib.data.preparation import Preparation
 from chuk_lib.data.turns import template_errors
+from chuk_lib.data.types import Source
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.rewards.types import Completions, Context, Logged, Scorer, Text, plain_text
 
@@ -39,7 +42,8 @@ def whole_text(encoder: Encoder, prompt: Text, text: Text) -> str:
     answer: list[dict[str, Any]] = [{"role": "assistant", "content": text}] if isinstance(text, str) else text
     if not encoder.has_template:
         raise ModelError("the reward model has no chat template", "give text prompts, or take another reward model")
+    row = Preparation(encoder)(Chat([*prompt, *answer]), Source("prompts", 1, "row"))
     try:
-        return encoder.render([*prompt, *answer])
+        return encoder.render(row.messages)
     except template_errors() as error:
         raise ModelError(f"the reward model's chat template refuses a prompt: {error}", "mend the template") from None

@@ -1,4 +1,4 @@
-"""Which run is meant: a path, a name under `runs/`, or the beginning of one."""
+"""Which run is meant: a path, a name under `runs/`, or the beginning of one. A stage is `pipeline/01-sft`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,38 @@ from chuk_lib.errors import ModelError
 from chuk_lib.runs.files import is_run
 
 RUNS = Path("runs")
+_PIPELINE = "pipeline.json"
 
 
 def list_runs(root: Path = RUNS) -> list[Path]:
-    """The run directories in a folder, by name; `root` itself when it is one. Raises ModelError without the folder."""
+    """The run directories in a folder, by name, those of a pipeline's stages too; `root` itself when it is one. Raises
+    ModelError without the folder."""
     if not root.is_dir():
         hint = "`chuk train` makes runs/ here; name another folder if yours lie elsewhere"
         raise ModelError(f"there is no folder `{root}`", hint)
     if is_run(root):
         return [root]
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and is_run(entry))
+    inside = [entry for entry in root.iterdir() if entry.is_dir()]
+    stages = [stage for entry in inside if is_pipeline(entry) for stage in stage_runs(entry)]
+    return sorted([*(entry for entry in inside if is_run(entry)), *stages])
+
+
+def is_pipeline(path: Path) -> bool:
+    """Whether a folder holds the runs of a pipeline's stages."""
+    return (path / _PIPELINE).is_file()
+
+
+def stage_runs(pipeline: Path) -> list[Path]:
+    """The runs of a pipeline's stages, in order."""
+    return sorted(entry for entry in pipeline.iterdir() if entry.is_dir() and is_run(entry))
+
+
+def find_runs(name: str, root: Path = RUNS) -> list[Path]:
+    """The run that `name` means; of a pipeline all its stages that were begun. Raises ModelError as `find_run`."""
+    for folder in (Path(name), root / name):
+        if is_pipeline(folder) and (found := stage_runs(folder)):
+            return found
+    return [find_run(name, root)]
 
 
 def find_run(name: str, root: Path = RUNS) -> Path:
@@ -27,6 +49,11 @@ def find_run(name: str, root: Path = RUNS) -> Path:
     for candidate in (path, root / name):
         if is_run(candidate):
             return candidate
+    for candidate in (path, root / name):
+        if is_pipeline(candidate):
+            inner = [f"{name}/{run.name}" for run in stage_runs(candidate)]
+            hint = f"name one of its runs: {', '.join(inner)}" if inner else "it has begun no training yet"
+            raise ModelError(f"`{name}` is a pipeline", hint)
     known = _names(root)
     begun = [run for run in known if run.startswith(name)]
     if len(begun) == 1:
@@ -57,7 +84,7 @@ def _last_written(run: Path) -> float:
 
 
 def _names(root: Path) -> list[str]:
-    return [run.name for run in list_runs(root)] if root.is_dir() and not is_run(root) else []
+    return [str(run.relative_to(root)) for run in list_runs(root)] if root.is_dir() and not is_run(root) else []
 
 
 def _nearest(name: str, known: list[str], root: Path) -> str:

@@ -12,6 +12,7 @@ from chuk_lib.events import Event
 from chuk_lib.runs.files import is_locked, size_of
 from chuk_lib.runs.log import Log, read_log
 from chuk_lib.runs.settings import read_settings
+from chuk_lib.utils.best import improves
 
 RUNNING, DONE, STOPPED, FAILED, KILLED = "running", "done", "stopped", "failed", "killed"
 STATUSES = {
@@ -74,7 +75,7 @@ def summarize(run: Path, log: Log | None = None) -> Summary:
     metrics, best = newest_metrics(log), best_eval(log)
     ended = _ending(log)
     return Summary(
-        name=run.resolve().name, path=str(run), status=status_of(log, locked),
+        name=_name(run.resolve()), path=str(run), status=status_of(log, locked),
         algorithm=_text(about.get("algorithm")), model=_text(about.get("model") or settings.get("model")),
         data=_text(about.get("data") or settings.get("data")), step=_last_step(log),
         steps=_whole(about.get("steps")), loss=metrics.get("loss"), eval_loss=metrics.get("eval_loss"),
@@ -84,6 +85,12 @@ def summarize(run: Path, log: Log | None = None) -> Summary:
         seconds=round(log.seconds, 3), size=size_of(run), error=_text(ended.data.get("error")) if ended else None,
         metrics=metrics, settings=settings,
     )  # fmt: skip
+
+
+def _name(run: Path) -> str:
+    """The folder's name; a stage of a pipeline has that of the pipeline before it."""
+    in_pipeline = (run.parent / "pipeline.json").is_file()
+    return f"{run.parent.name}/{run.name}" if in_pipeline else run.name
 
 
 def status_of(log: Log, locked: bool) -> str:
@@ -123,11 +130,14 @@ def newest_metrics(log: Log) -> dict[str, float]:
 
 def best_eval(log: Log) -> tuple[int, float] | None:
     """Step and value of the best evaluation: the highest eval_reward where there is one, else the lowest eval_loss."""
-    for name, sign in (("eval_reward", -1.0), ("eval_loss", 1.0)):
-        found = [(as_number(event.data.get(name)), event.step) for event in log.of("eval")]
-        known = [(sign * value, step) for value, step in found if value is not None and not math.isnan(value)]
-        if known:
-            return min(known)[1], sign * min(known)[0]
+    for name, greater in (("eval_reward", True), ("eval_loss", False)):
+        best: tuple[int, float] | None = None
+        for event in log.of("eval"):
+            value = as_number(event.data.get(name))
+            if value is not None and improves(value, best[1] if best else None, greater=greater):
+                best = event.step, value
+        if best is not None:
+            return best
     return None
 
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.memory_use import memory as memory
     from chuk_lib.runtime.memory_use import reset_peak as reset_peak
     from chuk_lib.runtime.memory_use import set_memory_limit as set_memory_limit
+    from chuk_lib.runtime.process import computing as computing
+    from chuk_lib.runtime.process import own_process as own_process
+    from chuk_lib.runtime.process import uncompiled as uncompiled
+    from chuk_lib.runtime.process import users_own as users_own
 
 _HOMES = {
     "BlasStatus": "blas",
@@ -35,6 +39,7 @@ _HOMES = {
     "RuntimeStatus": "device",
     "adapt_threads": "device",
     "await_kernels": "device",
+    "computing": "process",
     "default_dtype": "device",
     "describe": "environment",
     "device_memory": "memory_use",
@@ -43,11 +48,14 @@ _HOMES = {
     "kernel_notes": "device",
     "memory": "memory_use",
     "on_cpu": "device",
+    "own_process": "process",
     "prepare": "device",
     "prepare_kernels": "device",
     "publish_kernels": "device",
     "reset_peak": "memory_use",
     "set_memory_limit": "memory_use",
+    "uncompiled": "process",
+    "users_own": "process",
 }
 
 

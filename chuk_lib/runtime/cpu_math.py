@@ -24,13 +24,14 @@ from chuk_lib.runtime.device import adapt_threads, on_cpu, prepare
 
 _LEAST = 1 << 13  # elements from which the detour is shorter
 _CHUNK = 1 << 16  # elements that stay in a core's cache between passes
+_Function = tuple[Any, str, Callable[..., Any], Callable[..., Any]]
 
 
 @dataclass
 class _Switch:
-    """Whether a `fast_math()` block is running."""
+    """What a running `fast_math()` block replaced: (module, name, original, replacement); nothing when none runs."""
 
-    on: bool = False
+    replaced: tuple[_Function, ...] = ()
 
 
 _switch = _Switch()
@@ -38,33 +39,52 @@ _switch = _Switch()
 
 def is_fast() -> bool:
     """Whether a `fast_math()` block is running: then work may be done in NumPy, at once, while gradients are traced."""
-    return _switch.on
+    return bool(_switch.replaced)
 
 
 @contextmanager
 def fast_math() -> Iterator[None]:
     """Replace the slow functions while the block runs, on a CPU and unless CHUK_CPU_MATH=off. A block inside another
     one changes nothing."""
-    if _switch.on or not on_cpu() or os.environ.get("CHUK_CPU_MATH", "").lower() == "off":
+    if is_fast() or not on_cpu() or os.environ.get("CHUK_CPU_MATH", "").lower() == "off":
         yield
         return
     prepare()
-    homes: list[tuple[Any, str, Callable[..., Any]]] = [
-        (mx, "sigmoid", _elementwise(mx.sigmoid, _sigmoid)),
-        (mx, "tanh", _elementwise(mx.tanh, _tanh)),
-        (mx.fast, "scaled_dot_product_attention", _attention(mx.fast.scaled_dot_product_attention)),
-    ]
-    originals = [(home, name, getattr(home, name)) for home, name, _ in homes]
+    attention = mx.fast.scaled_dot_product_attention
+    replaced = (
+        (mx, "sigmoid", mx.sigmoid, _elementwise(mx.sigmoid, _sigmoid)),
+        (mx, "tanh", mx.tanh, _elementwise(mx.tanh, _tanh)),
+        (mx.fast, "scaled_dot_product_attention", attention, _attention(attention)),
+    )
     try:
-        _switch.on = True
-        for home, name, function in homes:
-            setattr(home, name, function)
+        _replace(replaced)
         with threadpool_limits(limits=adapt_threads(), user_api="blas"):  # NumPy brings a BLAS of its own
             yield
     finally:
-        _switch.on = False
-        for home, name, function in originals:
-            setattr(home, name, function)
+        _put_back(replaced)
+
+
+@contextmanager
+def originals() -> Iterator[None]:
+    """MLX's own functions again, inside a `fast_math()` block."""
+    replaced = _switch.replaced
+    _put_back(replaced)
+    try:
+        yield
+    finally:
+        _replace(replaced)
+
+
+def _replace(functions: tuple[_Function, ...]) -> None:
+    _switch.replaced = functions
+    for home, name, _, function in functions:
+        setattr(home, name, function)
+
+
+def _put_back(functions: tuple[_Function, ...]) -> None:
+    _switch.replaced = ()
+    for home, name, original, _ in functions:
+        setattr(home, name, original)
 
 
 def view(array: mx.array) -> np.ndarray:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chuk_lib.errors import ConfigError
-from chuk_lib.runtime import blas, threads
+from chuk_lib.runtime import blas, process, threads
 from chuk_lib.runtime.kernel_cache import KernelCache, open_cache
 
 if TYPE_CHECKING:
@@ -65,21 +65,25 @@ class _Process:
 _process = _Process()
 
 
-def prepare() -> RuntimeStatus:
+def prepare(compile: bool = True) -> RuntimeStatus:
     """Fast BLAS in and its threads set on a Linux CPU; weights kept resident on Metal. Safe to call at any
     time.
 
+    With `compile` False, and on a CPU, `mx.compile` is switched off for the rest of the process: it costs much there
+    and gains nothing. Otherwise chuk switches it off only while it computes itself.
     Raises ConfigError for a CHUK_BLAS_THREADS that is neither a number nor `adaptive`.
     """
     backend = current_backend()
+    if backend == "cpu" and not compile:
+        process.leave_uncompiled()
     if _process.status is not None and _process.status.backend == backend:
         return _process.status
     if backend == "metal":
         _keep_resident()
     if backend == "cuda":
         _process.kernels = open_cache(*_kernel_kind())
-    if backend == "cpu":
-        _leave_uncompiled()
+    if backend == "cpu" and process.is_own_process():
+        process.leave_uncompiled()
     choice = thread_choice(os.environ, threads.count_cores())
     found = _prepare_blas(backend, choice)
     _process.threads = choice.threads
@@ -126,14 +130,6 @@ def _kernel_kind() -> tuple[str, str]:
     return str(getattr(mx, "__version__", "unknown")), str(
         mx.device_info(mx.default_device()).get("architecture", "unknown")
     )
-
-
-def _leave_uncompiled() -> None:
-    """On a CPU `mx.compile` starts a C++ compiler for every new expression, 22 s for a small model, and gains nothing.
-    Without it results do not depend on whether the machine has a compiler."""
-    import mlx.core as mx
-
-    mx.disable_compile()
 
 
 def current_backend() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -31,7 +31,8 @@ class Loss(NamedTuple):
 
 class Update(NamedTuple):
     """The micro-batches of one optimizer application, the sum of their loss weights (known before any is run, so
-    that gradients are scaled once), and counts to report (tokens, rows …), which are added up."""
+    that gradients are divided by it once; above 0, and the engine compares it with what the losses weigh), and counts
+    to report (tokens, rows …), which are added up."""
 
     micro_batches: list[Arrays]
     weight: float
@@ -93,10 +94,3 @@ class Algorithm(ABC):
 
     def recall(self, memory: Memory) -> None:  # noqa: B027 (most have nothing to recall)
         """Take back what `memory` gave. Called before the first step of a resumed run."""
-
-
-class Evaluator(Protocol):
-    """Measures the model between steps; returns metrics such as `eval_loss`, and maybe samples."""
-
-    def __call__(self, model: nn.Module) -> dict[str, Any]:
-        """Metrics by name."""

@@ -6,23 +6,15 @@ mlx-lm's other names for the same thing are accepted as aliases in files and wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import InitVar, dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from chuk_lib.config.settings import setting, settings_of, validate
 from chuk_lib.errors import ConfigError
 from chuk_lib.models.config import LoRAConfig
-
-OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "adafactor", "muon")
-SCHEDULES = (
-    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr",
-    "polynomial", "inverse_sqrt", "warmup_stable_decay",
-)  # fmt: skip
-
-
-IdleRule = tuple[tuple[str, ...], Callable[[Any], bool], str]
-"""Names of settings, when they do nothing, and why in words that end the sentence "`name` does nothing …"."""
+from chuk_lib.training.optimizer_kinds import OPTIMIZERS
+from chuk_lib.training.schedulers import SCHEDULES
+from chuk_lib.training.tables import IdleRule, idle_rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,31 +24,36 @@ class TrainerConfig:
     idle_rules: ClassVar[tuple[IdleRule, ...]] = ()
     usual_rates: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
     """Learning rates for full weights and for adapters when nobody gave one; here TRL's, and its advice for LoRA."""
+    rate_power: ClassVar[float] = 0.0
+    """How fast these grow as models become smaller than a billion weights (`by_size.scaled_rate`)."""
 
     model: str | None = setting(
         None, "Model: a folder, a run, a checkpoint or a hub id.", panel="Model", flag=True, short="-m",
-        aliases=("model_name", "model_name_or_path"),
+        aliases=("model_name", "model_name_or_path"), kind="model",
     )  # fmt: skip
     data: str | None = setting(
         None, "Training data: a file, a folder with train/valid/test files, a hub dataset id, or - for stdin.",
-        panel="Data", flag=True, short="-d", aliases=("dataset", "dataset_name", "train_file"),
+        panel="Data", flag=True, short="-d", aliases=("dataset", "dataset_name", "train_file"), kind="path",
     )  # fmt: skip
     eval_data: str | None = setting(
         None, "Validation data; the default is the valid file of a data folder.", panel="Data", flag=True,
-        aliases=("eval_dataset", "valid_data", "validation_file"),
+        aliases=("eval_dataset", "valid_data", "validation_file"), kind="path",
     )  # fmt: skip
     output: str | None = setting(
         None, "Run directory; the default is a new one under runs/.", panel="Output", flag=True, short="-o",
-        aliases=("output_dir", "checkpoint_dir"),
+        aliases=("output_dir", "checkpoint_dir"), kind="path",
     )  # fmt: skip
     # How long and how fast
-    num_epochs: int = setting(3, "Passes over the data.", flag=True, minimum=1, aliases=("epochs", "num_train_epochs"))
+    num_epochs: int | float = setting(
+        3, "Passes over the data; 0.5 is half of it.", flag=True, above=0, aliases=("epochs", "num_train_epochs")
+    )
     max_steps: int | None = setting(
         None,
         "Stop after this many steps, whatever num_epochs says.",
         flag=True,
         minimum=1,
         aliases=("iters",),
+        synonyms={"-1": None},
     )
     batch_size: int = setting(
         8, "Rows in one micro-batch.", flag=True, minimum=1, aliases=("per_device_train_batch_size",)
@@ -72,13 +69,16 @@ class TrainerConfig:
     lr_scheduler_type: str = setting(
         "linear",
         "Learning-rate schedule after warmup.",
-        choices=SCHEDULES,
+        choices=tuple(SCHEDULES),
         aliases=("lr_schedule",),
         flag=True,
     )
-    warmup_steps: int = setting(0, "Steps from zero to the peak learning rate.", minimum=0, flag=True)
+    warmup_steps: int | float = setting(
+        0, "Updates from zero to the peak learning rate; below 1 a share of all updates, as warmup_ratio.", minimum=0,
+        whole_from=1, flag=True,
+    )  # fmt: skip
     warmup_ratio: float = setting(
-        0.0, "Warmup as a share of all steps; used when warmup_steps is 0.", minimum=0, maximum=1
+        0.0, "Warmup as a share of all updates, rounded up; used when warmup_steps is 0.", minimum=0, maximum=1
     )
     min_lr_rate: float = setting(0.0, "Floor of cosine_with_min_lr, as a share of the peak.", minimum=0, maximum=1)
     num_cycles: float = setting(1.0, "Cycles of cosine_with_restarts.", above=0)
@@ -86,7 +86,10 @@ class TrainerConfig:
     num_decay_steps: int | None = setting(
         None, "Last steps over which warmup_stable_decay falls; unset: a tenth of all steps.", minimum=1
     )
-    optimizer: str = setting("adamw", "Optimizer.", choices=OPTIMIZERS, aliases=("optim",), flag=True)
+    optimizer: str = setting(
+        "adamw", "Optimizer.", choices=tuple(OPTIMIZERS), aliases=("optim",), flag=True,
+        synonyms={"adamw_torch": "adamw", "adamw_torch_fused": "adamw"},
+    )  # fmt: skip
     weight_decay: float = setting(
         0.0, "Decoupled weight decay; never on norms and biases.", minimum=0, panel="Training"
     )
@@ -129,7 +132,9 @@ class TrainerConfig:
     )  # fmt: skip
     revision: str | None = setting(None, "Branch, tag or commit of a hub model.", panel="Model")
     # What is watched and kept
-    log_interval: int = setting(10, "Steps between log records.", minimum=1, aliases=("logging_steps",), panel="Output")
+    log_interval: int = setting(
+        10, "Steps between log records.", minimum=1, aliases=("logging_steps", "steps_per_report"), panel="Output"
+    )
     eval_steps: int | None = setting(
         None, "Steps between evaluations; unset: at each checkpoint.", panel="Output", minimum=1,
         aliases=("steps_per_eval",),
@@ -206,22 +211,12 @@ class SFTConfig(TrainerConfig):
 
 Config = TypeVar("Config", bound=TrainerConfig)
 
+_WARMUP = ("warmup_steps", "warmup_ratio")
 _IDLE: tuple[IdleRule, ...] = (
     (("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"), lambda c: c.lora is None, "without use_lora"),
-    (("warmup_steps", "warmup_ratio"), lambda c: c.lr_scheduler_type == "constant",
-     "with lr_scheduler_type=constant; use constant_with_warmup"),
+    *idle_rules(SCHEDULES, "lr_scheduler_type", instead=dict.fromkeys(_WARMUP, "; use constant_with_warmup")),
     (("warmup_ratio",), lambda c: c.warmup_steps > 0, "when warmup_steps is given"),
-    (("min_lr_rate",), lambda c: c.lr_scheduler_type != "cosine_with_min_lr",
-     "without lr_scheduler_type=cosine_with_min_lr"),
-    (("num_cycles",), lambda c: c.lr_scheduler_type != "cosine_with_restarts",
-     "without lr_scheduler_type=cosine_with_restarts"),
-    (("lr_power",), lambda c: c.lr_scheduler_type != "polynomial", "without lr_scheduler_type=polynomial"),
-    (("num_decay_steps",), lambda c: c.lr_scheduler_type != "warmup_stable_decay",
-     "without lr_scheduler_type=warmup_stable_decay"),
-    (("momentum",), lambda c: c.optimizer not in ("sgd", "muon"), "without optimizer=sgd or muon"),
-    (("adam_beta1", "adam_beta2"), lambda c: c.optimizer in ("sgd", "adafactor"), "with optimizer=sgd or adafactor"),
-    (("adam_epsilon",), lambda c: c.optimizer in ("sgd", "adafactor", "lion"), "without an Adam optimizer"),
-    (("weight_decay",), lambda c: c.optimizer == "adam", "with optimizer=adam; use adamw"),
+    *idle_rules(OPTIMIZERS, "optimizer", instead={"weight_decay": "; use adamw"}),
     (("early_stopping_threshold",), lambda c: c.early_stopping_patience is None, "without early_stopping_patience"),
     (("checkpointing_blocks",), lambda c: not c.gradient_checkpointing, "without gradient_checkpointing"),
     (("packing_strategy",), lambda c: not getattr(c, "packing", False), "without packing"),

@@ -23,13 +23,19 @@ from chuk_lib.events import Event, Sink
 from chuk_lib.training.algorithm import Algorithm, Arrays, Report, Update
 from chuk_lib.training.optimizers import ChukOptimizer
 from chuk_lib.training.schedulers import Schedule
+from chuk_lib.training.signs import Signs
 from chuk_lib.training.utils.gradient_utils import add_gradients, add_up, clip_factor, global_norm, to_float
+from chuk_lib.utils.best import improves
+
+_SAME_WEIGHT = 1e-3
+"""How far, relatively, the losses of an update may weigh something else than it said: float32 sums of many tokens."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """How far to go and when to look up. Steps count from 0; cadences fire after a step is finished. The best
-    checkpoint is the one with the least (or greatest) value of the evaluation metric `watched`."""
+    checkpoint is the one with the least (or greatest) value of the evaluation metric `watched`. The schedule counts
+    updates: step s makes those from s·`updates_per_step` on."""
 
     steps: int
     seed: int
@@ -43,6 +49,11 @@ class Plan:
     compiled: bool = False
     watched: str = "eval_loss"
     greater_is_better: bool = False
+    updates_per_step: int = 1
+
+    def learning_rate(self, step: int, number: int) -> float:
+        """The rate of update `number` of a step, both 0-based; updates beyond those of a step have that of its last."""
+        return self.schedule.learning_rate(step * self.updates_per_step + min(number, self.updates_per_step - 1))
 
 
 @dataclass
@@ -117,14 +128,25 @@ class Updater:
     def __call__(self, update: Update, learning_rate: float) -> dict[str, float]:
         """Run one update; returns sums `total`, `weight` and metric sums, and `grad_norm` before clipping.
 
-        Raises FloatingPointError, weights untouched, when the loss or the gradient is not finite.
+        Raises FloatingPointError, weights untouched, when the loss or the gradient is not finite; TrainingError for an
+        update that weighs nothing, or something else than its losses do.
         """
         if not update.micro_batches:  # pieces of cut documents can leave a window with nothing to learn
             return {"total": 0.0, "weight": 0.0}
+        if not update.weight > 0:
+            raise TrainingError(
+                f"an update of {len(update.micro_batches)} micro-batches weighs {update.weight:g}",
+                "`Update.weight` is the sum of its losses' weights, above 0; leave its micro-batches out otherwise",
+            )
         gradients, sums = self._accumulate(update)
         norm = to_float(global_norm(gradients))
         if not math.isfinite(norm) or not math.isfinite(sums["total"]):
-            raise FloatingPointError(f"loss {sums['total'] / max(sums['weight'], 1):.4g}, gradient norm {norm:.4g}")
+            raise FloatingPointError(f"loss {sums['total'] / update.weight:.4g}, gradient norm {norm:.4g}")
+        if not math.isclose(sums["weight"], update.weight, rel_tol=_SAME_WEIGHT):
+            raise TrainingError(
+                f"the update weighs {update.weight:g}, but its losses weigh {sums['weight']:g} together",
+                "`Update.weight` is what gradients are divided by: the sum of `Loss.weight` over its micro-batches",
+            )
         factor = clip_factor(norm, self._max_grad_norm)
         self._apply(gradients, mx.array(learning_rate, mx.float32), None if factor == 1 else mx.array(factor))
         mx.eval(self._algorithm.model.trainable_parameters(), self._optimizer.state)
@@ -136,7 +158,7 @@ class Updater:
         self._optimizer.update(self._algorithm.model, gradients, learning_rate)
 
     def _accumulate(self, update: Update) -> tuple[Any, dict[str, float]]:
-        scale = mx.array(1.0 / max(update.weight, 1.0), mx.float32)
+        scale = mx.array(1.0 / update.weight, mx.float32)
         gradients: Any = None
         sums: dict[str, float] = {}
         for micro_batch in update.micro_batches:
@@ -173,7 +195,7 @@ class _Window:
         for name, value in report.metrics.items():
             if not math.isnan(value):
                 self.reported.setdefault(name, []).append(float(value))
-        self.completions = report.completions[: report.shown] or self.completions
+        self.completions = _spread(report.completions, report.shown) or self.completions
 
     def record(self) -> dict[str, Any]:
         """Means over the window: loss and metrics by weight, rates by time, what steps reported by step; grad_norm
@@ -193,6 +215,11 @@ class _Window:
         return metrics | {name: float(f"{value:.6g}") for name, value in rates.items()}
 
 
+def _spread(rows: Sequence[Mapping[str, Any]], most: int) -> Sequence[Mapping[str, Any]]:
+    """At most so many of the rows, evenly over all of them: those of one prompt stand together."""
+    return [rows[index * len(rows) // most] for index in range(most)] if len(rows) > most else rows
+
+
 def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Progress, hooks: Hooks) -> str:
     """Train from `progress.step` to `plan.steps`. Returns why it ended: done, stopped or early_stopping.
 
@@ -200,14 +227,17 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
     gradient is not finite, after saving the last good state.
     """
     update = Updater(algorithm, optimizer, plan.max_grad_norm, plan.compiled, hooks.reserve)
-    algorithm.model.train()
     window, saved_at, reason = _Window(), progress.step, "done"
+    signs = Signs(progress.counts)
     if _is_stale(plan, progress):  # killed between the last checkpoint and the word that it is over
+        algorithm.model.eval()
         return "early_stopping"
+    algorithm.model.train()
     while progress.step < plan.steps:
         began = time.perf_counter()
-        learning_rate = _run_step(algorithm, update, plan, progress, window, hooks, saved_at)
+        learning_rate = _run_step(algorithm, update, plan, progress, window, hooks, saved_at, signs)
         window.seconds += time.perf_counter() - began
+        hooks.emit(Event("moved", progress.step))
         if progress.step % plan.log_interval == 0 or progress.step in (1, plan.steps):
             hooks.emit(Event("step", progress.step, _record(window, learning_rate, progress, hooks)))
             if window.completions:
@@ -224,6 +254,8 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
             reason = "early_stopping" if stale else "stopped"
             break
         hooks.between_steps()
+    for warning in signs.sum_up(progress.step):
+        hooks.emit(Event("warning", progress.step, warning))
     algorithm.model.eval()
     return reason
 
@@ -240,15 +272,20 @@ def _run_step(
     window: _Window,
     hooks: Hooks,
     saved_at: int,
+    signs: Signs,
 ) -> float:
     mx.random.seed(step_seed(plan.seed, progress.step))
-    learning_rate = plan.schedule.learning_rate(progress.step)
+    learning_rate = plan.learning_rate(progress.step, 0)
     counts: dict[str, int] = {}
+    norms: list[float] = []
     for number, part in enumerate(algorithm.updates(progress.step)):
+        learning_rate = plan.learning_rate(progress.step, number)
         try:
-            window.add(update(part, learning_rate), part.counts)
+            sums = update(part, learning_rate)
         except FloatingPointError as error:
             raise _bad_numbers(algorithm, error, progress, hooks, saved_at, updates_done=number) from None
+        window.add(sums, part.counts)
+        norms.append(sums.get("grad_norm", 0.0))
         add_up(counts, part.counts)
     report = algorithm.finish(progress.step)
     add_up(progress.counts, counts)
@@ -257,6 +294,8 @@ def _run_step(
     window.add_report(report)
     for text in report.warnings:
         hooks.emit(Event("warning", progress.step, {"text": text}))
+    for warning in signs.see(report.metrics, norms):
+        hooks.emit(Event("warning", progress.step, warning))
     if report.completions:
         hooks.keep_completions(progress.step, report.completions)
     return learning_rate
@@ -278,10 +317,12 @@ def _evaluate_if_due(algorithm: Algorithm, plan: Plan, progress: Progress, hooks
         return False
     began = time.perf_counter()
     algorithm.model.eval()
+    hooks.emit(Event("moved", progress.step, {"doing": "evaluating"}))
     metrics = dict(hooks.evaluate(progress.step))
     sample = metrics.pop("sample", None)
     algorithm.model.train()
-    improved = _is_better(metrics[plan.watched], progress.best, plan)
+    best = (progress.best or {}).get(plan.watched)
+    improved = improves(metrics[plan.watched], best, greater=plan.greater_is_better, threshold=plan.threshold)
     progress.stale = 0 if improved else progress.stale + 1
     if improved:
         progress.best = {"step": progress.step, plan.watched: metrics[plan.watched]}
@@ -290,13 +331,6 @@ def _evaluate_if_due(algorithm: Algorithm, plan: Plan, progress: Progress, hooks
     if sample is not None:
         hooks.emit(Event("sample", progress.step, sample))
     return improved
-
-
-def _is_better(value: float, best: dict[str, Any] | None, plan: Plan) -> bool:
-    if best is None or plan.watched not in best:
-        return True
-    gain = value - best[plan.watched] if plan.greater_is_better else best[plan.watched] - value
-    return bool(gain > plan.threshold)
 
 
 def _bad_numbers(

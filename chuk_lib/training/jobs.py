@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import mlx.nn as nn
 
+from chuk_lib.config.paths import absolute
 from chuk_lib.config.settings import Layer, resolve, validate
 from chuk_lib.data.batches import BatchFolder, is_batch_folder
 from chuk_lib.data.reader import DataSource, has_split, read_stdin
@@ -31,7 +32,6 @@ from chuk_lib.training.run_dir import RunDir, check_output, default_run_path
 from chuk_lib.training.sft_trainer import SFTTrainer
 
 _STDIN_COPY = "data.jsonl"
-PATH_SETTINGS = ("model", "data", "eval_data", "ref_model", "value_model")
 Dataset = TypeVar("Dataset")
 
 
@@ -48,13 +48,9 @@ def train(
 
     Raises ConfigError, ModelError, DataError or TrainingError; nothing is written before the first step can be taken.
     """
-    config = validate(config)
-    refuse_idle_settings(config)
-    output = Path(config.output or default_run_path(algorithm, required(config, "model")))
-    check_output(output, overwrite)
-    make_sinks(config.report_to)  # a missing package is said now, not after the model is loaded
+    config, output = check_start(algorithm, config, overwrite)
     output = output.resolve()
-    settings = with_absolute_paths(replace(config, output=str(output)))
+    settings = absolute(replace(config, output=str(output)))
     source: DataSource = required(config, "data")
     with tempfile.NamedTemporaryFile() as copy:
         is_piped = source == "-"
@@ -72,6 +68,17 @@ def train(
         return start(sinks, should_stop, open_run)
 
 
+def check_start(algorithm: str, config: Config, overwrite: bool = False) -> tuple[Config, Path]:
+    """The checked settings of a run and its folder: what can be refused before anything is loaded, for training and a
+    plan of it alike. Raises ConfigError for a setting, the folder, or where `report_to` cannot report."""
+    config = validate(config)
+    refuse_idle_settings(config)
+    output = Path(config.output or default_run_path(algorithm, required(config, "model")))
+    check_output(output, overwrite)
+    make_sinks(config.report_to)
+    return config, output
+
+
 def train_sft(config: SFTConfig, **options: Any) -> RunResult:
     """Supervised fine-tuning from settings; options and errors as of `train`."""
     return train("sft", config, **options)
@@ -83,12 +90,13 @@ def resume(
     changes: Mapping[str, Any] | None = None,
     sinks: Sequence[Sink] = (),
     should_stop: Callable[[], bool] = lambda: False,
-    allow_changed_data: bool = False,
+    allow_changed: bool = False,
 ) -> RunResult:
     """Go on exactly where a run stopped, from its newest valid checkpoint; at the start when it has none yet.
 
     `changes` are settings to change on the way (`max_steps`, `num_epochs`). Raises ModelError when there is no run or
-    no valid checkpoint, DataError when the data is not what the run was trained on.
+    no valid checkpoint; DataError, ModelError or ConfigError when data, base weights, reference, tokenizer, reward
+    files or the rows that come next are not what they were, unless `allow_changed`: then it is said in warnings.
     """
     directory = RunDir.open(run_path.resolve())
     try:
@@ -98,7 +106,7 @@ def resume(
         layers = [Layer("config.yaml", directory.read_config()), Layer("the command line", changes or {})]
         config = resolve(recipes.config_class(directory.algorithm), layers).value
         start = recipes.prepare(directory.algorithm, config, required(config, "data"))
-        run = Run(directory, {}, checkpoint, allow_changed_data, warnings)
+        run = Run(directory, {}, checkpoint, allow_changed, warnings, tuple(changes or ()))
         return start(sinks, should_stop, lambda: run)
     finally:
         directory.close()
@@ -175,10 +183,3 @@ def required(config: TrainerConfig, name: str) -> str:
     if value is None:
         raise ConfigError(f"`{name}` is not given", f"give --{name}, or `{name}:` in a --config file")
     return str(value)
-
-
-def with_absolute_paths(config: Config) -> Config:
-    """Local paths made absolute, so that the run can be resumed from another folder."""
-    given = {name: getattr(config, name, None) for name in PATH_SETTINGS}
-    local = {name: str(Path(path).resolve()) for name, path in given.items() if path and Path(path).exists()}
-    return replace(config, **cast(Any, local))

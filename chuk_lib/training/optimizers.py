@@ -15,6 +15,8 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from chuk_lib.errors import ModelError
 from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.optimizer_kinds import OPTIMIZERS
+from chuk_lib.training.tables import pick
 
 
 class ChukOptimizer:
@@ -65,31 +67,8 @@ def decayed_parameters(model: nn.Module) -> frozenset[str]:
 
 
 def build_optimizer(config: TrainerConfig, model: nn.Module) -> ChukOptimizer:
-    """The optimizer of a run, state allocated."""
-    optimizer = ChukOptimizer(_base_optimizer(config), config.weight_decay, decayed_parameters(model))
+    """The optimizer of a run, state allocated. Raises ConfigError for one that does not exist."""
+    kind = pick(OPTIMIZERS, config.optimizer, "optimizer")
+    optimizer = ChukOptimizer(kind.make(config), config.weight_decay, decayed_parameters(model))
     optimizer.init(model)
     return optimizer
-
-
-def _base_optimizer(config: TrainerConfig) -> optim.Optimizer:
-    betas = [config.adam_beta1, config.adam_beta2]
-
-    def adam() -> optim.Optimizer:
-        return optim.Adam(learning_rate=0.0, betas=betas, eps=config.adam_epsilon, bias_correction=True)
-
-    if config.optimizer in ("adam", "adamw"):
-        return adam()
-    if config.optimizer == "sgd":
-        return optim.SGD(learning_rate=0.0, momentum=config.momentum)
-    if config.optimizer == "lion":
-        return optim.Lion(learning_rate=0.0, betas=betas)
-    if config.optimizer == "adafactor":
-        return optim.Adafactor(learning_rate=0.0, scale_parameter=False, relative_step=False)
-    muon = optim.Muon(learning_rate=0.0, momentum=config.momentum or 0.95, weight_decay=0.0)
-    return optim.MultiOptimizer([muon, adam()], [_is_hidden_matrix])
-
-
-def _is_hidden_matrix(path: str, value: mx.array) -> bool:
-    """Muon's weights (Jordan 2024): matrices inside the blocks; embeddings, head, norms and biases go to Adam."""
-    outside = any(part in path for part in ("embed", "lm_head", "wte", "wpe"))
-    return value.ndim >= 2 and not outside

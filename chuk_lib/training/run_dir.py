@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,22 @@ class RunDir:
             self.discard()
             raise
 
-    def write_yaml(self, name: str, values: dict[str, Any]) -> None:
-        """Write a YAML file, whole or not at all."""
-        write_whole(self.path / name, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    def write_yaml(self, name: str, values: dict[str, Any], remarks: Mapping[str, str] | None = None) -> None:
+        """Write a YAML file, whole or not at all; `remarks` stand behind their values as comments."""
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        for key, remark in (remarks or {}).items():
+            text = re.sub(rf"^{key}: [^\n]*$", rf"\g<0>  # {remark}", text, flags=re.MULTILINE)
+        write_whole(self.path / name, text)
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
         write_whole(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+    def change_origins(self, changes: dict[str, str]) -> None:
+        """Say where settings come from that are not what the run began with. Nothing is done without any."""
+        path = self.path / "origins.json"
+        if changes and path.is_file():
+            self.write_json(path.name, json.loads(path.read_text(encoding="utf-8")) | changes)
 
     def read_config(self) -> dict[str, Any]:
         """The settings in `config.yaml`, by name. Raises ModelError when they cannot be read."""

@@ -15,17 +15,17 @@ import numpy as np
 
 from chuk_lib import runtime
 from chuk_lib.data.batches import BatchFolder, FolderPlan
-from chuk_lib.data.batching import BatchPlan
+from chuk_lib.data.batching import BatchPlan, RowPlan
 from chuk_lib.data.sft_dataset import SFTDataset
 from chuk_lib.data.types import Batch
 from chuk_lib.events import Sink
-from chuk_lib.inference.prompts import context_length
 from chuk_lib.models import provenance_of
 from chuk_lib.models.heads import OutputHead, output_head
 from chuk_lib.models.segments import check_packable
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Update
 from chuk_lib.training.config import SFTConfig, checked
 from chuk_lib.training.evaluation import evaluate_loss
+from chuk_lib.training.fits import check_rows, length_notes
 from chuk_lib.training.losses.cross_entropy import sft_loss
 from chuk_lib.training.measuring.exact_match import write_sample
 from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training
@@ -135,6 +135,7 @@ class SFTTrainer:
         open_run: Callable[[], Run] | None = None,
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
+        self.check_rows(dataset, eval_dataset)
         adapted = prepare_model(self.model, self.config)
         self.config = self.complete(adapted, dataset)
         if self.config.packing:
@@ -145,7 +146,7 @@ class SFTTrainer:
         job = Job(
             algorithm, "sft", plan.steps, plan.epoch, dataset.fingerprint,
             {"rows": len(dataset), "report": dataset.report.as_dict()},
-            self.notes(dataset), evaluate, dataset.report.conversational,
+            self.notes(dataset), evaluate, dataset.report.conversational, rows=rows_of(plan),
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
@@ -171,11 +172,14 @@ class SFTTrainer:
 
     def notes(self, dataset: SFTDataset | BatchFolder) -> tuple[str, ...]:
         """What the user should know about this model and data together."""
-        limit, longest = context_length(self.model), dataset.report.longest
-        if limit is None or longest <= limit:
-            return (*provenance_of(self.model).notes, *dataset.report.notes)
-        text = f"rows have up to {longest:,} tokens, the model was made for {limit:,}: max_length={limit} cuts them"
-        return (*provenance_of(self.model).notes, *dataset.report.notes, text)
+        long = length_notes(self.model, dataset.report.longest)
+        return (*provenance_of(self.model).notes, *dataset.report.notes, *long)
+
+    def check_rows(self, *datasets: SFTDataset | BatchFolder | None) -> None:
+        """Raise DataError for rows that this model cannot run, or would run wrongly."""
+        config = self.config
+        joined = config.max_length if config.packing and config.packing_strategy == "wrapped" else None
+        check_rows(self.model, self.tokenizer, *datasets, max_length=joined)
 
     def _evaluator(self, dataset: SFTDataset | BatchFolder) -> Callable[[int], dict[str, Any]]:
         """The loss over all rows, and one row's answer, another row each time."""
@@ -195,6 +199,13 @@ class SFTTrainer:
             by_length, batch_size=size, shuffle=False, group_by_length=False,
             pad_token_id=pad_token_id(self.tokenizer),
         )  # fmt: skip
+
+
+def rows_of(plan: BatchPlan | FolderPlan | RowPlan) -> Callable[[int], list[int]]:
+    """The rows of a step in one list; of a folder of batches its files."""
+    if isinstance(plan, FolderPlan):
+        return plan.files
+    return lambda step: [row for part in plan.micro_batches(step) for row in part]
 
 
 def pad_multiple(config: SFTConfig) -> int | None:

@@ -47,7 +47,7 @@ CASES = [
     (
         "columns.jsonl",
         "line 1 has the columns `question`, `answer`, which fit no format",
-        "prompt + completion; prompt",
+        "--rename question=prompt --rename answer=completion",
     ),
     ("null.jsonl", "`null.jsonl` line 1: `completion` should be text, not null", "write it as a string"),
     ("number.jsonl", "`number.jsonl` line 2: `prompt` should be text, not a number", "write it as a string"),

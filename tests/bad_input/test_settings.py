@@ -25,7 +25,7 @@ OPTIONS = [
     ("--lr-scheduler-type cosin", "should be one of constant", "did you mean `cosine`?"),
     ("--set lr=abc", "`learning_rate` (--set) should be a number, not `abc`", "Peak learning rate"),
     ("--set batchsize=3", "unknown setting `batchsize` in --set", "did you mean `batch_size`?"),
-    ("--set zzz=3", "unknown setting `zzz` in --set", "--help"),
+    ("--set zzz=3", "unknown setting `zzz` in --set", "chuk config show sft"),
     ("--set seed", "`--set seed` is not KEY=VALUE", "--set max_grad_norm=0.5"),
     ("--set packing=maybe", "should be true or false, not `maybe`", "Put several rows into one"),
     ("--max-length none --packing", "packing needs a max_length", "leave packing off"),
@@ -74,7 +74,7 @@ def test_wrong_configuration_files(fails: Fails, name: str) -> None:
 
 
 def test_configuration_files_that_cannot_be_read(fails: Fails) -> None:
-    fails(f"{TRAIN} --config no.yaml", 2, "cannot read `no.yaml`: no such file", "check `--config`")
+    fails(f"{TRAIN} --config no.yaml", 2, "`no.yaml` is neither a file nor a name", "chuk config ls")
     fails(f"{TRAIN} --config empty", 2, "cannot read `empty`: is a directory", "check `--config`")
 
 

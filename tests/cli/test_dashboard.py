@@ -6,6 +6,7 @@ import io
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from chuk_cli.dashboard.lines import Lines
 from chuk_cli.dashboard.live import LiveView
 from chuk_cli.dashboard.plot import LINE, MARK, plot
 from chuk_lib.events import KINDS, Event
+from chuk_lib.training.config import SFTConfig
+from chuk_lib.training.jobs import train_sft
 
 
 def made_up_run(steps: int = 100, seconds: float = 2.0) -> Iterator[Event]:
@@ -111,7 +114,7 @@ def test_long_curves_are_thinned_and_end_where_they_end() -> None:
 SEEN = [
     "chuk train sft", "Qwen3-0.6B on train.jsonl", "bfloat16", "runs/first", "60/100", "60%", "left", "loss",
     "eval loss", "best", "learning rate", "1e-4", "gradient norm", "0.7", "5,120 (45% trained)", "12%",
-    "memory, peak", "2.0 GiB, 3.0 GiB", "step 60", "wanted", "It is 4.", "written", "It is 5.",
+    "memory", "2.0 GiB, peak 3.0 GiB", "step 60", "wanted", "It is 4.", "written", "It is 5.",
 ]  # fmt: skip
 
 
@@ -237,3 +240,56 @@ def test_live_view_of_a_run_that_never_started_leaves_nothing() -> None:
         pass
     assert "getting ready" in stream.getvalue()
     assert stream.getvalue().rstrip().endswith("\033[2K")
+
+
+def test_each_step_moves_the_counter_and_an_evaluation_says_so() -> None:
+    board = board_after(60)
+    board.see(Event("moved", 57, {}, 1120.0))
+    assert (board.step, "57/100" in picture(board, 80)) == (57, True)
+    assert board.remaining() is not None
+    board.see(Event("moved", 58, {"doing": "evaluating"}, 1125.0))
+    shown = picture(board, 80)
+    assert ", evaluating" in shown
+    assert " left" not in shown
+    board.see(Event("eval", 58, {"eval_loss": 1.0}, 1130.0))
+    assert "evaluating" not in picture(board, 80)
+
+
+def test_a_real_run_moves_step_by_step_and_logs_no_more_than_before(tmp_path: Path, tiny_model_dir: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f'{{"prompt": "{n}+1=", "completion": "{n + 1}"}}\n' for n in range(8)))
+    config = SFTConfig(
+        model=str(tiny_model_dir), data=str(data), eval_data=str(data), output=str(tmp_path / "run"), max_steps=4,
+        eval_steps=2, log_interval=4,
+    )  # fmt: skip
+    seen: list[Event] = []
+    train_sft(config, sinks=[seen.append])
+    assert [event.step for event in seen if event.kind == "moved" and not event.data] == [1, 2, 3, 4]
+    assert [event.step for event in seen if event.data.get("doing") == "evaluating"] == [2, 4]
+    assert "moved" not in (tmp_path / "run" / "events.jsonl").read_text()
+
+
+def test_the_panel_of_an_evaluation_by_rewards_calls_them_so() -> None:
+    board = Board()
+    board.see(Event("started", 0, {"algorithm": "eval", "model": "m"}, 1.0))
+    board.see(Event("eval", 0, {"eval_reward": 0.291, "eval_loss": 0.4987}, 2.0))
+    shown = " ".join(picture(board, 80).split())
+    assert "eval reward 0.2910" in shown
+    assert "eval loss 0.4987" in shown
+    assert "eval loss 0.2910" not in shown
+
+
+def test_the_ends_of_an_axis_differ() -> None:
+    board = Board()
+    for step, loss in enumerate((0.6931, 0.6928, 0.6925), 1):
+        board.see(Event("step", step, {"loss": loss}, float(step)))
+    shown = picture(board, 80)
+    assert "0.6931 ┤" in shown
+    assert "0.6925 ┤" in shown
+
+
+@pytest.mark.parametrize("size", [(120, 40), (200, 50)])
+def test_a_large_terminal_is_used(size: tuple[int, int]) -> None:
+    lines = picture(board_after(200), *size).splitlines()
+    assert len(lines) >= size[1] * 0.7
+    assert max(map(len, lines)) == size[0]

@@ -57,9 +57,11 @@ def test_tiny_files_train_in_seconds(name: str, run_chuk: RunChuk, tiny_model_di
 def test_the_wheel_takes_every_file_along() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     folder = ROOT / "training_config"
-    taken = {path for pattern in settings["package-data"]["training_config"] for path in folder.glob(pattern)}
-    assert taken == {item.path for item in files.shipped()}
-    assert "training_config*" in settings["packages"]["find"]["include"]
+    patterns = [text.removeprefix("config/shipped/") for text in settings["package-data"]["chuk_lib"]]
+    taken = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
+    assert taken == {item.name for item in files.shipped()}
+    assert files.FOLDER.resolve() == folder
+    assert not any(name.startswith("training_config") for name in settings["packages"]["find"]["include"])
 
 
 def test_a_name_is_a_file_or_one_that_comes_with_chuk(tmp_path: Path) -> None:

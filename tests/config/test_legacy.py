@@ -151,7 +151,7 @@ def test_migration_names_what_cannot_be_taken_over(tmp_path: Path) -> None:
     text = legacy.migrated(old_file(tmp_path, "model: {name: a, tokenizer: b}\nbatch: {output_dir: ./batches}\n"))
     assert "model.tokenizer: b (line 1)" in text
     assert "put the tokenizer's files into the model's folder" in text
-    assert "later release" in text
+    assert "`--data FOLDER`" in text
 
 
 def test_training_takes_an_old_file_and_says_so_once(run_chuk: RunChuk, tiny_model_dir: Path, tmp_path: Path) -> None:

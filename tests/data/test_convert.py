@@ -37,7 +37,7 @@ CHATS: dict[str, dict[str, Any]] = {
 
 
 def convert(row: dict[str, Any], to: str, **options: Any) -> list[dict[str, Any]]:
-    return list(converted(read_records([row]), to, **options))
+    return [record.columns for record in converted(read_records([row]), to, **options)]
 
 
 def ids(row: dict[str, Any], tokenizer: Any) -> list[int]:
@@ -85,6 +85,32 @@ def test_preferences() -> None:
     assert convert(whole, "messages") == [{"messages": [USER, REPLY]}]
 
 
+@pytest.mark.parametrize("to", sorted(set(WRITERS) - {"unpaired", "preference", "tokens", "text"}))
+def test_labels_are_never_lost(to: str) -> None:
+    good, bad = ({"prompt": "2 + 3?", "completion": "5", "label": label} for label in (True, False))
+    (made,) = convert(good, to)
+    assert made["label"] is True
+    with pytest.raises(DataError, match="label"):
+        convert(bad, to)
+    (dropped,) = convert(bad, to, drop=["label"])
+    assert "label" not in dropped
+
+
+def test_what_has_no_place_is_said(chuk: Chuk, rows_file: Callable[..., Path]) -> None:
+    path = rows_file(
+        {"prompt": "2 + 3?", "chosen": "5", "rejected": "6"}, {"prompt": "a", "chosen": "b", "rejected": ""}
+    )
+    done = chuk("data", "convert", path, "--to", "messages")
+    assert "2 rejected answers are left out: `messages` has no place for them" in done.stderr
+    assert "left out" not in chuk("data", "convert", path, "--to", "unpaired").stderr
+    path.write_text('{"text": "a", "x": NaN}\n{"text": "b", "y": [1, -Infinity]}\n{"text": "c"}\n')
+    for command in (["convert"], ["dedupe"], ["filter", "--min-characters", "1"], ["convert", "--dry-run"]):
+        done = chuk("data", command[0], path, *command[1:])
+        assert "2 rows hold NaN or infinity, which JSON does not have" in done.stderr, command
+    done = chuk("data", "split", path, "--exact", "--valid", "1", "--test", "0", "-o", "parts")
+    assert "2 rows hold NaN or infinity" in done.stderr
+
+
 def test_prompts_keep_their_answer_for_rewards() -> None:
     assert convert(CHATS["messages"], "prompt") == [{"prompt": [USER], "answer": "5"}]
     assert convert({"prompt": "2 + 3?", "completion": "5"}, "prompt") == [{"prompt": "2 + 3?", "answer": "5"}]
@@ -119,6 +145,8 @@ def test_text_of_messages_needs_a_template(tokenizer: Any, with_template: Callab
         ({"prompt": "a", "completion": "b"}, "tokens", "no token ids"),
         ({"question": "a"}, "messages", "fit no format"),
         ({"prompt": "a", "chosen": "b", "rejected": [REPLY]}, "unpaired", "one of `chosen` and `rejected` is text"),
+        ({"prompt": "a", "completion": "b", "label": False}, "messages", "`label` says that the answer is bad"),
+        ({"prompt": "a", "completion": "b", "label": "0"}, "prompt", "`label` says that the answer is bad"),
         ({"prompt": "a", "completion": "b", "label": "maybe"}, "unpaired", "`label` should be true or false"),
     ],
 )

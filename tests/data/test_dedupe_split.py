@@ -108,7 +108,14 @@ def test_removed_rows_say_what_they_repeat(chuk: Chuk, rows_file: Callable[..., 
     words = text(5, 300)
     path = rows_file({"text": " ".join(words)}, {"text": "b"}, {"text": "b"}, {"text": " ".join(changed(words, 1))})
     done = chuk("data", "dedupe", path, "-o", "out.jsonl", "--removed", "gone.jsonl", "--json")
-    assert json.loads(done.stdout) == {"path": "out.jsonl", "rows": 4, "kept": 2, "exact": 1, "near": 1}
+    assert json.loads(done.stdout) == {
+        "path": "out.jsonl",
+        "rows": 4,
+        "kept": 2,
+        "exact": 1,
+        "near": 1,
+        "compared": ["text"],
+    }
     gone = [json.loads(line) for line in (path.parent / "gone.jsonl").read_text().splitlines()]
     assert [row["duplicate_of"] for row in gone] == [f"`{path}` line 2", f"`{path}` line 1"]
     exact = chuk("data", "dedupe", path, "--exact", "--dry-run", "--json")
@@ -153,7 +160,7 @@ def test_seed_sizes_and_order(tmp_path: Path) -> None:
         again = assign(replay, valid=10, test=20, near=False)
         other = assign(replay, valid=10, test=20, near=False, seed=1)
         assert first.tolist() == again.tolist() != other.tolist()
-        sizes = write_split(replay, first, tmp_path / "s", ".parquet")
+        sizes = write_split(replay, first, tmp_path / "s", ".parquet").sizes
     assert sizes == {"train": 170, "valid": 10, "test": 20}
     written = {name: [r.columns["n"] for r in read_records(tmp_path / "s", name)] for name in sizes}
     assert all(numbers == sorted(numbers) for numbers in written.values())

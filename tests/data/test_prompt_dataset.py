@@ -61,6 +61,14 @@ def test_rows_of_other_kinds_give_prompt_and_answer(tokenizer, row):
     assert (dataset[0].prompt, dataset[0].columns) == ([USER], {"answer": "It is 5."})
 
 
+def test_a_completion_that_is_labelled_bad_is_no_answer(tokenizer):
+    rows = [{"prompt": "2 + 3 = ", "completion": word, "label": word == "5"} for word in ("5", "6")]
+    with pytest.raises(DataError, match="`rows` row 2: `label` says that the completion is bad"):
+        PromptDataset(rows, tokenizer)
+    dataset = PromptDataset([{**rows[1], "answer": "5"}], tokenizer)
+    assert dataset[0].columns == {"completion": "6", "answer": "5", "label": False}
+
+
 def test_an_answer_that_is_there_stays_beside_the_completion(tokenizer):
     dataset = PromptDataset([{"prompt": "2 + 3 = ", "completion": "It is 5.", "answer": "5"}], tokenizer)
     assert dataset[0].columns == {"answer": "5", "completion": "It is 5."}
@@ -82,7 +90,7 @@ def test_long_prompts_are_left_out_and_counted(tokenizer):
     rows = [{"prompt": "a"}, {"prompt": "one two three four five six seven eight nine"}]
     dataset = PromptDataset(rows, tokenizer, max_prompt_length=8)
     assert (len(dataset), dataset.report.dropped) == (1, 1)
-    assert "1 of 2 prompts have more than 8 tokens" in dataset.report.notes[0]
+    assert (dataset.report.dropped, dataset.report.max_prompt_length) == (1, 8)
     with pytest.raises(DataError, match="all 2 prompts have more"):
         PromptDataset([rows[1]] * 2, tokenizer, max_prompt_length=2)
 

@@ -127,7 +127,9 @@ def test_files_have_no_other_split(tmp_path: Path) -> None:
     assert has_split(tmp_path / "a.jsonl", "train")
     assert not has_split(tmp_path / "a.jsonl", "valid")
     assert "is one file and has no valid split" in str(failure(tmp_path / "a.jsonl", "valid"))
-    assert "no split called `trian`" in str(failure(tmp_path, "trian"))
+    error = failure(tmp_path, "trian")
+    assert "has no trian file" in error.message
+    assert "a split that is there (`#a` behind the path): a" in error.hint
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_files_have_no_other_split(tmp_path: Path) -> None:
         ("a.json", '"a"', "`{path}` holds text, not rows", "array of rows"),
         ("a.json", '{"text": ["a", "b"]}', "`{path}` holds an object with text, not rows", "under `data`"),
         ("a.csv", "a,b\n1,2\n3\n", "`{path}` line 3 has 1 fields, the header has 2", "quote fields"),
-        ("a.csv", 'a,b\n1,"2\n', "`{path}` line 2 is not CSV: unexpected end of data", "quotes"),
+        ("a.csv", 'a,b\n1,"2\n', "`{path}` line 2 is not CSV: a quote opens there and is not closed", "quotes"),
         ("a.xml", "<a/>", "`{path}` has no suffix that says what it holds", ".parquet"),
         ("a.parquet", "PAR1", "`{path}` is not readable as Parquet", "again"),
         ("a.jsonl.gz", "not gzip", "`{path}` cannot be read", "check the file"),
@@ -178,6 +180,29 @@ def test_a_torn_gzip_file_is_explained(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(JSONL.encode() * 100)[:60])
     assert f"`{path}` cannot be read" in str(failure(path))
+
+
+def test_splits_of_any_name(tmp_path: Path) -> None:
+    (tmp_path / "train_sft-00000-of-00001.jsonl").write_text(JSONL)
+    (tmp_path / "test_sft.jsonl").write_text(JSONL.splitlines()[0])
+    assert columns(tmp_path, "train_sft") == columns(f"{tmp_path}#train_sft") == ROWS
+    assert columns(f"{tmp_path}#test_sft") == ROWS[:1]
+    assert has_split(f"{tmp_path}#train_sft", "train")
+    assert not has_split(f"{tmp_path}#train_sft", "valid")
+    error = failure(tmp_path)
+    assert "has no train file" in error.message
+    assert "`#test_sft` behind the path" in error.hint
+    assert "train_sft" in error.hint
+    (tmp_path / "a#b.jsonl").write_text(JSONL)
+    assert columns(tmp_path / "a#b.jsonl") == ROWS
+
+
+def test_links_and_folders_say_what_they_hide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").symlink_to("nowhere.jsonl")
+    assert "`a.jsonl` is a link to `nowhere.jsonl`, which does not exist" in str(failure("a.jsonl"))
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert "hides the data set of this name on the hub" in failure("owner/name").hint
 
 
 def test_missing_files_suggest_the_near_one(tmp_path: Path) -> None:

@@ -182,17 +182,20 @@ def test_the_completion_starts_at_the_common_prefix(tokenizer: Any) -> None:
     assert any("in 1 rows the prompt alone has other last tokens" in note for note in renderer.notes)
 
 
+ALL_LEARNED = "every token is learned, the user's words too; assistant_only_loss learns the answers alone"
+
+
 def test_notes_say_what_the_template_hides(with_template: Callable[[str | None], Any]) -> None:
     deaf = with_template("{% for m in messages %}{{ m.role }}{% endfor %}<|im_end|>")
     notes = SFTDataset([{"messages": talk("a", "hello there")}], deaf).report.notes
-    assert notes == ("the chat template leaves out the assistant's text of the first row",)
+    assert notes == ("in 1 rows the chat template leaves out the assistant's text", ALL_LEARNED)
     no_tools = SFTDataset([{"messages": USES_TOOL}], with_template(PLAIN)).report.notes
-    assert "the chat template leaves out the tool calls of the first row" in no_tools
+    assert "in 1 rows the chat template leaves out tool calls" in no_tools
 
 
 def test_notes_say_when_no_end_is_learned(with_template: Callable[[str | None], Any]) -> None:
     notes = SFTDataset([{"messages": talk("a", "b")}], with_template(NO_END)).report.notes
-    assert notes == ("no row learns an end-of-text token: the model may not learn to stop",)
+    assert notes == ("no row learns an end-of-text token: the model may not learn to stop", ALL_LEARNED)
 
 
 def test_notes_say_when_history_is_rewritten(with_template: Callable[[str | None], Any]) -> None:

@@ -198,7 +198,7 @@ def broken(folder: Path, how: str) -> Path:
         ("config", "no config.json"),
         ("json", "config.json` is not JSON"),
         ("type", "unknown architecture: model_type `lama`"),
-        ("field", "lacks 'num_attention_heads'"),
+        ("field", "config.json lacks `num_attention_heads`"),
         ("code", "its own code"),
         ("tokenizer", "no tokenizer"),
         ("tokenizer content", "tokenizer in .* cannot be read"),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
-from chuk_cli.runs.report import to_html, to_script_json
+from chuk_cli.runs.report import asset, tiles, to_html, to_script_json
 from chuk_cli.runs.report_charts import MOST_POINTS, charts_of, thinned
 from chuk_lib.events import Event
-from chuk_lib.runs.record import read_run
+from chuk_lib.runs.record import Run, read_run
+from chuk_lib.training.jobs import train
+from chuk_lib.training.online.grpo_config import GRPOConfig
 from tests.conftest import RunChuk
 from tests.runs.conftest import WriteRun, as_json, finished, started, step
 
@@ -136,3 +140,83 @@ def test_a_browser_draws_the_curves(runs: Path, tmp_path: Path) -> None:
     assert classes.count("chart") == charts
     assert classes.count("curve") >= charts
     assert "NaN" not in done.stdout.partition("<main>")[2].partition("run-data")[0]
+
+
+@pytest.fixture(scope="session")
+def rollouts(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A short run of GRPO with two rewards."""
+    folder = tmp_path_factory.mktemp("rollouts")
+    rows = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(12)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = GRPOConfig(
+        model=str(tiny_model_dir), data=str(folder / "rows.jsonl"), output=str(folder / "run"), max_steps=3,
+        log_interval=1, max_completion_length=4, rewards=("exact_match", "length:max=3"),
+    )  # fmt: skip
+    train("grpo", config)
+    return read_run(folder / "run")
+
+
+def test_charts_of_rewards_have_words_groups_and_a_colour_a_line(rollouts: Run) -> None:
+    charts = charts_of(rollouts)
+    assert charts[0]["title"] == "Reward"
+    groups = [chart["group"] for chart in charts]
+    assert [group for group, _ in groupby(groups)] == list(dict.fromkeys(groups))
+    assert "Everything else" not in groups
+    assert len(charts) <= 22
+    for chart in charts:
+        assert not set("/_") & set(chart["title"]), chart["title"]
+        assert len({line["name"] for line in chart["lines"]}) == len(chart["lines"])
+    palette = re.search(r"const colours = \[(.*?)\]", asset("report.js"))
+    assert palette
+    assert max(len(chart["lines"]) for chart in charts) <= palette[1].count('"') / 2
+
+
+def test_the_first_figure_of_a_run_with_rewards_is_the_reward(rollouts: Run, runs: Path) -> None:
+    assert tiles(rollouts)[0][0] == "Reward"
+    assert tiles(read_run(runs / "first"))[0][0] == "Loss"
+
+
+def test_completions_are_of_several_prompts_and_say_what_was_wanted(rollouts: Run) -> None:
+    assert len({row["prompt"] for row in rollouts.completions}) > 1
+    page = to_html(rollouts)
+    for column in ("reward", "exact_match", "prompt", "wanted", "written"):
+        assert f"<th>{column}</th>" in page
+    assert "<summary>step 1</summary>" in page
+    row = rollouts.completions[0]
+    assert row["wanted"] == str(int(row["prompt"].partition("+")[0]) + 1)
+
+
+def test_hover_and_ticks_in_a_browser(write_run: WriteRun, tmp_path: Path) -> None:
+    """Between two evaluations none is shown; equal-looking ticks get more digits."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no browser")
+    events = [started(1), *(step(n, 1 + n, 0.6931 + 1e-6 * n) for n in range(1, 41))]
+    events += [Event("eval", 40, {"eval_loss": 0.69315}, 60.0)]
+    page = tmp_path / "page.html"
+    text = to_html(read_run(write_run("flat", events)))
+    probe = """
+      const at = (wanted) => {
+        const chart = charts[0], box = chart.svg.getBoundingClientRect();
+        const x = box.left + chart.across(wanted) * box.width / chart.width;
+        chart.svg.dispatchEvent(new PointerEvent("pointermove", { clientX: x, clientY: box.top + 50 }));
+        return chart.tip.innerText.replace(/\\s+/g, " ");
+      };
+      document.title = JSON.stringify([at(39), at(40)]);
+    })();"""
+    head, _, tail = text.rpartition("})();")
+    page.write_text(head + probe + tail, encoding="utf-8")
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}",
+         "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title
+    before, there = json.loads(html.unescape(title[1]))
+    assert "step 39" in before
+    assert "evaluation" not in before
+    assert "step 40" in there
+    assert "evaluation" in there
+    ticks = re.findall(r'text-anchor="end">([^<]+)<', done.stdout)
+    assert len(ticks) == len(set(ticks)) >= 3

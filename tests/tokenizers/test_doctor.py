@@ -58,12 +58,17 @@ NEVER_ENDS = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}\n
 OTHER_END = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}" + PROMPT
 OTHER_PROMPT = OTHER_END.replace("assistant: {% endif", "assistant: <think>{% endif")
 NO_PROMPT = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+UNASKED = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}" + (
+    "{{ '<|im_start|>assistant: ' }}"
+)
+"""As the first template of Llama-3-8B-Instruct."""
 ILL: list[tuple[dict[str, Any], str, str]] = [
     ({"eos_token": None}, "eos", "there is no EOS token"),
     ({"pad_token": "<|im_end|>"}, "pad", "PAD is EOS"),
     ({"template": "{% for m in messages %}{{ m.content }"}, "chat template", "is broken in line 1"),
     ({"template": "{{ raise_exception('never') }}"}, "chat template", "refuses a plain conversation: never"),
     ({"template": OTHER_PROMPT}, "generation prompt", "begins in another way"),
+    ({"template": UNASKED}, "generation prompt", "writes '<|im_start|>assistant: ' at the end of every conversation"),
     ({"template": NO_PROMPT}, "generation prompt", "it lacks '<|im_start|>assistant:', after which"),
     ({"template": MARKED_USER}, "training mask", "learns the user's words ['alpha question', 'charlie question']"),
     ({"template": NEVER_ENDS}, "training mask", "no end-of-text token is learned"),
@@ -128,6 +133,10 @@ CURES: list[tuple[dict[str, Any], str | None, list[str]]] = [
     ),
     ({"template": OTHER_END}, None, ["EOS: `<|endoftext|>`"]),
     ({"template": NEVER_ENDS}, "chatml", ["chat template: chatml"]),
+    (
+        {"template": UNASKED}, None,
+        ["the assistant's header at the end of the chat template, now under add_generation_prompt"],
+    ),
     ({"template": "{% for m in messages %}{{ m.content }"}, "chatml", ["chat template: chatml"]),
     ({"template": None}, "chatml", ["chat template: chatml"]),
     ({}, None, []),
@@ -162,3 +171,13 @@ def test_a_template_whose_tokens_are_missing_is_refused(ill: Callable[..., Any],
     with pytest.raises(ConfigError, match=r"needs tokens that the tokenizer does not have: <\|begin_of_text\|>"):
         mend(ill(), tmp_path / "out", "llama3")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_header_put_under_add_generation_prompt(ill: Callable[..., Any], tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "a"}]
+    before = ill(UNASKED)
+    want = before._tokenizer.apply_chat_template(talk, tokenize=False)
+    mend(before, tmp_path / "out")
+    after = load_tokenizer(tmp_path / "out")._tokenizer
+    assert after.apply_chat_template(talk, tokenize=False, add_generation_prompt=True) == want
+    assert after.apply_chat_template(talk, tokenize=False) + "<|im_start|>assistant: " == want

@@ -27,11 +27,11 @@ REAL = Path(os.environ.get("CHUK_REAL_TOKENIZERS", DEFAULT))
 SMOLLM2 = Path(os.environ.get("CHUK_REAL_MODEL", prepare.DEFAULT / prepare.MODEL))
 EQUAL = [
     "qwen3", "qwen3_instruct_2507", "qwen3_5_think", "qwen3_5_nothink", "qwen3_6", "qwen3_8", "qwen2_5", "gptoss",
-    "gemma", "gemma3", "phi3", "phi3_5", "llama3", "cohere", "cohere2",
+    "gemma", "gemma3", "glm4moe", "phi3", "phi3_5", "llama3", "cohere", "cohere2",
 ]  # fmt: skip
 """Names of TRL's templates. Its others differ from chuk's masks: see `test_which_templates_differ`."""
 DIFFERENT = {
-    "deepseek_r1_distill", "deepseekv3", "diffusion_gemma", "glm4moe", "idefics3", "lfm2", "lfm2_v2", "llava_next",
+    "deepseek_r1_distill", "deepseekv3", "diffusion_gemma", "idefics3", "lfm2", "lfm2_v2", "llava_next",
     "muse_glimmer", "nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra", "qwen2_5_vl",
     "qwen3_vl", "smolvlm",
 }  # fmt: skip

@@ -136,10 +136,30 @@ def test_only_tokenizers_are_replaced(tmp_path: Path) -> None:
     assert [item.name for item in tmp_path.iterdir()] == ["out"]
 
 
-def test_texts_of_all_columns_or_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("row", "texts"),
+    [
+        ({"text": "x"}, ["x"]),
+        ({"prompt": "x", "completion": "y"}, ["x", "y"]),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, ["x", "y"]),
+        ({"prompt": "x", "chosen": "y", "rejected": "z"}, ["x", "y", "z"]),
+        ({"prompt": "x", "completion": "y", "label": False}, ["x", "y"]),
+        ({"prompt": "x"}, ["x"]),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": [{"function": {"name": "y"}}]}, ["x", "y"]),
+    ],
+)
+def test_texts_are_those_that_training_reads(tmp_path: Path, row: dict[str, object], texts: list[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**row, "id": "u-7", "url": "https://example.org", "problem_type": "sum"}) + "\n")
+    assert list(texts_of(path)) == texts
+
+
+def test_texts_of_one_column(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"a": "x", "b": [{"c": "y"}, 3]}) + "\n")
-    assert list(texts_of(path)) == ["x", "y"]
-    assert list(texts_of(path, "a")) == ["x"]
+    assert list(texts_of(path, "b")) == ["y"]
     with pytest.raises(DataError, match=r"rows\.jsonl` line 1 has no column `d`"):
         list(texts_of(path, "d"))
+    with pytest.raises(DataError, match="fit no format") as caught:
+        list(texts_of(path))
+    assert "--text-field" in caught.value.hint

@@ -19,6 +19,7 @@ from tests.tokenizers.conftest import TEMPLATES
 FAMILIES = {
     "thinks": "Qwen3", "shares_a_branch": "Qwen2.5", "joins_header_and_text": "Qwen3-2507", "channels": "gpt-oss",
     "one_line_for_all_roles": "Gemma", "ends_with_eos": "Phi-3", "plain_chatml": "plain ChatML",
+    "stops_at_next_turn": "GLM-4 MoE",
 }  # fmt: skip
 USER = {"role": "user", "content": "why?"}
 TALK = [USER, {"role": "assistant", "content": "one"}, USER, {"role": "assistant", "content": "two 🙂"}]
@@ -90,6 +91,20 @@ LEARNED = [
     ("one_line_for_all_roles", TALK, ["one<end_of_turn>\n", "two 🙂<end_of_turn>\n"]),
     ("ends_with_eos", TALK, ["one<|end|>\n", "two 🙂<|end|>\n<|im_end|>"]),
     ("plain_chatml", TALK, ["one<|im_end|>", "two 🙂<|im_end|>"]),
+    ("stops_at_next_turn", TALK, ["\n<think></think>\none<|user|>", "\n<think></think>\ntwo 🙂<|user|>"]),
+    (
+        "stops_at_next_turn",
+        CALLS,
+        [
+            "\n<think></think>\n<tool_call>add\n</tool_call><|observation|>",
+            "\n<think></think>\nfour<|user|>",
+        ],
+    ),
+    (
+        "stops_at_next_turn",
+        THOUGHTS,
+        ["\n<think></think>\none<|user|>", "\n<think>about two 🙂</think>\ntwo 🙂<|user|>"],
+    ),
 ]
 
 
@@ -109,7 +124,11 @@ def test_the_family_is_known_and_its_markers_change_no_text(name: str) -> None:
         for prompt in (False, True):
             given = {"prompt": prompt, "values": {"eos_token": "<|im_end|>"}}
             if not (form.keeps_reasoning and messages in (TALK, CALLS)):  # there it shows what the template hides
-                assert render(form.template, messages, **given).text == render(source(name), messages, **given).text
+                want = render(source(name), messages, **given).text
+                if form.adds_stop and messages[-1]["role"] == "assistant":
+                    header = "<|assistant|>" if prompt else ""
+                    want = want.removesuffix(header) + "<|user|>" + header
+                assert render(form.template, messages, **given).text == want
 
 
 def test_templates_with_markers_or_of_no_family_stay() -> None:

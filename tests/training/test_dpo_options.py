@@ -25,6 +25,7 @@ CHANGES = {
         "ld_alpha": ({}, {"ld_alpha": 0.2}),
         "use_weighting": ({}, {"use_weighting": True}),
         "discopop_tau": ({"loss_type": ("discopop",)}, {"discopop_tau": 0.5}),
+        "disable_dropout": ({"use_lora": True, "lora_dropout": 0.5}, {"disable_dropout": False}),
         "ref_model": ({}, {"ref_model": OTHER}),
         "sync_ref_model": ({}, SYNC),
         "ref_model_mixup_alpha": (SYNC, {"ref_model_mixup_alpha": 1.0}),
@@ -38,18 +39,24 @@ CHANGES = {
         "beta": ({}, {"beta": 0.5}),
         "loss_type": ({"ref_model": OTHER}, {"loss_type": "apo_zero_unpaired"}),
         "desirable_weight": ({}, {"desirable_weight": 3.0}),
+        "disable_dropout": ({"use_lora": True, "lora_dropout": 0.5}, {"disable_dropout": False}),
         "undesirable_weight": ({}, {"undesirable_weight": 0.2}),
     },
-    "orpo": {"beta": ({}, {"beta": 1.0})},
+    "orpo": {
+        "beta": ({}, {"beta": 1.0}),
+        "disable_dropout": ({"use_lora": True, "lora_dropout": 0.5}, {"disable_dropout": False}),
+    },
     "cpo": {
         "beta": ({}, {"beta": 0.5}),
         "loss_type": ({}, {"loss_type": "ipo"}),
         "label_smoothing": ({}, {"label_smoothing": 0.2}),
+        "disable_dropout": ({"use_lora": True, "lora_dropout": 0.5}, {"disable_dropout": False}),
         "cpo_alpha": ({}, {"cpo_alpha": 0.1}),
         "simpo_gamma": ({"loss_type": "simpo"}, {"simpo_gamma": 2.0}),
         "alpha": ({"loss_type": "simpo"}, {"alpha": 0.5}),
     },
     "reward": {
+        "disable_dropout": ({"use_lora": True, "lora_dropout": 0.5}, {"disable_dropout": False}),
         "center_rewards_coefficient": ({}, {"center_rewards_coefficient": 0.5}),
         "learning_rate": ({"learning_rate": None}, {"learning_rate": 1e-3}),
     },
@@ -85,7 +92,8 @@ def arrays_of(result):
     """What was trained, from the files of the last checkpoint."""
     import mlx.core as mx
 
-    weights = mx.load(str(result.checkpoint / "model.safetensors"))
+    (path,) = (path for path in result.checkpoint.glob("*.safetensors") if path.stem in ("model", "adapters"))
+    weights = mx.load(str(path))
     return {name: np.array(value) for name, value in weights.items()}
 
 
@@ -122,11 +130,13 @@ def test_every_setting_of_their_own_has_a_test():
     common = set(CHANGES["dpo"]) | ELSEWHERE
     for algorithm, config in CONFIGS.items():
         own = set(settings_of(config)) - shared
-        special = {name for name in own if name not in common or name in ("beta", "loss_type")}
+        special = {name for name in own if name not in common or name in ("beta", "loss_type", "disable_dropout")}
         assert special <= set(CHANGES[algorithm]), algorithm
 
 
 REFUSED = {
+    "WPO of sorted pairs": ("dpo", {"loss_type": ("sigmoid", "aot"), "use_weighting": True}, "loss_type=aot sorts"),
+    "WPO of sorted ratios": ("dpo", {"loss_type": ("aot_unpaired",), "use_weighting": True}, "aot_unpaired sorts"),
     "an unknown loss": ("dpo", {"loss_type": ("sigmod",)}, "no loss_type `sigmod`"),
     "no loss": ("dpo", {"loss_type": ()}, "loss_type is empty"),
     "weights for other losses": ("dpo", {"loss_weights": (1.0, 2.0)}, "2 weights for 1 losses"),

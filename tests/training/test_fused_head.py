@@ -7,12 +7,16 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 
+from chuk_lib.models import LoRAConfig, load_model
 from chuk_lib.models.heads import output_head
+from chuk_lib.models.randomness import switch_dropout_off
 from chuk_lib.models.transforms import Scale, SoftCap, tempered
 from chuk_lib.training.utils import fused_head
 from chuk_lib.training.utils.fused_head import FusedHead, StatOptions
 from chuk_lib.training.utils.head_products import LayerProduct, WeightProduct
 from chuk_lib.training.utils.log_probs import completion_arrays, completion_stats, logit_stats
+from chuk_lib.training.utils.log_probs import fused_head as tiled
+from tests.conftest import ROOT
 
 TOKENS, HIDDEN, VOCABULARY = 37, 16, 50
 
@@ -158,3 +162,63 @@ def tiny_model():
     args = ModelArgs("llama", 32, 2, 64, 4, 1e-5, 64, tie_word_embeddings=False)
     model = Model(args)
     return model, output_head(model)
+
+
+def exact(hidden, weight, targets):
+    """Log-probs and entropies in float64 of the numbers that a bfloat16 head has."""
+    logits = np.array(hidden.astype(mx.float32), np.float64) @ np.array(weight.astype(mx.float32), np.float64).T
+    log_probs = logits - logits.max(axis=1, keepdims=True)
+    log_probs -= np.log(np.exp(log_probs).sum(axis=1, keepdims=True))
+    return log_probs[np.arange(len(logits)), np.array(targets)], -(np.exp(log_probs) * log_probs).sum(axis=1)
+
+
+def layer_of(weight, kind):
+    """A head that is more than a weight, and the matrix that its logits are made with."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = weight
+    if kind == "adapted":
+        adapted = LoRALinear.from_base(layer, r=4, scale=2.0)
+        adapted.lora_a, adapted.lora_b = adapted.lora_a.astype(weight.dtype), adapted.lora_b.astype(weight.dtype)
+        return adapted, weight  # adapters begin with nothing to add
+    quantized = nn.QuantizedLinear.from_linear(layer, group_size=32, bits=8)
+    scales, biases = quantized.scales.astype(mx.float32), quantized.biases.astype(mx.float32)
+    return quantized, mx.dequantize(quantized.weight, scales, biases, 32, 8)
+
+
+@pytest.mark.parametrize("kernel", ["numpy", "mlx"])
+@pytest.mark.parametrize("kind", ["frozen", "trained", "no gradient", "moments", "adapted", "quantized"])
+def test_a_bfloat16_head_has_float32_logits(kind, kernel, monkeypatch):
+    """Logits of 7 and more: rounded to bfloat16 they would be off by up to a sixteenth, log-probs by a tenth."""
+    monkeypatch.setattr(fused_head, "tile_rows", lambda vocabulary: 16)
+    if kernel == "mlx":
+        monkeypatch.setattr(fused_head, "_NumpyTile", fused_head._MlxTile)
+    mx.random.seed(1)
+    hidden = mx.random.normal((TOKENS, 64)).astype(mx.bfloat16)
+    weight = (0.9 * mx.random.normal((2000, 64))).astype(mx.bfloat16)
+    targets = mx.argmax(hidden @ weight.T, axis=1) * (mx.arange(TOKENS) % 2)  # likely and unlikely ones
+    product = WeightProduct(weight, kind == "trained")
+    if kind in ("adapted", "quantized"):
+        layer, weight = layer_of(weight, kind)
+        layer.freeze()
+        product = LayerProduct(layer, False, 2000)
+    options = StatOptions(gradient=kind != "no gradient", moments=kind == "moments")
+    head = FusedHead(product)
+    logps, entropy, *_ = head.stats(hidden, targets, options)
+    want_logps, want_entropy = exact(hidden, weight, targets)
+    assert logps.dtype == entropy.dtype == mx.float32
+    np.testing.assert_allclose(np.array(logps), want_logps, atol=1e-4)
+    np.testing.assert_allclose(np.array(entropy), want_entropy, atol=1e-4)
+    if kind != "no gradient":
+        gradient = mx.grad(lambda rows: head.stats(rows, targets, options)[0].sum())(hidden)
+        assert gradient.dtype == mx.bfloat16
+
+
+def test_a_head_whose_adapters_drop_is_not_run_in_tiles():
+    """Its second run would drop other elements than its first."""
+    llama = ROOT / "tests/fixtures/parity/models/llama-tiny"
+    model, _ = load_model(llama, LoRAConfig(targets=("lm_head",), dropout=0.5))
+    head = output_head(model)
+    assert tiled(head, model.eval()) is not None
+    assert tiled(head, model.train()) is None
+    switch_dropout_off(model)
+    assert tiled(head, model.train()) is not None

@@ -81,6 +81,7 @@ CHANGES_WEIGHTS = {
     "sapo_temperature_neg": ({"loss_type": "sapo"} | TWICE, {"sapo_temperature_neg": 3.0}),
     **{f"{name}": ({"loss_type": "vespo"} | TWICE, {name: 0.5})
        for name in ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg")},
+    "disable_dropout": ({"use_lora": True, "lora_dropout": 0.5}, {"disable_dropout": True}),
     "seed": ({}, {"seed": 7}),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import pytest
 from chuk_lib.data.prompt_dataset import PromptDataset
 from chuk_lib.models import load_model
 from chuk_lib.rewards import load_rewards
+from chuk_lib.rewards.columns import TO_FIND
 from chuk_lib.training.online.collect import Collector, ModelSampler, PromptPlan, sampling_seed
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.evaluation import RewardEvaluator
@@ -83,7 +84,10 @@ def test_lines_of_completions(collector):
     found = collector(0, [4], OnlineConfig(max_completion_length=6).sampling(0), 2)
     lines = completion_rows(found, ("even",), np.array([0.5, np.nan]), np.array([1.0, -1.0]))
     assert list(lines[0]) == [
-        "prompt", "completion", "reward", "rewards", "advantage", "tokens", "finish_reason", "row"]  # fmt: skip
+        "prompt", "completion", "reward", "rewards", "wanted", "advantage", "tokens", "finish_reason", "row"
+    ]  # fmt: skip
+    assert lines[0]["wanted"] == str(next(iter(collector.dataset[4].columns[name] for name in TO_FIND
+                                               if name in collector.dataset[4].columns)))  # fmt: skip
     assert (lines[0]["prompt"], lines[0]["row"], lines[1]["reward"]) == (collector.dataset[4].text, 5, None)
 
 

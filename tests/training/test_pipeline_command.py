@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,7 +100,44 @@ def test_a_dry_run_shows_every_stage_with_origins_and_writes_nothing(run_chuk, a
     second = data["stages"][1]["settings"]
     assert second["use_lora"] == {"value": True, "origin": "--set"}
     assert second["model"] == {"value": "stage:sft", "origin": "the stages before"}
+    assert data["stages"][0]["rows"] > 0
+    assert data["stages"][0]["steps"] == data["stages"][0]["settings"]["max_steps"]["value"]
+    assert "(default)" not in done.stdout
+    assert len(done.stdout.splitlines()) < 45
     assert not (tmp_path / "pipe").exists()
+
+
+def test_a_dry_run_counts_the_steps_that_the_stages_then_take(run_chuk, tiny_model_dir, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(21)])
+    pairs = [{"prompt": f"{n}+1=", "chosen": str(n + 1), "rejected": "x"} for n in range(13)]
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+    words = ["train", "pipeline", "--stages", "sft,kto,grpo", "--model", tiny_model_dir, "--data", "rows.jsonl",
+             "--set", "kto.data=pairs.jsonl", "--set", "batch_size=4", "--set", "num_epochs=2", "--reward",
+             "exact_match", "--set", "grpo.num_generations=2", "--set", "grpo.max_completion_length=3",
+             "--set", "gradient_accumulation_steps=2", "-o", "pipe"]  # fmt: skip
+    planned = json.loads(run_chuk(*words, "--dry-run", "--json").stdout)["stages"]
+    assert [stage["rows"] for stage in planned] == [21, 26, 21]
+    assert run_chuk(*words, "-q").returncode == 0
+    done = json.loads((tmp_path / "pipe" / "pipeline.json").read_text())["stages"]
+    assert [stage["steps"] for stage in planned] == [stage["steps"] for stage in done]
+
+
+def test_chuk_runs_knows_a_pipeline_and_its_stages(pipe, run_chuk, tmp_path):
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(pipe[0], tmp_path / "runs" / "tuned")
+    names = {row["name"] for row in json.loads(run_chuk("runs", "ls", "--json").stdout)}
+    assert {"tuned/01-sft", "tuned/02-sft-2"} <= names
+    shown = run_chuk("runs", "show", "tuned")
+    assert (shown.returncode, "before it: `tuned/01-sft`" in shown.stderr) == (0, True)
+    assert json.loads(run_chuk("runs", "show", "tuned", "--json").stdout)["name"] == "tuned/02-sft-2"
+    assert json.loads(run_chuk("runs", "show", "tuned/01-sft", "--json").stdout)["name"] == "tuned/01-sft"
+    lines = run_chuk("runs", "plot", "tuned", "-q", "--metric", "loss").stdout.splitlines()
+    assert [line.split("\t")[:2] for line in lines] == [["loss", "tuned/01-sft"], ["loss", "tuned/02-sft-2"]]
+    assert float(lines[0].split("\t")[2]) > 0
+    assert run_chuk("runs", "watch", "tuned", "-q").returncode == 0
+    refused = run_chuk("runs", "rm", "tuned", "--yes")
+    assert (refused.returncode, "`tuned` is a pipeline" in refused.stderr) == (1, True)
+    assert (tmp_path / "runs" / "tuned" / "pipeline.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from tests.training.ppo_runs import PPORuns
 # setting -> (what both runs share, what the second run changes)
 CHANGES_WEIGHTS = {
     "num_ppo_epochs": ({}, {"num_ppo_epochs": 3}),
-    "num_mini_batches": ({"gradient_accumulation_steps": 2}, {"num_mini_batches": 2, "gradient_accumulation_steps": 1}),
+    "num_mini_batches": ({}, {"num_mini_batches": 2}),
+    "disable_dropout": ({"use_lora": True, "lora_dropout": 0.5}, {"disable_dropout": False}),
     "kl_coef": ({}, {"kl_coef": 0.9}),
     "kl_coef 0": ({}, {"kl_coef": 0.0}),
     "kl_estimator": ({"kl_coef": 0.5}, {"kl_estimator": "k3"}),

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from chuk_lib.data import PairDataset
+from chuk_lib.data.preference_dataset import UnpairedExample
+from chuk_lib.events import read_events
 from chuk_lib.models import load_model, load_reward_model, score_rows
 from chuk_lib.training import resume
+from chuk_lib.training.preference.batches import mismatched
 from tests.training.conftest import weights_of, write_rows
 from tests.training.preference_runs import events_of, train_on
 
@@ -102,3 +105,25 @@ def test_a_reward_model_can_be_trained_further(tiny_model_dir, tmp_path):
         ids = [[5, 9, 14, 7], [3, 4]]
         scores = [score_rows(load_reward_model(run.run_dir)[0], ids) for run in (first, second)]
         np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
+
+
+def test_pairs_that_are_cut_to_the_same_tokens_are_ties(tiny_model_dir, tmp_path):
+    """The same row at two places of a batch may differ in the last bit; as in TRL neither is the better one."""
+    rows = [{"prompt": f"{word}: ", "chosen": "aaaaaaaa yes", "rejected": "aaaaaaaa no"} for word in WORDS]
+    data = str(write_rows(tmp_path / "ties.jsonl", rows))
+    for algorithm in ("dpo", "orpo", "cpo"):
+        given = {"data": data, "max_length": 14, "max_steps": 3}
+        result = train_on(algorithm, tiny_model_dir, tmp_path, f"ties-{algorithm}", **given)
+        steps = [event.data for event in read_events(result.run_dir / "events.jsonl") if event.kind == "step"]
+        assert [step["rewards/accuracies"] for step in steps] == [0.0] * 3
+        assert all(abs(step["rewards/margins"]) < 1e-4 for step in steps)
+
+
+def test_kto_puts_whole_completions_behind_other_prompts_and_then_cuts():
+    """As TRL's collator does: a short prompt shows more of the completion of a long one than its own row could."""
+    long, short = np.arange(100, 106, dtype=np.int32), np.array([7], dtype=np.int32)
+    answer = np.arange(200, 208, dtype=np.int32)
+    rows = [UnpairedExample(prompt, answer, True).cut(9) for prompt in (long, short)]
+    assert [len(row.completion) for row in rows] == [3, 8]
+    assert [row.completion.tolist() for row in mismatched(rows, 9)] == [answer[:3].tolist(), answer.tolist()]
+    assert [len(row.completion) for row in mismatched(rows, None)] == [8, 8]

@@ -105,7 +105,7 @@ def test_changed_data_is_refused_unless_allowed(train, toy_data):
     write_rows(toy_data / "train.jsonl", toy_rows(37, offset=5))
     with pytest.raises(DataError, match="not what"):
         resume(run, changes={"max_steps": 6})
-    assert resume(run, changes={"max_steps": 6}, allow_changed_data=True).steps == 6
+    assert resume(run, changes={"max_steps": 6}, allow_changed=True).steps == 6
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(train):

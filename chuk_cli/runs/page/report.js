@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const run = JSON.parse(document.getElementById("run-data").textContent);
-  const colours = ["var(--train)", "var(--eval)", "var(--third)"];
+  const colours = ["train", "eval", "third", "fourth", "fifth", "sixth"].map((name) => `var(--${name})`);
   const longest = Math.max(0, ...run.charts.flatMap((chart) => chart.lines.map((line) => line.values.length)));
   const state = { smooth: longest >= 60 ? 0.6 : 0, log: false, axis: "steps", zoom: null };
   const charts = [];
@@ -113,6 +113,7 @@
       block("span", "", data.title, caption);
       data.lines.forEach((line, number) => {
         line.colour = colours[number % colours.length];
+        line.dash = number < colours.length ? "none" : "6 4";
         if (data.lines.length < 2) return;
         const key = block("span", line.sparse ? "key sparse" : "key", "", caption);
         key.style.setProperty("--colour", line.colour);
@@ -192,11 +193,12 @@
       const base2 = this.data.unit === "bytes" ? 1024 ** Math.floor(Math.log(this.y.high) / Math.log(1024)) : 1;
       const plain = () => ticks(this.y.low / base2, this.y.high / base2, this.wide ? 6 : 4).map((level) => level * base2);
       const levels = this.isLog ? powers(this.y.low, this.y.high) : plain();
-      for (const level of levels) {
+      const labels = this.labels(levels.map((level) => Number((this.isLog ? 10 ** level : level).toPrecision(9))));
+      for (const [index, level] of levels.entries()) {
         const value = this.isLog ? 10 ** level : level;
         const y = this.down(value);
         element("line", { class: "grid", x1: left, x2: this.width - right, y1: y, y2: y }, this.svg);
-        element("text", { x: left - 8, y: y + 4, "text-anchor": "end" }, this.svg).textContent = this.show(Number(value.toPrecision(6)));
+        element("text", { x: left - 8, y: y + 4, "text-anchor": "end" }, this.svg).textContent = labels[index];
       }
       element("line", { class: "base", x1: left, x2: this.width - right, y1: base, y2: base }, this.svg);
       const marks = ticks(this.x.low, this.x.high, this.width / 110, state.axis === "seconds" ? 60 : 10);
@@ -206,9 +208,22 @@
       }
     }
 
+    /** Texts of tick values in as many digits as tell them apart. */
+    labels(values) {
+      const short = values.map((value) => this.show(Number(value.toPrecision(6))));
+      if (new Set(short).size === short.length) return short;
+      const scaled = this.data.unit === "share" ? values.map((value) => value * 100) : values;
+      const end = this.data.unit === "share" ? " %" : "";
+      for (let digits = 5; digits < 10; digits += 1) {
+        const longer = scaled.map((value) => `${Number(value.toPrecision(digits))}${end}`);
+        if (new Set(longer).size === longer.length) return longer;
+      }
+      return short;
+    }
+
     drawLine(line, parent) {
       const path = (values) => values.map((value, index) => `${index ? "L" : "M"}${this.across(line.xs[index]).toFixed(1)} ${this.down(value).toFixed(1)}`).join("");
-      const group = element("g", { style: `--colour:${line.colour}` }, parent);
+      const group = element("g", { style: `--colour:${line.colour};stroke-dasharray:${line.dash}` }, parent);
       if (line.ys !== line.raw) element("path", { class: "curve raw", d: path(line.raw) }, group);
       element("path", { class: "curve", d: path(line.ys) }, group);
       if (!line.sparse || line.xs.length > 60) return;
@@ -229,14 +244,14 @@
       if (isHere && rows.length) this.tell(rows, x);
     }
 
-    /** Sparse lines only speak close to their points. */
+    /** Sparse lines only speak at their points; a line that is logged at each step does at the nearest. */
     isNear(line, index, x) {
-      return !line.sparse || Math.abs(this.across(line.xs[index]) - this.across(x)) < 28 || this.lines.length === 1;
+      return line.xs[index] === x || !line.sparse;
     }
 
-    tell(rows, x) {
-      const first = rows.find(({ line }) => !line.sparse) ?? rows[0];
-      const place = first.line.xs[first.index];
+    tell(all, x) {
+      const rows = all.filter(({ line, index }) => line.xs[index] === x);
+      const place = x;
       this.tip.replaceChildren();
       block("b", "", words[state.axis](places[state.axis](place)), this.tip);
       for (const { line, index } of rows) {
@@ -260,10 +275,10 @@
       return this.x.low + Math.min(1, Math.max(0, share)) * (this.x.high - this.x.low);
     }
 
-    /** The nearest point of the densest line, so that the cursor snaps. */
+    /** The nearest point of any line, so that the cursor snaps to what was measured. */
     snapped(x) {
-      const line = this.lines.reduce((best, other) => (other.xs.length > best.xs.length ? other : best));
-      return line.xs[nearest(line.xs, x)];
+      const found = this.lines.map((line) => line.xs[nearest(line.xs, x)]);
+      return found.reduce((best, other) => (Math.abs(other - x) < Math.abs(best - x) ? other : best));
     }
 
     listen() {
@@ -271,6 +286,9 @@
       this.svg.addEventListener("pointerdown", (event) => {
         if (event.button !== 0) return;
         from = this.dataX(event);
+        this.pointed = true;
+        this.svg.classList.remove("keyed");
+        if (event.pointerType !== "mouse") pointAll(this.snapped(from), this);
         if (event.pointerType === "mouse") this.svg.setPointerCapture(event.pointerId);
       });
       this.svg.addEventListener("pointermove", (event) => {
@@ -286,9 +304,10 @@
         from = null;
       });
       this.svg.addEventListener("pointercancel", () => { from = null; });
-      this.svg.addEventListener("pointerleave", () => { if (from === null) pointAll(null, this); });
+      this.svg.addEventListener("pointerleave", (event) => { if (from === null && event.pointerType === "mouse") pointAll(null, this); });
       this.svg.addEventListener("dblclick", () => zoom(null));
-      this.svg.addEventListener("blur", () => pointAll(null, this));
+      this.svg.addEventListener("focus", () => { if (!this.pointed) this.svg.classList.add("keyed"); });
+      this.svg.addEventListener("blur", () => { this.pointed = false; this.svg.classList.remove("keyed"); pointAll(null, this); });
       this.svg.addEventListener("keydown", (event) => this.key(event));
     }
 
@@ -347,7 +366,12 @@
   if (!run.charts.length) return;
   document.getElementById("curves").hidden = false;
   connect();
-  run.charts.forEach((chart, index) => charts.push(new Chart(chart, index, document.getElementById("charts"))));
+  const place = document.getElementById("charts");
+  const grouped = new Set(run.charts.map((chart) => chart.group)).size > 1;
+  run.charts.forEach((chart, index) => {
+    if (grouped && index && chart.group !== run.charts[index - 1].group) block("h3", "group", chart.group, place);
+    charts.push(new Chart(chart, index, place));
+  });
   drawAll();
   let waiting = 0;
   new ResizeObserver(() => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(drawAll); }).observe(document.getElementById("charts"));

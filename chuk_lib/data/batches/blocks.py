@@ -13,7 +13,7 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chuk_lib.data.parsers import DEEPEST, LONGEST_LINE, decoded, parse_json_lines
+from chuk_lib.data.parsers import LONGEST_LINE, JsonDecoder, decoded, record_of
 from chuk_lib.data.reader import read_records
 from chuk_lib.data.types import Record, Source
 from chuk_lib.errors import DataError
@@ -90,13 +90,14 @@ def records_of(block: Block) -> Iterator[Record]:
         yield from block.records
         return
     is_text = block.path.lower().endswith(".txt")
+    decoder = JsonDecoder()
     for number, line in enumerate(_lines(block), block.position.line):
         source = Source(block.name, number)
         if number == 1 and line.startswith(b"\xef\xbb\xbf"):
             line = line[3:]
         if not line.strip():
             continue
-        row = _text(line, source) if is_text else _parsed(line, source)
+        row = _text(line, source) if is_text else _parsed(line, source, decoder)
         if row is not None:
             yield Record(row, source)
 
@@ -118,20 +119,13 @@ def _text(line: bytes, source: Source) -> dict[str, Any] | None:
     return {"text": text.rstrip("\r\n")} if text.strip() else None
 
 
-def _parsed(line: bytes, source: Source) -> dict[str, Any] | None:
+def _parsed(line: bytes, source: Source, decoder: JsonDecoder) -> dict[str, Any] | None:
     """A row; None for a line that is blank after all."""
-    import orjson
-
-    if line.count(b"{") + line.count(b"[") <= DEEPEST:
-        try:
-            row = orjson.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            return row
-    lines = chain(repeat(b"", source.line - 1), [line])  # the slow parser counts lines, and says what is wrong
-    record = next(parse_json_lines(decoded(lines, source.name), source.name), None)
-    return None if record is None else record.columns
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError:
+        text = list(decoded(chain(repeat(b"", source.line - 1), [line]), source.name))[-1]  # raises with the place
+    return record_of(decoder, text, source).columns if text.strip() else None
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

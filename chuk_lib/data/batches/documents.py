@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from chuk_lib.data.batches.spec import BatchSpec
-from chuk_lib.data.batches.words import encoder_of
+from chuk_lib.data.batches.words import encoder_of, joined, shared
+from chuk_lib.data.conversation import refuse_unshown
+from chuk_lib.data.encoder import Encoder, Ends
 from chuk_lib.data.formats import Pair, Recogniser
 from chuk_lib.data.rendering import Renderer
 from chuk_lib.data.types import Example, Record
@@ -71,6 +73,7 @@ class Direct:
     has_template: bool
     split_special: bool
     completion_only: bool
+    ends: Ends
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def _direct(tokenizer: Any, renderer: Renderer) -> Direct | None:
     hf(["a"], verbose=False)  # leaves the pipeline without padding and truncation, as the renderer uses it
     return Direct(
         backend.to_str(), hf.eos_token or "", tuple(sorted(_stop_ids(tokenizer))), renderer.recogniser.has_template,
-        bool(getattr(hf, "split_special_tokens", False)), renderer.completion_only,
+        bool(getattr(hf, "split_special_tokens", False)), renderer.completion_only, Encoder(tokenizer).ends,
     )  # fmt: skip
 
 
@@ -202,19 +205,22 @@ class _DirectRows:
         )
 
     def __call__(self, records: Iterable[Record]) -> Documents:
-        rows: list[Any] = [self._recogniser(record) for record in records]
+        given = list(records)
+        rows: list[Any] = [self._recogniser(record) for record in given]
         if rows and isinstance(rows[0], Pair):
+            for row, record in zip(rows, given, strict=True):
+                refuse_unshown(row.unshown, record.source)
             return self._pairs(rows)
-        ids, lengths = _joined(self._encode([self._with_end(row.text) for row in rows]))
+        ids, lengths = joined(self._encode([self._with_end(row.text) for row in rows]))
         return Documents(ids, None, lengths, np.arange(len(rows), dtype=np.int64))
 
     def _pairs(self, rows: Sequence[Pair]) -> Documents:
         wholes = self._encode([row.prompt + self._with_end(row.completion) for row in rows])
-        ids, sizes = _joined(wholes)
+        ids, sizes = joined(wholes)
         if not self._direct.completion_only:
             return Documents(ids, None, sizes, np.arange(len(rows), dtype=np.int64))
-        prompts = self._encode([row.prompt for row in rows])
-        starts = np.fromiter(map(_shared, prompts, wholes), dtype=np.int64, count=len(rows))
+        prompts = self._encode([row.prompt for row in rows], goes_on=True)
+        starts = np.fromiter(map(shared, prompts, wholes), dtype=np.int64, count=len(rows))
         self._cut_prompts += sum(4 * start < len(ids) for start, ids in zip(starts.tolist(), prompts, strict=True))
         mask = _offsets(sizes) >= np.repeat(starts, sizes)
         return Documents(ids, mask, sizes, np.arange(len(rows), dtype=np.int64))
@@ -222,8 +228,20 @@ class _DirectRows:
     def _with_end(self, text: str) -> str:
         return text if text.endswith(self._direct.end) else text + self._direct.end
 
-    def _encode(self, texts: Sequence[str]) -> list[bytes]:
-        """The int32 ids of each text, as bytes; not too much text at once."""
+    def _encode(self, texts: Sequence[str], *, goes_on: bool = False) -> list[bytes]:
+        """The int32 ids of each text, as bytes, as `Encoder.encode` makes them."""
+        made = self._pieces(texts)
+        ends = self._direct.ends
+        if ends == (None, None):
+            return made
+        found = []
+        for text, ids in zip(texts, made, strict=True):
+            first, last = ends.extra(text, np.frombuffer(ids, dtype=np.int32), goes_on=goes_on)
+            found.append(ids[4 * first : len(ids) - 4 * last])
+        return found
+
+    def _pieces(self, texts: Sequence[str]) -> list[bytes]:
+        """Texts by the pipeline, not too much at once."""
         made: list[bytes] = []
         start = size = 0
         for at, text in enumerate(texts):
@@ -232,21 +250,6 @@ class _DirectRows:
                 made += self._encoder(texts[start : at + 1])
                 start, size = at + 1, 0
         return made + self._encoder(texts[start:]) if start < len(texts) else made
-
-
-def _joined(parts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """All ids in one array, and how many each part has."""
-    lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)) // 4
-    return np.frombuffer(b"".join(parts), dtype=np.int32), lengths
-
-
-def _shared(prompt: bytes, whole: bytes) -> int:
-    """How many ids both begin with."""
-    if whole.startswith(prompt):
-        return len(prompt) // 4
-    size = min(len(prompt), len(whole))
-    first, second = np.frombuffer(prompt[:size], np.int32), np.frombuffer(whole[:size], np.int32)
-    return int(np.argmax(first != second)) if (first != second).any() else size // 4
 
 
 def _flat(examples: Iterable[Example]) -> Documents:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -21,7 +22,7 @@ from chuk_lib.data.batches.layouts import KEYS, FileBatch, facts_of, from_arrays
 from chuk_lib.data.batches.manifest import NAME, FileEntry, Manifest, read_manifest
 from chuk_lib.data.batches.npz import load
 from chuk_lib.data.batches.pairs import pairs_of
-from chuk_lib.data.parsers import SUFFIXES, suffix_of
+from chuk_lib.data.parsers import READ_SUFFIXES, suffix_of
 from chuk_lib.data.report import DataReport, length_bins
 from chuk_lib.data.types import Batch, Example, Source
 from chuk_lib.errors import ConfigError, DataError
@@ -38,7 +39,7 @@ def is_batch_folder(source: Any) -> bool:
     folder = Path(source)
     if (folder / NAME).is_file() and _npz_files(folder):
         return True
-    return bool(_npz_files(folder)) and not any(suffix_of(path) in SUFFIXES for path in folder.iterdir())
+    return bool(_npz_files(folder)) and not any(suffix_of(path) in READ_SUFFIXES for path in folder.iterdir())
 
 
 def _npz_files(folder: Path) -> list[Path]:
@@ -136,7 +137,7 @@ class BatchFolder:
         self,
         *,
         accumulation: int = 1,
-        num_epochs: int = 1,
+        num_epochs: float = 1,
         max_steps: int | None = None,
         seed: int = 0,
         shuffle: bool = True,
@@ -224,7 +225,7 @@ class FolderPlan:
     a new order of files each epoch from (seed, epoch)."""
 
     def __init__(
-        self, folder: BatchFolder, accumulation: int, num_epochs: int, max_steps: int | None, seed: int, shuffle: bool
+        self, folder: BatchFolder, accumulation: int, num_epochs: float, max_steps: int | None, seed: int, shuffle: bool
     ) -> None:
         if accumulation < 1:
             raise ConfigError("accumulation should be at least 1", "one file an update is the least")
@@ -235,7 +236,7 @@ class FolderPlan:
         self.rows = sum(entry.rows for entry in folder.files)
         self.batch_size = max(entry.rows for entry in folder.files)
         self.steps_per_epoch = -(-len(folder.files) // accumulation)
-        self.steps = max_steps if max_steps is not None else self.steps_per_epoch * num_epochs
+        self.steps = max_steps if max_steps is not None else math.ceil(self.steps_per_epoch * num_epochs)
         self.examples: Sequence[Example] = _Places(folder, self._firsts)
 
     def batches(self, step: int) -> list[Batch]:
@@ -259,6 +260,10 @@ class FolderPlan:
         """The share of positions that are padding."""
         slots = sum(entry.rows * entry.length for entry in self.folder.files)
         return 1.0 - sum(entry.tokens for entry in self.folder.files) / slots
+
+    def files(self, step: int) -> list[int]:
+        """The numbers of the files that step `step` (0-based) takes; none is read for it."""
+        return [int(file) for file in self._files(step)]
 
     def _files(self, step: int) -> np.ndarray:
         epoch, index = divmod(step, self.steps_per_epoch)

@@ -13,7 +13,7 @@ from chuk_lib.data.batches.documents import Plan, Rendered
 from chuk_lib.data.batches.manifest import FileEntry
 from chuk_lib.data.report import DataReport
 
-_COUNTED = re.compile(r"in (\d+) rows ")
+_COUNTED = re.compile(r"in ([\d,]+) rows ")
 
 
 @dataclass

@@ -94,6 +94,21 @@ def _around(pipeline: Any) -> tuple[bytes, bytes]:
     return np.array(before, dtype=np.int32).tobytes(), np.array(after, dtype=np.int32).tobytes()
 
 
+def joined(parts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """All int32 ids of several texts, given as bytes, in one array (N,), and how many each has."""
+    lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)) // 4
+    return np.frombuffer(b"".join(parts), dtype=np.int32), lengths
+
+
+def shared(prompt: bytes, whole: bytes) -> int:
+    """How many ids both begin with."""
+    if whole.startswith(prompt):
+        return len(prompt) // 4
+    size = min(len(prompt), len(whole))
+    first, second = np.frombuffer(prompt[:size], np.int32), np.frombuffer(whole[:size], np.int32)
+    return int(np.argmax(first != second)) if (first != second).any() else size // 4
+
+
 def cuts_before_spaces(parts: dict[str, Any]) -> bool:
     """Whether a pipeline, as JSON, is known to cut before each space that follows a visible ASCII character."""
     normalizer, model = parts.get("normalizer"), parts["model"]

@@ -167,7 +167,7 @@ def known_form(tokenizer: Any) -> str | None:
     """The template with markers put in, where that changes no rendering; None where there is nothing to put."""
     encoder = Encoder(tokenizer)
     form = training_form(encoder.template()) if encoder.has_template and not encoder.is_code else None
-    return None if form is None or form.keeps_reasoning else form.template
+    return None if form is None or not form.shows_the_same else form.template
 
 
 def is_sound(template: str) -> bool:

@@ -75,7 +75,7 @@ def _load_file(path: Path) -> Any:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write a tokenizer's files, chat template included, into an existing folder."""
+    """Write a tokenizer's files, chat template included, into a folder, which is made when it is missing."""
     inner = getattr(tokenizer, "_tokenizer", tokenizer)  # mlx-lm's wrapper, or a transformers tokenizer as it is
     inner.save_pretrained(str(folder))
 

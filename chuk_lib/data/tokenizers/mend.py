@@ -9,6 +9,7 @@ from typing import Any
 from chuk_lib.data.tokenizers.doctor import Finding, examine, is_sound, known_form
 from chuk_lib.data.tokenizers.facts import transformers_tokenizer
 from chuk_lib.data.tokenizers.folder import check_target, write_folder
+from chuk_lib.data.tokenizers.headers import asked_only
 from chuk_lib.data.tokenizers.loader import load_tokenizer, save_tokenizer
 from chuk_lib.data.tokenizers.ready import READY, find_template
 from chuk_lib.data.tokenizers.template_checks import turn_end
@@ -51,12 +52,17 @@ def _mend_template(tokenizer: Any, hf: Any, template: str | None) -> list[str]:
             )
         hf.chat_template = text
         return [f"chat template: {template}"]
-    if hf.chat_template and isinstance(hf.chat_template, str):
-        form = known_form(tokenizer) if is_sound(hf.chat_template) else None
+    done: list[str] = []
+    if hf.chat_template and isinstance(hf.chat_template, str) and is_sound(hf.chat_template):
+        asked = asked_only(hf.chat_template, hf.special_tokens_map)
+        if asked is not None:
+            hf.chat_template = asked
+            done.append("the assistant's header at the end of the chat template, now under add_generation_prompt")
+        form = known_form(tokenizer)
         if form is not None:
             hf.chat_template = form
-            return ["generation markers in the chat template"]
-    return []
+            done.append("generation markers in the chat template")
+    return done
 
 
 def _mend_eos(tokenizer: Any, hf: Any, wanted: set[str]) -> list[str]:

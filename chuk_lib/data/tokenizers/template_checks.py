@@ -133,6 +133,16 @@ def _double_bos(encoder: Encoder, hf: Any, shown: str) -> Iterator[Part]:
 
 
 def _prompt(tokenizer: Any, encoder: Encoder, shown: str) -> Iterator[Part]:
+    if encoder.unasked:
+        yield Part(
+            "generation prompt",
+            "problem",
+            f"the template writes {encoder.unasked!r} at the end of every "
+            "conversation, asked or not: a model would learn to open another turn after each answer",
+            "chuk leaves it out when it trains, other trainers do not; `--fix OUT` puts it under add_generation_prompt",
+            "header",
+        )
+        return
     try:
         prompt = encoder.render(TALK[:-1], prompt=True)
     except templates.ERRORS as error:
@@ -170,7 +180,8 @@ def _markers(tokenizer: Any) -> Iterator[Part]:
         yield Part("generation markers", "ok", "the template marks what the assistant writes")
     elif form is not None:
         kept = ", which shows all reasoning again," if form.keeps_reasoning else ""
-        fix = "" if form.keeps_reasoning else "markers"
+        kept += ", with the stop token after the last answer," if form.adds_stop else ""
+        fix = "markers" if form.shows_the_same else ""
         yield Part(
             "generation markers", "ok", f"none, but chuk puts them in for {form.family}{kept} when it trains", "", fix
         )

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from chuk_lib.data.messages import REASONING
 from chuk_lib.data.tokenizers.bounded import BoundedEnvironment, TemplateLimitError
 from chuk_lib.errors import ModelError
 
-REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Keys under which messages hold what the assistant thought; templates get it under the first two."""
 ERRORS: tuple[type[Exception], ...] = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError,
     SyntaxError, MemoryError,

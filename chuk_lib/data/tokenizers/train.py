@@ -18,6 +18,8 @@ from chuk_lib.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from chuk_lib.data.workbench.shapes import Shape
+
 SMALLEST = 256 + len(reserved_tokens())
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 UNKNOWN = {"wordpiece": "[UNK]", "unigram": "<unk>"}
@@ -182,17 +184,34 @@ class _Counted:
 
 
 def texts_of(source: str | Path, field: str | None = None) -> Iterator[str]:
-    """Every string in a data file's columns, nested ones too, or in one column. Raises DataError as `read_records`
-    does, and for a row without that column."""
+    """The texts that training on a data file reads: prompts, answers, what messages say and call, descriptions of
+    tools; or one column. Raises DataError as `read_records` does, for rows that fit no format, and for a row without
+    that column."""
     from chuk_lib.data import read_records
+    from chuk_lib.data.workbench.shapes import Shaper
 
+    shaper = Shaper()
     for record in read_records(source):
         if field is None:
-            yield from _strings(record.columns)
+            try:
+                yield from _read(shaper(record))
+            except DataError as error:
+                hint = f"{error.hint}; or read one column: --text-field NAME"
+                raise DataError(error.message, hint) from None
             continue
         if field not in record.columns:
             raise DataError(f"{record.source} has no column `{field}`", f"columns: {', '.join(record.columns)}")
         yield from _strings(record.columns[field])
+
+
+def _read(shape: Shape) -> Iterator[str]:
+    """What a row says, whatever its format. Token ids are no text."""
+    for value in vars(shape).values():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict) and "role" in part:
+                yield from _strings({name: inner for name, inner in part.items() if name not in ("role", "id")})
+            else:
+                yield from _strings(part)
 
 
 def _strings(value: Any) -> Iterator[str]:

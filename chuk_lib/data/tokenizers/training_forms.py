@@ -10,17 +10,26 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
+_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _HEADER = r"\{\{- ?'<\|im_start\|>' \+ message\.role \+ '\\n"
 
 
 class TrainingForm(NamedTuple):
-    """The template to train with, the family that it belongs to, and whether it shows all reasoning again."""
+    """The template to train with, the family that it belongs to, and what it shows that the model's own does not:
+    all reasoning again, or the stop token after the last answer."""
 
     template: str
     family: str
     keeps_reasoning: bool
+    adds_stop: bool = False
+
+    @property
+    def shows_the_same(self) -> bool:
+        """Whether it renders as the model's own template."""
+        return not (self.keeps_reasoning or self.adds_stop)
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class _Family:
     name: str
     edits: tuple[tuple[str, str], ...]
     keeps_reasoning: bool = False
+    adds_stop: bool = False
     without: str | None = None
     """A text that the template must not hold: then its turns are written in other places too."""
 
@@ -38,6 +48,7 @@ _QWEN_END = (
     r"(\{\{- '<\|im_end\|>\\n' \}\})(\s*\{%- elif message\.role == \"tool\" %\})",
     r"\1{%- endgeneration %}\2",
 )
+_AFTER_ANSWER = "loop.first or messages[loop.index0 - 1].role != 'assistant'"
 _FAMILIES = (
     _Family(
         "Qwen3",
@@ -104,6 +115,41 @@ _FAMILIES = (
         ),
     ),
     _Family(
+        # GLM-4 MoE stops at the token that opens the next turn, `<|user|>` or `<|observation|>`: it belongs to the
+        # answer, and is written after the last one too.
+        "GLM-4 MoE",
+        (
+            (
+                r"<\|user\|>\n\{\{ visible_text\(m\.content\) \}\}",
+                r"{%- if " + _AFTER_ANSWER + r" -%}<|user|>{%- endif -%}\n{{ '\\n' + visible_text(m.content) }}",
+            ),
+            (
+                r"(?=\{%- if loop\.index0 > ns\.last_user_index and reasoning_content -%\})",
+                "{% generation %}\n",
+            ),
+            (
+                r"</tool_call>\{% endfor %\}\s*\{% endif %\}",
+                "</tool_call>{% endfor %}<|observation|>\n{%- elif not loop.last and messages[loop.index0 + 1].role == "
+                "'system' -%}\n{{- '<|system|>' }}\n{%- else -%}\n{{- '<|user|>' }}\n{%- endif %}\n"
+                "{% endgeneration %}",
+            ),
+            (
+                r"\{%- if loop\.first or \(messages\[loop\.index0 - 1\]\.role != \"tool\"\) %\}\s*"
+                r"\{\{- '<\|observation\|>' \}\}\s*\{%- endif %\}\n",
+                "",
+            ),
+            (
+                r"(?<=\n)<\|observation\|>(?=\{% for tr in m\.content %\})",
+                "{{- '<|observation|>' if " + _AFTER_ANSWER + " }}",
+            ),
+            (
+                r"(?<=\{%- elif m\.role == 'system' -%\}\n)<\|system\|>\n\{\{ visible_text\(m\.content\) \}\}",
+                r"{%- if " + _AFTER_ANSWER + r" -%}<|system|>{%- endif -%}\n{{ '\\n' + visible_text(m.content) }}",
+            ),
+        ),
+        adds_stop=True,
+    ),
+    _Family(
         "Phi-3",
         (
             (
@@ -132,14 +178,20 @@ _FAMILIES = (
 )
 
 
+@lru_cache(maxsize=64)
+def has_markers(template: str) -> bool:
+    """Whether a template marks what the assistant writes with `{% generation %}`."""
+    return _MARKER.search(template) is not None
+
+
 def training_form(template: str) -> TrainingForm | None:
     """The template with markers, None when it is of no known family or has markers already."""
-    if re.search(r"\{%-?\s*generation\s*-?%\}", template):
+    if has_markers(template):
         return None
     for family in _FAMILIES:
         edited = _edit(template, family.edits)
         if edited is not None and (family.without is None or family.without not in template):
-            return TrainingForm(edited, family.name, family.keeps_reasoning)
+            return TrainingForm(edited, family.name, family.keeps_reasoning, family.adds_stop)
     return None
 
 

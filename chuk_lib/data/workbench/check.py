@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from chuk_lib.data import messages as chat
-from chuk_lib.data.formats import Chat
+from chuk_lib.data.encoder import Encoder
+from chuk_lib.data.formats import Chat, Recogniser
+from chuk_lib.data.labels import label_notes
 from chuk_lib.data.parsers import EncodingError
+from chuk_lib.data.preparation import EARLIER_REASONING, Preparation, left_out
 from chuk_lib.data.reader import DataSource, read_records
-from chuk_lib.data.types import Record, Source
+from chuk_lib.data.types import Example, Record, Source
+from chuk_lib.data.workbench.claims import Claims
 from chuk_lib.data.workbench.content import content_of
 from chuk_lib.data.workbench.index import Duplicates, RowIndex
-from chuk_lib.data.workbench.measure import Measured, Measurer
+from chuk_lib.data.workbench.measure import Measured, Measurer, parts_of
 from chuk_lib.data.workbench.near import NearRows
 from chuk_lib.data.workbench.row_checks import faults_of
-from chuk_lib.data.workbench.shapes import Shape, Shaper
+from chuk_lib.data.workbench.shapes import Judged, Shape, Shaper
 from chuk_lib.errors import ChukError, ConfigError, DataError
 
 KINDS = {
@@ -32,9 +35,10 @@ KINDS = {
     "encoding": "bytes that are not UTF-8, damaged characters",
     "empty": "prompts, answers or texts without a word",
     "roles": "speakers out of order",
-    "preference": "pairs without a difference",
+    "preference": "pairs without a difference, labels of one kind only",
     "duplicate": "rows that repeat an earlier one",
     "near": "rows that are nearly an earlier one",
+    "contradiction": "rows that say the opposite of an earlier one: another short answer, label or preference",
     "leak": "held-out rows that stand in another split",
     "long": "rows of more tokens than max_length",
     "template": "rows that the chat template refuses or cuts, or that do not come back from their tokens",
@@ -58,7 +62,8 @@ class Problem:
 
 
 class Checker:
-    """Checks splits that belong together, held-out ones last. `rows` and `counts` grow as `problems` is read.
+    """Checks splits that belong together, held-out ones last. `rows`, `counts` and `notes` (what is worth knowing and
+    no problem) grow as `problems` is read.
 
     With a tokenizer rows are rendered: those longer than `max_length` and those that the template spoils are found
     too. `by` names the columns that make two rows the same.
@@ -82,6 +87,8 @@ class Checker:
             raise ConfigError(f"unknown kind of problem `{min(unknown)}`", f"kinds: {', '.join(KINDS)}")
         self.rows: dict[str, int] = {}
         self.counts: Counter[str] = Counter()
+        self.notes: list[str] = []
+        self._labels: Counter[bool] = Counter()
         self._near = threshold if near and "near" not in self.ignored else None
         self._by = tuple(by)
         self._format, self._text_field = format, text_field
@@ -95,7 +102,8 @@ class Checker:
             index = RowIndex(self._by, near)
             ends = []
             for name, source, split in sources:
-                yield from self._kept(self._rows(name, source, split, index))
+                yield from self._kept(self._rows(name, source, split, index, claims := Claims()))
+                yield from self._kept(_contradictions(index, claims))
                 ends.append(len(index))
             yield from self._kept(self._repeats(index, [name for name, _, _ in sources], ends))
 
@@ -105,14 +113,15 @@ class Checker:
                 self.counts[problem.kind] += 1
                 yield problem
 
-    def _rows(self, name: str, source: DataSource, split: str, index: RowIndex) -> Iterator[Problem]:
+    def _rows(self, name: str, source: DataSource, split: str, index: RowIndex, claims: Claims) -> Iterator[Problem]:
         self.rows[name] = 0
+        self._labels.clear()
         found: list[Problem] = []
 
         def broken(place: Source, error: DataError) -> None:
             found.append(_problem("encoding" if isinstance(error, EncodingError) else "broken", place, error))
 
-        shaped = self._shaped(name, read_records(source, split, broken=broken), index, found)
+        shaped = self._shaped(name, read_records(source, split, broken=broken), index, claims, found)
         rendered = self._measured(shaped, found)
         try:
             for _ in rendered:
@@ -123,9 +132,19 @@ class Checker:
                 raise
             found.append(_problem("broken", Source(name, 0), error))
         yield from found
+        yield from self._balance(name)
+
+    def _balance(self, name: str) -> Iterator[Problem]:
+        """Answers of which all are good or all are bad; that there are more of one kind is a note."""
+        good, bad = self._labels[True], self._labels[False]
+        for text in label_notes(good, bad) if good or bad else ():
+            if good and bad:
+                self.notes.append(f"{name}: {text}")
+            else:
+                yield _problem("preference", Source(name, 0), DataError(text, "add answers of the other kind"))
 
     def _shaped(
-        self, name: str, records: Iterable[Record], index: RowIndex, found: list[Problem]
+        self, name: str, records: Iterable[Record], index: RowIndex, claims: Claims, found: list[Problem]
     ) -> Iterator[tuple[Record, Shape] | None]:
         """Rows that a format fits, and None for each other row, so that problems come out as they are found."""
         shaper = Shaper(self._format, self._text_field)
@@ -139,8 +158,11 @@ class Checker:
                 found.append(_problem("format", record.source, error))
                 yield None
                 continue
+            if isinstance(shape, Judged):
+                self._labels[shape.label] += 1
             for kind, message, hint in faults_of(shape, text):
                 found.append(_problem(kind, record.source, DataError(message, hint)))
+            claims.add(len(index) - 1, shape, record.columns)
             yield record, shape
 
     def _measured(self, rows: Iterator[tuple[Record, Shape] | None], found: list[Problem]) -> Iterator[None]:
@@ -202,18 +224,41 @@ class Checker:
         return _problem(kind, place, DataError(message, hint))
 
 
+def _contradictions(index: RowIndex, claims: Claims) -> Iterator[Problem]:
+    for row, other in claims.contradictions():
+        message = f"says something else than {index.place(other)}: another answer, label or preference"
+        yield _problem("contradiction", index.place(row), DataError(message, "keep the right one of the two"))
+
+
 class _RoundTrip:
     """Whether what a row says survives template and tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._encoder = Encoder(tokenizer)
 
     def lost(self, shape: Shape | None, measured: Measured) -> str:
         """What is lost, or ""."""
-        if not isinstance(shape, Chat) or not measured.examples:
+        if shape is None:
             return ""
-        ids = measured.examples[0].input_ids.tolist()
+        parts = zip(parts_of(shape, measured.record.source), measured.examples, strict=True)
+        found = (self._lost_of(*part, in_order=isinstance(shape, Chat)) for part in parts)
+        return next(filter(None, found), "")
+
+    def _lost_of(self, record: Record, example: Example, in_order: bool) -> str:
+        row = Recogniser(has_template=True)(record)
+        if not isinstance(row, Chat):
+            return ""
+        ids = example.input_ids.tolist()
         text = str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        misplaced = self._misplaced(row, text) if in_order else ""
+        if misplaced:
+            return misplaced
+        missing = left_out(Preparation(self._encoder)(row, record.source), text, self._encoder)
+        return next((f"the chat template leaves out {what}" for what in missing if what != EARLIER_REASONING), "")
+
+    def _misplaced(self, shape: Chat, text: str) -> str:
+        """The first question or answer that does not come back from its tokens, in its place."""
         at = 0
         for number, message in enumerate(shape.messages, 1):
             said = message["content"].rpartition("</think>")[2].strip()
@@ -224,9 +269,6 @@ class _RoundTrip:
                 where = "stands out of order" if said in text else "is not there as written"
                 return f"message {number} ({message['role']}) {where} after template and tokenizer: {said[:30]!r}"
             at = found + len(said)
-            hidden = [name for name in chat.called(message) if name not in text]
-            if hidden:
-                return f"message {number} calls `{hidden[0]}`, which the template does not show"
         return ""
 
 

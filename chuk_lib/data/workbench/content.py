@@ -1,29 +1,41 @@
 """What a row says, whatever its format: the text that makes two rows the same, and the part of it that asks.
 
-Ids, scores and other notes about a row are not what it says. Two rows with equal `content_of` are duplicates; a test
-row whose `ask_of` also stands in the training data is leaked, however it is answered there.
+Two rows with equal `content_of` are duplicates; a test row whose `ask_of` also stands in the training data is leaked,
+however it is answered there. Of rows whose columns fit a format the format's columns count, and all others that hold
+text but for notes about the row: ids, places, scores. Of rows that fit no format all columns count.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
+from chuk_lib.data.formats import formats
+from chuk_lib.data.workbench.shapes import COLUMNS
 from chuk_lib.errors import DataError
 
 TURNS = ("messages", "conversations")
 ASKS = ("system", "instruction", "context", "input", "prompt", "question")
-ANSWERS = ("completion", "response", "output", "chosen", "rejected", "label")
+ANSWERS = ("completion", "response", "output", "chosen", "rejected", "label", "answer")
+_NOTES = re.compile(
+    r"(.+_)?(id|ids|uuid|uid|idx|ind|index|url|urls|link|hash|sha|sha256|md5|score|scores|rating|date|time|at|model|count)"
+    r"|(num|n)_.+|__.+__|source.*|origin|dataset|split|license|timestamp|created|updated|meta(data)?|author|user"
+    r"|duplicate_of|left_out|chunk|key|file|path|row|line",
+    re.IGNORECASE,
+)
+"""Columns about a row: where it came from and what somebody thought of it."""
 _ANSWERING = ("assistant", "gpt", "chatgpt", "bot", "model")
 Columns = Mapping[str, Any]
 
 
 def content_of(columns: Columns, by: Sequence[str] = ()) -> str:
     """The text of a row with spaces and line ends evened out. `by` names the columns that count instead."""
-    return _plain(columns, by or _content_columns(columns))
+    return _plain(columns, by or content_columns(columns))
 
 
 def ask_of(columns: Columns, by: Sequence[str] = ()) -> str:
@@ -35,7 +47,11 @@ def ask_of(columns: Columns, by: Sequence[str] = ()) -> str:
         if turns:
             cut = turns if name == "prompt" else turns[: _last_answer(turns)]
             return _even(" ".join(_strings(cut))) or content_of(columns)
-    return _plain(columns, [name for name in ASKS if name in columns]) or content_of(columns)
+    names, fits = _known(tuple(columns))
+    asked = [name for name in names if name in ASKS]
+    if not fits:
+        asked = [name for name in names if name not in ANSWERS and not _NOTES.fullmatch(name)]
+    return _plain(columns, asked) or content_of(columns)
 
 
 def key_of(text: str) -> int:
@@ -51,12 +67,23 @@ def check_columns(columns: Columns, names: Sequence[str], where: object) -> None
         raise DataError(f"{where} has no column `{missing[0]}`", f"it has {found}")
 
 
-def _content_columns(columns: Columns) -> list[str]:
-    names = [name for name in (*TURNS, *ASKS, *ANSWERS, "text", "input_ids") if name in columns]
-    if not names:
-        return sorted(columns)
-    says = [name for name in names if name not in ASKS]
-    return names if says or "answer" not in columns else [*names, "answer"]
+def content_columns(columns: Columns) -> list[str]:
+    """The columns that make two rows the same."""
+    names, fits = _known(tuple(columns))
+    if not fits:
+        return names
+    others = [name for name in columns if name not in names and not _NOTES.fullmatch(name)]
+    return names + sorted(name for name in others if isinstance(columns[name], str | list | Mapping))
+
+
+@lru_cache(maxsize=1024)
+def _known(names: tuple[str, ...]) -> tuple[list[str], bool]:
+    """Of these columns those of what rows say, in an order of their own, and whether they fit a format; all where they
+    do not."""
+    fits = any(not item.missing(dict.fromkeys(names)) for item in formats("text").values())
+    fits = fits or any(all(name in names for name in wanted) for wanted in COLUMNS.values())
+    own = [name for name in (*TURNS, *ASKS, *ANSWERS, "text", "input_ids") if name in names]
+    return (own, True) if fits and own else (sorted(names), False)
 
 
 def _plain(columns: Columns, names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ it has, calls of tools in plain text, an order of roles that it does not know.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -40,9 +41,11 @@ def converted(
     render: Render | None = None,
     rename: Mapping[str, str] | None = None,
     drop: Iterable[str] = (),
-) -> Iterator[Columns]:
+    left_out: Counter[str] | None = None,
+) -> Iterator[Record]:
     """Rows in the format `to` (`same` keeps it: only columns are renamed and dropped). `render` is what makes text of
-    messages. One row of preferences makes two of `unpaired`. Raises DataError naming the row that does not fit."""
+    messages. One row of preferences makes two of `unpaired`. `left_out` counts, by what it is, what the new format
+    has no place for. Raises DataError naming the row that does not fit, such as an answer that is labelled bad."""
     target = ALIASES.get(to, to)
     if target != "same" and target not in WRITERS:
         raise ConfigError(f"unknown format `{to}`", f"formats: {', '.join([*WRITERS, 'same'])}")
@@ -50,12 +53,27 @@ def converted(
     for record in records:
         columns = _renamed(record, names, dropped)
         if target == "same":
-            yield columns
+            yield Record(columns, record.source)
             continue
         shape = shaper(Record(columns, record.source))
         notes = {name: value for name, value in columns.items() if name not in shaper.own_columns}
+        if isinstance(shape, Judged) and target != "unpaired":
+            notes["label"] = _good(shape, record.source, target)
+        if isinstance(shape, Preference) and target not in ("preference", "unpaired") and left_out is not None:
+            left_out["rejected answers"] += 1
         for row in WRITERS[target](shape, notes, record.source, render):
-            yield {**row, **{name: value for name, value in notes.items() if name not in row}}
+            kept = {name: value for name, value in notes.items() if name not in row}
+            yield Record({**row, **kept}, record.source)
+
+
+def _good(shape: Judged, source: Source, target: str) -> bool:
+    if not shape.label:
+        raise DataError(
+            f"{source}: `label` says that the answer is bad, which `{target}` rows do not say",
+            "keep the good ones first: chuk data filter --match 'label=(?i)^(true|1)$'; or leave the column out on "
+            "purpose: --drop label",
+        )
+    return True
 
 
 def _renamed(record: Record, names: Mapping[str, str], dropped: frozenset[str]) -> Columns:
@@ -238,8 +256,9 @@ ALIASES = {
 
 
 def template_of(tokenizer: Any) -> Render:
-    """What makes text of messages: the chat template of a tokenizer."""
+    """What makes text of messages: the chat template of a tokenizer. Refuses what the template does not show."""
     from chuk_lib.data.encoder import Encoder
+    from chuk_lib.data.preparation import EARLIER_REASONING, Preparation, left_out
     from chuk_lib.data.turns import template_errors
 
     encoder = Encoder(tokenizer)
@@ -247,10 +266,15 @@ def template_of(tokenizer: Any) -> Render:
         raise DataError("this model has no chat template", "take an instruct model, or convert to messages")
 
     def render(messages: Messages, tools: list[Any] | None, options: Mapping[str, Any]) -> str:
+        row = Preparation(encoder)(Chat(messages, None, tools, options), Source("row", 1))
         try:
-            return encoder.render(messages, tools, options)
+            text = encoder.render(row.messages, row.tools, row.options)
         except template_errors() as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(f"the chat template refuses a conversation: {reason}", "mend the row") from None
+        lost = next((what for what in left_out(row, text, encoder) if what != EARLIER_REASONING), None)
+        if lost is not None:
+            raise DataError(f"the chat template leaves out {lost}", "convert to messages, or take another template")
+        return text
 
     return render

@@ -17,12 +17,13 @@ Removed = Callable[[dict[str, Any]], None]
 
 @dataclass
 class DedupeCounts:
-    """What became of the rows."""
+    """What became of the rows, and which columns decided that."""
 
     rows: int = 0
     kept: int = 0
     exact: int = 0
     near: int = 0
+    compared: tuple[str, ...] = ()
 
 
 def deduped(
@@ -41,7 +42,7 @@ def deduped(
         for record in replay.read():
             index.add(record)
         found = index.duplicates()
-        counts.rows = len(index)
+        counts.rows, counts.compared = len(index), tuple(index.compared)
         counts.near = int(found.near.sum())
         counts.exact = int((found.of >= 0).sum()) - counts.near
         read = 0

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from chuk_lib.data.types import Record, Source
-from chuk_lib.data.workbench.content import ask_of, check_columns, content_of, key_of
+from chuk_lib.data.workbench.content import ask_of, check_columns, content_columns, content_of, key_of
 from chuk_lib.data.workbench.near import NearRows
+
+_MOST_NAMES = 1000
 
 
 class Duplicates(NamedTuple):
@@ -31,6 +33,8 @@ class RowIndex:
         self._asks = array("Q")
         self._lines = array("Q")
         self._files: list[tuple[int, str, str]] = []
+        self.compared: dict[str, None] = dict.fromkeys(self._by)
+        """The columns that decided, of all rows."""
 
     def __len__(self) -> int:
         return len(self._contents)
@@ -38,7 +42,10 @@ class RowIndex:
     def add(self, record: Record, content: str | None = None) -> None:
         """Take the next row; `content` where it is known already. Raises DataError when it lacks a column of `by`."""
         check_columns(record.columns, self._by, record.source)
-        text = content_of(record.columns, self._by) if content is None else content
+        names = self._by or content_columns(record.columns)
+        if len(self.compared) < _MOST_NAMES:
+            self.compared.update(dict.fromkeys(names))
+        text = content_of(record.columns, names) if content is None else content
         self._contents.append(key_of(text))
         self._asks.append(key_of(ask_of(record.columns, self._by)))
         if self._near is not None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
+from chuk_lib.data import conversation
 from chuk_lib.data.formats import Chat, Pair, Text, Tokens
 from chuk_lib.data.rendering import Renderer
 from chuk_lib.data.types import Example, Record, Source
@@ -44,11 +45,11 @@ class Measurer:
         what no row can help, such as messages for a tokenizer without a chat template."""
         remaining = iter(rows)
         while chunk := list(islice(remaining, _CHUNK)):
-            parts = [_parts(shape, record.source) for record, shape in chunk]
+            parts = [parts_of(shape, record.source) for record, shape in chunk]
             found = iter(self._examples([part for row in parts for part in row]))
-            for (record, _), row in zip(chunk, parts, strict=True):
+            for (record, shape), row in zip(chunk, parts, strict=True):
                 mine = [next(found) for _ in row]
-                errors = [item for item in mine if isinstance(item, DataError)]
+                errors = [item for item in (*mine, _unshown(record, shape)) if isinstance(item, DataError)]
                 examples = tuple(item for item in mine if isinstance(item, Example))
                 if errors:
                     yield Measured(record, error=errors[0])
@@ -84,7 +85,22 @@ def _kind(record: Record) -> tuple[str, bool, bool]:
     return name, name != "input_ids" and isinstance(side, list), bool(record.columns.get("tools"))
 
 
-def _parts(shape: Shape, source: Source) -> list[Record]:
+def _unshown(record: Record, shape: Shape) -> DataError | None:
+    """Why training refuses a row of plain text that has columns for a chat template; None for all others."""
+    names: tuple[str, ...] = ()
+    if isinstance(shape, Pair):
+        names = shape.unshown
+    elif isinstance(shape, Ask | Judged | Preference):
+        text = shape.prompt if shape.prompt is not None or not isinstance(shape, Preference) else shape.chosen
+        names = conversation.unshown(record.columns, text, record.source) if isinstance(text, str) else ()
+    try:
+        conversation.refuse_unshown(names, record.source)
+    except DataError as error:
+        return error
+    return None
+
+
+def parts_of(shape: Shape, source: Source) -> list[Record]:
     """A shape as the supervised rows that it is rendered as."""
     if isinstance(shape, Preference):
         prompt, chosen, rejected = sides(shape)

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from chuk_lib.data import messages as chat
 from chuk_lib.data.formats import Chat, Pair, Text, Tokens
+from chuk_lib.data.tool_calls import called, tool_names
 from chuk_lib.data.workbench.convert import sides
 from chuk_lib.data.workbench.shapes import Ask, Judged, Messages, Preference, Shape, Side, as_turns
 
@@ -130,9 +130,9 @@ def _misplaced(before: str | None, role: str) -> str:
 def _calls(shape: Chat) -> Iterator[Fault]:
     if not shape.tools:
         return
-    known = {tool.get("function", tool).get("name") for tool in shape.tools if isinstance(tool, dict)}
+    known = set(tool_names(shape.tools))
     for number, message in enumerate(shape.messages, 1):
-        for name in chat.called(message):
+        for name in called(message):
             if name not in known:
                 found = f"message {number} calls `{name[:60]}`, which is not among the row's tools"
                 yield Fault("roles", found, "add it to `tools`, or remove the row")

@@ -121,19 +121,18 @@ def _answered(
 def _totals(data: PromptDataset, made: Sequence[Rollout], rewards: RewardSet) -> np.ndarray:
     """The weighted reward of every answer, float32 (N,), NaN where none could judge it."""
     from chuk_lib.rewards import Completions
+    from chuk_lib.runtime import users_own
 
     columns = columns_of(data.rows)
-    return rewards.total(
-        rewards.score(
-            Completions(
-                prompts=[data[one.prompt].prompt for one in made],
-                texts=[_as_side(one.text, data[one.prompt].prompt) for one in made],
-                ids=[one.ids.tolist() for one in made],
-                columns={name: [values[one.prompt] for one in made] for name, values in columns.items()},
-                truncated=[one.reason == "length" for one in made],
-            )
-        )
+    batch = Completions(
+        prompts=[data[one.prompt].prompt for one in made],
+        texts=[_as_side(one.text, data[one.prompt].prompt) for one in made],
+        ids=[one.ids.tolist() for one in made],
+        columns={name: [values[one.prompt] for one in made] for name, values in columns.items()},
+        truncated=[one.reason == "length" for one in made],
     )
+    with users_own():
+        return rewards.total(rewards.score(batch))
 
 
 def _rows(row: PromptRow, answers: Sequence[_Answer], rules: SampleRules) -> Iterator[dict[str, Any]]:

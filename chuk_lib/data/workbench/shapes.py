@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from chuk_lib.data import messages as chat
-from chuk_lib.data.formats import Chat, Pair, Recogniser, Text, Tokens, string
+from chuk_lib.data.conversation import string, tools_of, with_system
+from chuk_lib.data.formats import Chat, Pair, Recogniser, Text, Tokens
 from chuk_lib.data.formats import formats as supervised_formats
+from chuk_lib.data.misfits import misfit_hint
+from chuk_lib.data.preference_rows import asked
 from chuk_lib.data.types import Record, Source, kind_of
 from chuk_lib.errors import ConfigError, DataError
 
@@ -55,17 +58,18 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt",),
 }
 """Formats beyond the supervised ones by the columns that they need. `preference` may also have `prompt`."""
+_TEMPLATE = ("system", "tools", "functions", "chat_template_kwargs")
 OWN = {
-    "tokens": ("input_ids", "labels", "loss_mask", "assistant_masks", "completion_mask"),
-    "messages": ("messages", "tools", "chat_template_kwargs"),
-    "sharegpt": ("conversations", "system", "tools", "chat_template_kwargs"),
-    "prompt_completion": ("prompt", "completion", "tools", "chat_template_kwargs"),
-    "prompt_response": ("prompt", "response", "tools", "chat_template_kwargs"),
-    "alpaca": ("instruction", "input", "context", "output", "response", "tools", "chat_template_kwargs"),
-    "input_output": ("input", "output", "tools", "chat_template_kwargs"),
-    "preference": ("prompt", "chosen", "rejected", "tools"),
+    "tokens": ("input_ids", "labels", "loss_mask", "assistant_masks", "completion_mask", "attention_mask"),
+    "messages": ("messages", *_TEMPLATE),
+    "sharegpt": ("conversations", *_TEMPLATE),
+    "prompt_completion": ("prompt", "completion", "history", *_TEMPLATE),
+    "prompt_response": ("prompt", "response", "history", *_TEMPLATE),
+    "alpaca": ("instruction", "input", "context", "output", "response", "history", *_TEMPLATE),
+    "input_output": ("input", "output", "history", *_TEMPLATE),
+    "preference": ("prompt", "chosen", "rejected", "tools", "functions"),
     "unpaired": ("prompt", "completion", "label"),
-    "prompt": ("prompt", "tools"),
+    "prompt": ("prompt", "tools", "functions"),
     "text": ("text",),
 }
 """The columns that belong to a format; all others are notes that every tool keeps."""
@@ -121,24 +125,32 @@ class Shaper:
         found = ", ".join(f"`{name}`" for name in present) or "none"
         raise DataError(
             f"{record.source} has the columns {found[:200]}, which fit no format",
-            "rename them: chuk data convert --rename question=prompt --rename answer=completion",
+            misfit_hint(record) or "rename them: chuk data convert --rename question=prompt --rename answer=completion",
         )
 
     def _own(self, record: Record, name: str) -> Shape:
         columns, source = record.columns, record.source
+        if name != "prompt":
+            columns = asked(record, tuple(column for column in COLUMNS[name] if column not in ("prompt", "label")))
         missing = [column for column in COLUMNS[name] if column not in columns]
         if missing:
             raise DataError(f"{source} has no `{missing[0]}`, which format {name} needs", "keep one format per file")
         if name == "prompt":
-            return Ask(side_of(columns, "prompt", source), _tools(columns, source))
+            return Ask(_prompt_of(columns, source), tools_of(columns, source))
         if name == "unpaired":
             label = _label(columns["label"], source)
-            return Judged(side_of(columns, "prompt", source), side_of(columns, "completion", source), label)
-        prompt = side_of(columns, "prompt", source) if columns.get("prompt") is not None else None
+            return Judged(_prompt_of(columns, source), side_of(columns, "completion", source), label)
+        prompt = _prompt_of(columns, source) if columns.get("prompt") is not None else None
         chosen, rejected = side_of(columns, "chosen", source), side_of(columns, "rejected", source)
         if isinstance(chosen, str) != isinstance(rejected, str):
             raise DataError(f"{source}: one of `chosen` and `rejected` is text, the other messages", "write both alike")
-        return Preference(prompt, chosen, rejected, _tools(columns, source))
+        return Preference(prompt, chosen, rejected, tools_of(columns, source))
+
+
+def _prompt_of(columns: Mapping[str, Any], source: Source) -> Side:
+    """The prompt, after the text of the column `system` where it is messages."""
+    prompt = side_of(columns, "prompt", source)
+    return prompt if isinstance(prompt, str) else with_system(columns, prompt, source)
 
 
 def side_of(columns: Mapping[str, Any], name: str, source: Source) -> Side:
@@ -146,15 +158,6 @@ def side_of(columns: Mapping[str, Any], name: str, source: Source) -> Side:
     if isinstance(columns[name], list):
         return chat.parse(columns[name], name, source)
     return string(columns, name, source)
-
-
-def _tools(columns: Mapping[str, Any], source: Source) -> list[Any] | None:
-    tools = chat.from_json(columns.get("tools"), "tools", source)
-    if tools is not None and not isinstance(tools, list):
-        raise DataError(
-            f"{source}: `tools` should be a list of tool descriptions", "or a string that holds one as JSON"
-        )
-    return tools or None
 
 
 def _label(value: Any, source: Source) -> bool:

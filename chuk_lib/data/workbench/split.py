@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,13 @@ from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.utils.paths import check_folder
 
 NAMES = ("train", "valid", "test")
+
+
+class WrittenParts(NamedTuple):
+    """Rows of each part, and in how many of them a number that JSON does not have became null."""
+
+    sizes: dict[str, int]
+    nulled: int
 
 
 def assign(
@@ -116,11 +123,8 @@ def check_split_paths(folder: Path, suffix: str, overwrite: bool) -> None:
         check_target(path, overwrite)
 
 
-def write_split(
-    replay: Replay, parts: np.ndarray, folder: Path, suffix: str, overwrite: bool = False
-) -> dict[str, int]:
-    """Write the rows by part and return how many each has. All files appear together; a part without rows has none
-    afterwards."""
+def write_split(replay: Replay, parts: np.ndarray, folder: Path, suffix: str, overwrite: bool = False) -> WrittenParts:
+    """Write the rows by part. All files appear together; a part without rows has none afterwards."""
     check_split_paths(folder, suffix, overwrite)
     paths = split_paths(folder, suffix)
     sizes = {name: int((parts == number).sum()) for number, name in enumerate(NAMES)}
@@ -132,10 +136,11 @@ def write_split(
         read = 0
         for record in replay.read():
             if read < len(parts):
-                writers[int(parts[read])].write(record.columns)
+                writers[int(parts[read])].write(record.columns, record.source)
             read += 1
         check_unchanged(len(parts), read)
     for name in NAMES:
         if not sizes[name]:
             paths[name].unlink(missing_ok=True)
-    return {name: size for name, size in sizes.items() if size}
+    nulled = sum(writer.nulled for writer in writers.values())
+    return WrittenParts({name: size for name, size in sizes.items() if size}, nulled)

@@ -18,6 +18,11 @@ from chuk_lib.data.workbench.measure import Measurer
 from chuk_lib.data.workbench.shapes import Ask, Judged, Preference, Shape, Shaper, Side, as_turns
 
 _MOST_COLUMNS = 1000
+_SCRIPTS = {
+    "CJK": "Han", "IDEOGRAPHIC": "Han", "HALFWIDTH": "Katakana", "HENTAIGANA": "Hiragana", "KATAKANA-HIRAGANA": "",
+    "MODIFIER": "", "CARON": "", "VERTICAL": "", "MASU": "", "ROMAN": "Latin", "TURNED": "Latin",
+}  # fmt: skip
+"""Scripts whose name is not the first word of their letters' names; "" for letters of several."""
 
 
 class Stats:
@@ -139,11 +144,13 @@ def scripts(letters: Mapping[str, int]) -> dict[str, float]:
 
 @cache
 def script_of(letter: str) -> str:
-    """`Latin`, `Cyrillic`, `Han` …, and "" for what is no letter: the first word of a letter's Unicode name."""
+    """`Latin`, `Cyrillic`, `Han` …, and "" for what is no letter, or one of no script: the first word of a letter's
+    Unicode name. Signs made of letters (`ª`, `µ`, `ℵ`, bold and fullwidth letters) count as those."""
     if not letter.isalpha():
         return ""
-    first = unicodedata.name(letter, "OTHER").split()[0]
-    return {"CJK": "Han", "IDEOGRAPHIC": "Han", "FULLWIDTH": "Latin", "HALFWIDTH": "Katakana"}.get(first, first.title())
+    plain = next((part for part in unicodedata.normalize("NFKC", letter) if part.isalpha()), letter)
+    first = unicodedata.name(plain, "OTHER").split()[0]
+    return _SCRIPTS.get(first, first.title())
 
 
 def _lengths(values: Sequence[int]) -> dict[str, Any]:

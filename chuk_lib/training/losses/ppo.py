@@ -87,7 +87,8 @@ def ppo_loss(logps: mx.array, entropy: mx.array, values: mx.array, arrays: Array
 
     `logps`, `entropy` (B, C) and `values` (B, D) are the model's; `arrays` has mask, old_logps and advantages (B, C),
     value_mask, old_values and returns (B, D), and the scalars `token_share` and `value_share`: 1 over the mini-batch's
-    tokens and value positions. The weights of a mini-batch's micro-batches sum to 1.
+    tokens and value positions. The weights of a mini-batch's micro-batches sum to 1. Metrics are means over the tokens
+    that were written (TRL: over padding too); `val/ratio_deviation` is the mean of (w − 1)².
     """
     mask, share = arrays["mask"], arrays["token_share"]
     value_mask, value_share = arrays["value_mask"], arrays["value_share"]
@@ -102,7 +103,7 @@ def ppo_loss(logps: mx.array, entropy: mx.array, values: mx.array, arrays: Array
         "policy/clipfrac_avg": clipped,
         "policy/entropy_avg": entropy,
         "val/ratio": ratio,
-        "val/ratio_var": mx.square(ratio - 1),
+        "val/ratio_deviation": mx.square(ratio - 1),
     }
     metrics = {name: (per * mask).sum() * share for name, per in sums.items()}
     metrics |= {

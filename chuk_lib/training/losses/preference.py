@@ -33,6 +33,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from chuk_lib.training.preference.config import DPOConfig
+from chuk_lib.training.tables import pick
 
 _LARGEST_EXPONENT = 80.0
 
@@ -111,11 +112,11 @@ def make_ratios(
 def preference_loss(ratios: Ratios, config: DPOConfig, weights: mx.array | None = None) -> mx.array:
     """The loss of each pair, (B,): the weighted sum of the losses in `config.loss_type`.
 
-    `weights` (B,) are WPO's. Raises KeyError for a loss that does not exist; `DPOConfig.check` names it to users.
+    `weights` (B,) are WPO's. Raises ConfigError for a loss that does not exist.
     """
     total = mx.zeros_like(ratios.chosen)
     for name, factor in zip(config.loss_type, config.loss_weights or [1.0] * len(config.loss_type), strict=True):
-        losses = _LOSSES[name](ratios, config)
+        losses = pick(_LOSSES, name, "loss_type")(ratios, config)
         total = total + factor * (losses if weights is None else losses * weights)
     return total
 
@@ -132,14 +133,22 @@ def policy_weights(logps: mx.array, log_sum_sq: mx.array, mask: mx.array) -> mx.
 
 def divergence(ratio: mx.array, config: DPOConfig) -> mx.array:
     """The score S of a log-ratio: r, 1 − exp(−r), log 2 + log σ(r), or (exp((a−1) r) − 1)/(a−1). f-DPO, Wang 2023."""
-    if config.f_divergence_type == "forward_kl":
-        return 1.0 - mx.exp(-ratio)
-    if config.f_divergence_type == "js_divergence":
-        return math.log(2.0) + log_sigmoid(ratio)
+    return pick(_DIVERGENCES, config.f_divergence_type, "f_divergence_type")(ratio, config)
+
+
+def _alpha_divergence(ratio: mx.array, config: DPOConfig) -> mx.array:
     order = config.f_alpha_divergence_coef - 1.0
-    if config.f_divergence_type != "alpha_divergence" or abs(order) < 1e-6:
+    if abs(order) < 1e-6:
         return ratio
     return (mx.exp(mx.minimum(order * ratio, _LARGEST_EXPONENT)) - 1.0) / order
+
+
+_DIVERGENCES: dict[str, Callable[[mx.array, DPOConfig], mx.array]] = {
+    "reverse_kl": lambda ratio, config: ratio,
+    "forward_kl": lambda ratio, config: 1.0 - mx.exp(-ratio),
+    "js_divergence": lambda ratio, config: math.log(2.0) + log_sigmoid(ratio),
+    "alpha_divergence": _alpha_divergence,
+}
 
 
 def _difference(ratios: Ratios, config: DPOConfig) -> mx.array:

@@ -15,12 +15,14 @@ update's tokens, divided by their number. As TRL 1.16's `experimental/orpo` and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from chuk_lib.training.losses.preference import log_sigmoid
 from chuk_lib.training.preference.config import CPOConfig
+from chuk_lib.training.tables import pick
 
 _AVERAGED = ("ipo", "simpo", "alphapo")
 
@@ -59,13 +61,26 @@ def cpo_rewards(logps: mx.array, config: CPOConfig) -> mx.array:
 
 def cpo_loss(chosen: mx.array, rejected: mx.array, config: CPOConfig) -> mx.array:
     """The loss of each pair, (B,), from `cpo_rewards` of chosen and rejected; the NLL is added by the caller."""
-    x = chosen - rejected
-    if config.loss_type == "hinge":
-        return mx.maximum(1.0 - config.beta * x, 0.0)
-    if config.loss_type == "ipo":
-        return mx.square(x - 1.0 / (2.0 * config.beta))
-    x = config.beta * x
-    if config.loss_type in ("simpo", "alphapo"):
-        x = x - config.simpo_gamma
+    return pick(_LOSSES, config.loss_type, "loss_type")(chosen - rejected, config)
+
+
+def _sigmoid(x: mx.array, config: CPOConfig) -> mx.array:
+    return _smoothed(config.beta * x, config)
+
+
+def _with_margin(x: mx.array, config: CPOConfig) -> mx.array:
+    return _smoothed(config.beta * x - config.simpo_gamma, config)
+
+
+def _smoothed(x: mx.array, config: CPOConfig) -> mx.array:
     e = config.label_smoothing
     return -(1.0 - e) * log_sigmoid(x) - e * log_sigmoid(-x)
+
+
+_LOSSES: dict[str, Callable[[mx.array, CPOConfig], mx.array]] = {
+    "sigmoid": _sigmoid,
+    "hinge": lambda x, config: mx.maximum(1.0 - config.beta * x, 0.0),
+    "ipo": lambda x, config: mx.square(x - 1.0 / (2.0 * config.beta)),
+    "simpo": _with_margin,
+    "alphapo": _with_margin,
+}

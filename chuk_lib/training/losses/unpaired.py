@@ -10,9 +10,12 @@ each times its weight; the mean over rows. As TRL 1.16's `kto_trainer.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
 from chuk_lib.training.preference.config import KTOConfig
+from chuk_lib.training.tables import pick
 
 
 def estimate_kl(logps: mx.array, ref_logps: mx.array) -> mx.array:
@@ -20,9 +23,12 @@ def estimate_kl(logps: mx.array, ref_logps: mx.array) -> mx.array:
     return mx.maximum(mx.stop_gradient(logps - ref_logps).mean(), 0.0)
 
 
+_SHIFTS: dict[str, Callable[[mx.array], mx.array]] = {"kto": lambda kl: kl, "apo_zero_unpaired": mx.zeros_like}
+"""What log-ratios are compared with, made of z."""
+
+
 def unpaired_loss(ratios: mx.array, is_good: mx.array, kl: mx.array, config: KTOConfig) -> mx.array:
     """The weighted loss of each row (B,), from its log-ratio, whether it is good (1 or 0), and z."""
-    shift = kl if config.loss_type == "kto" else mx.zeros_like(kl)
-    x = config.beta * (ratios - shift)
+    x = config.beta * (ratios - pick(_SHIFTS, config.loss_type, "loss_type")(kl))
     good, bad = 1.0 - mx.sigmoid(x), 1.0 - mx.sigmoid(-x)
     return mx.where(is_good > 0, config.desirable_weight * good, config.undesirable_weight * bad)

@@ -13,6 +13,8 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib.data.encoder import Encoder
+from chuk_lib.data.turns import last_answer
 from chuk_lib.data.types import Example
 from chuk_lib.errors import DataError
 from chuk_lib.inference import Completion, SamplingConfig, generate_many
@@ -69,16 +71,20 @@ def prompt_and_target(example: Example) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_sample(model: nn.Module, tokenizer: Any, example: Example, max_tokens: int = 64) -> dict[str, str]:
-    """What the model writes beside what it should: `prompt`, `target`, `completion`. Plain text is cut in half."""
+    """What the model writes beside what it should: `prompt`, `target`, `completion`. A conversation of which more is
+    learned than its last answer is cut where that begins, plain text in half."""
     try:
-        prompt, target = prompt_and_target(example)
+        start = len(prompt_and_target(example)[0])
     except DataError:
-        half = max(1, len(example) // 2)
-        prompt, target = example.input_ids[:half], example.input_ids[half:]
+        start = 0
+    answer = last_answer(Encoder(tokenizer), example.input_ids.tolist()) or 0
+    start = max(start, answer) or max(1, len(example) // 2)
+    end = int(np.flatnonzero(example.loss_mask)[-1]) + 1 if example.loss_mask.any() else len(example)
+    prompt, target = example.input_ids[:start], example.input_ids[start : max(start, end)]
     config = SamplingConfig(max_tokens=min(max_tokens, len(target) + 4))
     (completion,) = generate_many(model, tokenizer, [prompt.tolist()], config)
-    answer = _answer(tokenizer, example, prompt, target, completion)
-    return {"prompt": answer.prompt, "target": answer.target, "completion": answer.completion}
+    written = _answer(tokenizer, example, prompt, target, completion)
+    return {"prompt": written.prompt, "target": written.target, "completion": written.completion}
 
 
 def _answer(tokenizer: Any, example: Example, prompt: np.ndarray, target: np.ndarray, completion: Completion) -> Answer:

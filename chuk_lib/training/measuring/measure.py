@@ -21,11 +21,13 @@ from chuk_lib.data.sft_dataset import SFTDataset
 from chuk_lib.data.types import Example, Record
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
-from chuk_lib.models import load_model
+from chuk_lib.inference.prompts import context_length, limit_words, window_limit
+from chuk_lib.inference.vocabulary import check_tokens
+from chuk_lib.models import load_model, provenance_of
 from chuk_lib.rewards import RewardSet, load_rewards
 from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.measuring.bootstrap import Difference, paired_difference
-from chuk_lib.training.measuring.exact_match import Answer, exact_match, longest_target
+from chuk_lib.training.measuring.exact_match import Answer, exact_match, longest_target, prompt_and_target
 from chuk_lib.training.measuring.rewards import RewardMeasurement, measure_rewards
 from chuk_lib.training.sft_trainer import SFTAlgorithm, pad_token_id
 
@@ -41,7 +43,8 @@ class Question:
     By default: greedy answers and exact match. With rewards, several samples, `ks` or anything of sampling: `samples`
     completions of each prompt, scored by `rewards` (exact_match when there is none), and pass@k for each of `ks` (1 and
     `samples`). `temperature` None is greedy for one sample and 1 for more.
-    `max_tokens` None is four more than the longest target, or 256 for rewards.
+    `max_tokens` None is four more than the longest target, or 256 for rewards. Prompts of more than `max_prompt_length`
+    tokens are left out and counted.
     """
 
     data: str
@@ -56,6 +59,7 @@ class Question:
     pass_score: float = 1.0
     temperature: float | None = None
     sampling: SamplingConfig = _GREEDY
+    max_prompt_length: int | None = None
 
     @property
     def scores(self) -> bool:
@@ -72,7 +76,8 @@ class Question:
 @dataclass(frozen=True)
 class Measurement:
     """One model's results. `answers` to every row and `by_type` (correct, rows) per `problem_type` column when exact
-    match was asked for, `metrics` as `eval_…` when the data has targets, `scored` when rewards were."""
+    match was asked for, `metrics` as `eval_…` when the data has targets, `scored` when rewards were. `left_out` prompts
+    were longer than `max_prompt_length`; `notes` are what is to be known of the model and of how rows were rendered."""
 
     model: str
     data: str
@@ -81,6 +86,8 @@ class Measurement:
     metrics: dict[str, float]
     scored: RewardMeasurement | None = None
     ks: tuple[int, ...] = ()
+    left_out: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -111,7 +118,14 @@ class Measurement:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data: shares, counts, metrics, and up to 20 wrong answers; with rewards their means and pass@k."""
-        head: dict[str, Any] = {"model": self.model, "data": self.data, "rows": self.rows, "metrics": self.metrics}
+        head: dict[str, Any] = {
+            "model": self.model,
+            "data": self.data,
+            "rows": self.rows,
+            "metrics": self.metrics,
+            "notes": list(self.notes),
+        }
+        head |= {"left_out": self.left_out} if self.left_out else {}
         if self.scored is not None:
             return head | self.scored.as_dict(self.ks)
         wrong = [answer for answer in self.answers if not answer.correct][:20]
@@ -176,25 +190,38 @@ def answer(prepared: Prepared, model_source: str, adapter: str | None = None) ->
     """
     question = prepared.question
     model, tokenizer = load_model(model_source, adapter=adapter)
-    examples = _examples(prepared, tokenizer)
+    rows, said = _examples(prepared, tokenizer)
+    examples = _fitting(rows, model, tokenizer, question.max_prompt_length)
+    notes = (*provenance_of(model).notes, *said)
     if prepared.rewards is None:
         answers = exact_match(model, tokenizer, examples, max_tokens=question.max_tokens)
         metrics, by_type = _loss(question, model, tokenizer, examples), _by_type(prepared.records, answers)
-        return Measurement(model_source, question.data, answers, by_type, metrics)
+        left_out = len(rows) - len(examples)
+        return Measurement(model_source, question.data, answers, by_type, metrics, left_out=left_out, notes=notes)
     longest = longest_target(examples) + 4 if examples and not question.rewards else _MAX_TOKENS
     sampling = replace(
         question.sampling, temperature=question.chosen_temperature, max_tokens=question.max_tokens or longest
     )
+    prompts = PromptDataset(prepared.records, tokenizer, max_prompt_length=question.max_prompt_length)
     scored = measure_rewards(
-        model, tokenizer, PromptDataset(prepared.records, tokenizer), prepared.rewards, sampling,
+        model, tokenizer, prompts, prepared.rewards, sampling,
         samples=question.samples, pass_score=question.pass_score,
     )  # fmt: skip
     metrics = _loss(question, model, tokenizer, examples)
-    return Measurement(model_source, question.data, (), {}, metrics, scored, prepared.ks)
+    notes = (*provenance_of(model).notes, *prompts.report.notes)
+    return Measurement(model_source, question.data, (), {}, metrics, scored, prepared.ks, prompts.report.dropped, notes)
 
 
 def compare(ours: Measurement, theirs: Measurement) -> dict[str, Difference]:
-    """Differences of the means per prompt, ours − theirs, by metric, with 95 % intervals."""
+    """Differences of the means per prompt, ours − theirs, by metric, with 95 % intervals.
+
+    Raises ConfigError when not the same number of prompts was left out.
+    """
+    if ours.left_out != theirs.left_out:
+        raise ConfigError(
+            f"{ours.left_out:,} prompts are left out for one model, {theirs.left_out:,} for the other",
+            "their tokenizers differ: choose a --max-prompt-length that leaves out the same",
+        )
     other = theirs.values()
     found = {name: paired_difference(values, other[name]) for name, values in ours.values().items()}
     return {name: difference for name, difference in found.items() if difference is not None}
@@ -211,13 +238,35 @@ def _checked_ks(question: Question) -> tuple[int, ...]:
     return ks
 
 
-def _examples(prepared: Prepared, tokenizer: Any) -> list[Example]:
-    """The rows with their targets; none when rewards are measured on prompts that have no targets."""
+def _examples(prepared: Prepared, tokenizer: Any) -> tuple[list[Example], tuple[str, ...]]:
+    """The rows with their targets, and what is said of them; none when rewards are measured on prompts that have no
+    targets."""
     first = prepared.records[0]
     if prepared.rewards is not None and not _has_target(first, tokenizer):
-        return []
+        return [], ()
     chats = "messages" in first.columns or "conversations" in first.columns
-    return SFTDataset(prepared.records, tokenizer, max_length=None, assistant_only_loss=chats).examples
+    dataset = SFTDataset(prepared.records, tokenizer, max_length=None, assistant_only_loss=chats)
+    return dataset.examples, dataset.report.notes
+
+
+def _fitting(examples: list[Example], model: nn.Module, tokenizer: Any, longest: int | None) -> list[Example]:
+    """The examples whose prompts have at most `longest` tokens. Raises DataError naming file and line for a prompt that
+    fills the model's context, a row longer than a window, and a token that the embedding lacks."""
+    prompts = [len(prompt_and_target(example)[0]) for example in examples]
+    kept = [one for one, length in zip(examples, prompts, strict=True) if longest is None or length <= longest]
+    if examples and not kept:
+        raise DataError(f"all {len(examples):,} prompts have more than {longest} tokens", "raise --max-prompt-length")
+    check_tokens(model, tokenizer, ((str(one.source), one.input_ids) for one in kept))
+    limit, window = context_length(model), window_limit(model)
+    for example in kept:
+        length = len(prompt_and_target(example)[0])
+        if (limit is not None and length >= limit) or (window is not None and len(example) > window):
+            longest = limit - 1 if limit is not None and length >= limit else length - 1
+            raise DataError(
+                f"{example.source}: the prompt has {length:,} tokens, its row {len(example):,}; {limit_words(model)}",
+                f"shorten it, or leave such prompts out: --max-prompt-length {longest}",
+            )
+    return kept
 
 
 def _has_target(record: Record, tokenizer: Any) -> bool:
@@ -234,7 +283,7 @@ def _loss(question: Question, model: nn.Module, tokenizer: Any, examples: Sequen
         return {}
     pad, size = pad_token_id(tokenizer), question.batch_size
     plan = BatchPlan(sorted(examples, key=len), batch_size=size, shuffle=False, pad_token_id=pad)
-    with runtime.fast_math():
+    with runtime.computing():
         metrics = evaluate_loss(SFTAlgorithm(model, plan, gradient=False), plan.steps)
     return metrics | {"eval_perplexity": math.exp(min(metrics["eval_loss"], 700.0))}
 

@@ -93,7 +93,7 @@ def measure_rewards(
     """
     if samples > 1 and sampling.greedy:
         raise ConfigError(f"{samples} samples at temperature 0 are all the same", "set --temperature, or --samples 1")
-    check_prompts(dataset, model, rewards)
+    check_prompts(dataset, model, tokenizer, rewards)
     collect = Collector(dataset, rewards, ModelSampler(model, tokenizer))
     experience = collect(0, range(len(dataset)), sampling, samples)
     totals = rewards.total(experience.scores)

@@ -6,6 +6,7 @@ resumed run samples what an uninterrupted one does.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib import runtime
 from chuk_lib.data.prompt_dataset import PromptDataset, PromptRow, columns_of
 from chuk_lib.data.reader import DataSource
 from chuk_lib.inference.config import SamplingConfig
-from chuk_lib.inference.prompts import context_length
+from chuk_lib.inference.prompts import context_length, limit_words
+from chuk_lib.inference.vocabulary import check_tokens
 from chuk_lib.rewards.types import Completions, Logged, Text
 from chuk_lib.training.engine import step_seed
 from chuk_lib.training.jobs import load_splits
@@ -84,14 +87,14 @@ class PromptPlan:
     """
 
     def __init__(
-        self, count: int, prompts_per_step: int, *, num_epochs: int = 1, max_steps: int | None = None, seed: int = 0,
+        self, count: int, prompts_per_step: int, *, num_epochs: float = 1, max_steps: int | None = None, seed: int = 0,
         shuffle: bool = True,
     ) -> None:  # fmt: skip
         self.count = count
         self.prompts_per_step = prompts_per_step
         self.seed = seed
         self.shuffle = shuffle
-        self.steps = max_steps if max_steps is not None else -(-count * num_epochs // prompts_per_step)
+        self.steps = max_steps if max_steps is not None else math.ceil(count * num_epochs / prompts_per_step)
         self._order = lru_cache(maxsize=4)(self._epoch_order)
 
     def prompts(self, step: int) -> list[int]:
@@ -184,7 +187,8 @@ class Collector:
         written = self.sample([row.ids for row in prompts], config, group_size, self._numbers(rows))
         sampled = time.perf_counter()
         of_each = [row for row in prompts for _ in range(group_size)]
-        scores = self.rewards.score(completions_of(of_each, written, step))
+        with runtime.users_own():
+            scores = self.rewards.score(completions_of(of_each, written, step))
         ended = time.perf_counter()
         indices = [int(row) for row in rows for _ in range(group_size)]
         logged = getattr(self.rewards, "logged", None) or Logged()
@@ -239,9 +243,11 @@ def completions_of(prompts: Sequence[PromptRow], written: Sequence[Rollout], ste
     )  # fmt: skip
 
 
-def check_prompts(dataset: PromptDataset, model: nn.Module, rewards: Rewards) -> None:
-    """Raise DataError for prompts that fill the model's context and for columns that a reward misses."""
-    dataset.check_context(context_length(model))
+def check_prompts(dataset: PromptDataset, model: nn.Module, tokenizer: Any, rewards: Rewards) -> None:
+    """Raise DataError for prompts that fill the model's context or have tokens that it does not know, and for columns
+    that a reward misses."""
+    check_tokens(model, tokenizer, ((str(row.source), row.ids) for row in dataset))
+    dataset.check_context(context_length(model), limit_words(model))
     rewards.check_columns(dataset.columns, f"`{dataset.source}`")
 
 

@@ -22,8 +22,8 @@ class OnlineConfig(TrainerConfig):
         8, "Completions in one micro-batch.", flag=True, minimum=1, aliases=("per_device_train_batch_size",)
     )
     learning_rate: float | None = setting(
-        None, "Peak learning rate. Unset: 1e-6 for full fine-tuning (TRL's), 1e-5 with LoRA.", flag=True, above=0,
-        aliases=("lr",),
+        None, "Peak learning rate. Unset: 1e-6 (TRL's), 1e-5 with LoRA, and more for models below a billion weights.",
+        flag=True, above=0, aliases=("lr",),
     )  # fmt: skip
     log_interval: int = setting(
         1, "Steps between log records; a step takes long here, so each one (TRL: 10).", minimum=1,
@@ -36,7 +36,7 @@ class OnlineConfig(TrainerConfig):
     early_stopping_threshold: float = setting(0.0, "Improvement of eval_reward that counts.", panel="Output", minimum=0)
     rewards: tuple[str, ...] = setting(
         (), "What completions are worth: NAME[:args][=weight] or file.py:function[=weight], as a list.",
-        panel="Rewards", aliases=("reward", "reward_funcs"),
+        panel="Rewards", aliases=("reward", "reward_funcs"), kind="rewards",
     )  # fmt: skip
     reward_errors: str = setting(
         "raise", "A reward that fails: raise stops the run, none leaves the completion unscored.", panel="Rewards",
@@ -76,11 +76,21 @@ class OnlineConfig(TrainerConfig):
     )  # fmt: skip
     eval_num_generations: int | None = setting(
         None, "Samples of each validation prompt at the training temperature. Unset: one greedy answer.",
-        panel="Output", minimum=1,
+        panel="Output", minimum=1, aliases=("num_generations_eval",),
     )  # fmt: skip
     ref_model: str | None = setting(
-        None, "Reference: a model folder, run or hub id. Unset: the model as it is at the start.", panel="Model"
+        None,
+        "Reference: a model folder, run or hub id. Unset: the model as it is at the start.",
+        panel="Model",
+        kind="model",
     )
+
+    disable_dropout: bool = setting(False, "Train without dropout, also that of adapters.", panel="Model")
+
+    @property
+    def micro_batch(self) -> int:
+        """Completions in one micro-batch."""
+        return self.batch_size
 
     @property
     def rows_per_step(self) -> int:
@@ -99,6 +109,11 @@ class OnlineConfig(TrainerConfig):
                 "num_generations",
             )
         return prompts
+
+    @property
+    def scheduled_updates(self) -> int:
+        """How often the learning rate's schedule moves in one step."""
+        return 1
 
     def sampling(self, seed: int) -> SamplingConfig:
         """How completions are sampled in training."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -34,16 +35,11 @@ from chuk_lib.training.utils.completion_log_probs import RowStats, Shapes, row_s
 from chuk_lib.training.utils.high_entropy import high_entropy_mask
 from chuk_lib.training.utils.log_probs import StatOptions, completion_stats
 
-_SHARED = (
-    "importance_sampling_level", "epsilon", "epsilon_high", "delta", "use_bias_correction_kl",
-    "off_policy_mask_threshold", "sapo_temperature_pos", "sapo_temperature_neg", "vespo_k_pos", "vespo_lambda_pos",
-    "vespo_k_neg", "vespo_lambda_neg", "max_completion_length", "entropy_bonus",
-)  # fmt: skip
-
 
 def loss_of(config: GRPOConfig) -> PolicyLoss:
-    """The loss that settings ask for."""
-    shared = {name: getattr(config, name) for name in _SHARED}
+    """The loss that settings ask for: its constants bear their names."""
+    own = {"loss_type", "beta"}
+    shared = {item.name: getattr(config, item.name) for item in fields(PolicyLoss) if item.name not in own}
     return PolicyLoss(config.chosen_loss, beta=config.chosen_beta if config.kl_in_loss else 0.0, **shared)
 
 
@@ -78,6 +74,7 @@ class GRPOAlgorithm(Algorithm):
         self._step = state = self._gather(step)
         rollout = self._rollout(state)
         counts = {"tokens": state.sampled.tokens, "completions": len(state.sampled)}
+        done = 0
         for iteration in range(config.num_iterations):
             seed = sampling_seed(config.seed + 1 + iteration, step)
             for part in split_rows(len(state.chosen), config.rows_per_update, seed):
@@ -90,6 +87,8 @@ class GRPOAlgorithm(Algorithm):
                 state.trained_tokens += update.counts["trained_tokens"]
                 yield update
                 self._adapt(entropy)
+                done += 1
+                self._sync(step * config.updates_per_step + done)
                 counts = {}
 
     def loss(self, model: nn.Module, micro_batch: Arrays) -> Loss:
@@ -119,8 +118,6 @@ class GRPOAlgorithm(Algorithm):
         if self._step is None:
             return Report()
         state, config = self._step, self._config
-        if config.sync_ref_model and self._reference and (step + 1) % config.ref_model_sync_steps == 0:
-            self._reference.sync(config.ref_model_mixup_alpha)
         seconds = time.perf_counter() - state.began
         metrics = state.metrics | pace_metrics(state.sampled, seconds, state.trained_tokens)
         if config.entropy_bonus:
@@ -211,6 +208,13 @@ class GRPOAlgorithm(Algorithm):
         chosen = {} if config.top_entropy_quantile == 1 else dict(zip(rows, kept, strict=True))
         active = not config.use_adaptive_entropy or self._last_entropy <= config.entropy_target
         return Extra(chosen, self._entropy_coef if active else 0.0), entropy
+
+    def _sync(self, updates: int) -> None:
+        """Move the reference when it is time, after so many updates of the run; a rollout's own log-probs under it
+        stay those of its beginning."""
+        config = self._config
+        if config.sync_ref_model and self._reference and updates % config.ref_model_sync_steps == 0:
+            self._reference.sync(config.ref_model_mixup_alpha)
 
     def _adapt(self, entropy: float | None) -> None:
         """Move the adaptive coefficient by what the update before had (Skywork-OR1, He et al. 2025)."""

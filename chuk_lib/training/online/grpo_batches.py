@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from chuk_lib.training.algorithm import Arrays, Update
-from chuk_lib.training.losses.policy_gradient import BY_TOKEN, PolicyLoss
+from chuk_lib.training.losses.policy_gradient import PolicyLoss
 from chuk_lib.training.utils.completion_log_probs import Shapes, by_length
 
 Ragged = list[np.ndarray]
@@ -87,8 +87,7 @@ def make_update(
     }  # fmt: skip
     scales = {name: weight / max(size, 1) for name, size in sizes.items()}
     scales["least"] = 0.0 if len(run) < len(rows) else scales["once"]
-    by_tokens = options.loss_type in BY_TOKEN
-    scales["entropy_coef"] = extra.entropy_coef * (1.0 if by_tokens else scales["learned"])
+    scales["entropy_coef"] = extra.entropy_coef * scales["learned"]  # a mean over tokens, whatever the loss is of
     scales["weight"] = weight / len(parts)
     numbers = {f"per/{name}": mx.array(value, mx.float32) for name, value in scales.items()}
     batches = [_arrays(rollout, part, shapes, extra) | numbers for part in parts]

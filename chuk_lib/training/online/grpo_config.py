@@ -10,16 +10,17 @@ from typing import Any, ClassVar
 
 from chuk_lib.config.settings import setting
 from chuk_lib.errors import ConfigError
-from chuk_lib.training.config import IdleRule
+from chuk_lib.training.losses.policy_kinds import IMPORTANCE_MODES, LOSSES, LossKind
 from chuk_lib.training.online.config import OnlineConfig
+from chuk_lib.training.online.estimators import ESTIMATORS, Estimator
+from chuk_lib.training.tables import IdleRule, idle_rules, pick
 
-ESTIMATORS = ("grpo", "rloo", "reinforce++", "reinforce++-baseline")
-LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "vespo", "gmpo", "rloo")
-_PLAIN_CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
-_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+MICRO_BATCH, SMALL_MICRO_BATCH = 8, 64
+"""`batch_size` when nobody gave one: TRL's, and that of small models, which learn from many answers or not at all."""
 TRL_DEFAULTS: dict[str, Any] = {
-    "gradient_accumulation_steps": 1, "max_completion_length": 512, "learning_rate": 1e-6, "log_interval": 10,
-    "checkpoint_interval": 500, "gradient_checkpointing": True, "seed": 42, "importance_sampling_correction": False,
+    "batch_size": 8, "gradient_accumulation_steps": 1, "max_completion_length": 512, "learning_rate": 1e-6,
+    "log_interval": 10, "checkpoint_interval": 500, "gradient_checkpointing": True, "seed": 42,
+    "importance_sampling_correction": False,
 }  # fmt: skip
 _TRL_LORA = {"lora_rank": 16, "lora_alpha": 32.0, "lora_dropout": 0.05}
 
@@ -29,6 +30,13 @@ class GRPOConfig(OnlineConfig):
     """Settings of `chuk train grpo`. A rollout of `steps_per_generation` micro-batches of completions is learned from
     `num_iterations` times, an update every `gradient_accumulation_steps` micro-batches."""
 
+    rate_power: ClassVar[float] = 0.6
+    """Chosen on differences, products and sorting with 99 thousand weights; other tasks are in benchmarks/README.md."""
+
+    batch_size: int = setting(
+        0, "Completions in one micro-batch. 0: 8 (TRL's), and 64 for models below 10 million weights.", flag=True,
+        minimum=0, aliases=("per_device_train_batch_size",),
+    )  # fmt: skip
     gradient_accumulation_steps: int = setting(
         4, "Micro-batches in one update; the loss is normalised over all of them (TRL: 1, one prompt an update).",
         flag=True, minimum=1, aliases=("grad_accumulation_steps",),
@@ -43,11 +51,11 @@ class GRPOConfig(OnlineConfig):
     num_iterations: int = setting(1, "Passes over the completions of a step (mu).", minimum=1, aliases=("mu",))
     advantage_estimator: str = setting(
         "grpo", "Baseline of the advantages: the group's mean, the others' mean (rloo), or the batch's (reinforce++).",
-        choices=ESTIMATORS, flag=True,
+        choices=tuple(ESTIMATORS), flag=True,
     )  # fmt: skip
     scale_rewards: str = setting(
         "group", "Divide advantages by the spread of the group, of the batch, or by none.",
-        choices=("group", "batch", "none"),
+        choices=("group", "batch", "none"), synonyms={"true": "group", "false": "none"},
     )  # fmt: skip
     multi_objective_aggregation: str = setting(
         "sum_then_normalize", "Several rewards: sum first, or normalise each in its group first (GDPO).",
@@ -56,7 +64,7 @@ class GRPOConfig(OnlineConfig):
     normalize_advantages: bool = setting(False, "With rloo: normalise advantages over the batch.")
     reward_clip_range: tuple[float, ...] | None = setting(None, "With rloo: clip rewards to LOW,HIGH.")
     loss_type: str | None = setting(
-        None, "The loss. Unset: dapo; rloo with advantage_estimator=rloo.", choices=LOSSES, flag=True
+        None, "The loss. Unset: dapo; rloo with advantage_estimator=rloo.", choices=tuple(LOSSES), flag=True
     )
     importance_sampling_level: str = setting(
         "token", "One ratio a token, or one a sequence (GSPO).", choices=("token", "sequence")
@@ -73,7 +81,7 @@ class GRPOConfig(OnlineConfig):
     sync_ref_model: bool = setting(False, "Move the reference towards the policy now and then (TR-DPO).", panel="Model")
     ref_model_mixup_alpha: float = setting(0.6, "Share of the policy in a moved reference.", panel="Model", minimum=0,
                                            maximum=1)  # fmt: skip
-    ref_model_sync_steps: int = setting(512, "Steps between moves of the reference.", panel="Model", minimum=1)
+    ref_model_sync_steps: int = setting(512, "Updates between moves of the reference.", panel="Model", minimum=1)
     entropy_coef: float = setting(0.0, "Bonus on the policy's entropy.", minimum=0)
     use_adaptive_entropy: bool = setting(
         False, "Raise entropy_coef after an update with less entropy than entropy_target, lower it after the others."
@@ -99,7 +107,8 @@ class GRPOConfig(OnlineConfig):
         aliases=("vllm_importance_sampling_correction",),
     )  # fmt: skip
     importance_sampling_mode: str = setting(
-        "sequence_mask", "One weight a token or a sequence; those out of bounds are clipped or 0.", choices=_MODES,
+        "sequence_mask", "One weight a token or a sequence; those out of bounds are clipped or 0.",
+        choices=tuple(IMPORTANCE_MODES),
         aliases=("vllm_importance_sampling_mode",),
     )  # fmt: skip
     importance_sampling_clip_max: float | None = setting(
@@ -116,15 +125,20 @@ class GRPOConfig(OnlineConfig):
     vespo_lambda_neg: float = setting(2.0, "vespo: rate for negative advantages.", minimum=0)
 
     @property
+    def micro_batch(self) -> int:
+        """`batch_size`; of one that the model's size decides the least that it can be."""
+        return self.batch_size or MICRO_BATCH
+
+    @property
     def rows_per_step(self) -> int:
         """Completions of one step."""
         given = self.steps_per_generation or self.gradient_accumulation_steps
-        return self.generation_batch_size or self.batch_size * given
+        return self.generation_batch_size or self.micro_batch * given
 
     @property
     def rows_per_update(self) -> int:
         """Completions of one update."""
-        return min(self.batch_size * self.gradient_accumulation_steps, self.rows_per_step)
+        return min(self.micro_batch * self.gradient_accumulation_steps, self.rows_per_step)
 
     @property
     def updates_per_pass(self) -> int:
@@ -137,19 +151,34 @@ class GRPOConfig(OnlineConfig):
         return self.updates_per_pass * self.num_iterations
 
     @property
+    def scheduled_updates(self) -> int:
+        """The learning rate moves with each update, as in TRL."""
+        return self.updates_per_step
+
+    @property
+    def estimator(self) -> Estimator:
+        """The row of the advantage estimator."""
+        return pick(ESTIMATORS, self.advantage_estimator, "advantage_estimator")
+
+    @property
     def chosen_loss(self) -> str:
         """The loss by name."""
-        return self.loss_type or ("rloo" if self.advantage_estimator == "rloo" else "dapo")
+        return self.loss_type or self.estimator.loss
+
+    @property
+    def loss_kind(self) -> LossKind:
+        """The row of the loss."""
+        return pick(LOSSES, self.chosen_loss, "loss_type")
 
     @property
     def chosen_beta(self) -> float:
         """The weight of the KL."""
-        return (0.05 if self.advantage_estimator == "rloo" else 0.0) if self.beta is None else self.beta
+        return self.estimator.beta if self.beta is None else self.beta
 
     @property
     def kl_in_reward(self) -> bool:
         """Whether completions pay for their KL in the reward; else it is a term of the loss."""
-        return self.chosen_beta > 0 and self.advantage_estimator in ("rloo", "reinforce++")
+        return self.chosen_beta > 0 and self.estimator.pays_kl
 
     @property
     def kl_in_loss(self) -> bool:
@@ -165,7 +194,7 @@ class GRPOConfig(OnlineConfig):
         """Raise ConfigError for settings that do not go together."""
         if self.steps_per_generation and self.generation_batch_size:
             raise ConfigError("steps_per_generation and generation_batch_size say the same", "give one of them")
-        if self.num_generations < 2 and self.advantage_estimator != "reinforce++":
+        if self.num_generations < 2 and not self.estimator.alone:
             raise ConfigError(
                 f"num_generations is {self.num_generations}: {self.advantage_estimator} compares completions of a "
                 "prompt with each other",
@@ -180,7 +209,7 @@ class GRPOConfig(OnlineConfig):
             len(self.reward_clip_range) != 2 or self.reward_clip_range[0] > self.reward_clip_range[1]
         ):
             raise ConfigError("`reward_clip_range` should be two numbers, the lower one first", "such as -1,1")
-        if self.advantage_estimator == "reinforce++" and self.kl_in_reward and self.chosen_loss in _BY_SEQUENCE:
+        if self.advantage_estimator == "reinforce++" and self.kl_in_reward and self.loss_kind.one_advantage:
             raise ConfigError(
                 f"reinforce++ with beta gives every token an advantage of its own, loss {self.chosen_loss} takes one a "
                 "completion",
@@ -189,22 +218,16 @@ class GRPOConfig(OnlineConfig):
         _ = self.prompts_per_step
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = (
-        (("scale_rewards", "multi_objective_aggregation"), lambda c: c.advantage_estimator != "grpo",
-         "without advantage_estimator=grpo"),
+        *idle_rules(ESTIMATORS, "advantage_estimator"),
         (("scale_rewards",), lambda c: c.multi_objective_aggregation == "normalize_then_sum",
          "with multi_objective_aggregation=normalize_then_sum"),
         (("multi_objective_aggregation",), lambda c: 0 < len(c.rewards) < 2, "with a single reward"),
-        (("normalize_advantages", "reward_clip_range"), lambda c: c.advantage_estimator != "rloo",
-         "without advantage_estimator=rloo"),
-        (("importance_sampling_level",), lambda c: c.chosen_loss in ("gmpo", "rloo"),
-         "with loss_type gmpo and rloo, which have one ratio a sequence"),
-        (("importance_sampling_level",), lambda c: c.chosen_loss == "vespo" and not c.kl_in_loss,
-         "with loss_type=vespo, which has one weight a sequence"),
-        (("epsilon", "epsilon_high"), lambda c: c.chosen_loss in ("sapo", "vespo"), "with loss_type sapo and vespo"),
+        *idle_rules(LOSSES, "loss_type", lambda c: c.chosen_loss),
+        (("importance_sampling_level",),
+         lambda c: c.loss_kind.one_ratio and not (c.kl_in_loss and c.use_bias_correction_kl),
+         "with a loss that has one ratio a sequence"),
         (("epsilon",), lambda c: c.chosen_loss == "cispo" and c.epsilon_high is not None,
          "with loss_type=cispo and epsilon_high"),
-        (("delta",), lambda c: c.chosen_loss not in (*_PLAIN_CLIPPED, "rloo"),
-         "with losses that do not clip on both sides"),
         (("use_bias_correction_kl",), lambda c: not c.kl_in_loss, "without a KL term in the loss (beta)"),
         (("ref_model", "sync_ref_model"), lambda c: not c.chosen_beta, "without beta"),
         (("ref_model_mixup_alpha", "ref_model_sync_steps"), lambda c: not c.sync_ref_model, "without sync_ref_model"),
@@ -212,13 +235,7 @@ class GRPOConfig(OnlineConfig):
          lambda c: not c.use_adaptive_entropy, "without use_adaptive_entropy"),
         (("importance_sampling_mode", "importance_sampling_clip_max", "importance_sampling_clip_min"),
          lambda c: not c.importance_sampling_correction, "without importance_sampling_correction"),
-        (("sapo_temperature_pos", "sapo_temperature_neg"), lambda c: c.chosen_loss != "sapo", "without loss_type=sapo"),
-        (("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
-         lambda c: c.chosen_loss != "vespo", "without loss_type=vespo"),
     )  # fmt: skip
-
-
-_BY_SEQUENCE = ("vespo", "gmpo", "rloo")
 
 
 def trl_values(uses_lora: bool) -> dict[str, Any]:

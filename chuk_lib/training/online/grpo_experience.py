@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from chuk_lib.training.online.collect import Collector, Experience, PromptPlan, sampling_seed
+from chuk_lib.training.online.estimators import Judged
 from chuk_lib.training.online.grpo_batches import TrainingRows, padded
 from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.online.report import completion_metrics, completion_rows, score_metrics
@@ -91,21 +92,12 @@ def advantages_of(
 ) -> np.ndarray:
     """Advantages float32 (N, 1), or (N, C) where tokens pay for their KL one by one. A KL in the reward needs `old` and
     `reference` of the rollout; it is told as the metric `kl`."""
-    scores, group = gathered.chosen.scores, config.num_generations
-    scored = adv.Scored(adv.combine(scores, weights), group)
+    scores, mask = gathered.chosen.scores, padded(rollout.masks, max(map(len, rollout.masks)))
+    scored = adv.Scored(adv.combine(scores, weights), config.num_generations)
     kl = _paid_kl(gathered, rollout) if config.kl_in_reward else None
-    if config.advantage_estimator.startswith("reinforce"):
-        mask = padded(rollout.masks, max(map(len, rollout.masks)))
-        baseline = config.advantage_estimator.endswith("baseline")
-        return adv.globally_normalized(scored, mask, kl, config.chosen_beta, baseline=baseline)
-    if config.advantage_estimator == "rloo":
-        paid = _paid_rewards(config, scored, kl)
-        if kl is not None:
-            gathered.metrics["frac_reward_zero_std"] = adv.reward_metrics(paid)["frac_reward_zero_std"]
-        return adv.leave_one_out(paid, config.normalize_advantages)[:, None]
-    if config.multi_objective_aggregation == "normalize_then_sum":
-        return adv.normalized_then_summed(scores, weights, group)[:, None]
-    return adv.group_relative(scored, config.scale_rewards)[:, None]
+    advantages, metrics = config.estimator.advantages(config, Judged(scores, weights, scored, mask, kl))
+    gathered.metrics.update(metrics)
+    return advantages
 
 
 def _paid_kl(gathered: Gathered, rollout: TrainingRows) -> np.ndarray:
@@ -116,17 +108,6 @@ def _paid_kl(gathered: Gathered, rollout: TrainingRows) -> np.ndarray:
     kl = padded([(old - reference) * mask for old, reference, mask in parts], max(map(len, rollout.masks)))
     gathered.metrics["kl"] = float(kl.sum() / max(rollout.tokens.sum(), 1))
     return kl
-
-
-def _paid_rewards(config: GRPOConfig, scored: adv.Scored, kl: np.ndarray | None) -> adv.Scored:
-    """RLOO: rewards are clipped, then pay for the KL of their whole completion."""
-    rewards = scored.rewards
-    if config.reward_clip_range is not None:
-        low, high = config.reward_clip_range
-        rewards = np.clip(rewards, low, high)
-    if kl is not None:
-        rewards = rewards - config.chosen_beta * kl.sum(axis=1)
-    return adv.Scored(rewards, scored.group)
 
 
 def _replaced(old: Experience, fresh: Experience, groups: Sequence[int], group: int) -> Experience:

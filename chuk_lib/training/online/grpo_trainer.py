@@ -7,9 +7,10 @@ from dataclasses import replace
 from chuk_lib.data.prompt_dataset import PromptDataset
 from chuk_lib.data.reader import DataSource
 from chuk_lib.training import recipes
+from chuk_lib.training.by_size import SMALL, count_weights
 from chuk_lib.training.online.collect import PromptPlan
 from chuk_lib.training.online.grpo_algorithm import GRPOAlgorithm
-from chuk_lib.training.online.grpo_config import GRPOConfig
+from chuk_lib.training.online.grpo_config import MICRO_BATCH, SMALL_MICRO_BATCH, GRPOConfig
 from chuk_lib.training.online.trainer import OnlineTrainer
 from chuk_lib.training.reference import Reference
 
@@ -40,7 +41,11 @@ class GRPOTrainer(OnlineTrainer[GRPOConfig]):
     def complete(self, adapted: bool, dataset: PromptDataset) -> GRPOConfig:
         """Fill in what was left open, so that `config.yaml` alone repeats the run."""
         done = super().complete(adapted, dataset)
-        return replace(done, loss_type=done.chosen_loss, beta=done.chosen_beta)
+        size = done.micro_batch
+        if not done.batch_size and not done.generation_batch_size:  # a rollout that was given stays what it is
+            size = SMALL_MICRO_BATCH if count_weights(self.model) < SMALL else MICRO_BATCH
+            self._note_chosen("batch_size", size)
+        return replace(done, loss_type=done.chosen_loss, beta=done.chosen_beta, batch_size=size)
 
 
 def prepare(config: GRPOConfig, source: DataSource) -> recipes.Start:

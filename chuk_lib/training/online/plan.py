@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from mlx.utils import tree_flatten
@@ -13,13 +12,13 @@ from chuk_lib import runtime
 from chuk_lib.config.settings import as_dict
 from chuk_lib.data.prompt_dataset import PromptDataset, PromptReport, PromptRow
 from chuk_lib.data.reader import read_stdin
-from chuk_lib.training.jobs import required
+from chuk_lib.training.fits import loss_words
+from chuk_lib.training.jobs import check_start, required
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.grpo_trainer import GRPOTrainer
 from chuk_lib.training.online.ppo_config import PPOConfig
 from chuk_lib.training.online.ppo_trainer import PPOTrainer
-from chuk_lib.training.run import prepare_model
-from chuk_lib.training.run_dir import check_output, default_run_path
+from chuk_lib.training.run import check_evaluation, prepare_model, settings_notes
 
 
 @dataclass(frozen=True)
@@ -74,20 +73,23 @@ def plan_online(
     """Plan a run of GRPO or PPO, as the class of the settings says. Loads models and data; raises what the run itself
     would raise before its first step. Parameters count all that is trained together, what is shared once."""
     kind: Any = PPOTrainer if isinstance(config, PPOConfig) else GRPOTrainer
-    output = Path(config.output or default_run_path(kind.algorithm, required(config, "model")))
-    check_output(output, overwrite)
+    config, output = check_start(kind.algorithm, config, overwrite)
     source = required(config, "data")
-    trainer, dataset, _ = kind.load(config, list(read_stdin()) if source == "-" else source)
+    trainer, dataset, eval_dataset = kind.load(config, list(read_stdin()) if source == "-" else source)
+    check_evaluation(config, eval_dataset is not None)
     trainer.config = done = trainer.complete(prepare_model(trainer.model, trainer.config), dataset)
     plan, learner = trainer.plan(dataset), trainer.learner()
+    more = settings_notes(done, plan.steps * done.scheduled_updates)
     return OnlinePlan(
-        config=done, origins=dict(origins or dict.fromkeys(as_dict(done), "given in code")), output=str(output),
+        config=done, origins={**(origins or dict.fromkeys(as_dict(done), "given in code")), **trainer.chosen},
+        output=str(output),
         device=runtime.prepare().device,
         rewards=dict(zip(trainer.rewards.names, trainer.rewards.weights, strict=True)),
         rows=preview_prompts(dataset, trainer.tokenizer, rows), report=dataset.report, steps=plan.steps,
         epochs=plan.epoch(plan.steps), prompts_per_step=plan.prompts_per_step, completions_per_step=done.rows_per_step,
         updates_per_step=done.updates_per_step, parameters=_count(learner.parameters()),
-        trainable_parameters=_count(learner.trainable_parameters()), notes=trainer.notes(dataset),
+        trainable_parameters=_count(learner.trainable_parameters()),
+        notes=(*trainer.notes(dataset), *more, *loss_words(dataset.report.as_dict())),
     )  # fmt: skip
 
 

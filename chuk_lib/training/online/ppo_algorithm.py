@@ -120,11 +120,10 @@ class PPOAlgorithm(Algorithm):
         state, self._step = self._step, None
         pace = pace_metrics(state.written, time.perf_counter() - state.began, state.trained_tokens)
         metrics = state.metrics | {"eps": len(state.written) / max(pace["step_time"], 1e-9)} | pace
-        warnings = [] if len(state.known) else [f"no reward could score a completion of step {step + 1}"]
         means = np.full(len(state.written), np.nan)
         means[state.known] = state.advantages
         lines = completion_rows(state.written, self._collect.rewards.names, state.rewards, means)
-        return Report(metrics, lines, warnings=warnings)
+        return Report(metrics, lines)
 
     def memory(self) -> Memory:
         """The trained weights of the value function."""
@@ -156,7 +155,7 @@ class PPOAlgorithm(Algorithm):
         limit = self._config.max_completion_length
         value_mask = up_to(score_positions(some.lengths, limit), int(some.lengths.max()) + 1)
         logps, values = self._judge(prompts, completions, value_mask)
-        references = logps
+        references = None
         if self._reference is not None:
             with self._reference.active() as model:
                 found = row_stats(model, prompts, completions, self._config.temperature, self._shapes)

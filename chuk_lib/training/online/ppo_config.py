@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from chuk_lib.config.settings import setting
 from chuk_lib.errors import ConfigError
-from chuk_lib.training.config import IdleRule
 from chuk_lib.training.online.config import OnlineConfig
+from chuk_lib.training.tables import IdleRule
 
 COPY = "copy"
 """`value_model` that is a copy of the policy."""
@@ -16,18 +16,19 @@ COPY = "copy"
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(OnlineConfig):
-    """Settings of `chuk train ppo`. A step samples `num_mini_batches` mini-batches of completions and learns from them
-    `num_ppo_epochs` times, an update for each mini-batch."""
+    """Settings of `chuk train ppo`. A step samples batch_size × gradient_accumulation_steps completions and learns from
+    them `num_ppo_epochs` times, each time in `num_mini_batches` parts, an update for each."""
 
     usual_rates: ClassVar[tuple[float, float]] = (3e-6, 3e-5)
+    rate_power: ClassVar[float] = 0.5
 
     gradient_accumulation_steps: int = setting(
-        4, "Micro-batches in one mini-batch; the loss is normalised over all of them (TRL: 1).", flag=True, minimum=1,
+        4, "Micro-batches of completions in one step (TRL: 1).", flag=True, minimum=1,
         aliases=("grad_accumulation_steps",),
     )  # fmt: skip
     learning_rate: float | None = setting(
-        None, "Peak learning rate. Unset: 3e-6 for full fine-tuning (TRL's), 3e-5 with LoRA.", flag=True, above=0,
-        aliases=("lr",),
+        None, "Peak learning rate. Unset: 3e-6 (TRL's), 3e-5 with LoRA, and more for models below a billion weights.",
+        flag=True, above=0, aliases=("lr",),
     )  # fmt: skip
     max_completion_length: int = setting(
         256, "Most tokens of a completion (TRL: 53).", panel="Sampling", flag=True, minimum=1,
@@ -37,11 +38,15 @@ class PPOConfig(OnlineConfig):
         1, "Completions of each prompt: values are the baseline, so one will do.", panel="Sampling", flag=True,
         minimum=1, aliases=("group_size",),
     )  # fmt: skip
+    disable_dropout: bool = setting(True, "Train without dropout, also that of adapters.", panel="Model")
     temperature: float = setting(0.7, "Sampling temperature; losses use it too.", panel="Sampling", flag=True, above=0)
     num_ppo_epochs: int = setting(
         4, "Passes over the completions of a step.", flag=True, minimum=1, aliases=("ppo_epochs", "num_iterations")
     )
-    num_mini_batches: int = setting(1, "Mini-batches of a step, an update each, in a new order each pass.", minimum=1)
+    num_mini_batches: int = setting(
+        1, "Parts that the completions of a step are learned from in, an update each, in a new order each pass.",
+        minimum=1,
+    )  # fmt: skip
     kl_coef: float = setting(
         0.05, "What a token pays for its KL to the reference; 0: no reference.", flag=True, minimum=0, aliases=("beta",)
     )
@@ -61,13 +66,8 @@ class PPOConfig(OnlineConfig):
     )
     value_model: str | None = setting(
         None, "Values: a score head on the policy's body (unset), `copy` for a copy of the policy, or a reward or "
-        "language model to begin with.", panel="Model", flag=True, aliases=("value_model_path",),
+        "language model to begin with.", panel="Model", flag=True, aliases=("value_model_path",), kind="model",
     )  # fmt: skip
-
-    @property
-    def rows_per_step(self) -> int:
-        """Completions of one step."""
-        return self.batch_size * self.gradient_accumulation_steps * self.num_mini_batches
 
     @property
     def updates_per_step(self) -> int:
@@ -76,12 +76,12 @@ class PPOConfig(OnlineConfig):
 
     def check(self) -> None:
         """Raise ConfigError for settings that do not go together."""
-        prompts, rest = divmod(self.rows_per_step, self.num_generations)
-        if rest or not prompts:
+        _ = self.prompts_per_step
+        if self.rows_per_step % self.num_mini_batches:
             raise ConfigError(
-                f"a step has {self.rows_per_step} completions, which num_generations ({self.num_generations}) does not "
-                "divide",
-                "choose batch_size × gradient_accumulation_steps × num_mini_batches as a multiple of num_generations",
+                f"a step has {self.rows_per_step} completions, which num_mini_batches ({self.num_mini_batches}) does "
+                "not divide",
+                "choose batch_size × gradient_accumulation_steps as a multiple of num_mini_batches",
             )
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = (

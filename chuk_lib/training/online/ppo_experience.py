@@ -27,12 +27,13 @@ class RewardOptions:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A batch of completions as it was sampled: `logps` and `ref_logps` (B, C), `values` (B, D), D = C or C + 1;
+    """A batch of completions as it was sampled: `logps` and `ref_logps` (B, C; None: no reference was run),
+    `values` (B, D), D = C or C + 1;
     `scores`, `lengths` (tokens) and `ended` (by themselves, not by their limit), all (B,). What lies behind a
     completion's end is not read."""
 
     logps: np.ndarray
-    ref_logps: np.ndarray
+    ref_logps: np.ndarray | None
     values: np.ndarray
     scores: np.ndarray
     lengths: np.ndarray
@@ -61,7 +62,8 @@ def learn_from(sampled: Sampled, limit: int, options: RewardOptions) -> Experien
     positions = score_positions(sampled.lengths, limit)
     value_mask = up_to(positions, value_width)
     scores = penalised_scores(sampled.scores, sampled.ended, options.missing_eos_penalty)
-    kl = token_kl(sampled.logps * mask, sampled.ref_logps * mask, options.kl_estimator)
+    references = sampled.logps if sampled.ref_logps is None else sampled.ref_logps
+    kl = token_kl(sampled.logps * mask, references * mask, options.kl_estimator)
     wide = np.pad(kl, ((0, 0), (0, value_width - width)))
     rewards = token_rewards(wide, scores, positions, options.kl_coef)
     if options.whiten_rewards:
@@ -69,6 +71,8 @@ def learn_from(sampled: Sampled, limit: int, options: RewardOptions) -> Experien
     estimate = gae(rewards, sampled.values, gamma=options.gamma, lam=options.lam, mask=value_mask)
     advantages = whiten(estimate.advantages[:, :width], mask)
     metrics = _metrics(kl, sampled.logps * mask, scores, options.kl_coef)
+    if sampled.ref_logps is None:
+        del metrics["objective/kl"]  # not 0: nobody knows
     return Experience(
         mask, kl, advantages, value_mask, rewards, estimate.advantages, estimate.returns, metrics
     )  # fmt: skip

@@ -21,6 +21,7 @@ from chuk_lib.models import (
     set_trainable,
 )
 from chuk_lib.models.config import Dtype
+from chuk_lib.models.randomness import switch_dropout_off
 from chuk_lib.models.value_head import ScoreModel
 from chuk_lib.training import recipes
 from chuk_lib.training.online.actor_critic import ActorCritic
@@ -103,6 +104,8 @@ def _load_value_model(source: str, tokenizer: Any, config: PPOConfig) -> ScoreMo
             f"value_model `{source}` has another vocabulary than the policy",
             "a value model needs the policy's tokenizer",
         )
+    if config.disable_dropout:
+        switch_dropout_off(value)
     set_trainable(value, lora=config.lora is not None)
     value.head.unfreeze()
     return value

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from chuk_lib.rewards.columns import TO_FIND
 from chuk_lib.training.online.collect import Experience
 
 
@@ -53,12 +54,15 @@ def pace_metrics(experience: Experience, training_seconds: float, trained_tokens
 def completion_rows(
     experience: Experience, names: Sequence[str], rewards: np.ndarray, advantages: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
-    """A line for each completion: prompt, completion, `rewards` by name, their weighted sum `reward`, `advantage`,
-    what functions gave to `log_extra`, tokens, finish reason, and the prompt's row in its file."""
+    """A line for each completion: prompt, completion, what was `wanted` where a usual column says so, `rewards` by
+    name, their weighted sum `reward`, `advantage`, what functions gave to `log_extra`, tokens, finish reason, and the
+    prompt's row in its file."""
     lines = []
     for index, (row, one) in enumerate(zip(experience.prompts, experience.rollouts, strict=True)):
         parts = {name: number(value) for name, value in zip(names, experience.scores[index], strict=True)}
         line = {"prompt": row.text, "completion": one.text, "reward": number(rewards[index]), "rewards": parts}
+        known = [row.columns[name] for name in TO_FIND if row.columns.get(name) is not None]
+        line |= {"wanted": str(known[0])} if known else {}
         if advantages is not None:
             line["advantage"] = number(advantages[index])
         extra = {name: column[index] for name, column in experience.logged.columns.items()}

@@ -30,13 +30,3 @@ def rewards_of(config: OnlineConfig) -> Rewards:
     check_rewards(config)
     on_error = "none" if config.reward_errors == "none" else "raise"
     return load_rewards(config.rewards, on_error=on_error, max_completion_length=config.max_completion_length)
-
-
-def with_absolute_file(spec: str) -> str:
-    """A reward with the path of its file made absolute, so that the run can be resumed from another folder."""
-    from chuk_lib.rewards.spec import parse_spec
-
-    file = parse_spec(spec).file
-    if file is None or not Path(file).exists():
-        return spec
-    return spec.replace(file, str(Path(file).resolve()), 1)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Generic, Self, TypeVar
 
 import mlx.nn as nn
 
 from chuk_lib import runtime
+from chuk_lib.config.paths import absolute
 from chuk_lib.data.prompt_dataset import PromptDataset
 from chuk_lib.data.reader import DataSource
 from chuk_lib.events import Sink
 from chuk_lib.models import provenance_of
 from chuk_lib.training.algorithm import Algorithm
+from chuk_lib.training.by_size import count_weights, size_origin
 from chuk_lib.training.config import checked
 from chuk_lib.training.jobs import load_policy
 from chuk_lib.training.online.collect import (
@@ -29,7 +30,7 @@ from chuk_lib.training.online.collect import (
 )
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.evaluation import RewardEvaluator
-from chuk_lib.training.online.rewards import rewards_of, with_absolute_file
+from chuk_lib.training.online.rewards import rewards_of
 from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training
 from chuk_lib.training.sft_trainer import GPU_MULTIPLE, pad_token_id
 from chuk_lib.training.utils.completion_log_probs import Shapes
@@ -61,6 +62,7 @@ class OnlineTrainer(ABC, Generic[Config]):
         self.tokenizer = tokenizer
         self.config: Config = checked(config or self.config_class())
         self.rewards = rewards or rewards_of(self.config)
+        self.chosen: dict[str, str] = {}
         self.sample = sample or ModelSampler(model, tokenizer, self.config.rollout_tokens)
 
     @classmethod
@@ -73,7 +75,7 @@ class OnlineTrainer(ABC, Generic[Config]):
         dataset, eval_dataset = load_prompts(config, source, tokenizer)
         trainer = cls(model, tokenizer, config, rewards=rewards)
         for data in filter(None, (dataset, eval_dataset)):
-            check_prompts(data, model, rewards)
+            check_prompts(data, model, tokenizer, rewards)
         return trainer, dataset, eval_dataset
 
     def train(
@@ -87,7 +89,7 @@ class OnlineTrainer(ABC, Generic[Config]):
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
         for data in filter(None, (dataset, eval_dataset)):
-            check_prompts(data, self.model, self.rewards)
+            check_prompts(data, self.model, self.tokenizer, self.rewards)
         adapted = prepare_model(self.model, self.config)
         self.config = self.complete(adapted, dataset)
         plan = self.plan(dataset)
@@ -96,6 +98,9 @@ class OnlineTrainer(ABC, Generic[Config]):
             {"rows": len(dataset), "report": dataset.report.as_dict()}, self.notes(dataset),
             None if eval_dataset is None else RewardEvaluator(self._collector(eval_dataset), self.config),
             dataset.report.conversational, watched="eval_reward", greater_is_better=True,
+            updates_per_step=self.config.scheduled_updates,
+            rows=plan.prompts,
+            chosen=self.chosen,
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
@@ -117,9 +122,15 @@ class OnlineTrainer(ABC, Generic[Config]):
         return self.model
 
     def complete(self, adapted: bool, dataset: PromptDataset) -> Config:
-        """Fill in what was left open, so that `config.yaml` alone repeats the run."""
-        done = complete(self.config, self.model, adapted, dataset.source)
-        return replace(done, rewards=tuple(map(with_absolute_file, done.rewards)))
+        """Fill in what was left open, so that `config.yaml` alone repeats the run; `chosen` then names what the size
+        of the model decided, and says so in words."""
+        done = absolute(complete(self.config, self.model, adapted, dataset.source))
+        self._note_chosen("learning_rate", done.learning_rate)
+        return done
+
+    def _note_chosen(self, name: str, value: Any) -> None:
+        if getattr(self.config, name) != value:
+            self.chosen[name] = size_origin(count_weights(self.model))
 
     def notes(self, dataset: PromptDataset) -> tuple[str, ...]:
         """What the user should know about this model and data together."""
@@ -133,4 +144,4 @@ class OnlineTrainer(ABC, Generic[Config]):
         """How rows are laid out: in few shapes on a GPU, where steps are compiled."""
         on_cpu = runtime.on_cpu()
         pad, multiple = pad_token_id(self.tokenizer), None if on_cpu else GPU_MULTIPLE
-        return Shapes(self.config.batch_size, pad, multiple, not on_cpu)
+        return Shapes(self.config.micro_batch, pad, multiple, not on_cpu)

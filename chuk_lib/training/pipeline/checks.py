@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chuk_lib.config.paths import names_of, reward_paths, with_paths
 from chuk_lib.config.settings import validate
 from chuk_lib.data.reader import find_files, has_split, read_records
 from chuk_lib.errors import ChukError, ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.models import locate
+from chuk_lib.sinks import make_sinks
 from chuk_lib.training.config import TrainerConfig, refuse_idle_settings
+from chuk_lib.training.identity import fingerprint_settings, model_files
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.pipeline.config import EVAL, EvalStageConfig, Pipeline, Stage
+from chuk_lib.training.run import check_evaluation
+from chuk_lib.utils.identity import fingerprint, is_old, old_fingerprint
 
 if TYPE_CHECKING:
     from chuk_lib.training.measuring.measure import Question
@@ -25,8 +29,7 @@ if TYPE_CHECKING:
 OF_STAGE = re.compile(r"stage:([A-Za-z0-9][A-Za-z0-9_-]*)")
 """How a setting means what an earlier stage made: `--set grpo.ref_model=stage:sft`."""
 
-_PAIRS = ("dpo", "orpo", "cpo", "simpo", "reward")
-_EDGE = 1 << 16
+_PAIRS = ("dpo", "orpo", "cpo", "reward")
 
 
 def check_pipeline(pipeline: Pipeline) -> None:
@@ -58,15 +61,11 @@ def _check_stage(pipeline: Pipeline, stage: Stage, number: int) -> None:
     config = validate(stage.settings.value)
     if isinstance(config, TrainerConfig):
         refuse_idle_settings(config)
-    for name in ("model", *_text_settings(config)):
-        _check_names(str(getattr(config, name, "") or ""), pipeline.stages[:number])
+    for name in names_of(type(config), "model", "rewards"):
+        _check_names(str(getattr(config, name) or ""), pipeline.stages[:number])
     _check_data(stage, config)
     if isinstance(config, TrainerConfig):
         _check_training(config)
-
-
-def _text_settings(config: Any) -> Iterator[str]:
-    yield from (name for name in ("ref_model", "value_model", "rewards") if hasattr(config, name))
 
 
 def _check_names(text: str, earlier: Sequence[Stage]) -> None:
@@ -156,47 +155,36 @@ def _check_training(config: TrainerConfig) -> None:
     if isinstance(config, OnlineConfig) and not config.rewards:
         raise ConfigError("no rewards given", "for example `--set rewards=exact_match`")
     config.check()
-    has_eval = config.eval_data is not None or has_split(str(config.data), "valid")
-    if config.early_stopping_patience is not None and not has_eval:
-        raise ConfigError("early stopping has no validation data", "give eval_data, or a folder with a valid file")
+    make_sinks(config.report_to)
+    check_evaluation(config, config.eval_data is not None or has_split(str(config.data), "valid"))
     if config.eval_data is not None and _is_local(config.eval_data):
         find_files(config.eval_data, "valid" if has_split(config.eval_data, "valid") else "train")
 
 
 def fingerprint_inputs(stage: Stage) -> dict[str, str]:
-    """What a stage is given, as digits that change with it: its model's weights, its data files, reward files."""
+    """What a stage is given, as digits that change with it: its models' weights, its data files, reward files."""
     config = stage.settings.value
-    found = {name: fingerprint_model(getattr(config, name)) for name in ("model", "ref_model", "value_model")
-             if getattr(config, name, None) not in (None, "copy")}  # fmt: skip
-    found["data"] = fingerprint_files(_data_files(stage.kind, config))
-    files = [Path(spec.rpartition(":")[0]) for spec in getattr(config, "rewards", ()) if ".py:" in spec]
-    if files:
-        found["rewards"] = fingerprint_files(files)
-    return found
+    return fingerprint_settings(config) | {"data": fingerprint(_data_files(stage.kind, config))}
 
 
-def fingerprint_model(source: str) -> str:
-    """Digits of the weights that a local source stands for; the name of one on the hub."""
-    if not Path(source).expanduser().exists():
-        return source
-    found = locate(source, local_only=True)
-    folders = [found.folder, *([found.adapter_folder] if found.adapter_folder else [])]
-    return fingerprint_files([path for folder in folders for path in sorted(folder.glob("*.safetensors"))])
+def changed_inputs(stage: Stage, then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Names of what a stage was given `then` and is not given `now`. What an older chuk wrote, which covered the edges
+    of files only, is held against the same of today's files."""
+    old = any(map(is_old, then.values()))
+    names = [name for name in dict.fromkeys([*then, *now]) if not (old and name.startswith("reward"))]
+    changed = [name for name in names if then.get(name) != _as_then(stage, name, then.get(name), now.get(name))]
+    if old and "rewards" in then:
+        files = [Path(path) for path, what in reward_paths(stage.settings.value.rewards) if what == "file"]
+        changed += ["rewards"] if old_fingerprint(files, of_weights=False) != then["rewards"] else []
+    return changed
 
 
-def fingerprint_files(files: Sequence[Path]) -> str:
-    """16 hex digits over names, sizes, and 64 KiB at both ends of each file."""
-    digest = hashlib.sha256()
-    for path in files:
-        if not path.is_file() or path.name in ("optimizer.safetensors", "memory.safetensors"):
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as stream:
-            digest.update(stream.read(_EDGE))
-            stream.seek(max(stream.tell(), size - _EDGE))
-            digest.update(stream.read())
-    return digest.hexdigest()[:16]
+def _as_then(stage: Stage, name: str, then: str | None, now: str | None) -> str | None:
+    if then is None or now is None or not is_old(then):
+        return now
+    config = stage.settings.value
+    files = _data_files(stage.kind, config) if name == "data" else model_files(str(getattr(config, name)))
+    return old_fingerprint(files, of_weights=False)
 
 
 def _data_files(kind: str, config: Any) -> list[Path]:
@@ -210,21 +198,11 @@ def _data_files(kind: str, config: Any) -> list[Path]:
 
 
 def _split_files(source: str, split: str) -> list[Path]:
-    return find_files(source, split) if Path(source).exists() else []
+    return [path for path in find_files(source, split) if path.is_file()] if Path(source).exists() else []
 
 
 def without_stage_names(stage: Stage, models: dict[str, str]) -> Stage:
     """The stage with every `stage:NAME` in its settings as the folder that stage made."""
-
-    def put(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(put(part) for part in value)
-        return OF_STAGE.sub(lambda mark: models[mark[1]], value) if isinstance(value, str) else value
-
-    config = stage.settings.value
-    changed = {
-        name: put(getattr(config, name))
-        for name in ("model", "ref_model", "value_model", "rewards")
-        if getattr(config, name, None)
-    }
-    return replace(stage, settings=replace(stage.settings, value=replace(config, **changed)))
+    put = lambda text: OF_STAGE.sub(lambda mark: models[mark[1]], text)  # noqa: E731
+    config = with_paths(stage.settings.value, put, "model", "rewards")
+    return replace(stage, settings=replace(stage.settings, value=config))

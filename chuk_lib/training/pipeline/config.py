@@ -11,10 +11,11 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from chuk_lib.config.settings import Layer, Resolved, resolve, setting, settings_of, unknown_name
+from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, setting, settings_of, unknown_name
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.recipes import RECIPES, config_class
 
@@ -28,9 +29,19 @@ _OF_THE_PIPELINE = ("model", "output")
 class EvalStageConfig:
     """Settings of an `eval` stage: what `chuk eval` measures, of the model that the stages before it made."""
 
-    model: str | None = setting(None, "Model to measure; unset: what the stages before made.", panel="Model")
-    data: str | None = setting(None, "Data to measure on.", panel="Data")
-    output: str | None = setting(None, "Where the figures go; a stage has its place.", panel="Output")
+    model: str | None = setting(
+        None,
+        "Model to measure; unset: what the stages before made.",
+        panel="Model",
+        kind="model",
+    )
+    data: str | None = setting(
+        None,
+        "Data to measure on.",
+        panel="Data",
+        kind="path",
+    )
+    output: str | None = setting(None, "Where the figures go; a stage has its place.", panel="Output", kind="path")
     split: str | None = setting(None, "Split of a data folder; unset: test, else valid, else train.", panel="Data")
     max_rows: int | None = setting(None, "Use the first N rows.", panel="Data", minimum=1)
     max_tokens: int | None = setting(
@@ -39,7 +50,7 @@ class EvalStageConfig:
     batch_size: int = setting(32, "Rows in one batch of the loss.", minimum=1)
     rewards: tuple[str, ...] = setting(
         (), "Measure these rewards of sampled completions; unset: exact match of greedy answers.", panel="Rewards",
-        aliases=("reward",),
+        aliases=("reward",), kind="rewards",
     )  # fmt: skip
     reward_errors: str = setting("raise", "A reward that fails.", panel="Rewards", choices=("raise", "none"))
     samples: int = setting(1, "Completions of each prompt; more than one give pass@k.", panel="Sampling", minimum=1)
@@ -98,6 +109,13 @@ def kinds() -> tuple[str, ...]:
 def settings_class(kind: str) -> type[Any]:
     """The settings of a kind."""
     return EvalStageConfig if kind == EVAL else config_class(kind)
+
+
+@cache
+def known_settings() -> dict[str, Setting]:
+    """The settings of all kinds of stages, by every name that they are known by."""
+    found = [item for kind in kinds() for item in settings_of(settings_class(kind)).values()]
+    return {name: item for item in found for name in (*item.aliases, item.name)}
 
 
 def parse_stages(text: str, origin: str = "--stages") -> list[StageSpec]:

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from chuk_lib.config.paths import beside
 from chuk_lib.config.settings import Layer
 from chuk_lib.errors import ConfigError
-from chuk_lib.training.pipeline.config import StageSpec, kinds, name_stages
+from chuk_lib.training.pipeline.config import StageSpec, kinds, known_settings, name_stages
 
-_PATHS = ("model", "data", "eval_data", "output", "ref_model", "value_model")
 _Part = tuple[str, str, tuple[Layer, ...], str]
 
 
@@ -77,9 +77,8 @@ class _File:
             raise ConfigError(
                 f"`{key}` ({self.origin(key_node)}) is a section", "settings of a stage belong into its entry of stages"
             )
-        value = self.value(value_node)
-        beside = key in _PATHS and isinstance(value, str)
-        return Layer(self.origin(key_node), {key: _beside(self.path, value) if beside else value})
+        value, item = self.value(value_node), known_settings().get(key)
+        return Layer(self.origin(key_node), {key: value if item is None else beside(self.path, item, value)})
 
 
 def _read(file: _File, root: Any) -> tuple[list[StageSpec], list[Layer]]:
@@ -133,13 +132,6 @@ def _stage(file: _File, name: str, entries: list[tuple[str, Any, Any]], origin: 
             layers.append(file.setting(key, key_node, value_node))
     is_kind = name == kind
     return "" if is_kind and "name" not in about else name, kind, tuple(layers), origin
-
-
-def _beside(config: Path, value: str) -> str:
-    if value in ("", "-") or value.startswith("stage:") or Path(value).is_absolute():
-        return value
-    here = config.parent / value
-    return str(here) if here.exists() else value
 
 
 def _is_mapping(node: Any) -> bool:

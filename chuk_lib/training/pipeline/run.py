@@ -20,22 +20,24 @@ from typing import Any
 
 import numpy as np
 
+from chuk_lib.config.paths import absolute, absolute_path, moved
 from chuk_lib.config.settings import Resolved, as_dict
 from chuk_lib.errors import ChukError, ConfigError
 from chuk_lib.events import Event, Sink
 from chuk_lib.training.config import TrainerConfig
 from chuk_lib.training.pipeline.checks import (
+    changed_inputs,
     check_pipeline,
     fingerprint_inputs,
     in_stage,
     question_of,
     without_stage_names,
 )
-from chuk_lib.training.pipeline.config import EVAL, Pipeline, Stage, with_model
+from chuk_lib.training.pipeline.config import EVAL, Pipeline, Stage, known_settings, with_model
 from chuk_lib.training.pipeline.manifest import FAILED, FINISHED, STOPPED, PipelineDir, Record, base_name, differences
 from chuk_lib.training.run_dir import default_run_path, write_whole
 
-_NO_RESULT = ("model", "output", "report_to", "data", "eval_data")
+_NO_RESULT = ("model", "output", "report_to", "data", "eval_data", "ref_log_probs_cache")
 """Settings that are told apart by what they lead to (weights, rows), or that lead to nothing."""
 
 
@@ -279,8 +281,10 @@ def _changes(record: Record, stage: Stage | None) -> list[str]:
         return [f"stage {stage.number} is now `{stage.name}` ({stage.kind})"]
     asked = _record(stage)
     old, new = ({k: v for k, v in one.settings.items() if k not in _NO_RESULT} for one in (record, asked))
-    inputs = [f"its {name} changed" for name in dict.fromkeys([*record.inputs, *asked.inputs])
-              if record.inputs.get(name) != asked.inputs.get(name)]  # fmt: skip
+    if "rewards" in old:
+        item = known_settings()["rewards"]  # an older chuk wrote their files as they were typed
+        old["rewards"] = moved(item, old["rewards"], absolute_path)
+    inputs = [f"its {name} changed" for name in changed_inputs(stage, record.inputs, asked.inputs)]
     return [*differences(old, new), *inputs]
 
 
@@ -313,13 +317,8 @@ def _naming(sink: Sink, stage: Stage, count: int) -> Sink:
 def _absolute(pipeline: Pipeline) -> Pipeline:
     """Local paths made absolute, so that what the manifest says holds from any folder."""
 
-    def of(text: str | None) -> str | None:
-        return str(Path(text).expanduser().resolve()) if text and Path(text).expanduser().exists() else text
-
     def stage_of(stage: Stage) -> Stage:
-        config = stage.settings.value
-        names = [name for name in ("model", "data", "eval_data", "ref_model", "value_model") if hasattr(config, name)]
-        changed = replace(config, **{name: of(getattr(config, name)) for name in names})
-        return replace(stage, settings=Resolved(changed, stage.settings.origins))
+        return replace(stage, settings=Resolved(absolute(stage.settings.value), stage.settings.origins))
 
-    return replace(pipeline, stages=tuple(map(stage_of, pipeline.stages)), model=of(pipeline.model))
+    model = None if pipeline.model is None else absolute_path(pipeline.model)
+    return replace(pipeline, stages=tuple(map(stage_of, pipeline.stages)), model=model)

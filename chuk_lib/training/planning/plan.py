@@ -18,7 +18,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from chuk_lib import runtime
-from chuk_lib.config.settings import as_dict, validate
+from chuk_lib.config.settings import as_dict
 from chuk_lib.data.batches import BatchFolder, FolderPlan, is_batch_folder
 from chuk_lib.data.batches.show import show_rows
 from chuk_lib.data.batching import BatchPlan
@@ -28,13 +28,13 @@ from chuk_lib.data.report import DataReport
 from chuk_lib.data.types import Batch
 from chuk_lib.errors import ConfigError
 from chuk_lib.models.segments import check_packable
-from chuk_lib.training.config import SFTConfig, refuse_idle_settings
-from chuk_lib.training.jobs import load_sft, required
+from chuk_lib.training.config import SFTConfig
+from chuk_lib.training.fits import loss_words
+from chuk_lib.training.jobs import check_start, load_sft, required
 from chuk_lib.training.planning.budget import Choice, Fit, choose
 from chuk_lib.training.planning.estimate import Memory, StepModel, resident_of
 from chuk_lib.training.planning.probe import measure_steps, resized
-from chuk_lib.training.run import prepare_model
-from chuk_lib.training.run_dir import check_output, default_run_path
+from chuk_lib.training.run import check_evaluation, prepare_model, settings_notes
 from chuk_lib.training.sft_trainer import SFTAlgorithm, SFTTrainer, make_update, pad_multiple, pad_token_id
 
 
@@ -90,7 +90,7 @@ def plan_sft(
 
     Raises what the run itself would raise before its first step, and ConfigError when nothing fits the budget.
     """
-    output = _checked_output(config, overwrite)
+    config, output = check_start("sft", config, overwrite)
     source = _readable(required(config, "data"))
     if is_batch_folder(source) and budget is not None:
         raise ConfigError(
@@ -113,7 +113,7 @@ def fit_sft(
     config: SFTConfig, budget: int | str, *, origins: Mapping[str, str] | None = None, overwrite: bool = False
 ) -> Fit:
     """Settings for `config` that fit a budget, as `plan_sft` would choose them; the model is let go again."""
-    _checked_output(config, overwrite)
+    config, _ = check_start("sft", config, overwrite)
     desk = _Desk(config, required(config, "data"))
     fit = choose(desk, dict(origins or dict.fromkeys(as_dict(config), "given in code")), budget)
     del desk
@@ -122,19 +122,13 @@ def fit_sft(
     return fit
 
 
-def _checked_output(config: SFTConfig, overwrite: bool) -> Path:
-    refuse_idle_settings(validate(config))
-    output = Path(config.output or default_run_path("sft", required(config, "model")))
-    check_output(output, overwrite)
-    return output
-
-
 class _Desk:
     """A loaded model and its data, on which settings are tried. What `choose` asks for is measured once."""
 
     def __init__(self, config: SFTConfig, source: DataSource) -> None:
-        config = validate(config)
-        trainer, dataset, _ = load_sft(config, source)
+        trainer, dataset, eval_dataset = load_sft(config, source)
+        trainer.check_rows(dataset, eval_dataset)
+        check_evaluation(config, eval_dataset is not None)
         adapted = prepare_model(trainer.model, replace(config, gradient_checkpointing=False))
         self.trainer, self.dataset = trainer, dataset
         self.model, self.tokenizer = trainer.model, trainer.tokenizer
@@ -217,12 +211,12 @@ def _describe(
         epochs=plan.epoch(plan.steps), padding=plan.padding_share,
         largest=(min(choice.batch_size, plan.rows), width), parameters=count(desk.model.parameters()),
         trainable_parameters=count(desk.model.trainable_parameters()), memory=memory, step_seconds=seconds,
-        seconds=seconds * plan.steps, notes=_notes(desk, memory), fit=fit,
+        seconds=seconds * plan.steps, notes=(*_notes(desk, memory), *settings_notes(desk.config, plan.steps)), fit=fit,
     )  # fmt: skip
 
 
 def _notes(desk: _Desk, memory: Memory) -> tuple[str, ...]:
-    notes = desk.trainer.notes(desk.dataset)
+    notes = (*desk.trainer.notes(desk.dataset), *loss_words(desk.dataset.report.as_dict()))
     _, available = runtime.memory_use.machine_memory()
     if runtime.on_cpu() and 0 < available + mx.get_active_memory() < memory.total:
         return (*notes, "this machine has less memory free than the run needs: --fit auto chooses settings that fit")

@@ -38,6 +38,9 @@ from chuk_lib.training.utils.fused_head import StatOptions
 from chuk_lib.training.utils.log_probs import TokenStats, completion_stats
 
 _KEPT = "reference."
+_TIE = 1e-6
+"""Log-probs that differ by less than this share of their size are equal: rounding decides the rest, by a row's place
+in its batch."""
 
 Config = TypeVar("Config", bound=PreferenceConfig)
 Referring = TypeVar("Referring", bound=ReferenceConfig)
@@ -116,7 +119,7 @@ class DPOAlgorithm(_WithReference[PairExample, DPOConfig]):
             weights = policy_weights(stats.logps, stats.log_sum_sq, mask)
         losses = preference_loss(ratios, config, weights)
         rewards = config.beta * ratios.r_chosen, config.beta * ratios.r_rejected
-        metrics = _pair_metrics(*rewards, ratios.chosen, ratios.rejected, stats, micro_batch)
+        metrics = _pair_metrics(*rewards, ratios.chosen, ratios.rejected, config.beta, stats, micro_batch)
         return Loss(losses.sum(), mx.array(losses.size, mx.float32), metrics)
 
 
@@ -195,7 +198,9 @@ def _orpo(
 ) -> Loss:
     odds = odds_ratio(chosen, rejected)
     losses = nll - config.beta * odds.log_sigmoid
-    metrics = _pair_metrics(config.beta * chosen, config.beta * rejected, chosen, rejected, stats, arrays) | {
+    metrics = _pair_metrics(
+        config.beta * chosen, config.beta * rejected, chosen, rejected, config.beta, stats, arrays
+    ) | {
         "nll_loss": nll.sum(), "log_odds_ratio": odds.log_sigmoid.sum(), "log_odds_chosen": odds.log_odds.sum(),
     }  # fmt: skip
     return Loss(losses.sum(), mx.array(losses.size, mx.float32), metrics)
@@ -207,22 +212,30 @@ def _cpo(
     alpha = 0.0 if config.loss_type == "alphapo" else config.cpo_alpha
     better, worse = cpo_rewards(chosen, config), cpo_rewards(rejected, config)
     losses = cpo_loss(better, worse, config) + alpha * nll
-    metrics = _pair_metrics(config.beta * better, config.beta * worse, chosen, rejected, stats, arrays)
+    metrics = _pair_metrics(config.beta * better, config.beta * worse, chosen, rejected, config.beta, stats, arrays)
     metrics["nll_loss"] = nll.sum() if alpha else mx.zeros(())
     return Loss(losses.sum(), mx.array(losses.size, mx.float32), metrics)
 
 
 def _pair_metrics(
-    better: mx.array, worse: mx.array, chosen: mx.array, rejected: mx.array, stats: TokenStats, arrays: Arrays
+    better: mx.array,
+    worse: mx.array,
+    chosen: mx.array,
+    rejected: mx.array,
+    beta: float,
+    stats: TokenStats,
+    arrays: Arrays,
 ) -> dict[str, mx.array]:
-    """TRL's metrics of pairs, summed with the weight of a pair: rewards (B,), log-probs (B,), token statistics."""
+    """TRL's metrics of pairs, summed with the weight of a pair: rewards (B,), which are `beta` times what is made of
+    the log-probs (B,), these, and token statistics."""
     mask = arrays["mask"]
     chosen_mask, rejected_mask = halves(mask)
     means = halves(stats.mean_logits) if stats.mean_logits is not None else (mask[:0], mask[:0])
     hits = (halves(stats.correct)[0] * chosen_mask).sum()
+    tie = _TIE * beta * (mx.abs(chosen) + mx.abs(rejected))
     return {
         "rewards/chosen": better.sum(), "rewards/rejected": worse.sum(), "rewards/margins": (better - worse).sum(),
-        "rewards/accuracies": (better > worse).astype(mx.float32).sum(),
+        "rewards/accuracies": (better - worse > tie).astype(mx.float32).sum(),
         "logps/chosen": chosen.sum(), "logps/rejected": rejected.sum(),
         "logits/chosen": (means[0] * chosen_mask).sum() * arrays["per_chosen"],
         "logits/rejected": (means[1] * rejected_mask).sum() * arrays["per_rejected"],

@@ -132,10 +132,11 @@ def single_shares(window: Sequence[UnpairedExample]) -> Arrays:
 
 
 def mismatched(window: Sequence[UnpairedExample], limit: int | None) -> list[UnpairedExample]:
-    """Each prompt with the completion of the row before it, the first with the last one's: what KTO's KL is of."""
+    """Each prompt with the whole completion of the row before it, the first with the last one's, then cut to `limit`:
+    what KTO's KL is of."""
     shifted = [window[-1], *window[:-1]]
     rows = [
-        UnpairedExample(own.prompt, other.completion, own.label, own.source)
+        UnpairedExample(own.prompt, other.uncut, own.label, own.source)
         for own, other in zip(window, shifted, strict=True)
     ]
     return rows if limit is None else [row.cut(limit) for row in rows]

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from chuk_lib.config.settings import setting
 from chuk_lib.errors import ConfigError
-from chuk_lib.training.config import IdleRule, TrainerConfig
+from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.tables import IdleRule
 
 DPO_LOSSES = (
     "sigmoid", "hinge", "ipo", "sigmoid_norm", "exo_pair", "robust", "nca_pair", "bco_pair", "sppo_hard", "aot",
@@ -20,6 +21,8 @@ SCORED = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "disc
 """DPO losses of one score difference: those that another divergence than reverse KL can be put into."""
 SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")
 """DPO losses that label smoothing changes; in TRL the sigmoid loss ignores it."""
+SORTED = ("aot", "aot_unpaired")
+"""DPO losses of sorted ratios: what they give is no pair's own."""
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 CPO_LOSSES = ("sigmoid", "hinge", "ipo", "simpo", "alphapo")
 KTO_LOSSES = ("kto", "apo_zero_unpaired")
@@ -44,6 +47,7 @@ class PreferenceConfig(TrainerConfig):
     )
     shuffle: bool = setting(True, "New order each epoch, from the seed. Off: file order.", panel="Data")
     pad_to_multiple_of: int | None = setting(None, "Round padded lengths up to a multiple.", panel="Data", minimum=1)
+    disable_dropout: bool = setting(True, "Train without dropout, also that of adapters.", panel="Model")
     epochs: InitVar[int | None] = None
 
     def __post_init__(self, epochs: int | None) -> None:
@@ -58,7 +62,7 @@ class ReferenceConfig(PreferenceConfig):
     beta: float = setting(0.1, "How closely the policy is held to the reference; higher is closer.", flag=True, above=0)
     ref_model: str | None = setting(
         None, "Reference model. Unset: the model as it is before the first step (adapters off).", panel="Model",
-        flag=True, aliases=("ref_model_name_or_path",),
+        flag=True, aliases=("ref_model_name_or_path",), kind="model",
     )  # fmt: skip
     precompute_ref_log_probs: bool = setting(
         False, "Run the reference once over all data and keep its log-probs: no reference in memory, faster steps.",
@@ -68,7 +72,10 @@ class ReferenceConfig(PreferenceConfig):
         None, "Rows in one batch of that; unset: eval_batch_size or batch_size.", panel="Model", minimum=1
     )
     ref_log_probs_cache: str = setting(
-        "~/.cache/chuk/reference", "Folder that keeps them, a file for each pair of data and reference.", panel="Model"
+        "~/.cache/chuk/reference",
+        "Folder that keeps them, a file for each pair of data and reference.",
+        panel="Model",
+        kind="path",
     )
     sync_ref_model: bool = setting(False, "Move the reference towards the policy on the way (TR-DPO).", panel="Model")
     ref_model_mixup_alpha: float = setting(
@@ -133,6 +140,12 @@ class DPOConfig(ReferenceConfig):
             raise ConfigError("loss_type=exo_pair needs label smoothing above 0", "the paper uses label_smoothing=1e-3")
         if "robust" in self.loss_type and self.label_smoothing >= 0.5:
             raise ConfigError("loss_type=robust needs label_smoothing below 0.5", "with 0.5 labels say nothing")
+        unpaired = [name for name in self.loss_type if name in SORTED]
+        if self.use_weighting and unpaired:
+            raise ConfigError(
+                f"use_weighting weighs pairs, and loss_type={unpaired[0]} sorts its ratios out of their pairs",
+                "leave use_weighting out, or take another loss",
+            )
         odd = [name for name in self.loss_type if name not in SCORED]
         if self.f_divergence_type != "reverse_kl" and odd:
             raise ConfigError(

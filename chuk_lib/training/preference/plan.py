@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,13 @@ from chuk_lib.data.preview import Fragment, PreviewRow
 from chuk_lib.data.reader import DataSource, read_stdin
 from chuk_lib.data.report import DataReport
 from chuk_lib.training.config import checked
-from chuk_lib.training.jobs import load_policy, required
+from chuk_lib.training.fits import check_rows, loss_words
+from chuk_lib.training.jobs import check_start, load_policy, required
 from chuk_lib.training.preference import reward_trainer, trainer
 from chuk_lib.training.preference.batches import Layout
 from chuk_lib.training.preference.config import PreferenceConfig, ReferenceConfig, RewardConfig
 from chuk_lib.training.preference.trainer import make_batches, notes
-from chuk_lib.training.run import complete, prepare_model
-from chuk_lib.training.run_dir import check_output, default_run_path
+from chuk_lib.training.run import check_evaluation, complete, prepare_model, settings_notes
 
 
 @dataclass(frozen=True)
@@ -69,22 +68,23 @@ def plan_preferences(
 ) -> PreferencePlan:
     """Plan a run of dpo, kto, orpo, cpo or reward. Loads model and data; raises what the run itself would raise
     before its first step."""
-    config = checked(config)
-    output = Path(config.output or default_run_path(algorithm, required(config, "model")))
-    check_output(output, overwrite)
+    config, output = check_start(algorithm, checked(config), overwrite)
     where = required(config, "data")
     source: DataSource = list(read_stdin()) if where == "-" else where
     if isinstance(config, RewardConfig):
         model, tokenizer = reward_trainer.load_start(config)
         model = reward_trainer.RewardTrainer(model, tokenizer, config).model
-        dataset, _ = reward_trainer.load_data(config, source, tokenizer)
+        dataset, eval_dataset = reward_trainer.load_data(config, source, tokenizer)
     else:
         model, tokenizer = load_policy(config)
-        dataset, _ = trainer.load_data(config, source, tokenizer)
+        dataset, eval_dataset = trainer.load_data(config, source, tokenizer)
+    check_rows(model, tokenizer, dataset, eval_dataset)
+    check_evaluation(config, eval_dataset is not None)
     done = complete(config, model, prepare_model(model, config), where)
     examples: Sequence[Any] = dataset.examples
     batches = make_batches(examples, done, Layout.of(done, tokenizer))
     padding, largest = _padding(batches)
+    what = "leave them out" if isinstance(config, RewardConfig) else "cut them"
     count = lambda tree: sum(leaf.size for _, leaf in tree_flatten(tree))  # noqa: E731
     return PreferencePlan(
         config=done, origins=dict(origins or dict.fromkeys(as_dict(done), "given in code")), output=str(output),
@@ -92,7 +92,10 @@ def plan_preferences(
         report=dataset.report, steps=batches.plan.steps, epochs=batches.plan.epoch(batches.plan.steps),
         padding=padding, largest=largest, parameters=count(model.parameters()),
         trainable_parameters=count(model.trainable_parameters()), reference=_reference(done),
-        notes=notes(model, dataset.report),
+        notes=(
+            *notes(model, dataset.report, what), *trainer.balance(done, dataset),
+            *settings_notes(done, batches.plan.steps), *loss_words(dataset.report.as_dict()),
+        ),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from chuk_lib.training import recipes
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Memory, Update
 from chuk_lib.training.config import checked
 from chuk_lib.training.evaluation import evaluate_loss
+from chuk_lib.training.fits import check_rows
 from chuk_lib.training.jobs import load_policy, load_splits, required
 from chuk_lib.training.losses.preference import halves
 from chuk_lib.training.losses.reward import reward_loss
@@ -30,7 +31,10 @@ from chuk_lib.training.preference.batches import Batches, Layout
 from chuk_lib.training.preference.config import RewardConfig
 from chuk_lib.training.preference.trainer import eval_batches, make_batches, notes
 from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training
-from chuk_lib.training.sft_trainer import pad_token_id
+from chuk_lib.training.sft_trainer import pad_token_id, rows_of
+
+_TIE = 1e-6
+"""Scores that differ by less than this share of their size are equal: the same row at two places of a batch."""
 
 
 class RewardAlgorithm(Algorithm):
@@ -52,9 +56,10 @@ class RewardAlgorithm(Algorithm):
         chosen, rejected = halves(scores)
         margin, size = micro_batch.get("margin"), chosen.size
         losses = reward_loss(chosen, rejected, margin, self._config.center_rewards_coefficient)
+        tie = _TIE * (mx.abs(chosen) + mx.abs(rejected))
         metrics = {
             "min_reward": size * scores.min(), "mean_reward": size * scores.mean(), "max_reward": size * scores.max(),
-            "accuracy": (chosen > rejected).astype(mx.float32).sum(), "margin": (chosen - rejected).sum(),
+            "accuracy": (chosen - rejected > tie).astype(mx.float32).sum(), "margin": (chosen - rejected).sum(),
         }  # fmt: skip
         return Loss(losses.sum(), mx.array(size, mx.float32), metrics)
 
@@ -117,6 +122,7 @@ class RewardTrainer:
         open_run: Callable[[], Run] | None = None,
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
+        check_rows(self.model, self.tokenizer, dataset, eval_dataset)
         adapted = prepare_model(self.model, self.config)
         self.model.head.unfreeze()
         self.config = complete(self.config, self.model, adapted, dataset.source)
@@ -125,8 +131,9 @@ class RewardTrainer:
         evaluate = self._evaluator(eval_dataset) if eval_dataset is not None else None
         job = Job(
             algorithm, "reward", plan.steps, plan.epoch, dataset.fingerprint,
-            {"rows": len(dataset), "report": dataset.report.as_dict()}, notes(self.model, dataset.report), evaluate,
-            dataset.report.conversational,
+            {"rows": len(dataset), "report": dataset.report.as_dict()},
+            notes(self.model, dataset.report, "leave them out"), evaluate, dataset.report.conversational,
+            rows=rows_of(plan),
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 

@@ -15,18 +15,19 @@ import numpy as np
 
 from chuk_lib.data.batches import BatchFolder, is_batch_folder
 from chuk_lib.data.batching import RowPlan
+from chuk_lib.data.labels import label_notes
 from chuk_lib.data.preference_dataset import PairDataset, PairExample, UnpairedDataset, UnpairedExample
 from chuk_lib.data.reader import DataSource
 from chuk_lib.data.report import DataReport
 from chuk_lib.data.types import Example
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.events import Sink
-from chuk_lib.inference.prompts import context_length
 from chuk_lib.models import provenance_of
 from chuk_lib.training import recipes
 from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.config import checked
 from chuk_lib.training.evaluation import evaluate_loss
+from chuk_lib.training.fits import check_rows, length_notes
 from chuk_lib.training.jobs import load_policy, load_splits
 from chuk_lib.training.measuring.exact_match import write_sample
 from chuk_lib.training.preference.algorithms import DPOAlgorithm, KTOAlgorithm, ReferenceFreeAlgorithm
@@ -42,6 +43,7 @@ from chuk_lib.training.preference.config import (
 from chuk_lib.training.preference.reference_logps import RefLogps, live, looked_up, precompute
 from chuk_lib.training.reference import Reference
 from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training, step_math
+from chuk_lib.training.sft_trainer import rows_of
 
 NAMES: dict[type[PreferenceConfig], str] = {DPOConfig: "dpo", KTOConfig: "kto", ORPOConfig: "orpo", CPOConfig: "cpo"}
 Dataset = PairDataset | UnpairedDataset | BatchFolder
@@ -80,6 +82,7 @@ class PreferenceTrainer:
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
         self._check_data(dataset)
+        check_rows(self.model, self.tokenizer, dataset, eval_dataset)
         adapted = prepare_model(self.model, self.config)
         self.config = complete(self.config, self.model, adapted, dataset.source)
         references = self._references(dataset, eval_dataset)
@@ -89,7 +92,8 @@ class PreferenceTrainer:
         job = Job(
             algorithm, self.algorithm, batches.plan.steps, batches.plan.epoch, dataset.fingerprint,
             {"rows": len(dataset), "report": dataset.report.as_dict()},
-            (*notes(self.model, dataset.report), *references.notes), evaluate, dataset.report.conversational,
+            (*notes(self.model, dataset.report), *balance(self.config, dataset), *references.notes), evaluate,
+            dataset.report.conversational, rows=rows_of(batches.plan),
         )  # fmt: skip
         return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
@@ -204,16 +208,17 @@ def load_data(config: PreferenceConfig, source: DataSource, tokenizer: Any) -> t
     )
 
 
-def notes(model: nn.Module, report: DataReport) -> tuple[str, ...]:
-    """What the user should know about this model and data together."""
-    found = [*provenance_of(model).notes, *report.notes]
-    if report.dropped:
-        found.append(f"{report.dropped:,} of {report.rows:,} rows are left out: they do not fit max_length")
-    limit = context_length(model)
-    if limit is not None and report.longest > limit:
-        text = f"rows have up to {report.longest:,} tokens, the model was made for {limit:,}"
-        found.append(f"{text}: max_length={limit} cuts them")
-    return tuple(found)
+def notes(model: nn.Module, report: DataReport, what: str = "cut them") -> tuple[str, ...]:
+    """What the user should know about this model and data together. `what` `max_length` would do to longer rows."""
+    return (*provenance_of(model).notes, *report.notes, *length_notes(model, report.longest, what))
+
+
+def balance(config: PreferenceConfig, dataset: Dataset) -> tuple[str, ...]:
+    """KTO: what to say when good and bad answers do not balance."""
+    if not isinstance(config, KTOConfig) or not isinstance(dataset, UnpairedDataset):
+        return ()
+    good = sum(one.label for one in dataset.examples)
+    return label_notes(good, len(dataset) - good, config.desirable_weight, config.undesirable_weight)
 
 
 def make_batches(examples: Sequence[Row], config: PreferenceConfig, layout: Layout) -> Batches[Row]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from chuk_lib.training.tables import pick
 
 _SMALL = 1e-4
 
@@ -52,13 +54,15 @@ def combine(scores: np.ndarray, weights: Sequence[float]) -> np.ndarray:
 
 def group_relative(scored: Scored, scale: str = "group") -> np.ndarray:
     """GRPO: reward minus the mean of its group, divided by the spread of the group, of the batch, or not at all
-    (Shao et al. 2024; `none`: Dr. GRPO, Liu et al. 2025). Float32 (N,)."""
+    (Shao et al. 2024; `none`: Dr. GRPO, Liu et al. 2025). Float32 (N,). Raises ConfigError on another scale."""
     grouped = scored.grouped
     advantages = grouped - _mean(grouped, axis=1)[:, None]
-    if scale == "group":
-        advantages = advantages / (scored.spread[:, None] + _SMALL)
-    elif scale == "batch":
-        advantages = advantages / (_std(scored.rewards) + _SMALL)
+    scales: dict[str, Callable[[], np.ndarray | float]] = {
+        "group": lambda: scored.spread[:, None] + _SMALL,
+        "batch": lambda: _std(scored.rewards) + _SMALL,
+        "none": lambda: 1.0,
+    }
+    advantages = advantages / pick(scales, scale, "scale_rewards")()
     return _finished(np.where(scored.is_flat[:, None], 0.0, advantages))
 
 

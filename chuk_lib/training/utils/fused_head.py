@@ -129,9 +129,9 @@ class _Run:
         product = self._head.logits(rows, ())
         stats, slope = tile.with_slope(product)
         rise = self._head.to_rows(slope, rows)
-        if stats is None:
-            stats = tile.forward_from(product, rise, rows) if self._head.linear else tile.forward(product)
-        return stats, [rise]
+        if stats is None and self._head.linear and rise.dtype == mx.float32:
+            stats = tile.forward_from(product, rise, rows)
+        return stats or tile.forward_with(product, slope), [rise]
 
     def _backward(
         self, hidden: mx.array, trained: Sequence[mx.array], cotangents: Sequence[mx.array]
@@ -291,6 +291,14 @@ class _MlxTile:
         logps = at_target.astype(mx.float32) - log_z
         entropy = (rise.astype(mx.float32) * rows.astype(mx.float32)).sum(axis=-1) - logps
         return logps, entropy, (at_target >= product.max(axis=-1)).astype(mx.float32)
+
+    def forward_with(self, product: mx.array, slope: mx.array) -> Stats:
+        """The statistics, with the entropy from the slope onehot − p: Σ p·l = l_y − Σ slope·l. One more pass over the
+        logits; what `forward_from` reads would be rounded to the head's type."""
+        log_z = mx.logsumexp(product, axis=-1)
+        at_target = mx.take_along_axis(product, self._targets[:, None], axis=-1)[:, 0]
+        entropy = log_z - at_target + (slope * product).sum(axis=-1)
+        return at_target - log_z, entropy, (at_target >= product.max(axis=-1)).astype(mx.float32)
 
     def _logits(self, product: mx.array) -> mx.array:
         logits = product.astype(mx.float32)

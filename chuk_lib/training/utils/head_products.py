@@ -1,5 +1,8 @@
 """The products of an output head: from hidden states to logits, and gradients back.
 
+Logits are float32 also of a bfloat16 head: products of bfloat16 numbers are exact there, while a bfloat16 product
+rounds logits of 20 to the next eighth. Gradients with respect to rows and weights stay in the head's type.
+
 A plain weight is the usual case and the fastest. Everything else that makes logits of hidden states (a quantized
 head, one with a bias or with adapters) is called as the layer it is, and differentiated by MLX, a tile at a time.
 """
@@ -26,7 +29,7 @@ class HeadProduct(Protocol):
         """The arrays that get a gradient."""
 
     def logits(self, rows: mx.array, trained: Sequence[mx.array]) -> mx.array:
-        """The product, with these trained arrays in place (none: as the head is)."""
+        """The product in float32, with these trained arrays in place (none: as the head is)."""
 
     def to_rows(self, slope: mx.array, rows: mx.array) -> mx.array:
         """The gradient with respect to the rows of a frozen head."""
@@ -42,13 +45,17 @@ class WeightProduct:
 
     def __init__(self, weight: mx.array, is_trained: bool) -> None:
         self._weight = weight
+        self._wide: mx.array | None = None  # the same in float32, made once for all tiles
         self.trained: tuple[mx.array, ...] = (weight,) if is_trained else ()
         self.vocabulary = weight.shape[0]
 
     def logits(self, rows: mx.array, trained: Sequence[mx.array]) -> mx.array:
-        """rows · Wᵀ in the weight's type."""
-        (weight,) = trained or (self._weight,)
-        return rows.astype(weight.dtype) @ weight.T
+        """rows · Wᵀ, the rows first rounded to the weight's type."""
+        if trained:
+            wide = trained[0].astype(mx.float32)
+        else:
+            wide = self._wide = self._weight.astype(mx.float32) if self._wide is None else self._wide
+        return rows.astype(self._weight.dtype).astype(mx.float32) @ wide.T
 
     def to_rows(self, slope: mx.array, rows: mx.array) -> mx.array:
         """slope · W."""
@@ -74,7 +81,26 @@ class LayerProduct:
         self.trained: tuple[mx.array, ...] = tuple(array for _, array in found)
 
     def logits(self, rows: mx.array, trained: Sequence[mx.array]) -> mx.array:
-        """What the layer makes of the rows."""
+        """What the layer makes of the rows in float32: MLX widens its arrays to their type."""
+        return self._with(trained, rows.astype(mx.float32))
+
+    def to_rows(self, slope: mx.array, rows: mx.array) -> mx.array:
+        """By MLX's differentiation."""
+        return self.pull(slope, rows, ())[0]
+
+    def pull(self, slope: mx.array, rows: mx.array, trained: Sequence[mx.array]) -> tuple[mx.array, ...]:
+        """By MLX's differentiation."""
+        logits, gradients = mx.vjp(
+            lambda inputs, *arrays: self._with(arrays, inputs), [rows, *trained], [slope.astype(self._type(rows))]
+        )
+        del logits
+        return tuple(gradients)
+
+    def _type(self, rows: mx.array) -> mx.Dtype:
+        return self._call(rows[:1]).dtype
+
+    def _with(self, trained: Sequence[mx.array], rows: mx.array) -> mx.array:
+        """The layer's own product, in its own type, with these trained arrays in place."""
         layer: Any = self._layer
         if not trained:
             return self._call(rows)
@@ -84,21 +110,6 @@ class LayerProduct:
             return self._call(rows)
         finally:
             layer.update(before)
-
-    def to_rows(self, slope: mx.array, rows: mx.array) -> mx.array:
-        """By MLX's differentiation."""
-        return self.pull(slope, rows, ())[0]
-
-    def pull(self, slope: mx.array, rows: mx.array, trained: Sequence[mx.array]) -> tuple[mx.array, ...]:
-        """By MLX's differentiation."""
-        logits, gradients = mx.vjp(
-            lambda inputs, *arrays: self.logits(inputs, arrays), [rows, *trained], [slope.astype(self._type(rows))]
-        )
-        del logits
-        return tuple(gradients)
-
-    def _type(self, rows: mx.array) -> mx.Dtype:
-        return self.logits(rows[:1], ()).dtype
 
     def _call(self, rows: mx.array) -> mx.array:
         layer: Any = self._layer

@@ -13,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.models.heads import OutputHead
+from chuk_lib.models.randomness import drops
 from chuk_lib.models.transforms import tempered
 from chuk_lib.training.algorithm import Arrays
 from chuk_lib.training.utils.fused_head import FusedHead, StatOptions
@@ -112,7 +113,7 @@ def fused_head(head: OutputHead, model: nn.Module, temperature: float = 1.0) -> 
     if not head.split:
         return None
     module = head.module(model)
-    if any(isinstance(part, nn.Dropout) and part._p_1 < 1 and part.training for part in module.modules()):
+    if drops(module):
         return None
     return FusedHead(_product(module, tied=head.head is None), tempered(head.transform, temperature))
 

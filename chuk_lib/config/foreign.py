@@ -1,0 +1,58 @@
+"""Names of other tools' settings (TRL, transformers, mlx-lm, axolotl) that are no setting here, and what to do."""
+
+from __future__ import annotations
+
+_CHECKPOINTS = "`checkpoint_interval` says after how many steps a checkpoint is written; the last step is always saved"
+_EVALUATION = "`eval_steps` says after how many steps the validation data is measured"
+_BEST = "the best step (by evaluation loss or reward) is marked `best` by itself, and used when the run is named"
+_QUANTIZED = (
+    "name a model that is quantized already (`mlx_lm.convert -q` makes one): it is loaded as it is, and trained with "
+    "`use_lora`"
+)
+_UPLOAD = "chuk uploads nothing: `hf upload` takes the run's folder"
+_READING = "leave it out: rows are read while training goes on"
+
+_INSTEAD = {
+    "adapter": "`use_lora: true`",
+    "adapter_path": "`output` is where adapters are written; `model` may name adapters to go on with",
+    "base_model": "`model`",
+    "bf16": "`dtype: bfloat16` (unset: what the machine computes well)",
+    "dataloader_num_workers": _READING,
+    "dataset_num_proc": _READING,
+    "datasets": "`data`",
+    "do_eval": _EVALUATION,
+    "do_train": "leave it out: `chuk train` trains",
+    "eval_strategy": _EVALUATION,
+    "evaluation_strategy": _EVALUATION,
+    "fine_tune_type": "`use_lora: true` or `false`, and `use_dora: true` for DoRA",
+    "fp16": "`dtype: float16`",
+    "hub_model_id": _UPLOAD,
+    "label_smoothing_factor": "there is no label smoothing for supervised fine-tuning; leave it out",
+    "load_best_model_at_end": _BEST,
+    "load_in_4bit": _QUANTIZED,
+    "load_in_8bit": _QUANTIZED,
+    "lora_parameters": "`lora_rank`, `lora_alpha` (mlx-lm's scale times the rank) and `lora_dropout`, each on its own",
+    "lora_target_linear": "`lora_target_modules: all-linear`",
+    "mask_prompt": "`completion_only_loss: true`, or `assistant_only_loss: true` for conversations",
+    "metric_for_best_model": _BEST,
+    "micro_batch_size": "`batch_size`",
+    "neftune_noise_alpha": "there is no noise on embeddings; leave it out",
+    "push_to_hub": _UPLOAD,
+    "qlora": _QUANTIZED,
+    "resume_adapter_file": "`model` may be a run or a folder of adapters: training goes on with them",
+    "resume_from_checkpoint": "`chuk train resume RUN` goes on with a run",
+    "run_name": "`output` is the run's folder, and its name",
+    "sample_packing": "`packing: true`",
+    "save_strategy": _CHECKPOINTS,
+    "sequence_len": "`max_length`",
+    "test": "`chuk eval` measures a model",
+    "train": "leave it out: `chuk train` trains",
+    "val_batches": "all of the validation data is measured; name a smaller file with `eval_data`",
+    "val_set_size": "`chuk data split` makes a train and a valid file; name their folder as `data`",
+}
+
+
+def instead_of(name: str) -> str:
+    """What to write in place of another tool's setting; empty for a name that is not known."""
+    found = _INSTEAD.get(name, "")
+    return f"here: {found}" if found.startswith("`") else found

@@ -1,0 +1,58 @@
+"""Token ids that a model's embedding has no row for: MLX would read memory beyond the table, so they are refused before
+anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import mlx.nn as nn
+import numpy as np
+
+from chuk_lib.errors import DataError
+from chuk_lib.models.heads import embedding_rows
+
+Texts = Iterable[tuple[str, Sequence[int] | np.ndarray]]
+"""(what a message calls it, token ids)."""
+
+
+def check_tokens(model: nn.Module, tokenizer: Any, texts: Texts) -> None:
+    """Raise DataError that names the first text with a token that the embedding has no row for, the token, its id, and
+    how many texts have one. `texts` are only read when the tokenizer has such a token."""
+    rows = embedding_rows(model)
+    if rows is not None and highest_id(tokenizer) >= rows:
+        check_ids(rows, tokenizer, texts)
+
+
+def check_prompt_tokens(model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> None:
+    """The same for a few prompts, of which every id is looked at."""
+    rows = embedding_rows(model)
+    if rows is None or max((max(ids, default=0) for ids in prompts), default=0) < rows:
+        return
+    names = ["the prompt"] if len(prompts) == 1 else [f"prompt {at + 1}" for at in range(len(prompts))]
+    check_ids(rows, tokenizer, zip(names, prompts, strict=True))
+
+
+def check_ids(rows: int, tokenizer: Any, texts: Texts) -> None:
+    """The same for an embedding of `rows` rows."""
+    first, count, bad = None, 0, 0
+    for name, ids in texts:
+        count += 1
+        beyond = np.flatnonzero(np.asarray(ids) >= rows)
+        bad += len(beyond) > 0
+        if len(beyond) and first is None:
+            first = (name, int(ids[int(beyond[0])]))
+    if first is None:
+        return
+    name, token = first
+    others = f"; {bad:,} of {count:,} rows have such tokens" if count > 1 else ""
+    raise DataError(
+        f"{name}: token `{tokenizer.convert_ids_to_tokens(token)}` (id {token}) has no row in the model's embedding of "
+        f"{rows:,} rows{others}",
+        "resize the embedding to the tokenizer, or take the tokenizer that belongs to the model",
+    )
+
+
+def highest_id(tokenizer: Any) -> int:
+    """The largest id of a tokenizer's vocabulary, added tokens included."""
+    return max(tokenizer.get_vocab().values(), default=-1)
