@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "chuk_lib" / "runtime" / "kernels.json.gz"
 ALGORITHMS = ("sft", "dpo", "grpo", "ppo", "kto", "orpo", "cpo", "reward")
 FAMILIES = ("llama", "qwen3", "qwen2")
-ROWS = (1, 9, 20, 40, 64, 80)
+ROWS = (64, 80, 32, 16, 8)
+SECONDS = 170
 NOTICE = "headers and generated sources: MLX, MIT License, Copyright (c) 2023 Apple Inc."
 SPY = r"""
 #define _GNU_SOURCE
@@ -147,7 +148,11 @@ def record(algorithm: str, trained: str, models: dict[str, Path], scratch: Path)
 
 def run(command: list[str], env: dict[str, str]) -> None:
     """A command, whose last lines are shown when it fails."""
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        print(" ".join(command[:14]), f"took more than {SECONDS} s", flush=True)
+        return
     if done.returncode:
         print(" ".join(command[:14]), done.stderr[-700:], flush=True)
 
@@ -195,6 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--uses", default=",".join(f"{a}/{t}" for a in ALGORITHMS for t in ("lora", "full")))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
@@ -206,9 +212,8 @@ def main() -> None:
         models = {family: make_model(family, scratch / f"model-{family}") for family in options.families.split(",")}
         jobs = []
         with ThreadPoolExecutor(16) as pool:
-            for algorithm in ALGORITHMS:
-                for trained in ("lora", "full"):
-                    jobs.append(pool.submit(record, algorithm, trained, models, scratch))
+            for use in options.uses.split(","):
+                jobs.append(pool.submit(record, *use.split("/"), models, scratch))
         for job in jobs:
             job.result()
         data = collect(scratch)
