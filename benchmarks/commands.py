@@ -3,10 +3,10 @@
     python benchmarks/commands.py [--model billion|mini|FOLDER] [--only sft,dpo,grpo,ppo] [--full] [--steps 8]
                                   [--trl PYTHON] [--json FILE]
 
-For each command: seconds from its start to the first finished step, with an empty kernel cache and with the one that
-run left behind (a CPU has none); then the median of the later steps, tokens a second of what is trained, and MLX's
-peak. `--trl` names an interpreter that has TRL (and its PPOTrainer, for ppo: 1.12 is the last that has one); figures of
-both are taken one after the other on one machine. `billion` is a Llama of 1.2 billion random bfloat16 weights, `mini`
+For each command: seconds from its start to the first finished step, with `--cold` also with an empty kernel cache (a
+CPU has none); then the median of the later steps, tokens a second of what is trained, and MLX's peak. `--trl` names an
+interpreter that has TRL and PEFT (ppo has no peer here); figures of both are taken one after the other on one machine.
+`billion` is a Llama of 1.2 billion random bfloat16 weights, `mini`
 one of 7 million. `--full` trains all weights instead of adapters of rank 8 on all projections.
 """
 

@@ -10,6 +10,7 @@ from chuk_lib.errors import ConfigError
 VARIABLES = {
     "CHUK_BLAS": "auto, off, or the path of the BLAS library to load before MLX",
     "CHUK_BLAS_THREADS": "how many threads that library may have",
+    "CHUK_CACHE": "the folder for compiled GPU kernels",
     "CHUK_CPU_MATH": "off leaves all computing on a CPU to MLX",
     "CHUK_DEBUG": "1 shows the traceback of an explained failure",
     "CHUK_PARITY": "the folder of numbers that tests compare with",

@@ -48,10 +48,10 @@ def default_token_budget(model: nn.Module) -> int:
 
 @contextmanager
 def limited(model: nn.Module, tokens: int) -> Iterator[None]:
-    """On a GPU MLX's memory limit becomes what rollouts with so many tokens of cache need, unless it is less already:
+    """On CUDA MLX's memory limit becomes what rollouts with so many tokens of cache need, unless it is less already:
     the evaluator would run ahead of prompts into all the memory there is. The cache is there up to three times, while
     rows join or leave."""
-    if on_cpu():
+    if current_backend() != "cuda":
         yield
         return
     before = set_memory_limit(1 << 40)

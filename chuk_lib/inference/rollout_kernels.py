@@ -7,7 +7,8 @@ buffers are written in place by the attention.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -42,9 +43,15 @@ class KernelForward:
         self._turns: list[mx.array] = []
         self._constants = [_constants(block) for block in parts.blocks]
         mx.eval(self._constants)
-        self._step = mx.compile(self._run)
+        self._step = self._compiled()
         self._pads: np.ndarray | None = None
         self._begins = mx.array([0])
+
+    def _compiled(self) -> Callable[..., mx.array]:
+        """A step, without a circle that would keep the weights' copies until Python looks for circles."""
+        owner = weakref.proxy(self)
+        step: Callable[..., mx.array] = mx.compile(lambda *arrays: owner._run(*arrays))
+        return step
 
     def __call__(self, store: PlainStore, tokens: mx.array) -> mx.array:
         """Logits (B, V)."""
@@ -64,7 +71,7 @@ class KernelForward:
                 cache.keys, cache.values = (mx.zeros(shape, block.q.weight.dtype) for _ in range(2))
         if not self._turns or len(self._turns[0]) < store.capacity:
             self._turns = _turns(self._parts.blocks, store.capacity)
-            self._step = mx.compile(self._run)
+            self._step = self._compiled()
         if rows > cuda.MOST_PRODUCT_ROWS and not self._joined:
             for group in (group for groups in self._groups for group in groups):
                 group.join()

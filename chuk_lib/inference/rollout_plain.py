@@ -3,6 +3,7 @@ key."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -24,7 +25,7 @@ class FixedCache:
     def __init__(self, store: PlainStore) -> None:
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
-        self._store = store
+        self._store: PlainStore = weakref.proxy(store)  # a circle would keep the buffers until Python looks for circles
 
     @property
     def offset(self) -> int | mx.array:

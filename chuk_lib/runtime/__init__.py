@@ -13,12 +13,10 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.cpu_math import is_fast as is_fast
     from chuk_lib.runtime.device import RuntimeStatus as RuntimeStatus
     from chuk_lib.runtime.device import adapt_threads as adapt_threads
-    from chuk_lib.runtime.device import await_kernels as await_kernels
     from chuk_lib.runtime.device import default_dtype as default_dtype
     from chuk_lib.runtime.device import kernel_notes as kernel_notes
     from chuk_lib.runtime.device import on_cpu as on_cpu
     from chuk_lib.runtime.device import prepare as prepare
-    from chuk_lib.runtime.device import prepare_kernels as prepare_kernels
     from chuk_lib.runtime.device import publish_kernels as publish_kernels
     from chuk_lib.runtime.environment import describe as describe
     from chuk_lib.runtime.memory_use import DeviceMemory as DeviceMemory
@@ -38,7 +36,6 @@ _HOMES = {
     "MemoryUse": "memory_use",
     "RuntimeStatus": "device",
     "adapt_threads": "device",
-    "await_kernels": "device",
     "computing": "process",
     "default_dtype": "device",
     "describe": "environment",
@@ -50,7 +47,6 @@ _HOMES = {
     "on_cpu": "device",
     "own_process": "process",
     "prepare": "device",
-    "prepare_kernels": "device",
     "publish_kernels": "device",
     "reset_peak": "memory_use",
     "set_memory_limit": "memory_use",

@@ -22,11 +22,6 @@ from chuk_lib.runtime.kernel_cache import KernelCache, open_cache
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from chuk_lib.runtime.known_kernels import Preparation
-
-
-KERNEL_SECONDS = 60.0
-
 
 @dataclass(frozen=True)
 class RuntimeStatus:
@@ -59,7 +54,6 @@ class _Process:
     governor: threads.Governor | None = None
     threads: int = 0
     kernels: KernelCache | None = None
-    preparation: Preparation | None = None
 
 
 _process = _Process()
@@ -94,27 +88,15 @@ def prepare(compile: bool = True) -> RuntimeStatus:
     return _process.status
 
 
-def prepare_kernels(use: str) -> None:
-    """Have the GPU kernels compiled that `use` (`sft/lora`, `grpo/full` …) needs, in processes beside this one, while
-    the model is loaded. Does nothing where there is nothing to compile."""
-    if prepare().backend != "cuda" or _process.kernels is None or _process.preparation is not None:
-        return
-    from chuk_lib.runtime.known_kernels import prepare_known
-
-    cores = threads.count_cores().usable
-    _process.preparation = prepare_known(_process.kernels, use, *_kernel_kind(), cores)
-
-
-def await_kernels(seconds: float = KERNEL_SECONDS) -> None:
-    """Wait for the kernels of `prepare_kernels`, so many seconds at most; MLX compiles what is missing then."""
-    if _process.preparation is not None:
-        _process.preparation.wait(seconds)
-
-
 def kernel_notes() -> list[str]:
-    """What was compiled for this process beforehand, to be told once."""
-    found, _process.preparation = _process.preparation, None
-    return [] if found is None else [str(found)]
+    """What to say before the first step where no kernel is compiled yet."""
+    cache = _process.kernels
+    if cache is None or not cache.is_empty:
+        return []
+    return [
+        "MLX compiles GPU kernels when it first meets them, three to five seconds each: the first step of this run "
+        f"takes one to three minutes; later runs find them in {cache.shared}"
+    ]
 
 
 def publish_kernels() -> None:

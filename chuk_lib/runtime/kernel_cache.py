@@ -1,4 +1,4 @@
-"""Where compiled GPU kernels live between runs, and who compiles them.
+"""Where compiled GPU kernels live between runs.
 
 On CUDA MLX compiles each fused kernel when it first meets it, one after the other, three to five seconds each, and
 keeps it in the temporary directory. chuk gives it a folder that outlives the machine's next start:
@@ -9,9 +9,6 @@ keeps it in the temporary directory. chuk gives it a folder that outlives the ma
 MLX writes in place and reads what is there, so a half-written file of one process would break another. Each process
 therefore has a folder of its own, of links to the shared files, and what it compiled is linked back when it is
 complete. The shared folder is bounded; the oldest kernels go. `MLX_PTX_CACHE_DIR`, when it is set, is left alone.
-
-The kernels that training usually needs are known by their source (`kernels.json.gz`), and worker processes compile
-those that are missing, all cores at once, while the model is loaded (`kernel_worker`).
 """
 
 from __future__ import annotations
@@ -36,6 +33,11 @@ class KernelCache:
     shared: Path
     own: Path
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no kernel is kept for this card and this MLX."""
+        return not any(self.shared.glob("*.ptx"))
+
     def publish(self) -> None:
         """Link what this process compiled into the shared folder. Between two steps of a run MLX compiles nothing."""
         for name in _missing(self.own, self.shared):
@@ -50,6 +52,7 @@ class KernelCache:
 
     def close(self) -> None:
         """Publish, and remove the folder of this process."""
+        atexit.unregister(self.close)
         self.publish()
         shutil.rmtree(self.own, ignore_errors=True)
         prune(self.shared.parent, MOST_BYTES)
@@ -85,7 +88,7 @@ def open_cache(version: str, architecture: str) -> KernelCache | None:
 
 
 def prune(kernels: Path, most: int) -> None:
-    """Remove the kernels that were not linked to for longest until all of them take at most `most` bytes."""
+    """Remove the oldest kernels until all of them take at most `most` bytes."""
     files = [(path, path.stat()) for path in _kernels(kernels)]
     total = sum(stat.st_size for _, stat in files)
     for path, stat in sorted(files, key=lambda item: item[1].st_mtime):
@@ -101,9 +104,12 @@ def _kernels(folder: Path) -> Iterator[Path]:
 
 
 def _missing(source: Path, target: Path) -> list[str]:
-    """Names of kernels that are complete in `source` and not in `target`."""
-    have = {entry.name for entry in os.scandir(source)}
-    held = {entry.name for entry in os.scandir(target)}
+    """Names of kernels that are complete in `source` and not in `target`; none when somebody removed the folder."""
+    try:
+        have = {entry.name for entry in os.scandir(source)}
+        held = {entry.name for entry in os.scandir(target)}
+    except OSError:
+        return []
     names = (name.removesuffix(".ptx") for name in have if name.endswith(".ptx") and name not in held)
     return [name for name in names if name + ".txt" in have]
 

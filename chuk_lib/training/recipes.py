@@ -52,10 +52,7 @@ def config_class(algorithm: str) -> type[TrainerConfig]:
 
 
 def prepare(algorithm: str, config: TrainerConfig, source: DataSource) -> Start:
-    """Model and data of a run, ready to start. GPU kernels are compiled meanwhile."""
-    from chuk_lib import runtime
-
-    runtime.prepare_kernels(f"{algorithm}/{'full' if config.lora is None else 'lora'}")
+    """Model and data of a run, ready to start."""
     ready: Start = _load(RECIPES[algorithm].prepare)(config, source)
     return ready
 

@@ -182,7 +182,6 @@ def prepare_model(model: nn.Module, config: TrainerConfig) -> bool:
         from chuk_lib.models import checkpoint_layers
 
         checkpoint_layers(model, config.checkpointing_blocks)
-    runtime.await_kernels()  # whoever looks at the model next runs it
     return adapted
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import mlx.core as mx
@@ -223,6 +224,20 @@ def test_the_default_budget_comes_from_the_model() -> None:
     assert token_bytes(model) == 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, width, float32
     assert default_token_budget(model) * token_bytes(model) > 1 << 26
     assert token_bytes(tiny("mamba2")) > 0
+
+
+@pytest.mark.parametrize("decode", ["plain", "window", "layers"])
+def test_nothing_is_held_when_the_last_row_has_ended(decode: Any) -> None:
+    model, tokenizer = loaded()
+    rollouts(model, tokenizer, prompts(), WARM, group_size=8, decode=decode)
+    gc.collect()
+    before = mx.get_active_memory()
+    gc.disable()
+    try:
+        rollouts(model, tokenizer, prompts(), WARM, group_size=8, decode=decode)
+        assert mx.get_active_memory() - before < 8 * len(prompts()) * token_bytes(model)  # less than a column
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("known", "free"), [(CUDA, 70), (METAL, 12)])

@@ -1,4 +1,4 @@
-"""How much memory a training step needs on a GPU, from the shapes of its micro-batch and of the model alone.
+"""How much memory a training step needs on an NVIDIA GPU, from the shapes of its micro-batch and of the model alone.
 
     need = weights + optimizer + gradients + 1.3 · kept + head
     kept = tokens · Σ over blocks of (outputs of its linear layers, and their inputs, once where layers share one)
@@ -22,6 +22,7 @@ from mlx.utils import tree_flatten
 from chuk_lib import runtime
 from chuk_lib.models.lora import input_width
 from chuk_lib.models.recompute import is_checkpointed
+from chuk_lib.runtime.device import current_backend
 from chuk_lib.training.algorithm import Arrays
 from chuk_lib.training.optimizers import ChukOptimizer
 from chuk_lib.training.utils.fused_head import tile_rows
@@ -117,8 +118,8 @@ def _bytes(tree: object) -> int:
 
 @dataclass
 class StepLimit:
-    """MLX's memory limit while a run trains on a GPU: what the largest micro-batch so far needs. There is none on a
-    CPU, where nothing runs ahead."""
+    """MLX's memory limit while a run trains on CUDA: what the largest micro-batch so far needs. There is none on a CPU,
+    where nothing runs ahead, nor on Metal, where attention keeps more than is counted here."""
 
     footprint: Footprint
     limit: int = 0
@@ -127,13 +128,13 @@ class StepLimit:
     @classmethod
     def of(cls, model: nn.Module, optimizer: ChukOptimizer) -> StepLimit:
         """For all that is trained together, and whatever else is held now, such as a reference."""
-        if runtime.on_cpu():
+        if current_backend() != "cuda":
             return cls(Footprint(0, (), 0, 0))
         mx.eval(model.parameters(), optimizer.state)
         return cls(footprint_of(model, max(held_bytes(model, optimizer), mx.get_active_memory())))
 
     def __enter__(self) -> StepLimit:
-        if not runtime.on_cpu():
+        if self.footprint.resident:
             self._before = runtime.set_memory_limit(1 << 40)
             self._raise_to(self.footprint.need(0, 1 << 40))
         return self

@@ -60,7 +60,7 @@ class FusedHead:
 
 
 def tile_rows(vocabulary: int) -> int:
-    """Tokens in a tile: what fits the cache on a CPU, half a gibibyte of float32 logits on a GPU."""
+    """Tokens in a tile: what fits the cache on a CPU, a gibibyte of float32 logits on a GPU."""
     return max(16, _TILE_BYTES["cpu" if runtime.on_cpu() else "gpu"] // (4 * vocabulary))
 
 
