@@ -53,7 +53,8 @@ class Command(TyperCommand):
         return super().invoke(ctx)
 
     def _options(self) -> dict[str, Any]:
-        return {name: param for param in self.params for name in (*param.opts, *param.secondary_opts)}
+        names = ((name, param) for param in self.params for name in (*param.opts, *param.secondary_opts))
+        return {name: param for name, param in names if name.startswith("-")}  # arguments have names without
 
     def _settings(self) -> Mapping[str, Setting]:
         """The settings of the command by every name that is understood, as flags."""

@@ -54,6 +54,7 @@ if __name__ == "__main__":
         weights = mx.array([3.0 if token in heavy else 1.0 for token in range(model.args.vocab_size)])
         plan = BatchPlan(SFTDataset(ROWS, tokenizer).examples, batch_size=8, max_steps=30)
         config = TrainerConfig(learning_rate=3e-3, log_interval=10)
-        hooks = Hooks(emit=lambda event: print(event.step, event.data["loss"]), save=lambda progress, best: None)
+        tell = lambda event: event.kind == "step" and print(event.step, event.data["loss"])  # noqa: E731
+        hooks = Hooks(emit=tell, save=lambda progress, best: None)
         optimizer, settings = build_optimizer(config, model), plan_of(config, plan.steps)
         fit(WeightedCrossEntropy(model, plan, weights), optimizer, settings, Progress(), hooks)

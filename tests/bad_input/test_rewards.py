@@ -84,7 +84,12 @@ def test_settings_of_an_evaluation_that_do_not_fit(fails: Fails) -> None:
 
 
 def test_data_without_prompts_and_models_that_are_missing(fails: Fails) -> None:
-    fails(f"{EVAL} --reward length:max=3 -d texts.jsonl", 1, "`texts.jsonl` line 1 has no `prompt`", "give `prompt`")
+    fails(
+        f"{EVAL.replace('prompts.jsonl', 'texts.jsonl')} --reward length:max=3",
+        1,
+        "`texts.jsonl` line 1 has no `prompt`",
+        "give `prompt`",
+    )
     fails(f"{EVAL} --reward length:max=3 --against zzzz", 1, "zzzz", "")
     fails(f"{EVAL} --reward reward_model:path=good", 1, "reward model", "")
     fails(f"{EVAL}", 1, "`prompts.jsonl` line 1 has the columns `prompt`, which fit no format", "prompt + completion")

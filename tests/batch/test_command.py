@@ -64,11 +64,11 @@ OPTIONS: dict[str, list[str]] = {
 def test_every_option_changes_the_batches(chuk: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
     rows = [{**row, "text": f"text {row['completion']}"} for row in pair_rows(60)]
     source = write_rows(tmp_path / "rows.jsonl", rows)
-    words = ["build", "--max-length", 256, "--data", source, "-m", tiny_model_dir, "-o"]
-    assert chuk(*words, tmp_path / "plain")[0] == 0
+    words, usual = ["build", "--data", source, "-m", tiny_model_dir, "-o"], ["--max-length", "256"]
+    assert chuk(*words, tmp_path / "plain", *usual)[0] == 0
     found = {"plain": tree(tmp_path / "plain")}
     for name, more in OPTIONS.items():
-        assert chuk(*words, tmp_path / name, *more)[0] == 0, name
+        assert chuk(*words, tmp_path / name, *more, *([] if name == "max length" else usual))[0] == 0, name
         found[name] = tree(tmp_path / name)
         found[name].pop("manifest.json")
     found["plain"].pop("manifest.json")
@@ -201,8 +201,9 @@ def test_a_pipe_is_built_as_the_file_is(
 def test_what_is_wrong_is_said(
     more: list[str], code: int, says: str, chuk: Any, pairs_file: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    words = ["build", "--data", pairs_file, "--model", tiny_model_dir, "--output", tmp_path / "out", *more]
-    found, out, err = chuk(*words)
+    given = {"--data": pairs_file, "--model": tiny_model_dir, "--output": tmp_path / "out"}
+    named = [word for option, value in given.items() if option not in more for word in (option, value)]
+    found, out, err = chuk("build", *named, *more)
     assert found == code
     assert not out
     assert says in err

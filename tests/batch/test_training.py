@@ -36,9 +36,10 @@ class RecordPlan:
     def __init__(self, plan: FolderPlan, data: SFTDataset, pad_id: int) -> None:
         self._plan, self.examples, self._pad_id = plan, data.examples, pad_id
         self.steps, self.steps_per_epoch, self.epoch = plan.steps, plan.steps_per_epoch, plan.epoch
+        self.micro_batches = plan.micro_batches
 
     def batches(self, step: int) -> list[Batch]:
-        return [self._batch(rows) for rows in self._plan.micro_batches(step)]
+        return [self._batch(rows) for rows in self.micro_batches(step)]
 
     def _batch(self, rows: list[int]) -> Batch:
         lengths = np.array([len(self.examples[row]) for row in rows], dtype=np.int32)

@@ -16,11 +16,10 @@ def place(tmp_path_factory):
     """A folder with a model, eight rows that every trainer can read, and a reward."""
     folder = tmp_path_factory.mktemp("trl")
     create_model("micro", folder / "m")
-    rows = [
-        {"prompt": f"{i}+1=", "completion": str(i + 1), "answer": str(i + 1), "label": bool(i % 2)} for i in range(8)
-    ]
+    rows = [{"prompt": f"{i}+1=", "completion": str(i + 1), "answer": str(i + 1)} for i in range(8)]
+    judged = [row | {"label": bool(i % 2)} for i, row in enumerate(rows)]
     pairs = [{"prompt": row["prompt"], "chosen": row["answer"], "rejected": "no"} for row in rows]
-    for name, lines in (("rows", rows), ("pairs", pairs)):
+    for name, lines in (("rows", rows), ("pairs", pairs), ("judged", judged)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "reward.py").write_text(LAW)
     return folder
@@ -33,7 +32,8 @@ def run(run_chuk, place, tmp_path):
     def go(algorithm, settings, *flags):
         config, out = tmp_path / "settings.yaml", tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
         config.write_text("\n".join(settings) + "\n")
-        data = place / ("pairs.jsonl" if algorithm in ("dpo", "orpo", "cpo", "reward") else "rows.jsonl")
+        names = dict.fromkeys(("dpo", "orpo", "cpo", "reward"), "pairs") | {"kto": "judged"}
+        data = place / f"{names.get(algorithm, 'rows')}.jsonl"
         more = ["--reward", f"{place / 'reward.py'}:pay"] if algorithm in ("grpo", "ppo") else []
         found = run_chuk(
             "train", algorithm, "--config", config, "--model", place / "m", "--data", data, "-o", out, *more, *flags

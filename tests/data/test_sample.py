@@ -119,7 +119,7 @@ def test_the_command(chuk: Chuk, rows_file: Callable[..., Path], tiny_model_dir:
         "-n",
         "8",
     ]
-    done = chuk("data", "sample", path, *asked, "-n", "8", "-o", "out.jsonl", "--json", "--batch", "4")
+    done = chuk("data", "sample", path, *asked, "-o", "out.jsonl", "--json", "--batch", "4")
     result = json.loads(done.stdout)
     assert (result["prompts"], result["answers"]) == (6, 48)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]

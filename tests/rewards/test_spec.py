@@ -99,5 +99,5 @@ def test_a_package_that_is_not_there_is_named_with_its_extra() -> None:
     assert caught.value.hint == "install it: pip install 'chuk-mlx[rewards]'"
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert [line.split(">=")[0] for line in extras["rewards"] + extras["gym"]] == [
-        "jsonschema", "math-verify", "reasoning-gym",
+        "jsonschema", "math-verify", "referencing", "reasoning-gym",
     ]  # fmt: skip

@@ -73,7 +73,10 @@ def test_a_gradient_of_zero_is_told_of_pairs_without_a_difference(tiny_model_dir
     events = read_events(result.run_dir / "events.jsonl")
     notes = [event.data["text"] for event in events if event.kind == "note"]
     assert any("8 pairs have equal tokens" in note for note in notes)
-    assert warnings_of(result) == [(2, "in 2 of 2 steps the gradient was 0: nothing was learned")]
+    assert warnings_of(result) == [
+        (0, "8 of 8 rows are cut at max_length (12 tokens)"),
+        (2, "in 2 of 2 steps the gradient was 0: nothing was learned"),
+    ]
 
 
 def test_the_steps_before_a_resume_are_counted(tiny_model_dir, tmp_path):
