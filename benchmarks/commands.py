@@ -70,8 +70,11 @@ class Case:
 
 
 BIG = {
-    "sft": Case(8, 1, 0, 2048), "dpo": Case(8, 1, 512, 512), "grpo": Case(8, 8, 128, 256), "ppo": Case(8, 8, 128, 256),
-}  # fmt: skip
+    "sft": Case(8, 1, 0, 2048),
+    "dpo": Case(8, 1, 512, 512),
+    "grpo": Case(8, 8, 128, 256),
+    "ppo": Case(8, 8, 128, 256),
+}
 SMALL = {"sft": Case(8, 1, 0, 128), "dpo": Case(4, 1, 64, 64), "grpo": Case(8, 4, 48, 32), "ppo": Case(8, 4, 48, 32)}
 
 
@@ -101,10 +104,27 @@ def write_data(folder: Path, algorithm: str, case: Case, steps: int) -> Path:
 def command(algorithm: str, case: Case, model: str, data: Path, output: Path, steps: int, full: bool) -> list[str]:
     """What a user would type."""
     words = [
-        "train", algorithm, "--model", model, "--data", str(data), "--output", str(output), "--max-steps", str(steps),
-        "--batch-size", str(case.rows), "--set", f"gradient_accumulation_steps={case.accumulation}", "--quiet",
-        "--overwrite", "--set", "log_interval=1", "--set", "checkpoint_interval=100000",
-    ]  # fmt: skip
+        "train",
+        algorithm,
+        "--model",
+        model,
+        "--data",
+        str(data),
+        "--output",
+        str(output),
+        "--max-steps",
+        str(steps),
+        "--batch-size",
+        str(case.rows),
+        "--set",
+        f"gradient_accumulation_steps={case.accumulation}",
+        "--quiet",
+        "--overwrite",
+        "--set",
+        "log_interval=1",
+        "--set",
+        "checkpoint_interval=100000",
+    ]
     words += [] if full else ["--lora", "--set", "lora_target_modules=all-linear"]
     if algorithm in ("grpo", "ppo"):
         reward = data.parent / "reward.py"
@@ -132,10 +152,13 @@ def run_chuk(words: Sequence[str], output: Path, cache: Path) -> dict[str, float
             print("  note:", event["data"]["text"], flush=True)
     last = steps[-1]["data"]
     return {
-        "loaded": started - began, "first": steps[0]["t"] - began, "second": steps[1]["data"]["seconds_per_step"],
-        "step": statistics.median(later), "peak": max(event["data"]["peak_memory_bytes"] for event in steps) / GIB,
+        "loaded": started - began,
+        "first": steps[0]["t"] - began,
+        "second": steps[1]["data"]["seconds_per_step"],
+        "step": statistics.median(later),
+        "peak": max(event["data"]["peak_memory_bytes"] for event in steps) / GIB,
         **{name: float(last[name]) for name in ("rollout_seconds", "rollout_tokens_per_second") if name in last},
-    }  # fmt: skip
+    }
 
 
 TRL = """
@@ -186,9 +209,7 @@ print("RESULT", json.dumps({"first": times.first, "step": later[len(later) // 2]
 
 def run_trl(python: str, algorithm: str, case: Case, model: str, data: Path, steps: int, full: bool) -> dict[str, Any]:
     """The same with TRL."""
-    values = [
-        algorithm, model, str(data), case.rows, case.accumulation, case.tokens, case.completion, full, steps
-    ]  # fmt: skip
+    values = [algorithm, model, str(data), case.rows, case.accumulation, case.tokens, case.completion, full, steps]
     began = time.time()
     done = subprocess.run(
         [python, "-c", TRL, json.dumps(values)], capture_output=True, text=True, check=False, env=os.environ

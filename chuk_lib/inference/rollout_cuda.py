@@ -51,9 +51,12 @@ def can_multiply(x: mx.array, weights: Sequence[mx.array]) -> bool:
 
 
 def product(
-    x: mx.array, weights: Sequence[mx.array], bias: mx.array | None = None, plus: mx.array | None = None,
+    x: mx.array,
+    weights: Sequence[mx.array],
+    bias: mx.array | None = None,
+    plus: mx.array | None = None,
     ups: mx.array | None = None,
-) -> mx.array:  # fmt: skip
+) -> mx.array:
     """x (B, K) through up to three weights (O, K), side by side, `bias` (all O) and `plus` (B, all O) added. With the
     second factors `ups` (all O, rank) of adapters x is what `lower` gave, (B, K + R)."""
     return _multiply(x, weights, (bias, plus, ups), sum(map(len, weights)), gate=False)
@@ -74,15 +77,23 @@ def _multiply(
     warps = (1 if gate else 2) * (_WARPS if columns < 8 else _WARPS // 2)
     ahead = 4 if columns == 1 else 2
     template = [
-        ("COLUMNS", columns), ("WARPS", warps), ("AHEAD", ahead), ("GATED", gate), ("ADAPTED", extras[2] is not None),
-    ]  # fmt: skip
+        ("COLUMNS", columns),
+        ("WARPS", warps),
+        ("AHEAD", ahead),
+        ("GATED", gate),
+        ("ADAPTED", extras[2] is not None),
+    ]
     inputs = [*weights, *[weights[0]] * (3 - len(weights)), *(weights[0] if a is None else a for a in extras)]
     kernel = _kernel(PRODUCT, "product", ("x", "w0", "w1", "w2", "bias", "plus", "ups"), ("out",))
     out: mx.array
     (out,) = kernel(
-        inputs=[x, *inputs], template=template, output_shapes=[(len(x), width)], output_dtypes=[x.dtype],
-        grid=(width // _TILE * warps * 32, 1, 1), threadgroup=(warps * 32, 1, 1),
-    )  # fmt: skip
+        inputs=[x, *inputs],
+        template=template,
+        output_shapes=[(len(x), width)],
+        output_dtypes=[x.dtype],
+        grid=(width // _TILE * warps * 32, 1, 1),
+        threadgroup=(warps * 32, 1, 1),
+    )
     return out
 
 
@@ -101,10 +112,13 @@ def lower(x: mx.array, adapters: LowRank, norm: tuple[mx.array, mx.array] | None
     weight, eps = (x, adapters.scales) if norm is None else norm
     out: mx.array
     (out,) = kernel(
-        inputs=[x, weight, eps, adapters.downs, adapters.scales], template=template,
-        output_shapes=[(rows, wide * width + ranks)], output_dtypes=[x.dtype],
-        grid=(rows * -(-ranks // _LOWER_EACH) * _LOWER_THREADS, 1, 1), threadgroup=(_LOWER_THREADS, 1, 1),
-    )  # fmt: skip
+        inputs=[x, weight, eps, adapters.downs, adapters.scales],
+        template=template,
+        output_shapes=[(rows, wide * width + ranks)],
+        output_dtypes=[x.dtype],
+        grid=(rows * -(-ranks // _LOWER_EACH) * _LOWER_THREADS, 1, 1),
+        threadgroup=(_LOWER_THREADS, 1, 1),
+    )
     return out
 
 

@@ -71,13 +71,20 @@ def test_machine_memory() -> None:
 
 GIB = 1 << 30
 CUDA = {
-    "device_name": "NVIDIA H100 80GB HBM3", "architecture": "sm_90", "compute_capability_major": 9,
-    "total_memory": 80 * GIB, "free_memory": 70 * GIB,
-}  # fmt: skip
+    "device_name": "NVIDIA H100 80GB HBM3",
+    "architecture": "sm_90",
+    "compute_capability_major": 9,
+    "total_memory": 80 * GIB,
+    "free_memory": 70 * GIB,
+}
 METAL = {
-    "device_name": "Apple M4", "architecture": "applegpu_g16g", "resource_limit": 499000,
-    "max_buffer_length": 9 * GIB, "max_recommended_working_set_size": 12 * GIB, "memory_size": 16 * GIB,
-}  # fmt: skip
+    "device_name": "Apple M4",
+    "architecture": "applegpu_g16g",
+    "resource_limit": 499000,
+    "max_buffer_length": 9 * GIB,
+    "max_recommended_working_set_size": 12 * GIB,
+    "memory_size": 16 * GIB,
+}
 """What `mx.device_info` tells on either."""
 
 

@@ -29,11 +29,17 @@ def billion() -> nn.Module:
 
     model = Model(
         ModelArgs(
-            model_type="llama", hidden_size=2048, num_hidden_layers=16, intermediate_size=8192,
-            num_attention_heads=32, num_key_value_heads=8, rms_norm_eps=1e-5, vocab_size=128_256,
+            model_type="llama",
+            hidden_size=2048,
+            num_hidden_layers=16,
+            intermediate_size=8192,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            rms_norm_eps=1e-5,
+            vocab_size=128_256,
             tie_word_embeddings=True,
         )
-    )  # fmt: skip
+    )
     model.set_dtype(mx.bfloat16)
     return model
 

@@ -62,10 +62,12 @@ def footprint_of(model: nn.Module, held: int) -> Footprint:
     heads = [layer for name, layer in model.named_modules() if name.endswith("lm_head") and "weight" in layer]
     rows = [len(table) for table in tables] + [len(layer.weight) for layer in heads]
     return Footprint(
-        resident=held + _bytes(model.trainable_parameters()), kept=tuple(size * _kept(block) for block in blocks),
-        hidden=size * max((_width(block) for block in blocks), default=0), vocabulary=max(rows, default=0),
+        resident=held + _bytes(model.trainable_parameters()),
+        kept=tuple(size * _kept(block) for block in blocks),
+        hidden=size * max((_width(block) for block in blocks), default=0),
+        vocabulary=max(rows, default=0),
         recomputing=sum(map(is_checkpointed, blocks)),
-    )  # fmt: skip
+    )
 
 
 def held_bytes(model: nn.Module, optimizer: ChukOptimizer) -> int:
@@ -77,8 +79,10 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks of all models in `model`, each once; those that recompute first."""
     found = {
         id(block): block
-        for owner in model.modules() for block in owner.get("layers") or () if isinstance(block, nn.Module)
-    }  # fmt: skip
+        for owner in model.modules()
+        for block in owner.get("layers") or ()
+        if isinstance(block, nn.Module)
+    }
     return sorted(found.values(), key=is_checkpointed, reverse=True)
 
 
