@@ -17,7 +17,7 @@ DIFFERENCES: dict[str, dict[str, float]] = {
     "kto_accum2_beta0.5": {"loss": 0.6, "grad_norm": 0.6},
     "orpo_accum2": {"loss": 0.03, "grad_norm": 0.08},
     "cpo_accum2": {"loss": 0.03, "grad_norm": 0.05},
-    "bnpo_accum2": {"loss": 2.0, "grad_norm": 0.3},
+    "bnpo_accum2": {"loss": 2.0, "grad_norm": 0.8},
     "dapo_bonus_accum2": {"loss": 0.005, "grad_norm": 0.02},
     "dapo_quantile_accum2": {"loss": 0.1, "grad_norm": 0.3},
 }
