@@ -225,7 +225,7 @@ def test_doctor_says_what_is_wrong_and_mends_it(chuk: Chuk, folder: Path, tmp_pa
     (broken / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }")
     ill = chuk("tokenizer", "doctor", "broken")
     assert ill.returncode == 1
-    assert "✗ pad: PAD is EOS" in ill.stdout
+    assert "! pad: PAD is EOS" in ill.stdout
     assert "✗ chat template: the chat template is broken in line 1" in ill.stdout
     assert chuk("tokenizer", "doctor", "broken", "--quiet").stdout == "pad\nchat template\n"
     cured = chuk("tokenizer", "doctor", "broken", "--fix", "cured", "--template", "chatml", "--json")

@@ -100,7 +100,7 @@ def _roles(hf: Any, encoder: Encoder) -> Iterator[Finding]:
         yield Finding("pad", "warning", "there is no PAD token; chuk needs none, other trainers do", "", "pad")
     elif special.get("eos") == special["pad"]:
         yield Finding(
-            "pad", "problem",
+            "pad", "warning",
             f"PAD is EOS (`{special['pad'][0]}`): trainers that mask padding by its id never teach the model to stop",
             "use another token; chuk masks by length and is not affected", "pad",
         )  # fmt: skip
