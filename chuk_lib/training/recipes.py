@@ -1,43 +1,40 @@
-"""The algorithms by name: their settings, and how a run of them is prepared. A new trainer is one line here."""
+"""The algorithms by name: their settings, and what loads a run of them. A new trainer is one line here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chuk_lib.errors import ModelError
 
 if TYPE_CHECKING:
     from chuk_lib.data.reader import DataSource
-    from chuk_lib.events import Sink
     from chuk_lib.training.config import TrainerConfig
-    from chuk_lib.training.run import Run, RunResult
-
-    Start = Callable[[Sequence[Sink], Callable[[], bool], Callable[[], Run]], RunResult]
-    """Trains to the end: (sinks, should_stop, open_run) to the result."""
-    Prepare = Callable[[Any, DataSource], Start]
-    """Loads model and data, complains about what is wrong with them, and writes nothing."""
 
 
 class Recipe(NamedTuple):
-    """Where the settings and the preparation of an algorithm are, as `module:name`."""
+    """Where the settings of an algorithm are, and what loads model and data for it, as `module:name`.
+
+    `load(config, source)` gives trainer, training data and validation data or None; it complains about what is wrong
+    with them, and writes nothing.
+    """
 
     config: str
-    prepare: str
+    load: str
 
 
+_TRAINING = "chuk_lib.training"
+_PREFERENCE, _ONLINE = f"{_TRAINING}.preference", f"{_TRAINING}.online"
 RECIPES = {
-    "sft": Recipe("chuk_lib.training.config:SFTConfig", "chuk_lib.training.jobs:prepare_sft"),
-    "dpo": Recipe("chuk_lib.training.preference.config:DPOConfig", "chuk_lib.training.preference.trainer:prepare"),
-    "kto": Recipe("chuk_lib.training.preference.config:KTOConfig", "chuk_lib.training.preference.trainer:prepare"),
-    "orpo": Recipe("chuk_lib.training.preference.config:ORPOConfig", "chuk_lib.training.preference.trainer:prepare"),
-    "cpo": Recipe("chuk_lib.training.preference.config:CPOConfig", "chuk_lib.training.preference.trainer:prepare"),
-    "grpo": Recipe("chuk_lib.training.online.grpo_config:GRPOConfig", "chuk_lib.training.online.grpo_trainer:prepare"),
-    "ppo": Recipe("chuk_lib.training.online.ppo_config:PPOConfig", "chuk_lib.training.online.ppo_trainer:prepare"),
-    "reward": Recipe(
-        "chuk_lib.training.preference.config:RewardConfig", "chuk_lib.training.preference.reward_trainer:prepare"
-    ),
+    "sft": Recipe(f"{_TRAINING}.config:SFTConfig", f"{_TRAINING}.sft_trainer:load"),
+    "dpo": Recipe(f"{_PREFERENCE}.config:DPOConfig", f"{_PREFERENCE}.trainer:load"),
+    "kto": Recipe(f"{_PREFERENCE}.config:KTOConfig", f"{_PREFERENCE}.trainer:load"),
+    "orpo": Recipe(f"{_PREFERENCE}.config:ORPOConfig", f"{_PREFERENCE}.trainer:load"),
+    "cpo": Recipe(f"{_PREFERENCE}.config:CPOConfig", f"{_PREFERENCE}.trainer:load"),
+    "grpo": Recipe(f"{_ONLINE}.grpo_config:GRPOConfig", f"{_ONLINE}.grpo_trainer:GRPOTrainer.load"),
+    "ppo": Recipe(f"{_ONLINE}.ppo_config:PPOConfig", f"{_ONLINE}.ppo_trainer:PPOTrainer.load"),
+    "reward": Recipe(f"{_PREFERENCE}.config:RewardConfig", f"{_PREFERENCE}.reward_trainer:load"),
 }
 
 
@@ -47,23 +44,16 @@ def config_class(algorithm: str) -> type[TrainerConfig]:
         raise ModelError(
             f"this version of chuk does not know the algorithm `{algorithm}`", f"it has: {', '.join(RECIPES)}"
         )
-    found: type[TrainerConfig] = _load(RECIPES[algorithm].config)
+    found: type[TrainerConfig] = _named(RECIPES[algorithm].config)
     return found
 
 
-def prepare(algorithm: str, config: TrainerConfig, source: DataSource) -> Start:
-    """Model and data of a run, ready to start."""
-    ready: Start = _load(RECIPES[algorithm].prepare)(config, source)
-    return ready
+def load(algorithm: str, config: TrainerConfig, source: DataSource) -> tuple[Any, Any, Any]:
+    """Trainer, training data and validation data (or None) of a run. Raises what its `load` raises."""
+    found: tuple[Any, Any, Any] = _named(RECIPES[algorithm].load)(config, source)
+    return found
 
 
-def starter(trainer: Any, dataset: Any, eval_dataset: Any) -> Start:
-    """Trainer and data, ready to start."""
-    return lambda sinks, should_stop, open_run: cast(
-        "RunResult", trainer.train(dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=open_run)
-    )
-
-
-def _load(path: str) -> Any:
-    module, name = path.split(":")
-    return getattr(import_module(module), name)
+def _named(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return attrgetter(name)(import_module(module))

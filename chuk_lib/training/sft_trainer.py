@@ -7,17 +7,19 @@ out: mixture-of-experts auxiliary losses, and NEFTune.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from chuk_lib import runtime
-from chuk_lib.data.batches import BatchFolder, FolderPlan
+from chuk_lib.data.batches import BatchFolder, FolderPlan, is_batch_folder
 from chuk_lib.data.batching import BatchPlan, RowPlan
+from chuk_lib.data.reader import DataSource, has_split
 from chuk_lib.data.sft_dataset import SFTDataset
 from chuk_lib.data.types import Batch
+from chuk_lib.errors import ConfigError
 from chuk_lib.events import Sink
 from chuk_lib.models import provenance_of
 from chuk_lib.models.heads import OutputHead, output_head
@@ -26,6 +28,7 @@ from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Update
 from chuk_lib.training.config import SFTConfig, checked
 from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.fits import check_rows, length_notes
+from chuk_lib.training.loading import load_policy, valid_split
 from chuk_lib.training.losses.cross_entropy import sft_loss
 from chuk_lib.training.measuring.exact_match import write_sample
 from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training
@@ -199,6 +202,42 @@ class SFTTrainer:
             by_length, batch_size=size, shuffle=False, group_by_length=False,
             pad_token_id=pad_token_id(self.tokenizer),
         )  # fmt: skip
+
+
+def load(
+    config: SFTConfig, source: DataSource
+) -> tuple[SFTTrainer, SFTDataset | BatchFolder, SFTDataset | BatchFolder | None]:
+    """Model, training data and validation data of a run. A folder that `chuk batch build` made is trained on as it was
+    built. Raises ModelError and DataError as loading does, ConfigError for settings that contradict such a folder."""
+    model, tokenizer = load_policy(config)
+    eval_dataset: SFTDataset | BatchFolder | None = None
+    if is_batch_folder(source):
+        folder = BatchFolder(cast(str, source), tokenizer)
+        if config.eval_data is not None:
+            eval_dataset = _eval_data(config, config.eval_data, tokenizer)
+        return SFTTrainer(model, tokenizer, folder.settle(config)), folder, eval_dataset
+    dataset = SFTDataset(source, tokenizer, split="train", **_data_settings(config))
+    if config.text_field != "text" and dataset.report.format != "text":
+        raise ConfigError(
+            f"`text_field` does nothing: the rows are {dataset.report.format}", "leave it out, or set format=text"
+        )
+    if config.eval_data is not None or has_split(source, "valid"):
+        eval_dataset = _eval_data(config, config.eval_data or source, tokenizer)
+    return SFTTrainer(model, tokenizer, config), dataset, eval_dataset
+
+
+def _eval_data(config: SFTConfig, source: DataSource, tokenizer: Any) -> SFTDataset | BatchFolder:
+    if is_batch_folder(source):
+        return BatchFolder(cast(str, source), tokenizer)
+    return SFTDataset(source, tokenizer, split=valid_split(source), **(_data_settings(config) | {"packing": False}))
+
+
+def _data_settings(config: SFTConfig) -> dict[str, Any]:
+    return {
+        "max_length": config.max_length, "completion_only_loss": config.completion_only_loss,
+        "assistant_only_loss": config.assistant_only_loss, "packing": config.packing,
+        "packing_strategy": config.packing_strategy, "format": config.format, "text_field": config.text_field,
+    }  # fmt: skip
 
 
 def rows_of(plan: BatchPlan | FolderPlan | RowPlan) -> Callable[[int], list[int]]:

@@ -18,8 +18,8 @@ from chuk_lib.models import create_model, load_model
 from chuk_lib.training import SFTConfig, resume, train_sft
 from chuk_lib.training.checkpoints import list_checkpoints, load_memory, verify_checkpoint
 from chuk_lib.training.completions_log import read_completions
-from chuk_lib.training.jobs import load_policy
 from chuk_lib.training.jobs import train as start
+from chuk_lib.training.loading import load_policy
 from chuk_lib.training.measuring.measure import measure
 from chuk_lib.training.online.ppo_config import PPOConfig
 from chuk_lib.training.online.ppo_trainer import make_actor_critic

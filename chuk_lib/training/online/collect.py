@@ -24,7 +24,7 @@ from chuk_lib.inference.prompts import context_length, limit_words
 from chuk_lib.inference.vocabulary import check_tokens
 from chuk_lib.rewards.types import Completions, Logged, Text
 from chuk_lib.training.engine import step_seed
-from chuk_lib.training.jobs import load_splits
+from chuk_lib.training.loading import load_splits
 from chuk_lib.training.online.config import OnlineConfig
 
 if TYPE_CHECKING:

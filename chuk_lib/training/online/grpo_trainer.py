@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from chuk_lib.data.prompt_dataset import PromptDataset
-from chuk_lib.data.reader import DataSource
-from chuk_lib.training import recipes
 from chuk_lib.training.by_size import SMALL, count_weights
 from chuk_lib.training.online.collect import PromptPlan
 from chuk_lib.training.online.grpo_algorithm import GRPOAlgorithm
@@ -46,8 +44,3 @@ class GRPOTrainer(OnlineTrainer[GRPOConfig]):
             size = SMALL_MICRO_BATCH if count_weights(self.model) < SMALL else MICRO_BATCH
             self._note_chosen("batch_size", size)
         return replace(done, loss_type=done.chosen_loss, beta=done.chosen_beta, batch_size=size)
-
-
-def prepare(config: GRPOConfig, source: DataSource) -> recipes.Start:
-    """A run, ready to start."""
-    return recipes.starter(*GRPOTrainer.load(config, source))

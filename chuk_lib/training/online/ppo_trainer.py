@@ -9,7 +9,6 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from chuk_lib.data.prompt_dataset import PromptDataset
-from chuk_lib.data.reader import DataSource
 from chuk_lib.errors import ConfigError
 from chuk_lib.models import (
     checkpoint_layers,
@@ -23,7 +22,6 @@ from chuk_lib.models import (
 from chuk_lib.models.config import Dtype
 from chuk_lib.models.randomness import switch_dropout_off
 from chuk_lib.models.value_head import ScoreModel
-from chuk_lib.training import recipes
 from chuk_lib.training.online.actor_critic import ActorCritic
 from chuk_lib.training.online.collect import PromptPlan
 from chuk_lib.training.online.ppo_algorithm import PPOAlgorithm
@@ -58,11 +56,6 @@ class PPOTrainer(OnlineTrainer[PPOConfig]):
     def learner(self) -> ActorCritic:
         """The policy with a new value function."""
         return make_actor_critic(self.model, self.tokenizer, self.config)
-
-
-def prepare(config: PPOConfig, source: DataSource) -> recipes.Start:
-    """A run, ready to start."""
-    return recipes.starter(*PPOTrainer.load(config, source))
 
 
 def make_actor_critic(policy: nn.Module, tokenizer: Any, config: PPOConfig) -> ActorCritic:

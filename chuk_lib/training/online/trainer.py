@@ -17,7 +17,7 @@ from chuk_lib.models import provenance_of
 from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.by_size import count_weights, size_origin
 from chuk_lib.training.config import checked
-from chuk_lib.training.jobs import load_policy
+from chuk_lib.training.loading import load_policy
 from chuk_lib.training.online.collect import (
     Collector,
     ModelSampler,

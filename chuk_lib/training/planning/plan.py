@@ -30,12 +30,13 @@ from chuk_lib.errors import ConfigError
 from chuk_lib.models.segments import check_packable
 from chuk_lib.training.config import SFTConfig
 from chuk_lib.training.fits import loss_words
-from chuk_lib.training.jobs import check_start, load_sft, required
+from chuk_lib.training.jobs import check_start
+from chuk_lib.training.loading import required
 from chuk_lib.training.planning.budget import Choice, Fit, choose
 from chuk_lib.training.planning.estimate import Memory, StepModel, resident_of
 from chuk_lib.training.planning.probe import measure_steps, resized
 from chuk_lib.training.run import check_evaluation, prepare_model, settings_notes
-from chuk_lib.training.sft_trainer import SFTAlgorithm, SFTTrainer, make_update, pad_multiple, pad_token_id
+from chuk_lib.training.sft_trainer import SFTAlgorithm, SFTTrainer, load, make_update, pad_multiple, pad_token_id
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class _Desk:
     """A loaded model and its data, on which settings are tried. What `choose` asks for is measured once."""
 
     def __init__(self, config: SFTConfig, source: DataSource) -> None:
-        trainer, dataset, eval_dataset = load_sft(config, source)
+        trainer, dataset, eval_dataset = load(config, source)
         trainer.check_rows(dataset, eval_dataset)
         check_evaluation(config, eval_dataset is not None)
         adapted = prepare_model(trainer.model, replace(config, gradient_checkpointing=False))

@@ -17,7 +17,8 @@ from chuk_lib.data.reader import DataSource, read_stdin
 from chuk_lib.data.report import DataReport
 from chuk_lib.training.config import checked
 from chuk_lib.training.fits import check_rows, loss_words
-from chuk_lib.training.jobs import check_start, load_policy, required
+from chuk_lib.training.jobs import check_start
+from chuk_lib.training.loading import load_policy, required
 from chuk_lib.training.preference import reward_trainer, trainer
 from chuk_lib.training.preference.batches import Layout
 from chuk_lib.training.preference.config import PreferenceConfig, ReferenceConfig, RewardConfig

@@ -17,14 +17,12 @@ from chuk_lib.data.preference_dataset import PairDataset, PairExample
 from chuk_lib.data.reader import DataSource
 from chuk_lib.events import Sink
 from chuk_lib.models import adapters_of, locate
-from chuk_lib.models.config import Dtype
 from chuk_lib.models.value_head import SCORE, ScoreModel, ends, is_reward_model, load_reward_model, make_score_model
-from chuk_lib.training import recipes
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Memory, Update
 from chuk_lib.training.config import checked
 from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.fits import check_rows
-from chuk_lib.training.jobs import load_policy, load_splits, required
+from chuk_lib.training.loading import load_policy, load_splits, required, weights_dtype
 from chuk_lib.training.losses.preference import halves
 from chuk_lib.training.losses.reward import reward_loss
 from chuk_lib.training.preference.batches import Batches, Layout
@@ -148,12 +146,12 @@ class RewardTrainer:
         return lambda step: evaluate_loss(algorithm, batches.plan.steps)
 
 
-def prepare(config: RewardConfig, source: DataSource) -> recipes.Start:
-    """A run of a reward model, ready to start."""
+def load(config: RewardConfig, source: DataSource) -> tuple[RewardTrainer, PairDataset, PairDataset | None]:
+    """Trainer, training data and validation data of a run. Raises ConfigError, ModelError and DataError."""
     config = checked(config)
     model, tokenizer = load_start(config)
     dataset, eval_dataset = load_data(config, source, tokenizer)
-    return recipes.starter(RewardTrainer(model, tokenizer, config), dataset, eval_dataset)
+    return RewardTrainer(model, tokenizer, config), dataset, eval_dataset
 
 
 def load_start(config: RewardConfig) -> tuple[nn.Module, Any]:
@@ -162,8 +160,7 @@ def load_start(config: RewardConfig) -> tuple[nn.Module, Any]:
     found = locate(name, revision=config.revision)
     if not is_reward_model(found.adapter_folder or found.folder):
         return load_policy(config)
-    dtype = "float32" if config.dtype == "auto" and config.lora is None else config.dtype
-    return load_reward_model(name, lora=config.lora, dtype=cast(Dtype, dtype), revision=config.revision)
+    return load_reward_model(name, lora=config.lora, dtype=weights_dtype(config), revision=config.revision)
 
 
 def load_data(config: RewardConfig, source: DataSource, tokenizer: Any) -> tuple[PairDataset, PairDataset | None]:

@@ -23,12 +23,11 @@ from chuk_lib.data.types import Example
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.events import Sink
 from chuk_lib.models import provenance_of
-from chuk_lib.training import recipes
 from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.config import checked
 from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.fits import check_rows, length_notes
-from chuk_lib.training.jobs import load_policy, load_splits
+from chuk_lib.training.loading import load_policy, load_splits
 from chuk_lib.training.measuring.exact_match import write_sample
 from chuk_lib.training.preference.algorithms import DPOAlgorithm, KTOAlgorithm, ReferenceFreeAlgorithm
 from chuk_lib.training.preference.batches import Batches, Layout, Row, pair_arrays, single_arrays
@@ -184,12 +183,12 @@ DPOTrainer = PreferenceTrainer
 """DPO by its own name: the settings are DPOConfig's unless others are given."""
 
 
-def prepare(config: PreferenceConfig, source: DataSource) -> recipes.Start:
-    """A run on preferences, ready to start."""
+def load(config: PreferenceConfig, source: DataSource) -> tuple[PreferenceTrainer, Dataset, Dataset | None]:
+    """Trainer, training data and validation data of a run. Raises ConfigError, ModelError and DataError."""
     config = checked(config)
     model, tokenizer = load_policy(config)
     dataset, eval_dataset = load_data(config, source, tokenizer)
-    return recipes.starter(PreferenceTrainer(model, tokenizer, config), dataset, eval_dataset)
+    return PreferenceTrainer(model, tokenizer, config), dataset, eval_dataset
 
 
 def load_data(config: PreferenceConfig, source: DataSource, tokenizer: Any) -> tuple[Any, Any]:
