@@ -1,10 +1,12 @@
-"""An algorithm of your own on chuk's engine: cross-entropy in which some tokens weigh more than others.
+"""An algorithm of your own: cross-entropy in which some tokens weigh more than others.
 
-An algorithm says where updates come from and what the loss is, as a sum and a weight. The engine does the rest.
+    python examples/06_custom_algorithm.py [RUN]
+
+An algorithm says where updates come from and what the loss is, as a sum and a weight. A job gives it a run directory,
+checkpoints and a dashboard; with RUN it goes on exactly where that run stopped.
 """
 
-from __future__ import annotations
-
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +19,7 @@ from chuk_lib.models import create_model, load_model, set_trainable
 from chuk_lib.models.heads import output_head
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Update
 from chuk_lib.training.config import TrainerConfig
-from chuk_lib.training.engine import Hooks, Progress, fit
-from chuk_lib.training.optimizers import build_optimizer
-from chuk_lib.training.run import plan_of
+from chuk_lib.training.run import Job, reopen, run_training
 from chuk_lib.training.sft_trainer import make_update
 from chuk_lib.training.utils.log_probs import target_stats
 
@@ -53,8 +53,7 @@ if __name__ == "__main__":
         heavy = {token for word in ("yes", "no") for token in tokenizer.encode(word)}
         weights = mx.array([3.0 if token in heavy else 1.0 for token in range(model.args.vocab_size)])
         plan = BatchPlan(SFTDataset(ROWS, tokenizer).examples, batch_size=8, max_steps=30)
-        config = TrainerConfig(learning_rate=3e-3, log_interval=10)
-        tell = lambda event: event.kind == "step" and print(event.step, event.data["loss"])  # noqa: E731
-        hooks = Hooks(emit=tell, save=lambda progress, best: None)
-        optimizer, settings = build_optimizer(config, model), plan_of(config, plan.steps)
-        fit(WeightedCrossEntropy(model, plan, weights), optimizer, settings, Progress(), hooks)
+        job = Job(algorithm=WeightedCrossEntropy(model, plan, weights), name="weighted", steps=plan.steps)
+        config = TrainerConfig(learning_rate=3e-3, log_interval=10, checkpoint_interval=10)
+        result = run_training(job, config, open_run=(lambda: reopen(Path(sys.argv[1]))) if sys.argv[1:] else None)
+        print(f"loss {result.metrics['loss']:.3f} after {result.steps} steps: {result.run_dir}")

@@ -19,7 +19,7 @@ SAYS = {
     "03_custom_data.py": "learned: 'Tokyo.<|im_end|>In Japan.<|im_end|>'",
     "04_lora_fuse.py": "merged, saved and loaded it differs by",
     "05_watch_events.py": "stopped after",
-    "06_custom_algorithm.py": "30 ",
+    "06_custom_algorithm.py": "after 30 steps: ",
     "07_dpo.py": "100% after",
     "08_grpo_custom_reward.py": "after 60 steps",
     "09_pipeline.sh": "step 2, 4 completions",
@@ -69,6 +69,22 @@ def test_an_example_takes_a_model_of_one_s_own(tiny_model_dir: Path, tmp_path: P
     assert run("04_lora_fuse.py", tmp_path, str(tiny_model_dir), "merged").returncode == 0
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     assert (tmp_path / "merged-adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_an_algorithm_of_one_s_own_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Cut off after its second checkpoint, it ends as if it had not been."""
+    assert run("06_custom_algorithm.py", tmp_path).returncode == 0
+    (whole,) = (tmp_path / "runs").iterdir()
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints" / "step_000030")
+    done = run("06_custom_algorithm.py", tmp_path, "cut")
+    assert done.returncode == 0, done.stderr
+    files = [folder / "checkpoints" / "step_000030" / "model.safetensors" for folder in (whole, cut)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    starts = [line for line in (cut / "events.jsonl").read_text().splitlines() if '"started"' in line]
+    assert len(starts) == 2
+    assert '"start_step":20' in starts[1].replace(" ", "")
 
 
 def test_the_examples_are_numbered_without_gaps() -> None:

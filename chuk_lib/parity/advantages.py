@@ -9,9 +9,9 @@ from chuk_lib.data.reader import read_records
 from chuk_lib.models import load_model
 from chuk_lib.parity.checks import Checker
 from chuk_lib.parity.tables import Table, TableRewards
+from chuk_lib.training.language_job import prepare_model
 from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.online.grpo_trainer import GRPOTrainer
-from chuk_lib.training.run import prepare_model
 
 
 def advantages(check: Checker) -> None:

@@ -18,10 +18,9 @@ from chuk_lib.data.reader import DataSource, read_stdin
 from chuk_lib.events import Sink
 from chuk_lib.sinks import make_sinks
 from chuk_lib.training import recipes
-from chuk_lib.training.checkpoints import list_checkpoints, newest_valid
 from chuk_lib.training.config import Config, SFTConfig, TrainerConfig, refuse_idle_settings
 from chuk_lib.training.loading import required
-from chuk_lib.training.run import Run, RunResult
+from chuk_lib.training.run import Run, RunResult, reopen
 from chuk_lib.training.run_dir import RunDir, check_output, default_run_path
 
 _STDIN_COPY = "data.jsonl"
@@ -93,18 +92,15 @@ def resume(
     no valid checkpoint; DataError, ModelError or ConfigError when data, base weights, reference, tokenizer, reward
     files or the rows that come next are not what they were, unless `allow_changed`: then it is said in warnings.
     """
-    directory = RunDir.open(run_path.resolve())
+    run = reopen(run_path)
     try:
-        warnings: list[str] = []
-        is_begun = bool(list_checkpoints(directory.path))
-        checkpoint = newest_valid(directory.path, warnings.append) if is_begun else None
-        layers = [Layer("config.yaml", directory.read_config()), Layer("the command line", changes or {})]
-        config = resolve(recipes.config_class(directory.algorithm), layers).value
-        trainer, dataset, eval_dataset = recipes.load(directory.algorithm, config, required(config, "data"))
-        run = Run(directory, {}, checkpoint, allow_changed, warnings, tuple(changes or ()))
+        layers = [Layer("config.yaml", run.directory.read_config()), Layer("the command line", changes or {})]
+        config = resolve(recipes.config_class(run.directory.algorithm), layers).value
+        trainer, dataset, eval_dataset = recipes.load(run.directory.algorithm, config, required(config, "data"))
+        run = replace(run, allow_changed=allow_changed, changes=tuple(changes or ()))
         result: RunResult = trainer.train(
             dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=lambda: run
         )
         return result
     finally:
-        directory.close()
+        run.directory.close()

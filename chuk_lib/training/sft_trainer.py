@@ -28,10 +28,11 @@ from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Update
 from chuk_lib.training.config import SFTConfig, checked
 from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.fits import check_rows, length_notes
+from chuk_lib.training.language_job import complete, language_job, prepare_model
 from chuk_lib.training.loading import load_policy, valid_split
 from chuk_lib.training.losses.cross_entropy import sft_loss
 from chuk_lib.training.measuring.exact_match import write_sample
-from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training
+from chuk_lib.training.run import Run, RunResult, run_training
 from chuk_lib.training.utils.fused_head import StatOptions
 from chuk_lib.training.utils.log_probs import target_stats
 
@@ -146,12 +147,10 @@ class SFTTrainer:
         plan = self.batch_plan(dataset)
         evaluate = self._evaluator(eval_dataset) if eval_dataset is not None else None
         algorithm = SFTAlgorithm(self.model, plan, self.config.loss_type, few_shapes=not runtime.on_cpu())
-        job = Job(
-            algorithm, "sft", plan.steps, plan.epoch, dataset.fingerprint,
-            {"rows": len(dataset), "report": dataset.report.as_dict()},
-            self.notes(dataset), evaluate, dataset.report.conversational, rows=rows_of(plan),
-        )  # fmt: skip
-        return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
+        job = language_job(
+            self, dataset, algorithm, plan, notes=self.notes(dataset), evaluate=evaluate, rows=rows_of(plan)
+        )
+        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
     def batch_plan(self, dataset: SFTDataset | BatchFolder) -> BatchPlan | FolderPlan:
         """Which rows each step trains on."""

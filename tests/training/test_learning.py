@@ -17,8 +17,8 @@ from chuk_lib.models import load_model
 from chuk_lib.training import SFTConfig, resume, train_sft
 from chuk_lib.training.checkpoints import list_checkpoints, verify_checkpoint
 from chuk_lib.training.engine import Updater
+from chuk_lib.training.language_job import prepare_model
 from chuk_lib.training.optimizers import build_optimizer
-from chuk_lib.training.run import prepare_model
 from chuk_lib.training.sft_trainer import SFTAlgorithm, make_update
 from tests.training.conftest import WORDS, assert_same_bits, toy_rows, weights_of, write_rows
 

@@ -13,7 +13,7 @@ from chuk_lib.models import create_model, load_model
 from chuk_lib.models.recompute import is_checkpointed
 from chuk_lib.training import SFTConfig, train_sft
 from chuk_lib.training.checkpoints import list_checkpoints
-from chuk_lib.training.run import prepare_model
+from chuk_lib.training.language_job import prepare_model
 from tests.training.conftest import toy_rows, weights_of, write_rows
 
 LORA = {"use_lora": True}

@@ -14,10 +14,10 @@ from chuk_lib.data.sft_dataset import SFTDataset
 from chuk_lib.errors import ConfigError
 from chuk_lib.models import load_model
 from chuk_lib.training import SFTConfig
+from chuk_lib.training.language_job import prepare_model
 from chuk_lib.training.planning.budget import parse_size
 from chuk_lib.training.planning.plan import fit_sft, plan_sft
 from chuk_lib.training.planning.probe import measure_steps, resized
-from chuk_lib.training.run import prepare_model
 from chuk_lib.training.sft_trainer import SFTAlgorithm, make_update
 from tests.training.conftest import write_rows
 

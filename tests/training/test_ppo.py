@@ -19,11 +19,11 @@ from chuk_lib.training import SFTConfig, resume, train_sft
 from chuk_lib.training.checkpoints import list_checkpoints, load_memory, verify_checkpoint
 from chuk_lib.training.completions_log import read_completions
 from chuk_lib.training.jobs import train as start
+from chuk_lib.training.language_job import prepare_model
 from chuk_lib.training.loading import load_policy
 from chuk_lib.training.measuring.measure import measure
 from chuk_lib.training.online.ppo_config import PPOConfig
 from chuk_lib.training.online.ppo_trainer import make_actor_critic
-from chuk_lib.training.run import prepare_model
 from tests.conftest import chuk_environment
 from tests.training.conftest import assert_same_bits, weights_of, write_rows
 from tests.training.ppo_runs import PPORuns

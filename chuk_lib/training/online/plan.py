@@ -14,12 +14,13 @@ from chuk_lib.data.prompt_dataset import PromptDataset, PromptReport, PromptRow
 from chuk_lib.data.reader import read_stdin
 from chuk_lib.training.fits import loss_words
 from chuk_lib.training.jobs import check_start
+from chuk_lib.training.language_job import prepare_model, settings_notes
 from chuk_lib.training.loading import required
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.grpo_trainer import GRPOTrainer
 from chuk_lib.training.online.ppo_config import PPOConfig
 from chuk_lib.training.online.ppo_trainer import PPOTrainer
-from chuk_lib.training.run import check_evaluation, prepare_model, settings_notes
+from chuk_lib.training.run import check_evaluation
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from chuk_lib.models import provenance_of
 from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.by_size import count_weights, size_origin
 from chuk_lib.training.config import checked
+from chuk_lib.training.language_job import complete, language_job, prepare_model
 from chuk_lib.training.loading import load_policy
 from chuk_lib.training.online.collect import (
     Collector,
@@ -31,7 +32,7 @@ from chuk_lib.training.online.collect import (
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.evaluation import RewardEvaluator
 from chuk_lib.training.online.rewards import rewards_of
-from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training
+from chuk_lib.training.run import Run, RunResult, run_training
 from chuk_lib.training.sft_trainer import GPU_MULTIPLE, pad_token_id
 from chuk_lib.training.utils.completion_log_probs import Shapes
 
@@ -93,16 +94,13 @@ class OnlineTrainer(ABC, Generic[Config]):
         adapted = prepare_model(self.model, self.config)
         self.config = self.complete(adapted, dataset)
         plan = self.plan(dataset)
-        job = Job(
-            self.make_algorithm(dataset, plan), self.algorithm, plan.steps, plan.epoch, dataset.fingerprint,
-            {"rows": len(dataset), "report": dataset.report.as_dict()}, self.notes(dataset),
-            None if eval_dataset is None else RewardEvaluator(self._collector(eval_dataset), self.config),
-            dataset.report.conversational, watched="eval_reward", greater_is_better=True,
+        evaluator = None if eval_dataset is None else RewardEvaluator(self._collector(eval_dataset), self.config)
+        job = language_job(
+            self, dataset, self.make_algorithm(dataset, plan), plan, notes=self.notes(dataset), evaluate=evaluator,
+            rows=plan.prompts, watched="eval_reward", greater_is_better=True, chosen=self.chosen,
             updates_per_step=self.config.scheduled_updates,
-            rows=plan.prompts,
-            chosen=self.chosen,
         )  # fmt: skip
-        return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
+        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
     def plan(self, dataset: PromptDataset) -> PromptPlan:
         """Which prompts each step takes."""

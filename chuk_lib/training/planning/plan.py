@@ -31,11 +31,12 @@ from chuk_lib.models.segments import check_packable
 from chuk_lib.training.config import SFTConfig
 from chuk_lib.training.fits import loss_words
 from chuk_lib.training.jobs import check_start
+from chuk_lib.training.language_job import prepare_model, settings_notes
 from chuk_lib.training.loading import required
 from chuk_lib.training.planning.budget import Choice, Fit, choose
 from chuk_lib.training.planning.estimate import Memory, StepModel, resident_of
 from chuk_lib.training.planning.probe import measure_steps, resized
-from chuk_lib.training.run import check_evaluation, prepare_model, settings_notes
+from chuk_lib.training.run import check_evaluation
 from chuk_lib.training.sft_trainer import SFTAlgorithm, SFTTrainer, load, make_update, pad_multiple, pad_token_id
 
 

@@ -18,12 +18,13 @@ from chuk_lib.data.report import DataReport
 from chuk_lib.training.config import checked
 from chuk_lib.training.fits import check_rows, loss_words
 from chuk_lib.training.jobs import check_start
+from chuk_lib.training.language_job import complete, prepare_model, settings_notes
 from chuk_lib.training.loading import load_policy, required
 from chuk_lib.training.preference import reward_trainer, trainer
 from chuk_lib.training.preference.batches import Layout
 from chuk_lib.training.preference.config import PreferenceConfig, ReferenceConfig, RewardConfig
 from chuk_lib.training.preference.trainer import make_batches, notes
-from chuk_lib.training.run import check_evaluation, complete, prepare_model, settings_notes
+from chuk_lib.training.run import check_evaluation
 
 
 @dataclass(frozen=True)

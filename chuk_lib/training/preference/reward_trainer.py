@@ -22,13 +22,14 @@ from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Memory, Update
 from chuk_lib.training.config import checked
 from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.fits import check_rows
+from chuk_lib.training.language_job import complete, language_job, prepare_model
 from chuk_lib.training.loading import load_policy, load_splits, required, weights_dtype
 from chuk_lib.training.losses.preference import halves
 from chuk_lib.training.losses.reward import reward_loss
 from chuk_lib.training.preference.batches import Batches, Layout
 from chuk_lib.training.preference.config import RewardConfig
 from chuk_lib.training.preference.trainer import eval_batches, make_batches, notes
-from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training
+from chuk_lib.training.run import Run, RunResult, run_training
 from chuk_lib.training.sft_trainer import pad_token_id, rows_of
 
 _TIE = 1e-6
@@ -127,13 +128,11 @@ class RewardTrainer:
         algorithm = self.make_algorithm(dataset)
         plan = algorithm.batches.plan
         evaluate = self._evaluator(eval_dataset) if eval_dataset is not None else None
-        job = Job(
-            algorithm, "reward", plan.steps, plan.epoch, dataset.fingerprint,
-            {"rows": len(dataset), "report": dataset.report.as_dict()},
-            notes(self.model, dataset.report, "leave them out"), evaluate, dataset.report.conversational,
-            rows=rows_of(plan),
+        job = language_job(
+            self, dataset, algorithm, plan, evaluate=evaluate, rows=rows_of(plan),
+            notes=notes(self.model, dataset.report, "leave them out"),
         )  # fmt: skip
-        return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
+        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
     def make_algorithm(self, dataset: PairDataset) -> RewardAlgorithm:
         """The algorithm over a data set as `train` runs it."""

@@ -27,6 +27,7 @@ from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.config import checked
 from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.fits import check_rows, length_notes
+from chuk_lib.training.language_job import complete, language_job, prepare_model
 from chuk_lib.training.loading import load_policy, load_splits
 from chuk_lib.training.measuring.exact_match import write_sample
 from chuk_lib.training.preference.algorithms import DPOAlgorithm, KTOAlgorithm, ReferenceFreeAlgorithm
@@ -41,7 +42,7 @@ from chuk_lib.training.preference.config import (
 )
 from chuk_lib.training.preference.reference_logps import RefLogps, live, looked_up, precompute
 from chuk_lib.training.reference import Reference
-from chuk_lib.training.run import Job, Run, RunResult, complete, prepare_model, run_training, step_math
+from chuk_lib.training.run import Run, RunResult, run_training, step_math
 from chuk_lib.training.sft_trainer import rows_of
 
 NAMES: dict[type[PreferenceConfig], str] = {DPOConfig: "dpo", KTOConfig: "kto", ORPOConfig: "orpo", CPOConfig: "cpo"}
@@ -88,13 +89,11 @@ class PreferenceTrainer:
         batches = self.batches(dataset)
         algorithm = self._algorithm(batches, references.train, references.moving)
         evaluate = self._evaluator(eval_dataset, references.valid) if eval_dataset is not None else None
-        job = Job(
-            algorithm, self.algorithm, batches.plan.steps, batches.plan.epoch, dataset.fingerprint,
-            {"rows": len(dataset), "report": dataset.report.as_dict()},
-            (*notes(self.model, dataset.report), *balance(self.config, dataset), *references.notes), evaluate,
-            dataset.report.conversational, rows=rows_of(batches.plan),
+        job = language_job(
+            self, dataset, algorithm, batches.plan, evaluate=evaluate, rows=rows_of(batches.plan),
+            notes=(*notes(self.model, dataset.report), *balance(self.config, dataset), *references.notes),
         )  # fmt: skip
-        return run_training(self, job, sinks=sinks, should_stop=should_stop, open_run=open_run)
+        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
     def batches(self, dataset: Dataset) -> Batches[Any]:
         """The rows of each step, and how they are laid out."""
