@@ -14,19 +14,21 @@ from chuk_lib.models.heads import output_head
 from chuk_lib.parity.checks import Checker
 from chuk_lib.training.losses.policy_gradient import (
     PolicyBatch,
-    PolicyLoss,
+    denominator,
     entropy_sum,
     importance_weights,
     policy_loss,
 )
 from chuk_lib.training.losses.policy_kinds import Sizes
-from chuk_lib.training.losses.sums import Measured
+from chuk_lib.training.losses.sums import Measured, Metric, Per
 from chuk_lib.training.online.collect import PromptPlan
+from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.utils.gradient_utils import global_norm, to_float
 from chuk_lib.training.utils.high_entropy import high_entropy_mask
 from chuk_lib.training.utils.log_probs import StatOptions, TokenStats, completion_arrays, completion_stats
 
 _ROLLOUT = Sizes(rows=0.0, tokens=0.0, rollout_tokens=1.0, room=0.0)
+_ROOM = 256
 _NOT_OF_THE_LOSS = ("temperature", "top_entropy_quantile", "entropy_coef")
 
 
@@ -80,15 +82,18 @@ class _Fixture:
 
 def _fixed_case(check: Checker, name: str, case: dict[str, Any], fixture: _Fixture) -> None:
     mask = fixture.mask(case)
-    options, windows = _options(name, case), case.get("gradient_accumulation_steps", 1)
+    config, windows = _loss_settings(name, case), case.get("gradient_accumulation_steps", 1)
     tokens = float(case.get("num_items_in_batch", mask.sum()))
-    weight = options.denominator(len(mask), float(mask.sum()), tokens)
-    weight *= 1 if options.kind.divisor(_ROLLOUT) else windows  # what is divided by the rollout's tokens says it all
+    room = len(mask) * config.max_completion_length
+    weight = denominator(config, Sizes(len(mask), float(mask.sum()), tokens, room))
+    weight *= (
+        1 if config.loss_kind.divisor(_ROLLOUT) else windows
+    )  # what is divided by the rollout's tokens says it all
     coefficient = case["config"].get("entropy_coef", 0.0)
 
     def mean() -> tuple[mx.array, tuple[Measured, mx.array, mx.array]]:
         batch = _batch(case, fixture, mask, entropy_gradient=coefficient > 0)
-        found = policy_loss(options, batch)
+        found = policy_loss(config, batch)
         entropy, count = entropy_sum(batch)
         bonus = coefficient * entropy / (mx.maximum(count, 1) * windows)
         return found.total / weight - bonus, (found, entropy, batch.entropy)
@@ -103,17 +108,17 @@ def _fixed_case(check: Checker, name: str, case: dict[str, Any], fixture: _Fixtu
         check.close(f"{name}/{key}", got.get(key, float("nan")), want, rtol=5e-4, atol=3e-5)
 
 
-def _metric(metric: Any, mask: np.ndarray) -> float:
-    sizes = {"tokens": max(float(mask.sum()), 1.0), "seen": max(float(mask.sum()), 1.0), "rows": float(len(mask))}
+def _metric(metric: Metric, mask: np.ndarray) -> float:
+    sizes = {Per.TOKEN: max(float(mask.sum()), 1.0), Per.ROW: float(len(mask))}
     return to_float(metric.total) / sizes.get(metric.per, 1.0)
 
 
-def _options(name: str, case: dict[str, Any]) -> PolicyLoss:
+def _loss_settings(name: str, case: dict[str, Any]) -> GRPOConfig:
     given = {key: value for key, value in case["config"].items() if key not in _NOT_OF_THE_LOSS}
     for kind in ("rloo", "gmpo"):  # trainers of their own in TRL, without a loss_type
         if name.startswith(kind):
             given["loss_type"] = kind
-    return PolicyLoss(**given)
+    return GRPOConfig(**{"max_completion_length": _ROOM} | given)
 
 
 def _batch(case: dict[str, Any], fixture: _Fixture, mask: np.ndarray, *, entropy_gradient: bool) -> PolicyBatch:

@@ -17,11 +17,11 @@ from chuk_lib.training.checkpoints import list_checkpoints
 from chuk_lib.training.completions_log import read_completions
 from chuk_lib.training.losses.policy_gradient import (
     PolicyBatch,
-    PolicyLoss,
     importance_weights,
     policy_loss,
 )
 from chuk_lib.training.losses.policy_kinds import LOSSES
+from chuk_lib.training.losses.sums import Per
 from chuk_lib.training.online.grpo_batches import Extra, TrainingRows, make_update, split_rows
 from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.utils.completion_log_probs import Shapes
@@ -54,14 +54,14 @@ def batch(rows=6, width=7, seed=0):
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_micro_batches_add_up(kind):
-    options = PolicyLoss(kind, beta=0.1, off_policy_mask_threshold=0.05)
+    options = GRPOConfig(loss_type=kind, beta=0.1, off_policy_mask_threshold=0.05)
     whole = batch()
     found = policy_loss(options, whole)
     parts = [policy_loss(options, PolicyBatch(*(one[s] if one is not None else None for one in whole)))
              for s in (slice(0, 1), slice(1, 4), slice(4, 6))]  # fmt: skip
     assert sum(part.total.item() for part in parts) == pytest.approx(found.total.item(), rel=1e-5)
     for name, metric in found.metrics.items():
-        if metric.per in ("tokens", "rows"):
+        if metric.per in (Per.TOKEN, Per.ROW):
             assert sum(part.metrics[name].total.item() for part in parts) == pytest.approx(
                 metric.total.item(), rel=1e-5
             )
@@ -69,7 +69,7 @@ def test_micro_batches_add_up(kind):
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_padding_and_rows_without_advantage_add_nothing(kind):
-    options, given = PolicyLoss(kind), batch()
+    options, given = GRPOConfig(loss_type=kind), batch()
     before = policy_loss(options, given).total.item()
     wide = PolicyBatch(*(
         None if one is None else mx.pad(one, ((0, 0), (0, 3 if one.shape[1] > 1 else 0)), constant_values=0.0)
@@ -143,7 +143,7 @@ def rollout(advantages, lengths=(3, 5, 2, 4)):
 
 def test_rows_that_cannot_matter_are_not_run_but_counted():
     made = lambda given, every: make_update(  # noqa: E731
-        rollout(given), range(4), PolicyLoss("bnpo"), Shapes(2), 1, EXTRA, all_rows=every, counts={}
+        rollout(given), range(4), GRPOConfig(loss_type="bnpo", beta=0.1 * every), Shapes(2), EXTRA
     )
     update = made([1, 0, -1, 0], False)
     assert [batch["input_ids"].shape[0] for batch in update.micro_batches] == [2]
@@ -155,8 +155,7 @@ def test_rows_that_cannot_matter_are_not_run_but_counted():
 
 def test_few_shapes_fill_the_last_micro_batch_up():
     update = make_update(
-        rollout([1, 0, 0, 0]), range(4), PolicyLoss(), Shapes(2, multiple=16, few=True), 1, EXTRA, all_rows=False,
-        counts={},
+        rollout([1, 0, 0, 0]), range(4), GRPOConfig(), Shapes(2, multiple=16, few=True), EXTRA
     )  # fmt: skip
     assert [batch["input_ids"].shape for batch in update.micro_batches] == [(2, 16)]
 

@@ -9,7 +9,7 @@ import pytest
 from chuk_lib.errors import ConfigError
 from chuk_lib.training import CPOConfig, DPOConfig, KTOConfig, SFTConfig
 from chuk_lib.training.config import refuse_idle_settings
-from chuk_lib.training.losses.policy_gradient import PolicyLoss, importance_weights
+from chuk_lib.training.losses.policy_gradient import importance_weights
 from chuk_lib.training.losses.policy_kinds import IMPORTANCE_MODES, LOSSES
 from chuk_lib.training.losses.preference import divergence, preference_loss
 from chuk_lib.training.losses.reference_free import cpo_loss
@@ -105,8 +105,7 @@ ONE = mx.ones((1,))
 UNKNOWN = {
     "optimizer": lambda name: build_optimizer(SFTConfig(optimizer=name), None),
     "lr_scheduler_type": lambda name: Schedule(name).factor(3),
-    "loss_type": lambda name: PolicyLoss(name).kind,
-    "loss_type of a run": lambda name: GRPOConfig(loss_type=name).loss_kind,
+    "loss_type": lambda name: GRPOConfig(loss_type=name).loss_kind,
     "advantage_estimator": lambda name: GRPOConfig(advantage_estimator=name).estimator,
     "importance_sampling_mode": lambda name: importance_weights(ONE, ONE, ONE, name, None, None),
     "scale_rewards": lambda name: group_relative(Scored(np.ones(2), 2), name),

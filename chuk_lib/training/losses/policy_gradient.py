@@ -8,53 +8,17 @@ loss that balances experts.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 
-from chuk_lib.training.losses.policy_kinds import IMPORTANCE_MODES, LOSSES, LossKind, Sizes, row_means
+from chuk_lib.training.losses.policy_kinds import IMPORTANCE_MODES, Sizes, row_means
 from chuk_lib.training.losses.sums import Measured, Metric
 from chuk_lib.training.tables import pick
 from chuk_lib.training.utils.kl_divergence import k3
 
-
-@dataclass(frozen=True)
-class PolicyLoss:
-    """Which loss, and its constants; names and defaults are those of the settings. `epsilon_high` None: epsilon."""
-
-    loss_type: str = "dapo"
-    importance_sampling_level: str = "token"
-    epsilon: float = 0.2
-    epsilon_high: float | None = None
-    delta: float | None = None
-    beta: float = 0.0
-    use_bias_correction_kl: bool = True
-    off_policy_mask_threshold: float | None = None
-    sapo_temperature_pos: float = 1.0
-    sapo_temperature_neg: float = 1.05
-    vespo_k_pos: float = 2.0
-    vespo_lambda_pos: float = 3.0
-    vespo_k_neg: float = 3.0
-    vespo_lambda_neg: float = 2.0
-    max_completion_length: int = 256
-    entropy_bonus: bool = False
-
-    @property
-    def kind(self) -> LossKind:
-        """The row of the loss. Raises ConfigError for one that does not exist."""
-        return pick(LOSSES, self.loss_type, "loss_type")
-
-    @property
-    def high(self) -> float:
-        """The upper ε."""
-        return self.epsilon if self.epsilon_high is None else self.epsilon_high
-
-    def denominator(self, rows: int, tokens: float, rollout_tokens: float) -> float:
-        """What the loss of an update is divided by: it has `rows` completions with `tokens` tokens that count, and
-        `rollout_tokens` is its share of the tokens of its rollout."""
-        sizes = Sizes(rows, tokens, rollout_tokens, rows * self.max_completion_length)
-        return max(float(self.kind.divisor(sizes)), 1.0)
+if TYPE_CHECKING:
+    from chuk_lib.training.online.grpo_config import GRPOConfig
 
 
 class PolicyBatch(NamedTuple):
@@ -74,24 +38,29 @@ class PolicyBatch(NamedTuple):
     entropy_mask: mx.array | None = None
 
 
-def policy_loss(options: PolicyLoss, batch: PolicyBatch) -> Measured:
-    """The sum over a micro-batch, to be divided by `options.denominator` of its update, and sums for metrics: `kl`,
+def denominator(config: GRPOConfig, sizes: Sizes) -> float:
+    """What the loss of an update is divided by, 1 at least."""
+    return max(float(config.loss_kind.divisor(sizes)), 1.0)
+
+
+def policy_loss(config: GRPOConfig, batch: PolicyBatch) -> Measured:
+    """The sum over a micro-batch, to be divided by `denominator` of its update, and sums for metrics: `kl`,
     `clip_ratio/…`, `cispo_clip_ratio`, `vespo/phi_seq_mean`. Rows and tokens that the mask leaves out add nothing."""
     old = mx.stop_gradient(batch.logps) if batch.old is None else batch.old
     log_ratio = batch.logps - old
-    by_row = options.importance_sampling_level == "sequence"
+    by_row = config.importance_sampling_level == "sequence"
     ratio = mx.exp(row_means(log_ratio, batch.mask) if by_row else log_ratio)
-    kind = options.kind
-    losses, metrics = kind.losses(options, batch, log_ratio, ratio)
-    if options.off_policy_mask_threshold is not None:
-        losses = losses * on_policy_rows(batch, old, options.off_policy_mask_threshold)
+    kind = config.loss_kind
+    losses, metrics = kind.losses(config, batch, log_ratio, ratio)
+    if config.off_policy_mask_threshold is not None:
+        losses = losses * on_policy_rows(batch, old, config.off_policy_mask_threshold)
     if batch.entropy_mask is not None:
         losses = losses * batch.entropy_mask
     if batch.importance is not None and not kind.weighs:
         losses = losses * batch.importance
-    if options.beta and batch.reference is not None:
-        kl = k3(batch.logps, batch.reference) * (ratio if options.use_bias_correction_kl else 1.0)
-        losses = losses + options.beta * kl
+    if config.kl_in_loss and batch.reference is not None:
+        kl = k3(batch.logps, batch.reference) * (ratio if config.use_bias_correction_kl else 1.0)
+        losses = losses + config.chosen_beta * kl
         metrics["kl"] = Metric.of_tokens(kl, batch.mask)
     total = (losses * batch.mask).sum() if kind.by_token else _row_sum(losses, batch.mask)
     return Measured(total, metrics)

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from chuk_lib.training.losses.policy_gradient import PolicyBatch, PolicyLoss
+    from chuk_lib.training.losses.policy_gradient import PolicyBatch
     from chuk_lib.training.losses.sums import Metric
+    from chuk_lib.training.online.grpo_config import GRPOConfig
 
     Found = tuple[mx.array, dict[str, Metric]]
     """Losses before masks and KL, (B, C) or (B, 1), and the metrics of the kind."""
-    Losses = Callable[[PolicyLoss, PolicyBatch, mx.array, mx.array], Found]
+    Losses = Callable[[GRPOConfig, PolicyBatch, mx.array, mx.array], Found]
 
 _TINY_LOG, _LARGE_LOG = math.log(1e-8), 20.0
 
@@ -58,48 +59,48 @@ class LossKind:
     weighs: bool = False
 
 
-def _clipped(options: PolicyLoss, batch: PolicyBatch, log_ratio: mx.array, ratio: mx.array) -> Found:
+def _clipped(config: GRPOConfig, batch: PolicyBatch, log_ratio: mx.array, ratio: mx.array) -> Found:
     import mlx.core as mx
 
     advantages = batch.advantages
-    clipped = mx.clip(ratio, 1 - options.epsilon, 1 + options.high)
-    ratio = ratio if options.delta is None else mx.minimum(ratio, options.delta)
-    low, high = (ratio < 1 - options.epsilon) & (advantages < 0), (ratio > 1 + options.high) & (advantages > 0)
+    clipped = mx.clip(ratio, 1 - config.epsilon, 1 + config.upper_epsilon)
+    ratio = ratio if config.delta is None else mx.minimum(ratio, config.delta)
+    low, high = (ratio < 1 - config.epsilon) & (advantages < 0), (ratio > 1 + config.upper_epsilon) & (advantages > 0)
     return -mx.minimum(ratio * advantages, clipped * advantages), _clip_metrics(low, high, batch.mask)
 
 
-def _rloo(options: PolicyLoss, batch: PolicyBatch, log_ratio: mx.array, ratio: mx.array) -> Found:
+def _rloo(config: GRPOConfig, batch: PolicyBatch, log_ratio: mx.array, ratio: mx.array) -> Found:
     import mlx.core as mx
 
     whole = mx.exp((log_ratio * batch.mask).sum(axis=1, keepdims=True))
-    return _clipped(options, batch, log_ratio, whole)
+    return _clipped(config, batch, log_ratio, whole)
 
 
-def _cispo(options: PolicyLoss, batch: PolicyBatch, log_ratio: mx.array, ratio: mx.array) -> Found:
+def _cispo(config: GRPOConfig, batch: PolicyBatch, log_ratio: mx.array, ratio: mx.array) -> Found:
     import mlx.core as mx
 
     from chuk_lib.training.losses.sums import Metric
 
-    capped = mx.stop_gradient(mx.minimum(ratio, options.high))
-    over = (ratio > options.high) & (batch.advantages > 0)
+    capped = mx.stop_gradient(mx.minimum(ratio, config.upper_epsilon))
+    over = (ratio > config.upper_epsilon) & (batch.advantages > 0)
     return -capped * batch.advantages * batch.logps, {"cispo_clip_ratio": Metric.of_tokens(over, batch.mask)}
 
 
-def _sapo(options: PolicyLoss, batch: PolicyBatch, log_ratio: mx.array, ratio: mx.array) -> Found:
+def _sapo(config: GRPOConfig, batch: PolicyBatch, log_ratio: mx.array, ratio: mx.array) -> Found:
     import mlx.core as mx
 
-    heat = mx.where(batch.advantages > 0, options.sapo_temperature_pos, options.sapo_temperature_neg)
+    heat = mx.where(batch.advantages > 0, config.sapo_temperature_pos, config.sapo_temperature_neg)
     return -mx.sigmoid(heat * (ratio - 1)) * 4 / heat * batch.advantages, {}
 
 
-def _vespo(options: PolicyLoss, batch: PolicyBatch, log_ratio: mx.array, ratio: mx.array) -> Found:
+def _vespo(config: GRPOConfig, batch: PolicyBatch, log_ratio: mx.array, ratio: mx.array) -> Found:
     from chuk_lib.training.losses.sums import Metric
 
-    phi = _gamma_weights(options, batch, log_ratio)
+    phi = _gamma_weights(config, batch, log_ratio)
     return -phi * batch.advantages * batch.logps, {"vespo/phi_seq_mean": Metric.of_tokens(phi, batch.mask)}
 
 
-def _gamma_weights(options: PolicyLoss, batch: PolicyBatch, log_ratio: mx.array) -> mx.array:
+def _gamma_weights(config: GRPOConfig, batch: PolicyBatch, log_ratio: mx.array) -> mx.array:
     """φ of each row (B, 1), without gradient."""
     import mlx.core as mx
 
@@ -109,18 +110,18 @@ def _gamma_weights(options: PolicyLoss, batch: PolicyBatch, log_ratio: mx.array)
         log_weight = log_weight + logs.sum(axis=1, keepdims=True)
     log_weight = mx.clip(log_weight, _TINY_LOG, _LARGE_LOG)
     good = batch.advantages >= 0
-    power = mx.where(good, options.vespo_k_pos, options.vespo_k_neg)
-    rate = mx.where(good, options.vespo_lambda_pos, options.vespo_lambda_neg)
+    power = mx.where(good, config.vespo_k_pos, config.vespo_k_neg)
+    rate = mx.where(good, config.vespo_lambda_pos, config.vespo_lambda_neg)
     return mx.stop_gradient(mx.exp(rate + power * log_weight - rate * mx.exp(log_weight)))
 
 
-def _gmpo(options: PolicyLoss, batch: PolicyBatch, log_ratio: mx.array, ratio: mx.array) -> Found:
+def _gmpo(config: GRPOConfig, batch: PolicyBatch, log_ratio: mx.array, ratio: mx.array) -> Found:
     import mlx.core as mx
 
     advantages = batch.advantages
-    clipped = mx.clip(log_ratio, -options.epsilon, options.high)
+    clipped = mx.clip(log_ratio, -config.epsilon, config.upper_epsilon)
     kept = mx.where(advantages > 0, mx.minimum(log_ratio, clipped), mx.maximum(log_ratio, clipped))
-    low, high = (log_ratio < -options.epsilon) & (advantages < 0), (log_ratio > options.high) & (advantages > 0)
+    low, high = (log_ratio < -config.epsilon) & (advantages < 0), (log_ratio > config.upper_epsilon) & (advantages > 0)
     return -mx.exp(row_means(kept, batch.mask)) * advantages, _clip_metrics(low, high, batch.mask)
 
 
@@ -134,7 +135,7 @@ def row_means(values: mx.array, mask: mx.array) -> mx.array:
 def _clip_metrics(low: mx.array, high: mx.array, mask: mx.array) -> dict[str, Metric]:
     import mlx.core as mx
 
-    from chuk_lib.training.losses.sums import Metric
+    from chuk_lib.training.losses.sums import Metric, Per
 
     by_row = low.shape[1] == 1
     rows = [part.astype(mx.float32) if by_row else row_means(part, mask) for part in (low, high)]
@@ -143,8 +144,8 @@ def _clip_metrics(low: mx.array, high: mx.array, mask: mx.array) -> dict[str, Me
         "clip_ratio/low_mean": Metric.of_tokens(low, mask),
         "clip_ratio/high_mean": Metric.of_tokens(high, mask),
         "clip_ratio/region_mean": Metric.of_tokens(low | high, mask),
-        "clip_ratio/low_min": Metric(mx.where(full, rows[0], 1.0).min(), "least"),
-        "clip_ratio/high_max": Metric(mx.where(full, rows[1], 0.0).max(), "once"),
+        "clip_ratio/low_min": Metric(mx.where(full, rows[0], 1.0).min(), Per.LEAST),
+        "clip_ratio/high_max": Metric(mx.where(full, rows[1], 0.0).max(), Per.MICRO_BATCH),
     }
 
 

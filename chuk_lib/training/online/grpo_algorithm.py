@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,12 +18,11 @@ from chuk_lib.models.heads import OutputHead, output_head
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Memory, Report, Update
 from chuk_lib.training.losses.policy_gradient import (
     PolicyBatch,
-    PolicyLoss,
     entropy_sum,
     importance_weights,
     policy_loss,
 )
-from chuk_lib.training.losses.sums import Metric
+from chuk_lib.training.losses.sums import Metric, Per
 from chuk_lib.training.online.collect import Collector, PromptPlan, sampling_seed
 from chuk_lib.training.online.grpo_batches import Extra, TrainingRows, make_update, padded, split_rows
 from chuk_lib.training.online.grpo_config import GRPOConfig
@@ -34,13 +32,6 @@ from chuk_lib.training.reference import Reference
 from chuk_lib.training.utils.completion_log_probs import RowStats, Shapes, row_stats
 from chuk_lib.training.utils.high_entropy import high_entropy_mask
 from chuk_lib.training.utils.log_probs import StatOptions, completion_stats
-
-
-def loss_of(config: GRPOConfig) -> PolicyLoss:
-    """The loss that settings ask for: its constants bear their names."""
-    own = {"loss_type", "beta"}
-    shared = {item.name: getattr(config, item.name) for item in fields(PolicyLoss) if item.name not in own}
-    return PolicyLoss(config.chosen_loss, beta=config.chosen_beta if config.kl_in_loss else 0.0, **shared)
 
 
 class GRPOAlgorithm(Algorithm):
@@ -62,7 +53,6 @@ class GRPOAlgorithm(Algorithm):
         self._reference = reference
         self._shapes = shapes
         self._gather = Gatherer(config, plan, collect)
-        self._options = loss_of(config)
         self._head: OutputHead = output_head(model)
         self._stats = StatOptions(config.temperature, entropy_gradient=config.entropy_bonus)
         self._entropy_coef, self._last_entropy = config.entropy_coef, float("inf")
@@ -80,12 +70,9 @@ class GRPOAlgorithm(Algorithm):
             for part in split_rows(len(state.chosen), config.rows_per_update, seed):
                 rows = part.tolist()
                 extra, entropy = self._extra(rollout, rows)
-                update = make_update(
-                    rollout, rows, self._options, self._shapes, config.updates_per_pass, extra,
-                    all_rows=self._all_rows_matter, counts=counts,
-                )  # fmt: skip
+                update = make_update(rollout, rows, config, self._shapes, extra)
                 state.trained_tokens += update.counts["trained_tokens"]
-                yield update
+                yield update._replace(counts=counts | update.counts)
                 self._adapt(entropy)
                 done += 1
                 self._sync(step * config.updates_per_step + done)
@@ -100,14 +87,14 @@ class GRPOAlgorithm(Algorithm):
             get("sampling"), None, get("entropy_mask"),
         )  # fmt: skip
         weights, more = self._importance(batch)
-        found = policy_loss(self._options, batch._replace(importance=weights))
-        metrics = found.metrics | more | {"entropy": Metric.of_tokens(stats.entropy, batch.mask, "seen")}
-        named = {name: metric.total * micro_batch[f"per/{metric.per}"] for name, metric in metrics.items()}
+        found = policy_loss(self._config, batch._replace(importance=weights))
+        metrics = found.metrics | more | {"entropy": Metric.of_tokens(stats.entropy, batch.mask, Per.SEEN_TOKEN)}
+        named = {name: metric.scaled(micro_batch) for name, metric in metrics.items()}
         total = found.total
-        if self._options.entropy_bonus:
+        if self._config.entropy_bonus:
             named["policy_loss"] = total
-            total = total - micro_batch["per/entropy_coef"] * entropy_sum(batch)[0]
-        return Loss(total, micro_batch["per/weight"], named)
+            total = total - micro_batch["entropy_scale"] * entropy_sum(batch)[0]
+        return Loss(total, micro_batch["weight"], named)
 
     def where(self, step: int) -> str:
         """The prompts of the step by file and row."""
@@ -141,12 +128,6 @@ class GRPOAlgorithm(Algorithm):
         self._entropy_coef = memory.values.get("entropy_coef", self._entropy_coef)
         last = memory.values.get("last_entropy")
         self._last_entropy = float("inf") if last is None else last
-
-    @property
-    def _all_rows_matter(self) -> bool:
-        """Whether rows without advantage change the gradient or a threshold."""
-        config = self._config
-        return config.kl_in_loss or config.entropy_bonus or config.top_entropy_quantile < 1
 
     @property
     def _needs_old(self) -> bool:
@@ -245,9 +226,9 @@ def _sampling_metrics(gap: mx.array, weights: mx.array, mask: mx.array) -> dict[
     counted = mask.max(axis=1, keepdims=True) > 0 if by_row else mask > 0
     least, mean = mx.where(counted, weights, mx.inf).min(), (weights * counted).sum()
     return {
-        "sampling/sampling_logp_difference/mean": Metric(gap.sum(), "seen"),
-        "sampling/sampling_logp_difference/max": Metric(gap.max(), "once"),
-        "sampling/importance_sampling_ratio/min": Metric(mx.where(counted.any(), least, 1.0), "once"),
-        "sampling/importance_sampling_ratio/mean": Metric(mean, "seen_rows" if by_row else "seen"),
-        "sampling/importance_sampling_ratio/max": Metric(mx.where(counted, weights, 0.0).max(), "once"),
+        "sampling/sampling_logp_difference/mean": Metric(gap.sum(), Per.SEEN_TOKEN),
+        "sampling/sampling_logp_difference/max": Metric(gap.max(), Per.MICRO_BATCH),
+        "sampling/importance_sampling_ratio/min": Metric(mx.where(counted.any(), least, 1.0), Per.MICRO_BATCH),
+        "sampling/importance_sampling_ratio/mean": Metric(mean, Per.SEEN_ROW if by_row else Per.SEEN_TOKEN),
+        "sampling/importance_sampling_ratio/max": Metric(mx.where(counted, weights, 0.0).max(), Per.MICRO_BATCH),
     }

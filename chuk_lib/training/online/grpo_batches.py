@@ -14,7 +14,10 @@ import mlx.core as mx
 import numpy as np
 
 from chuk_lib.training.algorithm import Arrays, Update
-from chuk_lib.training.losses.policy_gradient import PolicyLoss
+from chuk_lib.training.losses.policy_gradient import denominator
+from chuk_lib.training.losses.policy_kinds import Sizes
+from chuk_lib.training.losses.sums import Per, scale_arrays
+from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.utils.completion_log_probs import Shapes, by_length
 
 Ragged = list[np.ndarray]
@@ -62,36 +65,41 @@ def split_rows(count: int, size: int, seed: int) -> list[np.ndarray]:
     return [order[start : start + size] for start in range(0, count, size)]
 
 
-def make_update(
-    rollout: TrainingRows,
-    rows: Sequence[int],
-    options: PolicyLoss,
-    shapes: Shapes,
-    updates_per_pass: int,
-    extra: Extra,
-    *,
-    all_rows: bool,
-    counts: dict[str, int],
-) -> Update:
-    """The update of some rows of a rollout. `all_rows`: also rows without advantage matter."""
+def make_update(rollout: TrainingRows, rows: Sequence[int], config: GRPOConfig, shapes: Shapes, extra: Extra) -> Update:
+    """The update of some rows of a rollout."""
     tokens = rollout.tokens
-    of_update = int(tokens[list(rows)].sum())
-    weight = options.denominator(len(rows), of_update, float(tokens.sum()) / updates_per_pass)
-    run = _rows_that_matter(rollout, rows, all_rows, shapes)
+    counted = int(tokens[list(rows)].sum())
+    run = _rows_that_matter(rollout, rows, config.all_rows_matter, shapes)
     parts = [[run[i] for i in part] for part in by_length(rollout.lengths(run), shapes.rows)]
     seen = int(tokens[run].sum())
-    learned = sum(int((extra.entropy_masks[row] * rollout.masks[row]).sum()) for row in run if extra.entropy_masks)
+    # The loss is a mean over the whole update, run or not: a row without advantage has loss 0, and
+    # leaving it out of the divisor would make the others count more.
+    room = len(rows) * config.max_completion_length
+    weight = denominator(config, Sizes(len(rows), counted, float(tokens.sum()) / config.updates_per_pass, room))
     sizes = {
-        "tokens": of_update, "rows": len(rows), "seen": seen, "seen_rows": len(run), "once": len(parts),
-        "learned": learned if extra.entropy_masks else seen,
-    }  # fmt: skip
-    scales = {name: weight / max(size, 1) for name, size in sizes.items()}
-    scales["least"] = 0.0 if len(run) < len(rows) else scales["once"]
-    scales["entropy_coef"] = extra.entropy_coef * scales["learned"]  # a mean over tokens, whatever the loss is of
-    scales["weight"] = weight / len(parts)
-    numbers = {f"per/{name}": mx.array(value, mx.float32) for name, value in scales.items()}
-    batches = [_arrays(rollout, part, shapes, extra) | numbers for part in parts]
-    return Update(batches, weight, counts | {"trained_tokens": seen})
+        Per.TOKEN: counted,
+        Per.ROW: len(rows),
+        Per.SEEN_TOKEN: seen,
+        Per.SEEN_ROW: len(run),
+        Per.MICRO_BATCH: len(parts),
+        # A row that is not run has a minimum of 0, and so has the update: 0 leaves the sum out.
+        Per.LEAST: len(parts) if len(run) == len(rows) else 0,
+    }
+    # The entropy bonus is a mean over the tokens that it is for, whatever the loss is a mean of.
+    bonus = extra.entropy_coef * (weight / max(_entropy_tokens(rollout, run, extra, seen), 1))
+    shared = scale_arrays(weight, sizes) | {
+        "entropy_scale": mx.array(bonus, mx.float32),
+        "weight": mx.array(weight / len(parts), mx.float32),  # weights of micro-batches add up to the update's
+    }
+    batches = [_arrays(rollout, part, shapes, extra) | shared for part in parts]
+    return Update(batches, weight, {"trained_tokens": seen})
+
+
+def _entropy_tokens(rollout: TrainingRows, run: Sequence[int], extra: Extra, seen: int) -> int:
+    """Tokens that the entropy bonus is for: those of the entropy masks, else all of the rows that are run."""
+    if not extra.entropy_masks:
+        return seen
+    return sum(int((extra.entropy_masks[row] * rollout.masks[row]).sum()) for row in run)
 
 
 def _rows_that_matter(rollout: TrainingRows, rows: Sequence[int], all_rows: bool, shapes: Shapes) -> list[int]:

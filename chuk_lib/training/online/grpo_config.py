@@ -171,6 +171,11 @@ class GRPOConfig(OnlineConfig):
         return pick(LOSSES, self.chosen_loss, "loss_type")
 
     @property
+    def upper_epsilon(self) -> float:
+        """How far ratios may move up; the cap of cispo."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    @property
     def chosen_beta(self) -> float:
         """The weight of the KL."""
         return self.estimator.beta if self.beta is None else self.beta
@@ -189,6 +194,11 @@ class GRPOConfig(OnlineConfig):
     def entropy_bonus(self) -> bool:
         """Whether the loss has an entropy term; an adaptive one may be 0 for a while."""
         return self.entropy_coef > 0 or self.use_adaptive_entropy
+
+    @property
+    def all_rows_matter(self) -> bool:
+        """Whether rows without advantage change the gradient or a threshold."""
+        return self.kl_in_loss or self.entropy_bonus or self.top_entropy_quantile < 1
 
     def check(self) -> None:
         """Raise ConfigError for settings that do not go together."""

@@ -34,9 +34,9 @@ def gae(
 
         δ_t = r_t + γ·V_{t+1} − V_t        A_t = δ_t + γλ·A_{t+1}
 
-    `mask` (B, T) is 0 where a row has no step (rewards and values there count as 0, results are 0). `dones` (B, T)
-    says which steps ended an episode: nothing that comes later in the row reaches back over them. `last_values` (B,)
-    is V after the last column, 0 unless given: for rows that were cut, not ended.
+    `mask` (B, T) is 0 where a row has no step, at its end or in between (results there are 0, and the steps on both
+    sides are neighbours). `dones` (B, T) says which steps ended an episode: nothing that comes later in the row reaches
+    back over them. `last_values` (B,) is V after the last column, 0 unless given: for rows that were cut, not ended.
     """
     rows, steps = rewards.shape
     kept = np.ones((rows, steps)) if mask is None else np.asarray(mask, np.float64)
@@ -46,12 +46,12 @@ def gae(
     advantages = np.zeros((rows, steps))
     ahead = np.zeros(rows)
     for step in reversed(range(steps)):
+        here = kept[:, step] > 0
         delta = rewards[:, step] + gamma * goes_on[:, step] * following - values[:, step]
-        ahead = delta + gamma * lam * goes_on[:, step] * ahead
-        if mask is not None:
-            ahead = np.where(kept[:, step] > 0, ahead, 0.0)
-        advantages[:, step] = ahead
-        following = values[:, step]
+        reached = delta + gamma * lam * goes_on[:, step] * ahead
+        # where there is no step, what comes later reaches over to the step before
+        ahead, following = np.where(here, reached, ahead), np.where(here, values[:, step], following)
+        advantages[:, step] = np.where(here, reached, 0.0)
     return Estimate(advantages.astype(np.float32), (advantages + values).astype(np.float32))
 
 

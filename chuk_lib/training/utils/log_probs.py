@@ -68,10 +68,10 @@ def completion_arrays(
 ) -> Arrays:
     """Rows of prompt + completion as `completion_stats` reads them.
 
-    `input_ids` (B, T) right-padded; `positions` (N,) and `targets` (N,) of all completion tokens, flat; `index`
-    (B, C): where token c of completion b is among those N; `mask` (B, C) float32: 1 where a token counts, by `masks`
-    (each as long as its completion) or everywhere. `multiple` rounds T up, and C too with `few_shapes`, which also
-    rounds N up (to B·C), so that a compiled step meets few shapes.
+    `input_ids` (B, T) right-padded; `positions` (N,) and `targets` (N,) of the completion tokens that count, flat;
+    `index` (B, C): where token c of completion b is among those N; `mask` (B, C) float32: 1 where a token counts, by
+    `masks` (each as long as its completion, with holes where the model did not write) or everywhere. `multiple` rounds
+    T up, and C too with `few_shapes`, which also rounds N up (to B·C), so that a compiled step meets few shapes.
     """
     rows, width, longest = len(prompts), 0, max(1, *(len(one) for one in completions))
     width = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))
@@ -86,12 +86,13 @@ def completion_arrays(
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         start, size = len(prompt), len(completion)
         ids[row, :start], ids[row, start : start + size] = prompt, completion
-        positions.append(row * width + start - 1 + np.arange(size))
-        targets.append(ids[row, start : start + size])
-        index[row, :size] = np.arange(count, count + size)
         mask[row, :size] = 1.0 if masks is None else np.asarray(masks[row], np.float32)
-        count += size
-    extra = rows * longest - count if few_shapes else 0
+        counted = np.flatnonzero(mask[row])  # the others are context: no head is run for them
+        positions.append(row * width + start - 1 + counted)
+        targets.append(ids[row, start + counted])
+        index[row, counted] = np.arange(count, count + len(counted))
+        count += len(counted)
+    extra = rows * longest - count if few_shapes else int(count == 0)
     flat = [np.pad(np.concatenate(part).astype(np.int32), (0, extra)) for part in (positions, targets)]
     names = ("input_ids", "positions", "targets", "index", "mask")
     return {name: mx.array(part) for name, part in zip(names, (ids, *flat, index, mask), strict=True)}
