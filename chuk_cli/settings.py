@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +24,7 @@ from chuk_cli.out import Out
 from chuk_lib.config import legacy
 from chuk_lib.config.files import find
 from chuk_lib.config.paths import beside
-from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings_of, unknown_name
+from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings_of, spellings, unknown_name
 from chuk_lib.config.yaml_lines import read_entries
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.recipes import RECIPES
@@ -98,7 +97,7 @@ def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[L
     entries = read_entries(path)
     if legacy.is_legacy(entries):
         return _read_legacy(path, cls, warn)
-    names, known = _canonical(cls), settings_of(cls)
+    names, known = spellings(cls), settings_of(cls)
     layers = []
     for entry in entries:
         key, value, origin = entry.keys[0], entry.value, f"{path.name}:{entry.line}"
@@ -123,7 +122,7 @@ def _read_legacy(path: Path, cls: type, warn: Warn) -> list[Layer]:
 
 
 def _from_environment(cls: type, environment: Mapping[str, str]) -> list[Layer]:
-    variables = {f"CHUK_{name.upper()}": name for name in _canonical(cls)}
+    variables = {f"CHUK_{name.upper()}": name for name in spellings(cls)}
     return [
         Layer(variable, {name: environment[variable]})
         for variable, name in variables.items()
@@ -136,12 +135,6 @@ def _assignment(text: str) -> dict[str, str]:
     if not equals or not key.strip():
         raise ConfigError(f"`--set {text}` is not KEY=VALUE", "for example `--set max_grad_norm=0.5`")
     return {key.strip().replace("-", "_"): value.strip()}
-
-
-@cache
-def _canonical(cls: type) -> dict[str, str]:
-    """Every accepted name of a setting, aliases included, to its own name."""
-    return {name: item.name for item in settings_of(cls).values() for name in (*item.aliases, item.name)}
 
 
 def flagged(cls: type) -> dict[str, Setting]:

@@ -223,7 +223,7 @@ def _pipeline_problems(path: Path) -> Iterator[ConfigError]:
 
 def _line_problems(path: Path, cls: type, first: ConfigError) -> Iterator[ConfigError]:
     """Every unknown name of a flat file; otherwise the first error."""
-    from chuk_lib.config.settings import unknown_name
+    from chuk_lib.config.settings import spellings, unknown_name
     from chuk_lib.config.yaml_lines import read_entries
 
     yield first
@@ -231,8 +231,7 @@ def _line_problems(path: Path, cls: type, first: ConfigError) -> Iterator[Config
         entries = read_entries(path)
     except ConfigError:
         return
-    known = settings_of(cls)
-    names = [name for item in known.values() for name in (item.name, *item.aliases)]
+    names = list(spellings(cls))
     if legacy.is_legacy(entries):
         return
     for entry in entries:

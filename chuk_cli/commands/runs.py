@@ -56,14 +56,17 @@ def list_(
       chuk runs ls experiments --filter 'model=*qwen*' --filter learning_rate=1e-4
       chuk runs ls --filter status=done -q | xargs -n 1 chuk runs report
     """
+    from chuk_lib.config.settings import spellings
     from chuk_lib.runs.find import RUNS, list_runs
     from chuk_lib.runs.query import arrange, select
     from chuk_lib.runs.summary import summarize
+    from chuk_lib.training.config import TrainerConfig
 
     out = Out.of(json, quiet)
     paths = [] if folder == RUNS and not folder.exists() else list_runs(folder)
     runs = [summarize(path) for path in paths]
-    chosen = arrange(select(runs, filters or []), sort) if runs else []
+    known = spellings(TrainerConfig)
+    chosen = arrange(select(runs, filters or [], known), sort, known) if runs else []
     if out.human and not chosen:
         out.say(f"none of {len(runs)} runs fits" if runs else f"no runs in `{folder}`; `chuk train` makes one")
         return

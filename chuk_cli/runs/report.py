@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from chuk_cli import __version__, humanize
 from chuk_cli.dashboard.board import as_number, last_part, printable
 from chuk_cli.runs.report_charts import charts_of
-from chuk_cli.runs.show import environment, value_text
+from chuk_cli.runs.show import chosen, environment, value_text
 
 if TYPE_CHECKING:
     from chuk_lib.runs.record import Run
@@ -211,12 +211,12 @@ def _figure(value: Any) -> str:
 
 def settings(run: Run) -> str:
     """Chosen settings, and all of them folded away."""
-    chosen = table(["setting", "value", "default", "from"], [_row(item) for item in run.chosen])
+    changed = table(["setting", "value", "default", "from"], [_row(item) for item in chosen(run)])
     everything = table(
         ["setting", "value", "from"],
         [[name, value_text(value), str(run.origins.get(name, ""))] for name, value in run.settings.items()],
     )
-    return f"{chosen}<details><summary>all {len(run.settings)} settings</summary>{everything}</details>"
+    return f"{changed}<details><summary>all {len(run.settings)} settings</summary>{everything}</details>"
 
 
 def _row(item: Choice) -> list[str]:

@@ -19,6 +19,7 @@ from chuk_lib.events import Event
 
 if TYPE_CHECKING:
     from chuk_lib.runs.record import Run
+    from chuk_lib.runs.settings import Choice
 
 _FRAME_ROWS = 32
 _SAMPLES, _WARNINGS = 3, 5
@@ -90,8 +91,15 @@ def _part(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part if isinstance(part, Mapping) else {}
 
 
+def chosen(run: Run) -> list[Choice]:
+    """The settings of a run that are not as its algorithm's come."""
+    from chuk_lib.training.recipes import defaults_of
+
+    return run.chosen(defaults_of(run.summary.algorithm))
+
+
 def _settings(run: Run) -> RenderableType | None:
-    rows = [[item.name, value_text(item.value), value_text(item.default), item.origin] for item in run.chosen]
+    rows = [[item.name, value_text(item.value), value_text(item.default), item.origin] for item in chosen(run)]
     return _grid(["setting", "value", "default", "from"], rows) if rows else None
 
 

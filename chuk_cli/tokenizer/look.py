@@ -219,8 +219,8 @@ def bench(
       chuk tokenizer bench ./my-model --data train.jsonl
       chuk tokenizer bench ./my-model --seconds 10 --json
     """
+    from chuk_lib.data.tokenizer_doctor.examine import TEXTS
     from chuk_lib.data.tokenizers import measure
-    from chuk_lib.data.tokenizers.doctor import TEXTS
 
     out = Out.of(json, quiet)
     loaded = load(tokenizer)

@@ -122,10 +122,15 @@ class Resolved(Generic[T]):
     origins: dict[str, str]
 
 
+def spellings(cls: type) -> dict[str, str]:
+    """Every accepted name of a setting, those of other tools included, to its own name."""
+    return {name: item.name for item in settings_of(cls).values() for name in (*item.aliases, item.name)}
+
+
 def resolve(cls: type[T], layers: Sequence[Layer]) -> Resolved[T]:
     """Merge layers, later ones win. Raises ConfigError that names the layer, the setting and the way out."""
     known = settings_of(cls)
-    names = {alias: item.name for item in known.values() for alias in (item.name, *item.aliases)}
+    names = spellings(cls)
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known, "default")
     for layer in layers:

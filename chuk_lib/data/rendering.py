@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chuk_lib.data.conversation import refuse_unshown
-from chuk_lib.data.encoder import Encoder, Encoding
 from chuk_lib.data.formats import Chat, Pair, Recogniser, Row, Text, Tokens
 from chuk_lib.data.messages import is_learned
 from chuk_lib.data.preparation import Preparation, no_template
 from chuk_lib.data.render_notes import RenderNotes
+from chuk_lib.data.tokenizers.encoder import Encoder, Encoding
 from chuk_lib.data.turns import Range, TurnFinder, common_prefix, role_ranges, template_errors
 from chuk_lib.data.types import Example, Record, Source, Span
 from chuk_lib.errors import ChukError, DataError, ModelError

@@ -7,10 +7,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from chuk_lib.config.reward_spec import SYNTAX, parse_spec
 from chuk_lib.errors import ConfigError
 from chuk_lib.rewards.builtin import canonical, make_scorer
 from chuk_lib.rewards.reward_set import RewardSet
-from chuk_lib.rewards.spec import SYNTAX, parse_spec
 from chuk_lib.rewards.types import Context, Reward
 from chuk_lib.rewards.user_file import load_function, make_user_scorer
 

@@ -47,10 +47,9 @@ class Run:
         """All settings by name."""
         return self.summary.settings
 
-    @cached_property
-    def chosen(self) -> list[Choice]:
-        """Settings that are not as they come, with where they were given."""
-        return chosen(self.settings, self.origins, self.summary.algorithm)
+    def chosen(self, defaults: Mapping[str, Any]) -> list[Choice]:
+        """Settings that are not as they come, with where they were given; `defaults`: how they come."""
+        return chosen(self.settings, self.origins, defaults)
 
     @cached_property
     def curves(self) -> dict[str, Curve]:

@@ -48,6 +48,17 @@ def config_class(algorithm: str) -> type[TrainerConfig]:
     return found
 
 
+def defaults_of(algorithm: str | None) -> dict[str, Any]:
+    """The default of every setting of an algorithm (None: supervised fine-tuning), by name; those that all share for
+    one that this version does not know."""
+    from chuk_lib.config.settings import settings_of
+    from chuk_lib.training.config import TrainerConfig
+
+    name = algorithm or "sft"
+    found = config_class(name) if name in RECIPES else TrainerConfig
+    return {key: item.default for key, item in settings_of(found).items()}
+
+
 def load(algorithm: str, config: TrainerConfig, source: DataSource) -> tuple[Any, Any, Any]:
     """Trainer, training data and validation data (or None) of a run. Raises what its `load` raises."""
     found: tuple[Any, Any, Any] = _named(RECIPES[algorithm].load)(config, source)

@@ -7,11 +7,11 @@ import tomllib
 
 import pytest
 
+from chuk_lib.config.reward_spec import RewardSpec, parse_spec
 from chuk_lib.errors import ConfigError
 from chuk_lib.rewards import load_rewards
 from chuk_lib.rewards.builtin import BUILT_IN, arguments_of, canonical, factory_of
 from chuk_lib.rewards.extras import need
-from chuk_lib.rewards.spec import RewardSpec, parse_spec
 from tests.conftest import ROOT
 
 WRITTEN = {

@@ -15,9 +15,9 @@ import numpy as np
 from chuk_lib.data.batches.spec import BatchSpec
 from chuk_lib.data.batches.words import encoder_of, joined, shared
 from chuk_lib.data.conversation import refuse_unshown
-from chuk_lib.data.encoder import Encoder, Ends
 from chuk_lib.data.formats import Pair, Recogniser
 from chuk_lib.data.rendering import Renderer
+from chuk_lib.data.tokenizers.encoder import Encoder, Ends
 from chuk_lib.data.types import Example, Record
 from chuk_lib.errors import DataError
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chuk_lib.data.encoder import Encoder
+from chuk_lib.data.tokenizers.encoder import Encoder
 from chuk_lib.data.tokenizers.identity import fingerprint, template_fingerprint
 from chuk_lib.data.tokenizers.legacy import to_legacy
 from chuk_lib.data.tokenizers.ready import same_as

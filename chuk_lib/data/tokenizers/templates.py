@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from chuk_lib.data.messages import REASONING
 from chuk_lib.data.tokenizers.bounded import BoundedEnvironment, TemplateLimitError
+from chuk_lib.data.tokenizers.training_forms import REASONING
 from chuk_lib.errors import ModelError
 
 ERRORS: tuple[type[Exception], ...] = (

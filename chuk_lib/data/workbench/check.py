@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from chuk_lib.data.encoder import Encoder
 from chuk_lib.data.formats import Chat, Recogniser
 from chuk_lib.data.labels import label_notes
 from chuk_lib.data.parsers import EncodingError
 from chuk_lib.data.preparation import EARLIER_REASONING, Preparation, left_out
 from chuk_lib.data.reader import DataSource, read_records
+from chuk_lib.data.tokenizers.encoder import Encoder
 from chuk_lib.data.types import Example, Record, Source
 from chuk_lib.data.workbench.claims import Claims
 from chuk_lib.data.workbench.content import content_of

@@ -107,7 +107,7 @@ def cutter(unit: str, tokenizer: Any = None) -> Cutter:
         raise ConfigError(f"unknown unit `{unit}`", f"units: {', '.join(UNITS)}")
     if tokenizer is None:
         raise ConfigError("tokens need a tokenizer", "name a model (--model MODEL), or take --unit words")
-    from chuk_lib.data.encoder import Encoder
+    from chuk_lib.data.tokenizers.encoder import Encoder
 
     encoder = Encoder(tokenizer)
 

@@ -257,8 +257,8 @@ ALIASES = {
 
 def template_of(tokenizer: Any) -> Render:
     """What makes text of messages: the chat template of a tokenizer. Refuses what the template does not show."""
-    from chuk_lib.data.encoder import Encoder
     from chuk_lib.data.preparation import EARLIER_REASONING, Preparation, left_out
+    from chuk_lib.data.tokenizers.encoder import Encoder
     from chuk_lib.data.turns import template_errors
 
     encoder = Encoder(tokenizer)

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
-from chuk_lib.data.encoder import Encoder
+from chuk_lib.data.tokenizers.encoder import Encoder
 from chuk_lib.data.turns import last_answer
 from chuk_lib.data.types import Example
 from chuk_lib.errors import DataError

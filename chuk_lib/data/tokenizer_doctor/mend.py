@@ -6,13 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from chuk_lib.data.tokenizers.doctor import Finding, examine, is_sound, known_form
+from chuk_lib.data.tokenizer_doctor.examine import Finding, examine, is_sound, known_form
+from chuk_lib.data.tokenizer_doctor.template_checks import turn_end
 from chuk_lib.data.tokenizers.facts import transformers_tokenizer
 from chuk_lib.data.tokenizers.folder import check_target, write_folder
 from chuk_lib.data.tokenizers.headers import asked_only
 from chuk_lib.data.tokenizers.loader import load_tokenizer, save_tokenizer
 from chuk_lib.data.tokenizers.ready import READY, find_template
-from chuk_lib.data.tokenizers.template_checks import turn_end
 from chuk_lib.errors import ConfigError
 
 _PADS = (

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chuk_lib.data.encoder import Encoder
+from chuk_lib.data.tokenizer_doctor.template_checks import check_template
 from chuk_lib.data.tokenizers import templates
+from chuk_lib.data.tokenizers.encoder import Encoder
 from chuk_lib.data.tokenizers.facts import special_tokens, transformers_tokenizer
-from chuk_lib.data.tokenizers.template_checks import check_template
 from chuk_lib.data.tokenizers.training_forms import training_form
 
 TEXTS = (

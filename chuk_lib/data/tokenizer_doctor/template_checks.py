@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from chuk_lib.data.encoder import Encoder
 from chuk_lib.data.rendering import Renderer
 from chuk_lib.data.tokenizers import templates
+from chuk_lib.data.tokenizers.encoder import Encoder
 from chuk_lib.data.tokenizers.facts import special_tokens, transformers_tokenizer
 from chuk_lib.data.types import Example, Record, Source
 from chuk_lib.errors import ChukError
