@@ -268,8 +268,8 @@ def compiled_loop(model: Any, rows: int, prompt: int, steps: int) -> float:
 def chuk_loop(model: Any, rows: int, prompt: int, steps: int, decode: Any) -> float:
     """chuk's engine in one of its ways, sampling with log-probs; groups of up to 8 share a prompt."""
     from chuk_lib.inference.config import SamplingConfig
-    from chuk_lib.inference.rollout_draws import Arrival
-    from chuk_lib.inference.rollout_engine import new_engine
+    from chuk_lib.inference.decoder.draws import Arrival
+    from chuk_lib.inference.decoder.engine import new_engine
 
     config = SamplingConfig(temperature=1.0, max_tokens=STEPS, seed=0)
     engine = new_engine(model, config, prompt + STEPS, decode=decode)

@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from chuk_lib.inference.config import SamplingConfig
-from chuk_lib.inference.sampling import choose, next_keys, row_keys, token_logits, token_logps
+from chuk_lib.inference.decoder.sampling import choose, next_keys, row_keys, token_logits, token_logps
 
 PREFILL_TOKENS = 8192
 """Tokens of prompts that run at once, over all rows."""

@@ -18,14 +18,14 @@ import numpy as np
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.inference.config import SamplingConfig
+from chuk_lib.inference.decoder.budget import Budget, default_token_budget, limited
+from chuk_lib.inference.decoder.draws import Arrival
+from chuk_lib.inference.decoder.engine import Engine, new_engine
+from chuk_lib.inference.decoder.forwards import Decode
+from chuk_lib.inference.decoder.plain_store import COLUMNS
+from chuk_lib.inference.decoder.sampling import global_seed
 from chuk_lib.inference.decoding import evaluating
 from chuk_lib.inference.prompts import room
-from chuk_lib.inference.rollout_budget import Budget, default_token_budget, limited
-from chuk_lib.inference.rollout_draws import Arrival
-from chuk_lib.inference.rollout_engine import Engine, new_engine
-from chuk_lib.inference.rollout_forward import Decode
-from chuk_lib.inference.rollout_plain import COLUMNS
-from chuk_lib.inference.sampling import global_seed
 from chuk_lib.inference.text import decode as decode_text
 from chuk_lib.inference.vocabulary import check_prompt_tokens
 from chuk_lib.runtime import computing, prepare, users_own
@@ -72,7 +72,7 @@ def rollouts(
 
     `numbers` name the prompts for the random keys (default 0, 1, …): the same number, member and seed draw the same.
     `token_budget` bounds rows × columns of cache (default: what the memory of the machine allows). `on_finish` gets
-    each completion as it ends. `kv_bits` quantizes the cache. `decode`: see `rollout_forward`.
+    each completion as it ends. `kv_bits` quantizes the cache. `decode`: see `decoder/forwards.py`.
     Raises ConfigError for impossible requests, and ModelError when a prompt does not fit the context or the model's
     output is not a number.
     """

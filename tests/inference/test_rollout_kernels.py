@@ -9,12 +9,12 @@ import pytest
 from mlx.utils import tree_map
 
 from chuk_lib.inference import SamplingConfig
-from chuk_lib.inference import rollout_cuda as cuda
-from chuk_lib.inference.rollout_draws import choose_lazily, compiled_choice
-from chuk_lib.inference.rollout_kernels import Group, KernelForward, _turns
-from chuk_lib.inference.rollout_llama import Linear, Norm, read_llama
-from chuk_lib.inference.rollout_plain import PlainStore
-from chuk_lib.inference.rollout_products import low_rank
+from chuk_lib.inference.decoder.cuda import kernels as cuda
+from chuk_lib.inference.decoder.cuda.forward import Group, KernelForward, _turns
+from chuk_lib.inference.decoder.draws import choose_lazily, compiled_choice
+from chuk_lib.inference.decoder.llama import Linear, Norm, read_llama
+from chuk_lib.inference.decoder.plain_store import PlainStore
+from chuk_lib.inference.decoder.products import low_rank
 from chuk_lib.models.lora import AdapterSpec, add_adapters
 from tests.inference.tiny_models import tiny
 

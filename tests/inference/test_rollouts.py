@@ -12,14 +12,15 @@ import pytest
 
 from chuk_lib import parity
 from chuk_lib.errors import ConfigError, ModelError
-from chuk_lib.inference import SamplingConfig, rollout_budget
-from chuk_lib.inference.rollout_budget import Budget, default_token_budget, token_bytes
-from chuk_lib.inference.rollout_cache import LockstepStore, MergedStore, new_store
-from chuk_lib.inference.rollout_draws import Arrival
-from chuk_lib.inference.rollout_engine import ModelEngine, NumpyEngine, new_engine
-from chuk_lib.inference.rollout_llama import read_llama
-from chuk_lib.inference.rollout_plain import PlainStore
-from chuk_lib.inference.rollout_products import may_join
+from chuk_lib.inference import SamplingConfig
+from chuk_lib.inference.decoder import budget as rollout_budget
+from chuk_lib.inference.decoder.budget import Budget, default_token_budget, token_bytes
+from chuk_lib.inference.decoder.draws import Arrival
+from chuk_lib.inference.decoder.engine import ModelEngine, NumpyEngine, new_engine
+from chuk_lib.inference.decoder.llama import read_llama
+from chuk_lib.inference.decoder.plain_store import PlainStore
+from chuk_lib.inference.decoder.products import may_join
+from chuk_lib.inference.decoder.stores import LockstepStore, MergedStore, new_store
 from chuk_lib.inference.rollouts import Rollout, RolloutRun, rollouts
 from chuk_lib.models import load_model
 from tests.inference.generation_models import LLAMA, MODELS, PARITY, answers, loaded, prompts
@@ -115,10 +116,10 @@ def test_a_step_sent_off_ahead_gives_the_same(
         max_tokens=12, temperature=temperature, top_k=30, top_p=0.9, min_p=0.01, repetition_penalty=penalty, seed=3
     )
     want = rollouts(model, tokenizer, MIXED, config, group_size=3)
-    for module in ("rollout_engine", "rollout_forward"):
-        monkeypatch.setattr(f"chuk_lib.inference.{module}.on_cpu", lambda: False)
+    for module in ("engine", "forwards"):
+        monkeypatch.setattr(f"chuk_lib.inference.decoder.{module}.on_cpu", lambda: False)
     for decode, most_runs in (("auto", 8), ("auto", 1), ("plain", 8)):
-        monkeypatch.setattr("chuk_lib.inference.rollout_forward.MOST_RUNS", most_runs)
+        monkeypatch.setattr("chuk_lib.inference.decoder.forwards.MOST_RUNS", most_runs)
         for budget in (None, 200):
             got = rollouts(model, tokenizer, MIXED, config, group_size=3, token_budget=budget, decode=decode)
             assert ids_of(got) == ids_of(want)
@@ -189,7 +190,7 @@ def test_samples_follow_the_filtered_distribution() -> None:
     model, tokenizer = loaded()
     config = SamplingConfig(max_tokens=1, temperature=0.9, top_k=20, top_p=0.9, min_p=0.01, seed=2)
     drawn = [int(r.ids[0]) for r in rollouts(model, tokenizer, [prompts()[0]], config, group_size=3000)]
-    from chuk_lib.inference.sampling import filtered_logps
+    from chuk_lib.inference.decoder.sampling import filtered_logps
 
     expected = np.exp(np.array(filtered_logps(model(mx.array([prompts()[0]]))[:, -1], config)))[0]
     counts = np.bincount(drawn, minlength=len(expected))
@@ -277,7 +278,7 @@ def test_a_long_prompt_runs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = loaded()
     asked = [[(i * 7) % 300 + 4 for i in range(length)] for length in (200, 90)]
     whole = rollouts(model, tokenizer, asked, WARM, group_size=2)
-    monkeypatch.setattr("chuk_lib.inference.rollout_prefill.PREFILL_TOKENS", 64)
+    monkeypatch.setattr("chuk_lib.inference.decoder.prefill.PREFILL_TOKENS", 64)
     pieces = rollouts(model, tokenizer, asked, WARM, group_size=2)
     assert ids_of(pieces) == ids_of(whole)
     np.testing.assert_allclose(pieces[0].logps, whole[0].logps, atol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference import SamplingConfig
-from chuk_lib.inference.sampling import choose, filtered_logps, row_keys, token_logps
+from chuk_lib.inference.decoder.sampling import choose, filtered_logps, row_keys, token_logps
 from tests.inference.generation_models import EXPECTED
 
 CASES: dict[str, Any] = EXPECTED["sampling"]["cases"]

@@ -14,15 +14,15 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.inference.config import SamplingConfig
-from chuk_lib.inference.rollout_cache import Mix, Store, keeps_all, new_store
-from chuk_lib.inference.rollout_draws import Arrival, Draws, choose, choose_lazily, compiled_choice, seen_tokens
-from chuk_lib.inference.rollout_forward import Decode, Forward, new_forward
-from chuk_lib.inference.rollout_llama import LlamaParts, read_llama
-from chuk_lib.inference.rollout_prefill import Memory, prefill_plain
+from chuk_lib.inference.decoder.draws import Arrival, Draws, choose, choose_lazily, compiled_choice, seen_tokens
+from chuk_lib.inference.decoder.forwards import Decode, Forward, new_forward
+from chuk_lib.inference.decoder.llama import LlamaParts, read_llama
+from chuk_lib.inference.decoder.prefill import Memory, prefill_plain
+from chuk_lib.inference.decoder.stores import Mix, Store, keeps_all, new_store
 from chuk_lib.runtime import on_cpu
 
 if TYPE_CHECKING:
-    from chuk_lib.inference.rollout_numpy import NumpyLlama, Prefix
+    from chuk_lib.inference.decoder.numpy_llama import NumpyLlama, Prefix
 
 _PROBE = (1, 2)
 _TIDY_STEPS = 256
@@ -76,7 +76,7 @@ def _all_float32(model: nn.Module) -> bool:
 
 def _numpy_llama(model: nn.Module, parts: LlamaParts | None, positions: int, columns: int) -> NumpyLlama | None:
     """An empty batch, when the parts computed one after the other give the model's own logits."""
-    from chuk_lib.inference.rollout_numpy import NumpyLlama
+    from chuk_lib.inference.decoder.numpy_llama import NumpyLlama
 
     if parts is None or parts.blocks[0].head_dim % 2 or not _all_float32(model):
         return None

@@ -20,12 +20,12 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 
-from chuk_lib.inference import rollout_cuda
-from chuk_lib.inference.rollout_cache import Store
-from chuk_lib.inference.rollout_kernels import KernelForward, UnfitError
-from chuk_lib.inference.rollout_llama import Block, LlamaParts, read_llama
-from chuk_lib.inference.rollout_plain import PlainStore
-from chuk_lib.inference.rollout_products import Weights, may_join, multiply, weights_of
+from chuk_lib.inference.decoder.cuda import kernels
+from chuk_lib.inference.decoder.cuda.forward import KernelForward, UnfitError
+from chuk_lib.inference.decoder.llama import Block, LlamaParts, read_llama
+from chuk_lib.inference.decoder.plain_store import PlainStore
+from chuk_lib.inference.decoder.products import Weights, may_join, multiply, weights_of
+from chuk_lib.inference.decoder.stores import Store
 from chuk_lib.runtime import on_cpu
 
 FEW_ROWS = 8
@@ -222,7 +222,7 @@ def _call(found: _Layers | KernelForward, store: PlainStore, tokens: mx.array, r
 
 def _kernels(model: nn.Module) -> KernelForward | None:
     """The model over CUDA kernels, when they give its own logits for rows of several lengths."""
-    parts = read_llama(model) if rollout_cuda.available() else None
+    parts = read_llama(model) if kernels.available() else None
     if parts is None:
         return None
     try:

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from chuk_lib.inference.rollout_prefill import Memory, layer_caches, prefill_plain
+from chuk_lib.inference.decoder.prefill import Memory, layer_caches, prefill_plain
 
 COLUMNS = 256
 """Buffers have a multiple of this many columns; on a GPU the fast attention for long caches needs it."""

@@ -17,9 +17,9 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
-from chuk_lib.inference import rollout_cuda
 from chuk_lib.inference.config import SamplingConfig
-from chuk_lib.inference.sampling import filtered, leaves_out, penalized
+from chuk_lib.inference.decoder.cuda import kernels
+from chuk_lib.inference.decoder.sampling import filtered, leaves_out, penalized
 
 BLOCK = 128
 """Tokens of the vocabulary whose probabilities are summed at once."""
@@ -130,8 +130,8 @@ def compiled_choice(config: SamplingConfig) -> Callable[[mx.array, mx.array], tu
     """`choose_lazily` of logits and numbers as one compiled function; on an NVIDIA GPU one kernel where no filter and
     no penalty change the distribution."""
     plain = not config.greedy and not leaves_out(config) and config.repetition_penalty == 1
-    if plain and rollout_cuda.available() and _kernel_draws():
-        return mx.compile(lambda logits, numbers: rollout_cuda.draw(logits, numbers, config.temperature))
+    if plain and kernels.available() and _kernel_draws():
+        return mx.compile(lambda logits, numbers: kernels.draw(logits, numbers, config.temperature))
     return mx.compile(lambda logits, numbers: choose_lazily(logits, config, numbers))
 
 
@@ -141,7 +141,7 @@ def _kernel_draws() -> bool:
     logits = mx.random.normal((4, 999), key=mx.random.key(0))
     numbers = mx.array([0.0, 0.3, 0.7, 0.999])
     try:
-        tokens, logps = rollout_cuda.draw(logits, numbers, 0.7)
+        tokens, logps = kernels.draw(logits, numbers, 0.7)
         want, want_logps = choose_lazily(logits, SamplingConfig(temperature=0.7), numbers)
         return bool((mx.array_equal(tokens, want) & (mx.abs(logps - want_logps).max() < 1e-3)).item())
     except (ValueError, RuntimeError):

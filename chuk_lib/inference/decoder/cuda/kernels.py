@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from chuk_lib.inference.rollout_cuda_source import ATTEND, DRAW
-from chuk_lib.inference.rollout_product_source import LOWER, PRODUCT
+from chuk_lib.inference.decoder.cuda.product_source import LOWER, PRODUCT
+from chuk_lib.inference.decoder.cuda.source import ATTEND, DRAW
 
 if TYPE_CHECKING:
-    from chuk_lib.inference.rollout_products import LowRank
+    from chuk_lib.inference.decoder.products import LowRank
 
 MOST_PRODUCT_ROWS = 64
 _WARPS = 8

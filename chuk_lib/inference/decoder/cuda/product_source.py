@@ -3,7 +3,7 @@ body) of each. Upper-case names that no helper declares are constants which the 
 
 from __future__ import annotations
 
-from chuk_lib.inference.rollout_cuda_source import PACK
+from chuk_lib.inference.decoder.cuda.source import PACK
 
 _PRODUCT_HEADER = (
     PACK

@@ -1,4 +1,4 @@
-"""A whole step of a Llama-like model as one compiled function over the kernels of `rollout_cuda`, on an NVIDIA GPU.
+"""A whole step of a Llama-like model as one compiled function over the kernels of `kernels.py`, on an NVIDIA GPU.
 
 Up to 64 rows every product is a kernel too; above MLX multiplies. What adapters add is computed beside their layers,
 never merged into them: in bfloat16 a young adapter is smaller than a weight's last bit, and would be lost. The store's
@@ -14,10 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from chuk_lib.inference import rollout_cuda as cuda
-from chuk_lib.inference.rollout_llama import Block, Linear, LlamaParts, Norm
-from chuk_lib.inference.rollout_plain import PlainStore
-from chuk_lib.inference.rollout_products import low_rank, may_join, multiply, weights_of
+from chuk_lib.inference.decoder.cuda import kernels as cuda
+from chuk_lib.inference.decoder.llama import Block, Linear, LlamaParts, Norm
+from chuk_lib.inference.decoder.plain_store import PlainStore
+from chuk_lib.inference.decoder.products import low_rank, may_join, multiply, weights_of
 
 MOST_HEAD_ROWS = 16
 """Rows up to which the product with the output head, of very many columns, is a kernel."""

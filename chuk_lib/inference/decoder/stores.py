@@ -19,8 +19,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
-from chuk_lib.inference.rollout_plain import PlainStore
-from chuk_lib.inference.rollout_prefill import layer_caches, prefill_alone
+from chuk_lib.inference.decoder.plain_store import PlainStore
+from chuk_lib.inference.decoder.prefill import layer_caches, prefill_alone
 
 Mix = Literal["any", "group", "row"]
 """Which rows may decode together: any, those of one prompt that begin together, or one alone."""

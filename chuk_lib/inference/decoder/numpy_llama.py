@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from chuk_lib.inference.rollout_llama import Block, Linear, LlamaParts, Norm
+from chuk_lib.inference.decoder.llama import Block, Linear, LlamaParts, Norm
 from chuk_lib.runtime.cpu_math import view
 
 _PIECES = (32, 16, 8)

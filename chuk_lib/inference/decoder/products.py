@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from chuk_lib.inference.rollout_llama import Linear, LlamaParts
+from chuk_lib.inference.decoder.llama import Linear, LlamaParts
 from chuk_lib.runtime.memory_use import device_memory
 
 FUSED_SHARE = 0.05
