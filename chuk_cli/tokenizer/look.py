@@ -16,8 +16,8 @@ from chuk_cli.tokenizer.options import DataOption, FieldOption, RowsOption, Toke
 from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
-    from chuk_lib.data.tokenizers.facts import Entry, TokenizerInfo
-    from chuk_lib.data.tokenizers.measure import Tally
+    from chuk_lib.data.tokenizers.facts import TokenizerInfo, VocabularyEntry
+    from chuk_lib.data.tokenizers.measure import TokenCounts
 
 
 def info(tokenizer: TokenizerArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
@@ -90,7 +90,7 @@ def vocab(
     if output is not None and output.exists() and not overwrite:
         raise ConfigError(f"`{output}` exists", "choose another --output, or replace it with --overwrite")
     loaded = load(tokenizer)
-    entries: Iterator[Entry] = facts.vocabulary(loaded)
+    entries: Iterator[VocabularyEntry] = facts.vocabulary(loaded)
     if search is not None:
         entries = facts.search(entries, search, regex)
     found = [entry for entry in entries if entry.special or not special]
@@ -107,7 +107,7 @@ def vocab(
         out.say(f"{len(found) - len(shown):,} more; show them with `--limit 0`")
 
 
-def _vocab_row(entry: Entry) -> list[Any]:
+def _vocab_row(entry: VocabularyEntry) -> list[Any]:
     return [str(entry.id), entry.token, repr(entry.text), "special" if entry.special else ""]
 
 
@@ -167,7 +167,9 @@ def _pieces(tokenizer: Any, given: list[str]) -> str:
     return "|".join(hf.decode([token]) for token in ids)
 
 
-def _comparison(names: tuple[str, str], result: dict[str, Any], found: list[Tally], shown: list[str] | None) -> Any:
+def _comparison(
+    names: tuple[str, str], result: dict[str, Any], found: list[TokenCounts], shown: list[str] | None
+) -> Any:
     sizes = [each["vocabulary"] for each in result["tokenizers"]]
     rows: list[list[Any]] = [
         ["vocabulary", *(f"{size:,}" for size in sizes)],

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from chuk_lib.data.preference_rows import Pair, Unpaired, read_pair, read_unpaired
+from chuk_lib.data.preference_rows import PreferencePair, Unpaired, read_pair, read_unpaired
 from chuk_lib.data.reader import DataSource, read_records
 from chuk_lib.data.rendering import Renderer
 from chuk_lib.data.report import DataReport, length_bins
@@ -171,9 +171,9 @@ def _renderer(tokenizer: Any) -> Renderer:
     return Renderer(tokenizer, completion_only_loss=True, format="prompt_completion")
 
 
-def _pairs(renderer: Renderer, rows: Iterable[Pair]) -> Iterator[PairExample]:
+def _pairs(renderer: Renderer, rows: Iterable[PreferencePair]) -> Iterator[PairExample]:
     """Both halves of a pair go through the renderer one after the other."""
-    waiting: deque[Pair] = deque()
+    waiting: deque[PreferencePair] = deque()
 
     def halves() -> Iterator[Record]:
         for row in rows:

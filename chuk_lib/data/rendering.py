@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chuk_lib.data.conversation import refuse_unshown
-from chuk_lib.data.formats import Chat, Pair, Recogniser, Row, Text, Tokens
+from chuk_lib.data.formats import Chat, PromptCompletion, Recogniser, Row, Text, Tokens
 from chuk_lib.data.messages import is_learned
 from chuk_lib.data.preparation import Preparation, no_template
 from chuk_lib.data.render_notes import RenderNotes
@@ -85,7 +85,7 @@ class Renderer:
     def _check(self, row: Row, source: Source) -> None:
         """The loss rules against the first row."""
         self._started = True
-        bounded = isinstance(row, Pair) or (isinstance(row, Chat) and row.prompt_count is not None)
+        bounded = isinstance(row, PromptCompletion) or (isinstance(row, Chat) and row.prompt_count is not None)
         masked = isinstance(row, Tokens) and row.completion_mask is not None
         if isinstance(row, Chat) and not self._encoder.has_template:
             raise no_template(f"{source} holds messages, but the tokenizer has no chat template")
@@ -96,7 +96,7 @@ class Renderer:
             )
         if self._completion_only is None:
             self._completion_only = bounded or masked
-        if self._assistant_only and isinstance(row, Text | Pair):
+        if self._assistant_only and isinstance(row, Text | PromptCompletion):
             raise DataError(
                 f"assistant_only_loss is on, but {source} holds plain text",
                 "give messages, or leave assistant_only_loss off",
@@ -106,7 +106,7 @@ class Renderer:
 
     def _examples(self, rows: Sequence[Row], sources: Sequence[Source]) -> Iterator[Example]:
         """The rows of one chunk; a format makes one kind of row."""
-        by_kind = {Text: self._texts, Pair: self._pairs, Chat: self._chats, Tokens: self._tokens}
+        by_kind = {Text: self._texts, PromptCompletion: self._pairs, Chat: self._chats, Tokens: self._tokens}
         return by_kind[type(rows[0])](rows, sources)
 
     def _with_end(self, text: str) -> str:

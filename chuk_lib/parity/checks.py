@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from chuk_lib.errors import DataError
-from chuk_lib.parity.reads import Reads, Seen
+from chuk_lib.parity.reads import ReadingList, Seen
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Check:
 class Checker:
     """Collects checks for one suite over one parity folder; `reads` remembers what was read of it."""
 
-    def __init__(self, folder: Path, suite: str, reads: Reads | None = None) -> None:
+    def __init__(self, folder: Path, suite: str, reads: ReadingList | None = None) -> None:
         self.folder = folder
         self.suite = suite
-        self._reads = reads or Reads(folder)
+        self._reads = reads or ReadingList(folder)
         self.checks: list[Check] = []
 
     def close(self, name: str, got: Any, want: Any, *, rtol: float = 2e-4, atol: float = 2e-5) -> None:

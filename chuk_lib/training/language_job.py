@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 
 from chuk_lib.errors import ConfigError
 from chuk_lib.models import load_trained_weights, provenance_of, save_pretrained, set_trainable
+from chuk_lib.models.lora import count_parameters
 from chuk_lib.models.randomness import switch_dropout_off
 from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.by_size import count_weights, scaled_rate
@@ -82,11 +83,12 @@ def language_job(
 
 def about_model(model: nn.Module) -> dict[str, Any]:
     """How many parameters a model has, how many of them are trained, and their types."""
-    trained = [leaf for _, leaf in tree_flatten(model.trainable_parameters())]
-    kinds = {str(leaf.dtype).removeprefix("mlx.core.") for leaf in trained}
+    every, trained = count_parameters(model)
+    leaves = (leaf for _, leaf in tree_flatten(model.trainable_parameters()))
+    kinds = {str(leaf.dtype).removeprefix("mlx.core.") for leaf in leaves}
     return {
-        "parameters": sum(leaf.size for _, leaf in tree_flatten(model.parameters())),
-        "trainable_parameters": sum(leaf.size for leaf in trained),
+        "parameters": every,
+        "trainable_parameters": trained,
         "dtype": ", ".join(sorted(kinds)),
     }
 

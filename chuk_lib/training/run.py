@@ -30,7 +30,7 @@ from chuk_lib.training.checkpoints import (
 )
 from chuk_lib.training.completions_log import CompletionsLog
 from chuk_lib.training.config import TrainerConfig
-from chuk_lib.training.engine import Hooks, Plan, Progress, fit
+from chuk_lib.training.engine import Cadence, Hooks, Progress, fit
 from chuk_lib.training.identity import Inputs, changed_settings, compare, rows_around
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
 from chuk_lib.training.planning.footprint import StepLimit
@@ -190,7 +190,7 @@ def step_math(config: TrainerConfig) -> AbstractContextManager[None]:
     return runtime.computing(fast=not config.gradient_checkpointing)
 
 
-def plan_of(config: TrainerConfig, steps: int, updates_per_step: int = 1) -> Plan:
+def plan_of(config: TrainerConfig, steps: int, updates_per_step: int = 1) -> Cadence:
     """The engine's plan for `steps` steps, in each of which the schedule moves `updates_per_step` times."""
     updates = steps * updates_per_step
     warmup = warmup_of(config.warmup_steps, config.warmup_ratio, updates)
@@ -198,7 +198,7 @@ def plan_of(config: TrainerConfig, steps: int, updates_per_step: int = 1) -> Pla
         config.lr_scheduler_type, warmup, updates, config.num_cycles, config.lr_power, config.min_lr_rate,
         config.num_decay_steps, config.learning_rate or 0.0,
     )  # fmt: skip
-    return Plan(
+    return Cadence(
         steps=steps, seed=config.seed, schedule=schedule, max_grad_norm=config.max_grad_norm,
         log_interval=config.log_interval, eval_interval=config.eval_steps,
         checkpoint_interval=config.checkpoint_interval, patience=config.early_stopping_patience,
@@ -251,7 +251,7 @@ class _Training:
 
     job: Job
     config: TrainerConfig
-    plan: Plan
+    plan: Cadence
     optimizer: ChukOptimizer
     run: Run
     emit: Sink
@@ -312,7 +312,7 @@ class _Training:
         emit(Event("saved", progress.step, {"path": str(folder), "best": best}))
 
 
-def _through(run: Run, progress: Progress, plan: Plan) -> list[str]:
+def _through(run: Run, progress: Progress, plan: Cadence) -> list[str]:
     """What to say of a run that has no step left."""
     if run.checkpoint is None or progress.step < plan.steps:
         return []

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast, overload
 import numpy as np
 
 from chuk_lib.data.batches.layouts import KEYS, FileBatch, facts_of, from_arrays
-from chuk_lib.data.batches.manifest import NAME, FileEntry, Manifest, read_manifest
+from chuk_lib.data.batches.manifest import NAME, BatchManifest, FileEntry, read_manifest
 from chuk_lib.data.batches.npz import load
 from chuk_lib.data.batches.pairs import pairs_of
 from chuk_lib.data.parsers import READ_SUFFIXES, suffix_of
@@ -58,7 +58,7 @@ class BatchFolder:
         self.source = str(path)
         if not self.path.is_dir():
             raise DataError(f"`{path}` is no folder of batches", "build one with `chuk batch build`")
-        self.manifest: Manifest | None = read_manifest(self.path) if (self.path / NAME).exists() else None
+        self.manifest: BatchManifest | None = read_manifest(self.path) if (self.path / NAME).exists() else None
         self._vocab_size = len(getattr(tokenizer, "_tokenizer", tokenizer)) if tokenizer is not None else None
         self._pad_id = _pad_of(tokenizer)
         if self.manifest is not None:
@@ -338,7 +338,7 @@ def documents_of(batch: FileBatch, name: str) -> Iterator[Example]:
             yield Example(ids[start:end].copy(), mask[start:end].copy(), (), source)
 
 
-def check_tokenizer(manifest: Manifest, tokenizer: Any, source: str) -> None:
+def check_tokenizer(manifest: BatchManifest, tokenizer: Any, source: str) -> None:
     """Raise DataError unless it is the tokenizer that the batches were built with."""
     from chuk_lib.data.tokenizers import fingerprint, template_fingerprint
 
@@ -377,7 +377,7 @@ def _pad_of(tokenizer: Any) -> int | None:
     return int(pad if pad is not None else tokenizer.eos_token_id or 0)
 
 
-def _report_of(manifest: Manifest, path: Path, source: str) -> DataReport:
+def _report_of(manifest: BatchManifest, path: Path, source: str) -> DataReport:
     """The manifest's report. Raises DataError for what is no report."""
     given = manifest.report
     try:

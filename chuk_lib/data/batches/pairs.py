@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from chuk_lib.data.batches.documents import Documents, Rendered
+from chuk_lib.data.batches.documents import Documents, RenderedRow
 from chuk_lib.data.batches.layouts import FileBatch
 from chuk_lib.data.batches.spec import BatchSpec
 from chuk_lib.data.preference_dataset import PairDataset, PairExample
@@ -24,7 +24,7 @@ def check_first(first: Record, tokenizer: Any) -> DataReport:
     return dataset.report
 
 
-def render_pairs(records: Iterable[Record], tokenizer: Any, spec: BatchSpec, first: Record) -> Rendered:
+def render_pairs(records: Iterable[Record], tokenizer: Any, spec: BatchSpec, first: Record) -> RenderedRow:
     """The pairs of some records: chosen and rejected in turns, cut at `max_length`, without those whose prompt fills
     it. The first record of the source goes before them, so that all must be like it."""
     dataset = PairDataset([first, *records], tokenizer, max_length=None)
@@ -43,7 +43,7 @@ def render_pairs(records: Iterable[Record], tokenizer: Any, spec: BatchSpec, fir
     mask = np.concatenate([np.zeros(0, dtype=bool), *masks])
     documents = Documents(ids, mask, lengths, np.array([at for at, _, _ in parts], dtype=np.int64))
     lost = sum(max(0, size - spec.max_length) for size in whole)
-    return Rendered(documents, len(made), len(made) - len(kept), len(over), lost)
+    return RenderedRow(documents, len(made), len(made) - len(kept), len(over), lost)
 
 
 def pairs_of(batch: FileBatch, name: str) -> Iterator[PairExample]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from chuk_lib.data.batches.folder import check_tokenizer, old_files, parse, read_bytes
 from chuk_lib.data.batches.layouts import facts_of
-from chuk_lib.data.batches.manifest import NAME, FileEntry, Manifest, read_manifest
+from chuk_lib.data.batches.manifest import NAME, BatchManifest, FileEntry, read_manifest
 from chuk_lib.data.batches.source import open_source
 from chuk_lib.errors import DataError
 
@@ -81,7 +81,7 @@ def _of_file(folder: Path, entry: FileEntry, pad_id: int, vocab_size: int) -> It
             yield f"`{path}` has {found:,} {name}, the manifest says {getattr(entry, name):,}"
 
 
-def _of_sums(folder: Path, manifest: Manifest) -> Iterator[str]:
+def _of_sums(folder: Path, manifest: BatchManifest) -> Iterator[str]:
     """The report's counts against the files'."""
     for name in ("tokens", "trained_tokens"):
         found = sum(getattr(entry, name) for entry in manifest.files)
@@ -89,7 +89,7 @@ def _of_sums(folder: Path, manifest: Manifest) -> Iterator[str]:
             yield f"`{folder / NAME}`: the report has {manifest.report.get(name)} {name}, its files {found}"
 
 
-def _of_source(manifest: Manifest, source: str | Path, split: str) -> Iterator[str]:
+def _of_source(manifest: BatchManifest, source: str | Path, split: str) -> Iterator[str]:
     """The source's files against those that the batches were built from: what is equal builds the same batches."""
     with TemporaryDirectory() as scratch:
         found = open_source(source, split, Path(scratch) / "stdin.jsonl").entries()

@@ -10,11 +10,10 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chuk_lib.data.tokenizer_doctor.template_checks import check_template
+from chuk_lib.data.tokenizer_doctor.template_checks import Finding, check_template
 from chuk_lib.data.tokenizers import templates
 from chuk_lib.data.tokenizers.encoder import Encoder
 from chuk_lib.data.tokenizers.facts import special_tokens, transformers_tokenizer
@@ -25,17 +24,6 @@ TEXTS = (
     "naïve café, 日本語, Привет, مرحبا, 🎉", "def f(x):\n    return x ** 2  # 'quoted' \"text\"\n", "e\u0301 ﬁ ½ ①",
 )  # fmt: skip
 """What must come back from decoding as it went in."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One result: `state` is ok, warning or problem. `fix` names what `mend` would do about it, "" for nothing."""
-
-    check: str
-    state: str
-    message: str
-    hint: str = ""
-    fix: str = ""
 
 
 def examine(tokenizer: Any, folder: Path | None = None) -> list[Finding]:
@@ -51,7 +39,7 @@ def examine(tokenizer: Any, folder: Path | None = None) -> list[Finding]:
         ]
     if encoder.is_code:
         return [*found, Finding("chat template", "ok", "it is Python code of mlx-lm, which is not looked into")]
-    return [*found, *(Finding(*part) for part in check_template(tokenizer))]
+    return [*found, *check_template(tokenizer)]
 
 
 def problems(findings: list[Finding]) -> list[Finding]:

@@ -45,7 +45,7 @@ class TokenizerInfo:
 
 
 @dataclass(frozen=True)
-class Entry:
+class VocabularyEntry:
     """One token: how the vocabulary writes it, and the text it stands for ("�" where that is part of a character)."""
 
     id: int
@@ -85,16 +85,16 @@ def special_tokens(hf: Any) -> dict[str, tuple[str, int]]:
     return {role: (token, int(number)) for role, (token, number) in found.items() if number is not None}
 
 
-def vocabulary(tokenizer: Any) -> Iterator[Entry]:
+def vocabulary(tokenizer: Any) -> Iterator[VocabularyEntry]:
     """Every token, by id."""
     hf = transformers_tokenizer(tokenizer)
     special = set(hf.all_special_ids)
     for token, number in sorted(hf.get_vocab().items(), key=lambda item: item[1]):
         text = hf.convert_tokens_to_string([token]) if number not in special else token
-        yield Entry(number, token, text, number in special)
+        yield VocabularyEntry(number, token, text, number in special)
 
 
-def search(entries: Iterator[Entry], pattern: str, regex: bool = False) -> Iterator[Entry]:
+def search(entries: Iterator[VocabularyEntry], pattern: str, regex: bool = False) -> Iterator[VocabularyEntry]:
     """Those whose token or text holds the pattern. Raises ConfigError for a broken regular expression."""
     try:
         found = re.compile(pattern if regex else re.escape(pattern))
@@ -105,7 +105,7 @@ def search(entries: Iterator[Entry], pattern: str, regex: bool = False) -> Itera
     return (entry for entry in entries if found.search(entry.token) or found.search(entry.text))
 
 
-def export(tokenizer: Any, entries: Sequence[Entry], form: str) -> str:
+def export(tokenizer: Any, entries: Sequence[VocabularyEntry], form: str) -> str:
     """Entries as `json` {token: id}, `csv` with a header, or the predecessor's `legacy` vocabulary. Raises ConfigError
     for another form, ModelError when the predecessor could not use them."""
     if form == "json":

@@ -19,7 +19,7 @@ _CHUNK = 1000
 
 
 @dataclass
-class Tally:
+class TokenCounts:
     """What one tokenizer made of some texts. `unknown`: tokens that stand for anything; `lost`: characters in them;
     `changed`: texts that decoding does not give back."""
 
@@ -63,10 +63,10 @@ class Tally:
         }  # fmt: skip
 
 
-def compare(tokenizers: Iterable[Any], texts: Iterable[str]) -> list[Tally]:
+def compare(tokenizers: Iterable[Any], texts: Iterable[str]) -> list[TokenCounts]:
     """One tally a tokenizer, on the same texts, which are read once. Raises DataError when there is no text."""
     those = [transformers_tokenizer(tokenizer) for tokenizer in tokenizers]
-    tallies = [Tally() for _ in those]
+    tallies = [TokenCounts() for _ in those]
     for chunk in _chunks(texts):
         for tokenizer, tally in zip(those, tallies, strict=True):
             _count(tokenizer, chunk, tally)
@@ -81,7 +81,7 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _count(tokenizer: Any, texts: list[str], tally: Tally) -> None:
+def _count(tokenizer: Any, texts: list[str], tally: TokenCounts) -> None:
     unknown = tokenizer.unk_token_id
     offsets = unknown is not None and tokenizer.is_fast
     start = time.perf_counter()

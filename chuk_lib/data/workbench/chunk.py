@@ -22,7 +22,7 @@ Cutter = Callable[[str], list[int]]
 """A text to the ends of its pieces, the last one being its length."""
 
 
-class Window(NamedTuple):
+class TextWindow(NamedTuple):
     """A part of a text, where it starts in it, and how many of its first characters the window before holds too."""
 
     text: str
@@ -32,7 +32,7 @@ class Window(NamedTuple):
 
 def windows(
     blocks: Iterable[str], cut: Cutter, size: int, overlap: int, fits: Cutter | None = None
-) -> Iterator[Window]:
+) -> Iterator[TextWindow]:
     """Windows of `size` pieces over the text that the blocks make when joined; the next one starts `overlap` pieces
     before the end of the one before. `fits` counts the pieces of a window on its own, which may be more than in its
     text: then it is cut shorter."""
@@ -71,11 +71,11 @@ class _Pieces:
         self._ends = known + [shift + end for end in ends]
         self._base, self._first = self._base + begin, 0
 
-    def take(self) -> Window:
+    def take(self) -> TextWindow:
         """The next window."""
         begin, used = self._begin, self._fitting()
         end = self._ends[self._first + used - 1]
-        window = Window(self._text[begin:end], self._base + begin, self._fresh)
+        window = TextWindow(self._text[begin:end], self._base + begin, self._fresh)
         self.repeated = min(self._overlap, used)
         self._first += used - self.repeated
         self._fresh = end - self._begin
