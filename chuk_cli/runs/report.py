@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chuk_cli import __version__, humanize
-from chuk_cli.dashboard.board import as_number, last_part, printable
+from chuk_cli.dashboard.board import last_part, printable
 from chuk_cli.runs.report_charts import charts_of
 from chuk_cli.runs.show import chosen, environment, value_text
+from chuk_lib.events import as_number
 
 if TYPE_CHECKING:
     from chuk_lib.runs.record import RunRecord
