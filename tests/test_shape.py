@@ -25,8 +25,8 @@ SLOW = {"mlx_lm", "transformers", "huggingface_hub", "pyarrow"}
 LIGHT = [
     "errors.py", "events.py", "config/", "training/config.py", "training/preference/config.py",
     "training/online/config.py", "training/online/grpo_config.py", "training/online/ppo_config.py",
-    "training/recipes.py", "utils/best.py", "utils/torch_apart.py", "models/config.py", "inference/config.py",
-    "__init__.py",
+    "training/recipes.py", "utils/best.py", "utils/text.py", "utils/torch_apart.py", "models/config.py",
+    "inference/config.py", "__init__.py",
 ]  # fmt: skip
 """Parts of the library that the command line imports for defaults and help: standard library only."""
 

@@ -41,10 +41,9 @@ _TILES = (
 
 def write_pipeline_report(path: Path, output: Path) -> None:
     """Write the page of the pipeline in `path`, whole or not at all."""
-    from chuk_lib.utils.paths import replace_file
+    from chuk_lib.utils.paths import write_whole
 
-    with replace_file(output) as partial:
-        partial.write_text(to_html(path), encoding="utf-8")
+    write_whole(output, to_html(path))
 
 
 def to_html(path: Path) -> str:

@@ -31,12 +31,9 @@ _SAMPLES_OPEN, _MOST_SAMPLES = 4, 200
 
 def write_report(run: RunRecord, output: Path) -> None:
     """Write the page, whole or not at all."""
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        partial.write_text(to_html(run), encoding="utf-8")
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    from chuk_lib.utils.paths import write_whole
+
+    write_whole(output, to_html(run))
 
 
 def to_html(run: RunRecord) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -112,15 +111,12 @@ def _vocab_row(entry: VocabularyEntry) -> list[Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    from chuk_lib.utils.paths import unwritable, write_whole
+
     try:
-        partial.write_text(text, encoding="utf-8", newline="")
-        partial.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(f"cannot write `{path}`: {reason}", "choose another --output") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        raise unwritable(path, error) from None
 
 
 def compare(

@@ -13,6 +13,7 @@ from chuk_cli.options import JsonOption, QuietOption
 from chuk_cli.out import Out, make_table
 from chuk_cli.tokenizer.options import FileOption, TokenizerArgument, given_text, load
 from chuk_lib.errors import DataError
+from chuk_lib.utils.text import shorten
 
 
 def encode(
@@ -101,10 +102,8 @@ def _rows(text: str) -> Iterator[list[int]]:
         try:
             yield _numbers(line)
         except (ValueError, TypeError, KeyError):
-            shown = line.strip() if len(line.strip()) <= 60 else line.strip()[:60] + "…"
-            raise DataError(
-                f"line {number} of the ids holds no ids: `{shown}`", "write numbers, or a JSON list of them"
-            ) from None
+            what = f"line {number} of the ids holds no ids: `{shorten(line.strip())}`"
+            raise DataError(what, "write numbers, or a JSON list of them") from None
 
 
 def _numbers(line: str) -> list[int]:

@@ -22,6 +22,7 @@ from chuk_lib.data.tokenizers.encoder import Encoder, Encoding
 from chuk_lib.data.turns import Range, TurnFinder, common_prefix, role_ranges, template_errors
 from chuk_lib.data.types import Example, Record, Source, Span
 from chuk_lib.errors import ChukError, DataError, ModelError
+from chuk_lib.utils.text import first_line
 
 if TYPE_CHECKING:
     from chuk_lib.data.tokenizers.templates import Rendered
@@ -219,7 +220,7 @@ def refused(source: Source, error: Exception) -> ChukError:
     """What is said of a conversation that a chat template refuses, or that it does not end on."""
     import jinja2
 
-    from chuk_lib.data.tokenizers.templates import broken, first_line, is_endless
+    from chuk_lib.data.tokenizers.templates import broken, is_endless
 
     if isinstance(error, jinja2.TemplateSyntaxError | SyntaxError):
         return broken(error)

@@ -11,6 +11,7 @@ import numpy as np
 
 from chuk_lib.errors import DataError
 from chuk_lib.parity.reads import ReadingList, Seen
+from chuk_lib.utils.text import shorten
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class Checker:
     def equal(self, name: str, got: Any, want: Any) -> None:
         """Passes when both are the same, element for element."""
         same = bool(np.array_equal(np.asarray(got), np.asarray(want)))
-        self._add(name, same, 0.0 if same else 1.0, "exact", "" if same else f"got {_short(got)}, want {_short(want)}")
+        self._add(
+            name, same, 0.0 if same else 1.0, "exact", "" if same else f"got {shorten(got)}, want {shorten(want)}"
+        )
 
     def fail(self, name: str, detail: str) -> None:
         """A check that could not even be compared."""
@@ -111,8 +114,3 @@ def missing(folder: Path, path: str) -> DataError:
 def _worst(got: np.ndarray, want: np.ndarray, gap: np.ndarray) -> str:
     at = int(np.nanargmax(gap)) if not np.isnan(gap).all() else 0
     return f"got {got.ravel()[at]:.8g}, want {want.ravel()[at]:.8g}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 from chuk_lib.data.types import kind_of
 from chuk_lib.errors import DataError
+from chuk_lib.utils.paths import write_whole
 
 NAME = "manifest.json"
 FORMAT = "chuk-batches"
@@ -84,17 +84,7 @@ def write_manifest(manifest: BatchManifest, folder: Path) -> None:
     content = {"format": FORMAT, "version": VERSION, "digest": manifest.digest, **asdict(manifest)}
     files = ",\n  ".join(json.dumps(entry) for entry in content.pop("files"))
     head = json.dumps(content, indent=1).removesuffix("\n}")
-    write_whole(folder / NAME, f'{head},\n "files": [\n  {files}\n ]\n}}\n'.encode())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
+    write_whole(folder / NAME, f'{head},\n "files": [\n  {files}\n ]\n}}\n')
 
 
 def read_manifest(folder: Path) -> BatchManifest:

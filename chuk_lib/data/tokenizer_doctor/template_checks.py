@@ -15,6 +15,7 @@ from chuk_lib.data.tokenizers.encoder import Encoder
 from chuk_lib.data.tokenizers.facts import special_tokens, transformers_tokenizer
 from chuk_lib.data.types import Example, Record, Source
 from chuk_lib.errors import ChukError
+from chuk_lib.utils.text import first_line
 
 TALK: list[dict[str, Any]] = [
     {"role": "user", "content": "alpha question"},
@@ -73,11 +74,11 @@ def check_template(tokenizer: Any) -> Iterator[Finding]:
 def _no_rendering(error: Exception) -> Finding:
     hint = "mend it, or take a ready one: `--fix OUT --template chatml`"
     if templates.is_endless(error):
-        return Finding("chat template", "problem", f"it was stopped: {templates.first_line(error)}", hint, "template")
+        return Finding("chat template", "problem", f"it was stopped: {first_line(error)}", hint, "template")
     if templates.is_broken(error):
         return Finding("chat template", "problem", templates.broken(error).message, hint, "template")
     return Finding(
-        "chat template", "problem", f"it refuses a plain conversation: {templates.first_line(error)}", hint, "template"
+        "chat template", "problem", f"it refuses a plain conversation: {first_line(error)}", hint, "template"
     )
 
 
@@ -150,7 +151,7 @@ def _prompt(tokenizer: Any, encoder: Encoder, shown: str) -> Iterator[Finding]:
     try:
         prompt = encoder.render(TALK[:-1], prompt=True)
     except templates.ERRORS as error:
-        reason = templates.first_line(error)
+        reason = first_line(error)
         yield Finding(
             "generation prompt", "warning", f"the template refuses a conversation that the user ends: {reason}"
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from chuk_lib.data.tokenizers.legacy import SPECIAL, is_legacy, read_legacy
 from chuk_lib.errors import ModelError
+from chuk_lib.utils.text import first_line
 
 _FILES = (
     "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model",
@@ -42,8 +43,8 @@ def load_tokenizer(folder: str | Path, eos_token_ids: int | Iterable[int] | None
         tokenizer._tokenizer.deprecation_warnings[_TOO_LONG] = True  # chuk measures rows against the context itself
         return tokenizer
     except Exception as error:  # tokenizers raises bare Exception, transformers whatever its parsers do
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"the tokenizer in `{folder}` cannot be read: {reason[0]}", "copy its files again") from error
+        what = f"the tokenizer in `{folder}` cannot be read: {first_line(error)}"
+        raise ModelError(what, "copy its files again") from error
 
 
 def _lone_file(path: Path) -> Path | None:

@@ -25,6 +25,7 @@ from chuk_lib.data.workbench.shapes import (
     split_shared,
 )  # fmt: skip
 from chuk_lib.errors import ConfigError, DataError
+from chuk_lib.utils.text import first_line
 
 Columns = dict[str, Any]
 Render = Callable[[Messages, list[Any] | None, Mapping[str, Any]], str]
@@ -270,8 +271,7 @@ def template_of(tokenizer: Any) -> Render:
         try:
             text = encoder.render(row.messages, row.tools, row.options)
         except template_errors() as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"the chat template refuses a conversation: {reason}", "mend the row") from None
+            raise DataError(f"the chat template refuses a conversation: {first_line(error)}", "mend the row") from None
         lost = next((what for what in left_out(row, text, encoder) if what != EARLIER_REASONING), None)
         if lost is not None:
             raise DataError(f"the chat template leaves out {lost}", "convert to messages, or take another template")

@@ -19,6 +19,7 @@ from chuk_lib.training.online.ppo_config import PPOConfig
 from chuk_lib.training.online.ppo_trainer import PPOTrainer
 from chuk_lib.training.planning.dry_run import DryRun
 from chuk_lib.training.run import check_evaluation
+from chuk_lib.utils.text import shorten
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,5 @@ def preview_prompts(dataset: PromptDataset, tokenizer: Any, rows: int = 3) -> li
 
 
 def _preview(row: PromptRow, tokenizer: Any) -> PromptPreview:
-    columns = {name: _short(value) for name, value in row.columns.items()}
+    columns = {name: shorten(value) for name, value in row.columns.items()}
     return PromptPreview(str(row.source), str(tokenizer.decode(row.ids, skip_special_tokens=False)), len(row), columns)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:59] + "…"

@@ -20,8 +20,7 @@ from typing import Any
 
 from chuk_lib import __version__
 from chuk_lib.errors import ConfigError, ModelError, TrainingError
-from chuk_lib.training.run_dir import write_whole
-from chuk_lib.utils.paths import check_folder, make_folder
+from chuk_lib.utils.paths import check_folder, make_folder, write_whole
 
 MANIFEST = "pipeline.json"
 REPORT = "report.html"

@@ -43,7 +43,8 @@ from chuk_lib.training.pipeline.manifest import (
     base_name,
     differences,
 )
-from chuk_lib.training.run_dir import default_run_path, write_whole
+from chuk_lib.training.run_dir import default_run_path
+from chuk_lib.utils.paths import write_whole
 
 _NO_RESULT = ("model", "output", "report_to", "data", "eval_data", "ref_log_probs_cache")
 """Settings that are told apart by what they lead to (weights, rows), or that lead to nothing."""
