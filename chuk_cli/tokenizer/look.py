@@ -138,6 +138,7 @@ def compare(
       chuk tokenizer compare ./my-model ./tokenizer --data train.jsonl
     """
     from chuk_lib.data.tokenizers import fingerprint, measure
+    from chuk_lib.data.tokenizers.protocol import unwrap
 
     out = Out.of(json, quiet)
     if bool(text) == bool(data):
@@ -148,7 +149,7 @@ def compare(
     names, prints = (first, second), [fingerprint(each) for each in loaded]
     result = {
         "tokenizers": [
-            {"tokenizer": name, "fingerprint": print, "vocabulary": len(each._tokenizer), **tally.as_dict()}
+            {"tokenizer": name, "fingerprint": print, "vocabulary": len(unwrap(each)), **tally.as_dict()}
             for name, print, each, tally in zip(names, prints, loaded, found, strict=True)
         ],
         "same": prints[0] == prints[1],
@@ -158,7 +159,9 @@ def compare(
 
 
 def _pieces(tokenizer: Any, given: list[str]) -> str:
-    hf = tokenizer._tokenizer
+    from chuk_lib.data.tokenizers.protocol import unwrap
+
+    hf = unwrap(tokenizer)
     ids = [token for each in given for token in hf(each, add_special_tokens=False, verbose=False)["input_ids"]]
     return "|".join(hf.decode([token]) for token in ids)
 

@@ -25,6 +25,7 @@ from chuk_lib.errors import ChukError, DataError, ModelError
 from chuk_lib.utils.text import first_line
 
 if TYPE_CHECKING:
+    from chuk_lib.data.tokenizers.protocol import Tokenizer
     from chuk_lib.data.tokenizers.templates import Rendered
 
 _CHUNK = 1000
@@ -40,7 +41,7 @@ class Renderer:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         *,
         completion_only_loss: bool | None = None,
         assistant_only_loss: bool = False,

@@ -20,6 +20,7 @@ from mlx.utils import tree_map
 
 from chuk_lib.errors import TrainingError
 from chuk_lib.events import Event, Sink
+from chuk_lib.models.randomness import evaluating
 from chuk_lib.training.algorithm import Algorithm, Arrays, Report, Update
 from chuk_lib.training.optimizers import ChukOptimizer
 from chuk_lib.training.schedulers import Schedule
@@ -316,11 +317,10 @@ def _evaluate_if_due(algorithm: Algorithm, plan: Cadence, progress: Progress, ho
     if hooks.evaluate is None or not due:
         return False
     began = time.perf_counter()
-    algorithm.model.eval()
     hooks.emit(Event("moved", progress.step, {"doing": "evaluating"}))
-    metrics = dict(hooks.evaluate(progress.step))
+    with evaluating(algorithm.model):
+        metrics = dict(hooks.evaluate(progress.step))
     sample = metrics.pop("sample", None)
-    algorithm.model.train()
     best = (progress.best or {}).get(plan.watched)
     improved = improves(metrics[plan.watched], best, greater=plan.greater_is_better, threshold=plan.threshold)
     progress.stale = 0 if improved else progress.stale + 1

@@ -18,7 +18,7 @@ import numpy as np
 
 from chuk_lib.data.batches.assemble import Assembler
 from chuk_lib.data.batches.blocks import BLOCK_BYTES, Position, RecordBlock, records_of
-from chuk_lib.data.batches.documents import Maker, RenderedRow, RenderPlan, plan_of
+from chuk_lib.data.batches.documents import Maker, RenderedRow, RenderPlan, loaded, plan_of
 from chuk_lib.data.batches.edges import suggest
 from chuk_lib.data.batches.layouts import FileBatch, facts_of, to_arrays
 from chuk_lib.data.batches.manifest import NAME, BatchManifest, FileEntry, TokenizerEntry, read_manifest, write_manifest
@@ -28,7 +28,8 @@ from chuk_lib.data.batches.source import BuildSource, open_source
 from chuk_lib.data.batches.spec import BatchSpec, checked
 from chuk_lib.data.batches.staging import STDIN, Staging
 from chuk_lib.data.batches.tally import BuildTally
-from chuk_lib.data.tokenizers import fingerprint, load_tokenizer, template_fingerprint
+from chuk_lib.data.tokenizers import fingerprint, template_fingerprint
+from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.errors import ChukError, ConfigError, DataError
 
 INLINE_BYTES = 1 << 21
@@ -58,7 +59,7 @@ class BuildResult:
 
 def build(
     source: str | Path,
-    tokenizer: Any,
+    tokenizer: Tokenizer | str | Path,
     output: str | Path,
     spec: BatchSpec | None = None,
     *,
@@ -98,10 +99,11 @@ def build(
 class _Build:
     """One build at work."""
 
-    def __init__(self, staging: Staging, source: BuildSource, tokenizer: Any, spec: BatchSpec, split: str) -> None:
+    def __init__(
+        self, staging: Staging, source: BuildSource, tokenizer: Tokenizer | str | Path, spec: BatchSpec, split: str
+    ) -> None:
         self._staging, self._source, self._split = staging, source, split
-        folder = str(tokenizer) if isinstance(tokenizer, str | Path) else None
-        self._tokenizer = load_tokenizer(folder) if folder is not None else tokenizer
+        self._tokenizer, folder = loaded(tokenizer)
         self._asked = spec
         self._plan = plan_of(spec, source.first(), self._tokenizer, folder)
         self._entry = tokenizer_entry(self._tokenizer, self._plan.conversational)
@@ -298,15 +300,15 @@ class _Cursor:
     saves: int = 0
 
 
-def tokenizer_entry(tokenizer: Any, conversational: bool) -> TokenizerEntry:
+def tokenizer_entry(tokenizer: Tokenizer, conversational: bool) -> TokenizerEntry:
     """Which tokenizer this is. Its chat template counts where rows went through it."""
-    hf = getattr(tokenizer, "_tokenizer", tokenizer)
+    hf = unwrap(tokenizer)
     pad = hf.pad_token_id if hf.pad_token_id is not None else (hf.eos_token_id or 0)
     template = template_fingerprint(tokenizer) if conversational else None
     return TokenizerEntry(fingerprint(tokenizer), template, len(hf), pad, hf.bos_token_id, hf.eos_token_id)
 
 
-def unit_lengths(source: BuildSource, plan: RenderPlan, tokenizer: Any) -> np.ndarray:
+def unit_lengths(source: BuildSource, plan: RenderPlan, tokenizer: Tokenizer) -> np.ndarray:
     """Lengths of rows (of pairs: of the longer one) on a sample spread over the source. Rows that cannot be read are
     left out here: the build itself says where they are."""
     maker, group = Maker(plan, tokenizer), plan.spec.group

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from chuk_lib.data.conversation import refuse_unshown
 from chuk_lib.data.formats import PromptCompletion, Recogniser
 from chuk_lib.data.rendering import Renderer
 from chuk_lib.data.tokenizers.encoder import Encoder, Ends
+from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.data.types import Example, Record
 from chuk_lib.errors import DataError
 
@@ -91,7 +93,16 @@ class RenderPlan:
     conversational: bool = False
 
 
-def plan_of(spec: BatchSpec, first: Record, tokenizer: Any, folder: str | None) -> RenderPlan:
+def loaded(tokenizer: Tokenizer | str | Path) -> tuple[Tokenizer, str | None]:
+    """A tokenizer, and the folder that it was loaded from when a folder was given."""
+    if isinstance(tokenizer, str | Path):
+        from chuk_lib.data.tokenizers.loader import load_tokenizer
+
+        return load_tokenizer(tokenizer), str(tokenizer)
+    return tokenizer, None
+
+
+def plan_of(spec: BatchSpec, first: Record, tokenizer: Tokenizer, folder: str | None) -> RenderPlan:
     """Decide the path by the first record. Raises what rendering that record raises, and DataError when text is
     wanted and something else is there."""
     if spec.kind == "preference":
@@ -112,9 +123,9 @@ def plan_of(spec: BatchSpec, first: Record, tokenizer: Any, folder: str | None) 
     return RenderPlan(spec, first, direct, folder, form, recogniser.how, loss_on, recogniser.conversational)
 
 
-def _direct(tokenizer: Any, renderer: Renderer) -> Direct | None:
+def _direct(tokenizer: Tokenizer, renderer: Renderer) -> Direct | None:
     """None where the tokenizer has no pipeline to send."""
-    hf = getattr(tokenizer, "_tokenizer", tokenizer)
+    hf = unwrap(tokenizer)
     backend = getattr(hf, "backend_tokenizer", None)
     if backend is None or not hasattr(backend, "encode_batch_fast"):
         return None
@@ -125,7 +136,7 @@ def _direct(tokenizer: Any, renderer: Renderer) -> Direct | None:
     )  # fmt: skip
 
 
-def make_renderer(spec: BatchSpec, first: Record, tokenizer: Any) -> Renderer:
+def make_renderer(spec: BatchSpec, first: Record, tokenizer: Tokenizer) -> Renderer:
     """The general path, with its format and rules settled by the first record."""
     renderer = Renderer(
         tokenizer, completion_only_loss=spec.completion_only_loss, assistant_only_loss=spec.assistant_only_loss,
@@ -138,7 +149,7 @@ def make_renderer(spec: BatchSpec, first: Record, tokenizer: Any) -> Renderer:
 class Maker:
     """Makes the documents of one block after another, by one plan."""
 
-    def __init__(self, plan: RenderPlan, tokenizer: Any = None) -> None:
+    def __init__(self, plan: RenderPlan, tokenizer: Tokenizer | None = None) -> None:
         """`tokenizer` is only needed where the plan is not direct."""
         self._plan = plan
         self._spec = plan.spec
@@ -175,7 +186,7 @@ class Maker:
         return _flat(self._renderer.render(records))
 
 
-def _stop_ids(tokenizer: Any) -> set[int]:
+def _stop_ids(tokenizer: Tokenizer) -> set[int]:
     ends = getattr(tokenizer, "eos_token_ids", None) or [tokenizer.eos_token_id]
     return {int(end) for end in ends if end is not None}
 

@@ -14,14 +14,14 @@ import numpy as np
 
 from chuk_lib.data.batches.assemble import Assembler
 from chuk_lib.data.batches.blocks import RecordBlock, records_of
-from chuk_lib.data.batches.documents import Maker, RenderedRow, RenderPlan, plan_of
+from chuk_lib.data.batches.documents import Maker, RenderedRow, RenderPlan, loaded, plan_of
 from chuk_lib.data.batches.edges import suggest
 from chuk_lib.data.batches.folder import BatchFolder, parse, read_bytes
 from chuk_lib.data.batches.layouts import FileBatch, facts_of, to_arrays
 from chuk_lib.data.batches.npz import dump
 from chuk_lib.data.batches.source import BuildSource, open_source
 from chuk_lib.data.batches.spec import BatchSpec, checked
-from chuk_lib.data.tokenizers import load_tokenizer
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.errors import DataError
 
 _LONGEST = 1 << 30
@@ -82,17 +82,16 @@ class SampledRows(NamedTuple):
 
 @contextmanager
 def opened(
-    source: str | Path, tokenizer: Any, spec: BatchSpec, split: str = "train"
+    source: str | Path, tokenizer: Tokenizer | str | Path, spec: BatchSpec, split: str = "train"
 ) -> Iterator[tuple[BuildSource, RenderPlan, Any]]:
     """A source with its plan and the loaded tokenizer. Raises as `build` does."""
     with TemporaryDirectory() as scratch:
         found = open_source(source, split, Path(scratch) / "stdin.jsonl")
-        folder = str(tokenizer) if isinstance(tokenizer, str | Path) else None
-        loaded = load_tokenizer(folder) if folder is not None else tokenizer
-        yield found, plan_of(checked(spec), found.first(), loaded, folder), loaded
+        its, folder = loaded(tokenizer)
+        yield found, plan_of(checked(spec), found.first(), its, folder), its
 
 
-def sampled(source: BuildSource, plan: RenderPlan, tokenizer: Any, whole: bool = False) -> SampledRows:
+def sampled(source: BuildSource, plan: RenderPlan, tokenizer: Tokenizer, whole: bool = False) -> SampledRows:
     """Documents of a sample spread over the source, or of all of it. Unreadable rows end it only when all is asked
     for: a sample's line numbers are not the file's."""
     maker, began = Maker(plan, tokenizer), time.perf_counter()
@@ -115,7 +114,7 @@ def _bytes_of(block: RecordBlock) -> int:
 
 
 def natural_lengths(
-    source: str | Path, tokenizer: Any, spec: BatchSpec, *, split: str = "train", whole: bool = False
+    source: str | Path, tokenizer: Tokenizer | str | Path, spec: BatchSpec, *, split: str = "train", whole: bool = False
 ) -> tuple[np.ndarray, float]:
     """Tokens of rows as they are, uncut, and the share of the source that was looked at."""
     uncut = replace(spec, max_length=_LONGEST, edges="none", packing=None, tokens_per_batch=None)
@@ -145,7 +144,9 @@ class BuildEstimate:
     exact: bool
 
 
-def estimate(source: str | Path, tokenizer: Any, spec: BatchSpec, *, split: str = "train") -> BuildEstimate:
+def estimate(
+    source: str | Path, tokenizer: Tokenizer | str | Path, spec: BatchSpec, *, split: str = "train"
+) -> BuildEstimate:
     """Size on disk, padding and time of a build, from a sample that goes through the same steps."""
     with opened(source, tokenizer, spec, split) as (found, plan, loaded):
         sample = sampled(found, plan, loaded)

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from chuk_lib.data.batches.blocks import RecordBlock, records_of
 from chuk_lib.data.batches.documents import Maker, RenderedRow, RenderPlan
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.errors import ChukError, DataError
 
 _AHEAD = 2
@@ -33,7 +34,7 @@ class WorkerBug(RuntimeError):
 
 
 @contextmanager
-def renderers(plan: RenderPlan, tokenizer: Any, workers: int) -> Iterator[Renderers]:
+def renderers(plan: RenderPlan, tokenizer: Tokenizer, workers: int) -> Iterator[Renderers]:
     """What renders blocks: this process with `workers=1`, else that many children, which are gone afterwards."""
     made = Renderers(plan, tokenizer, workers)
     try:
@@ -45,7 +46,7 @@ def renderers(plan: RenderPlan, tokenizer: Any, workers: int) -> Iterator[Render
 class Renderers:
     """Renders blocks in order, some ahead of what was asked for."""
 
-    def __init__(self, plan: RenderPlan, tokenizer: Any, workers: int) -> None:
+    def __init__(self, plan: RenderPlan, tokenizer: Tokenizer, workers: int) -> None:
         self._maker = Maker(plan, tokenizer) if workers == 1 else None
         self._children = [] if workers == 1 else [_Child(plan) for _ in range(workers)]
 

@@ -12,7 +12,8 @@ from typing import Any
 from chuk_lib.data.rendering import Renderer
 from chuk_lib.data.tokenizers import templates
 from chuk_lib.data.tokenizers.encoder import Encoder
-from chuk_lib.data.tokenizers.facts import special_tokens, transformers_tokenizer
+from chuk_lib.data.tokenizers.facts import special_tokens
+from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.data.types import Example, Record, Source
 from chuk_lib.errors import ChukError
 from chuk_lib.utils.text import first_line
@@ -54,7 +55,7 @@ class Finding:
     fix: str = ""
 
 
-def check_template(tokenizer: Any) -> Iterator[Finding]:
+def check_template(tokenizer: Tokenizer) -> Iterator[Finding]:
     """Findings about the chat template of a tokenizer that has one."""
     encoder = Encoder(tokenizer)
     try:
@@ -64,8 +65,8 @@ def check_template(tokenizer: Any) -> Iterator[Finding]:
         return
     yield Finding("chat template", "ok", "renders conversations of several turns")
     yield from _roles(encoder)
-    yield from _tokens(encoder, transformers_tokenizer(tokenizer), shown)
-    yield from _double_bos(encoder, transformers_tokenizer(tokenizer), shown)
+    yield from _tokens(encoder, unwrap(tokenizer), shown)
+    yield from _double_bos(encoder, unwrap(tokenizer), shown)
     yield from _prompt(tokenizer, encoder, shown)
     yield from _markers(tokenizer)
     yield from _masks(tokenizer)
@@ -137,7 +138,7 @@ def _double_bos(encoder: Encoder, hf: Any, shown: str) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _prompt(tokenizer: Any, encoder: Encoder, shown: str) -> Iterator[Finding]:
+def _prompt(tokenizer: Tokenizer, encoder: Encoder, shown: str) -> Iterator[Finding]:
     if encoder.unasked:
         yield Finding(
             "generation prompt",
@@ -170,7 +171,7 @@ def _prompt(tokenizer: Any, encoder: Encoder, shown: str) -> Iterator[Finding]:
         yield Finding("generation prompt", "ok", "assistant turns begin where the prompt ends")
 
 
-def _not_prompted(tokenizer: Any, prompt: str) -> str:
+def _not_prompted(tokenizer: Tokenizer, prompt: str) -> str:
     """What stands between the end of a prompt and the first learned token of the answer."""
     try:
         example = _example(tokenizer)
@@ -182,7 +183,7 @@ def _not_prompted(tokenizer: Any, prompt: str) -> str:
     return before[len(prompt) :].strip() if before.startswith(prompt) else ""
 
 
-def _markers(tokenizer: Any) -> Iterator[Finding]:
+def _markers(tokenizer: Tokenizer) -> Iterator[Finding]:
     plain, marked = Encoder(tokenizer), Encoder(tokenizer, marked=True)
     form = marked.form()
     if plain.has_markers():
@@ -200,7 +201,7 @@ def _markers(tokenizer: Any) -> Iterator[Finding]:
         )
 
 
-def _masks(tokenizer: Any) -> Iterator[Finding]:
+def _masks(tokenizer: Tokenizer) -> Iterator[Finding]:
     """What `assistant_only_loss` learns of a known conversation."""
     try:
         example = _example(tokenizer)
@@ -209,7 +210,7 @@ def _masks(tokenizer: Any) -> Iterator[Finding]:
             "training mask", "problem", error.message.removeprefix("`sample` line 1: "), error.hint, "template"
         )
         return
-    hf = transformers_tokenizer(tokenizer)
+    hf = unwrap(tokenizer)
     runs = _learned(example)
     text = " ".join(hf.decode(run) for run in runs)
     lost = [word for word in ("bravo answer", "delta answer") if word not in text]
@@ -229,7 +230,7 @@ def _masks(tokenizer: Any) -> Iterator[Finding]:
         yield Finding("training mask", "ok", "learns the assistant's words and their end, and nothing else")
 
 
-def _example(tokenizer: Any) -> Example:
+def _example(tokenizer: Tokenizer) -> Example:
     record = Record({"messages": TALK}, Source("sample", 1))
     return next(Renderer(tokenizer, assistant_only_loss=True).render([record]))
 
@@ -245,9 +246,9 @@ def _learned(example: Example) -> list[list[int]]:
     return runs
 
 
-def turn_end(tokenizer: Any) -> str | None:
+def turn_end(tokenizer: Tokenizer) -> str | None:
     """The special token that ends an assistant turn, None when there is none."""
-    hf = transformers_tokenizer(tokenizer)
+    hf = unwrap(tokenizer)
     try:
         runs = _learned(_example(tokenizer))
     except ChukError:

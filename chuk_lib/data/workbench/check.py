@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from chuk_lib.data.parsers import EncodingError
 from chuk_lib.data.preparation import EARLIER_REASONING, Preparation, left_out
 from chuk_lib.data.reader import DataSource, read_records
 from chuk_lib.data.tokenizers.encoder import Encoder
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Example, Record, Source
 from chuk_lib.data.workbench.claims import Claims
 from chuk_lib.data.workbench.content import content_of
@@ -78,7 +78,7 @@ class RowChecker:
         by: Sequence[str] = (),
         format: str | None = None,
         text_field: str = "text",
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         max_length: int | None = None,
     ) -> None:
         self.ignored = frozenset(ignore)
@@ -233,7 +233,7 @@ def _contradictions(index: RowIndex, claims: Claims) -> Iterator[RowProblem]:
 class _RoundTrip:
     """Whether what a row says survives template and tokenizer."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._encoder = Encoder(tokenizer)
 

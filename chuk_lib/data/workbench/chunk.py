@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from chuk_lib.data.parsers import file_lines, suffix_of
 from chuk_lib.data.reader import find_files, read_records
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Record
 from chuk_lib.errors import ConfigError, DataError
 
@@ -97,7 +98,7 @@ class _Pieces:
         return used
 
 
-def cutter(unit: str, tokenizer: Any = None) -> Cutter:
+def cutter(unit: str, tokenizer: Tokenizer | None = None) -> Cutter:
     """What cuts a text into pieces. Raises ConfigError for tokens without a tokenizer."""
     if unit == "characters":
         return lambda text: list(range(1, len(text) + 1))
@@ -131,7 +132,7 @@ def chunked(
     size: int,
     overlap: int = 0,
     unit: str = "words",
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     text_field: str = "text",
     split: str = "train",
 ) -> Iterator[dict[str, Any]]:

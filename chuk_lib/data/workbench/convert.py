@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from chuk_lib.data.formats import Chat, PromptCompletion, Text, Tokens
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Record, Source
 from chuk_lib.data.workbench.shapes import (
     Ask,
@@ -256,7 +257,7 @@ ALIASES = {
 }  # fmt: skip
 
 
-def template_of(tokenizer: Any) -> Render:
+def template_of(tokenizer: Tokenizer) -> Render:
     """What makes text of messages: the chat template of a tokenizer. Refuses what the template does not show."""
     from chuk_lib.data.preparation import EARLIER_REASONING, Preparation, left_out
     from chuk_lib.data.tokenizers.encoder import Encoder

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from chuk_lib.data import conversation
 from chuk_lib.data.formats import Chat, PromptCompletion, Text, Tokens
 from chuk_lib.data.rendering import Renderer
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Example, Record, Source
 from chuk_lib.data.workbench.convert import sides
 from chuk_lib.data.workbench.shapes import Ask, Labelled, Preference, Shape, Side
@@ -35,7 +36,7 @@ class RowMeasure(NamedTuple):
 class Measurer:
     """Renders rows with a tokenizer as training would, `assistant_only` turns or all that training learns."""
 
-    def __init__(self, tokenizer: Any, *, assistant_only: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, assistant_only: bool = False) -> None:
         self._tokenizer = tokenizer
         self._assistant_only = assistant_only
         self._renderers: dict[tuple[str, bool, bool], Renderer] = {}

@@ -13,6 +13,7 @@ import numpy as np
 
 from chuk_lib.data.formats import Chat, Text
 from chuk_lib.data.report import length_bins
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Record
 from chuk_lib.data.workbench.measure import Measurer
 from chuk_lib.data.workbench.shapes import Ask, Labelled, Preference, Shape, Shaper, Side, as_turns
@@ -37,7 +38,7 @@ class Stats:
         *,
         format: str | None = None,
         text_field: str = "text",
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         assistant_only: bool = False,
     ) -> None:
         self._shaper = Shaper(format, text_field)
