@@ -72,7 +72,8 @@ def language_job(
         restore=restore,
         inputs=inputs_of(config, provenance_of(model), dataset.fingerprint),
         state={"fingerprint": dataset.fingerprint, "conversational": dataset.report.conversational},
-        about={**about_model(model), "rows": len(dataset), "report": report},
+        about=about_config(config) | about_model(model) | {"rows": len(dataset), "report": report},
+        fast_math=not config.gradient_checkpointing,
         notes=notes,
         warnings=(*left_out, *settings_notes(config, updates)),
         left_out=left_out,
@@ -80,6 +81,11 @@ def language_job(
         chosen=chosen or {},
         **more,
     )
+
+
+def about_config(config: TrainerConfig) -> dict[str, Any]:
+    """What a run was begun with, and how many passes over the data were planned."""
+    return {"model": config.model, "data": config.data, "epochs": config.num_epochs}
 
 
 def about_model(model: nn.Module) -> dict[str, Any]:
