@@ -25,8 +25,8 @@ SLOW = {"mlx_lm", "transformers", "huggingface_hub", "pyarrow"}
 LIGHT = [
     "errors.py", "events.py", "config/", "training/config.py", "training/preference/config.py",
     "training/online/config.py", "training/online/grpo_config.py", "training/online/ppo_config.py",
-    "training/recipes.py", "utils/best.py", "utils/torch_apart.py", "models/config.py", "inference/config.py",
-    "__init__.py",
+    "training/recipes.py", "utils/best.py", "utils/text.py", "utils/torch_apart.py", "models/config.py",
+    "inference/config.py", "__init__.py",
 ]  # fmt: skip
 """Parts of the library that the command line imports for defaults and help: standard library only."""
 
@@ -98,6 +98,10 @@ WALLS = {
 """Rooms that a room does not know, not even through others. No room knows the command line."""
 
 
+ONLINE_TWINS = {"Experience", "Judged"}
+"""Names that the online trainers still give to two of their own classes."""
+
+
 def broken_walls(edges: Edges) -> list[str]:
     """Every wall that is broken, with the imports that lead through it."""
     found = []
@@ -147,6 +151,24 @@ def test_a_cycle_through_packages_is_found_however_it_is_imported(tmp_path: Path
         "chuk_lib.rewards.kinds imports chuk_lib.inference.text",
     ]
     assert way[2].startswith("chuk_lib.inference.text imports chuk_lib.data")
+
+
+def classes(root: Path) -> dict[str, list[str]]:
+    """The public classes of the project by name, each with the files that define one."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(path for top in ("chuk_lib", "chuk_cli") for path in (root / top).rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(path.relative_to(root).as_posix())
+    return found
+
+
+def test_no_two_public_classes_share_a_name(tmp_path: Path) -> None:
+    """One word means one thing."""
+    twins = {name: files for name, files in classes(ROOT).items() if len(files) > 1}
+    assert not {name: files for name, files in twins.items() if name not in ONLINE_TWINS}
+    planted(tmp_path, data__pairs="class Pair:\n    x = 1", training__pairs="class Pair(tuple):\n    y = 2\nPairs = 1")
+    assert classes(tmp_path) == {"Pair": ["chuk_lib/data/pairs.py", "chuk_lib/training/pairs.py"]}
 
 
 def test_the_library_does_not_use_its_own_front_door() -> None:

@@ -27,7 +27,7 @@ from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
     from chuk_cli.dashboard.board import Board
-    from chuk_lib.runs.record import Run
+    from chuk_lib.runs.record import RunRecord
     from chuk_lib.runs.summary import Summary
 
 app = App(no_args_is_help=True, add_completion=False, help="List, show, watch, compare and report runs.")
@@ -217,7 +217,7 @@ def compare(
     out.result(as_dict(found), human=human, quiet=[_best_first(found)])
 
 
-def _best_first(runs: list[Run]) -> str:
+def _best_first(runs: list[RunRecord]) -> str:
     """The run with the best evaluation, or the last loss or reward where none was evaluated: the highest reward when
     all have one, else the lowest loss."""
     by_reward = all(run.summary.reward is not None or run.summary.eval_reward is not None for run in runs)

@@ -124,9 +124,10 @@ def template(
     rows = read_chats(_source(messages), _tools(tools))
     loaded = load(tokenizer)
     if use is not None:
+        from chuk_lib.data.tokenizers.protocol import unwrap
         from chuk_lib.data.tokenizers.ready import find_template
 
-        loaded._tokenizer.chat_template = find_template(use)
+        unwrap(loaded).chat_template = find_template(use)
     if generation_prompt:
         show_prompts(out, rows, loaded)
     else:

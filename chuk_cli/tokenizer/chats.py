@@ -7,6 +7,7 @@ from typing import Any
 
 from chuk_cli.out import Out
 from chuk_lib.errors import DataError, ModelError
+from chuk_lib.utils.text import first_line
 
 
 def read_chats(source: tuple[str, str] | None, tools: list[Any] | None) -> list[Any]:
@@ -92,7 +93,7 @@ def show_prompts(out: Out, records: list[Any], tokenizer: Any) -> None:
         try:
             texts.append(encoder.render(said, record.columns.get("tools"), prompt=True))
         except templates.ERRORS as error:
-            reason = templates.first_line(error)
+            reason = first_line(error)
             raise DataError(f"{record.source}: the chat template refuses this conversation: {reason}") from None
     ids = [encoder.encode([text], special=False)[0].ids for text in texts]
     result = [{"text": text, "ids": row, "tokens": len(row)} for text, row in zip(texts, ids, strict=True)]

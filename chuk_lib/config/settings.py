@@ -49,8 +49,7 @@ class Setting:
     @property
     def base_type(self) -> Any:
         """The type without `| None`; `int | float` for a number that may be whole."""
-        options = [option for option in typing.get_args(self.type) if option is not type(None)]
-        return functools.reduce(operator.or_, options) if _is_union(self.type) else self.type
+        return without_none(self.type)
 
     @property
     def optional(self) -> bool:
@@ -160,9 +159,9 @@ def convert(item: Setting, raw: Any, origin: str) -> Any:
             return None
         raise ConfigError(f"`{item.name}` ({origin}) needs a value", f"{item.name}: {item.help}")
     try:
-        value = _to_type(item.base_type, raw)
+        value = to_type(item.base_type, raw)
     except (TypeError, ValueError, OverflowError):
-        raise _wrong(item, raw, origin, f"should be {_type_name(item.base_type)}") from None
+        raise _wrong(item, raw, origin, f"should be {type_name(item.base_type)}") from None
     _check_bounds(item, value, origin)
     return value
 
@@ -190,20 +189,29 @@ def _wrong(item: Setting, raw: Any, origin: str, what: str, near: str | None = N
     return ConfigError(f"`{item.name}` ({origin}) {what}, not `{raw}`", hint)
 
 
+def without_none(declared: Any) -> Any:
+    """A declared type without `| None`."""
+    options = [option for option in typing.get_args(declared) if option is not type(None)]
+    return functools.reduce(operator.or_, options) if _is_union(declared) else declared
+
+
 def _is_union(declared: Any) -> bool:
     return typing.get_origin(declared) in (typing.Union, types.UnionType)
 
 
-def _type_name(declared: Any) -> str:
+def type_name(declared: Any) -> str:
+    """A declared type in the words of messages: a whole number, true or false, a list."""
     names = {int: "a whole number", float: "a number", int | float: "a number", bool: "true or false", str: "text"}
     return names.get(declared, "a list")
 
 
-def _to_type(declared: Any, raw: Any) -> Any:
+def to_type(declared: Any, raw: Any) -> Any:
+    """A raw value or text as a declared type: bool, int, float, str or a tuple of one of them. Raises TypeError,
+    ValueError or OverflowError for what cannot be one."""
     if typing.get_origin(declared) in (tuple, list):
         inner = typing.get_args(declared)[0]
         parts = [part.strip() for part in raw.split(",") if part.strip()] if isinstance(raw, str) else list(raw)
-        return tuple(_to_type(inner, part) for part in parts)
+        return tuple(to_type(inner, part) for part in parts)
     if declared is bool:
         return _to_bool(raw)
     if declared is int:
@@ -213,7 +221,7 @@ def _to_type(declared: Any, raw: Any) -> Any:
             raise ValueError(raw)
         return float(raw)
     if declared == int | float:
-        number = _to_type(float, raw)
+        number = to_type(float, raw)
         return int(number) if math.isfinite(number) and number == int(number) else number
     if isinstance(raw, dict | list | tuple):
         raise ValueError(raw)
@@ -223,16 +231,7 @@ def _to_type(declared: Any, raw: Any) -> Any:
 def _to_bool(raw: Any) -> bool:
     if isinstance(raw, bool):
         return raw
-    words = {
-        "true": True,
-        "yes": True,
-        "on": True,
-        "1": True,
-        "false": False,
-        "no": False,
-        "off": False,
-        "0": False,
-    }
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     return words[str(raw).lower()] if str(raw).lower() in words else _refuse(raw)
 
 

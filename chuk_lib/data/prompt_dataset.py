@@ -29,6 +29,7 @@ from chuk_lib.data.reader import DataSource, read_records
 from chuk_lib.data.rendering import refused
 from chuk_lib.data.report import length_bins
 from chuk_lib.data.tokenizers.encoder import Encoder
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.turns import template_errors
 from chuk_lib.data.types import Record, Source, kind_of
 from chuk_lib.errors import DataError
@@ -92,7 +93,7 @@ class PromptDataset:
     """
 
     def __init__(
-        self, source: DataSource, tokenizer: Any, *, split: str = "train", max_prompt_length: int | None = None
+        self, source: DataSource, tokenizer: Tokenizer, *, split: str = "train", max_prompt_length: int | None = None
     ) -> None:
         self.source = str(source) if isinstance(source, str | Path) else "rows"
         reader = _PromptReader(Encoder(tokenizer))

@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import Any
 
 from chuk_lib.errors import ConfigError
-from chuk_lib.runs.summary import Summary, as_number
+from chuk_lib.events import as_number
+from chuk_lib.runs.summary import Summary
 
 _CONDITION = re.compile(r"\s*([\w.-]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*?)\s*")
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {

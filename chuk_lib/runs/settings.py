@@ -14,7 +14,7 @@ _UNLIKE = ("output",)  # different in every run, and says nothing
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenSetting:
     """A setting that is not as it comes: its value, its default and where the value was given."""
 
     name: str
@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return held if isinstance(held, dict) else {}
 
 
-def chosen(settings: Mapping[str, Any], origins: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Choice]:
+def chosen(settings: Mapping[str, Any], origins: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[ChosenSetting]:
     """The settings that somebody gave, or that chuk worked out from others, in the order of `config.yaml`. `defaults`:
     those of the run's algorithm, by name."""
     found = []
@@ -56,7 +56,7 @@ def chosen(settings: Mapping[str, Any], origins: Mapping[str, Any], defaults: Ma
         given = origin not in ("", "default", "given in code")
         if given or differs:
             worked_out = origin in ("", "default")
-            found.append(Choice(name, value, default, "worked out" if worked_out else origin))
+            found.append(ChosenSetting(name, value, default, "worked out" if worked_out else origin))
     return found
 
 

@@ -18,6 +18,7 @@ from chuk_lib.data.types import Record
 from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
+    from chuk_lib.data.tokenizers.protocol import Tokenizer
     from chuk_lib.inference.config import SamplingConfig
     from chuk_lib.inference.rollouts import Rollout
     from chuk_lib.rewards import RewardSet
@@ -68,7 +69,7 @@ class _Answer:
 
 def sampled(
     model: Any,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     records: Iterable[Record],
     rewards: RewardSet,
     config: SamplingConfig,
@@ -92,8 +93,8 @@ def sampled(
 
 
 def _answered(
-    model: Any, tokenizer: Any, data: PromptDataset, rewards: RewardSet, config: SamplingConfig, rules: SampleRules,
-    counts: SampleCounts,
+    model: Any, tokenizer: Tokenizer, data: PromptDataset, rewards: RewardSet, config: SamplingConfig,
+    rules: SampleRules, counts: SampleCounts,
 ) -> Iterator[tuple[PromptRow, list[_Answer]]]:  # fmt: skip
     """Each prompt with its answers that can be judged."""
     from chuk_lib.inference.rollouts import rollouts

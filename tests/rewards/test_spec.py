@@ -66,6 +66,7 @@ def test_names_and_arguments_are_checked_with_a_suggestion() -> None:
         ("think_format:x=3", "no argument `x`", "no arguments"),
         ("length:max=long", "`max` should be a whole number, not `long`", "--list-rewards"),
         ("exact_match:ignore_case=maybe", "should be true or false", "--list-rewards"),
+        ("length:max=1.5", "should be a whole number", "--list-rewards"),
         ("regex", "needs `pattern`", "regex:pattern=…"),
         ("regex:pattern=(", "is no regular expression", "mend the pattern"),
     ):

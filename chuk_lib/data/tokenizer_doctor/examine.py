@@ -10,14 +10,14 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chuk_lib.data.tokenizer_doctor.template_checks import check_template
+from chuk_lib.data.tokenizer_doctor.template_checks import Finding, check_template
 from chuk_lib.data.tokenizers import templates
 from chuk_lib.data.tokenizers.encoder import Encoder
-from chuk_lib.data.tokenizers.facts import special_tokens, transformers_tokenizer
+from chuk_lib.data.tokenizers.facts import special_tokens
+from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.data.tokenizers.training_forms import training_form
 
 TEXTS = (
@@ -27,20 +27,9 @@ TEXTS = (
 """What must come back from decoding as it went in."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One result: `state` is ok, warning or problem. `fix` names what `mend` would do about it, "" for nothing."""
-
-    check: str
-    state: str
-    message: str
-    hint: str = ""
-    fix: str = ""
-
-
-def examine(tokenizer: Any, folder: Path | None = None) -> list[Finding]:
+def examine(tokenizer: Tokenizer, folder: Path | None = None) -> list[Finding]:
     """All findings about a loaded tokenizer; `folder` is where its model's config.json may be."""
-    hf = transformers_tokenizer(tokenizer)
+    hf = unwrap(tokenizer)
     encoder = Encoder(tokenizer)
     found = [*_vocabulary(hf, folder), *_roles(hf, encoder), *_atoms(hf), *_round_trips(hf)]
     if not encoder.has_template:
@@ -51,7 +40,7 @@ def examine(tokenizer: Any, folder: Path | None = None) -> list[Finding]:
         ]
     if encoder.is_code:
         return [*found, Finding("chat template", "ok", "it is Python code of mlx-lm, which is not looked into")]
-    return [*found, *(Finding(*part) for part in check_template(tokenizer))]
+    return [*found, *check_template(tokenizer)]
 
 
 def problems(findings: list[Finding]) -> list[Finding]:
@@ -163,7 +152,7 @@ def _letters(text: str) -> str:
     return re.sub(r"\s", "", unicodedata.normalize("NFKC", text))
 
 
-def known_form(tokenizer: Any) -> str | None:
+def known_form(tokenizer: Tokenizer) -> str | None:
     """The template with markers put in, where that changes no rendering; None where there is nothing to put."""
     encoder = Encoder(tokenizer)
     form = training_form(encoder.template()) if encoder.has_template and not encoder.is_code else None

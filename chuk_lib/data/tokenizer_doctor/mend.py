@@ -8,10 +8,10 @@ from typing import Any
 
 from chuk_lib.data.tokenizer_doctor.examine import Finding, examine, is_sound, known_form
 from chuk_lib.data.tokenizer_doctor.template_checks import turn_end
-from chuk_lib.data.tokenizers.facts import transformers_tokenizer
 from chuk_lib.data.tokenizers.folder import check_target, write_folder
 from chuk_lib.data.tokenizers.headers import asked_only
 from chuk_lib.data.tokenizers.loader import load_tokenizer, save_tokenizer
+from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.data.tokenizers.ready import READY, find_template
 from chuk_lib.errors import ConfigError
 
@@ -22,7 +22,7 @@ _ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>", "<|endo
 
 
 def mend(
-    tokenizer: Any, output: Path, template: str | None = None, overwrite: bool = False
+    tokenizer: Tokenizer, output: Path, template: str | None = None, overwrite: bool = False
 ) -> tuple[list[str], list[Finding]]:
     """Write a corrected copy to the folder `output`; what was changed, and what the doctor says of the copy.
 
@@ -30,7 +30,7 @@ def mend(
     tokenizer in memory is changed too. Raises ConfigError when the folder is taken or the template does not fit.
     """
     check_target(output, overwrite)
-    hf = transformers_tokenizer(tokenizer)
+    hf = unwrap(tokenizer)
     wanted = {finding.fix for finding in examine(tokenizer) if finding.fix}
     done = [*_mend_template(tokenizer, hf, template), *_mend_eos(tokenizer, hf, wanted), *_mend_pad(hf)]
     with tempfile.TemporaryDirectory() as place:
@@ -39,7 +39,7 @@ def mend(
     return done, examine(load_tokenizer(output))
 
 
-def _mend_template(tokenizer: Any, hf: Any, template: str | None) -> list[str]:
+def _mend_template(tokenizer: Tokenizer, hf: Any, template: str | None) -> list[str]:
     if template is not None:
         text = find_template(template)
         lacking = (
@@ -65,7 +65,7 @@ def _mend_template(tokenizer: Any, hf: Any, template: str | None) -> list[str]:
     return done
 
 
-def _mend_eos(tokenizer: Any, hf: Any, wanted: set[str]) -> list[str]:
+def _mend_eos(tokenizer: Tokenizer, hf: Any, wanted: set[str]) -> list[str]:
     """The token that ends turns, where there is a template, else a token that is named like one."""
     end = turn_end(tokenizer) if hf.chat_template else None
     if end is None and hf.eos_token is None and "eos" in wanted:

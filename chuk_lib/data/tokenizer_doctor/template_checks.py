@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from chuk_lib.data.rendering import Renderer
 from chuk_lib.data.tokenizers import templates
 from chuk_lib.data.tokenizers.encoder import Encoder
-from chuk_lib.data.tokenizers.facts import special_tokens, transformers_tokenizer
+from chuk_lib.data.tokenizers.facts import special_tokens
+from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.data.types import Example, Record, Source
 from chuk_lib.errors import ChukError
+from chuk_lib.utils.text import first_line
 
 TALK: list[dict[str, Any]] = [
     {"role": "user", "content": "alpha question"},
@@ -41,8 +44,9 @@ CALL: list[dict[str, Any]] = [
 _TOKEN = re.compile(r"<\|[^<>|\s]+\|>|<(?:start|end)_of_turn>|\[/?INST\]|<｜[^<>｜]+｜>")
 
 
-class Part(NamedTuple):
-    """A finding's parts; see `doctor.Finding`."""
+@dataclass(frozen=True)
+class Finding:
+    """One result: `state` is ok, warning or problem. `fix` names what `mend` would do about it, "" for nothing."""
 
     check: str
     state: str
@@ -51,7 +55,7 @@ class Part(NamedTuple):
     fix: str = ""
 
 
-def check_template(tokenizer: Any) -> Iterator[Part]:
+def check_template(tokenizer: Tokenizer) -> Iterator[Finding]:
     """Findings about the chat template of a tokenizer that has one."""
     encoder = Encoder(tokenizer)
     try:
@@ -59,23 +63,23 @@ def check_template(tokenizer: Any) -> Iterator[Part]:
     except templates.ERRORS as error:
         yield _no_rendering(error)
         return
-    yield Part("chat template", "ok", "renders conversations of several turns")
+    yield Finding("chat template", "ok", "renders conversations of several turns")
     yield from _roles(encoder)
-    yield from _tokens(encoder, transformers_tokenizer(tokenizer), shown)
-    yield from _double_bos(encoder, transformers_tokenizer(tokenizer), shown)
+    yield from _tokens(encoder, unwrap(tokenizer), shown)
+    yield from _double_bos(encoder, unwrap(tokenizer), shown)
     yield from _prompt(tokenizer, encoder, shown)
     yield from _markers(tokenizer)
     yield from _masks(tokenizer)
 
 
-def _no_rendering(error: Exception) -> Part:
+def _no_rendering(error: Exception) -> Finding:
     hint = "mend it, or take a ready one: `--fix OUT --template chatml`"
     if templates.is_endless(error):
-        return Part("chat template", "problem", f"it was stopped: {templates.first_line(error)}", hint, "template")
+        return Finding("chat template", "problem", f"it was stopped: {first_line(error)}", hint, "template")
     if templates.is_broken(error):
-        return Part("chat template", "problem", templates.broken(error).message, hint, "template")
-    return Part(
-        "chat template", "problem", f"it refuses a plain conversation: {templates.first_line(error)}", hint, "template"
+        return Finding("chat template", "problem", templates.broken(error).message, hint, "template")
+    return Finding(
+        "chat template", "problem", f"it refuses a plain conversation: {first_line(error)}", hint, "template"
     )
 
 
@@ -87,9 +91,9 @@ def _try(encoder: Encoder, messages: list[dict[str, Any]], tools: list[Any] | No
         return ""
 
 
-def _roles(encoder: Encoder) -> Iterator[Part]:
+def _roles(encoder: Encoder) -> Iterator[Finding]:
     if "kilo rule" not in _try(encoder, [{"role": "system", "content": "kilo rule"}, *TALK]):
-        yield Part("system role", "warning", "the template does not show system messages")
+        yield Finding("system role", "warning", "the template does not show system messages")
     with_tools = _try(encoder, CALL, [TOOL])
     missing = [
         name
@@ -97,16 +101,16 @@ def _roles(encoder: Encoder) -> Iterator[Part]:
         if word not in with_tools
     ]
     if missing:
-        yield Part("tools", "warning", f"the template does not show {', '.join(missing)}")
+        yield Finding("tools", "warning", f"the template does not show {', '.join(missing)}")
     else:
-        yield Part("tools", "ok", "shows tools, calls and results")
+        yield Finding("tools", "ok", "shows tools, calls and results")
 
 
-def _tokens(encoder: Encoder, hf: Any, shown: str) -> Iterator[Part]:
+def _tokens(encoder: Encoder, hf: Any, shown: str) -> Iterator[Finding]:
     """What looks like a special token should be one; Zephyr's roles are not."""
     cut = [token for token in dict.fromkeys(_TOKEN.findall(shown)) if len(_ids(hf, token)) > 1]
     if cut:
-        yield Part(
+        yield Finding(
             "template tokens", "warning",
             f"the template writes {', '.join(f'`{token}`' for token in cut[:4])}, which the tokenizer cuts into pieces",
             "is it the template of another model? `--fix OUT --template NAME` takes a ready one",
@@ -117,24 +121,26 @@ def _ids(hf: Any, text: str) -> list[int]:
     return list(hf(text, add_special_tokens=False)["input_ids"])
 
 
-def _double_bos(encoder: Encoder, hf: Any, shown: str) -> Iterator[Part]:
+def _double_bos(encoder: Encoder, hf: Any, shown: str) -> Iterator[Finding]:
     bos = special_tokens(hf).get("bos")
     if bos is None or bos[0] == hf.eos_token or special_tokens(hf).get("eos", bos)[1] == bos[1]:
         return
     plain, wrapped = _ids(hf, shown), list(hf(shown)["input_ids"])
     if plain[:2] == [bos[1]] * 2:
-        yield Part("double BOS", "problem", f"the template writes `{bos[0]}` twice at the start", "mend it", "template")
+        yield Finding(
+            "double BOS", "problem", f"the template writes `{bos[0]}` twice at the start", "mend it", "template"
+        )
     elif wrapped[:2] == [bos[1]] * 2:
-        yield Part(
+        yield Finding(
             "double BOS", "warning",
             f"template and tokenizer both add `{bos[0]}`: encode rendered chats with add_special_tokens=False, as "
             "chuk does",
         )  # fmt: skip
 
 
-def _prompt(tokenizer: Any, encoder: Encoder, shown: str) -> Iterator[Part]:
+def _prompt(tokenizer: Tokenizer, encoder: Encoder, shown: str) -> Iterator[Finding]:
     if encoder.unasked:
-        yield Part(
+        yield Finding(
             "generation prompt",
             "problem",
             f"the template writes {encoder.unasked!r} at the end of every "
@@ -146,22 +152,26 @@ def _prompt(tokenizer: Any, encoder: Encoder, shown: str) -> Iterator[Part]:
     try:
         prompt = encoder.render(TALK[:-1], prompt=True)
     except templates.ERRORS as error:
-        reason = templates.first_line(error)
-        yield Part("generation prompt", "warning", f"the template refuses a conversation that the user ends: {reason}")
+        reason = first_line(error)
+        yield Finding(
+            "generation prompt", "warning", f"the template refuses a conversation that the user ends: {reason}"
+        )
         return
     lacking = _not_prompted(tokenizer, prompt)
     if not shown.startswith(prompt):
-        yield Part("generation prompt", "warning", "an assistant turn begins in another way than the prompt promises")
+        yield Finding(
+            "generation prompt", "warning", "an assistant turn begins in another way than the prompt promises"
+        )
     elif lacking:
-        yield Part(
+        yield Finding(
             "generation prompt", "problem", f"it lacks {lacking!r}, after which training learns the answer",
             "the template should write that where add_generation_prompt is set", "template",
         )  # fmt: skip
     else:
-        yield Part("generation prompt", "ok", "assistant turns begin where the prompt ends")
+        yield Finding("generation prompt", "ok", "assistant turns begin where the prompt ends")
 
 
-def _not_prompted(tokenizer: Any, prompt: str) -> str:
+def _not_prompted(tokenizer: Tokenizer, prompt: str) -> str:
     """What stands between the end of a prompt and the first learned token of the answer."""
     try:
         example = _example(tokenizer)
@@ -173,50 +183,54 @@ def _not_prompted(tokenizer: Any, prompt: str) -> str:
     return before[len(prompt) :].strip() if before.startswith(prompt) else ""
 
 
-def _markers(tokenizer: Any) -> Iterator[Part]:
+def _markers(tokenizer: Tokenizer) -> Iterator[Finding]:
     plain, marked = Encoder(tokenizer), Encoder(tokenizer, marked=True)
     form = marked.form()
     if plain.has_markers():
-        yield Part("generation markers", "ok", "the template marks what the assistant writes")
+        yield Finding("generation markers", "ok", "the template marks what the assistant writes")
     elif form is not None:
         kept = ", which shows all reasoning again," if form.keeps_reasoning else ""
         kept += ", with the stop token after the last answer," if form.adds_stop else ""
         fix = "markers" if form.shows_the_same else ""
-        yield Part(
+        yield Finding(
             "generation markers", "ok", f"none, but chuk puts them in for {form.family}{kept} when it trains", "", fix
         )
     else:
-        yield Part(
+        yield Finding(
             "generation markers", "warning", "none: chuk finds the assistant's turns itself, other trainers refuse"
         )
 
 
-def _masks(tokenizer: Any) -> Iterator[Part]:
+def _masks(tokenizer: Tokenizer) -> Iterator[Finding]:
     """What `assistant_only_loss` learns of a known conversation."""
     try:
         example = _example(tokenizer)
     except ChukError as error:
-        yield Part("training mask", "problem", error.message.removeprefix("`sample` line 1: "), error.hint, "template")
+        yield Finding(
+            "training mask", "problem", error.message.removeprefix("`sample` line 1: "), error.hint, "template"
+        )
         return
-    hf = transformers_tokenizer(tokenizer)
+    hf = unwrap(tokenizer)
     runs = _learned(example)
     text = " ".join(hf.decode(run) for run in runs)
     lost = [word for word in ("bravo answer", "delta answer") if word not in text]
     leaked = [word for word in ("alpha question", "charlie question") if word in text]
     if lost or leaked:
         what = f"does not learn {lost}" if lost else f"learns the user's words {leaked}"
-        yield Part("training mask", "problem", f"assistant_only_loss {what}", "mend the generation markers", "template")
+        yield Finding(
+            "training mask", "problem", f"assistant_only_loss {what}", "mend the generation markers", "template"
+        )
     elif not any(set(run) & Encoder(tokenizer).stop_ids for run in runs):
         end = hf.decode(runs[-1][-1:])
-        yield Part(
+        yield Finding(
             "training mask", "problem", f"no end-of-text token is learned: turns end with {end!r}, EOS is "
             f"`{hf.eos_token}`", "make the token that ends turns the EOS token", "eos",
         )  # fmt: skip
     else:
-        yield Part("training mask", "ok", "learns the assistant's words and their end, and nothing else")
+        yield Finding("training mask", "ok", "learns the assistant's words and their end, and nothing else")
 
 
-def _example(tokenizer: Any) -> Example:
+def _example(tokenizer: Tokenizer) -> Example:
     record = Record({"messages": TALK}, Source("sample", 1))
     return next(Renderer(tokenizer, assistant_only_loss=True).render([record]))
 
@@ -232,9 +246,9 @@ def _learned(example: Example) -> list[list[int]]:
     return runs
 
 
-def turn_end(tokenizer: Any) -> str | None:
+def turn_end(tokenizer: Tokenizer) -> str | None:
     """The special token that ends an assistant turn, None when there is none."""
-    hf = transformers_tokenizer(tokenizer)
+    hf = unwrap(tokenizer)
     try:
         runs = _learned(_example(tokenizer))
     except ChukError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from chuk_lib.data.tokenizers.protocol import Tokenizer, is_wrapped, unwrap
 from chuk_lib.data.tokenizers.training_forms import TrainingForm, has_markers, training_form
 from chuk_lib.errors import ModelError
 
@@ -61,11 +62,11 @@ class Encoder:
     """A tokenizer as rendering sees it. `marked=True`: where the chat template is of a known family and has no
     markers, its copy with markers (`training_forms`) takes its place."""
 
-    def __init__(self, tokenizer: Any, *, marked: bool = False) -> None:
-        self._wrapped = "_detokenizer" in vars(tokenizer)
-        self.tokenizer = tokenizer
-        self._hf = tokenizer._tokenizer if self._wrapped else tokenizer
-        self._function = tokenizer._chat_template if self._wrapped else None
+    def __init__(self, tokenizer: Tokenizer, *, marked: bool = False) -> None:
+        self._wrapped = is_wrapped(tokenizer)
+        self.tokenizer: Any = tokenizer  # mlx-lm's wrapper has what no protocol of both has
+        self._hf = unwrap(tokenizer)
+        self._function: Any = vars(tokenizer).get("_chat_template") if self._wrapped else None
         self._marked = marked
         self._forms: dict[str, TrainingForm | None] = {}
         self._unasked: dict[str, str] = {}

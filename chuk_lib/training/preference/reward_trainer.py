@@ -15,6 +15,7 @@ import numpy as np
 
 from chuk_lib.data.preference_dataset import PairDataset, PairExample
 from chuk_lib.data.reader import DataSource
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.events import Sink
 from chuk_lib.models import adapters_of, locate
 from chuk_lib.models.value_head import SCORE, ScoreModel, ends, is_reward_model, load_reward_model, make_score_model
@@ -104,7 +105,7 @@ class RewardTrainer:
 
     algorithm = "reward"
 
-    def __init__(self, model: nn.Module, tokenizer: Any, config: RewardConfig | None = None) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, config: RewardConfig | None = None) -> None:
         self.config = checked(config or RewardConfig())
         self.tokenizer = tokenizer
         if not isinstance(model, ScoreModel):
@@ -162,7 +163,7 @@ def load_start(config: RewardConfig) -> tuple[nn.Module, Any]:
     return load_reward_model(name, lora=config.lora, dtype=weights_dtype(config), revision=config.revision)
 
 
-def load_data(config: RewardConfig, source: DataSource, tokenizer: Any) -> tuple[PairDataset, PairDataset | None]:
+def load_data(config: RewardConfig, source: DataSource, tokenizer: Tokenizer) -> tuple[PairDataset, PairDataset | None]:
     """Training data and validation data (or None) of a run. Raises DataError."""
     limit = config.max_length
     return load_splits(

@@ -12,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.models.heads import OutputHead, output_head
+from chuk_lib.models.randomness import evaluating
 from chuk_lib.training.utils.log_probs import StatOptions, completion_arrays, completion_stats
 
 
@@ -53,9 +54,7 @@ def row_stats(
     head = head or output_head(model)
     empty = np.zeros(0, np.float32)
     logps, entropy = [empty] * len(prompts), [empty] * len(prompts)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for rows in by_length([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], shapes.rows):
             arrays = shapes.arrays([prompts[i] for i in rows], [completions[i] for i in rows])
             found = completion_stats(head, model, arrays, StatOptions(temperature, gradient=False))
@@ -63,8 +62,6 @@ def row_stats(
             for at, (values, entropies) in zip(rows, zip(*map(np.array, found[:2]), strict=True), strict=True):
                 size = len(completions[at])
                 logps[at], entropy[at] = values[:size].copy(), entropies[:size].copy()
-    finally:
-        model.train(was_training)
     return RowStats(logps, entropy)
 
 
