@@ -11,6 +11,8 @@ import pytest
 from chuk_lib import parity
 from chuk_lib.errors import TrainingError
 from chuk_lib.events import read_events
+from chuk_lib.models import load_model
+from chuk_lib.models.heads import output_head
 from chuk_lib.training import SFTConfig, train_sft
 from chuk_lib.training import train as train_job
 from chuk_lib.training.checkpoints import list_checkpoints
@@ -26,6 +28,7 @@ from chuk_lib.training.online.grpo_batches import Extra, TrainingRows, make_upda
 from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.utils.completion_log_probs import Shapes
 from chuk_lib.training.utils.high_entropy import high_entropy_mask
+from chuk_lib.training.utils.log_probs import completion_arrays, completion_stats
 from tests.conftest import ROOT
 from tests.training.conftest import weights_of, write_rows
 from tests.training.grpo_runs import algorithm_of, learn, make_config, prompt_rows, train
@@ -287,3 +290,37 @@ def test_it_learns(tiny_model_dir, tmp_path):
     before, after = np.mean(reward[:3]), np.mean(reward[-5:])
     assert 0.15 < before < 0.55, json.dumps(reward)
     assert after > before + 0.25, json.dumps(reward)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_tokens_that_the_model_did_not_write_are_context_only(tiny_model_dir, kind):
+    """An answer with a tool's words in between: nothing on them is learned, what follows them is, and the loss is that
+    of the written tokens' log-probs in the whole text."""
+    model, _ = load_model(tiny_model_dir, dtype="float32")
+    head, config = output_head(model), GRPOConfig(loss_type=kind, beta=0.1)
+    prompts, answers = [[5, 6, 7], [8, 9]], [[20, 21, 30, 31, 22], [23, 24, 25]]
+    masks = [[1, 1, 0, 0, 1], [1, 1, 1]]
+    advantages = mx.array([[1.0], [-0.5]])
+
+    def stats_of(answers, masks=None):
+        return completion_stats(head, model, completion_arrays(prompts, answers, masks=masks))
+
+    def loss_of(logps, mask):
+        old = mx.stop_gradient(logps) - 0.1 * mask
+        given = PolicyBatch(logps, mx.zeros_like(logps), mask, advantages, old, old - 0.2 * mask)
+        return policy_loss(config, given).total
+
+    arrays = completion_arrays(prompts, answers, masks=masks)
+    mask, holed, whole = arrays["mask"], stats_of(answers, masks), stats_of(answers)
+    assert len(arrays["targets"]) == 6
+    assert not np.array(holed.logps)[0, 2:4].any()
+    np.testing.assert_allclose(holed.logps, whole.logps * mask, atol=1e-6)
+    gradient = np.array(mx.grad(loss_of)(whole.logps, mask))
+    assert not gradient[0, 2:4].any()
+    assert gradient[np.array(mask) > 0].all()
+    written = mx.stack([mx.concatenate([whole.logps[0, :2], whole.logps[0, 4:]]), whole.logps[1, :3]])
+    packed = loss_of(written, mx.ones_like(written)).item()  # only what was written, side by side
+    assert loss_of(whole.logps, mask).item() == pytest.approx(packed, rel=1e-5)
+    other = stats_of([[20, 21, 40, 41, 22], [23, 24, 25]], masks).logps  # the tool says something else
+    np.testing.assert_allclose(other[0, :4], holed.logps[0, :4], atol=1e-6)
+    assert abs((other - holed.logps)[0, 4].item()) > 1e-4
