@@ -3,12 +3,15 @@ leaves behind."""
 
 import json
 import math
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from chuk_lib import parity
+from chuk_lib.data.prompt_dataset import PromptRow
+from chuk_lib.data.types import Source
 from chuk_lib.errors import TrainingError
 from chuk_lib.events import read_events
 from chuk_lib.models import load_model
@@ -24,7 +27,8 @@ from chuk_lib.training.losses.policy_gradient import (
 )
 from chuk_lib.training.losses.policy_kinds import LOSSES
 from chuk_lib.training.losses.sums import Per
-from chuk_lib.training.online.grpo_batches import Extra, TrainingRows, make_update, split_rows
+from chuk_lib.training.online.episode import Episode, GroupPrompt
+from chuk_lib.training.online.grpo_batches import Extra, make_update, split_rows
 from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.utils.completion_log_probs import Shapes
 from chuk_lib.training.utils.high_entropy import high_entropy_mask
@@ -137,16 +141,20 @@ def test_compiled_steps_of_few_shapes_do_the_same(tiny_model_dir, tmp_path, chan
         np.testing.assert_allclose(plain[name], compiled[name], atol=5e-6, err_msg=name)
 
 
-def rollout(advantages, lengths=(3, 5, 2, 4)):
+def episodes(advantages, lengths=(3, 5, 2, 4)):
     noise = np.random.default_rng(0)
-    ids = [noise.integers(0, 50, size) for size in lengths]
-    return TrainingRows([[1, 2]] * 4, ids, [np.ones(size, np.float32) for size in lengths],
-                   np.array(advantages, np.float32)[:, None])  # fmt: skip
+    prompt = GroupPrompt(0, 0, PromptRow("", [1, 2], {}, Source("", 0)))
+    made = [
+        Episode(prompt, 0, noise.integers(0, 50, size), np.ones(size), np.full(size, np.nan), (), "eos")
+        for size in lengths
+    ]
+    worth = [np.array([value], np.float32) for value in advantages]
+    return [replace(one, advantages=value) for one, value in zip(made, worth, strict=True)]
 
 
 def test_rows_that_cannot_matter_are_not_run_but_counted():
     made = lambda given, every: make_update(  # noqa: E731
-        rollout(given), range(4), GRPOConfig(loss_type="bnpo", beta=0.1 * every), Shapes(2), EXTRA
+        episodes(given), range(4), GRPOConfig(loss_type="bnpo", beta=0.1 * every), Shapes(2), EXTRA
     )
     update = made([1, 0, -1, 0], False)
     assert [batch["input_ids"].shape[0] for batch in update.micro_batches] == [2]
@@ -158,7 +166,7 @@ def test_rows_that_cannot_matter_are_not_run_but_counted():
 
 def test_few_shapes_fill_the_last_micro_batch_up():
     update = make_update(
-        rollout([1, 0, 0, 0]), range(4), GRPOConfig(), Shapes(2, multiple=16, few=True), EXTRA
+        episodes([1, 0, 0, 0]), range(4), GRPOConfig(), Shapes(2, multiple=16, few=True), EXTRA
     )  # fmt: skip
     assert [batch["input_ids"].shape for batch in update.micro_batches] == [(2, 16)]
 

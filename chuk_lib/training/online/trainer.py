@@ -21,17 +21,16 @@ from chuk_lib.training.language_job import complete, language_job, prepare_model
 from chuk_lib.training.loading import load_policy
 from chuk_lib.training.online.collect import (
     Collector,
-    ModelSampler,
     PromptPlan,
     Rewards,
-    Sampler,
     check_prompts,
     load_prompts,
+    rewards_of,
     room_note,
 )
 from chuk_lib.training.online.config import OnlineConfig
-from chuk_lib.training.online.evaluation import RewardEvaluator
-from chuk_lib.training.online.rewards import rewards_of
+from chuk_lib.training.online.episode import OneTurn, Player
+from chuk_lib.training.online.report import RewardEvaluator
 from chuk_lib.training.run import Run, RunResult, run_training
 from chuk_lib.training.sft_trainer import GPU_MULTIPLE, pad_token_id
 from chuk_lib.training.utils.completion_log_probs import Shapes
@@ -42,9 +41,9 @@ Config = TypeVar("Config", bound=OnlineConfig)
 class OnlineTrainer(ABC, Generic[Config]):
     """Learning from completions that the model writes. A subclass names its algorithm and settings and makes both.
 
-    `rewards` and `sample` take the place of those that settings name: any object that scores, and any function that
-    writes completions. Raises ConfigError when a setting is out of bounds, would have no effect, or does not go with
-    another.
+    `rewards` takes the place of those that settings name: any object that scores. `player` answers the prompts in place
+    of the model in one turn: any object that plays (see `episode.Player`), with tools or without. Raises ConfigError
+    when a setting is out of bounds, would have no effect, or does not go with another.
     """
 
     algorithm: str
@@ -57,14 +56,14 @@ class OnlineTrainer(ABC, Generic[Config]):
         config: Config | None = None,
         *,
         rewards: Rewards | None = None,
-        sample: Sampler | None = None,
+        player: Player | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.config: Config = checked(config or self.config_class())
         self.rewards = rewards or rewards_of(self.config)
         self.chosen: dict[str, str] = {}
-        self.sample = sample or ModelSampler(model, tokenizer, self.config.rollout_tokens)
+        self.player = player or OneTurn(model, tokenizer, self.config.rollout_tokens)
 
     @classmethod
     def load(cls, config: Config, source: DataSource) -> tuple[Self, PromptDataset, PromptDataset | None]:
@@ -136,7 +135,7 @@ class OnlineTrainer(ABC, Generic[Config]):
         return (*provenance_of(self.model).notes, *dataset.report.notes, *room)
 
     def _collector(self, dataset: PromptDataset) -> Collector:
-        return Collector(dataset, self.rewards, self.sample)
+        return Collector(dataset, self.rewards, self.player)
 
     def _shapes(self) -> Shapes:
         """How rows are laid out: in few shapes on a GPU, where steps are compiled."""
