@@ -12,7 +12,7 @@ Shapes: C tokens after the prompt (in a batch: the most that one has), K rewards
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -117,6 +117,10 @@ class Player(Protocol):
     def play(self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig) -> list[Episode]:
         """`n` episodes of each prompt, prompt-major. What comes depends on the model, `sampling` (its
         seed too), the prompt's group and the member alone: that makes a run resume exactly."""
+
+
+MakePlayer = Callable[["nn.Module", Any], Player]
+"""Makes the player of a run when its model and tokenizer are loaded."""
 
 
 @dataclass(frozen=True)

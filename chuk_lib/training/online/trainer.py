@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Generic, Self, TypeVar
 
 import mlx.nn as nn
@@ -29,7 +30,7 @@ from chuk_lib.training.online.collect import (
     room_note,
 )
 from chuk_lib.training.online.config import OnlineConfig
-from chuk_lib.training.online.episode import OneTurn, Player
+from chuk_lib.training.online.episode import MakePlayer, OneTurn, Player
 from chuk_lib.training.online.report import RewardEvaluator
 from chuk_lib.training.run import Run, RunResult, run_training
 from chuk_lib.training.sft_trainer import GPU_MULTIPLE, pad_token_id
@@ -66,14 +67,17 @@ class OnlineTrainer(ABC, Generic[Config]):
         self.player = player or OneTurn(model, tokenizer, self.config.rollout_tokens)
 
     @classmethod
-    def load(cls, config: Config, source: DataSource) -> tuple[Self, PromptDataset, PromptDataset | None]:
+    def load(
+        cls, config: Config, source: DataSource, make_player: MakePlayer | None = None
+    ) -> tuple[Self, PromptDataset, PromptDataset | None]:
         """Trainer, prompts and validation prompts of a run. Settings are checked and rewards loaded before the model
         is. Raises ConfigError, ModelError and DataError."""
         config = checked(config)
         rewards = rewards_of(config)
         model, tokenizer = load_policy(config)
         dataset, eval_dataset = load_prompts(config, source, tokenizer)
-        trainer = cls(model, tokenizer, config, rewards=rewards)
+        player = make_player(model, tokenizer) if make_player else None
+        trainer = cls(model, tokenizer, config, rewards=rewards, player=player)
         for data in filter(None, (dataset, eval_dataset)):
             check_prompts(data, model, tokenizer, rewards)
         return trainer, dataset, eval_dataset
@@ -99,6 +103,8 @@ class OnlineTrainer(ABC, Generic[Config]):
             rows=plan.prompts, watched="eval_reward", greater_is_better=True, chosen=self.chosen,
             updates_per_step=self.config.scheduled_updates,
         )  # fmt: skip
+        inputs = {**job.inputs.known, "player": self._player_name()}
+        job = replace(job, inputs=replace(job.inputs, known=inputs))
         return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
     def plan(self, dataset: PromptDataset) -> PromptPlan:
@@ -136,6 +142,11 @@ class OnlineTrainer(ABC, Generic[Config]):
 
     def _collector(self, dataset: PromptDataset) -> Collector:
         return Collector(dataset, self.rewards, self.player)
+
+    def _player_name(self) -> str:
+        """By what a run that goes on finds out that another player would play."""
+        kind = type(self.player)
+        return "one turn" if kind is OneTurn else kind.__qualname__
 
     def _shapes(self) -> Shapes:
         """How rows are laid out: in few shapes on a GPU, where steps are compiled."""
