@@ -244,8 +244,8 @@ def room_note(dataset: PromptDataset, model: nn.Module, max_completion_length: i
 
 def check_rewards(config: OnlineConfig) -> None:
     """Raise ConfigError for rewards that are misspelt or missing, without loading them."""
-    from chuk_lib.rewards.builtin import canonical
     from chuk_lib.config.reward_spec import parse_spec
+    from chuk_lib.rewards.builtin import canonical
 
     if not config.rewards:
         raise ConfigError("no reward given", "add `--reward NAME`, such as exact_match, or `rewards:` to a config file")
