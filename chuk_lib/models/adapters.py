@@ -6,7 +6,6 @@ alpha/rank (alpha/√rank) in PEFT's. Which modules are adapted is read off the 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from chuk_lib.models.lora import ADAPTER_LEAVES, AdapterSpec, adapters_of, add_a
 from chuk_lib.models.provenance import Provenance, find_provenance, provenance_of, update_provenance
 from chuk_lib.models.sources import ADAPTER_CONFIG, fingerprint
 from chuk_lib.models.targets import adaptable, block_prefix, natural, resolve_targets
+from chuk_lib.models.writing import planned, write_json, write_safetensors
 from chuk_lib.utils.paths import make_folder
 
 MLX_WEIGHTS = "adapters.safetensors"
@@ -246,8 +246,8 @@ def save_mlx_adapter(model: nn.Module, folder: Path) -> None:
         targets = None if lora.targets is None else list(lora.targets)
         config["chuk"]["lora"] = {**vars(lora), "targets": targets}
     make_folder(folder)
-    mx.save_safetensors(str(folder / MLX_WEIGHTS), adapter_tensors(model), metadata={"format": "mlx"})
-    _write_json(folder / ADAPTER_CONFIG, config)
+    write_safetensors(folder / MLX_WEIGHTS, planned(adapter_tensors(model)), "mlx")
+    write_json(folder / ADAPTER_CONFIG, config)
 
 
 def _mlx_keys(model: nn.Module, paths: list[str]) -> tuple[int, list[str]]:
@@ -297,9 +297,5 @@ def save_peft_adapter(model: nn.Module, folder: Path) -> None:
     }  # fmt: skip
     tensors = {name: mx.contiguous(value) for name, value in tensors.items()}
     make_folder(folder)
-    mx.save_safetensors(str(folder / PEFT_WEIGHTS), tensors, metadata={"format": "pt"})
-    _write_json(folder / ADAPTER_CONFIG, config)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_safetensors(folder / PEFT_WEIGHTS, planned(tensors))
+    write_json(folder / ADAPTER_CONFIG, config)

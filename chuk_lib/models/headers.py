@@ -16,21 +16,24 @@ from chuk_lib.errors import ModelError
 
 _LARGEST_HEADER = 100_000_000
 _NOT_MODELS = ("optimizer.safetensors", "adapters.safetensors", "adapter_model.safetensors")
-_BITS = {
+BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
     "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I8": 8, "U8": 8,
     "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
+"""Bits of one stored number, by safetensors' word for its type."""
 
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """One tensor as its file declares it. `dtype` in safetensors' words (`F32`, `BF16`, `U32`)."""
+    """One tensor as its file declares it. `dtype` in safetensors' words (`F32`, `BF16`, `U32`); `begin` is where its
+    bytes begin in the file."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     n_bytes: int
+    begin: int = 0
 
     @property
     def elements(self) -> int:
@@ -55,14 +58,14 @@ def read_headers(path: Path) -> list[TensorHeader]:
         if isinstance(error, ModelError):
             raise
         raise _broken(path, "is not a safetensors file") from None
-    tensors, end = _parse(path, raw)
+    tensors, end = _parse(path, raw, 8 + length)
     if size < 8 + length + end:
         raise _cut_short(path, size, 8 + length + end)
     return tensors
 
 
-def _parse(path: Path, raw: Any) -> tuple[list[TensorHeader], int]:
-    """Tensors, and where the last one ends after the header."""
+def _parse(path: Path, raw: Any, data: int) -> tuple[list[TensorHeader], int]:
+    """Tensors, and where the last one ends after the header, which takes `data` bytes."""
     tensors, last = [], 0
     taken: list[tuple[int, int]] = []
     try:
@@ -70,8 +73,8 @@ def _parse(path: Path, raw: Any) -> tuple[list[TensorHeader], int]:
             if name == "__metadata__":
                 continue
             begin, end = map(int, entry["data_offsets"])
-            tensor = TensorHeader(name, str(entry["dtype"]), tuple(map(int, entry["shape"])), end - begin)
-            bits = _BITS.get(tensor.dtype)
+            tensor = TensorHeader(name, str(entry["dtype"]), tuple(map(int, entry["shape"])), end - begin, data + begin)
+            bits = BITS.get(tensor.dtype)
             if bits is not None and -(-tensor.elements * bits // 8) != tensor.n_bytes:
                 raise _broken(path, f"contradicts itself about tensor `{name}`")
             if bits is None:

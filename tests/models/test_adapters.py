@@ -223,9 +223,9 @@ def test_saved_model_loads_in_transformers_config_and_mlx_lm(tmp_path: Path) -> 
 
 
 def test_large_models_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from chuk_lib.models import weights
+    from chuk_lib.models import writing
 
-    monkeypatch.setattr(weights, "SHARD_BYTES", 200_000)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 200_000)
     model, tokenizer = load_model(LLAMA)
     save_pretrained(model, tokenizer, tmp_path)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
