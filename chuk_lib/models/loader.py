@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 
 from chuk_lib.errors import ConfigError, ModelError
@@ -71,32 +72,91 @@ def load_model(
         return _load(given)
 
 
+def open_model(
+    source: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    local_only: bool = True,
+    implementation: Implementation = "auto",
+    trusted: bool = False,
+) -> nn.Module:
+    """The model as `load_model` makes it, but with every weight in its stored type and not read yet: an array is read
+    when it is computed with. For commands that write a model tensor by tensor. `trusted`: checksums are not compared.
+    Raises as `load_model` does."""
+    from chuk_lib.runtime import prepare
+
+    prepare()
+    asked = LoadConfig(
+        str(source), adapter=None if adapter is None else str(adapter), revision=revision, local_only=local_only,
+        implementation=implementation,
+    )  # fmt: skip
+    with uncompiled():
+        found = _found(asked, trusted)
+        return _opened(found, asked, *_parts(found, asked), lazy=True)
+
+
 def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
     from chuk_lib.data.tokenizers.loader import load_tokenizer
-    from chuk_lib.runtime import default_dtype, prepare
+    from chuk_lib.runtime import prepare
 
     if asked.dtype not in ("auto", *_DTYPES):
         raise ConfigError(f"`dtype` should be one of auto, {', '.join(_DTYPES)}, not `{asked.dtype}`")
     prepare()
-    found = locate(asked.model_name, adapter=asked.adapter, revision=asked.revision, local_only=asked.local_only)
-    for folder in {found.folder, found.adapter_folder or found.folder}:
-        check_weights(folder)
-    config = read_config(found.folder)
-    classes = _classes(found.folder, config, asked.implementation)
-    four_bit = asked.use_4bit or _was_quantized_on_load(found)
+    found = _found(asked)
+    parts = _parts(found, asked)
     tokenizer = load_tokenizer(found.folder)
+    return _opened(found, asked, *parts, lazy=False), tokenizer
+
+
+def _found(asked: LoadConfig, trusted: bool = False) -> Located:
+    found = locate(asked.model_name, adapter=asked.adapter, revision=asked.revision, local_only=asked.local_only)
+    for folder in set() if trusted else {found.folder, found.adapter_folder or found.folder}:
+        check_weights(folder)
+    return found
+
+
+def _parts(found: Located, asked: LoadConfig) -> tuple[Config, tuple[Any, Any]]:
+    config = read_config(found.folder)
+    return config, _classes(found.folder, config, asked.implementation)
+
+
+def _opened(found: Located, asked: LoadConfig, config: Config, classes: tuple[Any, Any], *, lazy: bool) -> nn.Module:
+    from chuk_lib.runtime import default_dtype
+
+    four_bit = asked.use_4bit or _was_quantized_on_load(found)
     with untouched_random_state():
         mx.random.seed(asked.seed)
         model, config = _build(found.folder, config, classes, asked.load_weights)
-        dtype = default_dtype(False) if asked.dtype == "auto" else _DTYPES[asked.dtype]
-        model.update(cast_floating(model, model.parameters(), dtype))
+        if not lazy:
+            dtype = default_dtype(False) if asked.dtype == "auto" else _DTYPES[asked.dtype]
+            model.update(cast_floating(model, model.parameters(), dtype))
         if four_bit:
             config = config | {"quantization": _quantize(model, config)}
-        mx.eval(model.parameters())
+        if not lazy:
+            mx.eval(model.parameters())
+            _check_numbers(found.folder, model)
     remember(model, _provenance(found, config, asked, four_bit))
     _adapt(model, found, asked)
     model.eval()
-    return model, tokenizer
+    return model
+
+
+def _check_numbers(folder: Path, model: nn.Module) -> None:
+    """Raise ModelError when a weight is NaN or infinite. A sum tells, at the price of one look at the weights; where a
+    sum is not finite (float16 overflows) each number is looked at."""
+    floats = [(name, value) for name, value in tree_flatten(model.parameters()) if _is_float(value)]
+    sums = np.array(mx.stack([value.sum().astype(mx.float32) for _, value in floats]))
+    for (name, value), total in zip(floats, sums, strict=True):
+        if not np.isfinite(total) and not mx.isfinite(value).all().item():
+            raise ModelError(
+                f"`{folder}`: the weight `{name}` holds NaN or infinity: every answer would be meaningless",
+                f"fetch or train it again; `chuk model verify {folder}` looks at every tensor",
+            )
+
+
+def _is_float(value: mx.array) -> bool:
+    return bool(mx.issubdtype(value.dtype, mx.floating))
 
 
 def _provenance(found: Located, config: Config, asked: LoadConfig, four_bit: bool) -> Provenance:
