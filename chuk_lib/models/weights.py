@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,14 @@ from mlx.utils import tree_flatten
 
 from chuk_lib.errors import ModelError
 from chuk_lib.models.adapters import put_tensors, read_adapter, save_mlx_adapter
+from chuk_lib.models.changes import settle_biases
 from chuk_lib.models.headers import read_tensors
-from chuk_lib.models.hf_config import Config, both_rope_forms
+from chuk_lib.models.hf_config import HF_NAMED, Config, both_rope_forms
 from chuk_lib.models.lora import adapters_of
 from chuk_lib.models.provenance import Provenance, provenance_of
 from chuk_lib.models.sources import ADAPTER_CONFIG
 from chuk_lib.models.writing import planned, write_json, write_tensors
 from chuk_lib.utils.paths import make_folder
-
-HF_NAMED = frozenset({
-    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "phi3", "starcoder2", "olmo2",
-    "olmo3", "smollm3", "stablelm", "cohere", "glm4", "seed_oss",
-})  # fmt: skip
-"""Families whose mlx-lm parameters have Hugging Face's names, shapes and values. Others are saved in mlx-lm's own
-layout, which mlx-lm and chuk load and transformers does not."""
 
 _DTYPES = {mx.float32: "float32", mx.bfloat16: "bfloat16", mx.float16: "float16"}
 
@@ -45,6 +40,7 @@ def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> Non
     from chuk_lib.data.tokenizers.loader import save_tokenizer
 
     found = provenance_of(model)
+    found = replace(found, config=settle_biases(model, found.config))
     weights = dict(tree_flatten(model.parameters()))
     write_tensors(folder, planned(weights), "pt" if is_hf_layout(model, found.config) else "mlx")
     write_json(folder / "config.json", _saved_config(found, weights))
