@@ -97,7 +97,7 @@ def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[L
     """The settings of a YAML file, each with `file:line` as its origin. What became of a file in another tool's form,
     or in the old sectioned one, is told to `warn`."""
     entries = read_entries(path)
-    translation = translated(path, command_of(cls))
+    translation = translated(path, cls, command_of(cls))
     if translation is not None:
         refuse_lost(translation)
         warn(told(translation))

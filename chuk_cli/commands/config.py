@@ -164,7 +164,8 @@ def migrate(
     """
     out = Out.of(json, quiet)
     path = files.find(file)
-    translation = translated(path, _known_command(command) if command else files.algorithm_of(path))
+    meant = _known_command(command) if command else files.algorithm_of(path)
+    translation = translated(path, config_class(meant), meant)
     if translation is None:
         raise ConfigError(f"`{path}` has chuk's form already", "`chuk config check` says whether it is right")
     text = migrated(translation)

@@ -64,7 +64,7 @@ def command_of(name: str) -> str:
 
 @pytest.mark.parametrize("name", FILES)
 def test_what_a_file_means(name: str, tmp_path: Path) -> None:
-    found = translated(brought(name, tmp_path), command_of(name))
+    found = translated(brought(name, tmp_path), config_class(command_of(name)), command_of(name))
     assert found is not None
     values = found.values()
     assert {key: values[key] for key in MEANT[name]} == MEANT[name]
@@ -86,7 +86,7 @@ def test_it_runs_as_it_was_brought(name: str, run_chuk: RunChuk, tiny_model_dir:
 @pytest.mark.parametrize("name", FILES)
 def test_a_migrated_file_is_chuk_s_own_and_means_the_same(name: str, run_chuk: RunChuk, tmp_path: Path) -> None:
     path = brought(name, tmp_path)
-    found = translated(path, command_of(name))
+    found = translated(path, config_class(command_of(name)), command_of(name))
     assert found is not None
     done = run_chuk("config", "migrate", path.name, "--for", command_of(name), "-o", "new.yaml")
     assert done.returncode == 0, done.stderr
@@ -183,4 +183,4 @@ def test_every_form_refuses_an_unknown_key(tmp_path: Path) -> None:
         assert found is not None
         assert found.name == form
         with pytest.raises(ConfigError, match="no_such_key"):
-            translated(path)
+            translated(path, config_class("sft"), "sft")

@@ -137,19 +137,20 @@ def test_what_is_wrong_is_told_with_file_and_line(tmp_path: Path, text: str, par
 
 def test_a_migrated_file_is_flat_and_means_the_same(tmp_path: Path) -> None:
     old = old_file(tmp_path, WHOLE)
-    new = old_file(tmp_path, migrated(translated(old)), "new.yaml")
+    new = old_file(tmp_path, migrated(translated(old, SFTConfig)), "new.yaml")
     values: dict[str, Any] = yaml.safe_load(new.read_text())
     assert not any(isinstance(value, dict) for value in values.values())
     assert resolved(new) == (resolved(old)[0], [])
     text = new.read_text()
-    left = [item.entry.name for item in translated(old).left]
+    left = [item.entry.name for item in translated(old, SFTConfig).left]
     assert len(left) == 9
     assert all(f"#   {name}: " in text for name in left)
     assert all(name in text for name in SPECIFIED)
 
 
 def test_migration_names_what_cannot_be_taken_over(tmp_path: Path) -> None:
-    text = migrated(translated(old_file(tmp_path, "model: {name: a, tokenizer: b}\nbatch: {output_dir: ./batches}\n")))
+    old = old_file(tmp_path, "model: {name: a, tokenizer: b}\nbatch: {output_dir: ./batches}\n")
+    text = migrated(translated(old, SFTConfig))
     assert "model.tokenizer: b (line 1)" in text
     assert "put the tokenizer's files into the model's folder" in text
     assert "`--data FOLDER`" in text

@@ -34,11 +34,11 @@ def command_of(path: Path) -> str | None:
     return form.command({entry.name: entry.value for entry in entries})
 
 
-def translated(path: Path, command: str | None = None) -> Translation | None:
-    """A file of another form in the settings of a training command (unset: the file's own, else sft); None for a file
-    in chuk's form. Raises ConfigError as `translate` does."""
+def translated(path: Path, cls: type, command: str | None = None) -> Translation | None:
+    """A file of another form in the settings `cls` of a training command; None for a file in chuk's form. Raises
+    ConfigError as `translate` does."""
     form = form_of(read_entries(path))
-    return None if form is None else translate(form, path, command)
+    return None if form is None else translate(form, path, cls, command)
 
 
 __all__ = ["FORMS", "Form", "Translation", "command_of", "form_of", "translated"]

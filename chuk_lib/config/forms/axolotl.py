@@ -147,7 +147,7 @@ def _command(values: Values) -> str | None:
     return _RL.get(str(values.get("rl")), "sft") if values.get("rl") else "sft"
 
 
-def _defaults(values: Values, command: str) -> Mapping[str, Any]:
+def _defaults(values: Values, cls: Any) -> Mapping[str, Any]:
     """axolotl's defaults, where chuk's differ."""
     found: dict[str, Any] = {"num_epochs": 1, "lr_scheduler_type": "cosine", "max_length": 512}
     if values.get("adapter") in ("lora", "qlora") and values.get("lora_target_linear"):

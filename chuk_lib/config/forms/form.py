@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chuk_lib.config.settings import spellings
 from chuk_lib.config.yaml_lines import Entry, read_entries
 from chuk_lib.errors import ConfigError
 
@@ -50,7 +51,7 @@ class Form:
     """A form of settings files. `recognises(names, entries)` looks at the keys of the top level; `table` has every key
     that means something (`section.key`), and what became of it.
 
-    `own_too`: chuk's own names are understood beside the table's. `defaults(values, command)` are the tool's for
+    `own_too`: chuk's own names are understood beside the table's. `defaults(values, cls)` are the tool's for
     settings that the file does not give, where chuk's differ. `command(values)` is the training command that the file
     is for.
     `sections`: mappings whose keys have rows of their own; any other mapping is one value.
@@ -60,7 +61,7 @@ class Form:
     recognises: Callable[[set[str], Sequence[Entry]], bool]
     table: Mapping[str, tuple[Key, ...]]
     own_too: bool = False
-    defaults: Callable[[Values, str], Mapping[str, Any]] = lambda _, command: {}
+    defaults: Callable[[Values, type], Mapping[str, Any]] = lambda _, cls: {}
     command: Callable[[Values], str | None] = lambda _: None
     sections: tuple[str, ...] = ()
     about: str = ""
@@ -83,13 +84,15 @@ class Translation:
         return {**self.defaults, **{item.setting: item.value for item in self.mapped}}
 
 
-def translate(form: Form, path: Path, command: str | None = None) -> Translation:
-    """A file of a form in the settings of a training command. Raises ConfigError, with file and line, for keys that
-    the form does not have, values that are wrong, and a file that is for another command."""
+def translate(form: Form, path: Path, cls: type, command: str | None) -> Translation:
+    """A file of a form in the settings `cls` of a training command (None: a dataclass that is no command's). Raises
+    ConfigError, with file and line, for keys that the form does not have, values that are wrong, and a file that is
+    for another command."""
     entries = read_entries(path, sections=form.sections)
     values = {entry.name: entry.value for entry in entries}
     meant = _command(form, path, values, command)
-    known = _own_names(meant) if form.own_too else {}
+    names = spellings(cls)
+    known = names if form.own_too else {}
     mapped: dict[str, Mapped] = {}
     left: list[Left] = []
     given: set[str | None] = set()
@@ -106,8 +109,8 @@ def translate(form: Form, path: Path, command: str | None = None) -> Translation
                 if earlier := mapped.pop(outcome.setting, None):
                     left.append(Left(earlier.entry, f"`{entry.name}` says it in line {entry.line}"))
                 mapped[outcome.setting] = outcome
-    settings = {*_own_names(meant).values()}
-    defaults = {k: v for k, v in form.defaults(values, meant).items() if k not in given and k in settings}
+    settings = {*names.values()}
+    defaults = {k: v for k, v in form.defaults(values, cls).items() if k not in given and k in settings}
     fitting, strange = _fitting([*mapped.values()], settings, meant)
     return Translation(form, path, meant, fitting, [*left, *strange], defaults)
 
@@ -120,14 +123,6 @@ def _command(form: Form, path: Path, values: Values, asked: str | None) -> str:
             f"run `chuk train {meant} --config {path}`",
         )
     return asked or meant or "sft"
-
-
-def _own_names(command: str) -> dict[str, str]:
-    """Every name of a setting of a training command, with the setting's own."""
-    from chuk_lib.config.settings import spellings
-    from chuk_lib.training.recipes import config_class
-
-    return spellings(config_class(command))
 
 
 def _fitting(mapped: list[Mapped], settings: set[str], command: str) -> tuple[list[Mapped], list[Left]]:

@@ -99,7 +99,7 @@ TABLE: dict[str, tuple[Key, ...]] = {
 }  # fmt: skip
 
 
-def _defaults(values: Values, command: str) -> Mapping[str, Any]:
+def _defaults(values: Values, cls: Any) -> Mapping[str, Any]:
     """LLaMA-Factory's and transformers' defaults, where chuk's differ."""
     found: dict[str, Any] = {"learning_rate": 5e-5, "max_length": 2048, "num_epochs": 3}
     if str(values.get("finetuning_type", "lora")) == "lora":

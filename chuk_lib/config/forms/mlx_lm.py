@@ -181,7 +181,7 @@ def _column(own: str, name: Any) -> str:
     return "" if name == own else f"rename the column to `{own}`: `chuk data convert` writes such rows"
 
 
-def _defaults(values: Values, command: str) -> Mapping[str, Any]:
+def _defaults(values: Values, cls: Any) -> Mapping[str, Any]:
     """mlx-lm's `CONFIG_DEFAULTS`, where chuk's differ."""
     found: dict[str, Any] = {
         "batch_size": 4, "learning_rate": 1e-5, "max_length": 2048, "log_interval": 10, "eval_steps": 200,

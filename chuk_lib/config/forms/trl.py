@@ -123,13 +123,11 @@ def _config_hint(name: Any) -> str:
     return f"name the folder or file of `{name}` as `data`"
 
 
-def _defaults(values: Values, command: str) -> Mapping[str, Any]:
+def _defaults(values: Values, cls: Any) -> Mapping[str, Any]:
     """TRL's defaults for adapters, where chuk's differ: rank 16 and alpha 32, and the rate of full weights."""
-    from chuk_lib.training.recipes import config_class
-
     if str(values.get("use_peft")).lower() not in ("true", "1", "yes"):
         return {}
-    return {"lora_rank": 16, "lora_alpha": 32.0, "learning_rate": config_class(command).usual_rates[0]}
+    return {"lora_rank": 16, "lora_alpha": 32.0, "learning_rate": cls.usual_rates[0]}
 
 
 _MARKS = {

@@ -46,7 +46,7 @@ TABLE: dict[str, tuple[Key, ...]] = {
 _ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def _defaults(values: Values, command: str) -> Mapping[str, Any]:
+def _defaults(values: Values, cls: Any) -> Mapping[str, Any]:
     """unsloth's defaults, where chuk's differ: adapters of rank 16 on every projection."""
     if values.get("full_finetuning"):
         return {"max_length": 2048}
