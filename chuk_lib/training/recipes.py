@@ -60,8 +60,11 @@ def defaults_of(algorithm: str | None) -> dict[str, Any]:
 
 
 def load(algorithm: str, config: TrainerConfig, source: DataSource) -> tuple[Any, Any, Any]:
-    """Trainer, training data and validation data (or None) of a run. Raises what its `load` raises."""
-    found: tuple[Any, Any, Any] = _named(RECIPES[algorithm].load)(config, source)
+    """Trainer, training data and validation data (or None) of a run. Settings are checked before anything is loaded.
+    Raises ConfigError, and what its `load` raises."""
+    from chuk_lib.training.config import checked
+
+    found: tuple[Any, Any, Any] = _named(RECIPES[algorithm].load)(checked(config), source)
     return found
 
 
