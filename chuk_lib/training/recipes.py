@@ -63,12 +63,14 @@ def defaults_of(algorithm: str | None) -> dict[str, Any]:
 def load(
     algorithm: str, config: TrainerConfig, source: DataSource, make_player: MakePlayer | None = None
 ) -> tuple[Any, Any, Any]:
-    """Trainer, training data and validation data (or None) of a run. Raises what its `load` raises, and ConfigError for
-    a player where nothing is played."""
+    """Trainer, training data and validation data (or None) of a run. Settings are checked before anything is loaded.
+    Raises ConfigError (also for a player where nothing is played), and what its `load` raises."""
+    from chuk_lib.training.config import checked
+
     more = {} if make_player is None else {"make_player": make_player}
     if more and not RECIPES[algorithm].load.startswith(_ONLINE):
         raise ConfigError(f"{algorithm} plays no episodes: it has no use for a player", "leave `make_player` out")
-    found: tuple[Any, Any, Any] = _named(RECIPES[algorithm].load)(config, source, **more)
+    found: tuple[Any, Any, Any] = _named(RECIPES[algorithm].load)(checked(config), source, **more)
     return found
 
 
