@@ -7,13 +7,12 @@ others who share it. A batch has `MOST_ROWS` rows at most; more gain nothing the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from chuk_lib.runtime.device import current_backend, on_cpu
 from chuk_lib.runtime.memory_use import device_memory, set_memory_limit
@@ -28,17 +27,15 @@ _BESIDE_CACHE = 2 << 30
 
 
 class Budget:
-    """`tokens`: rows × columns at most. `columns` of each row: its prompt and all it may get."""
+    """`tokens`: rows × columns at most. `most_rows`: rows at most, beside what the device can use."""
 
-    def __init__(self, tokens: int, columns: np.ndarray) -> None:
-        self._tokens, self._columns = tokens, columns
-        self._most_rows = MOST_ROWS[current_backend()]
+    def __init__(self, tokens: int, most_rows: int | None = None) -> None:
+        self.tokens = tokens
+        self._most_rows = min(MOST_ROWS[current_backend()], most_rows or 1 << 30)
 
-    def fits(self, alive: np.ndarray, joining: Sequence[int]) -> bool:
-        """Whether `joining` may run beside the rows `alive`. One row always may."""
-        rows = len(alive) + len(joining)
-        columns = max(int(self._columns[alive].max(initial=0)), max(int(self._columns[row]) for row in joining))
-        return rows == 1 or (rows <= self._most_rows and rows * columns <= self._tokens)
+    def fits(self, rows: int, columns: int) -> bool:
+        """Whether so many rows may run, the longest of which may have so many columns. One row always may."""
+        return rows == 1 or (rows <= self._most_rows and rows * columns <= self.tokens)
 
 
 def default_token_budget(model: nn.Module) -> int:

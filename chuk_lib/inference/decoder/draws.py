@@ -12,14 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.cuda import kernels
-from chuk_lib.inference.decoder.sampling import filtered, leaves_out, penalized
+from chuk_lib.inference.decoder.sampling import (
+    Kind,
+    Settings,
+    filtered,
+    in_float32,
+    kind,
+    leaves_out,
+    penalized,
+    uses,
+)
 
 BLOCK = 128
 """Tokens of the vocabulary whose probabilities are summed at once."""
@@ -28,68 +38,141 @@ _MEMBER_BITS = 24
 
 @dataclass(frozen=True)
 class Arrival:
-    """Rows of one prompt that join a batch: the prompt, which prompt it is (`number`), its members among all
-    completions of the prompt, and how many tokens each may get."""
+    """A row that joins a batch after `ids`, of which all but the last are in its memory. Its random numbers are those
+    of (`config.seed`, `number`, `member`) from the `drawn`-th on; it may get `limit` tokens."""
 
     ids: Sequence[int]
+    config: SamplingConfig
     number: int
-    members: Sequence[int]
+    member: int
     limit: int
+    drawn: int = 0
 
 
 def uniforms(seed: int, number: int, member: int, count: int) -> np.ndarray:
-    """`count` numbers in [0, 1) of completion `member` of prompt `number`."""
+    """`count` numbers in [0, 1) of completion `member` of prompt `number`. More of them begin with these."""
     key = np.array([seed, (number << _MEMBER_BITS | member) % 2**64], np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
-class Draws:
-    """The numbers of the rows of a batch, one column a step. The config has its seed."""
+class Group(NamedTuple):
+    """Rows of a batch that are chosen for in one go: their indices, None when they are all rows in order."""
 
-    def __init__(self, config: SamplingConfig) -> None:
-        self._greedy = config.greedy
-        self._seed = config.seed or 0
-        self._table = np.zeros((0, config.max_tokens))
+    rows: np.ndarray | None
+    settings: Settings
+
+
+class Draws:
+    """Of each row of a batch its sampling settings and its random numbers, one column a step. `groups` are the rows by
+    what is done with their logits; most batches have one."""
+
+    def __init__(self) -> None:
+        self._configs: list[SamplingConfig] = []
+        self._table = np.zeros((0, 0))
         self._used = np.zeros(0, np.int64)
+        self.groups: list[Group] = []
+
+    @property
+    def penalized(self) -> bool:
+        """Whether a row has a repetition penalty."""
+        return any(uses(group.settings.repetition_penalty, 1) for group in self.groups)
 
     def admit(self, arrivals: Sequence[Arrival]) -> None:
         """Add rows at the end."""
-        rows = [(arrival, member) for arrival in arrivals for member in arrival.members]
-        table = np.zeros((len(rows), self._table.shape[1]))
-        if not self._greedy:
-            for row, (arrival, member) in enumerate(rows):
-                table[row, : arrival.limit] = uniforms(self._seed, arrival.number, member, arrival.limit)
-        self._table = np.concatenate([self._table, table])
-        self._used = np.concatenate([self._used, np.zeros(len(rows), np.int64)])
+        wide = max(arrival.limit for arrival in arrivals)
+        table = np.zeros((len(arrivals), wide))
+        for row, one in enumerate(arrivals):
+            if not one.config.greedy:
+                numbers = uniforms(one.config.seed or 0, one.number, one.member, one.drawn + one.limit)
+                table[row, : one.limit] = numbers[one.drawn :]
+        wide = max(wide, self._table.shape[1])
+        self._table = np.concatenate([_widened(self._table, wide), _widened(table, wide)])
+        self._used = np.concatenate([self._used, np.zeros(len(arrivals), np.int64)])
+        self._configs += [arrival.config for arrival in arrivals]
+        self._group()
+
+    def join(self, other: Draws) -> None:
+        """Add the rows of another batch at the end."""
+        wide = max(self._table.shape[1], other._table.shape[1])
+        self._table = np.concatenate([_widened(self._table, wide), _widened(other._table, wide)])
+        self._used = np.concatenate([self._used, other._used])
+        self._configs += other._configs
+        self._group()
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows only."""
         self._table, self._used = self._table[rows], self._used[rows]
+        self._configs = [self._configs[row] for row in rows.tolist()]
+        self._group()
 
-    def next(self, first: int = 0) -> np.ndarray:
-        """The numbers for the next token of the rows from `first` on. A row that is done gets its last one again."""
-        at = np.minimum(self._used[first:], self._table.shape[1] - 1)
-        self._used[first:] += 1
-        return self._table[np.arange(first, first + len(at)), at]
+    def next(self) -> np.ndarray:
+        """The number (B,) for the next token of each row. A row that is done gets its last one again."""
+        at = np.minimum(self._used, self._table.shape[1] - 1)
+        self._used += 1
+        return self._table[np.arange(len(at)), at]
+
+    def _group(self) -> None:
+        kinds: dict[Kind, list[int]] = {}
+        for row, config in enumerate(self._configs):
+            kinds.setdefault(kind(config), []).append(row)
+        whole = len(kinds) == 1
+        self.groups = [
+            Group(None if whole else np.array(rows), Settings.of([self._configs[row] for row in rows]))
+            for rows in kinds.values()
+        ]
+
+
+def _widened(table: np.ndarray, columns: int) -> np.ndarray:
+    return np.pad(table, ((0, 0), (0, columns - table.shape[1])))
 
 
 def seen_tokens(arrivals: Sequence[Arrival], vocabulary: int) -> np.ndarray:
-    """(B, V) bool: which tokens the prompt of each arriving row holds."""
-    seen = np.zeros((sum(len(arrival.members) for arrival in arrivals), vocabulary), bool)
-    row = 0
-    for arrival in arrivals:
-        seen[row : row + len(arrival.members), list(arrival.ids)] = True
-        row += len(arrival.members)
+    """(B, V) bool: which tokens each arriving row holds."""
+    seen = np.zeros((len(arrivals), vocabulary), bool)
+    for row, arrival in enumerate(arrivals):
+        seen[row, list(arrival.ids)] = True
     return seen
 
 
+def choose_rows(
+    logits: np.ndarray, groups: Sequence[Group], numbers: np.ndarray, seen: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`choose` for the rows of a batch, each by its own settings; `logits` (B, V) may be overwritten."""
+    if groups[0].rows is None:
+        return choose(logits, groups[0].settings, numbers, seen)
+    tokens, logps = np.empty(len(logits), np.int32), np.empty(len(logits), np.float32)
+    for rows, settings in groups:
+        part = None if seen is None else seen[rows]
+        tokens[rows], logps[rows] = choose(logits[rows], settings, numbers[rows], part)
+    return tokens, logps
+
+
+def choose_rows_lazily(
+    logits: mx.array, groups: Sequence[Group], numbers: mx.array, seen: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    """The same as a graph that MLX runs when it is needed."""
+    if groups[0].rows is None:
+        compiled = compiled_choice(groups[0].settings) if seen is None else None
+        return compiled(logits, numbers) if compiled else choose_lazily(logits, groups[0].settings, numbers, seen)
+    order, made = [], []
+    for group in groups:
+        rows = np.arange(len(logits)) if group.rows is None else group.rows
+        at = mx.array(rows)
+        part = None if seen is None else seen[at]
+        made.append(choose_lazily(logits[at], group.settings, numbers[at], part))
+        order.append(rows)
+    back = mx.array(np.argsort(np.concatenate(order)))
+    tokens = mx.concatenate([tokens for tokens, _ in made])[back]
+    return tokens, mx.concatenate([logps for _, logps in made])[back]
+
+
 def choose(
-    logits: np.ndarray, config: SamplingConfig, numbers: np.ndarray, seen: np.ndarray | None = None
+    logits: np.ndarray, config: SamplingConfig | Settings, numbers: np.ndarray, seen: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (B,) int32 and their log-probs (B,) float32 by `numbers` (B,); `logits` (B, V) float32 are
     overwritten. On a CPU NumPy's exp is 20 times faster than MLX's."""
-    punished = None if seen is None else penalized(logits, config, seen, np)
-    if not config.greedy and config.temperature != 1:
+    punished = penalized(logits, config, seen, np) if seen is not None and uses(config.repetition_penalty, 1) else None
+    if not config.greedy and uses(config.temperature, 1):
         logits *= np.float32(1 / config.temperature)
     logits -= logits.max(axis=-1, keepdims=True)
     if punished is None and config.greedy:
@@ -101,24 +184,27 @@ def choose(
         tokens = np.asarray(punished).argmax(axis=-1)
     else:
         if punished is not None or leaves_out(config):
-            weights = _filtered_weights(logits if punished is None else punished / config.temperature, config)
+            weights = _filtered_weights(
+                logits if punished is None else punished / in_float32(config.temperature, np), config
+            )
         tokens = _pick(weights, numbers)
     return tokens.astype(np.int32), _logps(logits, total, tokens)
 
 
 def choose_lazily(
-    logits: mx.array, config: SamplingConfig, numbers: mx.array, seen: mx.array | None = None
+    logits: mx.array, config: SamplingConfig | Settings, numbers: mx.array, seen: mx.array | None = None
 ) -> tuple[mx.array, mx.array]:
     """`choose` as a graph that MLX runs when it is needed, in float32."""
     logits = logits.astype(mx.float32)
     punished = penalized(logits, config, seen)
-    scaled = logits if config.greedy else logits / config.temperature
+    temperature = in_float32(config.temperature, mx)
+    scaled = logits if config.greedy else logits / temperature
     log_sums = mx.logsumexp(scaled, axis=-1)
     if config.greedy:
         tokens = mx.argmax(punished, axis=-1)
     else:
         if seen is not None or leaves_out(config):
-            kept = filtered(scaled if seen is None else punished / config.temperature, config)
+            kept = filtered(scaled if seen is None else punished / temperature, config)
             weights = mx.exp(kept - mx.max(kept, axis=-1, keepdims=True))
         else:
             weights = mx.exp(scaled - log_sums[:, None])
@@ -126,13 +212,21 @@ def choose_lazily(
     return tokens, mx.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0] - log_sums
 
 
-def compiled_choice(config: SamplingConfig) -> Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]:
-    """`choose_lazily` of logits and numbers as one compiled function; on an NVIDIA GPU one kernel where no filter and
-    no penalty change the distribution."""
-    plain = not config.greedy and not leaves_out(config) and config.repetition_penalty == 1
+def compiled_choice(settings: Settings) -> Callable[[mx.array, mx.array], tuple[mx.array, mx.array]] | None:
+    """`choose_lazily` of logits and numbers as one compiled function, when all rows have the same settings; on an
+    NVIDIA GPU one kernel where no filter changes the distribution. None for rows whose settings differ."""
+    if any(isinstance(setting, np.ndarray) for setting in settings):
+        return None
+    return _compiled(settings)
+
+
+@lru_cache(maxsize=32)
+def _compiled(settings: Settings) -> Callable[[mx.array, mx.array], tuple[mx.array, mx.array]]:
+    temperature: Any = settings.temperature
+    plain = not settings.greedy and not leaves_out(settings)
     if plain and kernels.available() and _kernel_draws():
-        return mx.compile(lambda logits, numbers: kernels.draw(logits, numbers, config.temperature))
-    return mx.compile(lambda logits, numbers: choose_lazily(logits, config, numbers))
+        return mx.compile(lambda logits, numbers: kernels.draw(logits, numbers, temperature))
+    return mx.compile(lambda logits, numbers: choose_lazily(logits, settings, numbers))
 
 
 @cache
@@ -152,7 +246,7 @@ def _logps(shifted: np.ndarray, total: np.ndarray, tokens: np.ndarray) -> np.nda
     return np.asarray(shifted[np.arange(len(tokens)), tokens] - np.log(total))
 
 
-def _filtered_weights(scaled: np.ndarray, config: SamplingConfig) -> np.ndarray:
+def _filtered_weights(scaled: np.ndarray, config: SamplingConfig | Settings) -> np.ndarray:
     kept = filtered(scaled, config, np)
     weights: np.ndarray = np.exp(kept - kept.max(axis=-1, keepdims=True))
     return weights

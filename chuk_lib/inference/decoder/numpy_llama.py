@@ -29,35 +29,59 @@ Prefix = list[tuple[np.ndarray, np.ndarray]]
 """Keys and values (K, P, D) of a prompt, layer by layer."""
 
 
-class NumpyLlama:
-    """A batch of rows that decode together. Each row has its prompt's `Prefix`, shared with the others of its
-    group, and up to `columns` tokens of its own."""
+class Remembered(NamedTuple):
+    """What a row has behind it: its prompt's keys and values, shared, and those of what came after."""
 
-    def __init__(self, parts: LlamaParts, positions: int, columns: int) -> None:
+    prefix: Prefix
+    tail: Prefix | None = None
+
+
+class NumpyLlama:
+    """A batch of rows that decode together. A row has its prompt's `Prefix`, shared with the others of its group, and
+    what it has written, in buffers (rows, K, columns, D) that grow as rows need it."""
+
+    def __init__(self, parts: LlamaParts) -> None:
         self._embedding = _flat(parts.embedding)
-        self._blocks = [_Block(block, positions, columns) for block in parts.blocks]
+        self._blocks = [_Block(block) for block in parts.blocks]
         self._norm = _RMSNorm(parts.norm)
         self._head = _Product([parts.head])
         self.vocabulary = len(parts.head.weight)
-        self._columns = columns
         self._groups: list[Prefix] = []
         self._group = np.zeros(0, np.int64)  # (B,) which of `_groups` a row belongs to
         self._written = np.zeros(0, np.int64)  # (B,)
         self._begins = np.zeros(0, np.int64)  # (B,) P of each row
+        self._columns = 0
 
     def __len__(self) -> int:
         return len(self._group)
 
-    def admit(self, prefix: Prefix, rows: int) -> None:
-        """Add `rows` rows at the end that continue `prefix`."""
-        for block in self._blocks:
-            block.reserve(len(self) + rows)
-        if not any(prefix is known for known in self._groups):
-            self._groups.append(prefix)
-        group = next(index for index, known in enumerate(self._groups) if known is prefix)
-        self._group = np.append(self._group, np.full(rows, group))
-        self._written = np.append(self._written, np.zeros(rows, np.int64))
-        self._begins = np.append(self._begins, np.full(rows, prefix[0][0].shape[1]))
+    def admit(self, memories: Sequence[Remembered], limits: Sequence[int]) -> None:
+        """Add rows at the end, each after what it remembers, to be continued by up to `limits` tokens."""
+        begins = [memory.prefix[0][0].shape[1] for memory in memories]
+        written = [0 if memory.tail is None else memory.tail[0][0].shape[1] for memory in memories]
+        held = int(self._written.max(initial=0))
+        self._columns = max(self._columns, *(done + limit for done, limit in zip(written, limits, strict=True)))
+        first = len(self)
+        for index, block in enumerate(self._blocks):
+            block.reserve(first + len(memories), self._columns, held, max(begins) + self._columns)
+            for row, memory in enumerate(memories, first):
+                if memory.tail is not None:
+                    block.place(row, *memory.tail[index])
+        self._group = np.append(self._group, [self._group_of(memory.prefix) for memory in memories])
+        self._written = np.append(self._written, np.array(written, np.int64))
+        self._begins = np.append(self._begins, np.array(begins, np.int64))
+
+    def _group_of(self, prefix: Prefix) -> int:
+        for group, known in enumerate(self._groups):
+            if known is prefix:
+                return group
+        self._groups.append(prefix)
+        return len(self._groups) - 1
+
+    def memory(self, row: int, length: int) -> Remembered:
+        """The prefix of a row, and a copy of what it has written up to `length` tokens in all."""
+        written = length - int(self._begins[row])
+        return Remembered(self._groups[self._group[row]], [block.written(row, written) for block in self._blocks])
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows only, in this order; `rows` ascends."""
@@ -75,7 +99,10 @@ class NumpyLlama:
         with np.errstate(over="ignore", invalid="ignore"):  # 1/(1 + inf) in silu is right; unused keys are anything
             for index, block in enumerate(self._blocks):
                 block(hidden, layout, [group[index] for group in self._groups])
-        self._written = np.minimum(self._written + 1, self._columns - 1)  # rows that ended may wait to be dropped
+        # A row that ended is stepped on until it is dropped, and nobody reads what comes of it. When its columns are
+        # full it writes over its own last one again and again: that is in no other row's sight, and what is wanted of
+        # an ended row (`memory`) is taken when it ends.
+        self._written = np.minimum(self._written + 1, self._columns - 1)
         return np.ascontiguousarray(self._head(self._norm(hidden)).T)
 
 
@@ -104,24 +131,38 @@ def _layout(group: np.ndarray, written: np.ndarray, begins: np.ndarray) -> _Layo
 class _Block:
     """One layer: its weights, and the keys and values (B, K, columns, D) its rows have written."""
 
-    def __init__(self, block: Block, positions: int, columns: int) -> None:
+    def __init__(self, block: Block) -> None:
+        self._block = block
         self._heads, self._kv_heads, self._width = block.heads, block.kv_heads, block.head_dim
         self._scale = np.float32(block.scale)
-        self._cos, self._sin = _rotation(block, positions)
+        self._cos = self._sin = np.zeros((0, block.head_dim // 2), np.float32)
         self._norms = _RMSNorm(block.before_attention), _RMSNorm(block.before_mlp)
         self._qkv = _Product([block.q, block.k, block.v])
         self._o, self._down = _Product([block.o]), _Product([block.down])
         self._gate_up = _Product([block.gate, block.up])
         self._head_norms = [_flat_norm(norm) for norm in (block.q_norm, block.k_norm) if norm is not None]
-        self._columns = columns
-        self._keys = self._values = self._room(0)
+        self._keys = self._values = np.empty((0, self._kv_heads, 0, self._width), np.float32)
 
-    def reserve(self, rows: int) -> None:
-        """Have room for so many rows."""
-        if rows > len(self._keys):
-            keys, values = self._keys, self._values
-            self._keys, self._values = self._room(rows), self._room(rows)
-            self._keys[: len(keys)], self._values[: len(keys)] = keys, values
+    def reserve(self, rows: int, columns: int, held: int, positions: int) -> None:
+        """Have room for so many rows and columns, of which `held` are written, and rotations up to a position. Rows
+        that come one by one get double of what there is: few copies, and memory that is not written costs nothing."""
+        if positions > len(self._cos):
+            self._cos, self._sin = _rotation(self._block, max(positions, 2 * len(self._cos)))
+        before, _, wide, _ = self._keys.shape
+        if rows <= before and columns <= wide:
+            return
+        shape = (max(rows, 2 * before) if rows > before else before, self._kv_heads, max(columns, wide), self._width)
+        keys, values = self._keys[:, :, :held], self._values[:, :, :held]
+        self._keys, self._values = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self._keys[:before, :, :held], self._values[:before, :, :held] = keys, values
+
+    def place(self, row: int, keys: np.ndarray, values: np.ndarray) -> None:
+        """Keys and values (K, S, D) as the first columns of a row."""
+        self._keys[row, :, : keys.shape[1]], self._values[row, :, : keys.shape[1]] = keys, values
+
+    def written(self, row: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+        """A copy of a row's first columns, (K, columns, D) each."""
+        return self._keys[row, :, :columns].copy(), self._values[row, :, :columns].copy()
 
     def keep(self, rows: np.ndarray, columns: int) -> None:
         """Move these rows to the front."""
@@ -141,9 +182,6 @@ class _Block:
         gate_up = self._gate_up(self._norms[1](hidden))
         gate, up = gate_up[: len(gate_up) // 2], gate_up[len(gate_up) // 2 :]
         hidden += self._down(_silu_times(gate, up))
-
-    def _room(self, rows: int) -> np.ndarray:
-        return np.empty((rows, self._kv_heads, self._columns, self._width), np.float32)
 
     def _queries_keys_values(self, x: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(B, N, D) rotated and scaled, (B, K, D) rotated, (B, K, D)."""

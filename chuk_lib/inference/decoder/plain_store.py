@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from chuk_lib.inference.decoder.prefill import Memory, layer_caches, prefill_plain
+from chuk_lib.inference.decoder.prefill import Memory, extend_plain, layer_caches, prefill_plain
 
 COLUMNS = 256
 """Buffers have a multiple of this many columns; on a GPU the fast attention for long caches needs it."""
@@ -146,6 +146,20 @@ class PlainStore:
         """Go on with these rows only."""
         self._place(rows)
 
+    def memory(self, row: int, spare: int) -> Memory:
+        """A copy of a row's columns but the last `spare`."""
+        begin, end = int(self.pads[row]), self.column - spare
+        held: Memory = []
+        for cache in self.caches:
+            keys, values = (mx.contiguous(part[row : row + 1, :, begin:end]) for part in cache.buffers)
+            held.append((keys, values))
+        mx.eval(held)
+        return held
+
+    def extend(self, memory: Memory, ids: Sequence[int]) -> Memory:
+        """Through the model."""
+        return extend_plain(self.model, memory, ids)
+
     def mask(self, length: int, return_array: bool, window_size: int | None) -> Any:
         """Bool (B, 1, T, columns), or None when every row sees every column."""
         from mlx_lm.models.base import create_causal_mask
@@ -174,7 +188,8 @@ class PlainStore:
         mx.eval([cache.state for cache in self.caches])
 
     def _make_room(self) -> None:
-        """Columns for the longest row and what it may still get."""
+        """Columns for the longest row and as many tokens as were said to come. A row that may get more fills them, and
+        `advance` makes new ones: the fewer copies the more are made at once."""
         self._offset = self._mask = None
         self.capacity = -(-(self.column + self._max_tokens + 1) // COLUMNS) * COLUMNS
 

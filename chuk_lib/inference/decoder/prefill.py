@@ -65,3 +65,24 @@ def prefill_alone(model: nn.Module, prompt: Sequence[int]) -> list[Any]:
     if len(prompt) > 1:
         _run_prompt(model, mx.array([list(prompt[:-1])]), caches)
     return caches
+
+
+def run_tokens(model: nn.Module, ids: Sequence[int], caches: list[Any]) -> list[Any]:
+    """More tokens of one row over its caches, which are returned."""
+    if len(ids):
+        _run_prompt(model, mx.array([list(ids)]), caches)
+    return caches
+
+
+def extend_plain(model: nn.Module, memory: Memory, ids: Sequence[int]) -> Memory:
+    """A memory with more tokens, run through the model after those it holds."""
+    if not len(ids):
+        return memory
+    caches = layer_caches(model)
+    for cache, (keys, values) in zip(caches, memory, strict=True):
+        if keys.shape[2]:
+            cache.keys, cache.values, cache.offset = keys, values, keys.shape[2]
+    run_tokens(model, ids, caches)
+    held = [(c.keys[:, :, : c.offset], c.values[:, :, : c.offset]) for c in caches]
+    mx.eval(held)
+    return held

@@ -20,7 +20,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from chuk_lib.inference.decoder.plain_store import PlainStore
-from chuk_lib.inference.decoder.prefill import layer_caches, prefill_alone
+from chuk_lib.inference.decoder.prefill import layer_caches, prefill_alone, run_tokens
 
 Mix = Literal["any", "group", "row"]
 """Which rows may decode together: any, those of one prompt that begin together, or one alone."""
@@ -49,6 +49,12 @@ class Store(Protocol):
 
     def advance(self) -> None:
         """The model has run one token of each row over the caches."""
+
+    def memory(self, row: int, spare: int) -> Any | None:
+        """A row's memory without its last `spare` tokens, for `admit`; None when its caches cannot forget."""
+
+    def extend(self, memory: Any, ids: Sequence[int]) -> Any:
+        """A memory with more tokens; the given one is used up."""
 
 
 _LOCKSTEP = ("KVCache", "RotatingKVCache", "ArraysCache", "QuantizedKVCache", "ChunkedKVCache")
@@ -132,6 +138,14 @@ class MergedStore:
     def advance(self) -> None:
         """The caches count for themselves."""
 
+    def memory(self, row: int, spare: int) -> list[Any] | None:
+        """The row out of each batch cache."""
+        return _without_last([layer.extract(row) for layer in self.caches], spare)
+
+    def extend(self, memory: list[Any], ids: Sequence[int]) -> list[Any]:
+        """Through the model, over its own caches."""
+        return run_tokens(self._model, ids, memory)
+
 
 class LockstepStore:
     """The model's own caches with as many rows as one prompt has: all at the same position for as long as they live."""
@@ -168,6 +182,26 @@ class LockstepStore:
 
     def advance(self) -> None:
         """The caches count for themselves."""
+
+    def memory(self, row: int, spare: int) -> list[Any] | None:
+        """A copy of each cache with one row."""
+        return _without_last([_mapped(layer, lambda array: array[row : row + 1]) for layer in self.caches], spare)
+
+    def extend(self, memory: list[Any], ids: Sequence[int]) -> list[Any]:
+        """Through the model, over its own caches."""
+        return run_tokens(self._model, ids, memory)
+
+
+def _without_last(caches: list[Any], spare: int) -> list[Any] | None:
+    """The caches of one row without its last tokens. A recurrent state has no way back, a full window neither."""
+    from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
+
+    if spare and not can_trim_prompt_cache(caches):
+        return None
+    if spare:
+        trim_prompt_cache(caches, spare)
+    mx.eval([cache.state for cache in caches])
+    return caches
 
 
 def _mapped(layer: Any, change: Any) -> Any:
