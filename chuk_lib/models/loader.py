@@ -349,7 +349,7 @@ def _cannot_build(folder: Path, error: Exception) -> ModelError:
 def _quantize(model: nn.Module, config: Config) -> dict[str, Any]:
     """Quantize linear layers and embeddings to 4 bits, in groups of 64, or 32 where 64 does not divide them."""
     if config.get("quantization") or config.get("quantization_config"):
-        raise ConfigError("the model is quantized already", "leave out use_4bit")
+        raise ConfigError("the model is quantized already", "leave out load_in_4bit")
     layers = [module for module in model.modules() if hasattr(module, "to_quantized") and "weight" in module]
     widths = {module.weight.shape[-1] for module in layers}
     group = 64 if all(width % 64 == 0 for width in widths) else 32
