@@ -62,7 +62,7 @@ def list_models(places: Iterable[Path] = (), *, cache: bool = False, sort: str =
 
 
 def _cached() -> Iterator[Entry]:
-    for folder in sorted(cache_folder().glob("models--*")):
+    for folder in sorted(hub.cache_folder().glob("models--*")):
         name = folder.name.removeprefix("models--").replace("--", "/")
         try:
             snapshot = hub.cached_snapshot(name)
@@ -71,13 +71,6 @@ def _cached() -> Iterator[Entry]:
             snapshot = snapshots[-1] if snapshots else folder
         n_bytes, changed = _size(folder / "blobs" if (folder / "blobs").is_dir() else folder)
         yield _described(name, snapshot, "cache", n_bytes, changed)
-
-
-def cache_folder() -> Path:
-    """The hub's cache on this machine, whether it is there or not."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
 
 
 def _entries(place: Path) -> Iterator[Entry]:
@@ -115,7 +108,7 @@ def plan_removal(name: str, revision: str | None = None) -> Removal:
         if revision is not None:
             raise ConfigError("`--revision` is for models of the hub's cache", "leave it out")
         return _folder_removal(name, path)
-    folder = cache_folder() / f"models--{name.replace('/', '--')}"
+    folder = hub.cache_folder() / f"models--{name.replace('/', '--')}"
     if not hub.is_hub_id(name) or not folder.is_dir():
         raise ModelError(
             f"`{name}` is neither a folder nor in the hub's cache", "`chuk model ls --cache` lists what is"
@@ -128,7 +121,7 @@ def plan_removal(name: str, revision: str | None = None) -> Removal:
 def _folder_removal(name: str, path: Path) -> Removal:
     if path.is_symlink():
         raise ModelError(f"`{path}` is a link", "name the folder it leads to")
-    if cache_folder().resolve() in path.resolve().parents:
+    if hub.cache_folder().resolve() in path.resolve().parents:
         raise ModelError(f"`{path}` is inside the hub's cache", "name the model by its id")
     if not is_model_folder(path):
         raise ModelError(
