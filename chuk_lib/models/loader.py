@@ -167,6 +167,8 @@ def _check_numbers(folder: Path, model: nn.Module) -> None:
     """Raise ModelError when a weight is NaN or infinite. A sum tells, at the price of one look at the weights; where a
     sum is not finite (float16 overflows) each number is looked at."""
     floats = [(name, value) for name, value in tree_flatten(model.parameters()) if _is_float(value)]
+    if not floats:
+        return
     sums = np.array(mx.stack([value.sum().astype(mx.float32) for _, value in floats]))
     for (name, value), total in zip(floats, sums, strict=True):
         if not np.isfinite(total) and not mx.isfinite(value).all().item():
