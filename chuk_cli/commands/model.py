@@ -102,13 +102,15 @@ def create(
       chuk model create --preset micro --output ./micro
       chuk model create --preset tiny --output ./tiny --tokenizer-data train.jsonl --vocab-size 2000
     """
+    from chuk_lib.data.workbench.content import texts_of
     from chuk_lib.models.create import create_model, plan_model
     from chuk_lib.models.info import describe_model
 
     out = Out.of(json, quiet)
     settings: dict[str, Any] = {
-        "tokenizer": tokenizer, "tokenizer_data": tokenizer_data, "vocab_size": vocab_size, "seed": seed,
-        "context_length": context_length, "chat_template": chat_template, "overwrite": overwrite,
+        "tokenizer": tokenizer, "tokenizer_texts": None if tokenizer_data is None else texts_of(tokenizer_data),
+        "vocab_size": vocab_size, "seed": seed, "context_length": context_length, "chat_template": chat_template,
+        "overwrite": overwrite,
     }  # fmt: skip
     if dry_run:
         _show_new(out, plan_model(preset, output, **settings))

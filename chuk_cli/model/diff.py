@@ -13,7 +13,7 @@ from chuk_cli.options import JsonOption, QuietOption
 from chuk_cli.out import Out, make_table
 
 if TYPE_CHECKING:
-    from chuk_lib.models.comparison import Change, Difference
+    from chuk_lib.models.comparison import Change, TensorDifference
     from chuk_lib.models.probe import Probed
 
 
@@ -63,7 +63,7 @@ def _probe(first: str, second: str, text: str) -> Probed:
     return compare(one, two, token_rows(text, words))
 
 
-def _as_data(found: Difference, probed: Probed | None) -> dict[str, Any]:
+def _as_data(found: TensorDifference, probed: Probed | None) -> dict[str, Any]:
     tensors = [
         {"name": change.name, "shapes": change.shapes, "dtypes": change.dtypes, "distance": change.distance,
          "cosine": change.cosine}
@@ -77,7 +77,7 @@ def _as_data(found: Difference, probed: Probed | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _lines(found: Difference, probed: Probed | None) -> Iterator[str]:
+def _lines(found: TensorDifference, probed: Probed | None) -> Iterator[str]:
     yield f"weights    {'the same bytes' if found.same_bytes else 'other bytes'}, {_count(found)}"
     for name, change in (("other shape", found.misshapen), ("other type", _retyped(found))):
         if change:
@@ -94,7 +94,7 @@ def _lines(found: Difference, probed: Probed | None) -> Iterator[str]:
         )
 
 
-def _count(found: Difference) -> str:
+def _count(found: TensorDifference) -> str:
     parts = [f"{counted(len(found.tensors), 'tensor')} in both"]
     for where, names in (("first", found.only_first), ("second", found.only_second)):
         if names:
@@ -102,7 +102,7 @@ def _count(found: Difference) -> str:
     return ", ".join(parts)
 
 
-def _retyped(found: Difference) -> tuple[Change, ...]:
+def _retyped(found: TensorDifference) -> tuple[Change, ...]:
     return tuple(change for change in found.tensors if change.dtypes[0] != change.dtypes[1])
 
 
@@ -118,7 +118,7 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _table(found: Difference) -> Any:
+def _table(found: TensorDifference) -> Any:
     from chuk_lib.models.comparison import by_layer
 
     rows = []

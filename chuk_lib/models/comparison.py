@@ -28,7 +28,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Difference:
+class TensorDifference:
     """`config` maps a key to both values; `tokenizer` and `template` say whether they are the same (None: neither model
     has one). `same_bytes`: whether the weight files are equal. `tensors` are all that both have."""
 
@@ -52,7 +52,7 @@ class Difference:
         return self.same_bytes and not self.config and self.tokenizer is not False and self.template is not False
 
 
-def diff(first: str | Path, second: str | Path, *, stats: bool = False) -> Difference:
+def diff(first: str | Path, second: str | Path, *, stats: bool = False) -> TensorDifference:
     """Compare two folders, runs, adapters or cached hub models. With `stats` the values of all tensors are compared,
     one pair in memory at a time; packed ones by what they stand for. Raises ModelError when one cannot be read."""
     folders = locate_folder(first), locate_folder(second)
@@ -60,7 +60,7 @@ def diff(first: str | Path, second: str | Path, *, stats: bool = False) -> Diffe
     one, two = (_weights(folder, config) for folder, config in zip(folders, configs, strict=True))
     same_bytes = fingerprint_of(folders[0]) == fingerprint_of(folders[1])
     tensors = tuple(_change(one[name], two[name], stats) for name in one if name in two)
-    return Difference(
+    return TensorDifference(
         folders, _differing(*configs), _same_tokenizer(*folders), _same_template(*folders), same_bytes,
         tuple(name for name in one if name not in two), tuple(name for name in two if name not in one), tensors,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ def create_model(
     output: str | Path,
     *,
     tokenizer: str | Path | None = None,
-    tokenizer_data: str | Path | None = None,
+    tokenizer_texts: Iterable[str] | None = None,
     vocab_size: int | None = None,
     seed: int = 0,
     context_length: int | None = None,
@@ -54,13 +54,13 @@ def create_model(
 ) -> Path:
     """Write a new model of a preset's shape to the folder `output` and return it.
 
-    `tokenizer` is `char` (default), `bytes` or a folder to copy from; with `tokenizer_data` a byte-level BPE of
-    `vocab_size` tokens is trained on that file. Without it `vocab_size` is the number of embedding rows, at least the
+    `tokenizer` is `char` (default), `bytes` or a folder to copy from; with `tokenizer_texts` a byte-level BPE
+    of `vocab_size` tokens is trained on them. Without it `vocab_size` is the number of embedding rows, at least the
     tokenizer's. `chat_template`: None keeps the tokenizer's own or adds ChatML, `none` adds nothing, else a Jinja file.
     Raises ConfigError for wrong settings or a folder that is not empty, DataError and ModelError for unusable inputs.
     """
     made = plan_model(
-        preset, output, tokenizer=tokenizer, tokenizer_data=tokenizer_data, vocab_size=vocab_size,
+        preset, output, tokenizer=tokenizer, tokenizer_texts=tokenizer_texts, vocab_size=vocab_size,
         context_length=context_length, chat_template=chat_template, seed=seed, overwrite=overwrite,
     )  # fmt: skip
     folder = made.folder
@@ -98,7 +98,7 @@ def plan_model(
     output: str | Path,
     *,
     tokenizer: str | Path | None = None,
-    tokenizer_data: str | Path | None = None,
+    tokenizer_texts: Iterable[str] | None = None,
     vocab_size: int | None = None,
     seed: int = 0,
     context_length: int | None = None,
@@ -111,8 +111,8 @@ def plan_model(
     _check_settings(seed, context_length)
     check_output(folder, overwrite)
     context = context_length or shape.context_length
-    parts = _tokenizer_files(tokenizer, tokenizer_data, vocab_size or shape.vocab_size, context)
-    rows = _embedding_rows(shape, parts.size, None if tokenizer_data else vocab_size)
+    parts = _tokenizer_files(tokenizer, tokenizer_texts, vocab_size or shape.vocab_size, context)
+    rows = _embedding_rows(shape, parts.size, vocab_size if tokenizer_texts is None else None)
     files = parts.files | _template_files(parts.files, chat_template) | _config_files(shape, parts, rows, context)
     return NewModel(folder, shape, files, parts.size, rows, context)
 
@@ -131,14 +131,14 @@ def _embedding_rows(shape: Preset, tokens: int, wanted: int | None) -> int:
 
 
 def _tokenizer_files(
-    tokenizer: str | Path | None, data: str | Path | None, vocab_size: int | None, context: int
+    tokenizer: str | Path | None, texts: Iterable[str] | None, vocab_size: int | None, context: int
 ) -> _TokenizerFiles:
     from chuk_lib.data.tokenizers import char, train
 
-    if data is not None:
+    if texts is not None:
         if tokenizer is not None:
             raise ConfigError("a tokenizer is either given or trained", "leave out --tokenizer or --tokenizer-data")
-        made = train.train_bpe(train.texts_of(data), vocab_size or DEFAULT_TRAINED_VOCABULARY)
+        made = train.train_bpe(texts, vocab_size or DEFAULT_TRAINED_VOCABULARY)
     elif tokenizer in (None, "char"):
         made = char.char_tokenizer()
     elif tokenizer == "bytes":

@@ -15,8 +15,8 @@ from chuk_lib.errors import ModelError
 from chuk_lib.models.components import Quantization, count_parameters, matrix_shape, quantization_of
 from chuk_lib.models.footprint import (
     LORA_RANK,
-    Memory,
-    Rope,
+    ModelMemory,
+    RopeSettings,
     estimate_memory,
     kv_cache_bytes,
     rope_of,
@@ -35,7 +35,7 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """The sizes of a decoder, as far as its config names them."""
 
     layers: int | None
@@ -75,16 +75,16 @@ class ModelInfo:
     model_type: str | None = None
     parameters: int = 0
     components: dict[str, int] = field(default_factory=dict)
-    shape: Shape | None = None
+    shape: ModelShape | None = None
     tied_head: bool | None = None
     dtypes: dict[str, int] = field(default_factory=dict)
     quantization: Quantization | None = None
     context_length: int | None = None
-    rope: Rope | None = None
+    rope: RopeSettings | None = None
     kv_cache_bytes_per_token: int | None = None
     disk_bytes: int = 0
     weight_files: tuple[str, ...] = ()
-    memory: Memory | None = None
+    memory: ModelMemory | None = None
     tokenizer_vocabulary: int | None = None
     chat_template: bool = False
     adapter: AdapterInfo | None = None
@@ -177,10 +177,10 @@ def _adapter_of(config: dict[str, Any], tensors: Sequence[TensorHeader]) -> Adap
     )  # fmt: skip
 
 
-def _shape_of(config: dict[str, Any]) -> Shape:
+def _shape_of(config: dict[str, Any]) -> ModelShape:
     heads = config.get("num_attention_heads", config.get("n_head"))
     hidden = config.get("hidden_size", config.get("n_embd"))
-    return Shape(
+    return ModelShape(
         layers=config.get("num_hidden_layers", config.get("n_layer")), hidden_size=hidden,
         intermediate_size=config.get("intermediate_size"), heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,

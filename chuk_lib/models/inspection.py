@@ -22,7 +22,7 @@ SORTS = ("name", "size", "norm")
 
 
 @dataclass(frozen=True)
-class Stats:
+class TensorStats:
     """Of a tensor's numbers: extremes and root mean square of those that are finite, and how many are zero, NaN or
     infinite. `norm` is the Euclidean norm."""
 
@@ -36,7 +36,7 @@ class Stats:
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorRow:
     """One tensor. `shape` is what it stands for; `dtype` as stored, such as `BF16` or `4-bit affine/64`."""
 
     name: str
@@ -44,7 +44,7 @@ class Row:
     shape: tuple[int, ...]
     n_bytes: int
     file: str
-    stats: Stats | None = None
+    stats: TensorStats | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Inspected:
     tensors: int
     numbers: int
     n_bytes: int
-    rows: tuple[Row, ...]
+    rows: tuple[TensorRow, ...]
 
 
 def inspect(
@@ -109,12 +109,12 @@ def _config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
 
 
-def _row(weight: Weight, stats: bool) -> Row:
-    row = Row(weight.name, weight.dtype, weight.shape, weight.n_bytes, weight.file)
+def _row(weight: Weight, stats: bool) -> TensorRow:
+    row = TensorRow(weight.name, weight.dtype, weight.shape, weight.n_bytes, weight.file)
     return replace(row, stats=stats_of(weight)) if stats and weight.is_number else row
 
 
-def stats_of(weight: Weight) -> Stats:
+def stats_of(weight: Weight) -> TensorStats:
     """Statistics of a weight, a piece of it in memory at a time; sums in float64."""
     import numpy as np
 
@@ -130,11 +130,11 @@ def stats_of(weight: Weight) -> Stats:
             squares += float(np.square(piece, dtype=np.float64).sum())
             zeros, finite = zeros + int((piece == 0).sum()), finite + piece.size
     if not finite:
-        return Stats(math.nan, math.nan, math.nan, math.nan, zeros, nan, inf)
-    return Stats(least, most, math.sqrt(squares / finite), math.sqrt(squares), zeros, nan, inf)
+        return TensorStats(math.nan, math.nan, math.nan, math.nan, zeros, nan, inf)
+    return TensorStats(least, most, math.sqrt(squares / finite), math.sqrt(squares), zeros, nan, inf)
 
 
-def _sorted(rows: Sequence[Row], sort: str | None) -> list[Row]:
+def _sorted(rows: Sequence[TensorRow], sort: str | None) -> list[TensorRow]:
     if sort is None:
         return list(rows)
     if sort == "name":
@@ -144,7 +144,7 @@ def _sorted(rows: Sequence[Row], sort: str | None) -> list[Row]:
     return sorted(rows, key=_minus_norm)
 
 
-def _minus_norm(row: Row) -> float:
+def _minus_norm(row: TensorRow) -> float:
     """NaN first: it is what one looks for."""
     norm = row.stats.norm if row.stats else 0.0
     return -math.inf if math.isnan(norm) else -norm
@@ -161,9 +161,9 @@ class Alike:
     n_bytes: int
 
 
-def grouped(rows: Sequence[Row]) -> Iterator[Alike]:
+def grouped(rows: Sequence[TensorRow]) -> Iterator[Alike]:
     """Rows of blocks with the same dtype and shape put together, in the order of the first."""
-    groups: dict[tuple[str, str, tuple[int, ...]], list[Row]] = {}
+    groups: dict[tuple[str, str, tuple[int, ...]], list[TensorRow]] = {}
     for row in rows:
         groups.setdefault((by_block(row.name), row.dtype, row.shape), []).append(row)
     for (name, dtype, shape), alike in groups.items():

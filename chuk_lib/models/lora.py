@@ -180,8 +180,17 @@ def set_trainable(model: nn.Module, lora: bool, num_layers: int | None = None) -
     else:
         what = _unfreeze_weights(model, num_layers)
         _widen(model)
-    trained = sum(value.size for _, value in tree_flatten(model.trainable_parameters()))
-    return Trained(trained, sum(value.size for _, value in tree_flatten(model.parameters())), what)
+    every, trained = count_parameters(model)
+    return Trained(trained, every, what)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Numbers in all parameters of a model, and in those that are trained. What stands in two places counts once."""
+    every, trained = (
+        sum({id(leaf): leaf.size for _, leaf in tree_flatten(tree)}.values())
+        for tree in (model.parameters(), model.trainable_parameters())
+    )
+    return every, trained
 
 
 def _unfreeze_adapters(model: nn.Module, num_layers: int | None) -> str:

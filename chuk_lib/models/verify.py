@@ -28,7 +28,7 @@ _HUB_NOTES = Path(".cache") / "huggingface" / "download"
 
 
 @dataclass(frozen=True)
-class Problem:
+class Damage:
     """Something that is wrong. `kind`: file, index, checksum, config, tie, tokenizer, number or adapter."""
 
     kind: str
@@ -41,7 +41,7 @@ class Verified:
     `notes` what could not be checked."""
 
     folder: Path
-    problems: tuple[Problem, ...]
+    problems: tuple[Damage, ...]
     files: int
     tensors: int
     checksums: str
@@ -72,26 +72,26 @@ def verify(source: str | Path, revision: str | None = None, *, write: bool = Fal
     )
 
 
-def _check_files(folder: Path) -> tuple[list[Problem], list[Stored]]:
+def _check_files(folder: Path) -> tuple[list[Damage], list[Stored]]:
     """Every weights file read to the end of its header, and the index against them."""
     problems, tensors = [], list[Stored]()
     try:
         files = tensor_files(folder)
     except ModelError as error:
-        return [Problem("index", error.message)], []
+        return [Damage("index", error.message)], []
     if not files:
-        return [Problem("file", f"`{folder}` has no safetensors weights")], []
+        return [Damage("file", f"`{folder}` has no safetensors weights")], []
     for path in files:
         try:
             tensors += stored_tensors(path)
         except ModelError as error:
-            problems.append(Problem("file", error.message))
+            problems.append(Damage("file", error.message))
     if not problems:
         problems += _check_index(folder, tensors)
     return problems, tensors
 
 
-def _check_index(folder: Path, tensors: list[Stored]) -> Iterator[Problem]:
+def _check_index(folder: Path, tensors: list[Stored]) -> Iterator[Damage]:
     index = folder / _INDEX
     if not index.is_file():
         return
@@ -101,42 +101,42 @@ def _check_index(folder: Path, tensors: list[Stored]) -> Iterator[Problem]:
         name, file = stored.header.name, stored.path.name
         if file in named.values():
             if name in held:
-                yield Problem("index", f"`{name}` is in `{held[name]}` and in `{file}`")
+                yield Damage("index", f"`{name}` is in `{held[name]}` and in `{file}`")
             held[name] = file
     for what, names in (("in no file", named.keys() - held.keys()), ("not in the index", held.keys() - named.keys())):
         if names:
-            yield Problem("index", f"{len(names)} tensors are {what}, such as `{min(names)}`")
+            yield Damage("index", f"{len(names)} tensors are {what}, such as `{min(names)}`")
     moved = sorted(name for name in named.keys() & held.keys() if named[name] != held[name])
     if moved:
-        yield Problem("index", f"`{moved[0]}` is in `{held[moved[0]]}`, not in `{named[moved[0]]}` as the index says")
+        yield Damage("index", f"`{moved[0]}` is in `{held[moved[0]]}`, not in `{named[moved[0]]}` as the index says")
     surplus = sorted(path.name for path in folder.glob("model*.safetensors") if path.name not in named.values())
     if surplus:
-        yield Problem("index", f"`{surplus[0]}` is no part of the model: the index does not name it")
+        yield Damage("index", f"`{surplus[0]}` is no part of the model: the index does not name it")
 
 
-def _check_sums(folder: Path, sealed: dict[str, Any]) -> tuple[str, int, list[Problem]]:
+def _check_sums(folder: Path, sealed: dict[str, Any]) -> tuple[str, int, list[Damage]]:
     """Whose checksums there are, how many files were compared, and what differs."""
     if sealed:
         return "chuk", len(sealed), list(_check_sealed(folder, sealed))
     sums = _hub_sums(folder)
     wrong = [
-        Problem("checksum", f"`{folder / name}` is not as the hub has it")
+        Damage("checksum", f"`{folder / name}` is not as the hub has it")
         for name, expected in sums.items()
         if _hub_sum(folder / name, expected) != expected
     ]
     return ("hub" if sums else "none"), len(sums), wrong
 
 
-def _check_sealed(folder: Path, sealed: dict[str, Any]) -> Iterator[Problem]:
+def _check_sealed(folder: Path, sealed: dict[str, Any]) -> Iterator[Damage]:
     for name, written in sealed.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
-            yield Problem("checksum", f"`{path}` is missing")
+            yield Damage("checksum", f"`{path}` is missing")
         elif not is_as_sealed(path, written):
-            yield Problem("checksum", f"`{path}` is not as it was written: its checksum differs")
+            yield Damage("checksum", f"`{path}` is not as it was written: its checksum differs")
     for path in sorted(folder.glob("*.safetensors")):
         if path.name not in sealed:
-            yield Problem("checksum", f"`{path}` is surplus: it was not there when the checksums were written")
+            yield Damage("checksum", f"`{path}` is surplus: it was not there when the checksums were written")
 
 
 def _hub_sums(folder: Path) -> dict[str, str]:
@@ -164,7 +164,7 @@ def _hub_sum(path: Path, expected: str) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def _check_config(folder: Path, notes: list[str]) -> Iterator[Problem]:
+def _check_config(folder: Path, notes: list[str]) -> Iterator[Damage]:
     """Names and shapes against what the config (of an adapter: its base) asks for. Nothing is read but headers."""
     from chuk_lib.models.adapters import read_adapter
     from chuk_lib.models.loader import open_model
@@ -179,12 +179,12 @@ def _check_config(folder: Path, notes: list[str]) -> Iterator[Problem]:
         if gone:
             notes.append(f"the base model is not here, so the adapter was not compared with it: {error.message}")
         else:
-            yield Problem("adapter" if is_adapter else "config", error.message)
+            yield Damage("adapter" if is_adapter else "config", error.message)
     except ChukError as error:
-        yield Problem("config", error.message)
+        yield Damage("config", error.message)
 
 
-def _check_ties(folder: Path, tensors: list[Stored]) -> Iterator[Problem]:
+def _check_ties(folder: Path, tensors: list[Stored]) -> Iterator[Damage]:
     """A head in the files of a model whose config ties it must be the embeddings, or it would be lost."""
     path = folder / "config.json"
     if not path.is_file() or not text_config(read_json(path)).get("tie_word_embeddings"):
@@ -198,14 +198,14 @@ def _check_ties(folder: Path, tensors: list[Stored]) -> Iterator[Problem]:
         np.array_equal(one, other) for one, other in zip(head.chunks(), rows.chunks(), strict=True)
     )
     if not same:
-        yield Problem("tie", "the config ties the head to the embeddings, and `lm_head.weight` is another matrix")
+        yield Damage("tie", "the config ties the head to the embeddings, and `lm_head.weight` is another matrix")
 
 
 def _is_embedding(name: str) -> bool:
     return name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))
 
 
-def _check_tokenizer(folder: Path, tensors: list[Stored]) -> Iterator[Problem]:
+def _check_tokenizer(folder: Path, tensors: list[Stored]) -> Iterator[Damage]:
     """Ids that have no row: those of the tokenizer, and the special ones that the config names."""
     if not (folder / "config.json").is_file():
         return
@@ -215,24 +215,24 @@ def _check_tokenizer(folder: Path, tensors: list[Stored]) -> Iterator[Problem]:
     if not isinstance(rows, int):
         return
     if isinstance(config.get("vocab_size"), int) and config["vocab_size"] != rows:
-        yield Problem(
+        yield Damage(
             "config", f"the config says vocab_size {config['vocab_size']:,}, the embeddings have {rows:,} rows"
         )
     try:
         vocabulary = tokenizer_vocabulary(folder, config)
     except (ModelError, TypeError, AttributeError) as error:
-        yield Problem("tokenizer", f"`{folder / 'tokenizer.json'}` cannot be read: {error}")
+        yield Damage("tokenizer", f"`{folder / 'tokenizer.json'}` cannot be read: {error}")
         return
     if vocabulary and vocabulary > rows:
-        yield Problem("tokenizer", f"the tokenizer has {vocabulary:,} tokens, the embeddings only {rows:,} rows")
+        yield Damage("tokenizer", f"the tokenizer has {vocabulary:,} tokens, the embeddings only {rows:,} rows")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ids = config.get(name)
         for token in ids if isinstance(ids, list) else [ids]:
             if isinstance(token, int) and not -1 <= token < rows:
-                yield Problem("tokenizer", f"`{name}` is {token}, the embeddings have {rows:,} rows")
+                yield Damage("tokenizer", f"`{name}` is {token}, the embeddings have {rows:,} rows")
 
 
-def _check_numbers(tensors: list[Stored]) -> Iterator[Problem]:
+def _check_numbers(tensors: list[Stored]) -> Iterator[Damage]:
     """NaN and infinity, a piece of a tensor in memory at a time."""
     for stored in tensors:
         if stored.header.dtype not in FLOATS:
@@ -240,6 +240,4 @@ def _check_numbers(tensors: list[Stored]) -> Iterator[Problem]:
         bad = sum(int(np.size(piece) - np.isfinite(piece).sum()) for piece in stored.chunks())
         if bad:
             name, file = stored.header.name, stored.path.name
-            yield Problem(
-                "number", f"`{name}` in `{file}` has {bad:,} of {stored.header.elements:,} numbers NaN or inf"
-            )
+            yield Damage("number", f"`{name}` in `{file}` has {bad:,} of {stored.header.elements:,} numbers NaN or inf")

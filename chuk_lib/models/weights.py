@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.errors import ModelError
 from chuk_lib.models.adapters import put_tensors, read_adapter, save_mlx_adapter
 from chuk_lib.models.changes import settle_biases
@@ -27,7 +28,7 @@ from chuk_lib.utils.paths import make_folder
 _DTYPES = {mx.float32: "float32", mx.bfloat16: "bfloat16", mx.float16: "float16"}
 
 
-def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
+def save_pretrained(model: nn.Module, tokenizer: Tokenizer, folder: str | Path) -> None:
     """Write the model into a folder, which is made when it is missing.
 
     With adapters: an mlx-lm adapter folder (adapters only). Without: weights, config.json in both RoPE forms,

@@ -102,7 +102,7 @@ def own_classes(config: Config, implementation: Implementation = "auto") -> tupl
 
     Raises ConfigError for an unknown implementation, ModelError for a family that chuk has none of.
     """
-    from chuk_lib.models.architectures.decoder import Decoder
+    from chuk_lib.models.architectures.decoder import DecoderModel
 
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(
@@ -115,4 +115,4 @@ def own_classes(config: Config, implementation: Implementation = "auto") -> tupl
         return None
     if implementation == "auto" and why_own(config) is None:
         return None
-    return Decoder, cast(Any, _Args(config))
+    return DecoderModel, cast(Any, _Args(config))
