@@ -56,12 +56,13 @@ class Planned:
 
 
 def planned(arrays: Mapping[str, Any]) -> list[Planned]:
-    """MLX or NumPy arrays by name, as they are; lazy ones are computed when they are written."""
+    """MLX or NumPy arrays by name; lazy ones are computed when they are written. Each can be made once: it is let go
+    when it has been written."""
     return [Planned(name, dtype_word(value.dtype), tuple(value.shape), _given(value)) for name, value in arrays.items()]
 
 
 def _given(value: Any) -> Callable[[], Any]:
-    return lambda: value
+    return [value].pop
 
 
 def planned_bytes(tensors: Sequence[Planned]) -> int:
