@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from chuk_lib.experts.base import RNNExpertBase, RunningNorm
+from chuk_lib.experts.cells import one_thread
 from chuk_lib.experts.config import ExpertPPOConfig
 from chuk_lib.experts.environment import Environments
 from chuk_lib.experts.module import ExpertModule
@@ -63,10 +63,13 @@ class ExpertPPO(Algorithm):
         self._warnings: list[str] = []
 
     def updates(self, step: int) -> Iterator[Update]:
+        with one_thread():  # while the rollout is played, and learned from
+            yield from self._updates(step)
+
+    def _updates(self, step: int) -> Iterator[Update]:
         rng = np.random.default_rng(step_seed(self.config.seed, step))
         began = time.perf_counter()
-        with threadpool_limits(1):  # for products of this size a second thread costs fifty times what it saves
-            batch = self._batch(self.play(rng), step)
+        batch = self._batch(self.play(rng), step)
         self._began, self._seconds = began, time.perf_counter() - began
         config, parts = self.config, self.config.num_mini_batches
         for epoch in range(config.num_epochs):
