@@ -21,13 +21,14 @@ import typer
 from chuk_cli.command import FLAGS, SettingNames
 from chuk_cli.completion import setting_of, settings_files
 from chuk_cli.out import Out
-from chuk_lib.config import legacy
 from chuk_lib.config.files import find
+from chuk_lib.config.forms import translated
+from chuk_lib.config.forms.form import Translation, refuse_lost, told
 from chuk_lib.config.paths import beside
 from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings_of, spellings, unknown_name
 from chuk_lib.config.yaml_lines import read_entries
 from chuk_lib.errors import ConfigError
-from chuk_lib.training.recipes import RECIPES
+from chuk_lib.training.recipes import RECIPES, config_class
 
 PANEL = "Configuration"
 Warn = Callable[[str], None]
@@ -93,10 +94,14 @@ def named_file(path: Path) -> Path:
 
 
 def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[Layer]:
-    """The settings of a YAML file, each with `file:line` as its origin. The old sectioned form is told to `warn`."""
+    """The settings of a YAML file, each with `file:line` as its origin. What became of a file in another tool's form,
+    or in the old sectioned one, is told to `warn`."""
     entries = read_entries(path)
-    if legacy.is_legacy(entries):
-        return _read_legacy(path, cls, warn)
+    translation = translated(path, cls, command_of(cls))
+    if translation is not None:
+        refuse_lost(translation)
+        warn(told(translation))
+        return _layers_of(translation, cls)
     names, known = spellings(cls), settings_of(cls)
     layers = []
     for entry in entries:
@@ -111,14 +116,18 @@ def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[L
     return layers
 
 
-def _read_legacy(path: Path, cls: type, warn: Warn) -> list[Layer]:
-    translation, known = legacy.translate(path), settings_of(cls)
-    legacy.refuse_lost(path, translation)
-    warn(legacy.deprecation(path, translation))
-    return [
+def _layers_of(translation: Translation, cls: type) -> list[Layer]:
+    path, known = translation.path, settings_of(cls)
+    defaults = [Layer(f"{translation.form.name}'s default", {k: v}, weak=True) for k, v in translation.defaults.items()]
+    return defaults + [
         Layer(f"{path.name}:{item.entry.line}", {item.setting: beside(path, known[item.setting], item.value)})
         for item in translation.mapped
     ]
+
+
+def command_of(cls: type) -> str | None:
+    """The training command whose settings a dataclass holds; None for one that is none's."""
+    return next((name for name in RECIPES if config_class(name) is cls), None)
 
 
 def _from_environment(cls: type, environment: Mapping[str, str]) -> list[Layer]:

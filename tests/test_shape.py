@@ -98,10 +98,6 @@ WALLS = {
 """Rooms that a room does not know, not even through others. No room knows the command line."""
 
 
-ONLINE_TWINS = {"Experience", "Judged"}
-"""Names that the online trainers still give to two of their own classes."""
-
-
 def broken_walls(edges: Edges) -> list[str]:
     """Every wall that is broken, with the imports that lead through it."""
     found = []
@@ -166,7 +162,7 @@ def classes(root: Path) -> dict[str, list[str]]:
 def test_no_two_public_classes_share_a_name(tmp_path: Path) -> None:
     """One word means one thing."""
     twins = {name: files for name, files in classes(ROOT).items() if len(files) > 1}
-    assert not {name: files for name, files in twins.items() if name not in ONLINE_TWINS}
+    assert not twins
     planted(tmp_path, data__pairs="class Pair:\n    x = 1", training__pairs="class Pair(tuple):\n    y = 2\nPairs = 1")
     assert classes(tmp_path) == {"Pair": ["chuk_lib/data/pairs.py", "chuk_lib/training/pairs.py"]}
 

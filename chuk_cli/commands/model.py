@@ -1,4 +1,4 @@
-"""`chuk model`: show, fetch and make models."""
+"""`chuk model`: show, fetch and make models. Most commands have a module of their own in `chuk_cli/model/`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import typer
 
 from chuk_cli.command import App
 from chuk_cli.humanize import count, number, size
+from chuk_cli.model import diff, inspect, verify
+from chuk_cli.model.options import RevisionOption
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption, SeedOption
 from chuk_cli.out import Out, make_table
 
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
 
 app = App(add_completion=False, no_args_is_help=True, help="Show, download and make models.")
 
-RevisionOption = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.", metavar="NAME")
-]
+app.command()(inspect.inspect)
+app.command()(diff.diff)
+app.command()(verify.verify)
 
 
 @app.command()

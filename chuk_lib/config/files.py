@@ -46,13 +46,19 @@ def find(name: str) -> Path:
 
 
 def algorithm_of(path: Path) -> str:
-    """The training command that a file is for, as its first comment lines say it (`chuk train dpo --config …`); else
-    sft."""
+    """The training command that a file is for, as its first comment lines say it (`chuk train dpo --config …`), or as
+    another tool's form does (`rl: dpo`); else sft, also for what cannot be read."""
+    from chuk_lib.config.forms import command_of
+
     comments: list[str] = []
     with suppress(OSError, UnicodeDecodeError), path.open(encoding="utf-8") as lines:
         comments = list(takewhile(lambda line: line.startswith("#"), lines))
     found = re.search(r"chuk train ([a-z]+) --config", "".join(comments))
-    return found[1] if found else "sft"
+    if found:
+        return found[1]
+    with suppress(ConfigError):
+        return command_of(path) or "sft"
+    return "sft"
 
 
 def _about(path: Path) -> str:

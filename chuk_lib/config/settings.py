@@ -107,10 +107,12 @@ def settings_of(cls: type) -> dict[str, Setting]:
 
 @dataclass(frozen=True)
 class Layer:
-    """Values from one place. `origin` is shown to the user: a file name, `--set`, or `CHUK_` + name, or the flag."""
+    """Values from one place. `origin` is shown to the user: a file name, `--set`, or `CHUK_` + name, or the flag.
+    `weak` ones, another tool's defaults, give way to whatever is given, also before them."""
 
     origin: str
     values: Mapping[str, Any]
+    weak: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def resolve(cls: type[T], layers: Sequence[Layer]) -> Resolved[T]:
     names = spellings(cls)
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known, "default")
-    for layer in layers:
+    for layer in sorted(layers, key=lambda layer: not layer.weak):
         for key, raw in layer.values.items():
             if key not in names:
                 raise unknown_name(key, list(names), layer.origin)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.presets import Preset, find_preset
-from chuk_lib.utils.paths import check_folder, make_folder
+from chuk_lib.models.writing import check_output, new_folder, planned, write_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,15 +64,10 @@ def create_model(
         context_length=context_length, chat_template=chat_template, seed=seed, overwrite=overwrite,
     )  # fmt: skip
     folder = made.folder
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    try:
-        make_folder(partial)
+    with new_folder(folder, overwrite, made.disk_bytes) as partial:
         for name, content in made.files.items():
             (partial / name).write_bytes(content)
-        _save_weights(partial / "model.safetensors", dict(_weights(made.shape, made.rows, seed)))
-        _move_into_place(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_tensors(partial, planned(dict(_weights(made.shape, made.rows, seed))))
     return folder
 
 
@@ -116,7 +109,7 @@ def plan_model(
     shape = find_preset(preset)
     folder = Path(output)
     _check_settings(seed, context_length)
-    check_replaceable(folder, overwrite)
+    check_output(folder, overwrite)
     context = context_length or shape.context_length
     parts = _tokenizer_files(tokenizer, tokenizer_texts, vocab_size or shape.vocab_size, context)
     rows = _embedding_rows(shape, parts.size, vocab_size if tokenizer_texts is None else None)
@@ -124,34 +117,11 @@ def plan_model(
     return NewModel(folder, shape, files, parts.size, rows, context)
 
 
-def check_replaceable(folder: Path, overwrite: bool) -> None:
-    """Raise ConfigError unless `folder` is missing, empty, or a model folder that may be overwritten."""
-    check_folder(folder)
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not overwrite:
-        raise ConfigError(f"`{folder}` is not empty", "choose another --output, or replace it with --overwrite")
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"`{folder}` holds files that are no model", "--overwrite replaces models only; choose another --output"
-        )
-
-
 def _check_settings(seed: int, context_length: int | None) -> None:
     if seed < 0:
         raise ConfigError(f"seed must be 0 or more, not {seed}")
     if context_length is not None and context_length < 2:
         raise ConfigError(f"context length must be 2 or more, not {context_length}")
-
-
-def _move_into_place(partial: Path, folder: Path) -> None:
-    if not folder.exists():
-        partial.rename(folder)
-        return
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old)
 
 
 def _embedding_rows(shape: Preset, tokens: int, wanted: int | None) -> int:
@@ -308,12 +278,6 @@ def _weights(shape: Preset, rows: int, seed: int) -> Iterator[tuple[str, np.ndar
 
 def _initial_std(shape: Preset) -> float:
     return math.sqrt(2 / (5 * shape.hidden_size))
-
-
-def _save_weights(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    from safetensors.numpy import save
-
-    path.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file would leave it readable by its owner only
 
 
 def _json(value: Any) -> bytes:

@@ -94,7 +94,7 @@ class Measurement:
     @property
     def rows(self) -> int:
         """How many prompts there were."""
-        return len(self.answers) if self.scored is None else len(self.scored.experience) // self.scored.samples
+        return len(self.answers) if self.scored is None else len(self.scored.played.episodes) // self.scored.samples
 
     @property
     def correct(self) -> int:

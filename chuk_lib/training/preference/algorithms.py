@@ -12,9 +12,16 @@ from chuk_lib.data.preference_dataset import PairExample, UnpairedExample
 from chuk_lib.models.heads import output_head
 from chuk_lib.models.randomness import evaluating
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Memory, Report, Update
-from chuk_lib.training.losses.preference import halves, make_ratios, policy_weights, preference_loss, sequence_logps
+from chuk_lib.training.losses.preference import (
+    estimate_kl,
+    halves,
+    make_ratios,
+    policy_weights,
+    preference_loss,
+    sequence_logps,
+    unpaired_loss,
+)
 from chuk_lib.training.losses.reference_free import cpo_loss, cpo_rewards, is_averaged, odds_ratio
-from chuk_lib.training.losses.unpaired import estimate_kl, unpaired_loss
 from chuk_lib.training.preference.batches import (
     Batches,
     Row,

@@ -25,8 +25,7 @@ from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.fits import check_rows
 from chuk_lib.training.language_job import complete, language_job, prepare_model
 from chuk_lib.training.loading import load_policy, load_splits, required, weights_dtype
-from chuk_lib.training.losses.preference import halves
-from chuk_lib.training.losses.reward import reward_loss
+from chuk_lib.training.losses.preference import halves, reward_loss
 from chuk_lib.training.preference.batches import Batches, Layout
 from chuk_lib.training.preference.config import RewardConfig
 from chuk_lib.training.preference.trainer import eval_batches, make_batches, notes
@@ -148,7 +147,6 @@ class RewardTrainer:
 
 def load(config: RewardConfig, source: DataSource) -> tuple[RewardTrainer, PairDataset, PairDataset | None]:
     """Trainer, training data and validation data of a run. Raises ConfigError, ModelError and DataError."""
-    config = checked(config)
     model, tokenizer = load_start(config)
     dataset, eval_dataset = load_data(config, source, tokenizer)
     return RewardTrainer(model, tokenizer, config), dataset, eval_dataset

@@ -185,7 +185,6 @@ DPOTrainer = PreferenceTrainer
 
 def load(config: PreferenceConfig, source: DataSource) -> tuple[PreferenceTrainer, Dataset, Dataset | None]:
     """Trainer, training data and validation data of a run. Raises ConfigError, ModelError and DataError."""
-    config = checked(config)
     model, tokenizer = load_policy(config)
     dataset, eval_dataset = load_data(config, source, tokenizer)
     return PreferenceTrainer(model, tokenizer, config), dataset, eval_dataset
