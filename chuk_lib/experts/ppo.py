@@ -31,7 +31,7 @@ RECENT = 50
 _MOST_REWARD = 10.0
 
 
-class Played(NamedTuple):
+class ExpertRollout(NamedTuple):
     """What was played: (T, B, ·) arrays, and the state (B, S) that it began with."""
 
     seen: np.ndarray
@@ -80,12 +80,12 @@ class ExpertPPO(Algorithm):
                 counts = {"env_steps": weight if epoch == 0 else 0}
                 yield Update([_with_advantages(chosen, self.learns_in_mlx)], float(weight), counts)
 
-    def play(self, rng: np.random.Generator) -> Played:
+    def play(self, rng: np.random.Generator) -> ExpertRollout:
         """Play all copies for `num_steps` steps with the expert as it is."""
         steps, expert = self.config.num_steps, self.expert
         if self.learns_in_mlx:
             self.module.write_back()
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in Played._fields[:7]}
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in ExpertRollout._fields[:7]}
         began_with = self._state
         for _ in range(steps):
             seen = self._see()
@@ -104,7 +104,7 @@ class ExpertPPO(Algorithm):
                 column.append(value)
         after = expert.act(self._norm(self.environments.observations), self._state, None, 1 - self._begins)
         stacked = {name: np.stack(column) for name, column in columns.items()}
-        return Played(**stacked, state=began_with, last_values=after.value)
+        return ExpertRollout(**stacked, state=began_with, last_values=after.value)
 
     def loss(self, model: nn.Module, batch: Arrays) -> Loss:
         config = self.config
@@ -177,7 +177,7 @@ class ExpertPPO(Algorithm):
         found[copies] = self.expert.act(seen, self._state[copies], None).value
         return found
 
-    def _batch(self, rollout: Played, step: int) -> dict[str, np.ndarray]:
+    def _batch(self, rollout: ExpertRollout, step: int) -> dict[str, np.ndarray]:
         config = self.config
         estimate = gae(
             rollout.rewards.T, rollout.values.T, gamma=config.gamma, lam=config.lam, dones=rollout.dones.T,
