@@ -21,6 +21,7 @@ from tests.conftest import ROOT, chuk_environment
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOT_RUN = {
     "make demo": "takes minutes and makes its own .venv",
+    "chuk train ppo --expert": "learns for half a minute",
     "chuk model download HuggingFaceTB/SmolLM2-135M-Instruct": "needs a network",
     ".venv/bin/pip install": "needs an NVIDIA GPU",
 }

@@ -14,9 +14,12 @@ products with the input, and those that give the gradients of the weights, are o
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 Weights = dict[str, np.ndarray]
 """Weights or gradients by name."""
@@ -30,10 +33,15 @@ class Pass(NamedTuple):
     kept: tuple[Any, ...]
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1/(1 + e^−x), as ½·(1 + tanh(x/2)): it never overflows."""
-    found: np.ndarray = 0.5 * np.tanh(0.5 * x) + 0.5
-    return found
+def one_thread() -> AbstractContextManager[Any]:
+    """NumPy's products on one thread: at this size a second one costs fifty times what it saves."""
+    context: AbstractContextManager[Any] = _pools().limit(limits=1)
+    return context
+
+
+@cache
+def _pools() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through the libraries of the process, which takes a millisecond
 
 
 def gru_forward(weights: Weights, x: np.ndarray, state: np.ndarray, keep: np.ndarray) -> Pass:

@@ -12,7 +12,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
-from threadpoolctl import threadpool_limits
 
 from chuk_lib.errors import ModelError
 from chuk_lib.experts.base import RNNExpertBase
@@ -92,8 +91,7 @@ class NumpyLearner(Learner):
     def __call__(self, update: Update, learning_rate: float) -> dict[str, float]:
         """Apply an update of one micro-batch. Raises FloatingPointError, weights untouched, when it is not finite."""
         (batch,) = update.micro_batches
-        with threadpool_limits(1):
-            sums, gradients = losses_and_gradients(self._expert, batch, self._config)
+        sums, gradients = losses_and_gradients(self._expert, batch, self._config)
         begin = 0
         for name, weight in self._expert.weights.items():
             self._gradient[begin : begin + weight.size] = gradients[name].ravel()

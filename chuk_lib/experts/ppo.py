@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from chuk_lib.experts.base import RNNExpertBase, RunningNorm
+from chuk_lib.experts.cells import one_thread
 from chuk_lib.experts.config import ExpertPPOConfig
 from chuk_lib.experts.environment import Environments
 from chuk_lib.experts.module import ExpertModule
@@ -31,7 +31,7 @@ RECENT = 50
 _MOST_REWARD = 10.0
 
 
-class Trajectories(NamedTuple):
+class ExpertRollout(NamedTuple):
     """What was played: (T, B, ·) arrays, and the state (B, S) that it began with."""
 
     seen: np.ndarray
@@ -63,10 +63,13 @@ class ExpertPPO(Algorithm):
         self._warnings: list[str] = []
 
     def updates(self, step: int) -> Iterator[Update]:
+        with one_thread():  # while the rollout is played, and learned from
+            yield from self._updates(step)
+
+    def _updates(self, step: int) -> Iterator[Update]:
         rng = np.random.default_rng(step_seed(self.config.seed, step))
         began = time.perf_counter()
-        with threadpool_limits(1):  # for products of this size a second thread costs fifty times what it saves
-            batch = self._batch(self.play(rng), step)
+        batch = self._batch(self.play(rng), step)
         self._began, self._seconds = began, time.perf_counter() - began
         config, parts = self.config, self.config.num_mini_batches
         for epoch in range(config.num_epochs):
@@ -77,12 +80,12 @@ class ExpertPPO(Algorithm):
                 counts = {"env_steps": weight if epoch == 0 else 0}
                 yield Update([_with_advantages(chosen, self.learns_in_mlx)], float(weight), counts)
 
-    def play(self, rng: np.random.Generator) -> Trajectories:
+    def play(self, rng: np.random.Generator) -> ExpertRollout:
         """Play all copies for `num_steps` steps with the expert as it is."""
         steps, expert = self.config.num_steps, self.expert
         if self.learns_in_mlx:
             self.module.write_back()
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in Trajectories._fields[:7]}
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in ExpertRollout._fields[:7]}
         began_with = self._state
         for _ in range(steps):
             seen = self._see()
@@ -101,7 +104,7 @@ class ExpertPPO(Algorithm):
                 column.append(value)
         after = expert.act(self._norm(self.environments.observations), self._state, None, 1 - self._begins)
         stacked = {name: np.stack(column) for name, column in columns.items()}
-        return Trajectories(**stacked, state=began_with, last_values=after.value)
+        return ExpertRollout(**stacked, state=began_with, last_values=after.value)
 
     def loss(self, model: nn.Module, batch: Arrays) -> Loss:
         config = self.config
@@ -174,7 +177,7 @@ class ExpertPPO(Algorithm):
         found[copies] = self.expert.act(seen, self._state[copies], None).value
         return found
 
-    def _batch(self, rollout: Trajectories, step: int) -> dict[str, np.ndarray]:
+    def _batch(self, rollout: ExpertRollout, step: int) -> dict[str, np.ndarray]:
         config = self.config
         estimate = gae(
             rollout.rewards.T, rollout.values.T, gamma=config.gamma, lam=config.lam, dones=rollout.dones.T,

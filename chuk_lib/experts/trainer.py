@@ -14,6 +14,7 @@ from chuk_lib.config.settings import Layer, as_dict, resolve
 from chuk_lib.errors import ModelError
 from chuk_lib.events import Sink
 from chuk_lib.experts.base import RNNExpertBase, RunningNorm
+from chuk_lib.experts.cells import one_thread
 from chuk_lib.experts.config import GYM, NAME, ExpertConfig, ExpertPPOConfig
 from chuk_lib.experts.environment import Environments, greedy_returns
 from chuk_lib.experts.learner import NumpyLearner
@@ -84,7 +85,7 @@ def make_job(config: ExpertPPOConfig) -> Job:
     return Job(
         algorithm=algorithm, name=NAME, steps=config.steps, save=save, restore=expert.read, learner=learner,
         about=_about(expert, config, in_numpy), evaluate=_evaluation(algorithm, config), watched="eval_reward",
-        greater_is_better=True, updates_per_step=config.updates_per_step, compiled=False,
+        greater_is_better=True, newest_of_equals=True, updates_per_step=config.updates_per_step, compiled=False,
     )  # fmt: skip
 
 
@@ -110,7 +111,8 @@ def play(expert: RNNExpertBase, episodes: int, seed: int = 0, env: str | None = 
     environments = Environments(str(name), expert.about.get("observe"), episodes, step_seed(seed, _EVALUATION))
     act = lambda observations, state: expert(observations, state, deterministic=True)  # noqa: E731
     try:
-        return greedy_returns(environments, act, expert.initial_state(episodes))
+        with one_thread():
+            return greedy_returns(environments, act, expert.initial_state(episodes))
     finally:
         environments.close()
 

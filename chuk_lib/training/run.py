@@ -78,11 +78,11 @@ class Job:
     those of the algorithm's model. `epoch(step)` says how many passes over the data `step` finished steps are. A
     checkpoint keeps `inputs`, fingerprints of what a run depends on, of which a change is refused when it goes on, and
     `state`, plain data. `about`, `notes` and `warnings` go into the log, `left_out` into the result too. `watched` is
-    the evaluation metric that decides which checkpoint is the best. `updates_per_step` is what the learning rate's
-    schedule counts: 1 where it moves once a step, whatever updates that makes. `rows(step)` are the rows of the data
-    that a step takes. `learner` computes and applies gradients in the place of MLX and its optimizer; `compiled=False`
-    keeps a GPU from compiling the steps. `fast_math` lets a CPU compute with NumPy, which costs memory. `chosen` names
-    settings that the model's size decided, and says so in words.
+    the evaluation metric that decides which checkpoint is the best; of equals the first, or with `newest_of_equals` the
+    last. `updates_per_step` is what the learning rate's schedule counts: 1 where it moves once a step, whatever updates
+    that makes. `rows(step)` are the rows of the data that a step takes. `learner` computes and applies gradients in the
+    place of MLX and its optimizer; `compiled=False` keeps a GPU from compiling the steps. `fast_math` lets a CPU
+    compute with NumPy, which costs memory. `chosen` names settings that the model's size decided, and says so in words.
     """
 
     algorithm: Algorithm
@@ -100,6 +100,7 @@ class Job:
     evaluate: Evaluate | None = None
     watched: str = "eval_loss"
     greater_is_better: bool = False
+    newest_of_equals: bool = False
     updates_per_step: int = 1
     rows: Callable[[int], Sequence[int]] | None = None
     learner: Learner | None = None
@@ -123,6 +124,7 @@ class Job:
 
 
 _WEIGHTS = "model.safetensors"
+_ROUNDING = 1e-9
 
 
 def run_training(
@@ -143,6 +145,8 @@ def run_training(
     plan = plan_of(config, job.steps, job.updates_per_step)
     plan = replace(plan, watched=job.watched, greater_is_better=job.greater_is_better)
     plan = replace(plan, compiled=plan.compiled and job.compiled)
+    if job.newest_of_equals and not plan.threshold:
+        plan = replace(plan, threshold=-_ROUNDING)
     check_evaluation(config, job.evaluate is not None)
     optimizer = job.learner or build_optimizer(config, job.algorithm.model)
     sinks = [*make_sinks(config.report_to), *map(_in_users_world, sinks)]
