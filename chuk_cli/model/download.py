@@ -14,7 +14,7 @@ from chuk_cli.out import Out, make_table
 from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
-    from chuk_lib.models.hub import Choice
+    from chuk_lib.models.hub import FileChoice
 
 
 def download(
@@ -47,12 +47,12 @@ def download(
       chuk model download HuggingFaceTB/SmolLM2-135M-Instruct --output ./smollm2
       chuk model download Qwen/Qwen3-0.6B --quantize 4 --output ./qwen3-4bit
     """
-    from chuk_lib.models.hub import Choice, download_model
+    from chuk_lib.models.hub import FileChoice, download_model
 
     out = Out.of(json, quiet)
-    choice = Choice(tuple(include or ()), tuple(exclude or ()))
+    choice = FileChoice(tuple(include or ()), tuple(exclude or ()))
     if quantize is not None:
-        _check_quantize(output, choice, Choice())
+        _check_quantize(output, choice, FileChoice())
     elif overwrite:
         raise ConfigError("`--overwrite` is for --quantize", "leave it out: what is there is not fetched again")
     if dry_run:
@@ -66,7 +66,7 @@ def download(
     out.result({"model": model_id, "path": str(folder)}, human=str(folder), quiet=str(folder))
 
 
-def _check_quantize(output: Path | None, choice: Choice, usual: Choice) -> None:
+def _check_quantize(output: Path | None, choice: FileChoice, usual: FileChoice) -> None:
     if output is None:
         raise ConfigError("`--quantize` needs a folder to write to", "give --output DIR")
     if choice != usual:
@@ -81,7 +81,7 @@ def _quantized(out: Out, folder: Path, output: Path, bits: int, overwrite: bool)
         return quantize_model(folder, output, QuantizeConfig(make_packing(bits, None)), overwrite=overwrite).folder
 
 
-def _show_plan(out: Out, model_id: str, revision: str | None, output: Path | None, choice: Choice) -> None:
+def _show_plan(out: Out, model_id: str, revision: str | None, output: Path | None, choice: FileChoice) -> None:
     with out.status(f"asking the hub about {model_id}"):
         from chuk_lib.models.hub import plan_download
 

@@ -49,7 +49,7 @@ def cached_snapshot(model_id: str, revision: str | None = None) -> Path:
 
 
 @dataclass(frozen=True)
-class Choice:
+class FileChoice:
     """Which files of a model are wanted: those that match a pattern of `include` (none: what chuk needs) and none of
     `exclude`."""
 
@@ -58,7 +58,7 @@ class Choice:
 
 
 def download_model(
-    model_id: str, *, revision: str | None = None, output: str | Path | None = None, choice: Choice = Choice()
+    model_id: str, *, revision: str | None = None, output: str | Path | None = None, choice: FileChoice = FileChoice()
 ) -> Path:
     """Fetch a hub model (into the cache, or the folder `output`) and return its folder.
 
@@ -73,7 +73,7 @@ def download_model(
         place = Path(output) if output is not None else cache_folder()
         check_room(place, sum(item.size or 0 for item in planned if item.missing))
     folder = Path(_snapshot(model_id, revision, output, choice, dry_run=False))
-    if choice == Choice():
+    if choice == FileChoice():
         _check_complete(model_id, folder)
     return folder
 
@@ -115,14 +115,14 @@ class HubFile:
 
 
 def plan_download(
-    model_id: str, *, revision: str | None = None, output: str | Path | None = None, choice: Choice = Choice()
+    model_id: str, *, revision: str | None = None, output: str | Path | None = None, choice: FileChoice = FileChoice()
 ) -> list[HubFile]:
     """The files that `download_model` would leave behind. Asks the hub, fetches none of them; raises as it does."""
     found = _snapshot(model_id, revision, output, choice, dry_run=True)
     return [HubFile(item.filename, item.file_size, item.will_download) for item in found]
 
 
-def _snapshot(model_id: str, revision: str | None, output: str | Path | None, choice: Choice, dry_run: bool) -> Any:
+def _snapshot(model_id: str, revision: str | None, output: str | Path | None, choice: FileChoice, dry_run: bool) -> Any:
     if not is_hub_id(model_id):
         raise ConfigError(f"`{model_id}` is no hub id", "an id looks like `owner/name`")
     from huggingface_hub import snapshot_download
