@@ -150,12 +150,29 @@ def mount(model: nn.Module, adapter: Adapter, wanted: LoRAConfig | None = None) 
     if missing:
         raise _misfit(adapter, f"the model has no `{missing[0]}` ({len(missing)} such modules)")
     update_provenance(model, adapter_folder=adapter.folder)
+    _tell_changes(model)
     if not fitted.specs:
         return
     add_adapters(model, {path: replace(spec, dropout=lora.dropout) for path, spec in fitted.specs.items()})
     put_tensors(model, fitted)
     set_trainable(model, lora=True)
     update_provenance(model, lora=lora)
+
+
+def _tell_changes(model: nn.Module) -> None:
+    """Note what the adapter does besides its low-rank layers: it is frozen when training goes on."""
+    found = find_provenance(model)
+    if found is None:
+        return
+    notes = found.notes
+    if found.changed:
+        more = f" and {len(found.changed) - 1} more" if len(found.changed) > 1 else ""
+        notes += (
+            f"the adapter brings weights of its own, which training leaves as they are: {found.changed[0]}{more}",
+        )
+    if found.untied:
+        notes += ("the head was tied to the embeddings and has a matrix of its own now, as the adapter needs it",)
+    update_provenance(model, notes=notes)
 
 
 def _fitted(model: nn.Module, adapter: Adapter) -> Adapter:

@@ -124,16 +124,20 @@ def fuse_model(
     result = Fused(folder, len(adapters), len(changed_names(model)), counts, lost)
     if dry_run:
         return result
-    update_provenance(model, conversational=was_conversational(found), lora=None, quantized_on_load=False)
-    beside = [found.adapter_folder] if found.adapter_folder is not None else []
     with new_folder(folder, overwrite, _stored_bytes(model)) as partial:
-        write_model(model, partial, beside)
-        inputs = [found.folder, *beside]
-        write_provenance(partial, "fuse", inputs, {**asdict(config), "was_quantized": was_packed})
+        _write(model, partial, {**asdict(config), "was_quantized": was_packed})
         if probe is not None:
             result = _probed(result, source, adapter, revision, partial, probe)
             _refuse_lost(result, config)
     return result
+
+
+def _write(model: nn.Module, folder: Path, settings: Mapping[str, Any]) -> None:
+    found = provenance_of(model)
+    beside = [found.adapter_folder] if found.adapter_folder is not None else []
+    update_provenance(model, conversational=was_conversational(found), lora=None, quantized_on_load=False)
+    write_model(model, folder, beside)
+    write_provenance(folder, "fuse", [found.folder, *beside], settings)
 
 
 def _packings(model: nn.Module, adapters: Mapping[str, Any], config: FuseConfig) -> dict[str, Packing]:

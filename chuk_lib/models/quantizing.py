@@ -175,10 +175,6 @@ def read_rule(text: str) -> Rule:
     return Rule(pattern, None if bits == "float" else int(bits))
 
 
-Choice = Callable[[str, Any], Packing | None]
-"""How a layer, by path and module, is to be packed; None leaves it float."""
-
-
 def choose(
     model: nn.Module, usual: Packing, recipe: str | None = None, rules: Sequence[Rule] = ()
 ) -> dict[str, Packing]:

@@ -111,6 +111,9 @@ def test_logits_are_those_of_peft_and_stay_so_saved_again(
     base, adapter = make(name)
     model, tokenizer = load_model(base, adapter=adapter)
     is_close(model, case, expected[name])
+    found = provenance_of(model)
+    assert found.untied <= case["tied"]
+    assert len(found.notes) == bool(found.changed) + found.untied
     plain = logits(load_model(base)[0], case)
     same_shape = plain.shape == expected[name].shape
     assert not same_shape or np.abs(plain - expected[name]).max() > 0.05

@@ -79,12 +79,12 @@ def test_the_setting_changes_what_is_learned(train, shared, change):
 
 
 def test_implementation(tiny_model_dir):
-    from chuk_lib.models.architectures.decoder import Decoder
+    from chuk_lib.models.architectures.decoder import DecoderModel
     from chuk_lib.training.loading import load_policy
 
     for name, is_own in (("auto", False), ("mlx-lm", False), ("chuk", True)):
         model, _ = load_policy(SFTConfig(model=str(tiny_model_dir), implementation=name))
-        assert isinstance(model, Decoder) == is_own
+        assert isinstance(model, DecoderModel) == is_own
 
 
 def test_four_bits_are_for_adapters_and_stay_with_them(train, tiny_model_dir):
