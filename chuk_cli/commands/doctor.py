@@ -74,7 +74,8 @@ def _as_text(report: Report) -> str:
     if "device" in facts:
         lines |= _machine_lines(facts)
     memory, disk, hub = facts["memory"], facts["disk"], facts["hub"]
-    lines["memory"] = f"{size(memory['total_bytes'])}, {size(memory['available_bytes'])} available"
+    available = f", {size(memory['available_bytes'])} available" if memory["available_bytes"] else ""
+    lines["memory"] = size(memory["total_bytes"]) + available
     lines["disk"] = f"{size(disk['free_bytes'])} free in {disk['folder']}"
     lines["hub cache"] = f"{hub['cache']}, {size(hub['size_bytes'])}{', offline' if hub['offline'] else ''}"
     lines |= {name: version for name, version in facts["versions"].items() if name != "chuk-mlx"}

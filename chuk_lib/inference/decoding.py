@@ -17,9 +17,8 @@ import mlx.nn as nn
 
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.sampling import choose, next_keys, row_keys, token_logits, token_logps
+from chuk_lib.runtime import prefill_tokens
 
-PREFILL_TOKENS = 8192
-"""Tokens of prompts that run at once, over all rows."""
 LEAST_COLUMNS = 32
 TIDY_STEPS = 256
 """Steps after which MLX gives back the buffers that a growing cache has left behind."""
@@ -121,7 +120,7 @@ class Decoder:
             for layer in cache:
                 layer.prepare(lengths=lengths, right_padding=padding)
         ids = mx.array([[*prompt[:-1], *([0] * pad)] for prompt, pad in zip(prompts, padding, strict=True)])
-        columns = max(LEAST_COLUMNS, PREFILL_TOKENS // len(prompts))
+        columns = max(LEAST_COLUMNS, prefill_tokens() // len(prompts))
         for start in range(0, longest, columns):
             self._model(ids[:, start : start + columns], cache=cache)
             mx.eval([layer.state for layer in cache])

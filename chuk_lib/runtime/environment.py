@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from chuk_lib.runtime import hardware
 from chuk_lib.runtime.device import prepare
 from chuk_lib.runtime.memory_use import machine_memory
 from chuk_lib.runtime.threads import count_cores
@@ -44,9 +45,7 @@ def describe() -> dict[str, Any]:
 
 def device_info() -> dict[str, str | int]:
     """What MLX knows about the device it computes on."""
-    import mlx.core as mx
-
-    return dict(mx.device_info(mx.default_device()))
+    return dict(hardware.device().known)
 
 
 def versions() -> dict[str, str]:

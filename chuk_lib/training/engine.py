@@ -18,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
+from chuk_lib import runtime
 from chuk_lib.errors import TrainingError
 from chuk_lib.events import Event, Sink
 from chuk_lib.training.algorithm import Algorithm, Arrays, Report, Update
@@ -319,6 +320,7 @@ def _evaluate_if_due(algorithm: Algorithm, plan: Plan, progress: Progress, hooks
     algorithm.model.eval()
     hooks.emit(Event("moved", progress.step, {"doing": "evaluating"}))
     metrics = dict(hooks.evaluate(progress.step))
+    runtime.release_cache()
     sample = metrics.pop("sample", None)
     algorithm.model.train()
     best = (progress.best or {}).get(plan.watched)

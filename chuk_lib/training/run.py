@@ -347,4 +347,4 @@ def _slow_blas() -> list[str]:
 
 def _memory() -> dict[str, int]:
     use = runtime.memory()
-    return {"memory_bytes": use.active, "peak_memory_bytes": use.peak}
+    return {"memory_bytes": use.active, "peak_memory_bytes": use.peak, "cache_memory_bytes": use.cache}

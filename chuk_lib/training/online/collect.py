@@ -185,6 +185,7 @@ class Collector:
         began = time.perf_counter()
         prompts = [self.dataset[row] for row in rows]
         written = self.sample([row.ids for row in prompts], config, group_size, self._numbers(rows))
+        runtime.release_cache()
         sampled = time.perf_counter()
         of_each = [row for row in prompts for _ in range(group_size)]
         with runtime.users_own():

@@ -37,7 +37,7 @@ from chuk_lib.training.planning.budget import Choice, Fit, choose
 from chuk_lib.training.planning.estimate import Memory, StepModel, resident_of
 from chuk_lib.training.planning.probe import measure_steps, resized
 from chuk_lib.training.run import check_evaluation
-from chuk_lib.training.sft_trainer import SFTAlgorithm, SFTTrainer, load, make_update, pad_multiple, pad_token_id
+from chuk_lib.training.sft_trainer import SFTAlgorithm, SFTTrainer, load, make_update, pad_rounding, pad_token_id
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,8 @@ class _Desk:
             return resized(self.batch_plan(choice).batches(0)[0], rows)
         longest = sorted(self.dataset.examples, key=len, reverse=True)[:rows]
         pad = pad_token_id(self.tokenizer)
-        multiple = pad_multiple(self.config)
-        plan = BatchPlan(longest, batch_size=rows, shuffle=False, pad_token_id=pad, pad_to_multiple_of=multiple)
+        rounding = pad_rounding(self.config)
+        plan = BatchPlan(longest, batch_size=rows, shuffle=False, pad_token_id=pad, pad_to_multiple_of=rounding)
         return resized(plan.batches(0)[0], rows)
 
     def step_model(self, choice: Choice, most_rows: int) -> StepModel:
