@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from chuk_lib.errors import ModelError, TrainingError
+from chuk_lib.runtime.gpu_errors import gpu_error
 from chuk_lib.training.algorithm import Memory
 from chuk_lib.training.run_dir import RunDir
 from chuk_lib.utils.seals import STATE, is_as_sealed, seal, seal_of
@@ -74,11 +76,36 @@ def save_checkpoint(
         run.point("latest", folder)
     except (OSError, RuntimeError) as error:  # MLX reports a failed write as RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
+        if gpu_error(error) is not None:  # what was computed last fails when it is written
+            raise
         raise TrainingError(
             f"cannot write checkpoint `{folder}`: {getattr(error, 'strerror', None) or error}",
             f"make room or mend the disk, then `chuk train resume {run.path}`",
         ) from None
     return folder
+
+
+class CheckpointClock:
+    """When a checkpoint is due by time alone, `minutes` after the last (0: never). Such a one is `passing`: the next
+    takes its place. `checkpoint` is the one that a run goes on from."""
+
+    def __init__(self, minutes: float, checkpoint: Checkpoint | None = None) -> None:
+        self._seconds, self._saved = 60 * minutes, time.monotonic()
+        self._passing = checkpoint.folder.name if checkpoint and checkpoint.state.get("passing") else None
+        self.is_due = False
+        """Whether the checkpoint that is written now was asked for by time alone."""
+
+    def is_overdue(self) -> bool:
+        """Whether the last checkpoint is too long ago; the engine asks when nothing else wants one."""
+        self.is_due = self._seconds > 0 and time.monotonic() - self._saved >= self._seconds
+        return self.is_due
+
+    def saved(self, name: str) -> str | None:
+        """Checkpoint `name` was written; returns the one whose place it takes, if any."""
+        gone = self._passing if self._passing != name else None
+        self._passing = name if self.is_due else None
+        self._saved, self.is_due = time.monotonic(), False
+        return gone
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -129,10 +156,13 @@ def load_memory(checkpoint: Checkpoint) -> Memory:
     return Memory(arrays, dict(checkpoint.state.get("memory") or {}))
 
 
-def prune(run: Path, keep: int | None, best: str | None) -> None:
-    """Remove the oldest checkpoints beyond `keep`, never the best one. Leftovers of killed writers go too."""
+def prune(run: Path, keep: int | None, best: str | None, passing: str | None = None) -> None:
+    """Remove the oldest checkpoints beyond `keep`, and `passing`, one that was there in case of a failure only; never
+    the best one. Leftovers of killed writers go too."""
     for leftover in (run / "checkpoints").glob(".partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    if passing is not None and passing != best:
+        shutil.rmtree(run / "checkpoints" / passing, ignore_errors=True)
     if keep is None:
         return
     for folder in list_checkpoints(run)[:-keep]:

@@ -84,8 +84,9 @@ class Progress:
 class Hooks:
     """What the engine calls between steps. `save(progress, is_best)` writes a checkpoint;
     `evaluate(step)` measures, and may add a `sample`;
-    `should_stop()` is asked after every step; `between_steps()` is for the runtime (threads, memory);
-    `keep_completions(step, rows)` stores what the model wrote in a step; `reserve(micro_batch)` makes room for one."""
+    `should_stop()` is asked after every step; `between_steps()` is for the runtime (threads, memory); `overdue()` says
+    that the last checkpoint is too long ago; `keep_completions(step, rows)` stores what the model wrote in a step;
+    `reserve(micro_batch)` makes room for one."""
 
     emit: Sink
     save: Callable[[Progress, bool], None]
@@ -95,6 +96,7 @@ class Hooks:
     extra_metrics: Callable[[int], dict[str, float]] = lambda step: {}
     keep_completions: Callable[[int, Sequence[Mapping[str, Any]]], None] = lambda step, rows: None
     reserve: Callable[[Arrays], None] = lambda micro_batch: None
+    overdue: Callable[[], bool] = lambda: False
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -248,7 +250,7 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
         stale = _is_stale(plan, progress)
         stop = hooks.should_stop()
         last = stale or stop or progress.step == plan.steps
-        if improved or last or progress.step % plan.checkpoint_interval == 0:
+        if improved or last or progress.step % plan.checkpoint_interval == 0 or hooks.overdue():
             hooks.save(progress, improved)
             saved_at = progress.step
         if last and progress.step < plan.steps:
