@@ -20,6 +20,7 @@ from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.grpo_trainer import GRPOTrainer
 from chuk_lib.training.online.ppo_config import PPOConfig
 from chuk_lib.training.online.ppo_trainer import PPOTrainer
+from chuk_lib.training.planning.room import make_room
 from chuk_lib.training.run import check_evaluation
 
 
@@ -79,11 +80,16 @@ def plan_online(
     source = required(config, "data")
     trainer, dataset, eval_dataset = kind.load(config, list(read_stdin()) if source == "-" else source)
     check_evaluation(config, eval_dataset is not None)
+    room = make_room(trainer, dataset, origins)
     trainer.config = done = trainer.complete(prepare_model(trainer.model, trainer.config), dataset)
     plan, learner = trainer.plan(dataset), trainer.learner()
     more = settings_notes(done, plan.steps * done.scheduled_updates)
     return OnlinePlan(
-        config=done, origins={**(origins or dict.fromkeys(as_dict(done), "given in code")), **trainer.chosen},
+        config=done,
+        origins={
+            **(origins or dict.fromkeys(as_dict(done), "given in code")), **trainer.chosen,
+            **(room.origins if room else {}),
+        },
         output=str(output),
         device=runtime.prepare().device,
         rewards=dict(zip(trainer.rewards.names, trainer.rewards.weights, strict=True)),
@@ -91,7 +97,9 @@ def plan_online(
         epochs=plan.epoch(plan.steps), prompts_per_step=plan.prompts_per_step, completions_per_step=done.rows_per_step,
         updates_per_step=done.updates_per_step, parameters=_count(learner.parameters()),
         trainable_parameters=_count(learner.trainable_parameters()),
-        notes=(*trainer.notes(dataset), *more, *loss_words(dataset.report.as_dict())),
+        notes=(
+            *trainer.notes(dataset), *more, *loss_words(dataset.report.as_dict()), *(room.warnings if room else ()),
+        ),
     )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ from chuk_lib.training.loading import required
 from chuk_lib.training.planning.budget import Choice, Fit, choose
 from chuk_lib.training.planning.estimate import Memory, StepModel, resident_of
 from chuk_lib.training.planning.probe import measure_steps, resized
+from chuk_lib.training.planning.room import make_room
 from chuk_lib.training.run import check_evaluation
 from chuk_lib.training.sft_trainer import SFTAlgorithm, SFTTrainer, load, make_update, pad_rounding, pad_token_id
 
@@ -104,11 +105,15 @@ def plan_sft(
     fit = choose(desk, where, budget) if budget is not None else None
     if fit:
         where |= dict.fromkeys(fit.choice.settings(), "--fit")
+    room = make_room(desk.trainer, desk.dataset, where) if budget is None else None
+    if room:
+        desk.config = replace(desk.config, **room.chosen)
+        where |= room.origins
     if isinstance(desk.dataset, BatchFolder):
         shown = show_rows(desk.dataset, desk.tokenizer, 1, rows)
     else:
         shown = preview_rows(_first(source, rows), desk.tokenizer, **_rules(desk.config))
-    return _describe(desk, where, output, shown, fit)
+    return _describe(desk, where, output, shown, fit, room.warnings if room else ())
 
 
 def fit_sft(
@@ -196,7 +201,12 @@ class _Desk:
 
 
 def _describe(
-    desk: _Desk, origins: dict[str, str], output: Path, rows: Sequence[PreviewRow], fit: Fit | None
+    desk: _Desk,
+    origins: dict[str, str],
+    output: Path,
+    rows: Sequence[PreviewRow],
+    fit: Fit | None,
+    warnings: Sequence[str],
 ) -> SFTPlan:
     choice = Choice.of(desk.config)
     if choice.packing:
@@ -213,7 +223,8 @@ def _describe(
         epochs=plan.epoch(plan.steps), padding=plan.padding_share,
         largest=(min(choice.batch_size, plan.rows), width), parameters=count(desk.model.parameters()),
         trainable_parameters=count(desk.model.trainable_parameters()), memory=memory, step_seconds=seconds,
-        seconds=seconds * plan.steps, notes=(*_notes(desk, memory), *settings_notes(desk.config, plan.steps)), fit=fit,
+        seconds=seconds * plan.steps, fit=fit,
+        notes=(*_notes(desk, memory), *settings_notes(desk.config, plan.steps), *warnings),
     )  # fmt: skip
 
 
