@@ -101,11 +101,24 @@ def _machine_lines(facts: dict[str, Any]) -> dict[str, str]:
         "platform": facts["platform"],
         "python": facts["python"],
         "device": f"{device['name']} ({device['backend']})",
+        **_gpu_lines(device),
         "dtype": f"{dtype['frozen']}: {dtype['reason']}",
         "BLAS": name,
         "matmul": matmul,
         "exp": f"{number(speed['exp_gigavalues'])} billion values/s",
     }
+
+
+def _gpu_lines(device: dict[str, Any]) -> dict[str, str]:
+    """What a run may take of the GPU; on a Mac also the watchdog and the types."""
+    lines = {}
+    if memory := device.get("memory"):
+        lines["GPU memory"] = f"{size(memory['usable_bytes'])} for a run: {memory['rule']}"
+    if watchdog := device.get("watchdog"):
+        lines["watchdog"] = watchdog
+    if device.get("emulates_bfloat16"):
+        lines["bfloat16"] = "made of float32 on this chip; --set dtype=float16 is faster, with less range"
+    return lines
 
 
 def _names(only: str | None) -> list[str]:

@@ -159,11 +159,13 @@ class RunDir:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            except OSError:
+            except OSError as error:
+                if not isinstance(error, BlockingIOError):
+                    self.close()
+                    raise _unlockable(self.path, error) from None
                 if patience is not None:
                     time.sleep(patience)
-        os.close(self._lock)
-        self._lock = None
+        self.close()
         raise TrainingError(
             f"another process is training in `{self.path}`", "wait for it, stop it, or choose another --output"
         )
@@ -219,6 +221,14 @@ def write_whole(path: Path, text: str) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _unlockable(path: Path, error: OSError) -> TrainingError:
+    """A volume that has no locks, as many network volumes: two runs in one folder would go unnoticed."""
+    return TrainingError(
+        f"`{path}` cannot be locked: {error.strerror or error}",
+        "choose an --output on a disk of this machine; network volumes often know no locks",
+    )
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:
