@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from chuk_lib import runtime
 from chuk_lib.errors import TrainingError
@@ -354,5 +354,12 @@ def _bad_numbers(
     done = "no weight was changed" if updates_done == 0 else f"update {updates_done + 1} of the step was not applied"
     return TrainingError(
         f"step {progress.step + 1} is not finite ({error}) on {algorithm.where(progress.step)}; {done}, {kept}",
-        "lower the learning rate, set max_grad_norm, or look at these rows",
+        f"{_range_words(algorithm.model)}lower the learning rate, set max_grad_norm, or look at these rows",
     )
+
+
+def _range_words(model: nn.Module) -> str:
+    """The first thing to try where numbers between layers are float16."""
+    if not any(leaf.dtype == mx.float16 for _, leaf in tree_flatten(model.parameters())):
+        return ""
+    return "float16 ends at 65,504: dtype=bfloat16 or dtype=float32 goes further; or "

@@ -10,12 +10,16 @@ import mlx.core as mx
 import pytest
 
 from chuk_lib import runtime
+from chuk_lib.data import SFTDataset
 from chuk_lib.data.batching import GPU_ROUNDING, Rounding
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference import rollout_budget
 from chuk_lib.models import load_model
 from chuk_lib.runtime import hardware, limits, memory_use
 from chuk_lib.runtime.environment import describe
+from chuk_lib.training import SFTConfig, SFTTrainer
+from chuk_lib.training.jobs import train
+from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.utils.fused_head import FusedHead, tile_rows
 from chuk_lib.training.utils.head_products import WeightProduct
 
@@ -186,3 +190,45 @@ def test_without_proc_and_affinity_a_run_ends_and_goes_on(
         "batch", "build", "--data", data, "--model", tiny_model_dir, "--output", tmp_path / "b", env=environment
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_evaluation_meets_the_shapes_of_training_and_gives_the_same_loss(
+    pretend_mac, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "1" * length, "completion": "2"} for length in (3, 9, 17, 40, 70, 90)]
+    model, tokenizer = load_model(tiny_model_dir, dtype="float32")
+    dataset = SFTDataset(rows, tokenizer)
+    found = {}
+    for name in ("cpu", "mac"):
+        if name == "mac":
+            pretend_mac("16")
+        trainer = SFTTrainer(model, tokenizer, SFTConfig(eval_batch_size=1))
+        found[name] = trainer._evaluator(dataset)(0)["eval_loss"]
+    widths = {batch.input_ids.shape[1] for step in range(6) for batch in trainer._eval_plan(dataset).batches(step)}
+    assert widths <= {16, 32, 48, 64, 128}
+    assert len(widths) < len(rows)
+    assert found["mac"] == pytest.approx(found["cpu"], rel=1e-5)
+
+
+def test_what_is_kept_for_reuse_goes_between_phases(pretend_mac, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(mx, "clear_cache", lambda: calls.append(1))
+    limits.release_cache()
+    assert not calls
+    pretend_mac("8")
+    limits.release_cache()
+    assert calls
+
+
+def test_rollouts_and_evaluation_let_go_of_it(
+    pretend_mac, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    real = mx.clear_cache
+    monkeypatch.setattr(mx, "clear_cache", lambda: calls.append(1) or real())
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n' * 4)
+    pretend_mac("8")
+    settings = {"model": str(tiny_model_dir), "data": str(tmp_path / "prompts.jsonl"), "max_steps": 2, "use_lora": True}
+    train("grpo", GRPOConfig(**settings, rewards=("exact_match",), max_completion_length=4, num_generations=2,
+                             batch_size=4, gradient_accumulation_steps=1, output=str(tmp_path / "run")))  # fmt: skip
+    assert len(calls) >= 2
