@@ -11,12 +11,8 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 2000  # a curve of a report; longer ones are thinned so that each extreme stays
 _LEFT_OUT = ("num_tokens", "epoch", "eval_seconds", "eval_epoch", "eval_num_tokens", "step_time", "eps")
-_EXACT = (
-    "learning_rate",
-    "memory_bytes",
-    "peak_memory_bytes",
-    "cache_memory_bytes",
-)  # never smoothed; nor are evaluations
+_EXACT = ("learning_rate", "memory_bytes", "peak_memory_bytes", "cache_memory_bytes")
+"""Never smoothed; nor are evaluations."""
 
 
 class Family(NamedTuple):

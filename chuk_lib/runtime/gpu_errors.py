@@ -34,7 +34,7 @@ GPU_ERRORS = (
     GpuError(
         r"Insufficient Memory|CallbackErrorOutOfMemory|\[malloc[^\]]*\] Unable to allocate|out of memory|"
         r"MemoryAllocation|Failed to allocate",
-        "the GPU's memory is full", _SMALLER,
+        "the memory that MLX computes in is full", _SMALLER,
     ),
     GpuError(
         r"greater than the maximum allowed buffer size",

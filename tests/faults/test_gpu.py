@@ -26,16 +26,17 @@ TEXTS = {
         "macOS stopped the GPU because the display had to wait",
     METAL + "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)": "took too long",
     METAL + "Caused GPU Hang Error (00000003:kIOGPUCommandBufferCallbackErrorHang)": "the GPU hung",
-    METAL + "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)": "the GPU's memory is full",
+    METAL + "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)":
+        "the memory that MLX computes in is full",
     METAL + "Ignored (for causing prior GPU errors) (00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)":
         "no longer lets this process use the GPU",
     METAL + "Invalid Resource (00000009:kIOGPUCommandBufferCallbackErrorInvalidResource)": "the GPU is gone",
     METAL + "something new": "the GPU's driver failed",
-    "[malloc] Unable to allocate 9663676416 bytes.": "the GPU's memory is full",
+    "[malloc] Unable to allocate 9663676416 bytes.": "the memory that MLX computes in is full",
     "[metal::malloc] Attempting to allocate 19327352832 bytes which is greater than the maximum allowed buffer size of "
     "9663676416 bytes.": "one array is larger than the GPU takes",
     "[metal::malloc] Resource limit (499000) exceeded.": "as many arrays as it can",
-    "cudaMallocAsync(&data, size, stream) failed: out of memory": "the GPU's memory is full",
+    "cudaMallocAsync(&data, size, stream) failed: out of memory": "the memory that MLX computes in is full",
     "cudaStreamSynchronize(stream) failed: the launch timed out and was terminated": "took too long",
     "cudaGraphLaunch(graph, stream) failed: an illegal memory access was encountered": "where it may not",
     "cudaGetDeviceCount(&count) failed: no CUDA-capable device is detected": "the GPU is gone",
