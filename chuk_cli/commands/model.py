@@ -1,4 +1,4 @@
-"""`chuk model`: show, fetch and make models."""
+"""`chuk model`: show, fetch and make models. Most commands have a module of their own in `chuk_cli/model/`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import typer
 
 from chuk_cli.command import App
 from chuk_cli.humanize import count, number, size
+from chuk_cli.model import diff, inspect, verify
+from chuk_cli.model.options import RevisionOption
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption, SeedOption
 from chuk_cli.out import Out, make_table
 
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
 
 app = App(add_completion=False, no_args_is_help=True, help="Show, download and make models.")
 
-RevisionOption = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.", metavar="NAME")
-]
+app.command()(inspect.inspect)
+app.command()(diff.diff)
+app.command()(verify.verify)
 
 
 @app.command()
@@ -94,13 +96,15 @@ def create(
       chuk model create --preset micro --output ./micro
       chuk model create --preset tiny --output ./tiny --tokenizer-data train.jsonl --vocab-size 2000
     """
+    from chuk_lib.data.workbench.content import texts_of
     from chuk_lib.models.create import create_model, plan_model
     from chuk_lib.models.info import describe_model
 
     out = Out.of(json, quiet)
     settings: dict[str, Any] = {
-        "tokenizer": tokenizer, "tokenizer_data": tokenizer_data, "vocab_size": vocab_size, "seed": seed,
-        "context_length": context_length, "chat_template": chat_template, "overwrite": overwrite,
+        "tokenizer": tokenizer, "tokenizer_texts": None if tokenizer_data is None else texts_of(tokenizer_data),
+        "vocab_size": vocab_size, "seed": seed, "context_length": context_length, "chat_template": chat_template,
+        "overwrite": overwrite,
     }  # fmt: skip
     if dry_run:
         _show_new(out, plan_model(preset, output, **settings))

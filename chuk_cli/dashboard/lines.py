@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TextIO
 
 from chuk_cli import humanize
-from chuk_cli.dashboard.board import Board, as_number, last_part
+from chuk_cli.dashboard.board import Board, last_part
 from chuk_cli.dashboard.draw import device_name, parameters
-from chuk_lib.events import Event
+from chuk_lib.events import Event, as_number
 
 SECONDS, SHARE = 5.0, 0.05
 

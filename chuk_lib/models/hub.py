@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chuk_lib.errors import ConfigError, ModelError
+from chuk_lib.utils.text import first_line
 
 NEEDED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
 """What is fetched: configs, weights, tokenizer and chat template; no pickles, no code."""
@@ -78,7 +79,7 @@ def _snapshot(model_id: str, revision: str | None, output: str | Path | None, dr
     try:
         return snapshot_download(model_id, revision=revision, allow_patterns=list(NEEDED), local_dir=output, **options)
     except HFValidationError as error:
-        raise ConfigError(f"`{model_id}` is no hub id", str(error).splitlines()[0]) from None
+        raise ConfigError(f"`{model_id}` is no hub id", first_line(error)) from None
     except LocalEntryNotFoundError:
         raise _unreachable(model_id) from None
     except HfHubHTTPError as error:
@@ -119,5 +120,4 @@ def _refused(model_id: str, revision: str | None, error: Exception) -> ModelErro
 
 
 def _failed(model_id: str, error: Exception, hint: str) -> ModelError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ModelError(f"cannot fetch `{model_id}`: {reason}", hint)
+    return ModelError(f"cannot fetch `{model_id}`: {first_line(error)}", hint)

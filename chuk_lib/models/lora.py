@@ -92,7 +92,7 @@ def add_adapters(model: nn.Module, specs: Mapping[str, AdapterSpec], seed: int =
     with untouched_random_state():
         layers = {path: _new_adapter(path, modules[path], spec, seed) for path, spec in specs.items()}
     _replace(model, layers)
-    mx.eval(model.parameters())
+    mx.eval([layer[leaf] for layer in layers.values() for leaf in ADAPTER_LEAVES if leaf in layer])
 
 
 def _new_adapter(path: str, base: nn.Module, spec: AdapterSpec, seed: int) -> nn.Module:
@@ -169,8 +169,17 @@ def set_trainable(model: nn.Module, lora: bool, num_layers: int | None = None) -
     else:
         what = _unfreeze_weights(model, num_layers)
         _widen(model)
-    trained = sum(value.size for _, value in tree_flatten(model.trainable_parameters()))
-    return Trained(trained, sum(value.size for _, value in tree_flatten(model.parameters())), what)
+    every, trained = count_parameters(model)
+    return Trained(trained, every, what)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Numbers in all parameters of a model, and in those that are trained. What stands in two places counts once."""
+    every, trained = (
+        sum({id(leaf): leaf.size for _, leaf in tree_flatten(tree)}.values())
+        for tree in (model.parameters(), model.trainable_parameters())
+    )
+    return every, trained
 
 
 def _unfreeze_adapters(model: nn.Module, num_layers: int | None) -> str:
@@ -267,7 +276,7 @@ def _merged(layer: Any, requantize: bool) -> nn.Module:
     if not isinstance(base, nn.Linear | nn.QuantizedLinear):
         merged: nn.Module = layer.fuse(dequantize=not requantize)
         return merged
-    weight = _float_weight(base)
+    weight = float_weight(base)
     full = weight.astype(mx.float32) + layer.scale * (layer.lora_a @ layer.lora_b).T
     if "m" in layer:
         full = full * (layer.m / mx.linalg.norm(full, axis=1))[:, None]
@@ -280,7 +289,8 @@ def _merged(layer: Any, requantize: bool) -> nn.Module:
     return linear
 
 
-def _float_weight(layer: Any) -> mx.array:
+def float_weight(layer: Any) -> mx.array:
+    """The weight of a layer, unpacked when it is packed; lazily computed."""
     weight: mx.array = layer.weight
     if not _is_quantized(layer):
         return weight
@@ -302,7 +312,7 @@ def _dequantize(model: nn.Module) -> dict[str, Any]:
         elif _is_quantized(module):
             raise ModelError(f"`{path}` ({type(module).__name__}) cannot be made float", "fuse with requantize=True")
         if path in layers:
-            layers[path].weight = _float_weight(module)
+            layers[path].weight = float_weight(module)
     _replace(model, layers)
     found = find_provenance(model)
     config = {} if found is None else dict(found.config)

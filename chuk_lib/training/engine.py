@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten, tree_map
 from chuk_lib import runtime
 from chuk_lib.errors import TrainingError
 from chuk_lib.events import Event, Sink
+from chuk_lib.models.randomness import evaluating
 from chuk_lib.training.algorithm import Algorithm, Arrays, Report, Update
 from chuk_lib.training.optimizers import ChukOptimizer
 from chuk_lib.training.schedulers import Schedule
@@ -33,7 +34,7 @@ _SAME_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True)
-class Plan:
+class Cadence:
     """How far to go and when to look up. Steps count from 0; cadences fire after a step is finished. The best
     checkpoint is the one with the least (or greatest) value of the evaluation metric `watched`. The schedule counts
     updates: step s makes those from s·`updates_per_step` on."""
@@ -223,7 +224,7 @@ def _spread(rows: Sequence[Mapping[str, Any]], most: int) -> Sequence[Mapping[st
     return [rows[index * len(rows) // most] for index in range(most)] if len(rows) > most else rows
 
 
-def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Progress, hooks: Hooks) -> str:
+def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Cadence, progress: Progress, hooks: Hooks) -> str:
     """Train from `progress.step` to `plan.steps`. Returns why it ended: done, stopped or early_stopping.
 
     `progress` is updated in place. The last finished step is always saved. Raises TrainingError when a loss or
@@ -263,14 +264,14 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
     return reason
 
 
-def _is_stale(plan: Plan, progress: Progress) -> bool:
+def _is_stale(plan: Cadence, progress: Progress) -> bool:
     return plan.patience is not None and progress.stale >= plan.patience
 
 
 def _run_step(
     algorithm: Algorithm,
     update: Updater,
-    plan: Plan,
+    plan: Cadence,
     progress: Progress,
     window: _Window,
     hooks: Hooks,
@@ -312,19 +313,18 @@ def _record(window: _Window, learning_rate: float, progress: Progress, hooks: Ho
     return record | hooks.extra_metrics(progress.step)
 
 
-def _evaluate_if_due(algorithm: Algorithm, plan: Plan, progress: Progress, hooks: Hooks) -> bool:
+def _evaluate_if_due(algorithm: Algorithm, plan: Cadence, progress: Progress, hooks: Hooks) -> bool:
     """Evaluate when the plan says so; returns whether this was the best so far."""
     interval = plan.eval_interval or plan.checkpoint_interval
     due = progress.step % interval == 0 or progress.step == plan.steps
     if hooks.evaluate is None or not due:
         return False
     began = time.perf_counter()
-    algorithm.model.eval()
     hooks.emit(Event("moved", progress.step, {"doing": "evaluating"}))
-    metrics = dict(hooks.evaluate(progress.step))
+    with evaluating(algorithm.model):
+        metrics = dict(hooks.evaluate(progress.step))
     runtime.release_cache()
     sample = metrics.pop("sample", None)
-    algorithm.model.train()
     best = (progress.best or {}).get(plan.watched)
     improved = improves(metrics[plan.watched], best, greater=plan.greater_is_better, threshold=plan.threshold)
     progress.stale = 0 if improved else progress.stale + 1

@@ -17,7 +17,8 @@ import yaml
 
 from chuk_cli.command import Command
 from chuk_cli.lazy import GROUPS, find
-from chuk_lib.config.environment import VARIABLES, setting_variables
+from chuk_lib.config.environment import VARIABLES
+from chuk_lib.training.pipeline.config import setting_variables
 from tests.conftest import ROOT, RunChuk, chuk_environment
 
 ROWS = [{"prompt": f"{n}+1=", "completion": str(n + 1), "answer": str(n + 1)} for n in range(8)]

@@ -9,12 +9,14 @@ import pytest
 from mlx.utils import tree_map
 
 from chuk_lib.inference import SamplingConfig
-from chuk_lib.inference import rollout_cuda as cuda
-from chuk_lib.inference.rollout_draws import choose_lazily, compiled_choice
-from chuk_lib.inference.rollout_kernels import Group, KernelForward, _turns
-from chuk_lib.inference.rollout_llama import Linear, Norm, read_llama
-from chuk_lib.inference.rollout_plain import PlainStore
-from chuk_lib.inference.rollout_products import low_rank
+from chuk_lib.inference.decoder.cuda import kernels as cuda
+from chuk_lib.inference.decoder.cuda.forward import Group, KernelForward, _turns
+from chuk_lib.inference.decoder.draws import Group as ChoiceGroup
+from chuk_lib.inference.decoder.draws import choose_lazily, choose_rows_lazily
+from chuk_lib.inference.decoder.llama import Linear, Norm, read_llama
+from chuk_lib.inference.decoder.plain_store import PlainStore
+from chuk_lib.inference.decoder.products import low_rank
+from chuk_lib.inference.decoder.sampling import Settings
 from chuk_lib.models.lora import AdapterSpec, add_adapters
 from tests.inference.tiny_models import tiny
 
@@ -59,7 +61,10 @@ def test_what_the_kernels_take() -> None:
 )
 def test_a_compiled_choice_is_the_lazy_one(config: SamplingConfig) -> None:
     logits, numbers = normal(5, 1000, dtype=mx.float32), mx.array([0.0, 0.2, 0.5, 0.9, 0.999])
-    got, want = compiled_choice(config)(logits, numbers), choose_lazily(logits, config, numbers)
+    got, want = (
+        choose_rows_lazily(logits, [ChoiceGroup(None, Settings.of([config]))], numbers),
+        choose_lazily(logits, config, numbers),
+    )
     assert got[0].tolist() == want[0].tolist()
     np.testing.assert_allclose(np.array(got[1]), np.array(want[1]), atol=1e-5)
 

@@ -18,6 +18,8 @@ from chuk_lib.data.formats import Chat, Recogniser
 from chuk_lib.data.prompt_dataset import PromptDataset, split_prompt
 from chuk_lib.data.reader import has_split, read_records
 from chuk_lib.data.sft_dataset import SFTDataset
+from chuk_lib.data.tokenizers.encoder import Encoder
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Example, Record
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
@@ -92,7 +94,7 @@ class Measurement:
     @property
     def rows(self) -> int:
         """How many prompts there were."""
-        return len(self.answers) if self.scored is None else len(self.scored.experience) // self.scored.samples
+        return len(self.answers) if self.scored is None else len(self.scored.played.episodes) // self.scored.samples
 
     @property
     def correct(self) -> int:
@@ -238,7 +240,7 @@ def _checked_ks(question: Question) -> tuple[int, ...]:
     return ks
 
 
-def _examples(prepared: Prepared, tokenizer: Any) -> tuple[list[Example], tuple[str, ...]]:
+def _examples(prepared: Prepared, tokenizer: Tokenizer) -> tuple[list[Example], tuple[str, ...]]:
     """The rows with their targets, and what is said of them; none when rewards are measured on prompts that have no
     targets."""
     first = prepared.records[0]
@@ -249,7 +251,7 @@ def _examples(prepared: Prepared, tokenizer: Any) -> tuple[list[Example], tuple[
     return dataset.examples, dataset.report.notes
 
 
-def _fitting(examples: list[Example], model: nn.Module, tokenizer: Any, longest: int | None) -> list[Example]:
+def _fitting(examples: list[Example], model: nn.Module, tokenizer: Tokenizer, longest: int | None) -> list[Example]:
     """The examples whose prompts have at most `longest` tokens. Raises DataError naming file and line for a prompt that
     fills the model's context, a row longer than a window, and a token that the embedding lacks."""
     prompts = [len(prompt_and_target(example)[0]) for example in examples]
@@ -269,15 +271,15 @@ def _fitting(examples: list[Example], model: nn.Module, tokenizer: Any, longest:
     return kept
 
 
-def _has_target(record: Record, tokenizer: Any) -> bool:
+def _has_target(record: Record, tokenizer: Tokenizer) -> bool:
     try:
-        row = Recogniser(has_template=bool(tokenizer.has_chat_template))(record)
+        row = Recogniser(has_template=Encoder(tokenizer).has_template)(record)
     except DataError:
         return False
     return not isinstance(row, Chat) or row.messages[-1]["role"] == "assistant"
 
 
-def _loss(question: Question, model: nn.Module, tokenizer: Any, examples: Sequence[Example]) -> dict[str, float]:
+def _loss(question: Question, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Example]) -> dict[str, float]:
     """The loss, its metrics and the perplexity exp(loss) over all targets; nothing where there are none."""
     if not examples:
         return {}

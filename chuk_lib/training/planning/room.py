@@ -44,7 +44,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class StepSizes:
     """What decides the memory of a step."""
 
     batch_size: int
@@ -53,7 +53,7 @@ class Sizes:
     checkpointing_blocks: int | None = None
 
     @classmethod
-    def of(cls, config: TrainerConfig) -> Sizes:
+    def of(cls, config: TrainerConfig) -> StepSizes:
         """As a config has them; a batch size that the model decides must be known."""
         return cls(
             config.batch_size, config.gradient_accumulation_steps, config.gradient_checkpointing,
@@ -74,7 +74,7 @@ class Room:
 
     budget: int
     need: int
-    sizes: Sizes
+    sizes: StepSizes
     chosen: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 
@@ -109,7 +109,7 @@ def look(model: nn.Module, config: TrainerConfig, longest: int, origins: Mapping
 
 def free_to_choose(origins: Mapping[str, str] | None) -> bool:
     """Whether nobody gave any of the settings that would be chosen."""
-    names = (*asdict(Sizes(1, 1)), "steps_per_generation", "generation_batch_size")
+    names = (*asdict(StepSizes(1, 1)), "steps_per_generation", "generation_batch_size")
     return origins is not None and all(
         origins.get(name, "default") in ("default", _ORIGIN) or origins[name].startswith("auto:") for name in names
     )
@@ -133,7 +133,7 @@ def rows_of_data(config: TrainerConfig, longest: int) -> Rows:
 def room_for(model: nn.Module, config: TrainerConfig, rows: Rows, is_free: bool) -> Room:
     """The room for a model whose trained part is chosen. `is_free`: whether settings may be chosen."""
     needs = _Needs(model, config, rows)
-    budget, given = device_memory().usable, Sizes.of(config)
+    budget, given = device_memory().usable, StepSizes.of(config)
     need = needs(given)
     if need <= budget:
         return Room(budget, need, given)
@@ -151,7 +151,7 @@ def room_for(model: nn.Module, config: TrainerConfig, rows: Rows, is_free: bool)
     return Room(budget, needs(found), found, _changes(config, given, found), (f"{words}; so it runs {smallest}",))
 
 
-def _changes(config: TrainerConfig, given: Sizes, found: Sizes) -> dict[str, Any]:
+def _changes(config: TrainerConfig, given: StepSizes, found: StepSizes) -> dict[str, Any]:
     """The settings that are other ones. A rollout keeps its completions."""
     changed = {name: value for name, value in asdict(found).items() if value != getattr(given, name)}
     steps = getattr(config, "steps_per_generation", None)
@@ -160,8 +160,8 @@ def _changes(config: TrainerConfig, given: Sizes, found: Sizes) -> dict[str, Any
     return changed
 
 
-def _candidates(given: Sizes, rows: Rows, blocks: int) -> Iterator[Sizes]:
-    """Sizes with as many rows an update, fastest first; some come twice."""
+def _candidates(given: StepSizes, rows: Rows, blocks: int) -> Iterator[StepSizes]:
+    """StepSizes with as many rows an update, fastest first; some come twice."""
     whole = given.batch_size * given.gradient_accumulation_steps
     busy = max(1, BUSY_TOKENS // (rows.width * rows.sequences))
     some = sorted({blocks // 2, blocks * 7 // 8} - {0, blocks})
@@ -172,7 +172,7 @@ def _candidates(given: Sizes, rows: Rows, blocks: int) -> Iterator[Sizes]:
         for checkpointing, count in modes:
             for size in range(given.batch_size, least - 1, -1):
                 if whole % size == 0 and given.batch_size % size == 0:
-                    yield Sizes(size, whole // size, checkpointing, count)
+                    yield StepSizes(size, whole // size, checkpointing, count)
 
 
 class _Needs:
@@ -191,7 +191,7 @@ class _Needs:
         self._beside = _wide_head(model) if self._on_metal else 0
         self.blocks = len(model.layers)
 
-    def __call__(self, sizes: Sizes) -> int:
+    def __call__(self, sizes: StepSizes) -> int:
         sequences, width = sizes.batch_size * self._rows.sequences * self._rows.models, self._rows.width
         recomputing = (sizes.checkpointing_blocks or self.blocks) if sizes.gradient_checkpointing else 0
         recomputing = min(recomputing, self.blocks)
