@@ -9,8 +9,9 @@ import pytest
 
 from chuk_lib.errors import ModelError
 from chuk_lib.inference import Completion, SamplingConfig, generate, generate_many, stream
-from chuk_lib.inference.decoder.decoder import Decoder, evaluating
+from chuk_lib.inference.decoder.decoder import Decoder
 from chuk_lib.models import load_model
+from chuk_lib.models.randomness import evaluating
 from tests.inference.generation_models import LLAMA, MODELS, PARITY, answers, loaded, prompts
 
 SHORT = SamplingConfig(max_tokens=16)

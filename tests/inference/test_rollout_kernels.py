@@ -10,7 +10,7 @@ from mlx.utils import tree_map
 
 from chuk_lib.inference import SamplingConfig
 from chuk_lib.inference.decoder.cuda import kernels as cuda
-from chuk_lib.inference.decoder.cuda.forward import Group, KernelForward, _turns
+from chuk_lib.inference.decoder.cuda.forward import KernelForward, LayerGroup, _turns
 from chuk_lib.inference.decoder.draws import Group as ChoiceGroup
 from chuk_lib.inference.decoder.draws import choose_lazily, choose_rows_lazily
 from chuk_lib.inference.decoder.llama import Linear, Norm, read_llama
@@ -121,12 +121,12 @@ def test_a_group_is_its_layers_side_by_side(biased: bool, rank: int) -> None:
     want = plus + mx.concatenate(
         [with_adapter(layer, x) + (0 if layer.bias is None else layer.bias) for layer in layers], axis=1
     )
-    group = Group(layers)
+    group = LayerGroup(layers)
     assert close(group(x) + plus, want, 1e-5)
     group.join()
     assert close(group(x) + plus, want, 1e-5)
     halves = [Linear(la.weight.astype(mx.bfloat16), None, la.adapter) for la in layers]
-    Group(halves).join()  # what is made of bfloat16 layers runs on a GPU only; making it must not fail
+    LayerGroup(halves).join()  # what is made of bfloat16 layers runs on a GPU only; making it must not fail
 
 
 @needs_gpu
@@ -137,7 +137,7 @@ def test_products_with_adapters(rows: int, ranks: tuple[int, ...], joined: bool)
     layers = [adapted(width, 96, rank) for width, rank in zip((64, 32, 16), ranks, strict=True)]
     x, plus = normal(rows, 96), normal(rows, 112)
     norm = Norm(normal(96), 1e-5)
-    group = Group(layers)
+    group = LayerGroup(layers)
     if joined:
         group.join()
     want = mx.concatenate([with_adapter(layer, x) for layer in layers], axis=1)
@@ -146,7 +146,7 @@ def test_products_with_adapters(rows: int, ranks: tuple[int, ...], joined: bool)
     want = mx.concatenate([with_adapter(layer, normed) for layer in layers], axis=1)
     assert close(group(x, norm=norm), want, 1e-2)
     pair = [adapted(64, 96, ranks[0]), adapted(64, 96, ranks[1])]
-    group = Group(pair)
+    group = LayerGroup(pair)
     gate, up = (with_adapter(layer, normed) for layer in pair)
     assert close(group.gated(x, norm), nn.silu(gate) * up, 2e-2)
 

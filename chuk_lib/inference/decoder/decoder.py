@@ -13,8 +13,8 @@ numbers, not on the rows beside it (but for ties in the last bits of a product).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import mlx.nn as nn
@@ -29,6 +29,7 @@ from chuk_lib.inference.decoder.queue import Queue
 from chuk_lib.inference.decoder.rows import Ledger, Reason, Request, Row, checked, text_of
 from chuk_lib.inference.prompts import room
 from chuk_lib.inference.vocabulary import check_prompt_tokens
+from chuk_lib.models.randomness import evaluating
 from chuk_lib.runtime import computing, prepare, users_own
 
 
@@ -231,14 +232,3 @@ class Decoder:
             self._engine.keep(rows)
         self._active = [self._active[row] for row in rows.tolist()]
         self._lines, self._live = self._lines[rows], self._live[rows]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off for the length of a `with` block."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -39,7 +39,7 @@ class KernelForward:
         self._parts = parts
         self._groups = [_groups(block) for block in parts.blocks]
         self._joined = not may_join(parts, adapted=True)
-        self._head = Group([parts.head])
+        self._head = LayerGroup([parts.head])
         self._turns: list[mx.array] = []
         self._constants = [_constants(block) for block in parts.blocks]
         mx.eval(self._constants)
@@ -95,7 +95,7 @@ class KernelForward:
         return self._head(hidden, most=MOST_HEAD_ROWS)
 
 
-class Group:
+class LayerGroup:
     """Layers that see the same input, side by side as one product, with their adapters."""
 
     def __init__(self, layers: Sequence[Linear]) -> None:
@@ -167,9 +167,9 @@ def _normed(x: mx.array, norm: Norm | None) -> mx.array:
     return x if norm is None else mx.fast.rms_norm(x, norm.weight, norm.eps)
 
 
-def _groups(block: Block) -> tuple[Group, Group, Group, Group]:
+def _groups(block: Block) -> tuple[LayerGroup, LayerGroup, LayerGroup, LayerGroup]:
     parts = ([block.q, block.k, block.v], [block.o], [block.gate, block.up], [block.down])
-    qkv, o, gate_up, down = map(Group, parts)
+    qkv, o, gate_up, down = map(LayerGroup, parts)
     return qkv, o, gate_up, down
 
 
