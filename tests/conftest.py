@@ -7,25 +7,31 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 os.environ.setdefault("TYPER_USE_RICH", "0")  # typer reads it when imported
+os.environ.setdefault(
+    "CHUK_DEVICE", "cpu"
+)  # tests hold to float32; `CHUK_DEVICE=gpu` runs them on the GPU all the same
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, or CI: children would be deaf too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 DROPPED = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TYPER_USE_RICH", "PYTHONWARNINGS")
 
+DEVICE = ("CHUK_DEVICE", "CHUK_PRETEND_METAL")
+
 RunChuk = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def chuk_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a `chuk` process: nothing of the developer's settings, no network, two threads."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("CHUK_") and key not in DROPPED}
+    mine = lambda key: (key.startswith("CHUK_") and key not in DEVICE) or key in DROPPED  # noqa: E731
+    kept = {key: value for key, value in os.environ.items() if not mine(key)}
     path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
     return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", **(extra or {})}
 
@@ -51,6 +57,40 @@ def run_chuk(tmp_path: Path) -> RunChuk:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def pretend_mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict[str, str]]]:
+    """`pretend_mac("16")` or `("16:M2")`: this process computes as on such a Mac until the test is over; returns the
+    variables that do the same for a `chuk` process."""
+    import mlx.core as mx
+
+    from chuk_lib.runtime import prepare
+
+    limits = mx.get_memory_limit(), mx.set_cache_limit(1 << 30)
+
+    def pretend(size: str) -> dict[str, str]:
+        variables = {"CHUK_DEVICE": "gpu", "CHUK_PRETEND_METAL": size}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        prepare()
+        return variables
+
+    yield pretend
+    monkeypatch.undo()
+    mx.set_memory_limit(limits[0])
+    mx.set_cache_limit(limits[1])
+    mx.set_wired_limit(0)
+    prepare(compile=False)
+
+
+BARE = ROOT / "tests" / "fixtures" / "bare"
+
+
+@pytest.fixture
+def bare_python() -> dict[str, str]:
+    """Variables that make a Python without /proc, /sys and processor affinity, as a Mac's is."""
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), str(BARE)])}
 
 
 @pytest.fixture(scope="session")

@@ -25,18 +25,19 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 def test_the_command_is_chuk() -> None:
     assert PROJECT["name"] == "chuk-mlx"
     assert PROJECT["scripts"] == {"chuk": "chuk_cli.__main__:main"}
-    assert PROJECT["requires-python"] == ">=3.11"
+    assert PROJECT["requires-python"] == ">=3.11,<3.15"
 
 
 def test_each_machine_gets_the_mlx_it_can_use() -> None:
     mlx = [line for line in PROJECT["dependencies"] if line.startswith("mlx") and not line.startswith("mlx-lm")]
     assert [line.split(";")[1].strip() for line in mlx] == ["sys_platform == 'darwin'", "sys_platform == 'linux'"]
     assert mlx[1].startswith("mlx[cpu]")
-    versions = {re.search(r">=[^;]+", line)[0].strip() for line in mlx}  # type: ignore[index]
+    assert mlx[0].startswith("mlx>=0.32.4,<0.33;")
+    versions = {re.search(r"<[^;]+", line)[0].strip() for line in mlx}  # type: ignore[index]
     for extra in ("cuda12", "cuda13"):
         (line,) = PROJECT["optional-dependencies"][extra]
         assert line.startswith(f"mlx[{extra}]")
-        versions.add(re.search(r">=[^;]+", line)[0].strip())  # type: ignore[index]
+        versions.add(re.search(r"<[^;]+", line)[0].strip())  # type: ignore[index]
     assert len(versions) == 1
 
 

@@ -109,12 +109,54 @@ def test_a_demo_that_learns_nothing_ends_with_a_word(folder: Path) -> None:
     assert "Done in" not in done.stdout
 
 
+def shells() -> list[str]:
+    """The shells that a reader may have: bash, and zsh, a Mac's, where it is installed."""
+    return [shell for shell in ("bash", "zsh") if shutil.which(shell)]
+
+
+@pytest.mark.parametrize("shell", shells())
+def test_what_is_pasted_into_a_shell_is_what_runs(shell: str, folder: Path) -> None:
+    """A pasted block is read line by line, without the options of a script: zsh then has no comments, and its patterns
+    that match nothing are errors. `chuk` is a stand-in that writes down its arguments."""
+    here = folder / f"pasted-{shell}"
+    (here / "bin").mkdir(parents=True)
+    for name in ["chuk", "python", "make", "head", "sed", "cmp", "cat", "grep", "sleep"]:
+        (here / "bin" / name).write_text('#!/bin/sh\necho "$(basename $0) $*" >> "$ASKED"\n')
+        (here / "bin" / name).chmod(0o755)
+    blocks_of = [block.text for block in blocks() if block.language == "bash" and not block.not_run]
+    simple = [text for text in blocks_of if not re.search(r"kill -9|<<|until |\$split", text)]
+    assert len(simple) >= 8
+    asked = here / "asked"
+    for text in simple:
+        flags = ["-f", "-i"] if shell == "zsh" else ["--norc", "-i"]
+        done = subprocess.run(
+            [shell, *flags], input=text, cwd=folder, capture_output=True, text=True, timeout=30, check=False,
+            env={"PATH": f"{here / 'bin'}:{os.environ['PATH']}", "ASKED": str(asked), "HOME": str(here), "PS1": ""},
+        )  # fmt: skip
+        for word in ("command not found", "no matches found", "parse error", "syntax error", "bad pattern"):
+            assert word not in done.stderr, text
+    lines = asked.read_text().splitlines()
+    assert sum(line.startswith("chuk ") for line in lines) >= 12
+    assert not [line for line in lines if "#" in line.split()]
+
+
+@needs_bash
+def test_examples_parse_in_the_bash_that_macs_have() -> None:
+    """bash 3.2 knows no `${x,,}`, `mapfile`, `declare -A`, `&>>` or `|&`."""
+    for script in sorted((ROOT / "examples").glob("*.sh")):
+        text = script.read_text(encoding="utf-8")
+        assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+        assert not re.search(r"\$\{\w+(,,|\^\^)|\b(mapfile|readarray|coproc)\b|declare -A|&>>|\|&", text), script
+        assert not re.search(r"\bsed -i\b|\breadlink -f\b|\btimeout \d|\bnproc\b|\bstat -c\b", text), script
+
+
 @needs_bash
 @pytest.mark.parametrize("block", COMMANDS, ids=lambda block: block.text.strip().splitlines()[0][:50])
 def test_a_block_does_what_it_says(folder: Path, block: Block) -> None:
     if not (folder / "demo" / "run").exists():
         short_demo(folder)
-    command = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
+    shell = ["zsh", "-f"] if shutil.which("zsh") else ["bash"]  # a Mac's own, where it can be had
+    command = [*shell, "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
     done = run([*command, block.text.replace("generate_batch(1000)", "generate_batch(40)")], folder)
     assert done.returncode == 0, done.stdout + done.stderr
     if "cmp " in block.text:

@@ -74,7 +74,8 @@ def _as_text(report: Checkup) -> str:
     if "device" in facts:
         lines |= _machine_lines(facts)
     memory, disk, hub = facts["memory"], facts["disk"], facts["hub"]
-    lines["memory"] = f"{size(memory['total_bytes'])}, {size(memory['available_bytes'])} available"
+    available = f", {size(memory['available_bytes'])} available" if memory["available_bytes"] else ""
+    lines["memory"] = size(memory["total_bytes"]) + available
     lines["disk"] = f"{size(disk['free_bytes'])} free in {disk['folder']}"
     lines["hub cache"] = f"{hub['cache']}, {size(hub['size_bytes'])}{', offline' if hub['offline'] else ''}"
     lines |= {name: version for name, version in facts["versions"].items() if name != "chuk-mlx"}
@@ -100,11 +101,26 @@ def _machine_lines(facts: dict[str, Any]) -> dict[str, str]:
         "platform": facts["platform"],
         "python": facts["python"],
         "device": f"{device['name']} ({device['backend']})",
+        **_gpu_lines(device),
         "dtype": f"{dtype['frozen']}: {dtype['reason']}",
         "BLAS": name,
         "matmul": matmul,
         "exp": f"{number(speed['exp_gigavalues'])} billion values/s",
     }
+
+
+def _gpu_lines(device: dict[str, Any]) -> dict[str, str]:
+    """What a run may take of the GPU; on a Mac also the watchdog and the types."""
+    lines = {}
+    if memory := device.get("memory"):
+        lines["GPU memory"] = f"{size(memory['usable_bytes'])} for a run: {memory['rule']}"
+    if watchdog := device.get("watchdog"):
+        lines["watchdog"] = watchdog
+    if device.get("emulates_bfloat16"):
+        lines["bfloat16"] = (
+            "made of float32 on this chip; --set dtype=float16 was measured faster by others, with less range"
+        )
+    return lines
 
 
 def _names(only: str | None) -> list[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _LOWER = ("loss", "perplexity", "seconds", "padding")  # endings of metrics of which less is better
 _HIGHER = ("accuracy", "per_second", "reward", "match", "margins")
-_LEFT_OUT = ("epoch", "num_tokens", "learning_rate", "memory_bytes", "eval_seconds")
+_LEFT_OUT = ("epoch", "num_tokens", "learning_rate", "memory_bytes", "cache_memory_bytes", "eval_seconds")
 
 
 def as_dict(runs: Sequence[RunRecord]) -> dict[str, Any]:

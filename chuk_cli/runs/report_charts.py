@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 2000  # a curve of a report; longer ones are thinned so that each extreme stays
 _LEFT_OUT = ("num_tokens", "epoch", "eval_seconds", "eval_epoch", "eval_num_tokens", "step_time", "eps")
-_EXACT = ("learning_rate", "memory_bytes", "peak_memory_bytes")  # never smoothed; nor are evaluations
+_EXACT = ("learning_rate", "memory_bytes", "peak_memory_bytes", "cache_memory_bytes")
+"""Never smoothed; nor are evaluations."""
 
 
 class ChartFamily(NamedTuple):
@@ -93,7 +94,10 @@ FAMILIES = (
         {"seconds_per_step": "step", "rollout_seconds": "rollout", "reward_seconds": "rewards",
          "training_seconds": "training"},
     ),
-    ChartFamily("Memory", "bytes", _PACE, {"memory_bytes": "now", "peak_memory_bytes": "peak"}),
+    ChartFamily(
+        "Memory", "bytes", _PACE,
+        {"memory_bytes": "now", "peak_memory_bytes": "peak", "cache_memory_bytes": "for reuse"},
+    ),
     ChartFamily("Padding", "share", _PACE, {"padding": "training"}),
 )  # fmt: skip
 

@@ -12,6 +12,8 @@ VARIABLES = {
     "CHUK_BLAS_THREADS": "how many threads that library may have",
     "CHUK_CACHE": "the folder for compiled GPU kernels",
     "CHUK_CPU_MATH": "off leaves all computing on a CPU to MLX",
+    "CHUK_DEVICE": "cpu or gpu: where to compute, whatever MLX would choose",
+    "CHUK_PRETEND_METAL": "for tests: a Mac of so many GB, `16` or `16:M2`, stands in for this machine's device",
     "CHUK_DEBUG": "1 shows the traceback of an explained failure",
     "CHUK_KEEP_PEFT": "the folder where tests leave adapters for PEFT to read",
     "CHUK_PARITY": "the folder of numbers that tests compare with",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -20,6 +21,29 @@ GROUPED_WINDOWS = 50
 similar length, few enough that windows differ from epoch to epoch."""
 WORTH_GROUPING = 0.1
 """Share of padding above which rows are grouped by length unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How padded lengths are rounded up: to a `multiple`, and rows of up to that many tokens to a multiple of
+    `short`."""
+
+    multiple: int = 1
+    short: int | None = None
+
+    @classmethod
+    def of(cls, given: int | Rounding | None) -> Rounding:
+        """A number as a rounding; None rounds nothing."""
+        return given if isinstance(given, Rounding) else cls(given or 1)
+
+    def __call__(self, longest: int) -> int:
+        """The padded length of rows whose longest has so many tokens."""
+        step = self.short if self.short and longest <= self.multiple else self.multiple
+        return -(-longest // step) * step
+
+
+GPU_ROUNDING = Rounding(64, short=16)
+"""Few lengths, so that a compiled step is compiled a few times; of short rows most would be padding."""
 
 
 class _Epoch(NamedTuple):
@@ -47,7 +71,7 @@ class RowPlan:
         seed: int = 0,
         shuffle: bool = True,
         group_by_length: bool | None = None,
-        pad_to_multiple_of: int | None = None,
+        pad_to_multiple_of: int | Rounding | None = None,
         pack: Callable[[np.ndarray], list[PackedRow]] | None = None,
     ) -> None:
         if not len(lengths):
@@ -60,7 +84,7 @@ class RowPlan:
         self.shuffle = shuffle
         self.grouped = False
         self._pack = pack
-        self._multiple = pad_to_multiple_of or 1
+        self._rounding = Rounding.of(pad_to_multiple_of)
         self._lengths = np.asarray(lengths, dtype=np.int64)
         self._epoch_plan = lru_cache(maxsize=2)(self._plan_epoch)
         if shuffle and group_by_length is not False:
@@ -87,7 +111,7 @@ class RowPlan:
 
     def width(self, longest: int) -> int:
         """The padded length of a batch."""
-        return -(-longest // self._multiple) * self._multiple
+        return self._rounding(longest)
 
     @property
     def padding_share(self) -> float:
@@ -154,7 +178,7 @@ class BatchPlan(RowPlan):
         packing: str | None = None,
         max_length: int | None = None,
         pad_token_id: int = 0,
-        pad_to_multiple_of: int | None = None,
+        pad_to_multiple_of: int | Rounding | None = None,
     ) -> None:
         if packing and max_length is None:
             raise ConfigError("packing needs a max_length", "set max_length, or leave packing off")

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.device import prepare as prepare
     from chuk_lib.runtime.device import publish_kernels as publish_kernels
     from chuk_lib.runtime.environment import describe as describe
+    from chuk_lib.runtime.limits import keeps_wide_head as keeps_wide_head
+    from chuk_lib.runtime.limits import prefill_tokens as prefill_tokens
+    from chuk_lib.runtime.limits import release_cache as release_cache
+    from chuk_lib.runtime.limits import tile_bytes as tile_bytes
     from chuk_lib.runtime.memory_use import DeviceMemory as DeviceMemory
     from chuk_lib.runtime.memory_use import MemoryUse as MemoryUse
     from chuk_lib.runtime.memory_use import device_memory as device_memory
@@ -42,14 +46,18 @@ _HOMES = {
     "device_memory": "memory_use",
     "fast_math": "cpu_math",
     "is_fast": "cpu_math",
+    "keeps_wide_head": "limits",
     "kernel_notes": "device",
     "memory": "memory_use",
     "on_cpu": "device",
     "own_process": "process",
+    "prefill_tokens": "limits",
     "prepare": "device",
     "publish_kernels": "device",
+    "release_cache": "limits",
     "reset_peak": "memory_use",
     "set_memory_limit": "memory_use",
+    "tile_bytes": "limits",
     "uncompiled": "process",
     "users_own": "process",
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chuk_lib.runtime.environment import describe, hub_cache, offline, versions
+from chuk_lib.runtime.macos import is_too_old_for_its_wheel
 from chuk_lib.runtime.memory_use import machine_memory
 
 NEEDED = ("mlx-lm", "transformers", "tokenizers", "numpy", "safetensors", "huggingface_hub")
@@ -41,6 +43,7 @@ def check_up(folder: Path) -> Checkup:
     broken = _mlx_problem()
     facts: dict[str, Any] = {"versions": versions()} if broken else describe() | {"speed": _measure()}
     total, available = machine_memory()
+    facts["macos"] = platform.mac_ver()[0]
     facts["memory"] = {"total_bytes": total, "available_bytes": available}
     facts["disk"] = {"folder": str(folder), "free_bytes": shutil.disk_usage(folder).free}
     cache = hub_cache()
@@ -92,6 +95,8 @@ def _problems(facts: dict[str, Any]) -> list[Problem]:
     found = package_problems(facts["versions"])
     if "blas" in facts:
         found += _blas_problems(facts)
+    if is_too_old_for_its_wheel(facts.get("macos", "")):
+        found.append(Problem(f"MLX's wheel is built for macOS 26.2, this is {facts['macos']}", "update macOS to 26.2"))
     if 0 < facts["memory"]["available_bytes"] < LITTLE_BYTES:
         found.append(Problem("less than 1 GiB of memory is free", "close other programs, or use a smaller model"))
     if facts["disk"]["free_bytes"] < LITTLE_BYTES:

@@ -6,6 +6,9 @@
     CHUK_BLAS          auto (default), off, or the path of a BLAS library
     CHUK_BLAS_THREADS  a number, or `adaptive`; without it OPENBLAS_NUM_THREADS counts, then the machine decides
     CHUK_CACHE         the folder for compiled GPU kernels (`kernel_cache`); default: chuk in the user's cache folder
+
+What device there is says `hardware`, which reads CHUK_DEVICE; what a run may take of its memory `memory_use` and
+`limits`.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chuk_lib.errors import ConfigError
-from chuk_lib.runtime import blas, process, threads
+from chuk_lib.runtime import blas, hardware, process, threads
 from chuk_lib.runtime.kernel_cache import KernelCache, open_cache
+from chuk_lib.runtime.limits import set_metal_limits
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -60,30 +64,32 @@ _process = _Process()
 
 
 def prepare(compile: bool = True) -> RuntimeStatus:
-    """Fast BLAS in and its threads set on a Linux CPU; weights kept resident on Metal. Safe to call at any
-    time.
+    """Fast BLAS in and its threads set on a Linux CPU; memory, cache and wired limits set on Metal. Safe to call at
+    any time.
 
     With `compile` False, and on a CPU, `mx.compile` is switched off for the rest of the process: it costs much there
     and gains nothing. Otherwise chuk switches it off only while it computes itself.
-    Raises ConfigError for a CHUK_BLAS_THREADS that is neither a number nor `adaptive`.
+    Raises ConfigError for a CHUK_BLAS_THREADS that is neither a number nor `adaptive`, and for a CHUK_DEVICE that is
+    not here.
     """
-    backend = current_backend()
-    if backend == "cpu" and not compile:
+    here = hardware.device()
+    backend = here.backend
+    if not here.compiles and not compile:
         process.leave_uncompiled()
-    if _process.status is not None and _process.status.backend == backend:
+    if _process.status is not None and _process.status.device == here.name:
         return _process.status
     if backend == "metal":
-        _keep_resident()
+        set_metal_limits(here.working_set)
     if backend == "cuda":
-        _process.kernels = open_cache(*_kernel_kind())
-    if backend == "cpu" and process.is_own_process():
+        _process.kernels = open_cache(_mlx_version(), str(here.known.get("architecture", "unknown")))
+    if not here.compiles and process.is_own_process():
         process.leave_uncompiled()
     choice = thread_choice(os.environ, threads.count_cores())
     found = _prepare_blas(backend, choice)
     _process.threads = choice.threads
     _process.governor = _governor(choice) if found.swapped and choice.adaptive else None
     _process.status = RuntimeStatus(
-        backend, device_name(), *_dtype_policy(backend), found, choice.origin, _process.governor is not None
+        backend, here.name, *_dtype_policy(backend), found, choice.origin, _process.governor is not None
     )
     return _process.status
 
@@ -105,22 +111,15 @@ def publish_kernels() -> None:
         _process.kernels.publish()
 
 
-def _kernel_kind() -> tuple[str, str]:
-    """Version of MLX and architecture of the card."""
+def _mlx_version() -> str:
     import mlx.core as mx
 
-    return str(getattr(mx, "__version__", "unknown")), str(
-        mx.device_info(mx.default_device()).get("architecture", "unknown")
-    )
+    return str(getattr(mx, "__version__", "unknown"))
 
 
 def current_backend() -> str:
     """`cpu`, `metal` or `cuda`: where MLX computes unless told otherwise."""
-    import mlx.core as mx
-
-    if mx.default_device() == mx.cpu:
-        return "cpu"
-    return "metal" if mx.metal.is_available() else "cuda"
+    return hardware.device().backend
 
 
 def on_cpu() -> bool:
@@ -130,11 +129,7 @@ def on_cpu() -> bool:
 
 def device_name() -> str:
     """What MLX calls the device it computes on: `Apple M4 Pro`, `NVIDIA H100`, `AMD EPYC`."""
-    import mlx.core as mx
-
-    device = mx.default_device()
-    known = mx.device_info(device)
-    return str(known.get("device_name") or known.get("architecture") or device)
+    return hardware.device().name
 
 
 def default_dtype(trained: bool) -> mx.Dtype:
@@ -181,10 +176,10 @@ def adapt_threads() -> int:
 
 
 def _prepare_blas(backend: str, choice: ThreadChoice) -> blas.BlasStatus:
-    if sys.platform == "darwin":
-        return blas.BlasStatus(name="Accelerate", fast=True)
     if backend != "cpu":
         return blas.BlasStatus(name="not used", fast=True, reason="products run on the GPU")
+    if sys.platform == "darwin":
+        return blas.BlasStatus(name="Accelerate", fast=True)
     if not sys.platform.startswith("linux"):
         return blas.BlasStatus(name="MLX's own", fast=False, reason=f"not known on {sys.platform}")
     return blas.install(os.environ.get("CHUK_BLAS", "").strip() or "auto", choice.threads)
@@ -198,13 +193,3 @@ def _dtype_policy(backend: str) -> tuple[str, str]:
     if backend == "cpu":
         return "float32", "only float32 products are fast on a CPU"
     return "bfloat16", "frozen weights on a GPU; weights that are trained are float32"
-
-
-def _keep_resident() -> None:
-    """Let Metal keep what MLX uses wired up to the working set Apple recommends, as mlx-lm does (macOS 15
-    on)."""
-    import mlx.core as mx
-
-    recommended = mx.device_info(mx.default_device()).get("max_recommended_working_set_size")
-    if isinstance(recommended, int) and recommended > 0:
-        mx.set_wired_limit(recommended)

@@ -10,8 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from chuk_lib.runtime import hardware
 from chuk_lib.runtime.device import prepare
-from chuk_lib.runtime.memory_use import machine_memory
+from chuk_lib.runtime.macos import watchdog_words
+from chuk_lib.runtime.memory_use import device_memory, machine_memory
 from chuk_lib.runtime.threads import count_cores
 
 PACKAGES = (
@@ -28,7 +30,7 @@ def describe() -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "device": {"backend": status.backend, "name": status.device, "info": device_info()},
+        "device": {"backend": status.backend, "name": status.device, "info": device_info(), **_gpu()},
         "dtype": {"frozen": status.dtype, "trained": "float32", "reason": status.dtype_reason},
         "blas": asdict(status.blas),
         "threads": {
@@ -42,11 +44,20 @@ def describe() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _gpu() -> dict[str, Any]:
+    """What a run may take of a GPU, and on Metal what holds of its watchdog and of bfloat16."""
+    here, memory = hardware.device(), device_memory()
+    if here.backend == "cpu":
+        return {}
+    sizes = {"memory": {"total_bytes": memory.total, "usable_bytes": memory.usable, "rule": memory.rule}}
+    if here.backend != "metal":
+        return sizes
+    return sizes | {"watchdog": watchdog_words(os.environ), "emulates_bfloat16": here.emulates_bfloat16}
+
+
 def device_info() -> dict[str, str | int]:
     """What MLX knows about the device it computes on."""
-    import mlx.core as mx
-
-    return dict(mx.device_info(mx.default_device()))
+    return dict(hardware.device().known)
 
 
 def versions() -> dict[str, str]:

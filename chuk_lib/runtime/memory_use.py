@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from chuk_lib.runtime import hardware
+from chuk_lib.runtime.limits import GPU_SHARE
 
 
 @dataclass(frozen=True)
 class MemoryUse:
     """Bytes. `active`: arrays in use, `peak`: the most there were, `cache`: freed by arrays and kept by MLX
-    for reuse, `resident`: what the operating system counts for this process (on a CPU this holds everything).
-    """
+    for reuse, `resident`: what the operating system counts for this process (on a CPU this holds everything; without
+    /proc, as on macOS, it is the most there was)."""
 
     active: int
     peak: int
@@ -31,46 +35,50 @@ def memory() -> MemoryUse:
 @dataclass(frozen=True)
 class DeviceMemory:
     """Bytes of the memory that MLX computes in. `total`: all that one process may use of it. `free`: what is left of
-    that now; what MLX keeps for reuse counts as free."""
+    that now; what MLX keeps for reuse counts as free. `usable`: what a run may take, what MLX holds already included;
+    `rule` says how much of what that is."""
 
     total: int
     free: int
+    usable: int = 0
+    rule: str = ""
 
 
 def device_memory() -> DeviceMemory:
-    """The memory of the device that MLX computes on.
+    """The memory of the device that MLX computes on, and what a run may take of it.
 
-    A CPU has the machine's memory, or what its control group allows. On Metal it is the working set that macOS
-    recommends, about two thirds to three quarters of the machine's memory, and what other processes use of it is not
-    known. On CUDA it is the card's, and `free` is what all processes leave. A device that tells neither gets the limit
-    that MLX set itself.
+    A CPU has the machine's memory, or what its control group allows; a run may take four fifths of what is free. On
+    Metal it is the working set that macOS recommends, about two thirds to three quarters of the machine's memory, and
+    what other processes use of it is not known: a run may take nine tenths. On CUDA it is the card's, `free` is what
+    all processes leave, and a run may take nine tenths of that. A device that tells neither gets the limit that MLX set
+    itself.
     """
     import mlx.core as mx
 
-    if mx.default_device() == mx.cpu:
-        return _main_memory()
-    known = mx.device_info(mx.default_device())
-    active = int(mx.get_active_memory())
-    if total := _bytes(known, "total_memory"):
-        free = _bytes(known, "free_memory") or total - active - int(mx.get_cache_memory())
-        return DeviceMemory(total, min(total, free + int(mx.get_cache_memory())))
-    sizes = [_bytes(known, name) for name in ("max_recommended_working_set_size", "memory_size")]
-    total = min((size for size in sizes if size), default=0) or _own_limit()
-    return DeviceMemory(total, max(0, total - active))
+    here, active = hardware.device(), int(mx.get_active_memory())
+    if here.backend == "cpu":
+        total, free = _main_memory()
+        return DeviceMemory(total, free, int(_CPU_SHARE * (free + active)), "four fifths of the memory that is free")
+    if here.working_set:
+        total, free = here.working_set, max(0, here.working_set - active)
+        return DeviceMemory(total, free, int(GPU_SHARE * total), "nine tenths of what macOS recommends for the GPU")
+    cached = int(mx.get_cache_memory())
+    total = here.size("total_memory") or _own_limit()
+    left = here.size("free_memory") or total - active - cached
+    free = min(total, left + cached) if here.size("total_memory") else max(0, total - active)
+    usable = int(GPU_SHARE * min(free + active, total))
+    return DeviceMemory(total, free, usable, "nine tenths of what the GPU has free")
 
 
-def _bytes(known: Mapping[str, Any], name: str) -> int:
-    """A size that the device tells, 0 when it does not."""
-    value = known.get(name)
-    return value if isinstance(value, int) else 0
+_CPU_SHARE = 0.8
 
 
-def _main_memory() -> DeviceMemory:
+def _main_memory() -> tuple[int, int]:
     total, available = machine_memory()
     limit, left = container_memory()
     total = min(total, limit) if limit else total
     free = min((size for size in (available, left) if size), default=total // 2)
-    return DeviceMemory(total, min(total, free))
+    return total, min(total, free)
 
 
 def _own_limit() -> int:
@@ -112,9 +120,26 @@ def machine_memory() -> tuple[int, int]:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), 0
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _available_on_macos()
     values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if len(line.split()) > 1}
     return values.get("MemTotal", 0), values.get("MemAvailable", 0)
+
+
+def _available_on_macos() -> int:
+    if sys.platform != "darwin":
+        return 0
+    try:
+        return available_in(subprocess.run(["vm_stat"], capture_output=True, text=True, timeout=5, check=False).stdout)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+
+
+def available_in(vm_stat: str) -> int:
+    """Bytes that programs can have, by what macOS's `vm_stat` prints: free, speculative and inactive pages. 0 when it
+    says something else."""
+    page = re.search(r"page size of (\d+) bytes", vm_stat)
+    pages = re.findall(r"^Pages (?:free|speculative|inactive):\s+(\d+)\.", vm_stat, re.MULTILINE)
+    return int(page[1]) * sum(map(int, pages)) if page else 0
 
 
 def container_memory() -> tuple[int, int]:

@@ -60,9 +60,9 @@ def uncompiled() -> Iterator[None]:
     nothing."""
     import mlx.core as mx
 
-    from chuk_lib.runtime.device import on_cpu
+    from chuk_lib.runtime import hardware
 
-    if _state.is_off or not on_cpu():
+    if _state.is_off or hardware.device().compiles:
         yield
         return
     leave_uncompiled()

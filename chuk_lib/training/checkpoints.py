@@ -8,10 +8,14 @@ moment leaves the previous checkpoints whole and at most a `.partial-…` folder
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +24,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from chuk_lib.errors import ModelError, TrainingError
+from chuk_lib.runtime.gpu_errors import gpu_error
 from chuk_lib.training.algorithm import Memory
 from chuk_lib.training.run_dir import RunDir
 from chuk_lib.utils.paths import sync
@@ -66,6 +71,7 @@ def save_checkpoint(
         (partial / STATE).write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
         sync(partial / STATE)
         sync(partial)
+        flush_drive(partial / STATE)
         if folder.is_dir():
             shutil.rmtree(folder)
         folder.unlink(missing_ok=True)  # what is no folder is no checkpoint
@@ -74,11 +80,36 @@ def save_checkpoint(
         run.point("latest", folder)
     except (OSError, RuntimeError) as error:  # MLX reports a failed write as RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
+        if gpu_error(error) is not None:  # what was computed last fails when it is written
+            raise
         raise TrainingError(
             f"cannot write checkpoint `{folder}`: {getattr(error, 'strerror', None) or error}",
             f"make room or mend the disk, then `chuk train resume {run.path}`",
         ) from None
     return folder
+
+
+class CheckpointClock:
+    """When a checkpoint is due by time alone, `minutes` after the last (0: never). Such a one is `passing`: the next
+    takes its place. `checkpoint` is the one that a run goes on from."""
+
+    def __init__(self, minutes: float, checkpoint: Checkpoint | None = None) -> None:
+        self._seconds, self._saved = 60 * minutes, time.monotonic()
+        self._passing = checkpoint.folder.name if checkpoint and checkpoint.state.get("passing") else None
+        self.is_due = False
+        """Whether the checkpoint that is written now was asked for by time alone."""
+
+    def is_overdue(self) -> bool:
+        """Whether the last checkpoint is too long ago; the engine asks when nothing else wants one."""
+        self.is_due = self._seconds > 0 and time.monotonic() - self._saved >= self._seconds
+        return self.is_due
+
+    def saved(self, name: str) -> str | None:
+        """Checkpoint `name` was written; returns the one whose place it takes, if any."""
+        gone = self._passing if self._passing != name else None
+        self._passing = name if self.is_due else None
+        self._saved, self.is_due = time.monotonic(), False
+        return gone
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -129,10 +160,13 @@ def load_memory(checkpoint: Checkpoint) -> Memory:
     return Memory(arrays, dict(checkpoint.state.get("memory") or {}))
 
 
-def prune(run: Path, keep: int | None, best: str | None) -> None:
-    """Remove the oldest checkpoints beyond `keep`, never the best one. Leftovers of killed writers go too."""
+def prune(run: Path, keep: int | None, best: str | None, passing: str | None = None) -> None:
+    """Remove the oldest checkpoints beyond `keep`, and `passing`, one that was there in case of a failure only; never
+    the best one. Leftovers of killed writers go too."""
     for leftover in (run / "checkpoints").glob(".partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    if passing is not None and passing != best:
+        shutil.rmtree(run / "checkpoints" / passing, ignore_errors=True)
     if keep is None:
         return
     for folder in list_checkpoints(run)[:-keep]:
@@ -143,3 +177,17 @@ def prune(run: Path, keep: int | None, best: str | None) -> None:
 def _sealed(path: Path) -> dict[str, Any]:
     sync(path)
     return seal(path)
+
+
+def flush_drive(path: Path) -> None:
+    """On macOS have the drive write what it was given so far: `fsync` there ends at the drive's own memory, which a
+    power cut empties. Once for all files of a checkpoint, before older ones go. Elsewhere `fsync` has done it."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is None:
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network volume that knows no such thing: its server has what fsync sent
+            fcntl.fcntl(handle, full)
+    finally:
+        os.close(handle)

@@ -84,6 +84,10 @@ class RunConfig:
         500, "Steps between checkpoints; the last step is always saved.", panel="Output", minimum=1,
         aliases=("save_steps", "save_every"),
     )  # fmt: skip
+    checkpoint_minutes: float | None = setting(
+        None, "Save also when the last checkpoint is this old; the next one takes its place. 0: never. Unset: 10 on a "
+        "GPU, 0 on a CPU.", panel="Output", minimum=0,
+    )  # fmt: skip
     keep_checkpoints: int | None = setting(
         None, "Keep this many newest checkpoints, and the best. Unset: all.", panel="Output", flag=True, minimum=1,
         aliases=("save_total_limit",),

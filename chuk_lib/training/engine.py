@@ -17,8 +17,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
+from chuk_lib import runtime
 from chuk_lib.errors import TrainingError
 from chuk_lib.events import Event, Sink
 from chuk_lib.models.randomness import evaluating
@@ -85,8 +86,9 @@ class Progress:
 class Hooks:
     """What the engine calls between steps. `save(progress, is_best)` writes a checkpoint;
     `evaluate(step)` measures, and may add a `sample`;
-    `should_stop()` is asked after every step; `between_steps()` is for the runtime (threads, memory);
-    `keep_completions(step, rows)` stores what the model wrote in a step; `reserve(micro_batch)` makes room for one."""
+    `should_stop()` is asked after every step; `between_steps()` is for the runtime (threads, memory); `overdue()` says
+    that the last checkpoint is too long ago; `keep_completions(step, rows)` stores what the model wrote in a step;
+    `reserve(micro_batch)` makes room for one."""
 
     emit: Sink
     save: Callable[[Progress, bool], None]
@@ -96,6 +98,7 @@ class Hooks:
     extra_metrics: Callable[[int], dict[str, float]] = lambda step: {}
     keep_completions: Callable[[int, Sequence[Mapping[str, Any]]], None] = lambda step, rows: None
     reserve: Callable[[Arrays], None] = lambda micro_batch: None
+    overdue: Callable[[], bool] = lambda: False
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -277,7 +280,7 @@ def fit(
         stale = _is_stale(plan, progress)
         stop = hooks.should_stop()
         last = stale or stop or progress.step == plan.steps
-        if improved or last or progress.step % plan.checkpoint_interval == 0:
+        if improved or last or progress.step % plan.checkpoint_interval == 0 or hooks.overdue():
             hooks.save(progress, improved)
             saved_at = progress.step
         if last and progress.step < plan.steps:
@@ -356,6 +359,7 @@ def _evaluate_if_due(algorithm: Algorithm, plan: Cadence, progress: Progress, ho
     hooks.emit(Event("moved", progress.step, {"doing": "evaluating"}))
     with evaluating(algorithm.model):
         metrics = dict(hooks.evaluate(progress.step))
+    runtime.release_cache()
     sample = metrics.pop("sample", None)
     best = (progress.best or {}).get(plan.watched)
     improved = improves(metrics[plan.watched], best, greater=plan.greater_is_better, threshold=plan.threshold)
@@ -386,5 +390,12 @@ def _bad_numbers(
     done = "no weight was changed" if updates_done == 0 else f"update {updates_done + 1} of the step was not applied"
     return TrainingError(
         f"step {progress.step + 1} is not finite ({error}) on {algorithm.where(progress.step)}; {done}, {kept}",
-        "lower the learning rate, set max_grad_norm, or look at these rows",
+        f"{_range_words(algorithm.model)}lower the learning rate, set max_grad_norm, or look at these rows",
     )
+
+
+def _range_words(model: nn.Module) -> str:
+    """The first thing to try where numbers between layers are float16."""
+    if not any(leaf.dtype == mx.float16 for _, leaf in tree_flatten(model.parameters())):
+        return ""
+    return "float16 ends at 65,504: dtype=bfloat16 or dtype=float32 goes further; or "

@@ -29,7 +29,16 @@ _WORDS = {
     "data": "training data", "model": "base weights (`model`)", "tokenizer": "tokenizer",
     "ref_model": "reference (`ref_model`)", "value_model": "values to begin with (`value_model`)",
 }  # fmt: skip
-_NO_RESULT = ("model", "data", "eval_data", "output", "report_to", "keep_checkpoints", "log_interval")
+_NO_RESULT = (
+    "model",
+    "data",
+    "eval_data",
+    "output",
+    "report_to",
+    "keep_checkpoints",
+    "checkpoint_minutes",
+    "log_interval",
+)
 """Settings that are told apart by what they lead to, or that lead to nothing."""
 
 

@@ -20,6 +20,7 @@ from chuk_lib.sinks import make_sinks
 from chuk_lib.training import recipes
 from chuk_lib.training.config import Config, SFTConfig, TrainerConfig, refuse_idle_settings
 from chuk_lib.training.loading import required
+from chuk_lib.training.planning.room import make_room
 from chuk_lib.training.run import Run, RunResult, reopen
 from chuk_lib.training.run_dir import RunDir, check_output, default_run_path
 
@@ -53,13 +54,15 @@ def train(
         if is_piped:
             source, settings = read_stdin(copy), replace(settings, data=str(output / _STDIN_COPY))
         trainer, dataset, eval_dataset = recipes.load(algorithm, settings, source, make_player)
+        room = make_room(trainer, dataset, origins)
 
         def open_run() -> Run:
             directory = RunDir.create(output, overwrite)
             if is_piped:
                 copy.flush()
                 directory.copy_in(Path(copy.name), _STDIN_COPY)
-            return Run(directory, dict(origins or {}))
+            found = (dict(room.origins), room.warnings) if room else ({}, ())
+            return Run(directory, {**(origins or {}), **found[0]}, warnings=found[1])
 
         result: RunResult = trainer.train(
             dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=open_run
@@ -105,7 +108,9 @@ def resume(
         config = resolve(recipes.config_class(run.directory.algorithm), layers).value
         name, data = run.directory.algorithm, required(config, "data")
         trainer, dataset, eval_dataset = recipes.load(name, config, data, make_player)
-        run = replace(run, allow_changed=allow_changed, changes=tuple(changes or ()))
+        room = make_room(trainer, dataset)
+        told = (*run.warnings, *(room.warnings if room else ()))
+        run = replace(run, allow_changed=allow_changed, changes=tuple(changes or ()), warnings=told)
         result: RunResult = trainer.train(
             dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=lambda: run
         )

@@ -6,6 +6,7 @@ counters from its newest valid checkpoint. Whatever happens, the lock is let go 
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,12 +16,14 @@ from typing import Any
 
 from chuk_lib import __version__, runtime
 from chuk_lib.config.settings import as_dict
-from chuk_lib.errors import ChukError, ConfigError
+from chuk_lib.errors import ChukError, ConfigError, TrainingError
 from chuk_lib.events import Event, JsonLines, Sink, fan_out
+from chuk_lib.runtime.gpu_errors import gpu_error
 from chuk_lib.sinks import make_sinks
 from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.checkpoints import (
     Checkpoint,
+    CheckpointClock,
     list_checkpoints,
     load_memory,
     load_optimizer_state,
@@ -125,6 +128,7 @@ class Job:
 
 _WEIGHTS = "model.safetensors"
 _ROUNDING = 1e-9
+GPU_CHECKPOINT_MINUTES = 10
 
 
 def run_training(
@@ -159,7 +163,8 @@ def run_training(
             _describe(run, config, job)
         log = JsonLines.append_to(run.directory.events)
         try:
-            training = _Training(job, config, plan, optimizer, run, fan_out([log, *sinks]))
+            clock = CheckpointClock(_minutes(config), run.checkpoint)
+            training = _Training(job, config, plan, optimizer, run, fan_out([log, *sinks]), clock)
             return training(progress, should_stop, kept)
         finally:
             log.close()
@@ -269,6 +274,7 @@ class _Training:
     optimizer: ChukOptimizer | Learner
     run: Run
     emit: Sink
+    clock: CheckpointClock
 
     def __call__(self, progress: Progress, should_stop: Callable[[], bool], kept: CompletionsLog) -> RunResult:
         job, run, emit = self.job, self.run, self.emit
@@ -282,15 +288,18 @@ class _Training:
         hooks = Hooks(
             emit=watched, save=lambda now, best: self._save(now, best, watched), evaluate=job.evaluate,
             should_stop=should_stop, between_steps=_between_steps, extra_metrics=self._extra_metrics,
-            keep_completions=kept.add,
+            keep_completions=kept.add, overdue=self.clock.is_overdue,
         )  # fmt: skip
         try:
             with runtime.computing(fast=job.fast_math), StepLimit.of(job.algorithm.model, self.optimizer) as reserve:
                 reason = fit(job.algorithm, self.optimizer, self.plan, progress, replace(hooks, reserve=reserve))
-        except BaseException as error:
+        except BaseException as failure:  # whatever it was, the log says how it ended
+            error = _in_words(failure, run.directory.path, last.checkpoint)
             text = error.message if isinstance(error, ChukError) else type(error).__name__
             emit(Event("finished", progress.step, {"reason": "failed", "error": text, "steps": progress.step}))
-            raise
+            if error is failure:
+                raise
+            raise error from failure
         ended = {"reason": reason, "steps": progress.step, "seconds": round(time.perf_counter() - began, 3)}
         details = {"best": progress.best, "checkpoint": last.checkpoint, "metrics": last.metrics}
         emit(Event("finished", progress.step, ended | details))
@@ -316,14 +325,30 @@ class _Training:
         job, run = self.job, self.run
         state = progress.to_state() | {"algorithm": job.name, **job.state}
         state |= {"inputs": job.inputs.all(), "settings": as_dict(self.config)}
-        state["rows"] = rows_around(job.rows, progress.step)
+        state |= {"rows": rows_around(job.rows, progress.step), "passing": self.clock.is_due}
         memory = job.algorithm.memory()
         folder = save_checkpoint(run.directory, progress.step, job.write, self.optimizer.state, state, memory)
         best_name = f"step_{progress.best['step']:06d}" if progress.best else None
         if best_name:  # each time: a kill can come between a checkpoint and its mark
             run.directory.point("best", run.directory.checkpoints / best_name)
-        prune(run.directory.path, self.config.keep_checkpoints, best_name)
+        prune(run.directory.path, self.config.keep_checkpoints, best_name, self.clock.saved(folder.name))
         emit(Event("saved", progress.step, {"path": str(folder), "best": best}))
+
+
+def _in_words(error: BaseException, run: Path, checkpoint: str | None) -> BaseException:
+    """The error, or what it means and how to go on when the GPU failed: nothing can be saved after that."""
+    found = gpu_error(error)
+    if found is None:
+        return error
+    step = int(Path(checkpoint).name.removeprefix("step_")) if checkpoint else 0
+    goes_on = f"goes on after step {step:,}" if step else "begins again: no checkpoint was due yet"
+    return TrainingError(found.message, f"`chuk train resume {shlex.quote(str(run))}` {goes_on}; {found.hint}")
+
+
+def _minutes(config: RunConfig) -> float:
+    """How old the last checkpoint may become: a GPU that fails takes with it what was not saved."""
+    default = 0 if runtime.on_cpu() else GPU_CHECKPOINT_MINUTES
+    return default if config.checkpoint_minutes is None else config.checkpoint_minutes
 
 
 def _through(run: Run, progress: Progress, plan: Cadence) -> list[str]:
@@ -361,4 +386,4 @@ def _slow_blas() -> list[str]:
 
 def _memory() -> dict[str, int]:
     use = runtime.memory()
-    return {"memory_bytes": use.active, "peak_memory_bytes": use.peak}
+    return {"memory_bytes": use.active, "peak_memory_bytes": use.peak, "cache_memory_bytes": use.cache}

@@ -160,11 +160,13 @@ class RunDir:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            except OSError:
+            except OSError as error:
+                if not isinstance(error, BlockingIOError):
+                    self.close()
+                    raise _unlockable(self.path, error) from None
                 if patience is not None:
                     time.sleep(patience)
-        os.close(self._lock)
-        self._lock = None
+        self.close()
         raise TrainingError(
             f"another process is training in `{self.path}`", "wait for it, stop it, or choose another --output"
         )
@@ -206,6 +208,14 @@ def default_run_path(algorithm: str, model: str) -> Path:
     """`runs/<date>-<time>-<algorithm>-<model>-<4 hex>`."""
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", Path(model).name).strip("-")[:40] or "model"
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{algorithm}-{slug}-{secrets.token_hex(2)}"
+
+
+def _unlockable(path: Path, error: OSError) -> TrainingError:
+    """A volume that has no locks, as many network volumes: two runs in one folder would go unnoticed."""
+    return TrainingError(
+        f"`{path}` cannot be locked: {error.strerror or error}",
+        "choose an --output on a disk of this machine; network volumes often know no locks",
+    )
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:

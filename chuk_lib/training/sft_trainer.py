@@ -15,7 +15,7 @@ import numpy as np
 
 from chuk_lib import runtime
 from chuk_lib.data.batches import BatchFolder, FolderPlan, is_batch_folder
-from chuk_lib.data.batching import BatchPlan, RowPlan
+from chuk_lib.data.batching import GPU_ROUNDING, BatchPlan, Rounding, RowPlan
 from chuk_lib.data.reader import DataSource, has_split
 from chuk_lib.data.sft_dataset import SFTDataset
 from chuk_lib.data.tokenizers.protocol import Tokenizer
@@ -26,7 +26,7 @@ from chuk_lib.models import provenance_of
 from chuk_lib.models.heads import OutputHead, output_head
 from chuk_lib.models.segments import check_packable
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Update
-from chuk_lib.training.config import SFTConfig, checked
+from chuk_lib.training.config import SFTConfig, TrainerConfig, checked
 from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.fits import check_rows, length_notes
 from chuk_lib.training.language_job import complete, language_job, prepare_model
@@ -36,9 +36,6 @@ from chuk_lib.training.measuring.exact_match import write_sample
 from chuk_lib.training.run import Run, RunResult, run_training
 from chuk_lib.training.utils.fused_head import StatOptions
 from chuk_lib.training.utils.log_probs import target_stats
-
-GPU_MULTIPLE = 64
-"""Padded lengths on a GPU are multiples of this, unless `pad_to_multiple_of` says otherwise."""
 
 
 class SFTAlgorithm(Algorithm):
@@ -166,7 +163,7 @@ class SFTTrainer:
             num_epochs=config.num_epochs, max_steps=config.max_steps, seed=config.seed, shuffle=config.shuffle,
             group_by_length=config.group_by_length, max_length=config.max_length,
             packing=config.packing_strategy if config.packing else None, pad_token_id=pad_token_id(self.tokenizer),
-            pad_to_multiple_of=pad_multiple(config),
+            pad_to_multiple_of=pad_rounding(config),
         )  # fmt: skip
 
     def complete(self, adapted: bool, dataset: SFTDataset | BatchFolder) -> SFTConfig:
@@ -187,7 +184,7 @@ class SFTTrainer:
     def _evaluator(self, dataset: SFTDataset | BatchFolder) -> Callable[[int], dict[str, Any]]:
         """The loss over all rows, and one row's answer, another row each time."""
         plan = self._eval_plan(dataset)
-        algorithm = SFTAlgorithm(self.model, plan, gradient=False)
+        algorithm = SFTAlgorithm(self.model, plan, few_shapes=not runtime.on_cpu(), gradient=False)
 
         def evaluate(step: int) -> dict[str, Any]:
             example = dataset[step % len(dataset)]
@@ -200,7 +197,7 @@ class SFTTrainer:
         by_length = sorted(dataset.examples, key=len)
         return BatchPlan(
             by_length, batch_size=size, shuffle=False, group_by_length=False,
-            pad_token_id=pad_token_id(self.tokenizer),
+            pad_token_id=pad_token_id(self.tokenizer), pad_to_multiple_of=pad_rounding(self.config),
         )  # fmt: skip
 
 
@@ -247,9 +244,10 @@ def rows_of(plan: BatchPlan | FolderPlan | RowPlan) -> Callable[[int], list[int]
     return lambda step: [row for part in plan.micro_batches(step) for row in part]
 
 
-def pad_multiple(config: SFTConfig) -> int | None:
-    """What padded lengths are a multiple of: as set, else few shapes on a GPU and no rounding on a CPU."""
-    return config.pad_to_multiple_of or (None if runtime.on_cpu() else GPU_MULTIPLE)
+def pad_rounding(config: TrainerConfig) -> Rounding:
+    """How padded lengths are rounded: as set, else to few lengths on a GPU and not at all on a CPU."""
+    given = getattr(config, "pad_to_multiple_of", None)  # rollouts have no such setting
+    return Rounding.of(given or (None if runtime.on_cpu() else GPU_ROUNDING))
 
 
 def pad_token_id(tokenizer: Tokenizer) -> int:

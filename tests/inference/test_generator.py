@@ -155,7 +155,7 @@ def test_a_long_prompt_runs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = loaded()
     prompt = [(i * 7) % 300 + 4 for i in range(200)]
     whole = generate(model, tokenizer, prompt, SHORT)
-    monkeypatch.setattr("chuk_lib.inference.decoder.prefill.PREFILL_TOKENS", 1)
+    monkeypatch.setattr("chuk_lib.inference.decoder.prefill.prefill_tokens", lambda: 1)
     assert generate(model, tokenizer, prompt, SHORT).tokens == whole.tokens
     assert generate_many(model, tokenizer, [prompt, prompt[:40]], SHORT)[0].tokens == whole.tokens
 

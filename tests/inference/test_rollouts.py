@@ -244,29 +244,29 @@ def test_nothing_is_held_when_the_last_row_has_ended(decode: Any) -> None:
         gc.enable()
 
 
-@pytest.mark.parametrize(("known", "free"), [(CUDA, 70), (METAL, 12)])
+@pytest.mark.parametrize(("backend", "known", "free"), [("cuda", CUDA, 70), ("metal", METAL, 12)])
 def test_a_gpu_s_memory_decides_how_many_rows_decode_together(
-    known: dict[str, object], free: int, monkeypatch: pytest.MonkeyPatch
+    backend: str, known: dict[str, object], free: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny("llama")
     cost = token_bytes(model)
     total = known.get("total_memory", 12 << 30)
     monkeypatch.setattr(rollout_budget, "on_cpu", lambda: False)
     monkeypatch.setattr(rollout_budget, "token_bytes", lambda model: cost)
-    as_if_on(monkeypatch, known)
+    as_if_on(monkeypatch, backend, known)
     assert default_token_budget(model) * cost == pytest.approx(0.5 * ((free << 30) - 0.1 * total), rel=1e-3)
 
 
-@pytest.mark.parametrize("known", [CUDA, METAL])
+@pytest.mark.parametrize(("backend", "known"), [("cuda", CUDA), ("metal", METAL)])
 def test_a_gpu_joins_weights_when_copies_are_a_small_part_of_its_memory(
-    known: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    backend: str, known: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = read_llama(tiny("llama"))
     assert parts is not None
     size = sum(b.q.weight.nbytes + 2 * b.k.weight.nbytes + 2 * b.gate.weight.nbytes for b in parts.blocks)
-    as_if_on(monkeypatch, known)
+    as_if_on(monkeypatch, backend, known)
     assert may_join(parts)
-    as_if_on(monkeypatch, {"total_memory": 19 * size, "free_memory": 19 * size})
+    as_if_on(monkeypatch, "cuda", {"total_memory": 19 * size, "free_memory": 19 * size})
     assert not may_join(parts)
 
 
@@ -281,7 +281,7 @@ def test_a_long_prompt_runs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = loaded()
     asked = [[(i * 7) % 300 + 4 for i in range(length)] for length in (200, 90)]
     whole = rollouts(model, tokenizer, asked, WARM, group_size=2)
-    monkeypatch.setattr("chuk_lib.inference.decoder.prefill.PREFILL_TOKENS", 64)
+    monkeypatch.setattr("chuk_lib.inference.decoder.prefill.prefill_tokens", lambda: 64)
     pieces = rollouts(model, tokenizer, asked, WARM, group_size=2)
     assert ids_of(pieces) == ids_of(whole)
     np.testing.assert_allclose(pieces[0].logps, whole[0].logps, atol=1e-5)

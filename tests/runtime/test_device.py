@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from chuk_lib import runtime
-from chuk_lib.runtime import device, memory_use
+from chuk_lib.runtime import device, hardware, memory_use
 from chuk_lib.runtime.memory_use import machine_memory
 
 on_cpu = pytest.mark.skipif(mx.default_device() != mx.cpu, reason="the policy of the CPU")
@@ -88,38 +88,46 @@ METAL = {
 """What `mx.device_info` tells on either."""
 
 
-def as_if_on(monkeypatch: pytest.MonkeyPatch, known: dict[str, object], active: int = 0, cached: int = 0) -> None:
+def as_if_on(
+    monkeypatch: pytest.MonkeyPatch, backend: str, known: dict[str, object], active: int = 0, cached: int = 0
+) -> None:
     """MLX computes on a GPU that tells `known`."""
-    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
-    monkeypatch.setattr(mx, "device_info", lambda device=None: known)
+    monkeypatch.setattr(hardware, "device", lambda: hardware.Device(backend, "a GPU", known))
     monkeypatch.setattr(mx, "get_active_memory", lambda: active)
     monkeypatch.setattr(mx, "get_cache_memory", lambda: cached)
 
 
+def sizes(memory: runtime.DeviceMemory) -> tuple[int, int, int]:
+    return memory.total, memory.free, memory.usable
+
+
 def test_a_card_has_what_all_processes_leave_and_what_mlx_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    as_if_on(monkeypatch, CUDA, active=7 * GIB, cached=3 * GIB)
-    assert runtime.device_memory() == runtime.DeviceMemory(80 * GIB, 73 * GIB)
+    as_if_on(monkeypatch, "cuda", CUDA, active=7 * GIB, cached=3 * GIB)
+    assert sizes(runtime.device_memory()) == (80 * GIB, 73 * GIB, 72 * GIB)
+    as_if_on(monkeypatch, "cuda", CUDA | {"free_memory": 20 * GIB}, active=7 * GIB, cached=3 * GIB)
+    assert sizes(runtime.device_memory()) == (80 * GIB, 23 * GIB, 27 * GIB)
 
 
 def test_a_mac_s_gpu_has_its_working_set_not_the_machine_s_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    as_if_on(monkeypatch, METAL, active=2 * GIB, cached=3 * GIB)
-    assert runtime.device_memory() == runtime.DeviceMemory(12 * GIB, 10 * GIB)
+    as_if_on(monkeypatch, "metal", METAL, active=2 * GIB, cached=3 * GIB)
+    assert sizes(runtime.device_memory()) == (12 * GIB, 10 * GIB, int(10.8 * GIB))
 
 
 def test_a_device_that_tells_nothing_has_what_mlx_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     limit = mx.set_memory_limit(1 << 40)
     mx.set_memory_limit(limit)
-    as_if_on(monkeypatch, {"device_name": "new"}, active=1)
-    assert runtime.device_memory() == runtime.DeviceMemory(limit, limit - 1)
+    as_if_on(monkeypatch, "cuda", {"device_name": "new"}, active=1, cached=0)
+    assert sizes(runtime.device_memory())[:2] == (limit, limit - 1)
 
 
 @on_cpu
 def test_a_cpu_has_the_machine_s_memory_or_its_container_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_use, "machine_memory", lambda: (64 * GIB, 40 * GIB))
     monkeypatch.setattr(memory_use, "container_memory", lambda: (0, 0))
-    assert runtime.device_memory() == runtime.DeviceMemory(64 * GIB, 40 * GIB)
+    monkeypatch.setattr(mx, "get_active_memory", lambda: 0)
+    assert sizes(runtime.device_memory()) == (64 * GIB, 40 * GIB, 32 * GIB)
     monkeypatch.setattr(memory_use, "container_memory", lambda: (8 * GIB, 5 * GIB))
-    assert runtime.device_memory() == runtime.DeviceMemory(8 * GIB, 5 * GIB)
+    assert sizes(runtime.device_memory()) == (8 * GIB, 5 * GIB, 4 * GIB)
     monkeypatch.undo()
     found = runtime.device_memory()
     assert 0 < found.free <= found.total <= machine_memory()[0]

@@ -114,6 +114,18 @@ def test_log_interval(train):
     assert steps_logged(train(log_interval=5).run_dir) == [1, 5, 10, 12]
 
 
+def test_checkpoint_minutes_saves_between_and_the_next_takes_its_place(train):
+    run = train("minutes", checkpoint_interval=6, eval_steps=12, checkpoint_minutes=1e-6).run_dir
+    saved = [event.step for event in read_events(run / "events.jsonl") if event.kind == "saved"]
+    assert saved == list(range(1, 13))
+    assert [folder.name for folder in list_checkpoints(run)] == ["step_000006", "step_000012"]
+    assert not [
+        e
+        for e in read_events(train("never", checkpoint_minutes=0).run_dir / "events.jsonl")
+        if e.step == 1 and e.kind == "saved"
+    ]
+
+
 def test_checkpoint_interval_eval_steps_and_keep_checkpoints(train):
     run = train("all", checkpoint_interval=5, eval_steps=12).run_dir
     assert (checkpoints(run), evaluations(run)) == ([5, 10, 12], [12])
@@ -217,7 +229,7 @@ def test_settings_that_would_do_nothing_are_refused_and_nothing_is_written(train
 
 ELSEWHERE = {
     "model", "data", "eval_data", "output", "optimizer", "lora_rank", "gradient_checkpointing", "checkpointing_blocks",
-    "log_interval", "eval_steps", "eval_batch_size", "checkpoint_interval", "keep_checkpoints",
+    "log_interval", "eval_steps", "eval_batch_size", "checkpoint_interval", "checkpoint_minutes", "keep_checkpoints",
     "early_stopping_patience", "early_stopping_threshold", "assistant_only_loss", "pad_to_multiple_of", "format",
     "text_field",
     "implementation",

@@ -10,8 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-PREFILL_TOKENS = 8192
-"""Tokens of prompts that run at once, over all rows."""
+from chuk_lib.runtime import prefill_tokens
+
 LEAST_COLUMNS = 32
 
 Memory = list[tuple[mx.array, mx.array]]
@@ -22,10 +22,10 @@ def prefill_plain(model: nn.Module, prompts: Sequence[Sequence[int]]) -> list[Me
     """Prompts side by side, padded on the right: what follows a token does not change its keys and values. Prompts
     of like length should stand together."""
     memories: list[Memory] = []
-    begin = 0
+    begin, most = 0, prefill_tokens()
     while begin < len(prompts):
         longest, end = len(prompts[begin]), begin + 1
-        while end < len(prompts) and max(longest, len(prompts[end])) * (end + 1 - begin) <= PREFILL_TOKENS:
+        while end < len(prompts) and max(longest, len(prompts[end])) * (end + 1 - begin) <= most:
             longest, end = max(longest, len(prompts[end])), end + 1
         memories += _prefill_together(model, prompts[begin:end], longest - 1)
         begin = end
@@ -46,7 +46,7 @@ def _prefill_together(model: nn.Module, prompts: Sequence[Sequence[int]], column
 
 def _run_prompt(model: nn.Module, ids: mx.array, caches: list[Any]) -> None:
     """Run (B, T) tokens, some columns at a time; the logits are never computed."""
-    columns = max(LEAST_COLUMNS, PREFILL_TOKENS // ids.shape[0])
+    columns = max(LEAST_COLUMNS, prefill_tokens() // ids.shape[0])
     for start in range(0, ids.shape[1], columns):
         model(ids[:, start : start + columns], cache=caches)
         mx.eval([cache.state for cache in caches])

@@ -157,6 +157,7 @@ class Collector:
         prompts = self._prompts(rows)
         episodes = self.player.play(prompts, n, sampling)
         check_played(episodes, prompts, n)
+        runtime.release_cache()
         played = time.perf_counter()
         logged = Logged()
         with runtime.users_own():

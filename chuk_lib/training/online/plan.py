@@ -18,6 +18,7 @@ from chuk_lib.training.online.grpo_trainer import GRPOTrainer
 from chuk_lib.training.online.ppo_config import PPOConfig
 from chuk_lib.training.online.ppo_trainer import PPOTrainer
 from chuk_lib.training.planning.dry_run import DryRun
+from chuk_lib.training.planning.room import make_room
 from chuk_lib.training.run import check_evaluation
 from chuk_lib.utils.text import shorten
 
@@ -42,17 +43,21 @@ def plan_online(
     source = required(config, "data")
     trainer, dataset, eval_dataset = kind.load(config, list(read_stdin()) if source == "-" else source)
     check_evaluation(config, eval_dataset is not None)
+    room = make_room(trainer, dataset, origins)
     trainer.config = done = trainer.complete(prepare_model(trainer.model, trainer.config), dataset)
     plan = trainer.plan(dataset)
     more = settings_notes(done, plan.steps * done.scheduled_updates)
     where = {**(origins or dict.fromkeys(as_dict(done), "given in code")), **trainer.chosen}
+    where |= room.origins if room else {}
     return DryRun.of(
         done, where, output, trainer.learner(),
         rewards=dict(zip(trainer.rewards.names, trainer.rewards.weights, strict=True)),
         rows=preview_prompts(dataset, trainer.tokenizer, rows), report=dataset.report, steps=plan.steps,
         epochs=plan.epoch(plan.steps), prompts_per_step=plan.prompts_per_step, completions_per_step=done.rows_per_step,
         updates_per_step=done.updates_per_step,
-        notes=(*trainer.notes(dataset), *more, *loss_words(dataset.report.as_dict())),
+        notes=(
+            *trainer.notes(dataset), *more, *loss_words(dataset.report.as_dict()), *(room.warnings if room else ()),
+        ),
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.episode import MakePlayer, OneTurn, Player
 from chuk_lib.training.online.report import RewardEvaluator
 from chuk_lib.training.run import Run, RunResult, run_training
-from chuk_lib.training.sft_trainer import GPU_MULTIPLE, pad_token_id
+from chuk_lib.training.sft_trainer import pad_rounding, pad_token_id
 from chuk_lib.training.utils.completion_log_probs import Shapes
 
 Config = TypeVar("Config", bound=OnlineConfig)
@@ -145,6 +145,5 @@ class OnlineTrainer(ABC, Generic[Config]):
 
     def _shapes(self) -> Shapes:
         """How rows are laid out: in few shapes on a GPU, where steps are compiled."""
-        on_cpu = runtime.on_cpu()
-        pad, multiple = pad_token_id(self.tokenizer), None if on_cpu else GPU_MULTIPLE
-        return Shapes(self.config.micro_batch, pad, multiple, not on_cpu)
+        pad, rounding = pad_token_id(self.tokenizer), pad_rounding(self.config)
+        return Shapes(self.config.micro_batch, pad, rounding, not runtime.on_cpu())

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
-
 from chuk_lib.errors import ConfigError
 from chuk_lib.runtime.device import on_cpu
 from chuk_lib.runtime.memory_use import device_memory, set_memory_limit
@@ -198,14 +196,9 @@ def _reasons(found: Choice, needs: dict[Choice, MemoryEstimate], rows: int) -> I
 def _machine_budget() -> tuple[int, str]:
     """What a run may use here: most of what is free, and what MLX holds already."""
     memory = device_memory()
-    room = memory.free + mx.get_active_memory()
-    if on_cpu():
-        what, room = "four fifths of the memory that is free", int(0.8 * room)
-    else:
-        what, room = "nine tenths of what the GPU has free", int(0.9 * min(room, memory.total))
-    if not room:
+    if not memory.usable:
         raise ConfigError("this machine does not tell how much memory is free", "give a size, such as --fit 8GiB")
-    return room, what
+    return memory.usable, memory.rule
 
 
 def _gib(size: float) -> str:

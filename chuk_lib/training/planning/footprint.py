@@ -58,7 +58,7 @@ class Footprint:
 def footprint_of(model: nn.Module, held: int) -> Footprint:
     """Read off all that is trained together, what is trained chosen; nothing is computed. `held`: bytes of all weights
     and of the optimizer."""
-    blocks, size = _blocks(model), _activation_size(model)
+    blocks, size = _blocks(model), activation_size(model)
     tables = [layer.weight for layer in model.modules() if isinstance(layer, _TABLES)]
     heads = [layer for name, layer in model.named_modules() if name.endswith("lm_head") and "weight" in layer]
     rows = [len(table) for table in tables] + [len(layer.weight) for layer in heads]
@@ -108,7 +108,7 @@ def _width(block: nn.Module) -> int:
     return min((input_width(layer) for layer in layers), default=0)
 
 
-def _activation_size(model: nn.Module) -> int:
+def activation_size(model: nn.Module) -> int:
     """Bytes of a number between layers: that of the weights before adapters."""
     kinds = Counter({2: 0, 4: 0})
     for name, leaf in tree_flatten(model.parameters()):

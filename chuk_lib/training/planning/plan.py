@@ -35,8 +35,9 @@ from chuk_lib.training.planning.budget import Choice, Fit, choose
 from chuk_lib.training.planning.dry_run import DryRun
 from chuk_lib.training.planning.estimate import MemoryEstimate, StepModel, resident_of
 from chuk_lib.training.planning.probe import measure_steps, resized
+from chuk_lib.training.planning.room import make_room
 from chuk_lib.training.run import check_evaluation
-from chuk_lib.training.sft_trainer import SFTAlgorithm, SFTTrainer, load, make_update, pad_multiple, pad_token_id
+from chuk_lib.training.sft_trainer import SFTAlgorithm, SFTTrainer, load, make_update, pad_rounding, pad_token_id
 
 
 def plan_sft(
@@ -63,11 +64,15 @@ def plan_sft(
     fit = choose(trial, where, budget) if budget is not None else None
     if fit:
         where |= dict.fromkeys(fit.choice.settings(), "--fit")
+    room = make_room(trial.trainer, trial.dataset, where) if budget is None else None
+    if room:
+        trial.config = replace(trial.config, **room.chosen)
+        where |= room.origins
     if isinstance(trial.dataset, BatchFolder):
         shown = show_rows(trial.dataset, trial.tokenizer, 1, rows)
     else:
         shown = preview_rows(_first(source, rows), trial.tokenizer, **_rules(trial.config))
-    return _describe(trial, where, output, shown, fit)
+    return _describe(trial, where, output, shown, fit, room.warnings if room else ())
 
 
 def fit_sft(
@@ -119,8 +124,8 @@ class _Trial:
             return resized(self.batch_plan(choice).batches(0)[0], rows)
         longest = sorted(self.dataset.examples, key=len, reverse=True)[:rows]
         pad = pad_token_id(self.tokenizer)
-        multiple = pad_multiple(self.config)
-        plan = BatchPlan(longest, batch_size=rows, shuffle=False, pad_token_id=pad, pad_to_multiple_of=multiple)
+        rounding = pad_rounding(self.config)
+        plan = BatchPlan(longest, batch_size=rows, shuffle=False, pad_token_id=pad, pad_to_multiple_of=rounding)
         return resized(plan.batches(0)[0], rows)
 
     def step_model(self, choice: Choice, most_rows: int) -> StepModel:
@@ -155,7 +160,12 @@ class _Trial:
 
 
 def _describe(
-    trial: _Trial, origins: dict[str, str], output: Path, rows: Sequence[PreviewRow], fit: Fit | None
+    trial: _Trial,
+    origins: dict[str, str],
+    output: Path,
+    rows: Sequence[PreviewRow],
+    fit: Fit | None,
+    warnings: Sequence[str],
 ) -> DryRun:
     choice = Choice.of(trial.config)
     if choice.packing:
@@ -170,7 +180,7 @@ def _describe(
         steps_per_epoch=plan.steps_per_epoch, epochs=plan.epoch(plan.steps), padding=plan.padding_share,
         largest=(min(choice.batch_size, plan.rows), width), memory=memory, step_seconds=seconds,
         seconds=seconds * plan.steps, fit=fit,
-        notes=(*_notes(trial, memory), *settings_notes(trial.config, plan.steps)),
+        notes=(*_notes(trial, memory), *settings_notes(trial.config, plan.steps), *warnings),
     )  # fmt: skip
 
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from chuk_lib import runtime
 from chuk_lib.data.batches import FolderPlan
-from chuk_lib.data.batching import RowPlan
+from chuk_lib.data.batching import Rounding, RowPlan
 from chuk_lib.data.preference_dataset import PairExample, UnpairedExample
 from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.training.algorithm import Arrays, Update
 from chuk_lib.training.preference.config import PreferenceConfig
-from chuk_lib.training.sft_trainer import GPU_MULTIPLE, pad_token_id
+from chuk_lib.training.sft_trainer import pad_rounding, pad_token_id
 from chuk_lib.training.utils.log_probs import completion_arrays
 
 Row = TypeVar("Row", bound=PairExample | UnpairedExample)
@@ -31,14 +31,13 @@ class Layout:
     """How rows are padded. `few_shapes`: lengths and numbers of tokens are rounded up, for compiled steps."""
 
     pad_token_id: int = 0
-    multiple: int | None = None
+    multiple: int | Rounding | None = None
     few_shapes: bool = False
 
     @classmethod
     def of(cls, config: PreferenceConfig, tokenizer: Tokenizer) -> Layout:
-        """As the settings say; on a GPU lengths are multiples of 64 unless they say otherwise."""
-        gpu = not runtime.on_cpu()
-        return cls(pad_token_id(tokenizer), config.pad_to_multiple_of or (GPU_MULTIPLE if gpu else None), gpu)
+        """As the settings say; on a GPU in few lengths unless they say otherwise."""
+        return cls(pad_token_id(tokenizer), pad_rounding(config), not runtime.on_cpu())
 
     def arrays(self, prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray]) -> Arrays:
         """`completion_arrays` of these rows. Where there is no prompt the first token stands for it: nothing predicts

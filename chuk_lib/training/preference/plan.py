@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from chuk_lib.training.jobs import check_start
 from chuk_lib.training.language_job import complete, prepare_model, settings_notes
 from chuk_lib.training.loading import load_policy, required
 from chuk_lib.training.planning.dry_run import DryRun
+from chuk_lib.training.planning.room import look
 from chuk_lib.training.preference import reward_trainer, trainer
 from chuk_lib.training.preference.batches import Layout
 from chuk_lib.training.preference.config import PreferenceConfig, ReferenceConfig, RewardConfig
@@ -46,18 +48,22 @@ def plan_preferences(
         dataset, eval_dataset = trainer.load_data(config, source, tokenizer)
     check_rows(model, tokenizer, dataset, eval_dataset)
     check_evaluation(config, eval_dataset is not None)
-    done = complete(config, model, prepare_model(model, config), where)
+    adapted = prepare_model(model, config)
+    room = look(model, config, dataset.report.longest, origins)
+    done = complete(replace(config, **room.chosen) if room else config, model, adapted, where)
     examples: Sequence[Any] = dataset.examples
     batches = make_batches(examples, done, Layout.of(done, tokenizer))
     padding, largest = _padding(batches)
     what = "leave them out" if isinstance(config, RewardConfig) else "cut them"
     return DryRun.of(
-        done, origins, output, model, rows=[preview_row(one, tokenizer) for one in examples[:rows]],
+        done, {**origins, **room.origins} if origins and room else origins, output, model,
+        rows=[preview_row(one, tokenizer) for one in examples[:rows]],
         report=dataset.report, steps=batches.plan.steps, epochs=batches.plan.epoch(batches.plan.steps),
         padding=padding, largest=largest, reference=_reference(done),
         notes=(
             *notes(model, dataset.report, what), *trainer.balance(done, dataset),
             *settings_notes(done, batches.plan.steps), *loss_words(dataset.report.as_dict()),
+            *(room.warnings if room else ()),
         ),
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib.data.batching import Rounding
 from chuk_lib.data.preference_dataset import PairDataset, PairExample
 from chuk_lib.data.reader import DataSource
 from chuk_lib.data.tokenizers.protocol import Tokenizer
@@ -82,8 +83,7 @@ def reward_arrays(pairs: Sequence[PairExample], layout: Layout, pad_token_id: in
     rows = [np.concatenate([pair.prompt, pair.chosen]) for pair in pairs]
     rows += [np.concatenate([pair.prompt, pair.rejected]) for pair in pairs]
     width = max(1, *(len(row) for row in rows))
-    multiple = layout.multiple or 1
-    ids = np.full((len(rows), -(-width // multiple) * multiple), layout.pad_token_id, np.int32)
+    ids = np.full((len(rows), Rounding.of(layout.multiple)(width)), layout.pad_token_id, np.int32)
     for at, row in enumerate(rows):
         ids[at, : len(row)] = row
     arrays = {"input_ids": mx.array(ids), "lengths": mx.array(ends([row.tolist() for row in rows], pad_token_id))}

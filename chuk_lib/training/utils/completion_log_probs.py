@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib.data.batching import Rounding
 from chuk_lib.models.heads import OutputHead, output_head
 from chuk_lib.models.randomness import evaluating
 from chuk_lib.training.utils.log_probs import StatOptions, completion_arrays, completion_stats
@@ -18,12 +19,12 @@ from chuk_lib.training.utils.log_probs import StatOptions, completion_arrays, co
 
 @dataclass(frozen=True)
 class Shapes:
-    """How rows are put together: the id that fills them up, at most `rows` at once, widths that are a `multiple`, and
+    """How rows are put together: the id that fills them up, at most `rows` at once, widths rounded to a `multiple`, and
     whether shapes should be few (see `completion_arrays`)."""
 
     rows: int
     pad_token_id: int = 0
-    multiple: int | None = None
+    multiple: int | Rounding | None = None
     few: bool = False
 
     def arrays(self, prompts: Sequence[Sequence[int]], completions: Sequence[Any], masks: Any = None) -> Any:

@@ -21,7 +21,6 @@ from chuk_lib import runtime
 from chuk_lib.models.transforms import LogitTransform
 from chuk_lib.training.utils.head_products import HeadProduct
 
-_TILE_BYTES = {"cpu": 4 << 20, "gpu": 1 << 30}
 KEEP_BYTES = 256 << 20  # probabilities kept for the backward pass, on a CPU; beyond that they are made again
 Stats = tuple[mx.array, ...]
 """Log-prob, entropy, top-1 hit; and with moments the mean logit and log Σp². Float32 (N,) each."""
@@ -60,8 +59,8 @@ class FusedHead:
 
 
 def tile_rows(vocabulary: int) -> int:
-    """Tokens in a tile: what fits the cache on a CPU, a gibibyte of float32 logits on a GPU."""
-    return max(16, _TILE_BYTES["cpu" if runtime.on_cpu() else "gpu"] // (4 * vocabulary))
+    """Tokens in a tile: as many as have `runtime.tile_bytes()` of float32 logits."""
+    return max(16, runtime.tile_bytes() // (4 * vocabulary))
 
 
 class _Run:

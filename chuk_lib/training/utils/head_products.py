@@ -16,6 +16,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from chuk_lib import runtime
+
 
 class HeadProduct(Protocol):
     """What the tiles need of a head. Shapes: rows (N, H), logits and slope (N, V)."""
@@ -51,11 +53,24 @@ class WeightProduct:
 
     def logits(self, rows: mx.array, trained: Sequence[mx.array]) -> mx.array:
         """rows · Wᵀ, the rows first rounded to the weight's type."""
+        rows = rows.astype(self._weight.dtype).astype(mx.float32)
         if trained:
-            wide = trained[0].astype(mx.float32)
-        else:
-            wide = self._wide = self._weight.astype(mx.float32) if self._wide is None else self._wide
-        return rows.astype(self._weight.dtype).astype(mx.float32) @ wide.T
+            return rows @ trained[0].astype(mx.float32).T
+        if self._weight.dtype != mx.float32 and not runtime.keeps_wide_head(4 * self._weight.size):
+            return self._in_parts(rows)
+        self._wide = self._weight.astype(mx.float32) if self._wide is None else self._wide
+        return rows @ self._wide.T
+
+    def _in_parts(self, rows: mx.array) -> mx.array:
+        """The product over the vocabulary part by part, so that the weight in float32 never exists whole; each part
+        waits for the one before. A part is a quarter of a tile: a few exist at a time."""
+        size = max(1, runtime.tile_bytes() // (16 * self._weight.shape[1]))
+        made: list[mx.array] = []
+        for begin in range(0, self.vocabulary, size):
+            part = self._weight[begin : begin + size]
+            part = mx.depends([part], made[-1:])[0] if made else part
+            made.append(rows @ part.astype(mx.float32).T)
+        return mx.concatenate(made, axis=1)
 
     def to_rows(self, slope: mx.array, rows: mx.array) -> mx.array:
         """slope · W."""

@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib.data.batching import Rounding
 from chuk_lib.models.heads import OutputHead
 from chuk_lib.models.randomness import drops
 from chuk_lib.models.transforms import tempered
@@ -63,7 +64,7 @@ def completion_arrays(
     *,
     masks: Sequence[Sequence[bool]] | None = None,
     pad_token_id: int = 0,
-    multiple: int | None = None,
+    multiple: int | Rounding | None = None,
     few_shapes: bool = False,
 ) -> Arrays:
     """Rows of prompt + completion as `completion_stats` reads them.
@@ -75,9 +76,8 @@ def completion_arrays(
     """
     rows, width, longest = len(prompts), 0, max(1, *(len(one) for one in completions))
     width = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))
-    if multiple:
-        width = -(-width // multiple) * multiple
-        longest = -(-longest // multiple) * multiple if few_shapes else longest
+    rounded = Rounding.of(multiple)
+    width, longest = rounded(width), rounded(longest) if few_shapes else longest
     ids = np.full((rows, width), pad_token_id, np.int32)
     index, mask = np.zeros((rows, longest), np.int32), np.zeros((rows, longest), np.float32)
     positions: list[np.ndarray] = []

@@ -1,0 +1,89 @@
+"""What the training commands choose on Macs of four sizes, from the shapes of models alone: `python benchmarks/mac.py`.
+
+No weights are needed and nothing is computed: Llama 3's shapes are built of zeros, adapters put on, and the same
+function that a run asks before its first step says what it would do, on pretended Macs. docs/mac.md has the table.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.llama import Model, ModelArgs
+
+from chuk_lib.models.config import LoRAConfig
+from chuk_lib.models.lora import apply_lora, set_trainable
+from chuk_lib.runtime import device_memory
+from chuk_lib.training.config import SFTConfig
+from chuk_lib.training.online.grpo_config import GRPOConfig
+from chuk_lib.training.planning.room import Room, room_for, rows_of_data
+from chuk_lib.training.preference.config import DPOConfig
+
+MACS = ("8", "16", "24", "64")
+SHAPES: dict[str, dict[str, Any]] = {
+    "1B bfloat16": {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "num_attention_heads": 32},
+    "3B 4-bit": {"hidden_size": 3072, "num_hidden_layers": 28, "intermediate_size": 8192, "num_attention_heads": 24},
+    "8B 4-bit": {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336, "num_attention_heads": 32},
+}
+TOKENS = 1024
+CONFIGS: dict[str, Any] = {
+    "sft": SFTConfig(use_lora=True),
+    "dpo": DPOConfig(use_lora=True),
+    "grpo": GRPOConfig(use_lora=True, batch_size=8, rewards=("exact_match",)),
+}
+
+
+def model_of(name: str) -> nn.Module:
+    """A Llama 3 of that size with LoRA adapters, as `load_model` would make it, without its numbers."""
+    shape = SHAPES[name]
+    args = ModelArgs(
+        model_type="llama", rms_norm_eps=1e-5, vocab_size=128_256, num_key_value_heads=8, rope_theta=500_000.0,
+        tie_word_embeddings=not name.startswith("8B"), **shape,
+    )  # fmt: skip
+    model = Model(args)
+    if name.endswith("4-bit"):
+        nn.quantize(model, group_size=64, bits=4)
+    model.apply(_stand_in)
+    apply_lora(model, LoRAConfig())
+    set_trainable(model, lora=True)
+    return model
+
+
+def _stand_in(leaf: mx.array) -> mx.array:
+    """One zero that looks like the whole array: shapes and types are all that is asked for."""
+    kind = mx.bfloat16 if mx.issubdtype(leaf.dtype, mx.floating) else leaf.dtype
+    return mx.broadcast_to(mx.zeros((), kind), leaf.shape)
+
+
+def room_on(mac: str, name: str, command: str) -> Room:
+    """What `chuk train COMMAND --lora` does with full rows of 1,024 tokens on a Mac of so many GB."""
+    os.environ |= {"CHUK_DEVICE": "gpu", "CHUK_PRETEND_METAL": mac}
+    config = CONFIGS[command]
+    longest = TOKENS - config.max_completion_length if command == "grpo" else TOKENS
+    return room_for(model_of(name), replace(config), rows_of_data(config, longest), is_free=True)
+
+
+def lines() -> Iterator[str]:
+    """The table, as docs/mac.md has it."""
+    yield "| Mac | a run may take | model | `sft` | `dpo` | `grpo` |"
+    yield "|---|---|---|---|---|---|"
+    for mac in MACS:
+        for name in SHAPES:
+            cells = [_cell(room_on(mac, name, command)) for command in CONFIGS]
+            yield f"| {mac} GB | {device_memory().usable / 2**30:.1f} GiB | {name} | {' | '.join(cells)} |"
+
+
+def _cell(room: Room) -> str:
+    sizes = room.sizes
+    words = f"{sizes.batch_size} × {sizes.gradient_accumulation_steps}"
+    if sizes.gradient_checkpointing:
+        words += f", recomputing {sizes.checkpointing_blocks or 'all'}"
+    return f"{words}: {room.need / 2**30:.1f} GiB" + (" **too much**" if room.need > room.budget else "")
+
+
+if __name__ == "__main__":
+    print("\n".join(lines()))
