@@ -10,7 +10,9 @@ import difflib
 import importlib.util
 import inspect
 import re
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +65,32 @@ def load_model(
         adapter=None if adapter is None else str(adapter), dtype=dtype, implementation=implementation,
         revision=revision, seed=seed,
     )  # fmt: skip
+    if _rehearsal.random:
+        given = replace(given, load_weights=False)
     if isinstance(source, LoadConfig):
         if replace(given, model_name="") != LoadConfig(""):
             raise ConfigError("a LoadConfig stands alone", "put lora, adapter, dtype and the rest into it")
         given = source
     with uncompiled():
         return _load(given)
+
+
+@dataclass
+class _Rehearsal:
+    random: bool = False
+
+
+_rehearsal = _Rehearsal()
+
+
+@contextmanager
+def random_weights() -> Iterator[None]:
+    """Inside, models have the weights that their classes begin with: a folder needs none."""
+    _rehearsal.random = True
+    try:
+        yield
+    finally:
+        _rehearsal.random = False
 
 
 def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
@@ -79,7 +101,7 @@ def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
         raise ConfigError(f"`dtype` should be one of auto, {', '.join(_DTYPES)}, not `{asked.dtype}`")
     prepare()
     found = locate(asked.model_name, adapter=asked.adapter, revision=asked.revision, local_only=asked.local_only)
-    for folder in {found.folder, found.adapter_folder or found.folder}:
+    for folder in {found.folder, found.adapter_folder or found.folder} if asked.load_weights else ():
         check_weights(folder)
     config = read_config(found.folder)
     classes = _classes(found.folder, config, asked.implementation)

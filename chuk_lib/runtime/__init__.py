@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.cpu_math import is_fast as is_fast
     from chuk_lib.runtime.device import RuntimeStatus as RuntimeStatus
     from chuk_lib.runtime.device import adapt_threads as adapt_threads
+    from chuk_lib.runtime.device import await_kernels as await_kernels
     from chuk_lib.runtime.device import default_dtype as default_dtype
+    from chuk_lib.runtime.device import kernel_folder as kernel_folder
     from chuk_lib.runtime.device import kernel_notes as kernel_notes
+    from chuk_lib.runtime.device import make_kernels as make_kernels
     from chuk_lib.runtime.device import on_cpu as on_cpu
     from chuk_lib.runtime.device import prepare as prepare
     from chuk_lib.runtime.device import publish_kernels as publish_kernels
@@ -36,13 +39,16 @@ _HOMES = {
     "MemoryUse": "memory_use",
     "RuntimeStatus": "device",
     "adapt_threads": "device",
+    "await_kernels": "device",
     "computing": "process",
     "default_dtype": "device",
     "describe": "environment",
     "device_memory": "memory_use",
     "fast_math": "cpu_math",
     "is_fast": "cpu_math",
+    "kernel_folder": "device",
     "kernel_notes": "device",
+    "make_kernels": "device",
     "memory": "memory_use",
     "on_cpu": "device",
     "own_process": "process",

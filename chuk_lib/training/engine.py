@@ -148,9 +148,20 @@ class Updater:
                 "`Update.weight` is what gradients are divided by: the sum of `Loss.weight` over its micro-batches",
             )
         factor = clip_factor(norm, self._max_grad_norm)
-        self._apply(gradients, mx.array(learning_rate, mx.float32), None if factor == 1 else mx.array(factor))
-        mx.eval(self._algorithm.model.trainable_parameters(), self._optimizer.state)
+        self._change(gradients, learning_rate, None if factor == 1 else mx.array(factor))
         return sums | {"grad_norm": norm}
+
+    def rehearse(self, update: Update) -> None:
+        """Compute all that an update may compute, whatever comes out: with clipping, and without."""
+        if update.micro_batches:
+            gradients, _ = self._accumulate(update)
+            mx.eval(global_norm(gradients))
+            for factor in (mx.array(1.0), None):
+                self._change(gradients, 0.0, factor)
+
+    def _change(self, gradients: Any, learning_rate: float, factor: mx.array | None) -> None:
+        self._apply(gradients, mx.array(learning_rate, mx.float32), factor)
+        mx.eval(self._algorithm.model.trainable_parameters(), self._optimizer.state)
 
     def _update_model(self, gradients: Any, learning_rate: mx.array, factor: mx.array | None) -> None:
         if factor is not None:

@@ -270,6 +270,7 @@ class _Training:
             should_stop=should_stop, between_steps=_between_steps, extra_metrics=self._extra_metrics,
             keep_completions=kept.add,
         )  # fmt: skip
+        runtime.await_kernels()
         try:
             with step_math(self.config), StepLimit.of(job.algorithm.model, self.optimizer) as reserve:
                 reason = fit(job.algorithm, self.optimizer, self.plan, progress, replace(hooks, reserve=reserve))

@@ -32,7 +32,7 @@ from chuk_lib.training.online.collect import (
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.evaluation import RewardEvaluator
 from chuk_lib.training.online.rewards import rewards_of
-from chuk_lib.training.run import Run, RunResult, run_training
+from chuk_lib.training.run import Job, Run, RunResult, run_training
 from chuk_lib.training.sft_trainer import GPU_MULTIPLE, pad_token_id
 from chuk_lib.training.utils.completion_log_probs import Shapes
 
@@ -89,18 +89,22 @@ class OnlineTrainer(ABC, Generic[Config]):
         open_run: Callable[[], Run] | None = None,
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
+        job = self.job(dataset, eval_dataset)
+        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
+
+    def job(self, dataset: PromptDataset, eval_dataset: PromptDataset | None = None) -> Job:
+        """What `train` runs: settings are complete and what is trained is chosen from here on."""
         for data in filter(None, (dataset, eval_dataset)):
             check_prompts(data, self.model, self.tokenizer, self.rewards)
         adapted = prepare_model(self.model, self.config)
         self.config = self.complete(adapted, dataset)
         plan = self.plan(dataset)
         evaluator = None if eval_dataset is None else RewardEvaluator(self._collector(eval_dataset), self.config)
-        job = language_job(
+        return language_job(
             self, dataset, self.make_algorithm(dataset, plan), plan, notes=self.notes(dataset), evaluate=evaluator,
             rows=plan.prompts, watched="eval_reward", greater_is_better=True, chosen=self.chosen,
             updates_per_step=self.config.scheduled_updates,
         )  # fmt: skip
-        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
     def plan(self, dataset: PromptDataset) -> PromptPlan:
         """Which prompts each step takes."""

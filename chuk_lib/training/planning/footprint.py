@@ -90,7 +90,8 @@ def _kept(block: nn.Module) -> int:
     """Numbers that a block keeps of each token: what its linear layers write, and what they read (half of the layers
     of one owner that are as wide share an input with another one)."""
     written, read = 0, 0
-    for owner in block.modules():
+    owners = [module for module in block.modules() if "linear" not in module]  # an adapted layer counts once
+    for owner in owners:
         layers = [layer for layer in map(_base, owner.children().values()) if isinstance(layer, _LINEAR)]
         written += sum(int(layer.weight.shape[0]) for layer in layers)
         inputs = Counter(input_width(layer) for layer in layers)

@@ -64,6 +64,11 @@ def tile_rows(vocabulary: int) -> int:
     return max(16, _TILE_BYTES["cpu" if runtime.on_cpu() else "gpu"] // (4 * vocabulary))
 
 
+def set_tile_bytes(gpu: int) -> None:
+    """Have tiles on a GPU take so many bytes: no kernel depends on it."""
+    _TILE_BYTES["gpu"] = gpu
+
+
 class _Run:
     """One pass over the tiles, and what its backward pass needs.
 
