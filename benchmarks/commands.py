@@ -125,6 +125,7 @@ def command(algorithm: str, case: Case, model: str, data: Path, output: Path, st
         "--set",
         "checkpoint_interval=100000",
     ]
+    words += ["--max-length", str(case.tokens)] if algorithm == "sft" else []
     words += [] if full else ["--lora", "--set", "lora_target_modules=all-linear"]
     if algorithm in ("grpo", "ppo"):
         reward = data.parent / "reward.py"
@@ -151,11 +152,18 @@ def run_chuk(words: Sequence[str], output: Path, cache: Path) -> dict[str, float
         if event["kind"] == "note":
             print("  note:", event["data"]["text"], flush=True)
     last = steps[-1]["data"]
+    ready = max((path.stat().st_mtime for path in cache.glob("kernels/*/rehearsed-*")), default=0.0)
+    missed = [path for path in cache.glob("kernels/*/**/*.ptx") if path.stat().st_mtime > ready]
+    for path in missed:
+        print("  met by the run first:", path.relative_to(cache), flush=True)
     return {
+        "missed": len(missed),
+        "rehearsed": max(0.0, ready - began),
         "loaded": started - began,
         "first": steps[0]["t"] - began,
         "second": steps[1]["data"]["seconds_per_step"],
         "step": statistics.median(later),
+        "slowest": max(later),
         "peak": max(event["data"]["peak_memory_bytes"] for event in steps) / GIB,
         **{name: float(last[name]) for name in ("rollout_seconds", "rollout_tokens_per_second") if name in last},
     }
@@ -251,7 +259,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         model = make_model(options.model, scratch / "model")
-        cases = BIG if options.model == "billion" else SMALL
+        weights = sum(path.stat().st_size for path in Path(model).glob("*.safetensors"))
+        cases = BIG if weights > GIB else SMALL
         for algorithm in options.only.split(","):
             case, cache = cases[algorithm], options.cache or scratch / f"cache-{algorithm}"
             data = write_data(scratch, algorithm, case, max(options.steps, options.trl_steps))

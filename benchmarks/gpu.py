@@ -21,9 +21,9 @@ from chuk_lib.models.lora import AdapterSpec, add_adapters, set_trainable
 from chuk_lib.models.recompute import checkpoint_layers, uncheckpoint_layers
 from chuk_lib.training.algorithm import Update
 from chuk_lib.training.config import SFTConfig
-from chuk_lib.training.engine import Updater
 from chuk_lib.training.optimizers import build_optimizer
 from chuk_lib.training.sft_trainer import SFTAlgorithm, to_arrays
+from chuk_lib.training.updater import Updater
 from chuk_lib.training.utils import fused_head
 
 GIB = 1 << 30

@@ -18,7 +18,7 @@ from chuk_lib.experts.base import RNNExpertBase
 from chuk_lib.experts.cells import Weights
 from chuk_lib.experts.config import ExpertPPOConfig
 from chuk_lib.training.algorithm import Update
-from chuk_lib.training.engine import Learner
+from chuk_lib.training.updater import Learner
 from chuk_lib.training.utils.gradient_utils import clip_factor
 
 Batch = dict[str, Any]

@@ -6,7 +6,9 @@ Loading is data only and leaves MLX's random generator as it was.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +62,8 @@ def load_model(
         adapter=None if adapter is None else str(adapter), dtype=dtype, implementation=implementation,
         revision=revision, seed=seed,
     )  # fmt: skip
+    if _rehearsal.random:
+        given = replace(given, load_weights=False)
     if isinstance(source, LoadConfig):
         if replace(given, model_name="") != LoadConfig(""):
             raise ConfigError("a LoadConfig stands alone", "put lora, adapter, dtype and the rest into it")
@@ -92,6 +96,24 @@ def open_model(
         return _opened(found, asked, _parts(found, asked), lazy=True)
 
 
+@dataclass
+class _Rehearsal:
+    random: bool = False
+
+
+_rehearsal = _Rehearsal()
+
+
+@contextmanager
+def random_weights() -> Iterator[None]:
+    """Inside, models have the weights that their classes begin with: a folder needs none."""
+    _rehearsal.random = True
+    try:
+        yield
+    finally:
+        _rehearsal.random = False
+
+
 def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
     from chuk_lib.data.tokenizers.loader import load_tokenizer
     from chuk_lib.runtime import prepare
@@ -107,7 +129,7 @@ def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
 
 def _found(asked: LoadConfig, trusted: bool = False) -> Located:
     found = locate(asked.model_name, adapter=asked.adapter, revision=asked.revision, local_only=asked.local_only)
-    for folder in set() if trusted else {found.folder, found.adapter_folder or found.folder}:
+    for folder in set() if trusted or not asked.load_weights else {found.folder, found.adapter_folder or found.folder}:
         check_weights(folder)
     return found
 

@@ -24,6 +24,7 @@ import numpy as np
 from chuk_lib.errors import DataError, TrainingError
 from chuk_lib.rewards.types import Completions, Logged, Reward
 from chuk_lib.rewards.user_file import describe
+from chuk_lib.utils.torch_apart import torch_shown
 
 _WRONG = "a score is a number, or None for what cannot be scored"
 
@@ -76,6 +77,12 @@ class RewardSet:
         self.check_columns(batch.columns, "the data")
         logged = Logged() if logged is None else logged
         scores = np.full((len(batch), len(self.rewards)), np.nan, dtype=np.float32)
+        with torch_shown():
+            self._fill(scores, batch, logged)
+        _check_columns(logged, len(batch))
+        return scores
+
+    def _fill(self, scores: np.ndarray, batch: Completions, logged: Logged) -> None:
         waiting = {}
         for index, reward in enumerate(self.rewards):
             if reward.scorer.is_async:
@@ -86,8 +93,6 @@ class RewardSet:
             calls = [self._called(reward, batch, logged) for reward in waiting.values()]
             for (index, reward), result in zip(waiting.items(), self._wait(calls), strict=True):
                 scores[:, index] = self._checked(reward, batch, logged, result)
-        _check_columns(logged, len(batch))
-        return scores
 
     def total(self, scores: np.ndarray) -> np.ndarray:
         """Weighted sums float32 (N,) of scores (N, K), unscorable parts left out; NaN where no reward could score."""

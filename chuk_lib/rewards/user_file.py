@@ -23,7 +23,7 @@ from typing import Any
 
 from chuk_lib.errors import ConfigError
 from chuk_lib.rewards.types import Completions, Logged, Scorer, TrainerState, plain_text
-from chuk_lib.utils.torch_apart import show_torch
+from chuk_lib.utils.torch_apart import torch_shown
 
 _SINGLE = ("completion", "response")
 _GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "truncated")
@@ -62,7 +62,6 @@ def functions_in(path: Path) -> list[str]:
 
 def _import(path: Path, file: str) -> ModuleType:
     """Run a file as a module. What stands beside it can be imported by it, and torch."""
-    show_torch()
     name = f"chuk_reward_{abs(hash(path)):x}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -72,7 +71,7 @@ def _import(path: Path, file: str) -> ModuleType:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     try:
-        with redirect_stdout(sys.stderr), _no_bytecode():
+        with redirect_stdout(sys.stderr), _no_bytecode(), torch_shown():
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a user's file may raise anything; all of it means: does not import
         del sys.modules[name]

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.cpu_math import is_fast as is_fast
     from chuk_lib.runtime.device import RuntimeStatus as RuntimeStatus
     from chuk_lib.runtime.device import adapt_threads as adapt_threads
+    from chuk_lib.runtime.device import await_kernels as await_kernels
     from chuk_lib.runtime.device import default_dtype as default_dtype
+    from chuk_lib.runtime.device import kernel_folder as kernel_folder
     from chuk_lib.runtime.device import kernel_notes as kernel_notes
+    from chuk_lib.runtime.device import make_kernels as make_kernels
     from chuk_lib.runtime.device import on_cpu as on_cpu
     from chuk_lib.runtime.device import prepare as prepare
     from chuk_lib.runtime.device import publish_kernels as publish_kernels
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.limits import keeps_wide_head as keeps_wide_head
     from chuk_lib.runtime.limits import prefill_tokens as prefill_tokens
     from chuk_lib.runtime.limits import release_cache as release_cache
+    from chuk_lib.runtime.limits import set_tile_bytes as set_tile_bytes
     from chuk_lib.runtime.limits import tile_bytes as tile_bytes
     from chuk_lib.runtime.memory_use import DeviceMemory as DeviceMemory
     from chuk_lib.runtime.memory_use import MemoryUse as MemoryUse
@@ -40,6 +44,7 @@ _HOMES = {
     "MemoryUse": "memory_use",
     "RuntimeStatus": "device",
     "adapt_threads": "device",
+    "await_kernels": "device",
     "computing": "process",
     "default_dtype": "device",
     "describe": "environment",
@@ -47,7 +52,9 @@ _HOMES = {
     "fast_math": "cpu_math",
     "is_fast": "cpu_math",
     "keeps_wide_head": "limits",
+    "kernel_folder": "device",
     "kernel_notes": "device",
+    "make_kernels": "device",
     "memory": "memory_use",
     "on_cpu": "device",
     "own_process": "process",
@@ -57,6 +64,7 @@ _HOMES = {
     "release_cache": "limits",
     "reset_peak": "memory_use",
     "set_memory_limit": "memory_use",
+    "set_tile_bytes": "limits",
     "tile_bytes": "limits",
     "uncompiled": "process",
     "users_own": "process",

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chuk_lib.errors import ConfigError
@@ -97,12 +99,33 @@ def prepare(compile: bool = True) -> RuntimeStatus:
 def kernel_notes() -> list[str]:
     """What to say before the first step where no kernel is compiled yet."""
     cache = _process.kernels
-    if cache is None or not cache.is_empty:
+    if cache is None:
         return []
-    return [
-        "MLX compiles GPU kernels when it first meets them, three to five seconds each: the first step of this run "
-        f"takes one to three minutes; later runs find them in {cache.shared}"
-    ]
+    kept = f"once; later runs find them in {cache.shared}"
+    if cache.awaits:
+        return [f"GPU kernels for this kind of run are being compiled, {kept}"]
+    if cache.is_empty:
+        return [f"GPU kernels are compiled as the first step meets them, three to five seconds each, {kept}"]
+    return []
+
+
+def kernel_folder() -> Path | None:
+    """Where compiled kernels are kept for all, None where none are: on other devices, or where the user chose the
+    folder. `prepare` comes first."""
+    return _process.kernels.shared if _process.kernels is not None else None
+
+
+def make_kernels(words: Sequence[str], order: str) -> None:
+    """Start a process of this Python, `words` behind its name and `order` on stdin, that puts kernels into
+    `kernel_folder`."""
+    if _process.kernels is not None:
+        _process.kernels.have_made([sys.executable, *words], order)
+
+
+def await_kernels() -> None:
+    """Wait for what `make_kernels` began, for no longer than it could take."""
+    if _process.kernels is not None:
+        _process.kernels.wait()
 
 
 def publish_kernels() -> None:

@@ -17,21 +17,52 @@ import atexit
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 VARIABLE = "MLX_PTX_CACHE_DIR"
 MOST_BYTES = 1 << 30
+LONGEST_WAIT = 180
 _ENDINGS = (".txt", ".ptx")  # in the order they are published: MLX asks for the second
 
 
-@dataclass(frozen=True)
+@dataclass
 class KernelCache:
-    """The folder of a card and a version of MLX, and the one of this process."""
+    """The folder of a card and a version of MLX, and the one of this process; and who makes kernels for it."""
 
     shared: Path
     own: Path
+    _maker: subprocess.Popen[bytes] | None = None
+
+    @property
+    def awaits(self) -> bool:
+        """Whether a process makes kernels that `wait` would wait for."""
+        return self._maker is not None and self._maker.poll() is None
+
+    def have_made(self, command: Sequence[str], order: str) -> None:
+        """Start a process that puts kernels into the shared folder. What it says is nobody's business: a run needs
+        none of them."""
+        quiet = subprocess.DEVNULL if not os.environ.get("CHUK_DEBUG") else None
+        try:
+            self._maker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet)
+            if self._maker.stdin is not None:
+                self._maker.stdin.write(order.encode())
+                self._maker.stdin.close()
+        except OSError:
+            self._maker = None
+
+    def wait(self) -> None:
+        """Wait for that process, at most `LONGEST_WAIT` seconds, and take over what it made."""
+        if self._maker is None:
+            return
+        try:
+            self._maker.wait(LONGEST_WAIT)
+        except subprocess.TimeoutExpired:
+            self._maker.terminate()
+        self._maker = None
+        self.fetch()
 
     @property
     def is_empty(self) -> bool:
@@ -44,6 +75,15 @@ class KernelCache:
             for ending in _ENDINGS:
                 _link(self.own / (name + ending), self.shared / (name + ending))
 
+    def put(self, name: str, stem: Path) -> None:
+        """Link the kernel that lies at `stem` into the shared folder as the module `name`, where MLX put one of that
+        name into the folder of this process."""
+        for path in self.own.rglob("*.ptx"):
+            inside = path.relative_to(self.own).with_suffix("")
+            if "".join(inside.parts) == name:
+                for ending in _ENDINGS:
+                    _link(Path(f"{stem}{ending}"), self.shared / f"{inside}{ending}")
+
     def fetch(self) -> None:
         """Link what others compiled meanwhile into the folder of this process."""
         for name in _missing(self.shared, self.own):
@@ -53,6 +93,8 @@ class KernelCache:
     def close(self) -> None:
         """Publish, and remove the folder of this process."""
         atexit.unregister(self.close)
+        if self.awaits and self._maker is not None:
+            self._maker.terminate()
         self.publish()
         shutil.rmtree(self.own, ignore_errors=True)
         prune(self.shared.parent, MOST_BYTES)
@@ -100,28 +142,30 @@ def prune(kernels: Path, most: int) -> None:
 
 
 def _kernels(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.glob("mlx-*/*.ptx") if path.is_file())
+    return (path for path in folder.glob("mlx-*/**/*.ptx") if path.is_file())
 
 
 def _missing(source: Path, target: Path) -> list[str]:
     """Names of kernels that are complete in `source` and not in `target`; none when somebody removed the folder."""
-    try:
-        have = {entry.name for entry in os.scandir(source)}
-        held = {entry.name for entry in os.scandir(target)}
-    except OSError:
-        return []
-    names = (name.removesuffix(".ptx") for name in have if name.endswith(".ptx") and name not in held)
+    have, held = _files(source), _files(target)
+    names = (name.removesuffix(".ptx") for name in have - held if name.endswith(".ptx"))
     return [name for name in names if name + ".txt" in have]
+
+
+def _files(folder: Path) -> set[str]:
+    """Paths of all files in a folder: MLX cuts a name that is too long for a file into folders."""
+    return {os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names}
 
 
 def _link(source: Path, target: Path) -> None:
     """The same file under another name, or a copy where there are no links. Whoever came first stays."""
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         os.link(source, target)
     except FileExistsError:
         return
     except OSError:
-        beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        beside = target.with_name(f".{secrets.token_hex(8)}")
         try:
             shutil.copyfile(source, beside)
             os.replace(beside, target)

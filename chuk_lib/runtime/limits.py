@@ -48,6 +48,11 @@ def release_cache() -> None:
         mx.clear_cache()
 
 
+def set_tile_bytes(gpu: int) -> None:
+    """Have tiles on an NVIDIA GPU take so many bytes: no kernel depends on it."""
+    _TILE_BYTES["cuda"] = gpu
+
+
 def tile_bytes() -> int:
     """Float32 logits of one tile of the output head: what fits the cache on a CPU, a gibibyte on CUDA, on Metal a 96th
     of the working set (57 MiB of an 8 GB Mac's)."""

@@ -21,6 +21,7 @@ from chuk_lib.training import recipes
 from chuk_lib.training.config import Config, SFTConfig, TrainerConfig, refuse_idle_settings
 from chuk_lib.training.loading import required
 from chuk_lib.training.planning.room import make_room
+from chuk_lib.training.rehearsal import begin as begin_rehearsal
 from chuk_lib.training.run import Run, RunResult, reopen
 from chuk_lib.training.run_dir import RunDir, check_output, default_run_path
 
@@ -53,6 +54,8 @@ def train(
         is_piped = source == "-"
         if is_piped:
             source, settings = read_stdin(copy), replace(settings, data=str(output / _STDIN_COPY))
+        else:
+            begin_rehearsal(algorithm, settings)
         trainer, dataset, eval_dataset = recipes.load(algorithm, settings, source, make_player)
         room = make_room(trainer, dataset, origins)
 
@@ -106,6 +109,7 @@ def resume(
     try:
         layers = [Layer("config.yaml", run.directory.read_config()), Layer("the command line", changes or {})]
         config = resolve(recipes.config_class(run.directory.algorithm), layers).value
+        begin_rehearsal(run.directory.algorithm, config)
         name, data = run.directory.algorithm, required(config, "data")
         trainer, dataset, eval_dataset = recipes.load(name, config, data, make_player)
         room = make_room(trainer, dataset)

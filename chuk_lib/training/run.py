@@ -33,12 +33,13 @@ from chuk_lib.training.checkpoints import (
 )
 from chuk_lib.training.completions_log import CompletionsLog
 from chuk_lib.training.config import RunConfig, TrainerConfig, checked
-from chuk_lib.training.engine import Cadence, Hooks, Learner, Progress, fit
+from chuk_lib.training.engine import Cadence, Hooks, Progress, fit
 from chuk_lib.training.identity import Inputs, changed_settings, compare, rows_around
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
 from chuk_lib.training.planning.footprint import StepLimit
 from chuk_lib.training.run_dir import RunDir, default_run_path
 from chuk_lib.training.schedulers import Schedule, warmup_of
+from chuk_lib.training.updater import Learner
 
 
 @dataclass(frozen=True)
@@ -290,6 +291,7 @@ class _Training:
             should_stop=should_stop, between_steps=_between_steps, extra_metrics=self._extra_metrics,
             keep_completions=kept.add, overdue=self.clock.is_overdue,
         )  # fmt: skip
+        runtime.await_kernels()
         try:
             with runtime.computing(fast=job.fast_math), StepLimit.of(job.algorithm.model, self.optimizer) as reserve:
                 reason = fit(job.algorithm, self.optimizer, self.plan, progress, replace(hooks, reserve=reserve))

@@ -33,7 +33,7 @@ from chuk_lib.training.language_job import complete, language_job, prepare_model
 from chuk_lib.training.loading import load_policy, valid_split
 from chuk_lib.training.losses.cross_entropy import sft_loss
 from chuk_lib.training.measuring.exact_match import write_sample
-from chuk_lib.training.run import Run, RunResult, run_training
+from chuk_lib.training.run import Job, Run, RunResult, run_training
 from chuk_lib.training.utils.fused_head import StatOptions
 from chuk_lib.training.utils.log_probs import target_stats
 
@@ -137,6 +137,11 @@ class SFTTrainer:
         open_run: Callable[[], Run] | None = None,
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
+        job = self.job(dataset, eval_dataset)
+        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
+
+    def job(self, dataset: SFTDataset | BatchFolder, eval_dataset: SFTDataset | BatchFolder | None = None) -> Job:
+        """What `train` runs: settings are complete and what is trained is chosen from here on."""
         self.check_rows(dataset, eval_dataset)
         adapted = prepare_model(self.model, self.config)
         self.config = self.complete(adapted, dataset)
@@ -145,10 +150,9 @@ class SFTTrainer:
         plan = self.batch_plan(dataset)
         evaluate = self._evaluator(eval_dataset) if eval_dataset is not None else None
         algorithm = SFTAlgorithm(self.model, plan, self.config.loss_type, few_shapes=not runtime.on_cpu())
-        job = language_job(
+        return language_job(
             self, dataset, algorithm, plan, notes=self.notes(dataset), evaluate=evaluate, rows=rows_of(plan)
         )
-        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
     def batch_plan(self, dataset: SFTDataset | BatchFolder) -> BatchPlan | FolderPlan:
         """Which rows each step trains on."""

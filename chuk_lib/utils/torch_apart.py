@@ -1,9 +1,11 @@
-"""Keep torch out of a process that does not need it: `transformers` imports it where it is installed, which costs two
-seconds and a quarter of a gigabyte, and chuk wants the tokenizers of `transformers` alone."""
+"""Keep torch out of a process that does not need it: `transformers` imports it where it is installed, which costs up to
+twenty seconds and a quarter of a gigabyte, and chuk wants the tokenizers of `transformers` alone."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 
@@ -13,11 +15,19 @@ def hide_torch() -> None:
         cast(Any, sys.modules)["torch"] = None
 
 
-def show_torch() -> None:
-    """Undo `hide_torch`, before code that is not chuk's own runs. What `transformers` decided without torch goes too:
-    whoever imports it from here on gets all of it."""
+@contextmanager
+def torch_shown() -> Iterator[None]:
+    """Around code that is not chuk's own: it can import torch, and a `transformers` that has it. When it imports
+    neither, all is as before; otherwise torch stays, and so do they."""
     if sys.modules.get("torch", sys) is not None:
+        yield
         return
     del sys.modules["torch"]
-    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
-        del sys.modules[name]
+    names = [name for name in sys.modules if name.partition(".")[0] == "transformers"]
+    without = {name: sys.modules.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        if "torch" not in sys.modules and "transformers" not in sys.modules:
+            sys.modules.update(without)
+            hide_torch()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import RunChuk, chuk_environment
 
 FAKE = """
@@ -36,26 +38,49 @@ def test_a_command_does_not_load_torch(run_chuk: RunChuk, tiny_model_dir: Path, 
     assert not (tmp_path / "site" / "torch" / "loaded").exists()
 
 
+MINE = """
+def plain(completions):
+    return [1.0 for _ in completions]
+
+def late(completions):
+    import torch, transformers
+    assert transformers.is_torch_available()
+    return [1.0 for _ in completions]
+"""
+
 CODE = """
 import sys
-from chuk_lib.rewards.user_file import load_function
+from chuk_lib.rewards import load_rewards
+from chuk_lib.rewards.types import Completions
 from chuk_lib.utils.torch_apart import hide_torch
 hide_torch()
 hide_torch()
 import transformers
 assert not transformers.is_torch_available()
-load_function("mine.py", "score", {})
+rewards = load_rewards(["mine.py:NAME"])
+rewards.score(Completions(["a"], ["b"], [[1]], {}))
+"""
+GETS = """
 assert sys.modules["torch"].__version__ == "2.13.0"
-assert "transformers" not in sys.modules
-import transformers.utils.import_utils as fresh
+import transformers as fresh
 assert fresh.is_torch_available()
+"""
+NOTHING = """
+assert sys.modules["torch"] is None
+assert sys.modules["transformers"] is transformers
 """
 
 
-def test_a_reward_file_gets_torch_and_all_of_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "start", "then"), [("plain", "import torch", GETS), ("late", "", GETS), ("plain", "", NOTHING)]
+)
+def test_a_reward_file_gets_torch_and_all_of_transformers(name: str, start: str, then: str, tmp_path: Path) -> None:
+    """At its top or when it is called; and chuk does without them where it imports neither."""
     env = chuk_environment(with_torch(tmp_path))
-    (tmp_path / "mine.py").write_text("import torch\n\n\ndef score(completions):\n    return [1.0]\n")
+    (tmp_path / "mine.py").write_text(f"{start}\n{MINE}")
     done = subprocess.run(
-        [sys.executable, "-c", CODE], capture_output=True, text=True, env=env, cwd=tmp_path, check=False
-    )
+        [sys.executable, "-c", CODE.replace("NAME", name) + then], capture_output=True, text=True, env=env,
+        cwd=tmp_path, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "torch" / "loaded").exists() == (then == GETS)

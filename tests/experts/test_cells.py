@@ -19,8 +19,8 @@ from chuk_lib.experts.module import ExpertModule
 from chuk_lib.experts.ppo import ExpertPPO
 from chuk_lib.experts.registry import create_expert
 from chuk_lib.training.algorithm import Update
-from chuk_lib.training.engine import Updater
 from chuk_lib.training.optimizers import build_optimizer, decayed_parameters
+from chuk_lib.training.updater import Updater
 
 STEPS, ROWS, WIDTH = 7, 5, 6
 SETTINGS = ExpertPPOConfig(env="gym:CartPole-v1", entropy_coef=0.02, cliprange_value=0.3)

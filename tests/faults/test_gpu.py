@@ -43,7 +43,7 @@ TEXTS = {
 }  # fmt: skip
 FAILING = """
 import sys
-from chuk_lib.training.engine import Updater
+from chuk_lib.training.updater import Updater
 real, calls, text = Updater._accumulate, [0], sys.argv.pop(1)
 def fail(self, update):
     calls[0] += 1

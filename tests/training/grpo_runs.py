@@ -9,12 +9,12 @@ from mlx.utils import tree_flatten
 from chuk_lib.data.prompt_dataset import PromptDataset
 from chuk_lib.models import load_model
 from chuk_lib.training import train as train_job
-from chuk_lib.training.engine import Updater
 from chuk_lib.training.language_job import prepare_model
 from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.online.grpo_trainer import GRPOTrainer
 from chuk_lib.training.optimizers import build_optimizer
 from chuk_lib.training.run import step_math
+from chuk_lib.training.updater import Updater
 from chuk_lib.training.utils.completion_log_probs import Shapes
 from tests.training.conftest import WORDS, write_rows
 

@@ -12,9 +12,10 @@ from chuk_lib.runs.log import Log
 from chuk_lib.runs.summary import best_eval
 from chuk_lib.training.algorithm import Algorithm, Loss, Update
 from chuk_lib.training.config import SFTConfig
-from chuk_lib.training.engine import Cadence, Hooks, Progress, Updater, fit
+from chuk_lib.training.engine import Cadence, Hooks, Progress, fit
 from chuk_lib.training.optimizers import build_optimizer
 from chuk_lib.training.schedulers import Schedule
+from chuk_lib.training.updater import Updater
 
 NAN = math.nan
 

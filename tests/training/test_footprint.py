@@ -67,7 +67,7 @@ def test_adapters_do_not_hide_the_layers_beneath() -> None:
     add_adapters(model, dict.fromkeys(paths, AdapterSpec(2, 2.0)))
     set_trainable(model, lora=True)
     found = footprint_of(model, 0)
-    assert sum(found.kept) >= sum(plain.kept)
+    assert found.kept == plain.kept
     assert found.resident < plain.resident  # gradients of adapters alone
 
 

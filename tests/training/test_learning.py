@@ -16,10 +16,10 @@ from chuk_lib.events import read_events
 from chuk_lib.models import load_model
 from chuk_lib.training import SFTConfig, resume, train_sft
 from chuk_lib.training.checkpoints import list_checkpoints, verify_checkpoint
-from chuk_lib.training.engine import Updater
 from chuk_lib.training.language_job import prepare_model
 from chuk_lib.training.optimizers import build_optimizer
 from chuk_lib.training.sft_trainer import SFTAlgorithm, make_update
+from chuk_lib.training.updater import Updater
 from tests.training.conftest import WORDS, assert_same_bits, toy_rows, weights_of, write_rows
 
 

@@ -10,13 +10,13 @@ from chuk_lib.data import PairDataset
 from chuk_lib.errors import ConfigError
 from chuk_lib.models import LoRAConfig, create_model, load_model
 from chuk_lib.training import DPOConfig, PreferenceTrainer
-from chuk_lib.training.engine import Updater
 from chuk_lib.training.language_job import prepare_model
 from chuk_lib.training.optimizers import build_optimizer
 from chuk_lib.training.preference.batches import Layout, pair_arrays
 from chuk_lib.training.preference.reference_logps import precompute
 from chuk_lib.training.reference import Reference
 from chuk_lib.training.run import step_math
+from chuk_lib.training.updater import Updater
 from tests.training.preference_runs import events_of, other_model, pair_rows, train_on
 
 

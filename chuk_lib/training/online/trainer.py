@@ -32,7 +32,7 @@ from chuk_lib.training.online.collect import (
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.episode import MakePlayer, OneTurn, Player
 from chuk_lib.training.online.report import RewardEvaluator
-from chuk_lib.training.run import Run, RunResult, run_training
+from chuk_lib.training.run import Job, Run, RunResult, run_training
 from chuk_lib.training.sft_trainer import pad_rounding, pad_token_id
 from chuk_lib.training.utils.completion_log_probs import Shapes
 
@@ -92,6 +92,11 @@ class OnlineTrainer(ABC, Generic[Config]):
         open_run: Callable[[], Run] | None = None,
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
+        job = self.job(dataset, eval_dataset)
+        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
+
+    def job(self, dataset: PromptDataset, eval_dataset: PromptDataset | None = None) -> Job:
+        """What `train` runs: settings are complete and what is trained is chosen from here on."""
         for data in filter(None, (dataset, eval_dataset)):
             check_prompts(data, self.model, self.tokenizer, self.rewards)
         adapted = prepare_model(self.model, self.config)
@@ -104,8 +109,7 @@ class OnlineTrainer(ABC, Generic[Config]):
             updates_per_step=self.config.scheduled_updates,
         )  # fmt: skip
         known = {**job.inputs.known, "player": type(self.player).__qualname__}  # another one would play otherwise
-        job = replace(job, inputs=replace(job.inputs, known=known))
-        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
+        return replace(job, inputs=replace(job.inputs, known=known))
 
     def plan(self, dataset: PromptDataset) -> PromptPlan:
         """Which prompts each step takes."""

@@ -24,8 +24,8 @@ from chuk_lib.models.lora import input_width
 from chuk_lib.models.recompute import is_checkpointed
 from chuk_lib.runtime.device import current_backend
 from chuk_lib.training.algorithm import Arrays
-from chuk_lib.training.engine import Learner
 from chuk_lib.training.optimizers import ChukOptimizer
+from chuk_lib.training.updater import Learner
 from chuk_lib.training.utils.fused_head import tile_rows
 
 _BESIDE = 1.3
@@ -91,7 +91,8 @@ def _kept(block: nn.Module) -> int:
     """Numbers that a block keeps of each token: what its linear layers write, and what they read (half of the layers
     of one owner that are as wide share an input with another one)."""
     written, read = 0, 0
-    for owner in block.modules():
+    owners = [module for module in block.modules() if "linear" not in module]  # an adapted layer counts once
+    for owner in owners:
         layers = [layer for layer in map(_base, owner.children().values()) if isinstance(layer, _LINEAR)]
         written += sum(int(layer.weight.shape[0]) for layer in layers)
         inputs = Counter(input_width(layer) for layer in layers)

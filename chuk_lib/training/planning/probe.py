@@ -22,9 +22,9 @@ from mlx.utils import tree_flatten
 from chuk_lib.data.types import Batch
 from chuk_lib.training.algorithm import Algorithm, Update
 from chuk_lib.training.config import TrainerConfig
-from chuk_lib.training.engine import Updater
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
 from chuk_lib.training.run import plan_of, step_math
+from chuk_lib.training.updater import Updater
 
 DEPTHS = (2, 3)
 """Blocks of the measured models. One block is no good measure: the evaluator runs further ahead than that."""

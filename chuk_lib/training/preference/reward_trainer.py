@@ -30,7 +30,7 @@ from chuk_lib.training.losses.preference import halves, reward_loss
 from chuk_lib.training.preference.batches import Batches, Layout
 from chuk_lib.training.preference.config import RewardConfig
 from chuk_lib.training.preference.trainer import eval_batches, make_batches, notes
-from chuk_lib.training.run import Run, RunResult, run_training
+from chuk_lib.training.run import Job, Run, RunResult, run_training
 from chuk_lib.training.sft_trainer import pad_token_id, rows_of
 
 _TIE = 1e-6
@@ -121,6 +121,11 @@ class RewardTrainer:
         open_run: Callable[[], Run] | None = None,
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
+        job = self.job(dataset, eval_dataset)
+        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
+
+    def job(self, dataset: PairDataset, eval_dataset: PairDataset | None = None) -> Job:
+        """What `train` runs: settings are complete and what is trained is chosen from here on."""
         check_rows(self.model, self.tokenizer, dataset, eval_dataset)
         adapted = prepare_model(self.model, self.config)
         self.model.head.unfreeze()
@@ -128,11 +133,10 @@ class RewardTrainer:
         algorithm = self.make_algorithm(dataset)
         plan = algorithm.batches.plan
         evaluate = self._evaluator(eval_dataset) if eval_dataset is not None else None
-        job = language_job(
+        return language_job(
             self, dataset, algorithm, plan, evaluate=evaluate, rows=rows_of(plan),
             notes=notes(self.model, dataset.report, "leave them out"),
         )  # fmt: skip
-        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
     def make_algorithm(self, dataset: PairDataset) -> RewardAlgorithm:
         """The algorithm over a data set as `train` runs it."""

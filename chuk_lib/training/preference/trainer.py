@@ -43,7 +43,7 @@ from chuk_lib.training.preference.config import (
 )
 from chuk_lib.training.preference.reference_logps import RefLogps, live, looked_up, precompute
 from chuk_lib.training.reference import Reference
-from chuk_lib.training.run import Run, RunResult, run_training, step_math
+from chuk_lib.training.run import Job, Run, RunResult, run_training, step_math
 from chuk_lib.training.sft_trainer import rows_of
 
 NAMES: dict[type[PreferenceConfig], str] = {DPOConfig: "dpo", KTOConfig: "kto", ORPOConfig: "orpo", CPOConfig: "cpo"}
@@ -82,6 +82,11 @@ class PreferenceTrainer:
         open_run: Callable[[], Run] | None = None,
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
+        job = self.job(dataset, eval_dataset)
+        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
+
+    def job(self, dataset: Dataset, eval_dataset: Dataset | None = None) -> Job:
+        """What `train` runs: settings are complete and what is trained is chosen from here on."""
         self._check_data(dataset)
         check_rows(self.model, self.tokenizer, dataset, eval_dataset)
         adapted = prepare_model(self.model, self.config)
@@ -90,11 +95,10 @@ class PreferenceTrainer:
         batches = self.batches(dataset)
         algorithm = self._algorithm(batches, references.train, references.moving)
         evaluate = self._evaluator(eval_dataset, references.valid) if eval_dataset is not None else None
-        job = language_job(
+        return language_job(
             self, dataset, algorithm, batches.plan, evaluate=evaluate, rows=rows_of(batches.plan),
             notes=(*notes(self.model, dataset.report), *balance(self.config, dataset), *references.notes),
         )  # fmt: skip
-        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
     def batches(self, dataset: Dataset) -> Batches[Any]:
         """The rows of each step, and how they are laid out."""

@@ -1,0 +1,241 @@
+"""A run on an NVIDIA GPU has its kernels compiled while its model is loaded: a process of its own rehearses it.
+
+MLX compiles kernels one after the other when it first meets them, one to three minutes for a first step. What a kernel
+is follows from the kind of model and from the settings, not from the number of blocks or rows. So the process takes
+one step of the same run with a model of three blocks and random weights, whose kernels do nothing
+(`chuk_lib.runtime.nvrtc`), and compiles what it saw on all cores into the folder that all share. The run waits for it
+before its first step (`runtime.await_kernels`). What was not seen, MLX compiles itself, as ever; nothing depends on
+the rehearsal but time. A run like it finds its mark in that folder, and begins at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from chuk_lib import __version__, runtime
+from chuk_lib.config.settings import Layer, as_dict, resolve
+from chuk_lib.errors import ChukError
+from chuk_lib.inference.config import SamplingConfig
+from chuk_lib.training import recipes
+from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.online.config import OnlineConfig
+from chuk_lib.training.online.episode import Episode, GroupPrompt, Player, one_turn
+
+BLOCKS = 3
+_ROWS = 2
+_RECORDS = 64
+_LONGEST = 512
+_COMPLETION = 24
+_TILE_BYTES = 64 << 20
+_MOST_SHARE = 1 / 16
+_OTHERWISE = {
+    "model", "data", "eval_data", "output", "seed", "num_epochs", "max_steps", "learning_rate", "log_interval",
+    "checkpoint_interval", "eval_steps", "keep_checkpoints", "report_to", "rewards", "shuffle", "max_length",
+    "gradient_accumulation_steps", "warmup_steps", "warmup_ratio", "lr_scheduler_type", "early_stopping_patience",
+    "early_stopping_threshold", "max_prompt_length", "max_completion_length", "revision",
+}  # fmt: skip
+"""Settings that make no other kernels."""
+_DEPTHS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
+
+
+def begin(algorithm: str, config: TrainerConfig) -> None:
+    """Start the rehearsal of a run from these settings, on CUDA and where a run of its kind left no mark. Data from
+    stdin, adapters that are there already and models too large to stand beside their like are not rehearsed."""
+    runtime.prepare()
+    folder = runtime.kernel_folder()
+    if folder is None or not config.model or not config.data or config.data == "-":
+        return
+    try:
+        model, small = _folder_of(config), _small_config(config)
+    except (ChukError, OSError, ValueError):
+        return  # the run itself says what is wrong
+    if small is None or _bytes(small, config) > _MOST_SHARE * runtime.device_memory().total:
+        return
+    mark = folder / f"rehearsed-{_kind(algorithm, config, small)}"
+    if not mark.exists():
+        order = {"algorithm": algorithm, "config": as_dict(config), "model": str(model), "small": small}
+        runtime.make_kernels(["-m", __name__], json.dumps(order | {"mark": str(mark)}))
+
+
+def _folder_of(config: TrainerConfig) -> Path:
+    from chuk_lib.models import locate
+
+    return locate(str(config.model), revision=config.revision, local_only=True).folder
+
+
+def _small_config(config: TrainerConfig) -> dict[str, Any] | None:
+    """The model's config with three blocks; None where there is nothing to cut, or adapters are on the model."""
+    from chuk_lib.models import locate
+    from chuk_lib.models.hf_config import read_config
+
+    found = locate(str(config.model), revision=config.revision, local_only=True)
+    small = dict(read_config(found.folder))
+    name = next((name for name in _DEPTHS if isinstance(small.get(name), int)), None)
+    if name is None or found.adapter_folder is not None:
+        return None
+    kinds = small.get("layer_types")
+    blocks = min(BLOCKS, small[name])
+    if isinstance(kinds, list):  # as many as have one of each kind
+        blocks = max(blocks, *(kinds.index(kind) + 1 for kind in set(kinds)))
+        small["layer_types"] = kinds[:blocks]
+    return small | {name: blocks}
+
+
+def _bytes(small: Mapping[str, Any], config: TrainerConfig) -> int:
+    """About what the small model takes: weights, and with all of them trained gradients and moments too."""
+    width, inner = int(small.get("hidden_size") or 0), int(small.get("intermediate_size") or 0)
+    blocks = next((int(small[name]) for name in _DEPTHS if name in small), BLOCKS)
+    weights = 2 * int(small.get("vocab_size") or 0) * width + blocks * (4 * width * width + 3 * width * inner)
+    return weights * (2 if config.lora is not None else 16)
+
+
+def _kind(algorithm: str, config: TrainerConfig, small: Mapping[str, Any]) -> str:
+    """What kernels follow from, in 16 digits."""
+    settings = {name: value for name, value in as_dict(config).items() if name not in _OTHERWISE}
+    text = json.dumps([__version__, algorithm, settings, dict(small)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def main() -> None:
+    """The process that rehearses: an order on stdin, kernels into the folder where its mark goes."""
+    from chuk_lib.runtime import nvrtc
+    from chuk_lib.runtime.kernel_cache import VARIABLE, KernelCache
+    from chuk_lib.runtime.threads import count_cores
+
+    order = json.load(sys.stdin)
+    mark = Path(order["mark"])
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2 * count_cores().usable) as pool:
+        scratch, made = Path(name), dict[str, tuple[Path, Future[bool]]]()
+        cache = KernelCache(mark.parent, scratch / "kernels")  # the empty ones are seen by nobody else
+        cache.own.mkdir()
+        cache.fetch()
+        os.environ[VARIABLE] = str(cache.own)
+        runtime.prepare()
+        library = nvrtc.compiler()
+
+        def take(program: nvrtc.Program) -> None:
+            stem = scratch / str(len(made))
+            made[program.module] = stem, pool.submit(nvrtc.compile_apart, library, program, stem)
+
+        began = time.perf_counter()
+        with nvrtc.intercepted(take):
+            rehearse(order["algorithm"], order["config"], Path(order["model"]), order["small"], scratch)
+        met = time.perf_counter() - began
+        for module, (stem, job) in made.items():
+            if job.result():
+                cache.put(module, stem)
+        mark.write_text(f"{len(made)} kernels met in {met:.1f} s, compiled in {time.perf_counter() - began:.1f} s\n")
+
+
+def rehearse(algorithm: str, settings: Mapping[str, Any], model: Path, small: Mapping[str, Any], scratch: Path) -> None:
+    """One step of a run with a model of the config `small`, whatever numbers come out. `model`: where tokenizer and
+    other files are."""
+    import mlx.core as mx
+
+    from chuk_lib.data.reader import has_split, read_records
+    from chuk_lib.models.loader import random_weights
+
+    config = _small_settings(algorithm, settings, small)
+    source = str(settings["data"])
+    records = list(islice(read_records(source, "train" if has_split(source, "train") else "valid"), _RECORDS))
+    folder = _small_folder(model, small, scratch)
+    mx.set_memory_limit(runtime.device_memory().total // 8)
+    with random_weights():
+        trainer, dataset, _ = recipes.load(algorithm, replace(config, model=str(folder)), records)
+        if isinstance(config, OnlineConfig):
+            trainer.player = _Rehearser(trainer.player)
+        job = trainer.job(dataset)
+    _step(job, trainer.config)
+
+
+def _small_folder(model: Path, small: Mapping[str, Any], scratch: Path) -> Path:
+    folder = scratch / "model"
+    folder.mkdir()
+    for path in model.iterdir():
+        if path.is_file() and path.suffix not in (".safetensors", ".bin", ".gguf") and path.name != "config.json":
+            (folder / path.name).symlink_to(path.resolve())
+    (folder / "config.json").write_text(json.dumps(dict(small)), encoding="utf-8")
+    return folder
+
+
+def _small_settings(algorithm: str, settings: Mapping[str, Any], small: Mapping[str, Any]) -> TrainerConfig:
+    """Settings of one step that needs little: few rows, short where rows may be cut, rewards that ask nobody."""
+    layer = Layer("the run", {name: value for name, value in settings.items() if value is not None})
+    config: TrainerConfig = resolve(recipes.config_class(algorithm), [layer]).value
+    blocks = next((int(small[name]) for name in _DEPTHS if name in small), BLOCKS)
+    less: dict[str, Any] = {"max_steps": 1, "eval_data": None, "output": None, "report_to": ()}
+    less |= {name: min(getattr(config, name), blocks) for name in ("num_layers", "checkpointing_blocks")
+             if getattr(config, name) is not None}  # fmt: skip
+    if isinstance(config, OnlineConfig):
+        less |= {"rewards": ("length:max=8",), "max_completion_length": min(config.max_completion_length, _COMPLETION)}
+    else:
+        steps = min(config.gradient_accumulation_steps, 2)
+        less |= {"batch_size": min(config.batch_size, _ROWS), "gradient_accumulation_steps": steps}
+    if algorithm == "sft":
+        less["max_length"] = min(getattr(config, "max_length", None) or _LONGEST, _LONGEST)
+    if hasattr(config, "precompute_ref_log_probs"):
+        less["precompute_ref_log_probs"] = False
+    return replace(config, **less)
+
+
+class _Rehearser:
+    """Has completions written for the sake of kernels, by each number of rows that has its own, and gives others."""
+
+    def __init__(self, real: Player) -> None:
+        self._real = real
+
+    def play(self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig) -> list[Episode]:
+        """As a `Player`."""
+        import numpy as np
+
+        from chuk_lib.inference.rollouts import Rollout
+
+        for rows in _row_numbers(len(prompts) * n):
+            try:
+                group = min(n, rows)
+                self._real.play(prompts[: max(1, rows // group)], group, sampling)
+            except Exception:  # what empty kernels leave is no model's output; the kernels have been met
+                continue
+        size = sampling.max_tokens
+        lengths = [1 + (size - 1) * (at % 4) // 3 for at in range(len(prompts) * n)]
+        texts = [
+            Rollout(at // n, at % n, np.full(length, 1, np.int32), np.zeros(length, np.float32), "length", "-")
+            for at, length in enumerate(lengths)
+        ]
+        return [one_turn(prompts[one.prompt], one) for one in texts]
+
+
+def _row_numbers(rows: int) -> Sequence[int]:
+    """All rows, and the fewer ones that go on when others end: each power of two."""
+    return [rows, *(1 << power for power in reversed(range((rows - 1).bit_length())))]
+
+
+def _step(job: Any, config: TrainerConfig) -> None:
+    """All updates of the first step, with clipping and without."""
+    from chuk_lib.training.optimizers import build_optimizer
+    from chuk_lib.training.run import plan_of, step_math
+    from chuk_lib.training.updater import Updater
+
+    runtime.set_tile_bytes(_TILE_BYTES)
+    plan = plan_of(config, 1, job.updates_per_step)
+    optimizer = build_optimizer(config, job.algorithm.model)
+    update = Updater(job.algorithm, optimizer, plan.max_grad_norm, plan.compiled)
+    job.algorithm.model.train()
+    with step_math(config):
+        for part in job.algorithm.updates(0):
+            update.rehearse(part)
+
+
+if __name__ == "__main__":
+    main()
