@@ -54,7 +54,7 @@ class QuantizeConfig:
 
 
 @dataclass(frozen=True)
-class PackedLayer:
+class QuantizedLayer:
     """One layer: its packing (None: float), the numbers in it, and ‖round(W) − W‖ / ‖W‖ when errors were measured."""
 
     path: str
@@ -69,7 +69,7 @@ class Quantized:
     calibration text."""
 
     folder: Path
-    layers: tuple[PackedLayer, ...]
+    layers: tuple[QuantizedLayer, ...]
     bits_per_weight: float
     n_bytes: int
     losses: tuple[float, float] | None = None
@@ -169,7 +169,7 @@ def _numbers(model: nn.Module) -> int:
     return total
 
 
-def _layers(model: nn.Module, chosen: Mapping[str, Packing], report: bool) -> Iterator[PackedLayer]:
+def _layers(model: nn.Module, chosen: Mapping[str, Packing], report: bool) -> Iterator[QuantizedLayer]:
     for path, layer in packable(model).items():
         packing = chosen.get(path)
         error = None
@@ -177,7 +177,7 @@ def _layers(model: nn.Module, chosen: Mapping[str, Packing], report: bool) -> It
             weight = layer.weight
             missed = mx.linalg.norm(packing_error(weight, packing).reshape(-1))
             error = float(missed) / max(float(mx.linalg.norm(weight.astype(mx.float32).reshape(-1))), 1e-30)
-        yield PackedLayer(path, packing, int(layer.weight.size), error)
+        yield QuantizedLayer(path, packing, int(layer.weight.size), error)
 
 
 def _to_target(

@@ -23,7 +23,7 @@ SORTS = ("name", "size", "date")
 
 
 @dataclass(frozen=True)
-class ModelEntry:
+class StoredModel:
     """A model here. `kind`: cache, model, adapter or run; `changed` in seconds since 1970; `parameters` where headers
     tell; `note` says what is missing."""
 
@@ -45,7 +45,7 @@ class Removal:
     n_bytes: int
 
 
-def list_models(places: Iterable[Path] = (), *, cache: bool = False, sort: str = "name") -> list[ModelEntry]:
+def list_models(places: Iterable[Path] = (), *, cache: bool = False, sort: str = "name") -> list[StoredModel]:
     """Models, adapters and runs in folders (themselves or right below), and with `cache` those of the hub's cache.
 
     Raises ConfigError for an unknown order or a folder that is none.
@@ -61,7 +61,7 @@ def list_models(places: Iterable[Path] = (), *, cache: bool = False, sort: str =
     return sorted(found, key=orders[sort])
 
 
-def _cached() -> Iterator[ModelEntry]:
+def _cached() -> Iterator[StoredModel]:
     for folder in sorted(hub.cache_folder().glob("models--*")):
         name = folder.name.removeprefix("models--").replace("--", "/")
         try:
@@ -73,7 +73,7 @@ def _cached() -> Iterator[ModelEntry]:
         yield _described(name, snapshot, "cache", n_bytes, changed)
 
 
-def _entries(place: Path) -> Iterator[ModelEntry]:
+def _entries(place: Path) -> Iterator[StoredModel]:
     for folder in [place, *sorted(path for path in place.iterdir() if path.is_dir())]:
         if folder.name.startswith(".") and folder != place:
             continue
@@ -84,11 +84,11 @@ def _entries(place: Path) -> Iterator[ModelEntry]:
             yield _described(str(folder), folder, kind, n_bytes, changed)
 
 
-def _described(name: str, folder: Path, kind: str, n_bytes: int, changed: float) -> ModelEntry:
+def _described(name: str, folder: Path, kind: str, n_bytes: int, changed: float) -> StoredModel:
     try:
-        return ModelEntry(name, folder, kind, n_bytes, changed, describe_model(folder).parameters)
+        return StoredModel(name, folder, kind, n_bytes, changed, describe_model(folder).parameters)
     except ChukError as error:
-        return ModelEntry(name, folder, kind, n_bytes, changed, None, error.message)
+        return StoredModel(name, folder, kind, n_bytes, changed, None, error.message)
 
 
 def _size(folder: Path) -> tuple[int, float]:

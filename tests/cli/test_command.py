@@ -193,7 +193,7 @@ def fail() -> None:
     except KeyboardInterrupt:
         raise ImportError("initialization failed")
 
-lazy.GROUPS["doctor"] = lazy.Group("failing", "Fails.", "Work")
+lazy.GROUPS["doctor"] = lazy.LazyCommand("failing", "Fails.", "Work")
 sys.modules["failing"] = type(sys)("failing")
 sys.modules["failing"].app = failing
 ctrl_c.begin()
