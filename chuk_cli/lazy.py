@@ -33,7 +33,7 @@ GROUPS = {
     "data": LazyCommand("chuk_cli.commands.data", "Make, check and look at data.", "Prepare"),
     "batch": LazyCommand("chuk_cli.commands.batch", "Build, measure and check batches on disk.", "Prepare"),
     "config": LazyCommand("chuk_cli.commands.config", "List, show, check and convert settings files.", "Prepare"),
-    "model": LazyCommand("chuk_cli.commands.model", "Show, download and make models.", "Inspect"),
+    "model": LazyCommand("chuk_cli.commands.model", "Show, check, compare, merge, pack and make models.", "Inspect"),
     "experts": LazyCommand("chuk_cli.commands.experts", "List, show and play small policies.", "Inspect"),
     "tokenizer": LazyCommand("chuk_cli.commands.tokenizer", "Train, use, compare and check tokenizers.", "Inspect"),
     "doctor": LazyCommand("chuk_cli.commands.doctor", "Check this machine: device, versions, speed.", "Inspect"),

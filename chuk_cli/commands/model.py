@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from chuk_lib.models.create import NewModel
     from chuk_lib.models.info import AdapterInfo, ModelInfo
 
-app = App(add_completion=False, no_args_is_help=True, help="Show, download and make models.")
+app = App(add_completion=False, no_args_is_help=True, help="Show, check, compare, merge, pack and make models.")
 
 app.command()(inspect.inspect)
 app.command()(diff.diff)
