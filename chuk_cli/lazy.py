@@ -34,6 +34,7 @@ GROUPS = {
     "batch": LazyCommand("chuk_cli.commands.batch", "Build, measure and check batches on disk.", "Prepare"),
     "config": LazyCommand("chuk_cli.commands.config", "List, show, check and convert settings files.", "Prepare"),
     "model": LazyCommand("chuk_cli.commands.model", "Show, download and make models.", "Inspect"),
+    "experts": LazyCommand("chuk_cli.commands.experts", "List, show and play small policies.", "Inspect"),
     "tokenizer": LazyCommand("chuk_cli.commands.tokenizer", "Train, use, compare and check tokenizers.", "Inspect"),
     "doctor": LazyCommand("chuk_cli.commands.doctor", "Check this machine: device, versions, speed.", "Inspect"),
 }
@@ -54,8 +55,12 @@ class LazyGroup(TyperGroup):
         name, stub, rest = super().resolve_command(ctx, args)
         if name is None or name not in self.table:
             return name, stub, rest
-        self.commands[name] = load(name, self.table)
+        self.commands[name] = load(name, {name: self.entry(name, rest)})
         return name, self.commands[name], rest
+
+    def entry(self, name: str, rest: Sequence[str]) -> LazyCommand:
+        """What a name stands for before these arguments."""
+        return self.table[name]
 
 
 def load(name: str, table: Table = GROUPS) -> Any:

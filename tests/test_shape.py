@@ -26,7 +26,7 @@ LIGHT = [
     "errors.py", "events.py", "config/", "training/config.py", "training/preference/config.py",
     "training/online/config.py", "training/online/grpo_config.py", "training/online/ppo_config.py",
     "training/recipes.py", "utils/best.py", "utils/text.py", "utils/torch_apart.py", "models/config.py",
-    "inference/config.py", "__init__.py",
+    "inference/config.py", "experts/config.py", "__init__.py",
 ]  # fmt: skip
 """Parts of the library that the command line imports for defaults and help: standard library only."""
 
@@ -93,7 +93,7 @@ WALLS = {
     "config": ("data.tokenizers", "data", "models", "inference", "rewards", "runs", "training"),
     "runtime": ("config", "data", "models", "inference", "rewards", "runs", "training"),
     "runs": ("data", "models", "inference", "rewards", "training"),
-    "training": ("env", "parity"),
+    "training": ("env", "experts", "parity"),
 }
 """Rooms that a room does not know, not even through others. No room knows the command line."""
 

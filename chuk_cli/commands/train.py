@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import typer
@@ -28,7 +29,11 @@ class TrainGroup(LazyGroup):
             "chuk_cli.train.grpo:grpo",
             "Reinforcement learning: completions of each prompt are compared with each other by rewards.",
         ),
-        "ppo": LazyCommand("chuk_cli.train.ppo:ppo", "Reinforcement learning with a value function: PPO."),
+        "ppo": LazyCommand(
+            "chuk_cli.train.ppo:ppo",
+            "Reinforcement learning with a value function: PPO, of a language model or, with --expert, of a small "
+            "policy.",
+        ),
         "reward": LazyCommand(
             f"{_PREFERENCES}:reward", "Train a reward model on pairs of answers: a score head on a language model."
         ),
@@ -44,6 +49,16 @@ class TrainGroup(LazyGroup):
         ),
     }
 
+    def entry(self, name: str, rest: Sequence[str]) -> LazyCommand:
+        """`ppo` of an expert has settings of its own, so it is another command of the same name."""
+        is_expert = name == "ppo" and any(word.partition("=")[0] == "--expert" for word in rest)
+        return EXPERT if is_expert else super().entry(name, rest)
+
+
+EXPERT = LazyCommand(
+    "chuk_cli.train.expert:ppo",
+    "Reinforcement learning with a value function: PPO of an expert, a small policy that is no language model.",
+)
 
 app = typer.Typer(cls=TrainGroup, no_args_is_help=True, add_completion=False)
 

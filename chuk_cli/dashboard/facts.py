@@ -70,6 +70,7 @@ def _lengths(board: Board) -> str:
 def _pace_of_rollouts(board: Board) -> list[Fact]:
     latest = board.latest
     return [
+        ("environment", _if_known(latest.get("env_steps_per_second"), lambda n: f"{humanize.count(n)} steps/s")),
         ("rollout", _if_known(latest.get("rollout_tokens_per_second"), lambda n: f"{humanize.count(n)} tokens/s")),
         ("training", _if_known(latest.get("training_tokens_per_second"), lambda n: f"{humanize.count(n)} tokens/s")),
     ]

@@ -93,8 +93,12 @@ def _part(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def chosen(run: RunRecord) -> list[ChosenSetting]:
     """The settings of a run that are not as its algorithm's come."""
+    from chuk_lib.config.settings import settings_of
+    from chuk_lib.experts.config import NAME, ExpertPPOConfig
     from chuk_lib.training.recipes import defaults_of
 
+    if run.summary.algorithm == NAME:
+        return run.chosen({name: item.default for name, item in settings_of(ExpertPPOConfig).items()})
     return run.chosen(defaults_of(run.summary.algorithm))
 
 

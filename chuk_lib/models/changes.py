@@ -13,12 +13,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
 
 from chuk_lib.errors import ModelError
 from chuk_lib.models.headers import read_tensors
-from chuk_lib.models.lora import base_layer, float_weight
+from chuk_lib.models.lora import base_layer
 from chuk_lib.models.provenance import find_provenance, provenance_of, update_provenance
+from chuk_lib.models.quantizing import float_weight, replace_layers, with_weight
 
 ENDS = ("embed_tokens", "wte", "embed_in", "lm_head", "embed_out")
 """Modules with one row a token: the embeddings and the head."""
@@ -76,9 +76,7 @@ def apply_changes(model: nn.Module, changes: Changes) -> None:
         _put_rows(modules, _sides(model, path), ids, values, changed)
     if changed:
         _remember(model, changed)
-    model.update_modules(
-        tree_unflatten([(name.rpartition(".")[0], modules[name.rpartition(".")[0]]) for name in changed])
-    )
+    replace_layers(model, {path: modules[path] for path in (name.rpartition(".")[0] for name in changed)})
 
 
 def _put_copies(model: nn.Module, modules: dict[str, Any], copies: Mapping[str, mx.array], changed: list[str]) -> None:
@@ -163,7 +161,7 @@ def _put(modules: dict[str, Any], name: str, value: mx.array, changed: list[str]
     elif leaf in module:
         _check_shape(name, module[leaf].shape, value.shape, False)
     if leaf == "weight" and "scales" in module:
-        modules[path] = module = _as_float(module)
+        modules[path] = module = with_weight(module, float_weight(module))
     _set(module, leaf, value)
     changed.append(name)
 
@@ -175,18 +173,6 @@ def _check_shape(name: str, own: Any, given: Any, may_grow: bool) -> None:
         f"the adapter does not fit: its `{name}` is {list(given)}, the model needs {list(own)}",
         "load it on the model it was trained on",
     )
-
-
-def _as_float(module: Any) -> Any:
-    """A packed layer's place for a float weight, with its bias."""
-    if isinstance(module, nn.QuantizedEmbedding):
-        plain: Any = nn.Embedding(1, 1)
-    else:
-        plain = nn.Linear(1, 1, bias="bias" in module)
-        if "bias" in module:
-            plain.bias = module.bias
-    plain.weight = float_weight(module)
-    return plain
 
 
 def _set(module: Any, leaf: str, value: mx.array) -> None:

@@ -167,6 +167,8 @@ def _check_numbers(folder: Path, model: nn.Module) -> None:
     """Raise ModelError when a weight is NaN or infinite. A sum tells, at the price of one look at the weights; where a
     sum is not finite (float16 overflows) each number is looked at."""
     floats = [(name, value) for name, value in tree_flatten(model.parameters()) if _is_float(value)]
+    if not floats:
+        return
     sums = np.array(mx.stack([value.sum().astype(mx.float32) for _, value in floats]))
     for (name, value), total in zip(floats, sums, strict=True):
         if not np.isfinite(total) and not mx.isfinite(value).all().item():
@@ -349,7 +351,7 @@ def _cannot_build(folder: Path, error: Exception) -> ModelError:
 def _quantize(model: nn.Module, config: Config) -> dict[str, Any]:
     """Quantize linear layers and embeddings to 4 bits, in groups of 64, or 32 where 64 does not divide them."""
     if config.get("quantization") or config.get("quantization_config"):
-        raise ConfigError("the model is quantized already", "leave out use_4bit")
+        raise ConfigError("the model is quantized already", "leave out load_in_4bit")
     layers = [module for module in model.modules() if hasattr(module, "to_quantized") and "weight" in module]
     widths = {module.weight.shape[-1] for module in layers}
     group = 64 if all(width % 64 == 0 for width in widths) else 32

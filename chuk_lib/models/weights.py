@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.errors import ModelError
@@ -19,8 +20,9 @@ from chuk_lib.models.headers import read_tensors
 from chuk_lib.models.hf_config import HF_NAMED, Config, both_rope_forms
 from chuk_lib.models.lora import adapters_of
 from chuk_lib.models.provenance import Provenance, provenance_of
+from chuk_lib.models.quantizing import with_quantization
 from chuk_lib.models.sources import ADAPTER_CONFIG
-from chuk_lib.models.writing import planned, write_json, write_tensors
+from chuk_lib.models.writing import copy_companions, planned, write_json, write_tensors
 from chuk_lib.utils.paths import make_folder
 
 _DTYPES = {mx.float32: "float32", mx.bfloat16: "bfloat16", mx.float16: "float16"}
@@ -47,6 +49,26 @@ def save_pretrained(model: nn.Module, tokenizer: Tokenizer, folder: str | Path) 
     write_json(folder / "config.json", _saved_config(found, weights))
     _save_generation_config(found, folder)
     save_tokenizer(tokenizer, folder)
+
+
+def write_model(model: nn.Module, folder: Path, beside: Sequence[Path] = ()) -> None:
+    """Write a plain model from `open_model` tensor by tensor, each read and computed when its turn comes; the model is
+    used up. Files beside the weights (tokenizer, template …) are copied from the folders `beside`, the first that has
+    one, then from the base's. Raises ModelError for biases that the family has no place for.
+    """
+    found = provenance_of(model)
+    found = replace(found, config=with_quantization(model, settle_biases(model, found.config)))
+    layout = "pt" if is_hf_layout(model, found.config) else "mlx"
+    weights = dict(tree_flatten(model.parameters()))
+    write_json(folder / "config.json", _saved_config(found, weights))
+    model.update(tree_map(lambda value: mx.zeros(0), model.parameters()))
+    tensors = planned(weights)
+    weights.clear()
+    write_tensors(folder, tensors, layout)
+    for source in (*beside, found.folder):
+        copy_companions(source, folder)
+    if not (folder / "generation_config.json").is_file():
+        _save_generation_config(found, folder)
 
 
 def is_hf_layout(model: nn.Module, config: Config) -> bool:

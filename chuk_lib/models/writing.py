@@ -56,12 +56,13 @@ class Planned:
 
 
 def planned(arrays: Mapping[str, Any]) -> list[Planned]:
-    """MLX or NumPy arrays by name, as they are; lazy ones are computed when they are written."""
+    """MLX or NumPy arrays by name; lazy ones are computed when they are written. Each can be made once: it is let go
+    when it has been written."""
     return [Planned(name, dtype_word(value.dtype), tuple(value.shape), _given(value)) for name, value in arrays.items()]
 
 
 def _given(value: Any) -> Callable[[], Any]:
-    return lambda: value
+    return [value].pop
 
 
 def planned_bytes(tensors: Sequence[Planned]) -> int:
@@ -104,8 +105,9 @@ def check_room(folder: Path, n_bytes: int) -> None:
     """Raise ModelError when the disk that `folder` is on, or will be, has no room for `n_bytes`."""
     there = folder.resolve()
     nearest = next(path for path in (there, *there.parents) if path.exists())
-    free = shutil.disk_usage(nearest).free
-    if n_bytes and n_bytes + _SPARE > free:
+    disk = shutil.disk_usage(nearest)
+    free = disk.free
+    if disk.total and n_bytes and n_bytes + _SPARE > free:  # /proc and its kin have no size: writing tells about them
         raise ModelError(
             f"`{folder}` would take {_amount(n_bytes)} and its disk has {_amount(free)} free",
             "free some space, or choose another --output",

@@ -11,7 +11,7 @@ from typing import ClassVar, TypeVar
 
 from chuk_lib.config.settings import setting, settings_of, validate
 from chuk_lib.errors import ConfigError
-from chuk_lib.models.config import LoRAConfig
+from chuk_lib.models.config import IMPLEMENTATIONS, LoRAConfig
 from chuk_lib.training.optimizer_kinds import OPTIMIZERS
 from chuk_lib.training.schedulers import SCHEDULES
 from chuk_lib.training.tables import IdleRule, idle_rules
@@ -161,6 +161,14 @@ class LanguageModelConfig:
         choices=("auto", "float32", "bfloat16", "float16"),
     )  # fmt: skip
     revision: str | None = setting(None, "Branch, tag or commit of a hub model.", panel="Model")
+    load_in_4bit: bool = setting(
+        False, "Pack the base to 4 bits when it is loaded, to train adapters on it (QLoRA).", panel="Model", flag=True,
+        aliases=("qlora",),
+    )  # fmt: skip
+    implementation: str = setting(
+        "auto", "Whose code runs the model; auto: chuk's where MLX-LM's would not do what the config says.",
+        panel="Model", choices=IMPLEMENTATIONS,
+    )  # fmt: skip
     eval_batch_size: int | None = setting(
         None, "Rows in one evaluation batch; unset: batch_size.", panel="Output", minimum=1,
         aliases=("per_device_eval_batch_size",),
@@ -228,6 +236,7 @@ AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 _WARMUP = ("warmup_steps", "warmup_ratio")
 _IDLE: tuple[IdleRule, ...] = (
+    (("load_in_4bit",), lambda c: c.lora is None, "without use_lora: packed weights cannot be trained"),
     (("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"), lambda c: c.lora is None, "without use_lora"),
     *idle_rules(SCHEDULES, "lr_scheduler_type", instead=dict.fromkeys(_WARMUP, "; use constant_with_warmup")),
     (("warmup_ratio",), lambda c: c.warmup_steps > 0, "when warmup_steps is given"),

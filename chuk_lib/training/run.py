@@ -33,7 +33,7 @@ from chuk_lib.training.checkpoints import (
 )
 from chuk_lib.training.completions_log import CompletionsLog
 from chuk_lib.training.config import RunConfig, TrainerConfig, checked
-from chuk_lib.training.engine import Cadence, Hooks, Progress, fit
+from chuk_lib.training.engine import Cadence, Hooks, Learner, Progress, fit
 from chuk_lib.training.identity import Inputs, changed_settings, compare, rows_around
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
 from chuk_lib.training.planning.footprint import StepLimit
@@ -83,8 +83,9 @@ class Job:
     `state`, plain data. `about`, `notes` and `warnings` go into the log, `left_out` into the result too. `watched` is
     the evaluation metric that decides which checkpoint is the best. `updates_per_step` is what the learning rate's
     schedule counts: 1 where it moves once a step, whatever updates that makes. `rows(step)` are the rows of the data
-    that a step takes. `fast_math` lets a CPU compute with NumPy, which costs memory. `chosen` names settings that the
-    model's size decided, and says so in words.
+    that a step takes. `learner` computes and applies gradients in the place of MLX and its optimizer; `compiled=False`
+    keeps a GPU from compiling the steps. `fast_math` lets a CPU compute with NumPy, which costs memory. `chosen` names
+    settings that the model's size decided, and says so in words.
     """
 
     algorithm: Algorithm
@@ -104,6 +105,8 @@ class Job:
     greater_is_better: bool = False
     updates_per_step: int = 1
     rows: Callable[[int], Sequence[int]] | None = None
+    learner: Learner | None = None
+    compiled: bool = True
     fast_math: bool = True
     chosen: Mapping[str, str] = field(default_factory=dict)
 
@@ -143,8 +146,9 @@ def run_training(
     job = replace(job, steps=min(job.steps, config.max_steps or job.steps))
     plan = plan_of(config, job.steps, job.updates_per_step)
     plan = replace(plan, watched=job.watched, greater_is_better=job.greater_is_better)
+    plan = replace(plan, compiled=plan.compiled and job.compiled)
     check_evaluation(config, job.evaluate is not None)
-    optimizer = build_optimizer(config, job.algorithm.model)
+    optimizer = job.learner or build_optimizer(config, job.algorithm.model)
     sinks = [*make_sinks(config.report_to), *map(_in_users_world, sinks)]
     run = open_run() if open_run else _new_run(job, config)
     try:
@@ -235,7 +239,7 @@ def _compared(run: Run, job: Job, config: RunConfig) -> Run:
     return replace(run, warnings=(*run.warnings, *told))
 
 
-def _restore(optimizer: ChukOptimizer, run: Run, job: Job) -> Progress:
+def _restore(optimizer: ChukOptimizer | Learner, run: Run, job: Job) -> Progress:
     if run.checkpoint is None:
         return Progress()
     job.read(run.checkpoint.folder)
@@ -263,7 +267,7 @@ class _Training:
     job: Job
     config: RunConfig
     plan: Cadence
-    optimizer: ChukOptimizer
+    optimizer: ChukOptimizer | Learner
     run: Run
     emit: Sink
     clock: CheckpointClock

@@ -23,6 +23,7 @@ from chuk_lib.models.architectures import why_own
 from chuk_lib.models.architectures.decoder import DecoderModel
 from chuk_lib.models.hf_config import flatten_rope, read_config
 from chuk_lib.models.segments import SegmentCache
+from tests.conftest import RunChuk
 from tests.fixtures.architectures.weights import weight
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "architectures"
@@ -162,3 +163,13 @@ def test_an_implementation_that_is_not_there_is_refused(folder_of: Make, tiny_mo
     (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "swiglu"}))
     with pytest.raises(ModelError, match="unknown activation `swiglu`"):
         load_model(folder)
+
+
+def test_commands_run_the_implementation_that_is_asked_for(tiny_model_dir: Path, run_chuk: RunChuk) -> None:
+    done = run_chuk("infer", "--model", tiny_model_dir, "--prompt", "hello", "--implementation", "torch")
+    assert (done.returncode, "`implementation` should be one of" in done.stderr) == (2, True)
+    texts = {
+        run_chuk("infer", "-m", tiny_model_dir, "-p", "hi", "--seed", "1", "--implementation", name, "-q").stdout
+        for name in ("auto", "chuk", "mlx-lm")
+    }
+    assert len(texts) == 1

@@ -20,7 +20,6 @@ _OPTIMIZERS = {
 }  # fmt: skip
 _ONE = "put the rows of all into one file, and name it as `data`"
 _SPLIT = "`chuk data split` makes a train and a valid file; name their folder as `data`"
-_QUANTIZED = "name a model that is quantized already; it is trained with `use_lora`"
 _PER_EPOCH = "write a number of steps"
 
 
@@ -103,7 +102,7 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "lora_modules_to_save": (Key(reason="whole modules beside adapters", refused=when_on("leave it out")),),
     "peft_use_dora": (Key("use_dora", yes),),
     "peft_use_rslora": (Key("use_rslora", yes),),
-    "load_in_4bit": (Key(reason="quantizing on the way in", refused=when_on(_QUANTIZED)),),
+    "load_in_4bit": (Key("load_in_4bit", lambda v, _: yes(v, _) or None),),
     "optimizer": (Key("optimizer", lambda v, _: _OPTIMIZERS.get(v, v), "the optimizer", lambda v, _: _bits(v)),),
     "lr_scheduler": (Key("lr_scheduler_type"),),
     "cosine_min_lr_ratio": (Key("min_lr_rate", number),),

@@ -153,7 +153,7 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "completion_feature": (Key(reason="the column of completions", refused=lambda v, _: _column("completion", v)),),
     "chat_feature": (Key(reason="the column of conversations", refused=lambda v, _: _column("messages", v)),),
     "text_feature": (Key("text_field"),),
-    "load_in_4bits": (Key(reason="quantizing on the way in", refused=when_on("name a model that is quantized")),),
+    "load_in_4bits": (Key("load_in_4bit", lambda v, _: yes(v, _) or None),),
     "group_size": (Key("num_generations"),),
     "max_completion_length": (Key("max_completion_length"),),
     "reference_model_path": (Key("ref_model"),),

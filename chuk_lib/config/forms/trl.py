@@ -19,7 +19,7 @@ _EVALUATION = "the validation data is measured each `eval_steps` steps; without 
 _BEST = "the best step is marked `best` by itself"
 _LOGGED = "each `log_interval` steps"
 _WORLD = "one process trains"
-_QUANTIZED = "name a model that is quantized already; it is trained with `use_lora`"
+_QUANTIZED = "`chuk model quantize --bits 8` makes a model of 8 bits: name that; it is trained with `use_lora`"
 _PARAMETERS = "chuk_lib's own names: `min_lr_rate`, `num_cycles`, `lr_power`, `num_decay_steps`"
 
 

@@ -10,7 +10,6 @@ from chuk_lib.config.forms.form import Form, Key, Values, number, off, when_on, 
 from chuk_lib.config.forms.trl import TABLE as TRL
 from chuk_lib.config.forms.trl import TRANSFORMERS
 
-_QUANTIZED = "name a model that is quantized already; it is trained with adapters as it is"
 _SAVING = "`chuk model` fuses, quantizes and converts what was trained"
 
 
@@ -23,7 +22,7 @@ TABLE: dict[str, tuple[Key, ...]] = {
     **{name: TRL[name] for name in ("dataset_train_split", "dataset_config", "model_revision")},
     "model_name": (Key("model"),),
     "max_seq_length": (Key("max_length"),),
-    "load_in_4bit": (Key(reason="quantizing on the way in", refused=when_on(_QUANTIZED)),),
+    "load_in_4bit": (Key("load_in_4bit", lambda v, _: yes(v, _) or None),),
     "full_finetuning": (Key("use_lora", lambda v, _: not yes(v, _)),),
     "r": (Key("lora_rank"),),
     "lora_alpha": (Key("lora_alpha", number),),

@@ -71,7 +71,7 @@ def token_rewards(kl: np.ndarray, scores: np.ndarray, positions: np.ndarray, kl_
 
 
 def policy_loss(
-    logps: mx.array, old_logps: mx.array, advantages: mx.array, cliprange: float
+    logps: mx.array, old_logps: mx.array, advantages: mx.array, cliprange: float | mx.array
 ) -> tuple[mx.array, mx.array]:
     """The clipped loss of each token, and where clipping decided it, both float32 of the same shape."""
     ratio = mx.exp(logps - old_logps)

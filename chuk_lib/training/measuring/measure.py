@@ -26,6 +26,7 @@ from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.prompts import context_length, limit_words, window_limit
 from chuk_lib.inference.vocabulary import check_tokens
 from chuk_lib.models import load_model, provenance_of
+from chuk_lib.models.config import Implementation
 from chuk_lib.rewards import RewardSet, load_rewards
 from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.measuring.bootstrap import Difference, paired_difference
@@ -46,7 +47,7 @@ class Question:
     completions of each prompt, scored by `rewards` (exact_match when there is none), and pass@k for each of `ks` (1 and
     `samples`). `temperature` None is greedy for one sample and 1 for more.
     `max_tokens` None is four more than the longest target, or 256 for rewards. Prompts of more than `max_prompt_length`
-    tokens are left out and counted.
+    tokens are left out and counted. `implementation`: whose code runs the model, as in `load_model`.
     """
 
     data: str
@@ -62,6 +63,7 @@ class Question:
     temperature: float | None = None
     sampling: SamplingConfig = _GREEDY
     max_prompt_length: int | None = None
+    implementation: Implementation = "auto"
 
     @property
     def scores(self) -> bool:
@@ -191,7 +193,7 @@ def answer(prepared: Prepared, model_source: str, adapter: str | None = None) ->
     Raises ModelError and DataError as loading does, and TrainingError when a reward fails.
     """
     question = prepared.question
-    model, tokenizer = load_model(model_source, adapter=adapter)
+    model, tokenizer = load_model(model_source, adapter=adapter, implementation=question.implementation)
     rows, said = _examples(prepared, tokenizer)
     examples = _fitting(rows, model, tokenizer, question.max_prompt_length)
     notes = (*provenance_of(model).notes, *said)

@@ -63,7 +63,8 @@ class OnlineAlgorithm(Algorithm, Generic[Config]):
     def updates(self, step: int) -> Iterable[Update]:
         """Play, score, then every update of the step; what was played is counted with the first."""
         self._played = played = self._rollout(step)
-        played.began, counts = time.perf_counter(), played.counts
+        played.began = time.perf_counter()
+        counts = {"tokens": sum(map(len, played.episodes)), "completions": len(played.episodes)}
         for update in self._learn(played, step):
             played.trained_tokens += update.counts["trained_tokens"]
             yield update._replace(counts=counts | update.counts)
@@ -98,10 +99,6 @@ class OnlineAlgorithm(Algorithm, Generic[Config]):
         sampling = config.sampling(sampling_seed(config.seed, step))
         return self._collect(step, rows, sampling, config.num_generations)
 
-    def _policy_stats(self, episodes: Sequence[Episode]) -> RowStats:
-        """Log-probs and entropies of what was written, under the policy as it is now."""
-        return self._stats_under(self._policy, episodes)
-
     def _reference_logps(self, episodes: Sequence[Episode]) -> list[np.ndarray]:
         """Log-probs of what was written, under the reference."""
         assert self._reference is not None
@@ -109,6 +106,7 @@ class OnlineAlgorithm(Algorithm, Generic[Config]):
             return self._stats_under(model, episodes).logps
 
     def _stats_under(self, model: nn.Module, episodes: Sequence[Episode]) -> RowStats:
+        """Log-probs and entropies of what was written, under a model as it is now."""
         head = self._head if model is self._policy else None
         prompts, completions = [one.prompt.asked.ids for one in episodes], [one.ids for one in episodes]
         masks, temperature = [one.mask for one in episodes], self._config.temperature

@@ -97,15 +97,12 @@ class Played:
     of playing and scoring, and `began`, when training on it began."""
 
     episodes: list[Episode]
+    chosen: list[int]
     metrics: dict[str, float]
     playing_seconds: float = 0.0
     scoring_seconds: float = 0.0
-    chosen: list[int] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
     trained_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        self.chosen = self.chosen or list(range(len(self.episodes)))
 
     @property
     def scores(self) -> np.ndarray:
@@ -126,11 +123,6 @@ class Played:
     def learned(self) -> list[Episode]:
         """The episodes that are learned from."""
         return [self.episodes[at] for at in self.chosen]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """For the log: all tokens, a prompt's with each of its episodes, and completions."""
-        return {"tokens": sum(map(len, self.episodes)), "completions": len(self.episodes)}
 
     def give_way(self, groups: Sequence[int], fresh: Played, n: int) -> None:
         """Learn from the groups of `fresh`, `n` episodes each, in the places of `groups` of the chosen ones."""
@@ -175,7 +167,7 @@ class Collector:
             replace(one, scores=scores[at], extra={name: column[at] for name, column in logged.columns.items()})
             for at, one in enumerate(episodes)
         ]
-        return Played(scored, logged.metrics, played - began, ended - played)
+        return Played(scored, list(range(len(scored))), logged.metrics, played - began, ended - played)
 
     def where(self, rows: Iterable[int]) -> str:
         """Some prompts by file and row."""

@@ -159,17 +159,14 @@ def check_played(episodes: Sequence[Episode], prompts: Sequence[GroupPrompt], n:
         )
 
 
-def padded(values: Sequence[np.ndarray], width: int) -> np.ndarray:
-    """Rows of unequal length as one float32 matrix (N, width), cut there, 0 behind their ends."""
+def padded(values: Sequence[np.ndarray | None], width: int) -> np.ndarray:
+    """Rows of unequal length as one float32 matrix (N, width), cut there, 0 behind their ends (and all
+    of a row that is None)."""
     matrix = np.zeros((len(values), width), np.float32)
     for row, part in zip(matrix, values, strict=True):
-        row[: len(part)] = part[:width]
+        if part is not None:
+            row[: len(part)] = part[:width]
     return matrix
-
-
-def known(values: Sequence[np.ndarray | None]) -> list[np.ndarray]:
-    """What all of some episodes have by now, or none (then empty)."""
-    return [part for part in values if part is not None]
 
 
 def episode_arrays(episodes: Sequence[Episode], shapes: Shapes) -> Arrays:

@@ -149,7 +149,7 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
         and advantages."""
         config, found = self._config, played.learned
         if self._needs_old:
-            logps = self._policy_stats(found).logps
+            logps = self._stats_under(self._policy, found).logps
             found = [replace(one, old=old) for one, old in zip(found, logps, strict=True)]
         if self._reference is not None:
             logps = self._reference_logps(found)
@@ -170,7 +170,7 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
         config = self._config
         if config.top_entropy_quantile == 1 and not config.use_adaptive_entropy:
             return Extra(entropy_coef=config.entropy_coef), None
-        found = self._policy_stats([episodes[row] for row in rows]).entropy
+        found = self._stats_under(self._policy, [episodes[row] for row in rows]).entropy
         masks = [episodes[row].mask for row in rows]
         kept = masks
         if config.top_entropy_quantile < 1:

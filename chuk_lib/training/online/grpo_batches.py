@@ -17,7 +17,7 @@ from chuk_lib.training.algorithm import Arrays, Update
 from chuk_lib.training.losses.policy_gradient import denominator
 from chuk_lib.training.losses.policy_kinds import Sizes
 from chuk_lib.training.losses.sums import Per, scale_arrays
-from chuk_lib.training.online.episode import Episode, episode_arrays, known, padded
+from chuk_lib.training.online.episode import Episode, episode_arrays, padded
 from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.utils.completion_log_probs import Shapes, by_length
 
@@ -66,7 +66,7 @@ def make_update(
         "entropy_scale": mx.array(bonus, mx.float32),
         "weight": mx.array(weight / len(parts), mx.float32),  # weights of micro-batches add up to the update's
     }
-    sampling = _reads_sampler(config) and not any(_unknown(one) for one in episodes)
+    sampling = _reads_sampler(config, episodes)
     batches = [_arrays(episodes, part, shapes, extra, sampling=sampling) | shared for part in parts]
     return Update(batches, weight, {"trained_tokens": seen})
 
@@ -89,14 +89,11 @@ def _rows_that_matter(episodes: Sequence[Episode], rows: Sequence[int], all_rows
     return kept + [int(row) for row in rows if int(row) not in set(kept)][:missing]
 
 
-def _reads_sampler(config: GRPOConfig) -> bool:
-    """Whether a loss reads the log-probs of the sampler."""
-    return config.importance_sampling_correction or config.off_policy_mask_threshold is not None
-
-
-def _unknown(one: Episode) -> bool:
-    """Whether the sampler's log-probs of what was written are not known."""
-    return bool(np.isnan(one.logps[one.mask > 0]).any())
+def _reads_sampler(config: GRPOConfig, episodes: Sequence[Episode]) -> bool:
+    """Whether a loss reads the sampler's log-probs, and they are known of all that was written."""
+    if not config.importance_sampling_correction and config.off_policy_mask_threshold is None:
+        return False
+    return not any(np.isnan(one.logps[one.mask > 0]).any() for one in episodes)
 
 
 def _arrays(
@@ -106,10 +103,9 @@ def _arrays(
     chosen = [episodes[row] for row in rows]
     arrays: Arrays = episode_arrays(chosen, shapes)
     width = arrays["mask"].shape[1]
-    columns = {"old": [one.old for one in chosen], "reference": [one.reference for one in chosen]}
-    for name, values in columns.items():
-        if known(values):
-            arrays[name] = mx.array(padded(known(values), width))
+    for name, values in (("old", [one.old for one in chosen]), ("reference", [one.reference for one in chosen])):
+        if values[0] is not None:  # then no row is without
+            arrays[name] = mx.array(padded(values, width))
     if sampling:  # what a player gave for tokens of others is not read
         arrays["sampling"] = mx.array(padded([np.where(one.mask > 0, one.logps, 0) for one in chosen], width))
     if extra.entropy_masks:

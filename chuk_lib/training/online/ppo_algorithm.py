@@ -20,7 +20,7 @@ from chuk_lib.training.losses.ppo import PPOOptions, RewardOptions, Sampled, lea
 from chuk_lib.training.online.actor_critic import ActorCritic, with_values
 from chuk_lib.training.online.algorithm import OnlineAlgorithm
 from chuk_lib.training.online.collect import Collector, Played, PromptPlan, sampling_seed
-from chuk_lib.training.online.episode import Episode, episode_arrays, known, padded
+from chuk_lib.training.online.episode import Episode, episode_arrays, padded
 from chuk_lib.training.online.ppo_config import PPOConfig
 from chuk_lib.training.online.report import played_metrics
 from chuk_lib.training.reference import Reference
@@ -29,6 +29,8 @@ from chuk_lib.training.utils.completion_log_probs import Shapes, by_length
 from chuk_lib.training.utils.log_probs import StatOptions
 
 _VALUE = "value."
+Columns = dict[str, list[np.ndarray | None]]
+"""By name: of each episode what is known of its tokens, or of its values."""
 
 
 class PPOAlgorithm(OnlineAlgorithm[PPOConfig]):
@@ -148,29 +150,20 @@ class PPOAlgorithm(OnlineAlgorithm[PPOConfig]):
 
     def _update(self, episodes: Sequence[Episode]) -> Update:
         """The update of a mini-batch: its losses are means over all of its tokens and values."""
-        made = [
-            self._micro_batch([episodes[row] for row in part])
-            for part in by_length([len(one) for one in episodes], self._shapes.rows)
-        ]
         tokens = sum(one.written for one in episodes)
         values = sum(one.written + (one.written < self._config.max_completion_length) for one in episodes)
         shares = {"token_share": mx.array(1 / tokens, mx.float32), "value_share": mx.array(1 / values, mx.float32)}
-        return Update([arrays | shares for arrays in made], 1.0, {"trained_tokens": tokens})
-
-    def _micro_batch(self, episodes: Sequence[Episode]) -> Arrays:
-        """What the loss reads: by token (B, C), and by value (B, C + 1)."""
-        arrays = self._arrays(episodes)
-        width = arrays["mask"].shape[1]
-        by_token = {
-            "old_logps": known([one.old for one in episodes]),
-            "advantages": [one.advantages for one in episodes],
-        }
-        by_value = {
-            "old_values": known([one.values for one in episodes]),
-            "returns": known([one.returns for one in episodes]),
-        }
-        arrays |= {name: mx.array(padded(rows, width)) for name, rows in by_token.items()}
-        return arrays | {name: mx.array(padded(rows, width + 1)) for name, rows in by_value.items()}
+        made = []
+        for part in by_length([len(one) for one in episodes], self._shapes.rows):
+            some = [episodes[row] for row in part]
+            arrays = self._arrays(some) | shares
+            width = arrays["mask"].shape[1]
+            by_token: Columns = {"old_logps": [one.old for one in some], "advantages": [one.advantages for one in some]}
+            by_value: Columns = {"old_values": [one.values for one in some], "returns": [one.returns for one in some]}
+            arrays |= {name: mx.array(padded(rows, width)) for name, rows in by_token.items()}
+            arrays |= {name: mx.array(padded(rows, width + 1)) for name, rows in by_value.items()}
+            made.append(arrays)
+        return Update(made, 1.0, {"trained_tokens": tokens})
 
 
 def _reward_metrics(totals: np.ndarray, group: int) -> dict[str, float]:

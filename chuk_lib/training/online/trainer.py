@@ -103,8 +103,8 @@ class OnlineTrainer(ABC, Generic[Config]):
             rows=plan.prompts, watched="eval_reward", greater_is_better=True, chosen=self.chosen,
             updates_per_step=self.config.scheduled_updates,
         )  # fmt: skip
-        inputs = {**job.inputs.known, "player": self._player_name()}
-        job = replace(job, inputs=replace(job.inputs, known=inputs))
+        known = {**job.inputs.known, "player": type(self.player).__qualname__}  # another one would play otherwise
+        job = replace(job, inputs=replace(job.inputs, known=known))
         return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
 
     def plan(self, dataset: PromptDataset) -> PromptPlan:
@@ -142,11 +142,6 @@ class OnlineTrainer(ABC, Generic[Config]):
 
     def _collector(self, dataset: PromptDataset) -> Collector:
         return Collector(dataset, self.rewards, self.player)
-
-    def _player_name(self) -> str:
-        """By what a run that goes on finds out that another player would play."""
-        kind = type(self.player)
-        return "one turn" if kind is OneTurn else kind.__qualname__
 
     def _shapes(self) -> Shapes:
         """How rows are laid out: in few shapes on a GPU, where steps are compiled."""
