@@ -80,10 +80,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the engine calls between steps. `save(progress, is_best)` writes a checkpoint;
-    `evaluate(step)` measures, and may add a `sample`;
-    `should_stop()` is asked after every step; `between_steps()` is for the runtime (threads, memory); `overdue()` says
-    that the last checkpoint is too long ago; `keep_completions(step, rows)` stores what the model wrote in a step;
+    """What the engine calls between steps. `save(progress, is_best)` writes a checkpoint; `evaluate(step)` measures and
+    may add a `sample`; `should_stop()` is asked after every step; `between_steps()` is for the runtime; `overdue()`
+    says that the last checkpoint is too long ago; `keep_completions(step, rows)` stores what the model wrote in a step;
     `reserve(micro_batch)` makes room for one."""
 
     emit: Sink
