@@ -268,15 +268,15 @@ def compiled_loop(model: Any, rows: int, prompt: int, steps: int) -> float:
 def chuk_loop(model: Any, rows: int, prompt: int, steps: int, decode: Any) -> float:
     """chuk's engine in one of its ways, sampling with log-probs; groups of up to 8 share a prompt."""
     from chuk_lib.inference.config import SamplingConfig
-    from chuk_lib.inference.rollout_draws import Arrival
-    from chuk_lib.inference.rollout_engine import new_engine
+    from chuk_lib.inference.decoder.draws import Arrival
+    from chuk_lib.inference.decoder.engine import new_engine
 
     config = SamplingConfig(temperature=1.0, max_tokens=STEPS, seed=0)
-    engine = new_engine(model, config, prompt + STEPS, decode=decode)
+    engine = new_engine(model, STEPS, decode=decode)
     members = list(range(min(rows, GROUP)))
     prompts = make_prompts(rows // len(members), prompt, model.args.vocab_size)
-    arrivals = [Arrival(ids, number, members, STEPS) for number, ids in enumerate(prompts)]
-    engine.admit(arrivals, engine.prefill(prompts))
+    arrivals = [Arrival(ids, config, number, m, STEPS) for number, ids in enumerate(prompts) for m in members]
+    engine.admit(arrivals, [memory for memory in engine.prefill(prompts) for _ in members])
     engine.step()
     began = time.perf_counter()
     for step in range(1, steps):

@@ -49,7 +49,7 @@ class Command(TyperCommand):
         """Run the command. Raises ConfigError for a `CHUK_…` variable that means nothing."""
         from chuk_lib.config.environment import refuse_unknown
 
-        refuse_unknown(os.environ)
+        refuse_unknown(os.environ, _setting_variables)
         return super().invoke(ctx)
 
     def _options(self) -> dict[str, Any]:
@@ -167,3 +167,9 @@ def _how_to_give_one(param: Any) -> str:
     if param.name == "data":
         return "give one; `chuk data mix A B --output BOTH` makes one file of several"
     return "one value counts, so the others would do nothing: give it once"
+
+
+def _setting_variables() -> set[str]:
+    from chuk_lib.training.pipeline.config import setting_variables
+
+    return setting_variables()

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from chuk_cli.out import Out, make_table
+from chuk_lib.utils.text import shorten
 
 if TYPE_CHECKING:
     from chuk_lib.training.measuring.bootstrap import Difference
@@ -132,13 +133,12 @@ def _by_type(counts: dict[str, tuple[int, int]]) -> Any:
 
 
 def _line(answer: Answer) -> str:
-    return f"{_short(answer.prompt)!r} → {_short(answer.completion)!r}, should be {_short(answer.target)!r}"
+    prompt, written, wanted = (
+        repr(shorten(text, keep_end=True)) for text in (answer.prompt, answer.completion, answer.target)
+    )
+    return f"{prompt} → {written}, should be {wanted}"
 
 
 def _one_line(text: str) -> str:
     """Text without line ends and control characters, which would move the cursor."""
-    return _short(repr(text)[1:-1])
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else "…" + text[-59:]
+    return shorten(repr(text)[1:-1], keep_end=True)

@@ -13,7 +13,7 @@ from typer.main import get_command
 from chuk_cli.command import App
 
 
-class Group(NamedTuple):
+class LazyCommand(NamedTuple):
     """One line of a group's help, and where the commands are: a module with an `app`, or `module:function`."""
 
     module: str
@@ -22,20 +22,21 @@ class Group(NamedTuple):
     no_args_is_help: bool = False
 
 
-Table = Mapping[str, Group]
+Table = Mapping[str, LazyCommand]
 
 
 GROUPS = {
-    "train": Group("chuk_cli.commands.train", "Fine-tune a model, or go on with a run.", "Work"),
-    "runs": Group("chuk_cli.commands.runs", "List, show, watch, compare and report runs.", "Work"),
-    "infer": Group("chuk_cli.commands.infer", "Generate text from a prompt or a pipe, or chat.", "Work"),
-    "eval": Group("chuk_cli.commands.eval", "Measure a model on data.", "Work"),
-    "data": Group("chuk_cli.commands.data", "Make, check and look at data.", "Prepare"),
-    "batch": Group("chuk_cli.commands.batch", "Build, measure and check batches on disk.", "Prepare"),
-    "config": Group("chuk_cli.commands.config", "List, show, check and convert settings files.", "Prepare"),
-    "model": Group("chuk_cli.commands.model", "Show, download and make models.", "Inspect"),
-    "tokenizer": Group("chuk_cli.commands.tokenizer", "Train, use, compare and check tokenizers.", "Inspect"),
-    "doctor": Group("chuk_cli.commands.doctor", "Check this machine: device, versions, speed.", "Inspect"),
+    "train": LazyCommand("chuk_cli.commands.train", "Fine-tune a model, or go on with a run.", "Work"),
+    "runs": LazyCommand("chuk_cli.commands.runs", "List, show, watch, compare and report runs.", "Work"),
+    "infer": LazyCommand("chuk_cli.commands.infer", "Generate text from a prompt or a pipe, or chat.", "Work"),
+    "eval": LazyCommand("chuk_cli.commands.eval", "Measure a model on data.", "Work"),
+    "data": LazyCommand("chuk_cli.commands.data", "Make, check and look at data.", "Prepare"),
+    "batch": LazyCommand("chuk_cli.commands.batch", "Build, measure and check batches on disk.", "Prepare"),
+    "config": LazyCommand("chuk_cli.commands.config", "List, show, check and convert settings files.", "Prepare"),
+    "model": LazyCommand("chuk_cli.commands.model", "Show, download and make models.", "Inspect"),
+    "experts": LazyCommand("chuk_cli.commands.experts", "List, show and play small policies.", "Inspect"),
+    "tokenizer": LazyCommand("chuk_cli.commands.tokenizer", "Train, use, compare and check tokenizers.", "Inspect"),
+    "doctor": LazyCommand("chuk_cli.commands.doctor", "Check this machine: device, versions, speed.", "Inspect"),
 }
 
 
@@ -54,8 +55,12 @@ class LazyGroup(TyperGroup):
         name, stub, rest = super().resolve_command(ctx, args)
         if name is None or name not in self.table:
             return name, stub, rest
-        self.commands[name] = load(name, self.table)
+        self.commands[name] = load(name, {name: self.entry(name, rest)})
         return name, self.commands[name], rest
+
+    def entry(self, name: str, rest: Sequence[str]) -> LazyCommand:
+        """What a name stands for before these arguments."""
+        return self.table[name]
 
 
 def load(name: str, table: Table = GROUPS) -> Any:
@@ -77,7 +82,7 @@ def find(words: Sequence[str]) -> Any:
     return command
 
 
-def _alone(function: Callable[..., Any], entry: Group) -> App:
+def _alone(function: Callable[..., Any], entry: LazyCommand) -> App:
     """An application of one command."""
     app = App(add_completion=False)
     app.command(no_args_is_help=entry.no_args_is_help)(function)

@@ -14,6 +14,10 @@ DataOption = Annotated[
     str, typer.Option("--data", "-d", help="Data: a file, a folder, a hub dataset id, or - for stdin.", metavar="DATA")
 ]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the result.", metavar="PATH")]
+ImplementationOption = Annotated[
+    str,
+    typer.Option("--implementation", help="Whose code runs the model: auto, chuk or mlx-lm.", metavar="NAME"),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0, max=2**32 - 1)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON on stdout and nothing else.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Write the bare result only.")]

@@ -16,8 +16,8 @@ from chuk_lib.errors import ConfigError
 from chuk_lib.training.config import SFTConfig
 
 if TYPE_CHECKING:
-    from chuk_lib.training.planning.estimate import Memory
-    from chuk_lib.training.planning.plan import SFTPlan
+    from chuk_lib.training.planning.dry_run import DryRun
+    from chuk_lib.training.planning.estimate import MemoryEstimate
 
 FitOption = Annotated[
     str | None,
@@ -40,11 +40,11 @@ def show_plan(out: Out, settings: Resolved[SFTConfig], fit: str | None, overwrit
         from chuk_lib.training.planning.plan import plan_sft
 
         plan = plan_sft(settings.value, origins=settings.origins, budget=budget, overwrite=overwrite)
-    tell_plan(out, plan, _lines(plan), plan.memory.total)
+    tell_plan(out, plan, _lines(plan), plan.memory.total if plan.memory else 0)
 
 
-def tell_plan(out: Out, plan: Any, lines: Iterable[str], number: int) -> None:
-    """Print a plan (it has `as_dict` and `notes`): its lines for people, one number for `--quiet`."""
+def tell_plan(out: Out, plan: DryRun, lines: Iterable[str], number: int) -> None:
+    """Print a dry run: its lines for people, one number for `--quiet`."""
     out.result(plan.as_dict(), human="\n".join(lines), quiet=str(number))
     for note in plan.notes:
         out.say(f"note: {note}")
@@ -75,7 +75,7 @@ def _budget(text: str | None) -> int | str | None:
     return parse_size(text)
 
 
-def _lines(plan: SFTPlan) -> Iterator[str]:
+def _lines(plan: DryRun) -> Iterator[str]:
     yield from settings_lines(as_dict(plan.config), plan.origins)
     yield ""
     from chuk_cli.preview import draw
@@ -84,7 +84,8 @@ def _lines(plan: SFTPlan) -> Iterator[str]:
     yield ""
     yield from table(_run(plan))
     yield ""
-    yield from table(_memory(plan.memory))
+    if plan.memory:
+        yield from table(_memory(plan.memory))
     if plan.fit:
         yield ""
         for reason in plan.fit.reasons:
@@ -114,21 +115,33 @@ def plain(value: Any) -> str:
     return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
 
-def _run(plan: SFTPlan) -> Iterator[tuple[str, str]]:
+def _run(plan: DryRun) -> Iterator[tuple[str, str]]:
     config = plan.config
     window = config.batch_size * config.gradient_accumulation_steps
-    rows, tokens = plan.largest
+    yield from heading(plan)
+    yield "steps", f"{plan.steps:,} ({plan.epochs:.2f} epochs of {plan.steps_per_epoch:,})"
+    yield "update", f"{config.batch_size} rows × {config.gradient_accumulation_steps} = {window} rows"
+    yield from batch_facts(plan, "rows")
+    if plan.seconds is not None and plan.step_seconds is not None:
+        yield "time", f"about {duration(plan.seconds)} ({duration(plan.step_seconds)} a step), without evaluations"
+
+
+def heading(plan: DryRun) -> Iterator[tuple[str, str]]:
+    """What every run has: where it writes, where it runs, what is trained."""
     yield "run directory", plan.output
     yield "device", plan.device
     yield "trained", f"{count(plan.trainable_parameters)} of {count(plan.parameters)} parameters"
-    yield "steps", f"{plan.steps:,} ({plan.epochs:.2f} epochs of {plan.steps_per_epoch:,})"
-    yield "update", f"{config.batch_size} rows × {config.gradient_accumulation_steps} = {window} rows"
-    yield "largest", f"{rows} rows × {tokens:,} tokens"
-    yield "padding", f"{100 * plan.padding:.1f} % of the positions"
-    yield "time", f"about {duration(plan.seconds)} ({duration(plan.step_seconds)} a step), without evaluations"
 
 
-def _memory(memory: Memory) -> Iterator[tuple[str, str]]:
+def batch_facts(plan: DryRun, what: str) -> Iterator[tuple[str, str]]:
+    """The largest micro-batch, of rows or sequences, and the padding, where they are known."""
+    if plan.largest is not None:
+        yield "largest", f"{plan.largest[0]} {what} × {plan.largest[1]:,} tokens"
+    if plan.padding is not None:
+        yield "padding", f"{100 * plan.padding:.1f} % of the positions"
+
+
+def _memory(memory: MemoryEstimate) -> Iterator[tuple[str, str]]:
     parts = memory.as_dict()
     for name, words in _PARTS.items():
         if parts[name]:

@@ -10,8 +10,8 @@ from chuk_cli.out import Out, make_table
 
 def show_rewards(out: Out) -> None:
     """Write the list to stdout: a table, JSON, or the bare names."""
+    from chuk_lib.config.reward_spec import SYNTAX
     from chuk_lib.rewards.builtin import BUILT_IN, arguments_of
-    from chuk_lib.rewards.spec import SYNTAX
 
     arguments = {name: {key: default for key, (_, default) in arguments_of(name).items()} for name in BUILT_IN}
     found = [

@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,13 +21,14 @@ import typer
 from chuk_cli.command import FLAGS, SettingNames
 from chuk_cli.completion import setting_of, settings_files
 from chuk_cli.out import Out
-from chuk_lib.config import legacy
 from chuk_lib.config.files import find
+from chuk_lib.config.forms import translated
+from chuk_lib.config.forms.form import Translation, refuse_lost, told
 from chuk_lib.config.paths import beside
-from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings_of, unknown_name
+from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings_of, spellings, unknown_name
 from chuk_lib.config.yaml_lines import read_entries
 from chuk_lib.errors import ConfigError
-from chuk_lib.training.recipes import RECIPES
+from chuk_lib.training.recipes import RECIPES, config_class
 
 PANEL = "Configuration"
 Warn = Callable[[str], None]
@@ -94,11 +94,15 @@ def named_file(path: Path) -> Path:
 
 
 def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[Layer]:
-    """The settings of a YAML file, each with `file:line` as its origin. The old sectioned form is told to `warn`."""
+    """The settings of a YAML file, each with `file:line` as its origin. What became of a file in another tool's form,
+    or in the old sectioned one, is told to `warn`."""
     entries = read_entries(path)
-    if legacy.is_legacy(entries):
-        return _read_legacy(path, cls, warn)
-    names, known = _canonical(cls), settings_of(cls)
+    translation = translated(path, cls, command_of(cls))
+    if translation is not None:
+        refuse_lost(translation)
+        warn(told(translation))
+        return _layers_of(translation, cls)
+    names, known = spellings(cls), settings_of(cls)
     layers = []
     for entry in entries:
         key, value, origin = entry.keys[0], entry.value, f"{path.name}:{entry.line}"
@@ -112,18 +116,22 @@ def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[L
     return layers
 
 
-def _read_legacy(path: Path, cls: type, warn: Warn) -> list[Layer]:
-    translation, known = legacy.translate(path), settings_of(cls)
-    legacy.refuse_lost(path, translation)
-    warn(legacy.deprecation(path, translation))
-    return [
+def _layers_of(translation: Translation, cls: type) -> list[Layer]:
+    path, known = translation.path, settings_of(cls)
+    defaults = [Layer(f"{translation.form.name}'s default", {k: v}, weak=True) for k, v in translation.defaults.items()]
+    return defaults + [
         Layer(f"{path.name}:{item.entry.line}", {item.setting: beside(path, known[item.setting], item.value)})
         for item in translation.mapped
     ]
 
 
+def command_of(cls: type) -> str | None:
+    """The training command whose settings a dataclass holds; None for one that is none's."""
+    return next((name for name in RECIPES if config_class(name) is cls), None)
+
+
 def _from_environment(cls: type, environment: Mapping[str, str]) -> list[Layer]:
-    variables = {f"CHUK_{name.upper()}": name for name in _canonical(cls)}
+    variables = {f"CHUK_{name.upper()}": name for name in spellings(cls)}
     return [
         Layer(variable, {name: environment[variable]})
         for variable, name in variables.items()
@@ -136,12 +144,6 @@ def _assignment(text: str) -> dict[str, str]:
     if not equals or not key.strip():
         raise ConfigError(f"`--set {text}` is not KEY=VALUE", "for example `--set max_grad_norm=0.5`")
     return {key.strip().replace("-", "_"): value.strip()}
-
-
-@cache
-def _canonical(cls: type) -> dict[str, str]:
-    """Every accepted name of a setting, aliases included, to its own name."""
-    return {name: item.name for item in settings_of(cls).values() for name in (*item.aliases, item.name)}
 
 
 def flagged(cls: type) -> dict[str, Setting]:

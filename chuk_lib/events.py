@@ -10,7 +10,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,14 +57,44 @@ class Event:
         record = {"v": 1, "t": round(self.time, 3), "kind": self.kind, "step": self.step}
         return json.dumps(record | {"data": _finite(self.data)}, ensure_ascii=False)
 
-    @staticmethod
-    def from_json(line: str) -> Event:
-        """Read what `to_json` wrote. Raises ValueError or KeyError on anything else."""
-        record = json.loads(line)
-        return Event(record["kind"], record["step"], record["data"], record["t"])
-
 
 Sink = Callable[[Event], None]
+
+
+def parse(line: str) -> Event | None:
+    """What `to_json` wrote as an event, with the types that readers rely on; None for any other line."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    kind, step, data, at = (record.get(key) for key in ("kind", "step", "data", "t"))
+    if not isinstance(kind, str) or not isinstance(data, dict) or not isinstance(step, int) or isinstance(step, bool):
+        return None
+    if step < 0 or isinstance(at, bool) or not isinstance(at, int | float) or not math.isfinite(at):
+        return None
+    return Event(kind, step, data, float(at))
+
+
+def kept(events: Sequence[Event]) -> list[int]:
+    """Which events count, by number: all but those of steps that a later `started` went back before."""
+    found, resumed_at = [], math.inf
+    for number in reversed(range(len(events))):
+        event = events[number]
+        if event.kind == "started":
+            resumed_at = min(resumed_at, event.step)
+        elif event.step > resumed_at:
+            continue
+        found.append(number)
+    return found[::-1]
+
+
+def as_number(value: Any) -> float | None:
+    """A number of an event's data, or None; the text "nan" or "inf" (how the file form holds them) counts."""
+    if isinstance(value, str) and value.lstrip("+-").lower() in ("nan", "inf", "infinity"):
+        return float(value)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _finite(value: Any) -> Any:
@@ -123,15 +153,8 @@ def fan_out(sinks: Iterable[Sink]) -> Sink:
 
 
 def read_events(path: Path) -> list[Event]:
-    """All events of a run in order, without the steps that a later resume took again and without torn lines."""
-    events: list[Event] = []
+    """All events of a run in order, without the steps that a later resume took again and without torn lines.
+    `runs.log.read_log` tells more: how long each took, and what was damaged."""
     with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                event = Event.from_json(line)
-            except (ValueError, KeyError, TypeError):
-                continue  # the half-written last line of a killed process
-            if event.kind == "started":
-                events = [old for old in events if old.kind == "started" or old.step <= event.step]
-            events.append(event)
-    return events
+        events = [event for event in map(parse, lines) if event is not None]
+    return [events[number] for number in kept(events)]

@@ -20,7 +20,7 @@ from rich.console import Console, RenderableType
 from rich.terminal_theme import TerminalTheme
 
 if TYPE_CHECKING:
-    from chuk_lib.runs.record import Run
+    from chuk_lib.runs.record import RunRecord
 
 HERE = Path(__file__).resolve().parent / "screens"
 THEME = TerminalTheme(
@@ -52,7 +52,7 @@ def main() -> None:
         report(run, Path(scratch))
 
 
-def shorten_paths(run: Run, folder: Path) -> None:
+def shorten_paths(run: RunRecord, folder: Path) -> None:
     """Show paths as seen from the folder in which the run was trained."""
     for name, value in run.settings.items():
         if isinstance(value, str):
@@ -80,7 +80,7 @@ def chuk(*words: str, folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "chuk_cli", *words], cwd=folder, check=True)
 
 
-def dashboard(run: Run, share: float, width: int, height: int) -> RenderableType:
+def dashboard(run: RunRecord, share: float, width: int, height: int) -> RenderableType:
     """The live view when `share` of the run was done."""
     from chuk_cli.dashboard.board import Board
     from chuk_cli.dashboard.draw import draw
@@ -93,7 +93,7 @@ def dashboard(run: Run, share: float, width: int, height: int) -> RenderableType
     return draw(board, width, height, now=board.time)
 
 
-def show(run: Run) -> RenderableType:
+def show(run: RunRecord) -> RenderableType:
     """What `chuk runs show` prints."""
     from chuk_cli.runs.show import page
 
@@ -109,7 +109,7 @@ def save(picture: RenderableType, width: int, name: str) -> None:
     (HERE / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 
-def report(run: Run, scratch: Path) -> None:
+def report(run: RunRecord, scratch: Path) -> None:
     """The report page in a browser, light and dark."""
     from chuk_cli.runs.report import to_html
 

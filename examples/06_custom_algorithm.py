@@ -18,7 +18,7 @@ from chuk_lib.data import BatchPlan, SFTDataset
 from chuk_lib.models import create_model, load_model, set_trainable
 from chuk_lib.models.heads import output_head
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Update
-from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.config import RunConfig
 from chuk_lib.training.run import Job, reopen, run_training
 from chuk_lib.training.sft_trainer import make_update
 from chuk_lib.training.utils.log_probs import target_stats
@@ -54,6 +54,6 @@ if __name__ == "__main__":
         weights = mx.array([3.0 if token in heavy else 1.0 for token in range(model.args.vocab_size)])
         plan = BatchPlan(SFTDataset(ROWS, tokenizer).examples, batch_size=8, max_steps=30)
         job = Job(algorithm=WeightedCrossEntropy(model, plan, weights), name="weighted", steps=plan.steps)
-        config = TrainerConfig(learning_rate=3e-3, log_interval=10, checkpoint_interval=10)
+        config = RunConfig(learning_rate=3e-3, log_interval=10, checkpoint_interval=10)
         result = run_training(job, config, open_run=(lambda: reopen(Path(sys.argv[1]))) if sys.argv[1:] else None)
         print(f"loss {result.metrics['loss']:.3f} after {result.steps} steps: {result.run_dir}")

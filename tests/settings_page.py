@@ -6,7 +6,8 @@ from itertools import groupby
 from pathlib import Path
 
 from chuk_lib.config.settings import Setting, settings_of
-from chuk_lib.training.config import TrainerConfig
+from chuk_lib.experts.config import ExpertPPOConfig
+from chuk_lib.training.config import RunConfig, TrainerConfig
 from chuk_lib.training.recipes import RECIPES, config_class
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
@@ -19,6 +20,13 @@ Written from the settings in `chuk_lib/training/` by `python -m tests.settings_p
 """
 
 
+EXPERT = """## `chuk train ppo --expert`
+
+A small policy in a Gymnasium environment (docs/experts.md). Of the settings of all trainers it has those of any run
+(schedule, optimizer, checkpoints, output), none of models and data.
+"""
+
+
 def page() -> str:
     """The whole page: what all trainers share, then what each has of its own or with another default."""
     shared = settings_of(TrainerConfig)
@@ -26,7 +34,9 @@ def page() -> str:
     for algorithm in RECIPES:
         own = [item for name, item in settings_of(config_class(algorithm)).items() if _differs(item, shared.get(name))]
         parts += _tables(f"`chuk train {algorithm}`", own)
-    return "\n".join(parts)
+    base = settings_of(RunConfig)
+    experts = [item for name, item in settings_of(ExpertPPOConfig).items() if _differs(item, base.get(name))]
+    return "\n".join([*parts, EXPERT, *_tables("", experts)[1:]])
 
 
 def _differs(item: Setting, other: Setting | None) -> bool:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import chuk_lib
 from chuk_cli import lazy
 from chuk_lib import __version__
 from tests.conftest import ROOT, RunChuk, chuk_environment
+from tests.walls import Edges, cycles, reached, rooms
 
 SOURCES = sorted([*(ROOT / "chuk_lib").rglob("*.py"), *(ROOT / "chuk_cli").rglob("*.py")])
 HEAVY = {"mlx", "mlx_lm", "transformers", "huggingface_hub", "numpy", "tokenizers", "pydantic", "pyarrow", "jinja2"}
@@ -23,8 +25,8 @@ SLOW = {"mlx_lm", "transformers", "huggingface_hub", "pyarrow"}
 LIGHT = [
     "errors.py", "events.py", "config/", "training/config.py", "training/preference/config.py",
     "training/online/config.py", "training/online/grpo_config.py", "training/online/ppo_config.py",
-    "training/recipes.py", "utils/best.py", "utils/torch_apart.py", "models/config.py", "inference/config.py",
-    "__init__.py",
+    "training/recipes.py", "utils/best.py", "utils/text.py", "utils/torch_apart.py", "models/config.py",
+    "inference/config.py", "experts/config.py", "__init__.py",
 ]  # fmt: skip
 """Parts of the library that the command line imports for defaults and help: standard library only."""
 
@@ -82,13 +84,95 @@ def test_command_line_imports_heavy_parts_inside_functions(path: Path) -> None:
     assert not {module for module in lib if not any(module == item or module.startswith(item + ".") for item in light)}
 
 
+WALLS = {
+    "data.tokenizers": ("data", "models", "inference", "rewards", "training"),
+    "data": ("models", "inference", "rewards", "runs", "training"),
+    "models": ("data", "inference", "rewards", "runs", "training"),
+    "inference": ("data", "rewards", "runs", "training"),
+    "rewards": ("runs", "training"),
+    "config": ("data.tokenizers", "data", "models", "inference", "rewards", "runs", "training"),
+    "runtime": ("config", "data", "models", "inference", "rewards", "runs", "training"),
+    "runs": ("data", "models", "inference", "rewards", "training"),
+    "training": ("env", "experts", "parity"),
+}
+"""Rooms that a room does not know, not even through others. No room knows the command line."""
+
+
+def broken_walls(edges: Edges) -> list[str]:
+    """Every wall that is broken, with the imports that lead through it."""
+    found = []
+    for room in edges:
+        ways = reached(edges, room)
+        closed = {*WALLS.get(room, ()), *(() if room == "chuk_cli" else ("chuk_cli",))}
+        found += [f"{room} knows {other}: {', '.join(ways[other])}" for other in sorted(closed & set(ways))]
+    return found
+
+
 def test_rooms_know_only_whom_they_may() -> None:
-    gate = ("models", "chuk_lib.data.tokenizers")
-    walls = {"data": "chuk_lib.models", "models": "chuk_lib.data", "training": "chuk_lib.env"}
-    for room, wall in walls.items():
-        for path in (ROOT / "chuk_lib" / room).rglob("*.py"):
-            met = {module for module, _ in imports(path) if module == wall or module.startswith(wall + ".")}
-            assert not {module for module in met if room != gate[0] or not module.startswith(gate[1])}, name_of(path)
+    edges = rooms(ROOT)
+    assert set(WALLS) <= set(edges)
+    assert not broken_walls(edges)
+    assert not cycles(edges)
+
+
+def planted(root: Path, **modules: str) -> Edges:
+    """The rooms of a tree with these modules, each by its path and its text."""
+    for name, text in modules.items():
+        path = root.joinpath("chuk_lib", *name.split("__")).with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return rooms(root)
+
+
+@pytest.mark.parametrize(
+    "way_back",
+    [
+        "from chuk_lib.data.turns import x",
+        "def f():\n    from chuk_lib.data import turns",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import chuk_lib.data.turns",
+        "LOAD = 'chuk_lib.data.turns:load'",
+        "import importlib\ndef f(name):\n    importlib.import_module(f'chuk_lib.data.{name}')",
+    ],
+)
+def test_a_cycle_through_packages_is_found_however_it_is_imported(tmp_path: Path, way_back: str) -> None:
+    files = {"data__turns": "from chuk_lib.rewards.kinds import y", "rewards__kinds": "import chuk_lib.inference.text"}
+    edges = planted(tmp_path, **files, inference__text="x = 1")
+    assert not cycles(edges)
+    assert [line.partition(":")[0] for line in broken_walls(edges)] == ["data knows inference", "data knows rewards"]
+    edges = planted(tmp_path, **files, inference__text=way_back)
+    assert set(cycles(edges)) == {"data", "rewards", "inference"}
+    way = cycles(edges)["data"]
+    assert way[:2] == [
+        "chuk_lib.data.turns imports chuk_lib.rewards.kinds",
+        "chuk_lib.rewards.kinds imports chuk_lib.inference.text",
+    ]
+    assert way[2].startswith("chuk_lib.inference.text imports chuk_lib.data")
+
+
+def classes(root: Path) -> dict[str, list[str]]:
+    """The public classes of the project by name, each with the files that define one."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(path for top in ("chuk_lib", "chuk_cli") for path in (root / top).rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(path.relative_to(root).as_posix())
+    return found
+
+
+def test_no_two_public_classes_share_a_name(tmp_path: Path) -> None:
+    """One word means one thing."""
+    twins = {name: files for name, files in classes(ROOT).items() if len(files) > 1}
+    assert not twins
+    planted(tmp_path, data__pairs="class Pair:\n    x = 1", training__pairs="class Pair(tuple):\n    y = 2\nPairs = 1")
+    assert classes(tmp_path) == {"Pair": ["chuk_lib/data/pairs.py", "chuk_lib/training/pairs.py"]}
+
+
+def test_the_library_does_not_use_its_own_front_door() -> None:
+    """`chuk_lib` offers names of many rooms: whoever imports them there would go through the walls."""
+    for path in (ROOT / "chuk_lib").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        front = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "chuk_lib"]
+        assert not {alias.name for node in front for alias in node.names} & set(chuk_lib._EXPORTS), name_of(path)
 
 
 def test_errors_and_events_need_the_standard_library_only() -> None:

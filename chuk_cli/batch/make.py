@@ -35,8 +35,8 @@ from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
-    from chuk_lib.data.batches.builder import BuildResult, Progress
-    from chuk_lib.data.batches.measure import Estimate
+    from chuk_lib.data.batches.builder import BuildProgress, BuildResult
+    from chuk_lib.data.batches.measure import BuildEstimate
     from chuk_lib.data.batches.spec import BatchSpec
 
 _EVERY = 5.0
@@ -105,7 +105,7 @@ class _Lines:
         self._out, self._began = out, time.monotonic()
         self._said, self._first = self._began, 0
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: BuildProgress) -> None:
         now = time.monotonic()
         if now - self._said < _EVERY:
             return
@@ -197,13 +197,13 @@ def estimate(
     out.result(_estimated(found), human=_estimate_text(found), quiet=str(found.bytes))
 
 
-def _estimated(found: Estimate) -> dict[str, Any]:
+def _estimated(found: BuildEstimate) -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(found) | {"padding": round(found.padding, 4), "seconds": round(found.seconds, 3)}
 
 
-def _estimate_text(found: Estimate) -> str:
+def _estimate_text(found: BuildEstimate) -> str:
     about = "" if found.exact else "about "
     parts = {
         "size": f"{about}{humanize.size(found.bytes)} in {about}{found.files:,} files",

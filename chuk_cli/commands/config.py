@@ -15,7 +15,9 @@ from chuk_cli.options import JsonOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out, make_table, tell
 from chuk_cli.plan import plain
 from chuk_cli.settings import read_config, resolve_settings
-from chuk_lib.config import files, legacy
+from chuk_lib.config import files
+from chuk_lib.config.forms import form_of, translated
+from chuk_lib.config.forms.form import migrated
 from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings_of
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.config import refuse_idle_settings
@@ -143,6 +145,7 @@ def cp(
 @app.command()
 def migrate(
     file: FileArgument,
+    command: ForOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New file; unset: standard output.", metavar="FILE")
     ] = None,
@@ -150,20 +153,29 @@ def migrate(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Turn a file of the old sectioned form into the flat one, with a comment on what became of each key.
+    """Turn a file of another tool into chuk's form, with a comment on what became of each key.
+
+    Files of mlx-lm, TRL, axolotl, LLaMA-Factory and unsloth are known by their keys, as is the old sectioned form.
 
     Examples:
-      chuk config migrate old.yaml --output new.yaml
+      chuk config migrate lora_config.yaml --output new.yaml
+      chuk config migrate trl.yaml --for dpo
       chuk config migrate legacy/finetune.yaml
     """
     out = Out.of(json, quiet)
     path = files.find(file)
-    text = legacy.migrated(path)
-    translation = legacy.translate(path)
+    meant = _known_command(command) if command else files.algorithm_of(path)
+    translation = translated(path, config_class(meant), meant)
+    if translation is None:
+        raise ConfigError(f"`{path}` has chuk's form already", "`chuk config check` says whether it is right")
+    text = migrated(translation)
     written = files.write(output, text, overwrite) if output else None
     result = {
         "path": str(written) if written else None,
+        "form": translation.form.name,
+        "command": translation.command,
         "settings": {item.setting: item.value for item in translation.mapped},
+        "defaults": dict(translation.defaults),
         "left": [
             {"key": item.entry.name, "line": item.entry.line, "reason": item.reason, "hint": item.hint}
             for item in translation.left
@@ -223,7 +235,7 @@ def _pipeline_problems(path: Path) -> Iterator[ConfigError]:
 
 def _line_problems(path: Path, cls: type, first: ConfigError) -> Iterator[ConfigError]:
     """Every unknown name of a flat file; otherwise the first error."""
-    from chuk_lib.config.settings import unknown_name
+    from chuk_lib.config.settings import spellings, unknown_name
     from chuk_lib.config.yaml_lines import read_entries
 
     yield first
@@ -231,9 +243,8 @@ def _line_problems(path: Path, cls: type, first: ConfigError) -> Iterator[Config
         entries = read_entries(path)
     except ConfigError:
         return
-    known = settings_of(cls)
-    names = [name for item in known.values() for name in (item.name, *item.aliases)]
-    if legacy.is_legacy(entries):
+    names = list(spellings(cls))
+    if form_of(entries) is not None:
         return
     for entry in entries:
         error = unknown_name(entry.name, names, f"{path.name}:{entry.line}")

@@ -18,7 +18,7 @@ from chuk_lib.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from chuk_lib.parity import Check
-    from chuk_lib.runtime.checkup import Report
+    from chuk_lib.runtime.checkup import Checkup
 
 app = App(add_completion=False)
 
@@ -66,7 +66,7 @@ def doctor(
         raise typer.Exit(FAILURE)
 
 
-def _as_text(report: Report) -> str:
+def _as_text(report: Checkup) -> str:
     from chuk_cli import __version__
 
     facts = report.facts

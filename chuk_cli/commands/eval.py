@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from chuk_cli.command import WORDS, App
-from chuk_cli.options import DataOption, JsonOption, ModelOption, OverwriteOption, QuietOption
+from chuk_cli.options import DataOption, ImplementationOption, JsonOption, ModelOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
+from chuk_lib.models.config import Implementation
 
 if TYPE_CHECKING:
     from chuk_lib.training.measuring.measure import Measurement, Prepared
@@ -125,6 +126,7 @@ def evaluate(
     stop: StopOption = None,
     max_tokens: MaxTokensOption = None,
     seed: DrawOption = 0,
+    implementation: ImplementationOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -147,7 +149,7 @@ def evaluate(
 
     question = Question(
         data, split, max_rows, max_tokens, batch_size, tuple(reward or ()), reward_errors, samples, ks, pass_score,
-        temperature, sampling, max_prompt_length,
+        temperature, sampling, max_prompt_length, cast(Implementation, implementation),
     )  # fmt: skip
     models = [(model, adapter)] if against is None else [(model, adapter), (against, against_adapter)]
     _report(out, _answers(out, read_question(question), models), output)

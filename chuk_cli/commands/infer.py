@@ -6,15 +6,16 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from chuk_cli.command import App
-from chuk_cli.options import JsonOption, ModelOption, QuietOption
+from chuk_cli.options import ImplementationOption, JsonOption, ModelOption, QuietOption
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
+from chuk_lib.models.config import Implementation
 
 if TYPE_CHECKING:
     from chuk_lib.inference.prompts import Prompt
@@ -73,6 +74,7 @@ def infer(
     max_tokens: MaxTokensOption = _DEFAULT.max_tokens,
     stop: StopOption = None,
     seed: DrawOption = _DEFAULT.seed,
+    implementation: ImplementationOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -92,7 +94,7 @@ def infer(
         temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
     )  # fmt: skip
     text = _given_prompt(prompt)
-    loaded, tokenizer = _load(out, model, adapter)
+    loaded, tokenizer = _load(out, model, adapter, implementation)
     if chat is None and system is None:
         from chuk_lib.inference.prompts import expects_chat
 
@@ -158,11 +160,11 @@ class _Writer:
             sys.stdout.flush()
 
 
-def _load(out: Out, model: str, adapter: str | None) -> tuple[Any, Any]:
+def _load(out: Out, model: str, adapter: str | None, implementation: str) -> tuple[Any, Any]:
     with out.status(f"Loading `{model}` …"):
         from chuk_lib.models import load_model, provenance_of
 
-        loaded, tokenizer = load_model(model, adapter=adapter)
+        loaded, tokenizer = load_model(model, adapter=adapter, implementation=cast(Implementation, implementation))
     for note in provenance_of(loaded).notes:
         out.say(f"note: {note}")
     return loaded, tokenizer

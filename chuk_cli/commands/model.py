@@ -1,4 +1,4 @@
-"""`chuk model`: show, fetch and make models."""
+"""`chuk model`: show, fetch and make models. Most commands have a module of their own in `chuk_cli/model/`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import typer
 
 from chuk_cli.command import App
 from chuk_cli.humanize import count, number, size
+from chuk_cli.model import diff, download, fuse, inspect, quantize, store, verify
+from chuk_cli.model.options import RevisionOption
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption, SeedOption
-from chuk_cli.out import Out, make_table
+from chuk_cli.out import Out
 
 if TYPE_CHECKING:
     from chuk_lib.models.create import NewModel
@@ -19,9 +21,15 @@ if TYPE_CHECKING:
 
 app = App(add_completion=False, no_args_is_help=True, help="Show, download and make models.")
 
-RevisionOption = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.", metavar="NAME")
-]
+app.command()(inspect.inspect)
+app.command()(diff.diff)
+app.command()(verify.verify)
+app.command()(download.download)
+app.command()(fuse.fuse)
+app.command()(quantize.quantize)
+app.command()(quantize.dequantize)
+app.command("ls")(store.list_)
+app.command()(store.rm)
 
 
 @app.command()
@@ -94,13 +102,15 @@ def create(
       chuk model create --preset micro --output ./micro
       chuk model create --preset tiny --output ./tiny --tokenizer-data train.jsonl --vocab-size 2000
     """
+    from chuk_lib.data.workbench.content import texts_of
     from chuk_lib.models.create import create_model, plan_model
     from chuk_lib.models.info import describe_model
 
     out = Out.of(json, quiet)
     settings: dict[str, Any] = {
-        "tokenizer": tokenizer, "tokenizer_data": tokenizer_data, "vocab_size": vocab_size, "seed": seed,
-        "context_length": context_length, "chat_template": chat_template, "overwrite": overwrite,
+        "tokenizer": tokenizer, "tokenizer_texts": None if tokenizer_data is None else texts_of(tokenizer_data),
+        "vocab_size": vocab_size, "seed": seed, "context_length": context_length, "chat_template": chat_template,
+        "overwrite": overwrite,
     }  # fmt: skip
     if dry_run:
         _show_new(out, plan_model(preset, output, **settings))
@@ -108,36 +118,6 @@ def create(
     with out.status(f"making a {preset} model"):
         folder = create_model(preset, output, **settings)
     _show_made(out, describe_model(folder), preset, seed)
-
-
-@app.command()
-def download(
-    model_id: Annotated[str, typer.Argument(help="Hub id, such as Qwen/Qwen3-0.6B.", metavar="ID")],
-    revision: RevisionOption = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder. Unset: the hub cache.", metavar="DIR")
-    ] = None,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Fetch a model from the Hugging Face hub and print its folder.
-
-    Fetches configs, safetensors weights, tokenizer and chat template; never pickles or code.
-
-    Examples:
-      chuk model download Qwen/Qwen3-0.6B
-      chuk model download HuggingFaceTB/SmolLM2-135M-Instruct --output ./smollm2
-    """
-    out = Out.of(json, quiet)
-    if dry_run:
-        _show_download(out, model_id, revision, output)
-        return
-    with out.status(f"fetching {model_id}"):
-        from chuk_lib.models.hub import download_model
-
-        folder = download_model(model_id, revision=revision, output=output)
-    out.result({"model": model_id, "path": str(folder)}, human=str(folder), quiet=str(folder))
 
 
 def _show_made(out: Out, made: ModelInfo, preset: str, seed: int) -> None:
@@ -164,19 +144,6 @@ def _show_new(out: Out, made: NewModel) -> None:
     text = f"{made.folder}: {count(made.parameters)} parameters, {size(made.disk_bytes)}: {', '.join(files)}"
     out.result(result, human=text, quiet=str(made.folder))
     out.say("dry run: nothing was written")
-
-
-def _show_download(out: Out, model_id: str, revision: str | None, output: Path | None) -> None:
-    with out.status(f"asking the hub about {model_id}"):
-        from chuk_lib.models.hub import plan_download
-
-        found = plan_download(model_id, revision=revision, output=output)
-    missing = sum(item.size or 0 for item in found if item.missing)
-    rows = [[item.name, size(item.size) if item.size else None, "fetch" if item.missing else "here"] for item in found]
-    files = [{"name": item.name, "bytes": item.size, "missing": item.missing} for item in found]
-    result = {"model": model_id, "to": str(output or "the hub cache"), "bytes": missing, "files": files}
-    out.result(result, human=make_table("", ["file", "size", ""], rows), quiet=str(missing))
-    out.say(f"dry run: {size(missing)} would be fetched into {result['to']}; nothing was written")
 
 
 def _model_lines(model: ModelInfo) -> Iterator[tuple[str, str]]:

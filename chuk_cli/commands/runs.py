@@ -27,7 +27,7 @@ from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
     from chuk_cli.dashboard.board import Board
-    from chuk_lib.runs.record import Run
+    from chuk_lib.runs.record import RunRecord
     from chuk_lib.runs.summary import Summary
 
 app = App(no_args_is_help=True, add_completion=False, help="List, show, watch, compare and report runs.")
@@ -56,14 +56,17 @@ def list_(
       chuk runs ls experiments --filter 'model=*qwen*' --filter learning_rate=1e-4
       chuk runs ls --filter status=done -q | xargs -n 1 chuk runs report
     """
+    from chuk_lib.config.settings import spellings
     from chuk_lib.runs.find import RUNS, list_runs
     from chuk_lib.runs.query import arrange, select
     from chuk_lib.runs.summary import summarize
+    from chuk_lib.training.config import TrainerConfig
 
     out = Out.of(json, quiet)
     paths = [] if folder == RUNS and not folder.exists() else list_runs(folder)
     runs = [summarize(path) for path in paths]
-    chosen = arrange(select(runs, filters or []), sort) if runs else []
+    known = spellings(TrainerConfig)
+    chosen = arrange(select(runs, filters or [], known), sort, known) if runs else []
     if out.human and not chosen:
         out.say(f"none of {len(runs)} runs fits" if runs else f"no runs in `{folder}`; `chuk train` makes one")
         return
@@ -214,7 +217,7 @@ def compare(
     out.result(as_dict(found), human=human, quiet=[_best_first(found)])
 
 
-def _best_first(runs: list[Run]) -> str:
+def _best_first(runs: list[RunRecord]) -> str:
     """The run with the best evaluation, or the last loss or reward where none was evaluated: the highest reward when
     all have one, else the lowest loss."""
     by_reward = all(run.summary.reward is not None or run.summary.eval_reward is not None for run in runs)

@@ -10,21 +10,11 @@ from collections import deque
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from chuk_lib.events import Event
-from chuk_lib.utils.best import improves
+from chuk_lib.events import Event, as_number
+from chuk_lib.utils.best import better_eval
 
 Point = tuple[int, float]
 MOST_POINTS = 4000  # more than any terminal can show; longer curves are thinned, so that drawing stays cheap
-
-
-def as_number(value: Any) -> float | None:
-    """A number, or None; text such as "nan" (how events.jsonl holds it) counts."""
-    if value is None or isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
 
 
 def _whole(value: Any) -> int | None:
@@ -55,7 +45,7 @@ class Board:
     losses: list[Point] = field(default_factory=list)
     rewards: list[Point] = field(default_factory=list)
     evals: list[Point] = field(default_factory=list)  # of what is watched: the loss, or the reward where there is one
-    best_eval: Point | None = None
+    bests: list[Point] = field(default_factory=list)  # evaluations that were the best when they came
     saved_step: int | None = None
     best_step: int | None = None
     sample: dict[str, str] | None = None
@@ -80,6 +70,11 @@ class Board:
         self.doing = ""
         if event.kind in handlers:
             handlers[event.kind](event, event.data or {})
+
+    @property
+    def best_eval(self) -> Point | None:
+        """Step and value of the best evaluation."""
+        return self.bests[-1] if self.bests else None
 
     @property
     def watched(self) -> str:
@@ -145,6 +140,7 @@ class Board:
         self.losses = [point for point in self.losses if point[0] <= start]
         self.rewards = [point for point in self.rewards if point[0] <= start]
         self.evals = [point for point in self.evals if point[0] <= start]
+        self.bests = [point for point in self.bests if point[0] <= start]
         self._recent.clear()
         self._recent.append((event.time, start))
 
@@ -175,12 +171,8 @@ class Board:
         if value is None:
             return
         self.evals.append((event.step, value))
-        is_best = data.get("best")
-        if is_best is None:
-            best = self.best_eval[1] if self.best_eval else None
-            is_best = improves(value, best, greater=reward is not None)
-        if is_best:
-            self.best_eval = (event.step, value)
+        if better_eval(data, self.best_eval[1] if self.best_eval else None) is not None:
+            self.bests.append((event.step, value))
 
     def _see_saved(self, event: Event, data: dict[str, Any]) -> None:
         self.saved_step = event.step

@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from chuk_cli import humanize
-from chuk_cli.dashboard.board import Board, as_number, last_part, printable
+from chuk_cli.dashboard.board import Board, last_part, printable
 from chuk_cli.dashboard.facts import Fact, facts, figure
 from chuk_cli.dashboard.plot import LINE, MARK, Plot, plot
+from chuk_lib.events import as_number
 
 WIDE, WIDEST = 110, 220
 _AXIS = 9  # cells of an axis label

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from chuk_cli import humanize
 from chuk_cli.dashboard.board import Board
+from chuk_lib.utils.text import shorten
 
 Fact = tuple[str, str]
 _LABEL = 14  # cells of a label
@@ -39,7 +40,9 @@ def _rewards(board: Board) -> list[Fact]:
     spread = latest.get("reward_std")
     reward = f"{board.rewards[-1][1]:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
     names = [name.split("/")[1] for name in latest if name.startswith("rewards/") and name.endswith("/mean")]
-    parts = [(_short_name(name), f"{latest[f'rewards/{name}/mean']:.3f}") for name in names] if len(names) > 1 else []
+    parts = (
+        [(shorten(name, _LABEL), f"{latest[f'rewards/{name}/mean']:.3f}") for name in names] if len(names) > 1 else []
+    )
     kl = latest.get("kl", latest.get("objective/kl"))
     entropy = latest.get("entropy", latest.get("policy/entropy_avg"))
     clipped = latest.get("clip_ratio/region_mean", latest.get("policy/clipfrac_avg"))
@@ -67,6 +70,7 @@ def _lengths(board: Board) -> str:
 def _pace_of_rollouts(board: Board) -> list[Fact]:
     latest = board.latest
     return [
+        ("environment", _if_known(latest.get("env_steps_per_second"), lambda n: f"{humanize.count(n)} steps/s")),
         ("rollout", _if_known(latest.get("rollout_tokens_per_second"), lambda n: f"{humanize.count(n)} tokens/s")),
         ("training", _if_known(latest.get("training_tokens_per_second"), lambda n: f"{humanize.count(n)} tokens/s")),
     ]
@@ -119,10 +123,6 @@ def _common(board: Board) -> list[Fact]:
         ("checkpoint", _if_known(board.saved_step, lambda step: f"step {step:,.0f}")),
         ("best", _best(board)),
     ]
-
-
-def _short_name(name: str) -> str:
-    return name if len(name) <= _LABEL else name[: _LABEL - 1] + "…"
 
 
 def _share(value: float | None, of: str = "") -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TextIO
 
 from chuk_cli import humanize
-from chuk_cli.dashboard.board import Board, as_number, last_part
+from chuk_cli.dashboard.board import Board, last_part
 from chuk_cli.dashboard.draw import device_name, parameters
-from chuk_lib.events import Event
+from chuk_lib.events import Event, as_number
 
 SECONDS, SHARE = 5.0, 0.05
 
@@ -73,6 +73,7 @@ class Lines:
             ("frac_reward_zero_std", "same reward {}", lambda share: f"{share:.0%}"),
             ("learning_rate", "lr {}", humanize.number),
             ("grad_norm", "grad {}", lambda norm: f"{norm:.3g}"), ("tokens_per_second", "{} tokens/s", humanize.count),
+            ("env_steps_per_second", "{} steps/s", humanize.count),
             ("peak_memory_bytes", "peak {}", humanize.size),
         ]  # fmt: skip
         texts = [form.format(show(latest[key])) for key, form, show in shown if key in latest]

@@ -24,7 +24,7 @@ from chuk_cli.options import DataOption, JsonOption, ModelOption, QuietOption
 from chuk_cli.out import Out, glyph
 
 if TYPE_CHECKING:
-    from chuk_lib.data.workbench.check import Checker
+    from chuk_lib.data.workbench.check import RowChecker
 
 FEW = 20
 """Problems of one kind that a person is shown when they do not ask for a number."""
@@ -65,10 +65,10 @@ def check(
       chuk data check ./data --model ./my-model --max-length 2048 --ignore near
       chuk data check train.jsonl --against test.jsonl --json | jq -r 'select(.kind == "leak") | .line'
     """
-    from chuk_lib.data.workbench.check import Checker
+    from chuk_lib.data.workbench.check import RowChecker
 
     out = Out.of(json, quiet)
-    checker = Checker(
+    checker = RowChecker(
         ignore=ignore or (), near=near, threshold=threshold, by=by or (), format=format, text_field=text_field,
         tokenizer=optional_tokenizer(model), max_length=max_length or None,
     )  # fmt: skip
@@ -87,7 +87,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _sum_up(out: Out, checker: Checker) -> None:
+def _sum_up(out: Out, checker: RowChecker) -> None:
     """The counts, and what is worth knowing."""
     if out.json:
         counts, found = dict(checker.counts.most_common()), sum(checker.counts.values())

@@ -72,8 +72,8 @@ def sample(
     from itertools import islice
 
     from chuk_lib.data import read_records
-    from chuk_lib.data.workbench.sample import SampleCounts, SampleRules, sampled
     from chuk_lib.rewards import load_rewards
+    from chuk_lib.training.rejection_sampling import SampleCounts, SampleRules, sampled
 
     out = Out.of(json, quiet)
     config = SamplingConfig(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)

@@ -16,14 +16,14 @@ from chuk_cli.runs.show import value_text
 
 if TYPE_CHECKING:
     from chuk_lib.runs.figures import Picture
-    from chuk_lib.runs.record import Run
+    from chuk_lib.runs.record import RunRecord
 
 _LOWER = ("loss", "perplexity", "seconds", "padding")  # endings of metrics of which less is better
 _HIGHER = ("accuracy", "per_second", "reward", "match", "margins")
 _LEFT_OUT = ("epoch", "num_tokens", "learning_rate", "memory_bytes", "eval_seconds")
 
 
-def as_dict(runs: Sequence[Run]) -> dict[str, Any]:
+def as_dict(runs: Sequence[RunRecord]) -> dict[str, Any]:
     """The comparison as plain data; every value list is in the order of `runs`."""
     from chuk_lib.runs.figures import USUAL
     from chuk_lib.runs.settings import differences
@@ -40,13 +40,13 @@ def as_dict(runs: Sequence[Run]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def final_metrics(runs: Sequence[Run]) -> dict[str, list[float | None]]:
+def final_metrics(runs: Sequence[RunRecord]) -> dict[str, list[float | None]]:
     """The last value of each metric in each run; None where a run does not have it."""
     names = dict.fromkeys(name for run in runs for name in run.summary.metrics)
     return {name: [run.summary.metrics.get(name) for run in runs] for name in names}
 
 
-def page(runs: Sequence[Run], charts: Sequence[Picture], width: int, ascii: bool) -> Group:
+def page(runs: Sequence[RunRecord], charts: Sequence[Picture], width: int, ascii: bool) -> Group:
     """Who is who, settings, final metrics, curves."""
     from chuk_lib.runs.settings import differences
 
@@ -69,7 +69,7 @@ def page(runs: Sequence[Run], charts: Sequence[Picture], width: int, ascii: bool
 Row = tuple[str, list[str], int | None]  # label, cells, index of the best one
 
 
-def _about(runs: Sequence[Run]) -> list[Row]:
+def _about(runs: Sequence[RunRecord]) -> list[Row]:
     summaries = [run.summary for run in runs]
     return [
         ("status", [item.status for item in summaries], None),
@@ -96,7 +96,7 @@ def _form(name: str) -> Callable[[float], str]:
     return humanize.count if name.endswith("per_second") else humanize.number
 
 
-def _table(rows: Sequence[Row], runs: Sequence[Run]) -> Table:
+def _table(rows: Sequence[Row], runs: Sequence[RunRecord]) -> Table:
     """One row a fact, one column a run; the best value is bold and has a star."""
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     grid.add_column("", style="dim", no_wrap=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chuk_cli.dashboard.board import as_number, printable
+from chuk_cli.dashboard.board import printable
 from chuk_cli.humanize import number
 from chuk_lib.errors import ModelError
+from chuk_lib.events import as_number
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -12,7 +12,7 @@ import typer
 from chuk_cli.out import Out, glyph
 
 if TYPE_CHECKING:
-    from chuk_lib.runs.record import Run
+    from chuk_lib.runs.record import RunRecord
 
 
 _WIDTH_OFF_TERMINAL = 100
@@ -65,14 +65,14 @@ def locate_newest(run: str | None, out: Out) -> Path:
     return found[-1]
 
 
-def load(run: str | None, out: Out) -> Run:
+def load(run: str | None, out: Out) -> RunRecord:
     """Read the run that is meant, of a pipeline its newest stage."""
     from chuk_lib.runs.record import read_run
 
     return read_run(locate_newest(run, out))
 
 
-def load_all(runs: list[str]) -> list[Run]:
+def load_all(runs: list[str]) -> list[RunRecord]:
     """Read several runs, all stages of pipelines among them; one that is named twice is read once."""
     from chuk_lib.runs.find import find_runs
     from chuk_lib.runs.record import read_run

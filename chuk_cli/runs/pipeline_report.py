@@ -27,8 +27,8 @@ from chuk_cli.runs.report import (
 from chuk_cli.runs.report_charts import charts_of
 
 if TYPE_CHECKING:
-    from chuk_lib.runs.record import Run
-    from chuk_lib.training.pipeline.manifest import Manifest, Record
+    from chuk_lib.runs.record import RunRecord
+    from chuk_lib.training.pipeline.manifest import PipelineManifest, StageRecord
 
 _FIRST = ("Reward", "Loss", "Preference accuracy", "Margin of implicit rewards", "Token accuracy")
 """Charts of a stage that come first; the others stand in the report of its own run."""
@@ -41,10 +41,9 @@ _TILES = (
 
 def write_pipeline_report(path: Path, output: Path) -> None:
     """Write the page of the pipeline in `path`, whole or not at all."""
-    from chuk_lib.utils.paths import replace_file
+    from chuk_lib.utils.paths import write_whole
 
-    with replace_file(output) as partial:
-        partial.write_text(to_html(path), encoding="utf-8")
+    write_whole(output, to_html(path))
 
 
 def to_html(path: Path) -> str:
@@ -67,11 +66,11 @@ def to_html(path: Path) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], asset("report.html"))
 
 
-def _steps(runs: dict[str, Run]) -> list[int]:
+def _steps(runs: dict[str, RunRecord]) -> list[int]:
     return [run.summary.steps for run in runs.values() if run.summary.steps]
 
 
-def _head(path: Path, manifest: Manifest) -> str:
+def _head(path: Path, manifest: PipelineManifest) -> str:
     done = sum(record.state == "finished" for record in manifest.records)
     count, states = len(manifest.plan) or len(manifest.records), [record.state for record in manifest.records]
     state = "done" if done == count else states[-1] if states else "running"
@@ -87,7 +86,7 @@ def _head(path: Path, manifest: Manifest) -> str:
     )
 
 
-def _stage_tile(record: Record) -> str:
+def _stage_tile(record: StageRecord) -> str:
     """The figure that says most about a stage."""
     for name, label in _TILES:
         value = record.metrics.get(name)
@@ -97,7 +96,7 @@ def _stage_tile(record: Record) -> str:
     return tile(record.name, record.state, "")
 
 
-def _sections(path: Path, manifest: Manifest, runs: dict[str, Run]) -> Iterator[str]:
+def _sections(path: Path, manifest: PipelineManifest, runs: dict[str, RunRecord]) -> Iterator[str]:
     columns = ["stage", "kind", "state", "steps", "time", "model it began with", "folder"]
     yield section("Stages", table(columns, [_row(record) for record in manifest.records]))
     evals = {record.name: record for record in manifest.records if record.kind == "eval"}
@@ -113,13 +112,13 @@ def _sections(path: Path, manifest: Manifest, runs: dict[str, Run]) -> Iterator[
             yield section(f"{name}: settings", settings(run))
 
 
-def _row(record: Record) -> list[str]:
+def _row(record: StageRecord) -> list[str]:
     steps = f"{record.steps:,}" if record.steps else ""
     model = last_part(record.model)
     return [record.name, record.kind, record.state, steps, humanize.duration(record.seconds), model, record.run]
 
 
-def _evaluations(evals: dict[str, Record]) -> str:
+def _evaluations(evals: dict[str, StageRecord]) -> str:
     names = list(dict.fromkeys(metric for record in evals.values() for metric in record.metrics))
     rows = [[name, *(_figure(record.metrics.get(metric)) for metric in names)] for name, record in evals.items()]
     return table(["stage", *(name.removeprefix("eval_").replace("_", " ") for name in names)], rows)
@@ -140,13 +139,13 @@ def _wrong(name: str, folder: Path) -> str:
     return section(f"{name}: wrong answers", table(["prompt", "written", "wanted"], rows)) if rows else ""
 
 
-def _charts(runs: dict[str, Run]) -> Iterator[dict[str, Any]]:
+def _charts(runs: dict[str, RunRecord]) -> Iterator[dict[str, Any]]:
     for name, run in runs.items():
         charts = charts_of(run)
         shown = (chart for chart in charts if chart["title"] in _FIRST and _says_something(chart, run))
         yield from ({**chart, "group": name, "title": f"{name}: {chart['title']}"} for chart in shown)
 
 
-def _says_something(chart: dict[str, Any], run: Run) -> bool:
+def _says_something(chart: dict[str, Any], run: RunRecord) -> bool:
     """Token accuracy is what supervised fine-tuning raises; of preferences it says little."""
     return chart["title"] != "Token accuracy" or "rewards/accuracies" not in run.curves

@@ -17,28 +17,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chuk_cli import __version__, humanize
-from chuk_cli.dashboard.board import as_number, last_part, printable
+from chuk_cli.dashboard.board import last_part, printable
 from chuk_cli.runs.report_charts import charts_of
-from chuk_cli.runs.show import environment, value_text
+from chuk_cli.runs.show import chosen, environment, value_text
+from chuk_lib.events import as_number
 
 if TYPE_CHECKING:
-    from chuk_lib.runs.record import Run
-    from chuk_lib.runs.settings import Choice
+    from chuk_lib.runs.record import RunRecord
+    from chuk_lib.runs.settings import ChosenSetting
 
 _SAMPLES_OPEN, _MOST_SAMPLES = 4, 200
 
 
-def write_report(run: Run, output: Path) -> None:
+def write_report(run: RunRecord, output: Path) -> None:
     """Write the page, whole or not at all."""
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        partial.write_text(to_html(run), encoding="utf-8")
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    from chuk_lib.utils.paths import write_whole
+
+    write_whole(output, to_html(run))
 
 
-def to_html(run: Run) -> str:
+def to_html(run: RunRecord) -> str:
     """The page as text."""
     parts = {
         "title": escape(f"{run.summary.name}, a chuk run"),
@@ -66,7 +64,7 @@ def asset(name: str) -> str:
     return (files("chuk_cli.runs") / "page" / name).read_text(encoding="utf-8")
 
 
-def _head(run: Run) -> str:
+def _head(run: RunRecord) -> str:
     summary = run.summary
     what = " ".join(
         part
@@ -86,7 +84,7 @@ def _head(run: Run) -> str:
     return f"<h1>{text(summary.name)} {status}</h1><p class='what'>{what}</p><p class='facts'>{facts}</p>{error}"
 
 
-def tiles(run: Run) -> list[tuple[str, str, str]]:
+def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     """The key figures: label, value, and a note below it."""
     summary, metrics = run.summary, run.summary.metrics
     lead = "reward" if "reward" in run.curves else "loss"
@@ -121,7 +119,7 @@ def tile(label: str, value: str, note: str) -> str:
     return f"<div class='tile'><span>{text(label)}</span><b>{text(value)}</b><small>{text(note)}</small></div>"
 
 
-def _sections(run: Run) -> Iterable[str]:
+def _sections(run: RunRecord) -> Iterable[str]:
     if run.warnings or run.log.damaged:
         yield section("Warnings", _warnings(run))
     if run.notes:
@@ -146,7 +144,7 @@ def section(title: str, body: str) -> str:
     return f"<section><h2>{text(title)}</h2>{body}</section>"
 
 
-def _warnings(run: Run) -> str:
+def _warnings(run: RunRecord) -> str:
     items = [(f"step {item['step']:,}", item["text"], item["hint"]) for item in run.warnings]
     if run.log.damaged:
         items.append(("log", f"{run.log.damaged} damaged lines of events.jsonl were skipped", ""))
@@ -176,7 +174,7 @@ def _sample(sample: dict[str, Any]) -> str:
     )
 
 
-def _completions(run: Run) -> str:
+def _completions(run: RunRecord) -> str:
     """The completions of the newest log record, and those of a few earlier ones folded away."""
     earlier = [event for event in run.log.of("completions")[:-1] if isinstance(event.data.get("rows"), list)]
     few = [earlier[index * len(earlier) // 4] for index in range(4)] if len(earlier) > 4 else earlier
@@ -209,21 +207,21 @@ def _figure(value: Any) -> str:
     return "-" if number is None else humanize.number(number)
 
 
-def settings(run: Run) -> str:
+def settings(run: RunRecord) -> str:
     """Chosen settings, and all of them folded away."""
-    chosen = table(["setting", "value", "default", "from"], [_row(item) for item in run.chosen])
+    changed = table(["setting", "value", "default", "from"], [_row(item) for item in chosen(run)])
     everything = table(
         ["setting", "value", "from"],
         [[name, value_text(value), str(run.origins.get(name, ""))] for name, value in run.settings.items()],
     )
-    return f"{chosen}<details><summary>all {len(run.settings)} settings</summary>{everything}</details>"
+    return f"{changed}<details><summary>all {len(run.settings)} settings</summary>{everything}</details>"
 
 
-def _row(item: Choice) -> list[str]:
+def _row(item: ChosenSetting) -> list[str]:
     return [item.name, value_text(item.value), value_text(item.default), item.origin]
 
 
-def _data_facts(run: Run) -> list[tuple[str, str]]:
+def _data_facts(run: RunRecord) -> list[tuple[str, str]]:
     started = run.log.last("started")
     report = started.data.get("report") if started else None
     if not isinstance(report, dict):

@@ -18,13 +18,14 @@ from chuk_cli.out import make_table
 from chuk_lib.events import Event
 
 if TYPE_CHECKING:
-    from chuk_lib.runs.record import Run
+    from chuk_lib.runs.record import RunRecord
+    from chuk_lib.runs.settings import ChosenSetting
 
 _FRAME_ROWS = 32
 _SAMPLES, _WARNINGS = 3, 5
 
 
-def board_of(run: Run) -> Board:
+def board_of(run: RunRecord) -> Board:
     """The dashboard's state at the end of the log. A run that was killed is shown as ended."""
     board = Board()
     for event in run.log.events:
@@ -36,7 +37,7 @@ def board_of(run: Run) -> Board:
     return board
 
 
-def page(run: Run, width: int, ascii: bool) -> Group:
+def page(run: RunRecord, width: int, ascii: bool) -> Group:
     """Everything a person wants to know, from top to bottom."""
     parts: list[RenderableType] = []
     if run.log.events:
@@ -90,12 +91,23 @@ def _part(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part if isinstance(part, Mapping) else {}
 
 
-def _settings(run: Run) -> RenderableType | None:
-    rows = [[item.name, value_text(item.value), value_text(item.default), item.origin] for item in run.chosen]
+def chosen(run: RunRecord) -> list[ChosenSetting]:
+    """The settings of a run that are not as its algorithm's come."""
+    from chuk_lib.config.settings import settings_of
+    from chuk_lib.experts.config import NAME, ExpertPPOConfig
+    from chuk_lib.training.recipes import defaults_of
+
+    if run.summary.algorithm == NAME:
+        return run.chosen({name: item.default for name, item in settings_of(ExpertPPOConfig).items()})
+    return run.chosen(defaults_of(run.summary.algorithm))
+
+
+def _settings(run: RunRecord) -> RenderableType | None:
+    rows = [[item.name, value_text(item.value), value_text(item.default), item.origin] for item in chosen(run)]
     return _grid(["setting", "value", "default", "from"], rows) if rows else None
 
 
-def _samples(run: Run) -> RenderableType | None:
+def _samples(run: RunRecord) -> RenderableType | None:
     newest = run.samples[-_SAMPLES:]
     if not newest:
         return None
@@ -111,14 +123,14 @@ def _samples(run: Run) -> RenderableType | None:
     return Group(grid, Text(f"and {hidden} earlier, see `--json`", style="dim")) if hidden else grid
 
 
-def _checkpoints(run: Run) -> RenderableType | None:
+def _checkpoints(run: RunRecord) -> RenderableType | None:
     if not run.checkpoints:
         return None
     rows = [[item.name, humanize.size(item.bytes), ", ".join(item.marks)] for item in run.checkpoints]
     return _grid(["checkpoint", "size", ""], rows)
 
 
-def _warnings(run: Run) -> RenderableType | None:
+def _warnings(run: RunRecord) -> RenderableType | None:
     lines = [f"step {item['step']:,}: {printable(item['text'])}" for item in run.warnings[-_WARNINGS:]]
     if run.log.damaged:
         lines.append(f"{run.log.damaged} damaged lines of events.jsonl were skipped")

@@ -16,7 +16,7 @@ from chuk_cli.tokenizer.options import TokenizerArgument, folder_of, given_text,
 from chuk_lib.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from chuk_lib.data.tokenizers.doctor import Finding
+    from chuk_lib.data.tokenizer_doctor.examine import Finding
 
 ReadyOption = Annotated[
     str | None,
@@ -48,8 +48,8 @@ def doctor(
       chuk tokenizer doctor ./my-model --fix ./mended
       chuk tokenizer doctor ./my-model --fix ./mended --template chatml
     """
-    from chuk_lib.data.tokenizers.doctor import examine, problems
-    from chuk_lib.data.tokenizers.mend import mend
+    from chuk_lib.data.tokenizer_doctor.examine import examine, problems
+    from chuk_lib.data.tokenizer_doctor.mend import mend
 
     out = Out.of(json, quiet)
     if fix is None and (template is not None or overwrite):
@@ -124,9 +124,10 @@ def template(
     rows = read_chats(_source(messages), _tools(tools))
     loaded = load(tokenizer)
     if use is not None:
+        from chuk_lib.data.tokenizers.protocol import unwrap
         from chuk_lib.data.tokenizers.ready import find_template
 
-        loaded._tokenizer.chat_template = find_template(use)
+        unwrap(loaded).chat_template = find_template(use)
     if generation_prompt:
         show_prompts(out, rows, loaded)
     else:

@@ -7,11 +7,12 @@ from typing import Any
 
 from chuk_cli.out import Out
 from chuk_lib.errors import DataError, ModelError
+from chuk_lib.utils.text import first_line
 
 
 def read_chats(source: tuple[str, str] | None, tools: list[Any] | None) -> list[Any]:
     """Records with `messages`, from a text and its name; a sample for None. Raises DataError naming the line."""
-    from chuk_lib.data.tokenizers.template_checks import CALL, TALK, TOOL
+    from chuk_lib.data.tokenizer_doctor.template_checks import CALL, TALK, TOOL
     from chuk_lib.data.types import Record, Source
 
     if source is None:
@@ -78,8 +79,8 @@ def show_masks(out: Out, records: list[Any], tokenizer: Any, assistant_only: boo
 def show_prompts(out: Out, records: list[Any], tokenizer: Any) -> None:
     """The prompt that the model would continue: messages up to the last that the assistant did not write."""
     from chuk_lib.data import messages as chat
-    from chuk_lib.data.encoder import Encoder
     from chuk_lib.data.tokenizers import templates
+    from chuk_lib.data.tokenizers.encoder import Encoder
 
     encoder = Encoder(tokenizer)
     if not encoder.has_template:
@@ -92,7 +93,7 @@ def show_prompts(out: Out, records: list[Any], tokenizer: Any) -> None:
         try:
             texts.append(encoder.render(said, record.columns.get("tools"), prompt=True))
         except templates.ERRORS as error:
-            reason = templates.first_line(error)
+            reason = first_line(error)
             raise DataError(f"{record.source}: the chat template refuses this conversation: {reason}") from None
     ids = [encoder.encode([text], special=False)[0].ids for text in texts]
     result = [{"text": text, "ids": row, "tokens": len(row)} for text, row in zip(texts, ids, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +15,8 @@ from chuk_cli.tokenizer.options import DataOption, FieldOption, RowsOption, Toke
 from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
-    from chuk_lib.data.tokenizers.facts import Entry, TokenizerInfo
-    from chuk_lib.data.tokenizers.measure import Tally
+    from chuk_lib.data.tokenizers.facts import TokenizerInfo, VocabularyEntry
+    from chuk_lib.data.tokenizers.measure import TokenCounts
 
 
 def info(tokenizer: TokenizerArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
@@ -90,7 +89,7 @@ def vocab(
     if output is not None and output.exists() and not overwrite:
         raise ConfigError(f"`{output}` exists", "choose another --output, or replace it with --overwrite")
     loaded = load(tokenizer)
-    entries: Iterator[Entry] = facts.vocabulary(loaded)
+    entries: Iterator[VocabularyEntry] = facts.vocabulary(loaded)
     if search is not None:
         entries = facts.search(entries, search, regex)
     found = [entry for entry in entries if entry.special or not special]
@@ -107,20 +106,17 @@ def vocab(
         out.say(f"{len(found) - len(shown):,} more; show them with `--limit 0`")
 
 
-def _vocab_row(entry: Entry) -> list[Any]:
+def _vocab_row(entry: VocabularyEntry) -> list[Any]:
     return [str(entry.id), entry.token, repr(entry.text), "special" if entry.special else ""]
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    from chuk_lib.utils.paths import unwritable, write_whole
+
     try:
-        partial.write_text(text, encoding="utf-8", newline="")
-        partial.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(f"cannot write `{path}`: {reason}", "choose another --output") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        raise unwritable(path, error) from None
 
 
 def compare(
@@ -142,6 +138,7 @@ def compare(
       chuk tokenizer compare ./my-model ./tokenizer --data train.jsonl
     """
     from chuk_lib.data.tokenizers import fingerprint, measure
+    from chuk_lib.data.tokenizers.protocol import unwrap
 
     out = Out.of(json, quiet)
     if bool(text) == bool(data):
@@ -152,7 +149,7 @@ def compare(
     names, prints = (first, second), [fingerprint(each) for each in loaded]
     result = {
         "tokenizers": [
-            {"tokenizer": name, "fingerprint": print, "vocabulary": len(each._tokenizer), **tally.as_dict()}
+            {"tokenizer": name, "fingerprint": print, "vocabulary": len(unwrap(each)), **tally.as_dict()}
             for name, print, each, tally in zip(names, prints, loaded, found, strict=True)
         ],
         "same": prints[0] == prints[1],
@@ -162,12 +159,16 @@ def compare(
 
 
 def _pieces(tokenizer: Any, given: list[str]) -> str:
-    hf = tokenizer._tokenizer
+    from chuk_lib.data.tokenizers.protocol import unwrap
+
+    hf = unwrap(tokenizer)
     ids = [token for each in given for token in hf(each, add_special_tokens=False, verbose=False)["input_ids"]]
     return "|".join(hf.decode([token]) for token in ids)
 
 
-def _comparison(names: tuple[str, str], result: dict[str, Any], found: list[Tally], shown: list[str] | None) -> Any:
+def _comparison(
+    names: tuple[str, str], result: dict[str, Any], found: list[TokenCounts], shown: list[str] | None
+) -> Any:
     sizes = [each["vocabulary"] for each in result["tokenizers"]]
     rows: list[list[Any]] = [
         ["vocabulary", *(f"{size:,}" for size in sizes)],
@@ -219,8 +220,8 @@ def bench(
       chuk tokenizer bench ./my-model --data train.jsonl
       chuk tokenizer bench ./my-model --seconds 10 --json
     """
+    from chuk_lib.data.tokenizer_doctor.examine import TEXTS
     from chuk_lib.data.tokenizers import measure
-    from chuk_lib.data.tokenizers.doctor import TEXTS
 
     out = Out.of(json, quiet)
     loaded = load(tokenizer)

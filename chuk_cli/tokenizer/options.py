@@ -84,7 +84,7 @@ def texts(data: str, field: str | None, rows: int = 0) -> Iterator[str]:
     """The texts of a data source, all or the first `rows`."""
     from itertools import islice
 
-    from chuk_lib.data.tokenizers.train import texts_of
+    from chuk_lib.data.workbench.content import texts_of
 
     found = texts_of(data, field)
     return islice(found, rows) if rows else found

@@ -13,6 +13,7 @@ from chuk_cli.options import JsonOption, QuietOption
 from chuk_cli.out import Out, make_table
 from chuk_cli.tokenizer.options import FileOption, TokenizerArgument, given_text, load
 from chuk_lib.errors import DataError
+from chuk_lib.utils.text import shorten
 
 
 def encode(
@@ -52,17 +53,17 @@ def encode(
 
 
 def _encoded(tokenizer: Any, text: str, special: bool) -> dict[str, Any]:
-    from chuk_lib.data.tokenizers.facts import transformers_tokenizer
+    from chuk_lib.data.tokenizers.protocol import unwrap
 
-    hf = transformers_tokenizer(tokenizer)
+    hf = unwrap(tokenizer)
     ids = list(hf(text, add_special_tokens=special, verbose=False)["input_ids"])
     return {"text": text, "ids": ids, "tokens": list(hf.convert_ids_to_tokens(ids))}
 
 
 def _token_table(tokenizer: Any, rows: list[dict[str, Any]]) -> Any:
-    from chuk_lib.data.tokenizers.facts import transformers_tokenizer
+    from chuk_lib.data.tokenizers.protocol import unwrap
 
-    hf = transformers_tokenizer(tokenizer)
+    hf = unwrap(tokenizer)
     pairs = [pair for row in rows for pair in zip(row["ids"], row["tokens"], strict=True)]
     return make_table("", ["id", "token", "text"], [[str(i), token, repr(hf.decode([i]))] for i, token in pairs])
 
@@ -101,10 +102,8 @@ def _rows(text: str) -> Iterator[list[int]]:
         try:
             yield _numbers(line)
         except (ValueError, TypeError, KeyError):
-            shown = line.strip() if len(line.strip()) <= 60 else line.strip()[:60] + "…"
-            raise DataError(
-                f"line {number} of the ids holds no ids: `{shown}`", "write numbers, or a JSON list of them"
-            ) from None
+            what = f"line {number} of the ids holds no ids: `{shorten(line.strip())}`"
+            raise DataError(what, "write numbers, or a JSON list of them") from None
 
 
 def _numbers(line: str) -> list[int]:
@@ -119,9 +118,9 @@ def _numbers(line: str) -> list[int]:
 
 
 def _decoded(tokenizer: Any, ids: list[int], number: int, skip: bool) -> str:
-    from chuk_lib.data.tokenizers.facts import transformers_tokenizer
+    from chuk_lib.data.tokenizers.protocol import unwrap
 
-    hf = transformers_tokenizer(tokenizer)
+    hf = unwrap(tokenizer)
     wrong = next((token for token in ids if not 0 <= token < len(hf)), None)
     if wrong is not None:
         raise DataError(f"row {number}: {wrong} is not one of the tokenizer's {len(hf):,} ids", "check the tokenizer")

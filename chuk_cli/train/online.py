@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chuk_cli.completion import rewards
-from chuk_cli.humanize import count
 from chuk_cli.out import Out, glyph, paint
-from chuk_cli.plan import settings_lines, table, tell_plan
+from chuk_cli.plan import heading, settings_lines, table, tell_plan
 from chuk_cli.train.watching import require, run
 from chuk_lib.config.settings import Resolved, as_dict
 
 if TYPE_CHECKING:
-    from chuk_lib.training.online.plan import OnlinePlan, PromptPreview
+    from chuk_lib.training.online.plan import PromptPreview
+    from chuk_lib.training.planning.dry_run import DryRun
 
 RewardOption = Annotated[
     list[str] | None,
@@ -52,7 +52,7 @@ def _with_rewards(settings: Resolved[Any], reward: list[str] | None) -> Resolved
     return Resolved(replace(settings.value, rewards=tuple(reward)), settings.origins | {"rewards": "--reward"})
 
 
-def _lines(plan: OnlinePlan) -> Iterator[str]:
+def _lines(plan: DryRun) -> Iterator[str]:
     yield from settings_lines(as_dict(plan.config), plan.origins)
     yield ""
     for row in plan.rows:
@@ -70,18 +70,16 @@ def _prompt(row: PromptPreview) -> Iterator[str]:
     yield ""
 
 
-def _facts(plan: OnlinePlan) -> Iterator[tuple[str, str]]:
+def _facts(plan: DryRun) -> Iterator[tuple[str, str]]:
     config, report = plan.config, plan.report
-    rewards = ", ".join(name if weight == 1 else f"{name} × {weight:g}" for name, weight in plan.rewards.items())
-    yield "run directory", plan.output
-    yield "device", plan.device
-    yield "trained", f"{count(plan.trainable_parameters)} of {count(plan.parameters)} parameters"
+    weights = (plan.rewards or {}).items()
+    yield from heading(plan)
     dropped = f", {report.dropped:,} left out" if report.dropped else ""
     yield "prompts", f"{report.kept:,}{dropped}; up to {report.longest:,} tokens"
-    yield "rewards", rewards
+    yield "rewards", ", ".join(name if weight == 1 else f"{name} × {weight:g}" for name, weight in weights)
     yield "steps", f"{plan.steps:,} ({plan.epochs:.2f} epochs)"
     group, prompts = config.num_generations, plan.prompts_per_step
-    updates = f"{plan.updates_per_step} update{'s' if plan.updates_per_step > 1 else ''}"
+    updates = "1 update" if plan.updates_per_step == 1 else f"{plan.updates_per_step} updates"
     yield "step", f"{prompts} prompts × {group} = {plan.completions_per_step} completions, {updates}"
     yield "time, memory", "not estimated: they depend on how long the completions get"
     yield "completions", f"up to {config.max_completion_length:,} tokens, temperature {config.temperature:g}"

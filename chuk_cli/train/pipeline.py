@@ -25,7 +25,7 @@ from chuk_lib.config.settings import as_dict
 
 if TYPE_CHECKING:
     from chuk_lib.training.pipeline.config import Pipeline, Stage
-    from chuk_lib.training.pipeline.manifest import Record
+    from chuk_lib.training.pipeline.manifest import StageRecord
     from chuk_lib.training.pipeline.outline import Outline
     from chuk_lib.training.pipeline.run import PipelineResult
 
@@ -121,7 +121,7 @@ def _tell(out: Out, result: PipelineResult, report: Path) -> None:
         out.result(found, human=where, quiet=where)
 
 
-def _outcome(record: Record) -> str:
+def _outcome(record: StageRecord) -> str:
     """`finished, 60 steps in 12 s, eval loss 0.31`."""
     steps = [f"{humanize.counted(record.steps, 'step')}"] if record.steps else []
     measured = [

@@ -19,11 +19,14 @@ def ppo(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Reinforcement learning with a value function: PPO.
+    """Reinforcement learning with a value function: PPO, of a language model or, with --expert, of a small policy.
 
     Rewards and data are those of `chuk train grpo`; each token also pays for its distance to the model as it was
     (--kl-coef). The value function is a score head on the model's own body; --value-model takes `copy` or a reward
     model instead. Prints the run directory. Ctrl-C finishes the step and saves; a second one quits at once.
+
+    With --expert (gru, lstm, mlp) it trains a small policy in a Gymnasium environment, with settings of its own:
+    `chuk train ppo --expert gru --help` lists them.
 
     Examples:
       chuk train ppo --model my-model --data sums.jsonl --reward exact_match --max-steps 100

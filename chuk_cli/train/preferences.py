@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from chuk_cli.humanize import count
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out
-from chuk_cli.plan import settings_lines, table, tell_plan
+from chuk_cli.plan import batch_facts, heading, settings_lines, table, tell_plan
 from chuk_cli.settings import with_settings
 from chuk_cli.train.watching import require, run
 from chuk_lib.config.settings import Resolved, as_dict
 from chuk_lib.training.preference.config import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig
 
 if TYPE_CHECKING:
-    from chuk_lib.training.preference.plan import PreferencePlan
+    from chuk_lib.training.planning.dry_run import DryRun
 
 
 def _command(config: type) -> Callable[[Callable[[], None]], Callable[..., Any]]:
@@ -123,7 +122,7 @@ def _run_or_plan(out: Out, algorithm: str, settings: Resolved[Any], dry_run: boo
     tell_plan(out, plan, _lines(plan), plan.steps)
 
 
-def _lines(plan: PreferencePlan) -> Iterator[str]:
+def _lines(plan: DryRun) -> Iterator[str]:
     from chuk_cli.preview import draw
 
     yield from settings_lines(as_dict(plan.config), plan.origins)
@@ -133,15 +132,12 @@ def _lines(plan: PreferencePlan) -> Iterator[str]:
     yield from table(_facts(plan))
 
 
-def _facts(plan: PreferencePlan) -> Iterator[tuple[str, str]]:
-    config, (rows, tokens) = plan.config, plan.largest
+def _facts(plan: DryRun) -> Iterator[tuple[str, str]]:
+    config = plan.config
     window = config.batch_size * config.gradient_accumulation_steps
-    yield "run directory", plan.output
-    yield "device", plan.device
-    yield "trained", f"{count(plan.trainable_parameters)} of {count(plan.parameters)} parameters"
-    yield "reference", plan.reference
+    yield from heading(plan)
+    yield "reference", str(plan.reference)
     yield "steps", f"{plan.steps:,} ({plan.epochs:.2f} epochs)"
     yield "update", f"{config.batch_size} × {config.gradient_accumulation_steps} = {window} rows of data"
-    yield "largest", f"{rows} sequences × {tokens:,} tokens"
+    yield from batch_facts(plan, "sequences")
     yield "time, memory", "not estimated"
-    yield "padding", f"{100 * plan.padding:.1f} % of the positions"

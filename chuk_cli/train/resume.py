@@ -46,11 +46,23 @@ def resume(
     changes = {name: value for name, value in given.items() if value is not None}
 
     def train(sinks: Sequence[Sink], should_stop: Callable[[], bool]) -> RunResult:
-        from chuk_lib.training.jobs import resume as go_on
-
+        go_on = _goes_on(run)
         return go_on(run, changes=changes, sinks=sinks, should_stop=should_stop, allow_changed=allow_changed)
 
     watch(Out.of(json, quiet), train)
+
+
+def _goes_on(run: Path) -> Callable[..., RunResult]:
+    """What resumes a run: one of a language model, or of an expert."""
+    from chuk_lib.experts.config import NAME
+    from chuk_lib.training.jobs import resume as resume_language_model
+    from chuk_lib.training.run_dir import RunDir
+
+    if RunDir(run).algorithm != NAME:
+        return resume_language_model
+    from chuk_lib.experts.trainer import resume_expert
+
+    return resume_expert
 
 
 def _resume_pipeline(out: Out, folder: Path, changed: bool) -> None:

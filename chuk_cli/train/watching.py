@@ -17,6 +17,7 @@ from chuk_cli.out import Out, glyph
 from chuk_cli.streams import lasting_stdout
 from chuk_lib.config.settings import Resolved
 from chuk_lib.errors import ConfigError
+from chuk_lib.experts.config import NAME as EXPERT
 from chuk_lib.training.config import TrainerConfig
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def _tell_result(out: Out, board: Board, result: RunResult, stopped: bool) -> No
         out.say(f"note: {text}")
     if stopped:
         out.say(f"resume: `chuk train resume {shlex.quote(nearest(result.run_dir))}`")
+    elif board.about.get("algorithm") == EXPERT:
+        out.say(f"next: `chuk experts run {shlex.quote(nearest(result.run_dir))}`")
     elif board.about.get("algorithm") == "reward":
         out.say(f"next: `chuk train grpo --reward reward_model:path={shlex.quote(nearest(result.run_dir))} …`")
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from chuk_lib.errors import ConfigError
 
@@ -13,6 +13,7 @@ VARIABLES = {
     "CHUK_CACHE": "the folder for compiled GPU kernels",
     "CHUK_CPU_MATH": "off leaves all computing on a CPU to MLX",
     "CHUK_DEBUG": "1 shows the traceback of an explained failure",
+    "CHUK_KEEP_PEFT": "the folder where tests leave adapters for PEFT to read",
     "CHUK_PARITY": "the folder of numbers that tests compare with",
     "CHUK_REAL_MODEL": "the model folder of tests on a real model",
     "CHUK_REAL_TOKENIZERS": "the folder of tests on real tokenizers",
@@ -20,23 +21,15 @@ VARIABLES = {
 """Variables that are no settings, with what they say."""
 
 
-def refuse_unknown(environment: Mapping[str, str]) -> None:
-    """Raise ConfigError for a variable that begins with `CHUK_` and means nothing, with the nearest that does."""
+def refuse_unknown(environment: Mapping[str, str], of_settings: Callable[[], Iterable[str]]) -> None:
+    """Raise ConfigError for a variable that begins with `CHUK_` and means nothing, with the nearest that does.
+    `of_settings` gives the variables of all settings; it is asked only where it matters."""
     strange = [name for name, value in environment.items() if name.startswith("CHUK_") and value]
     strange = [name for name in strange if name not in VARIABLES]
     if not strange:
         return
-    known = {*VARIABLES, *setting_variables()}
+    known = {*VARIABLES, *of_settings()}
     for name in sorted(set(strange) - known):
         near = difflib.get_close_matches(name[5:], sorted(variable[5:] for variable in known), n=1, cutoff=0.7)
         hint = f"did you mean `CHUK_{near[0]}`?" if near else "unset it; `CHUK_SEED=1` sets the setting `seed`"
         raise ConfigError(f"the variable `{name}` means nothing", hint)
-
-
-def setting_variables() -> set[str]:
-    """The variables of all settings, of every training command and stage, under each of their names."""
-    from chuk_lib.config.settings import settings_of
-    from chuk_lib.training.pipeline.config import kinds, settings_class
-
-    items = [item for kind in kinds() for item in settings_of(settings_class(kind)).values()]
-    return {f"CHUK_{name.upper()}" for item in items for name in (item.name, *item.aliases)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from chuk_lib.errors import ConfigError
+from chuk_lib.utils.paths import unwritable, write_whole
 
 FOLDER = Path(__file__).resolve().parent / "shipped"
 
@@ -46,13 +46,19 @@ def find(name: str) -> Path:
 
 
 def algorithm_of(path: Path) -> str:
-    """The training command that a file is for, as its first comment lines say it (`chuk train dpo --config …`); else
-    sft."""
+    """The training command that a file is for, as its first comment lines say it (`chuk train dpo --config …`), or as
+    another tool's form does (`rl: dpo`); else sft, also for what cannot be read."""
+    from chuk_lib.config.forms import command_of
+
     comments: list[str] = []
     with suppress(OSError, UnicodeDecodeError), path.open(encoding="utf-8") as lines:
         comments = list(takewhile(lambda line: line.startswith("#"), lines))
     found = re.search(r"chuk train ([a-z]+) --config", "".join(comments))
-    return found[1] if found else "sft"
+    if found:
+        return found[1]
+    with suppress(ConfigError):
+        return command_of(path) or "sft"
+    return "sft"
 
 
 def _about(path: Path) -> str:
@@ -65,15 +71,9 @@ def write(path: Path, text: str, overwrite: bool = False) -> Path:
     written."""
     if path.exists() and not overwrite:
         raise ConfigError(f"`{path}` exists", "choose another name, or replace it with --overwrite")
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, text)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise ConfigError(
-            f"cannot write `{path}`: {(error.strerror or str(error)).lower()}", "choose another name"
-        ) from None
+        raise unwritable(path, error, "choose another name") from None
     return path

@@ -6,8 +6,7 @@ _CHECKPOINTS = "`checkpoint_interval` says after how many steps a checkpoint is 
 _EVALUATION = "`eval_steps` says after how many steps the validation data is measured"
 _BEST = "the best step (by evaluation loss or reward) is marked `best` by itself, and used when the run is named"
 _QUANTIZED = (
-    "name a model that is quantized already (`mlx_lm.convert -q` makes one): it is loaded as it is, and trained with "
-    "`use_lora`"
+    "`chuk model quantize --bits 8` makes a model of 8 bits: name that, with `use_lora`; or `load_in_4bit: true`"
 )
 _UPLOAD = "chuk uploads nothing: `hf upload` takes the run's folder"
 _READING = "leave it out: rows are read while training goes on"
@@ -31,7 +30,6 @@ _INSTEAD = {
     "hub_model_id": _UPLOAD,
     "label_smoothing_factor": "there is no label smoothing for supervised fine-tuning; leave it out",
     "load_best_model_at_end": _BEST,
-    "load_in_4bit": _QUANTIZED,
     "load_in_8bit": _QUANTIZED,
     "lora_parameters": "`lora_rank`, `lora_alpha` (mlx-lm's scale times the rank) and `lora_dropout`, each on its own",
     "lora_target_linear": "`lora_target_modules: all-linear`",
@@ -40,7 +38,6 @@ _INSTEAD = {
     "micro_batch_size": "`batch_size`",
     "neftune_noise_alpha": "there is no noise on embeddings; leave it out",
     "push_to_hub": _UPLOAD,
-    "qlora": _QUANTIZED,
     "resume_adapter_file": "`model` may be a run or a folder of adapters: training goes on with them",
     "resume_from_checkpoint": "`chuk train resume RUN` goes on with a run",
     "reward_weights": "`rewards: [exact_match=1, length:max=9=0.5]`: the weight stands behind the name",

@@ -56,7 +56,7 @@ def moved(item: Setting, value: Any, move: Move) -> Any:
 
 def reward_paths(specs: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(file, or model of a `reward_model`; which of the two: `file` or `model`) of rewards that stand in one."""
-    from chuk_lib.rewards.spec import parse_spec
+    from chuk_lib.config.reward_spec import parse_spec
 
     for spec in specs:
         parsed = parse_spec(spec)

@@ -49,8 +49,7 @@ class Setting:
     @property
     def base_type(self) -> Any:
         """The type without `| None`; `int | float` for a number that may be whole."""
-        options = [option for option in typing.get_args(self.type) if option is not type(None)]
-        return functools.reduce(operator.or_, options) if _is_union(self.type) else self.type
+        return without_none(self.type)
 
     @property
     def optional(self) -> bool:
@@ -108,10 +107,12 @@ def settings_of(cls: type) -> dict[str, Setting]:
 
 @dataclass(frozen=True)
 class Layer:
-    """Values from one place. `origin` is shown to the user: a file name, `--set`, or `CHUK_` + name, or the flag."""
+    """Values from one place. `origin` is shown to the user: a file name, `--set`, or `CHUK_` + name, or the flag.
+    `weak` ones, another tool's defaults, give way to whatever is given, also before them."""
 
     origin: str
     values: Mapping[str, Any]
+    weak: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,18 @@ class Resolved(Generic[T]):
     origins: dict[str, str]
 
 
+def spellings(cls: type) -> dict[str, str]:
+    """Every accepted name of a setting, those of other tools included, to its own name."""
+    return {name: item.name for item in settings_of(cls).values() for name in (*item.aliases, item.name)}
+
+
 def resolve(cls: type[T], layers: Sequence[Layer]) -> Resolved[T]:
     """Merge layers, later ones win. Raises ConfigError that names the layer, the setting and the way out."""
     known = settings_of(cls)
-    names = {alias: item.name for item in known.values() for alias in (item.name, *item.aliases)}
+    names = spellings(cls)
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known, "default")
-    for layer in layers:
+    for layer in sorted(layers, key=lambda layer: not layer.weak):
         for key, raw in layer.values.items():
             if key not in names:
                 raise unknown_name(key, list(names), layer.origin)
@@ -155,9 +161,9 @@ def convert(item: Setting, raw: Any, origin: str) -> Any:
             return None
         raise ConfigError(f"`{item.name}` ({origin}) needs a value", f"{item.name}: {item.help}")
     try:
-        value = _to_type(item.base_type, raw)
+        value = to_type(item.base_type, raw)
     except (TypeError, ValueError, OverflowError):
-        raise _wrong(item, raw, origin, f"should be {_type_name(item.base_type)}") from None
+        raise _wrong(item, raw, origin, f"should be {type_name(item.base_type)}") from None
     _check_bounds(item, value, origin)
     return value
 
@@ -185,20 +191,29 @@ def _wrong(item: Setting, raw: Any, origin: str, what: str, near: str | None = N
     return ConfigError(f"`{item.name}` ({origin}) {what}, not `{raw}`", hint)
 
 
+def without_none(declared: Any) -> Any:
+    """A declared type without `| None`."""
+    options = [option for option in typing.get_args(declared) if option is not type(None)]
+    return functools.reduce(operator.or_, options) if _is_union(declared) else declared
+
+
 def _is_union(declared: Any) -> bool:
     return typing.get_origin(declared) in (typing.Union, types.UnionType)
 
 
-def _type_name(declared: Any) -> str:
+def type_name(declared: Any) -> str:
+    """A declared type in the words of messages: a whole number, true or false, a list."""
     names = {int: "a whole number", float: "a number", int | float: "a number", bool: "true or false", str: "text"}
     return names.get(declared, "a list")
 
 
-def _to_type(declared: Any, raw: Any) -> Any:
+def to_type(declared: Any, raw: Any) -> Any:
+    """A raw value or text as a declared type: bool, int, float, str or a tuple of one of them. Raises TypeError,
+    ValueError or OverflowError for what cannot be one."""
     if typing.get_origin(declared) in (tuple, list):
         inner = typing.get_args(declared)[0]
         parts = [part.strip() for part in raw.split(",") if part.strip()] if isinstance(raw, str) else list(raw)
-        return tuple(_to_type(inner, part) for part in parts)
+        return tuple(to_type(inner, part) for part in parts)
     if declared is bool:
         return _to_bool(raw)
     if declared is int:
@@ -208,7 +223,7 @@ def _to_type(declared: Any, raw: Any) -> Any:
             raise ValueError(raw)
         return float(raw)
     if declared == int | float:
-        number = _to_type(float, raw)
+        number = to_type(float, raw)
         return int(number) if math.isfinite(number) and number == int(number) else number
     if isinstance(raw, dict | list | tuple):
         raise ValueError(raw)
@@ -218,16 +233,7 @@ def _to_type(declared: Any, raw: Any) -> Any:
 def _to_bool(raw: Any) -> bool:
     if isinstance(raw, bool):
         return raw
-    words = {
-        "true": True,
-        "yes": True,
-        "on": True,
-        "1": True,
-        "false": False,
-        "no": False,
-        "off": False,
-        "0": False,
-    }
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     return words[str(raw).lower()] if str(raw).lower() in words else _refuse(raw)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ class Entry:
         return ".".join(map(str, self.keys))
 
 
-def read_entries(path: Path, sections: bool = False) -> list[Entry]:
-    """The entries of a YAML mapping; with `sections` those inside its sections too, in place of them (an empty
-    section counts as None). Raises ConfigError naming file and line."""
+def read_entries(path: Path, sections: Collection[str] = ()) -> list[Entry]:
+    """The entries of a YAML mapping. Mappings whose dotted name is among `sections` give their own entries in their
+    place (an empty one counts as None). Raises ConfigError naming file and line."""
     import yaml
 
     try:
@@ -46,7 +46,7 @@ def read_entries(path: Path, sections: bool = False) -> list[Entry]:
         raise ConfigError(f"cannot read `{path}`: {reason}", "check `--config`") from None
 
 
-def _entries(loader: Any, node: Any, above: tuple[Any, ...], path: Path, sections: bool) -> Iterator[Entry]:
+def _entries(loader: Any, node: Any, above: tuple[Any, ...], path: Path, sections: Collection[str]) -> Iterator[Entry]:
     import yaml
 
     seen: dict[str, int] = {}
@@ -55,7 +55,8 @@ def _entries(loader: Any, node: Any, above: tuple[Any, ...], path: Path, section
         key = loader.construct_object(key_node, deep=True)
         if seen.setdefault(str(key), line) != line:
             raise ConfigError(f"`{path}` line {line}: `{key}` is already set in line {seen[str(key)]}", "keep one")
-        if sections and isinstance(value_node, yaml.MappingNode):
+        name = ".".join(map(str, (*above, key)))
+        if name in sections and isinstance(value_node, yaml.MappingNode):
             yield from _entries(loader, value_node, (*above, key), path, sections)
             if not value_node.value:
                 yield Entry((*above, key), None, line)

@@ -15,6 +15,7 @@ from typing import Any
 from chuk_lib.data.parsers import LONGEST_LINE, Broken, refuse
 from chuk_lib.data.types import Record, Source
 from chuk_lib.errors import DataError
+from chuk_lib.utils.text import first_line
 
 _BATCH_BYTES = 2**22
 _BATCH_ROWS = 1024
@@ -105,7 +106,7 @@ class _Rows:
 
     def unreadable(self, error: Exception) -> DataError:
         """What is said of a file that cannot be read on."""
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         place = f" after row {self._number}" if self._number else ""
         column = f"column `{self._column}`: " if self._column else ""
         found = f"`{self._path}` is not readable as {self._kind}{place}: {column}{reason}"

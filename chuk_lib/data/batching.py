@@ -31,7 +31,7 @@ class _Epoch(NamedTuple):
 
 
 class RowPlan:
-    """Which rows each step sees, by their lengths alone: `BatchPlan` without the arrays, for rows of any kind.
+    """Which rows each step sees, by their lengths alone, for rows of any kind: what `BatchPlan` puts arrays to.
 
     Settings as of `BatchPlan`; `pack` makes packed rows of an epoch's order of documents.
     """
@@ -129,7 +129,7 @@ class RowPlan:
         return shuffled + ([rest[np.argsort(-sizes[rest], kind="stable")]] if len(rest) else [])
 
 
-class BatchPlan:
+class BatchPlan(RowPlan):
     """The batches of a run. A window is what one update sees: `accumulation` micro-batches of `batch_size` rows; the
     last window of an epoch may be smaller.
 
@@ -164,37 +164,24 @@ class BatchPlan:
         self._pad_id = pad_token_id
         lengths = np.array([len(example) for example in examples], dtype=np.int64)
         packed = partial(_pack_in_order, lengths=lengths, capacity=max_length or 0, strategy=packing or "")
-        self._plan = RowPlan(
+        super().__init__(
             lengths.tolist(), batch_size=batch_size, accumulation=accumulation, num_epochs=num_epochs,
             max_steps=max_steps, seed=seed, shuffle=shuffle, group_by_length=group_by_length,
             pad_to_multiple_of=pad_to_multiple_of, pack=packed if packing else None,
         )  # fmt: skip
-        self.batch_size, self.window = batch_size, self._plan.window
-        self.seed, self.shuffle, self.grouped = seed, shuffle, self._plan.grouped
-        self.rows, self.steps = self._plan.rows, self._plan.steps
-        self.steps_per_epoch = self._plan.steps_per_epoch
 
     def batches(self, step: int) -> list[Batch]:
         """The micro-batches of step `step` (0-based), each right-padded to its longest row."""
-        return [self._batch([self._plan.row(step, row) for row in part]) for part in self._plan.micro_batches(step)]
+        return [self._batch([self.row(step, row) for row in part]) for part in super().micro_batches(step)]
 
     def micro_batches(self, step: int) -> list[list[int]]:
         """The documents of each micro-batch of step `step` (0-based); with packing every piece of one counts."""
-        rows = self._plan.micro_batches(step)
-        return [[piece.document for row in part for piece in self._plan.row(step, row)] for part in rows]
-
-    def epoch(self, step: int) -> float:
-        """How many epochs are done after `step` steps."""
-        return self._plan.epoch(step)
-
-    @property
-    def padding_share(self) -> float:
-        """The share of positions in the first epoch's batches that are padding."""
-        return self._plan.padding_share
+        rows = super().micro_batches(step)
+        return [[piece.document for row in part for piece in self.row(step, row)] for part in rows]
 
     def _batch(self, rows: Sequence[PackedRow]) -> Batch:
         lengths = np.array([_size(row) for row in rows], dtype=np.int32)
-        shape = (len(rows), self._plan.width(int(lengths.max())))
+        shape = (len(rows), self.width(int(lengths.max())))
         ids = np.full(shape, self._pad_id, dtype=np.int32)
         mask = np.zeros(shape, dtype=bool)
         segments = np.zeros(shape, dtype=np.int32) if self.packing in ("bfd", "bfd_split") else None

@@ -1,6 +1,6 @@
 """Recognising what rows mean: the first row decides the format, every later row must fit it.
 
-A row becomes one of four shapes: `Text`, `Pair` (prompt and completion as plain text), `Chat` (messages for the chat
+A row becomes one of four shapes: `Text`, `PromptCompletion` (both as plain text), `Chat` (messages for the chat
 template, maybe with a boundary between prompt and completion) or `Tokens`.
 """
 
@@ -27,7 +27,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PromptCompletion:
     """Plain text in two parts, joined as they stand. `unshown` names columns of the row that only a chat template
     would show; rendering refuses such rows."""
 
@@ -55,7 +55,7 @@ class Tokens:
     completion_mask: Sequence[bool] | None = None
 
 
-Row = Text | Pair | Chat | Tokens
+Row = Text | PromptCompletion | Chat | Tokens
 
 
 @dataclass(frozen=True)
@@ -224,9 +224,9 @@ def _turns(recogniser: Recogniser, columns: dict[str, Any], ask: str, answer: st
     return _plain_pair(columns, ask, answer, source)
 
 
-def _plain_pair(columns: dict[str, Any], ask: str, answer: str, source: Source) -> Pair:
+def _plain_pair(columns: dict[str, Any], ask: str, answer: str, source: Source) -> PromptCompletion:
     prompt = string(columns, ask, source)
-    return Pair(prompt, string(columns, answer, source), conversation.unshown(columns, prompt, source))
+    return PromptCompletion(prompt, string(columns, answer, source), conversation.unshown(columns, prompt, source))
 
 
 def _pair_of_messages(columns: dict[str, Any], ask: str, answer: str, source: Source) -> Row:
@@ -249,7 +249,7 @@ def _alpaca(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> 
         return chat_of(columns, [*asked, {"role": "assistant", "content": answer}], len(asked), source)
     prompt = alpaca_wording(columns, source)
     unshown = tuple(name for name in conversation.unshown(columns, prompt, source) if name != "history")
-    return Pair(prompt, answer, unshown)
+    return PromptCompletion(prompt, answer, unshown)
 
 
 def chat_of(

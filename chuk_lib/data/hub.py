@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from chuk_lib.data.folders import split_files, split_name, splits_of
 from chuk_lib.data.parsers import READ_SUFFIXES, plain_name
 from chuk_lib.errors import DataError
+from chuk_lib.utils.text import first_line
 
 
 def fetch(source: str, split: str, cache_dir: str | Path | None = None) -> list[Path]:
@@ -79,7 +80,7 @@ def _why(error: Exception) -> str:
 
     if isinstance(error, OfflineModeIsEnabled):
         return " (HF_HUB_OFFLINE is set)"
-    return f" ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    return f" ({first_line(error)})"
 
 
 def _data_files(names: Sequence[str], folder: str | None) -> list[Path]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from chuk_lib.data.tokenizers.training_forms import REASONING as REASONING
 from chuk_lib.data.tool_calls import called_in_text, calls_of
 from chuk_lib.data.types import Source, kind_of
 from chuk_lib.errors import DataError
@@ -32,8 +33,6 @@ ROLES = {
 """Speakers of ShareGPT files by the role they have in chat templates."""
 _CALLERS = ("function_call", "tool_call")
 """Speakers whose text is a call of a tool as JSON (LLaMA-Factory, ms-swift)."""
-REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Keys under which messages hold what the assistant thought; templates get it under the first two."""
 _EXAMPLE = '{"role": "user", "content": "…"}'
 
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from chuk_lib.data.preference_rows import Pair, Unpaired, read_pair, read_unpaired
+from chuk_lib.data.preference_rows import PreferencePair, Unpaired, read_pair, read_unpaired
 from chuk_lib.data.reader import DataSource, read_records
 from chuk_lib.data.rendering import Renderer
 from chuk_lib.data.report import DataReport, length_bins
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Example, Record, Source
 from chuk_lib.errors import DataError
 
@@ -107,7 +108,7 @@ class PairDataset:
     def __init__(
         self,
         source: DataSource,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         *,
         split: str = "train",
         max_length: int | None = 1024,
@@ -146,7 +147,7 @@ class UnpairedDataset:
     """
 
     def __init__(
-        self, source: DataSource, tokenizer: Any, *, split: str = "train", max_length: int | None = 1024
+        self, source: DataSource, tokenizer: Tokenizer, *, split: str = "train", max_length: int | None = 1024
     ) -> None:
         renderer = _renderer(tokenizer)
         rows = read_unpaired(read_records(source, split), renderer.recogniser.has_template)
@@ -167,13 +168,13 @@ class UnpairedDataset:
         return _fingerprint(self.examples)
 
 
-def _renderer(tokenizer: Any) -> Renderer:
+def _renderer(tokenizer: Tokenizer) -> Renderer:
     return Renderer(tokenizer, completion_only_loss=True, format="prompt_completion")
 
 
-def _pairs(renderer: Renderer, rows: Iterable[Pair]) -> Iterator[PairExample]:
+def _pairs(renderer: Renderer, rows: Iterable[PreferencePair]) -> Iterator[PairExample]:
     """Both halves of a pair go through the renderer one after the other."""
-    waiting: deque[Pair] = deque()
+    waiting: deque[PreferencePair] = deque()
 
     def halves() -> Iterator[Record]:
         for row in rows:

@@ -29,7 +29,7 @@ Value = str | list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Pair:
+class PreferencePair:
     """A row as two records of prompt and completion, and the margin that it asks for, if any."""
 
     chosen: Record
@@ -45,7 +45,7 @@ class Unpaired:
     label: bool
 
 
-def read_pair(record: Record, has_template: bool = True) -> Pair:
+def read_pair(record: Record, has_template: bool = True) -> PreferencePair:
     """The pair that a record holds; `has_template` as in `asked`. Raises DataError."""
     columns, source = asked(record, ("chosen", "rejected"), has_template), record.source
     for name in ("chosen", "rejected"):
@@ -62,7 +62,7 @@ def read_pair(record: Record, has_template: bool = True) -> Pair:
     beside = _beside(columns)
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         _check_learned(side, name, source)
-    return Pair(
+    return PreferencePair(
         Record({"prompt": prompt, "completion": chosen, **beside}, source),
         Record({"prompt": prompt, "completion": rejected, **beside}, source),
         _margin(columns, source),

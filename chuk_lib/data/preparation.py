@@ -15,9 +15,9 @@ from functools import cached_property
 from typing import Any
 
 from chuk_lib.data import tool_calls
-from chuk_lib.data.encoder import Encoder
 from chuk_lib.data.formats import Chat
-from chuk_lib.data.messages import REASONING
+from chuk_lib.data.tokenizers.encoder import Encoder
+from chuk_lib.data.tokenizers.training_forms import REASONING
 from chuk_lib.data.types import Source
 from chuk_lib.errors import ModelError
 

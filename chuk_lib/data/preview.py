@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from chuk_lib.data.rendering import Renderer
 from chuk_lib.data.sft_dataset import truncate
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Example, Record
 
 
@@ -37,7 +37,7 @@ class PreviewRow:
 
 def preview_rows(
     records: Iterable[Record],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     rows: int = 3,
     max_length: int | None = 1024,
@@ -54,13 +54,13 @@ def preview_rows(
     return [_row(example, tokenizer, max_length) for example in renderer.render(islice(records, rows))]
 
 
-def _row(example: Example, tokenizer: Any, max_length: int | None) -> PreviewRow:
+def _row(example: Example, tokenizer: Tokenizer, max_length: int | None) -> PreviewRow:
     kept = example if max_length is None else truncate(example, max_length)
     fragments = tuple(_fragments(kept, tokenizer))
     return PreviewRow(str(example.source), fragments, len(kept), kept.trained_tokens, len(example) - len(kept))
 
 
-def _fragments(example: Example, tokenizer: Any) -> Iterable[Fragment]:
+def _fragments(example: Example, tokenizer: Tokenizer) -> Iterable[Fragment]:
     """Text of a part = text up to its end minus text up to its start: tokens decoded alone lose spaces."""
     roles = np.full(len(example), "", dtype=object)
     for span in example.spans:
@@ -75,5 +75,5 @@ def _fragments(example: Example, tokenizer: Any) -> Iterable[Fragment]:
         shown, start = text, end
 
 
-def _decoded(ids: np.ndarray, tokenizer: Any) -> str:
+def _decoded(ids: np.ndarray, tokenizer: Tokenizer) -> str:
     return str(tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -22,13 +22,14 @@ from chuk_lib.data import conversation
 from chuk_lib.data import messages as chat
 from chuk_lib.data.alpaca import alpaca_ask, alpaca_wording
 from chuk_lib.data.conversation import string
-from chuk_lib.data.encoder import Encoder
 from chuk_lib.data.formats import Chat, chat_of
 from chuk_lib.data.misfits import refuse_bad_reference
 from chuk_lib.data.preparation import Preparation
 from chuk_lib.data.reader import DataSource, read_records
 from chuk_lib.data.rendering import refused
 from chuk_lib.data.report import length_bins
+from chuk_lib.data.tokenizers.encoder import Encoder
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.turns import template_errors
 from chuk_lib.data.types import Record, Source, kind_of
 from chuk_lib.errors import DataError
@@ -92,7 +93,7 @@ class PromptDataset:
     """
 
     def __init__(
-        self, source: DataSource, tokenizer: Any, *, split: str = "train", max_prompt_length: int | None = None
+        self, source: DataSource, tokenizer: Tokenizer, *, split: str = "train", max_prompt_length: int | None = None
     ) -> None:
         self.source = str(source) if isinstance(source, str | Path) else "rows"
         reader = _PromptReader(Encoder(tokenizer))

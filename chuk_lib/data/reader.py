@@ -8,26 +8,45 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from chuk_lib.data.arrow_rows import parse_arrow, parse_parquet
+from chuk_lib.data.csv_rows import parse_csv
 from chuk_lib.data.folders import folder_files, folder_has
-from chuk_lib.data.kinds import parser_of
+from chuk_lib.data.json_documents import parse_json
 from chuk_lib.data.parsers import (
+    COMPRESSED,
     READ_SUFFIXES,
     ROW_EXAMPLE,
     Broken,
     bounded,
     decoded,
     parse_json_lines,
+    parse_jsonl,
+    parse_text,
     plain_name,
     refuse,
+    suffix_of,
 )
 from chuk_lib.data.types import Record, Source, kind_of
 from chuk_lib.errors import DataError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?:[/:][\w.-]+)?")
+Parser = Callable[[Path, Broken], Iterator[Record]]
+PARSERS: dict[str, Parser] = {
+    ".jsonl": parse_jsonl,
+    ".ndjson": parse_jsonl,
+    ".json": parse_json,
+    ".parquet": parse_parquet,
+    ".csv": parse_csv,
+    ".tsv": parse_csv,
+    ".txt": parse_text,
+    ".arrow": parse_arrow,
+    ".feather": parse_arrow,
+}
+_BINARY = (".parquet", ".arrow", ".feather")
 
 
 class SupportsWrite(Protocol):
@@ -176,3 +195,14 @@ def _piped(lines: Iterable[bytes], broken: Broken) -> Iterator[Record]:
         raise DataError(f"stdin cannot be read: {error}", "check what writes into the pipe") from None
     if not found:
         raise DataError("stdin holds no records", f"pipe JSONL: one row a line, such as {ROW_EXAMPLE}")
+
+
+def parser_of(path: Path) -> Parser:
+    """The parser for a file, by its suffix. Raises DataError for a suffix that is not known."""
+    kind = suffix_of(path)
+    if kind not in PARSERS:
+        known = f"known suffixes: {', '.join(READ_SUFFIXES)}, packed as {', '.join(COMPRESSED)} or not"
+        raise DataError(f"`{path}` has no suffix that says what it holds", known)
+    if kind in _BINARY and path.name.lower().endswith(COMPRESSED):
+        raise DataError(f"`{path}` is compressed twice", "unpack it: such files are compressed inside")
+    return PARSERS[kind]

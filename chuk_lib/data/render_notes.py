@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from chuk_lib.data.encoder import Encoder
 from chuk_lib.data.formats import Chat
+from chuk_lib.data.tokenizers.encoder import Encoder
 from chuk_lib.data.turns import TurnFinder
 from chuk_lib.data.types import Example
 

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chuk_lib.data.conversation import refuse_unshown
-from chuk_lib.data.encoder import Encoder, Encoding
-from chuk_lib.data.formats import Chat, Pair, Recogniser, Row, Text, Tokens
+from chuk_lib.data.formats import Chat, PromptCompletion, Recogniser, Row, Text, Tokens
 from chuk_lib.data.messages import is_learned
 from chuk_lib.data.preparation import Preparation, no_template
 from chuk_lib.data.render_notes import RenderNotes
+from chuk_lib.data.tokenizers.encoder import Encoder, Encoding
 from chuk_lib.data.turns import Range, TurnFinder, common_prefix, role_ranges, template_errors
 from chuk_lib.data.types import Example, Record, Source, Span
 from chuk_lib.errors import ChukError, DataError, ModelError
+from chuk_lib.utils.text import first_line
 
 if TYPE_CHECKING:
+    from chuk_lib.data.tokenizers.protocol import Tokenizer
     from chuk_lib.data.tokenizers.templates import Rendered
 
 _CHUNK = 1000
@@ -39,7 +41,7 @@ class Renderer:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         *,
         completion_only_loss: bool | None = None,
         assistant_only_loss: bool = False,
@@ -85,7 +87,7 @@ class Renderer:
     def _check(self, row: Row, source: Source) -> None:
         """The loss rules against the first row."""
         self._started = True
-        bounded = isinstance(row, Pair) or (isinstance(row, Chat) and row.prompt_count is not None)
+        bounded = isinstance(row, PromptCompletion) or (isinstance(row, Chat) and row.prompt_count is not None)
         masked = isinstance(row, Tokens) and row.completion_mask is not None
         if isinstance(row, Chat) and not self._encoder.has_template:
             raise no_template(f"{source} holds messages, but the tokenizer has no chat template")
@@ -96,7 +98,7 @@ class Renderer:
             )
         if self._completion_only is None:
             self._completion_only = bounded or masked
-        if self._assistant_only and isinstance(row, Text | Pair):
+        if self._assistant_only and isinstance(row, Text | PromptCompletion):
             raise DataError(
                 f"assistant_only_loss is on, but {source} holds plain text",
                 "give messages, or leave assistant_only_loss off",
@@ -106,7 +108,7 @@ class Renderer:
 
     def _examples(self, rows: Sequence[Row], sources: Sequence[Source]) -> Iterator[Example]:
         """The rows of one chunk; a format makes one kind of row."""
-        by_kind = {Text: self._texts, Pair: self._pairs, Chat: self._chats, Tokens: self._tokens}
+        by_kind = {Text: self._texts, PromptCompletion: self._pairs, Chat: self._chats, Tokens: self._tokens}
         return by_kind[type(rows[0])](rows, sources)
 
     def _with_end(self, text: str) -> str:
@@ -219,7 +221,7 @@ def refused(source: Source, error: Exception) -> ChukError:
     """What is said of a conversation that a chat template refuses, or that it does not end on."""
     import jinja2
 
-    from chuk_lib.data.tokenizers.templates import broken, first_line, is_endless
+    from chuk_lib.data.tokenizers.templates import broken, is_endless
 
     if isinstance(error, jinja2.TemplateSyntaxError | SyntaxError):
         return broken(error)

@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from chuk_lib.data.reader import DataSource, read_records
 from chuk_lib.data.rendering import Renderer
 from chuk_lib.data.report import DataReport, length_bins
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Example, Span
 from chuk_lib.errors import ConfigError, DataError
 
@@ -30,7 +30,7 @@ class SFTDataset:
     def __init__(
         self,
         source: DataSource,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         *,
         split: str = "train",
         max_length: int | None = 1024,

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chuk_lib.data.encoder import Encoder, Messages
 from chuk_lib.data.formats import Chat
 from chuk_lib.data.messages import is_learned
+from chuk_lib.data.tokenizers.encoder import Encoder, Messages
 from chuk_lib.data.types import Source
 from chuk_lib.errors import DataError
 

@@ -11,7 +11,6 @@ import gzip
 import io
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from typing import IO, Any, Protocol
 from chuk_lib.data.parsers import COMPRESSED, SUFFIXES, suffix_of
 from chuk_lib.data.types import Source
 from chuk_lib.errors import ConfigError, DataError
-from chuk_lib.utils.paths import check_folder, make_folder
+from chuk_lib.utils.paths import check_folder, make_folder, replace_file
 
 Columns = Mapping[str, Any]
 _BATCH = 1000
@@ -53,18 +52,8 @@ def open_rows(target: str | Path, *, overwrite: bool = False, stream: IO[bytes] 
     path = Path(target)
     check_target(path, overwrite)
     make_folder(path.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    draft = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            with _writer_into(path, file) as writer:
-                yield writer
-            file.flush()
-            os.fsync(file.fileno())
-        draft.chmod(0o666 & ~_umask())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replace_file(path, shared=True) as draft, draft.open("wb") as file, _writer_into(path, file) as writer:
+        yield writer
 
 
 def write_rows(target: str | Path, rows: Iterable[Columns], *, overwrite: bool = False) -> int:
@@ -133,13 +122,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _umask() -> int:
-    """What a file made in the ordinary way would get; there is no way to ask but to set."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager

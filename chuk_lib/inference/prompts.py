@@ -122,7 +122,7 @@ def _from_messages(tokenizer: Any, messages: list[dict[str, Any]], system: str |
     goes_on = messages[-1].get("role") == "assistant"
     import jinja2
 
-    from chuk_lib.data.encoder import Encoder
+    from chuk_lib.data.tokenizers.encoder import Encoder
     from chuk_lib.data.tokenizers.templates import ERRORS
 
     try:

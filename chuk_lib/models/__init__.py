@@ -8,7 +8,6 @@ from chuk_lib.utils.lazy import exported
 
 if TYPE_CHECKING:
     from chuk_lib.models.adapters import read_adapter as read_adapter
-    from chuk_lib.models.adapters import save_peft_adapter as save_peft_adapter
     from chuk_lib.models.config import LoadConfig as LoadConfig
     from chuk_lib.models.config import LoRAConfig as LoRAConfig
     from chuk_lib.models.create import create_model as create_model
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from chuk_lib.models.lora import apply_lora as apply_lora
     from chuk_lib.models.lora import fuse as fuse
     from chuk_lib.models.lora import set_trainable as set_trainable
+    from chuk_lib.models.peft import save_peft_adapter as save_peft_adapter
     from chuk_lib.models.provenance import Provenance as Provenance
     from chuk_lib.models.provenance import provenance_of as provenance_of
     from chuk_lib.models.recompute import checkpoint_layers as checkpoint_layers
@@ -65,7 +65,7 @@ _HOMES = {
     "provenance_of": "provenance",
     "read_adapter": "adapters",
     "resolve_targets": "targets",
-    "save_peft_adapter": "adapters",
+    "save_peft_adapter": "peft",
     "save_pretrained": "weights",
     "save_score_model": "value_head",
     "score_rows": "value_head",

@@ -6,9 +6,7 @@ alpha/rank (alpha/√rank) in PEFT's. Which modules are adapted is read off the 
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,35 +15,35 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from chuk_lib.errors import ConfigError, ModelError
+from chuk_lib.models.changes import ENDS, Changes, apply_changes, changed_tensors
 from chuk_lib.models.config import LoRAConfig
 from chuk_lib.models.headers import read_headers, read_json
+from chuk_lib.models.hf_config import is_hf_named
 from chuk_lib.models.lora import ADAPTER_LEAVES, AdapterSpec, adapters_of, add_adapters, set_trainable
-from chuk_lib.models.provenance import Provenance, find_provenance, provenance_of, update_provenance
+from chuk_lib.models.peft import PEFT_WEIGHTS, expert_adapters, read_peft
+from chuk_lib.models.provenance import Provenance, find_provenance, update_provenance
 from chuk_lib.models.sources import ADAPTER_CONFIG, fingerprint
 from chuk_lib.models.targets import adaptable, block_prefix, natural, resolve_targets
+from chuk_lib.models.writing import planned, write_json, write_safetensors
 from chuk_lib.utils.paths import make_folder
 
 MLX_WEIGHTS = "adapters.safetensors"
-PEFT_WEIGHTS = "adapter_model.safetensors"
-_PEFT_PREFIX = "base_model.model."
-_PEFT_LEAVES = {
-    "lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_embedding_A": "lora_a", "lora_embedding_B": "lora_b",
-    "lora_magnitude_vector.weight": "m", "lora_magnitude_vector": "m",
-}  # fmt: skip
-_PEFT_REFUSED = (
-    "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "lora_bias", "use_qalora",
-    "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter read from disk: settings, one spec per path, and tensors by parameter name (`….q_proj.lora_a`)."""
+    """An adapter read from disk: settings, one spec per path, and tensors by parameter name (`….q_proj.lora_a`).
+
+    `changes` is what it does to the weights themselves. With `untie` a tied head gets a matrix of its own before the
+    adapter is applied: it means one side of the two. `config` is the adapter_config.json."""
 
     folder: Path
     lora: LoRAConfig
     specs: dict[str, AdapterSpec]
     tensors: dict[str, mx.array] = field(repr=False)
+    changes: Changes = field(default_factory=Changes, repr=False)
+    untie: bool = False
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -72,46 +70,24 @@ def _from_mlx(folder: Path, config: dict[str, Any]) -> Adapter:
         raise _damaged(f"`{folder / ADAPTER_CONFIG}` has no lora_parameters with a scale")
     tensors = _load(folder / MLX_WEIGHTS)
     scale, dropout = float(settings["scale"]), float(settings.get("dropout") or 0.0)
+    ours = config.get("chuk") or {}
+    weights = {name: tensors.pop(name) for name in ours.get("changed", ()) if name in tensors}
     rank = int(settings.get("rank", 0)) or _any_rank(folder, tensors)
-    own = config.get("chuk", {}).get("lora")
+    own = ours.get("lora")
     if isinstance(own, dict):
         targets = own.get("targets")
         lora = LoRAConfig(**{**own, "targets": tuple(targets) if targets is not None else None})
     else:
         targets = tuple(sorted({path.rsplit(".", 1)[-1] for path in _paths(folder, tensors)}))
         lora = LoRAConfig(rank, scale * rank, dropout, targets, use_dora=kind == "dora")
-    return Adapter(folder, lora, _specs(folder, tensors, scale, dropout, kind == "dora"), tensors)
+    specs = _specs(folder, tensors, scale, dropout, kind == "dora")
+    return Adapter(folder, lora, specs, tensors, Changes(weights=weights), bool(ours.get("untied")), config)
 
 
 def _from_peft(folder: Path, config: dict[str, Any]) -> Adapter:
-    if config.get("peft_type") != "LORA":
-        raise ModelError(f"adapter `{folder}` is of type `{config.get('peft_type')}`", "chuk reads PEFT's LORA")
-    odd = [name for name in _PEFT_REFUSED if config.get(name)]
-    if config.get("bias", "none") != "none":
-        odd.append("bias")
-    if odd:
-        raise ModelError(
-            f"adapter `{folder}` uses {', '.join(odd)}: chuk cannot apply that", "merge it with PEFT first"
-        )
-    tensors = {}
-    for name, value in _load(folder / PEFT_WEIGHTS).items():
-        path, leaf = _peft_name(folder, name)
-        tensors[f"{path}.{leaf}"] = value.reshape(-1) if leaf == "m" else value.T
-    rank, dropout = int(config["r"]), float(config.get("lora_dropout") or 0.0)
-    targets = tuple(sorted({path.rsplit(".", 1)[-1] for path in _paths(folder, tensors)}))
-    lora = LoRAConfig(
-        rank, float(config["lora_alpha"]), dropout, targets, use_rslora=bool(config.get("use_rslora")),
-        use_dora=bool(config.get("use_dora")),
-    )  # fmt: skip
-    return Adapter(folder, lora, _specs(folder, tensors, lora.scale, dropout, lora.use_dora), tensors)
-
-
-def _peft_name(folder: Path, name: str) -> tuple[str, str]:
-    for ending, leaf in _PEFT_LEAVES.items():
-        if name.endswith("." + ending):
-            path = name.removeprefix(_PEFT_PREFIX).removesuffix("." + ending)
-            return re.sub(r"\.base_layer$", "", path), leaf
-    raise ModelError(f"adapter `{folder}` holds `{name}`, which chuk cannot apply", "merge it with PEFT first")
+    lora, specs, tensors, changes = read_peft(folder, config, _load(folder / PEFT_WEIGHTS))
+    on_ends = changes.touches_ends() or any(path.endswith(ENDS) for path in specs)
+    return Adapter(folder, lora, specs, tensors, changes, on_ends, config)
 
 
 def _damaged(message: str) -> ModelError:
@@ -167,15 +143,50 @@ def mount(model: nn.Module, adapter: Adapter, wanted: LoRAConfig | None = None) 
     if wanted is not None:
         _check_wanted(model, adapter, wanted)
         lora = replace(lora, dropout=wanted.dropout)
+    fitted = _fitted(model, adapter)
+    apply_changes(model, fitted.changes)
     modules = adaptable(model)
-    missing = [path for path in adapter.specs if path not in modules]
+    missing = [path for path in fitted.specs if path not in modules]
     if missing:
         raise _misfit(adapter, f"the model has no `{missing[0]}` ({len(missing)} such modules)")
-    _refuse_tied_peft(model, adapter)
-    add_adapters(model, {path: replace(spec, dropout=lora.dropout) for path, spec in adapter.specs.items()})
-    put_tensors(model, adapter)
+    update_provenance(model, adapter_folder=adapter.folder)
+    if not fitted.specs:
+        return
+    add_adapters(model, {path: replace(spec, dropout=lora.dropout) for path, spec in fitted.specs.items()})
+    put_tensors(model, fitted)
     set_trainable(model, lora=True)
-    update_provenance(model, lora=lora, adapter_folder=adapter.folder)
+    update_provenance(model, lora=lora)
+
+
+def _fitted(model: nn.Module, adapter: Adapter) -> Adapter:
+    """The adapter with the model's own names: Mixtral's blocks, experts."""
+    changes = adapter.changes
+    if changes and (changes.weights or changes.biases) and not is_hf_named(model):
+        name = next(iter((*changes.weights, *changes.biases)))
+        raise ModelError(
+            f"adapter `{adapter.folder}` changes `{name}`, and chuk does not know this family's weights by that name",
+            "merge it with PEFT first",
+        )
+    moved = _moved(model, adapter)
+    if not changes.experts:
+        return moved
+    specs, tensors = expert_adapters(model, adapter.config, changes.experts, adapter.lora)
+    return replace(moved, specs={**moved.specs, **specs}, tensors={**moved.tensors, **tensors})
+
+
+def _moved(model: nn.Module, adapter: Adapter) -> Adapter:
+    """PEFT knows Mixtral's blocks as `mlp`, its files and MLX-LM as `block_sparse_moe`."""
+    paths = dict(model.named_modules())
+    other = {path: path.replace(".mlp.", ".block_sparse_moe.") for path in adapter.specs if path not in paths}
+    other = {path: new for path, new in other.items() if new in paths}
+    if not other:
+        return adapter
+    specs = {other.get(path, path): spec for path, spec in adapter.specs.items()}
+    tensors = {}
+    for name, value in adapter.tensors.items():
+        path, _, leaf = name.rpartition(".")
+        tensors[f"{other.get(path, path)}.{leaf}"] = value
+    return replace(adapter, specs=specs, tensors=tensors)
 
 
 def _check_wanted(model: nn.Module, adapter: Adapter, wanted: LoRAConfig) -> None:
@@ -194,16 +205,6 @@ def _check_wanted(model: nn.Module, adapter: Adapter, wanted: LoRAConfig) -> Non
         )
 
 
-def _refuse_tied_peft(model: nn.Module, adapter: Adapter) -> None:
-    """PEFT adapts the input side of a tied embedding only; here the head would follow."""
-    on_embedding = [path for path in adapter.specs if path.endswith(("embed_tokens", "wte"))]
-    if on_embedding and (adapter.folder / PEFT_WEIGHTS).is_file() and "lm_head" not in model:
-        raise ModelError(
-            f"adapter `{adapter.folder}` is on the tied embedding, which chuk cannot apply as PEFT does",
-            "merge it with PEFT first",
-        )
-
-
 def put_tensors(model: nn.Module, adapter: Adapter) -> None:
     """Load an adapter's tensors into the adapters already on a model. Raises ModelError when names or shapes differ."""
     own = adapter_tensors(model)
@@ -216,7 +217,7 @@ def put_tensors(model: nn.Module, adapter: Adapter) -> None:
             shapes = f"{list(adapter.tensors[name].shape)}, the model needs {list(own[name].shape)}"
             raise _misfit(adapter, f"`{name}` is {shapes}")
     model.load_weights(list(adapter.tensors.items()), strict=False)
-    mx.eval(model.parameters())
+    mx.eval(list(adapter_tensors(model).values()))
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, mx.array]:
@@ -245,9 +246,12 @@ def save_mlx_adapter(model: nn.Module, folder: Path) -> None:
     if found is not None and lora is not None:
         targets = None if lora.targets is None else list(lora.targets)
         config["chuk"]["lora"] = {**vars(lora), "targets": targets}
+    changed = changed_tensors(model)
+    if found is not None and (changed or found.untied):
+        config["chuk"] |= {"changed": list(changed), "untied": found.untied}
     make_folder(folder)
-    mx.save_safetensors(str(folder / MLX_WEIGHTS), adapter_tensors(model), metadata={"format": "mlx"})
-    _write_json(folder / ADAPTER_CONFIG, config)
+    write_safetensors(folder / MLX_WEIGHTS, planned(adapter_tensors(model) | changed), "mlx")
+    write_json(folder / ADAPTER_CONFIG, config)
 
 
 def _mlx_keys(model: nn.Module, paths: list[str]) -> tuple[int, list[str]]:
@@ -270,36 +274,3 @@ def _base_record(found: Provenance, folder: Path) -> dict[str, Any]:
     if base.is_dir():
         record |= {"relative": os.path.relpath(base, folder.resolve()), "fingerprint": fingerprint(base)}
     return record | {"quantized_on_load": found.quantized_on_load}
-
-
-def save_peft_adapter(model: nn.Module, folder: Path) -> None:
-    """Write the adapters as PEFT reads them, for a model whose module names are Hugging Face's.
-
-    Raises ModelError without adapters, for adapted experts, and for a tied embedding, which PEFT treats differently.
-    """
-    layers, found = adapters_of(model), provenance_of(model)
-    lora = found.lora
-    if not layers or lora is None:
-        raise ModelError("the model has no adapters to save")
-    tensors = {}
-    for path, layer in layers.items():
-        if layer.lora_a.ndim != 2 or "embedding" in layer:
-            raise ModelError(f"`{path}` cannot be written in PEFT's form", "use save_pretrained, or merge it with fuse")
-        tensors[f"{_PEFT_PREFIX}{path}.lora_A.weight"] = layer.lora_a.T
-        tensors[f"{_PEFT_PREFIX}{path}.lora_B.weight"] = layer.lora_b.T
-        if "m" in layer:
-            tensors[f"{_PEFT_PREFIX}{path}.lora_magnitude_vector"] = layer.m
-    config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "none",
-        "base_model_name_or_path": found.base, "revision": found.revision, "r": lora.rank,
-        "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_rslora": lora.use_rslora,
-        "use_dora": lora.use_dora, "fan_in_fan_out": False, "init_lora_weights": True, "target_modules": list(layers),
-    }  # fmt: skip
-    tensors = {name: mx.contiguous(value) for name, value in tensors.items()}
-    make_folder(folder)
-    mx.save_safetensors(str(folder / PEFT_WEIGHTS), tensors, metadata={"format": "pt"})
-    _write_json(folder / ADAPTER_CONFIG, config)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

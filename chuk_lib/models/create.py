@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.presets import Preset, find_preset
-from chuk_lib.utils.paths import check_folder, make_folder
+from chuk_lib.models.writing import check_output, new_folder, planned, write_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +45,7 @@ def create_model(
     output: str | Path,
     *,
     tokenizer: str | Path | None = None,
-    tokenizer_data: str | Path | None = None,
+    tokenizer_texts: Iterable[str] | None = None,
     vocab_size: int | None = None,
     seed: int = 0,
     context_length: int | None = None,
@@ -56,25 +54,20 @@ def create_model(
 ) -> Path:
     """Write a new model of a preset's shape to the folder `output` and return it.
 
-    `tokenizer` is `char` (default), `bytes` or a folder to copy from; with `tokenizer_data` a byte-level BPE of
-    `vocab_size` tokens is trained on that file. Without it `vocab_size` is the number of embedding rows, at least the
+    `tokenizer` is `char` (default), `bytes` or a folder to copy from; with `tokenizer_texts` a byte-level BPE
+    of `vocab_size` tokens is trained on them. Without it `vocab_size` is the number of embedding rows, at least the
     tokenizer's. `chat_template`: None keeps the tokenizer's own or adds ChatML, `none` adds nothing, else a Jinja file.
     Raises ConfigError for wrong settings or a folder that is not empty, DataError and ModelError for unusable inputs.
     """
     made = plan_model(
-        preset, output, tokenizer=tokenizer, tokenizer_data=tokenizer_data, vocab_size=vocab_size,
+        preset, output, tokenizer=tokenizer, tokenizer_texts=tokenizer_texts, vocab_size=vocab_size,
         context_length=context_length, chat_template=chat_template, seed=seed, overwrite=overwrite,
     )  # fmt: skip
     folder = made.folder
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    try:
-        make_folder(partial)
+    with new_folder(folder, overwrite, made.disk_bytes) as partial:
         for name, content in made.files.items():
             (partial / name).write_bytes(content)
-        _save_weights(partial / "model.safetensors", dict(_weights(made.shape, made.rows, seed)))
-        _move_into_place(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_tensors(partial, planned(dict(_weights(made.shape, made.rows, seed))))
     return folder
 
 
@@ -105,7 +98,7 @@ def plan_model(
     output: str | Path,
     *,
     tokenizer: str | Path | None = None,
-    tokenizer_data: str | Path | None = None,
+    tokenizer_texts: Iterable[str] | None = None,
     vocab_size: int | None = None,
     seed: int = 0,
     context_length: int | None = None,
@@ -116,25 +109,12 @@ def plan_model(
     shape = find_preset(preset)
     folder = Path(output)
     _check_settings(seed, context_length)
-    check_replaceable(folder, overwrite)
+    check_output(folder, overwrite)
     context = context_length or shape.context_length
-    parts = _tokenizer_files(tokenizer, tokenizer_data, vocab_size or shape.vocab_size, context)
-    rows = _embedding_rows(shape, parts.size, None if tokenizer_data else vocab_size)
+    parts = _tokenizer_files(tokenizer, tokenizer_texts, vocab_size or shape.vocab_size, context)
+    rows = _embedding_rows(shape, parts.size, vocab_size if tokenizer_texts is None else None)
     files = parts.files | _template_files(parts.files, chat_template) | _config_files(shape, parts, rows, context)
     return NewModel(folder, shape, files, parts.size, rows, context)
-
-
-def check_replaceable(folder: Path, overwrite: bool) -> None:
-    """Raise ConfigError unless `folder` is missing, empty, or a model folder that may be overwritten."""
-    check_folder(folder)
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not overwrite:
-        raise ConfigError(f"`{folder}` is not empty", "choose another --output, or replace it with --overwrite")
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"`{folder}` holds files that are no model", "--overwrite replaces models only; choose another --output"
-        )
 
 
 def _check_settings(seed: int, context_length: int | None) -> None:
@@ -144,16 +124,6 @@ def _check_settings(seed: int, context_length: int | None) -> None:
         raise ConfigError(f"context length must be 2 or more, not {context_length}")
 
 
-def _move_into_place(partial: Path, folder: Path) -> None:
-    if not folder.exists():
-        partial.rename(folder)
-        return
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old)
-
-
 def _embedding_rows(shape: Preset, tokens: int, wanted: int | None) -> int:
     if wanted is not None and wanted < tokens:
         raise ConfigError(f"--vocab-size {wanted} is below the tokenizer's {tokens} tokens", f"use {tokens} or more")
@@ -161,14 +131,14 @@ def _embedding_rows(shape: Preset, tokens: int, wanted: int | None) -> int:
 
 
 def _tokenizer_files(
-    tokenizer: str | Path | None, data: str | Path | None, vocab_size: int | None, context: int
+    tokenizer: str | Path | None, texts: Iterable[str] | None, vocab_size: int | None, context: int
 ) -> _TokenizerFiles:
     from chuk_lib.data.tokenizers import char, train
 
-    if data is not None:
+    if texts is not None:
         if tokenizer is not None:
             raise ConfigError("a tokenizer is either given or trained", "leave out --tokenizer or --tokenizer-data")
-        made = train.train_bpe(train.texts_of(data), vocab_size or DEFAULT_TRAINED_VOCABULARY)
+        made = train.train_bpe(texts, vocab_size or DEFAULT_TRAINED_VOCABULARY)
     elif tokenizer in (None, "char"):
         made = char.char_tokenizer()
     elif tokenizer == "bytes":
@@ -308,12 +278,6 @@ def _weights(shape: Preset, rows: int, seed: int) -> Iterator[tuple[str, np.ndar
 
 def _initial_std(shape: Preset) -> float:
     return math.sqrt(2 / (5 * shape.hidden_size))
-
-
-def _save_weights(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    from safetensors.numpy import save
-
-    path.write_bytes(save(tensors, metadata={"format": "pt"}))  # save_file would leave it readable by its owner only
 
 
 def _json(value: Any) -> bytes:

@@ -14,7 +14,7 @@ ADAMW_BYTES = 16
 
 
 @dataclass(frozen=True)
-class Rope:
+class RopeSettings:
     """Rotary embedding. `scaling` holds the other values as configured (factor, low_freq_factor, …)."""
 
     theta: float
@@ -23,7 +23,7 @@ class Rope:
 
 
 @dataclass(frozen=True)
-class Memory:
+class ModelMemory:
     """Bytes, and what they assume."""
 
     run: int
@@ -40,7 +40,7 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, **nested} if isinstance(nested, dict) else config
 
 
-def rope_of(config: dict[str, Any]) -> Rope | None:
+def rope_of(config: dict[str, Any]) -> RopeSettings | None:
     """RoPE from `rope_theta` + `rope_scaling`, or from `rope_parameters` (transformers 5); None when it has none.
 
     Where layer types differ (Gemma 3), the one of full attention.
@@ -54,7 +54,9 @@ def rope_of(config: dict[str, Any]) -> Rope | None:
         return None
     kind = values.pop("rope_type", None) or values.pop("type", None) or "default"
     values.pop("type", None)
-    return Rope(float(theta or 10_000.0), str(kind), {key: value for key, value in values.items() if value is not None})
+    return RopeSettings(
+        float(theta or 10_000.0), str(kind), {key: value for key, value in values.items() if value is not None}
+    )
 
 
 def kv_layers(config: dict[str, Any]) -> tuple[int, int]:
@@ -94,10 +96,10 @@ def kv_cache_bytes(config: dict[str, Any], tokens: int, bytes_each: int) -> int:
 
 def estimate_memory(
     config: dict[str, Any], *, parameters: int, weight_bytes: int, context: int, kv_bytes: int, lora_parameters: int
-) -> Memory:
+) -> ModelMemory:
     """Memory to run one sequence at full context, and to train. `kv_bytes`: bytes of one cached number."""
     cache = kv_cache_bytes(config, context, kv_bytes)
-    return Memory(
+    return ModelMemory(
         run=weight_bytes + cache,
         kv_cache_full_context=cache,
         train_full=ADAMW_BYTES * parameters,

@@ -14,23 +14,26 @@ from typing import Any
 
 from chuk_lib.errors import ModelError
 
-_LARGEST_HEADER = 100_000_000
+_LARGEST_HEADER = 32 << 20  # bytes; 200,000 tensors
 _NOT_MODELS = ("optimizer.safetensors", "adapters.safetensors", "adapter_model.safetensors")
-_BITS = {
+BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
     "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I8": 8, "U8": 8,
     "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
+"""Bits of one stored number, by safetensors' word for its type."""
 
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """One tensor as its file declares it. `dtype` in safetensors' words (`F32`, `BF16`, `U32`)."""
+    """One tensor as its file declares it. `dtype` in safetensors' words (`F32`, `BF16`, `U32`); `begin` is where its
+    bytes begin in the file."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     n_bytes: int
+    begin: int = 0
 
     @property
     def elements(self) -> int:
@@ -44,34 +47,47 @@ def read_headers(path: Path) -> list[TensorHeader]:
         size = path.stat().st_size
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length < 2 or length > min(_LARGEST_HEADER, max(size, 8) * 1000):
+            if size < 8 or length < 2 or length > 1000 * size:
                 raise _broken(path, "is not a safetensors file")
             if length + 8 > size:
                 raise _cut_short(path, size, length + 8)
-            raw = json.loads(stream.read(length))
+            if length > _LARGEST_HEADER:
+                raise _broken(path, f"has a header of {length:,} bytes, which no model needs")
+            raw = json.loads(stream.read(length), object_pairs_hook=_without_doubles)
     except OSError as error:
         raise ModelError(f"cannot read `{path}`: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, ModelError):
             raise
         raise _broken(path, "is not a safetensors file") from None
-    tensors, end = _parse(path, raw)
+    tensors, end = _parse(path, raw, 8 + length)
     if size < 8 + length + end:
         raise _cut_short(path, size, 8 + length + end)
+    if size > 8 + length + end:
+        raise _broken(path, f"contradicts itself: {size - 8 - length - end:,} bytes at its end belong to no tensor")
     return tensors
 
 
-def _parse(path: Path, raw: Any) -> tuple[list[TensorHeader], int]:
-    """Tensors, and where the last one ends after the header."""
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _parse(path: Path, raw: Any, data: int) -> tuple[list[TensorHeader], int]:
+    """Tensors, and where the last one ends after the header, which takes `data` bytes."""
     tensors, last = [], 0
     taken: list[tuple[int, int]] = []
     try:
         for name, entry in raw.items():
             if name == "__metadata__":
                 continue
-            begin, end = map(int, entry["data_offsets"])
-            tensor = TensorHeader(name, str(entry["dtype"]), tuple(map(int, entry["shape"])), end - begin)
-            bits = _BITS.get(tensor.dtype)
+            begin, end = entry["data_offsets"]
+            if any(type(number) is not int or number < 0 for number in (begin, end, *entry["shape"])):
+                raise _broken(path, f"contradicts itself about tensor `{name}`")
+            tensor = TensorHeader(name, str(entry["dtype"]), tuple(entry["shape"]), end - begin, data + begin)
+            bits = BITS.get(tensor.dtype)
             if bits is not None and -(-tensor.elements * bits // 8) != tensor.n_bytes:
                 raise _broken(path, f"contradicts itself about tensor `{name}`")
             if bits is None:
@@ -105,7 +121,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / Path(name).name for name in sorted(set(read_weight_map(index).values()))]
+        files = [folder / name for name in sorted(set(read_weight_map(index).values()))]
         missing = [path.name for path in files if not path.is_file()]
         if missing:
             raise ModelError(
@@ -123,7 +139,11 @@ def read_weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"`{index}` has no weight_map", "fetch or copy the model again")
-    return {str(name): str(file) for name, file in weight_map.items()}
+    names = {str(name): str(file) for name, file in weight_map.items()}
+    outside = next((file for file in names.values() if Path(file).name != file or "\\" in file), None)
+    if outside is not None:
+        raise ModelError(f"`{index}` names `{outside}`, which is no file of its folder", "do not trust this model")
+    return names
 
 
 def read_tensors(folder: Path) -> tuple[list[Path], list[TensorHeader]]:
@@ -147,7 +167,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"cannot read `{path}`: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"`{path}` is not JSON: {error}", "fetch or save the file again") from None
     if not isinstance(value, dict):
         raise ModelError(f"`{path}` should hold a JSON object", "fetch or save the file again")

@@ -13,6 +13,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from chuk_lib.models.randomness import evaluating
 from chuk_lib.models.segments import segment_caches
 from chuk_lib.models.transforms import LogitTransform, logit_transform
 from chuk_lib.runtime import uncompiled
@@ -70,13 +71,10 @@ def output_head(model: nn.Module) -> OutputHead:
     if candidate is None:
         return OutputHead(split=False)
     probe = mx.array([[1, 2, 3, 1]])
-    training = model.training
-    model.eval()  # dropout would make the two differ
-    with uncompiled():
+    with uncompiled(), evaluating(model):  # dropout would make the two differ
         whole = model(probe).astype(mx.float32)
         parts = candidate.logits(model, candidate.hidden(model, probe)).astype(mx.float32)
         same = whole.shape == parts.shape and bool(mx.allclose(whole, parts, rtol=1e-3, atol=1e-3))
-    model.train(training)
     return candidate if same else OutputHead(split=False)
 
 

@@ -27,6 +27,19 @@ _SIZES = (
 )  # fmt: skip
 
 
+HF_NAMED = frozenset({
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "phi3", "starcoder2", "olmo2",
+    "olmo3", "smollm3", "stablelm", "cohere", "glm4", "seed_oss",
+})  # fmt: skip
+"""Families whose mlx-lm parameters have Hugging Face's names, shapes and values. Others are saved in mlx-lm's own
+layout, which mlx-lm and chuk load and transformers does not."""
+
+
+def is_hf_named(model: Any) -> bool:
+    """Whether a model's parameters have the names, shapes and values that Hugging Face's files give them."""
+    return getattr(model, "model_type", None) in HF_NAMED
+
+
 def read_config(folder: Path) -> Config:
     """The folder's `config.json`. Raises ModelError when it is missing, broken or asks for code of its own."""
     path = folder / "config.json"
@@ -54,6 +67,16 @@ def check_sizes(path: Path, config: Mapping[str, Any]) -> None:
                     f"`{path}`: `{name}` should be a whole number above 0, not `{value}`",
                     "take the config.json that belongs to the weights",
                 )
+
+
+_RENAMED = {"qwen3_moe": {"num_experts": "num_local_experts"}}
+"""Keys by the names that mlx-lm reads, and the names under which transformers 5 writes them."""
+
+
+def renamed(config: Config) -> Config:
+    """`config` with the keys that mlx-lm reads where transformers 5 has other names for them."""
+    names = _RENAMED.get(config["model_type"], {})
+    return config | {ours: config[theirs] for ours, theirs in names.items() if ours not in config and theirs in config}
 
 
 def flatten_rope(config: Mapping[str, Any]) -> Config:

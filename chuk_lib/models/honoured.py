@@ -42,7 +42,7 @@ activation has no such name, are not in it."""
 _ACTIVATION_KEYS = ("hidden_activation", "hidden_act", "mlp_hidden_act", "activation_function")
 
 
-class Window(NamedTuple):
+class IgnoredWindow(NamedTuple):
     """A family whose sliding window MLX-LM passes over: the key of its size, and whether the layer of a number (from 0)
     has it when the config does not list `layer_types`."""
 
@@ -68,17 +68,17 @@ def _if_used(blocks: Callable[[Config, int], bool]) -> Callable[[Config, int], b
     return lambda config, layer: bool(config.get("use_sliding_window")) and blocks(config, layer)
 
 
-_ALL = Window("sliding_window", _every)
-_QWEN = Window("sliding_window", _if_used(_upper(28)))
-_QWEN_VL = Window("sliding_window", _if_used(_upper(80)))
-IGNORED_WINDOWS: dict[str, Window] = {
+_ALL = IgnoredWindow("sliding_window", _every)
+_QWEN = IgnoredWindow("sliding_window", _if_used(_upper(28)))
+_QWEN_VL = IgnoredWindow("sliding_window", _if_used(_upper(80)))
+IGNORED_WINDOWS: dict[str, IgnoredWindow] = {
     **dict.fromkeys(("mistral", "mixtral", "phi3", "phimoe", "starcoder2", "minimax"), _ALL),
     **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "mimo"), _QWEN),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN_VL),
-    "smollm3": Window("sliding_window", _if_used(_every)),
-    "dots1": Window("sliding_window", _upper(62)),
-    "gemma2": Window("sliding_window", _every_second),
-    "plamo2": Window("attention_window_size", _every),
+    "smollm3": IgnoredWindow("sliding_window", _if_used(_every)),
+    "dots1": IgnoredWindow("sliding_window", _upper(62)),
+    "gemma2": IgnoredWindow("sliding_window", _every_second),
+    "plamo2": IgnoredWindow("attention_window_size", _every),
 }  # fmt: skip
 """By the config's model_type, as transformers computes them. Every other family that has windows (Gemma 3, Cohere 2,
 OLMo 3, EXAONE 4, gpt-oss …) has them in MLX-LM too."""

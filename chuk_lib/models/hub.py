@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from chuk_lib.errors import ConfigError, ModelError
+from chuk_lib.models.headers import read_weight_map
+from chuk_lib.utils.text import first_line
 
 NEEDED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt")
 """What is fetched: configs, weights, tokenizer and chat template; no pickles, no code."""
+NEVER = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.py")
+"""What is never fetched, whatever is asked for: files that can hold code."""
 
 _ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
 
@@ -44,13 +48,61 @@ def cached_snapshot(model_id: str, revision: str | None = None) -> Path:
     return folder
 
 
-def download_model(model_id: str, *, revision: str | None = None, output: str | Path | None = None) -> Path:
+@dataclass(frozen=True)
+class FileChoice:
+    """Which files of a model are wanted: those that match a pattern of `include` (none: what chuk needs) and none of
+    `exclude`."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+def download_model(
+    model_id: str, *, revision: str | None = None, output: str | Path | None = None, choice: FileChoice = FileChoice()
+) -> Path:
     """Fetch a hub model (into the cache, or the folder `output`) and return its folder.
 
     What the cache holds is not fetched again. Raises ConfigError for text that is no id, ModelError when the hub
-    cannot be reached, does not know the model or refuses it.
+    cannot be reached, does not know the model or refuses it, when the disk has no room, or when files are missing in
+    the end.
     """
-    return Path(_snapshot(model_id, revision, output, dry_run=False))
+    from chuk_lib.models.writing import check_room
+
+    if not _is_offline():
+        planned = plan_download(model_id, revision=revision, output=output, choice=choice)
+        place = Path(output) if output is not None else cache_folder()
+        check_room(place, sum(item.size or 0 for item in planned if item.missing))
+    folder = Path(_snapshot(model_id, revision, output, choice, dry_run=False))
+    if choice == FileChoice():
+        _check_complete(model_id, folder)
+    return folder
+
+
+def cache_folder() -> Path:
+    """The hub's cache on this machine, whether it is there or not."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _check_complete(model_id: str, folder: Path) -> None:
+    """Raise ModelError that names the files that a model in the cache lacks."""
+    missing = [name for name in ("config.json",) if not (folder / name).is_file()]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        missing += sorted({name for name in read_weight_map(index).values() if not (folder / name).is_file()})
+    elif not any(folder.glob("*.safetensors")):
+        missing.append("model.safetensors")
+    if missing:
+        named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        hint = "it is offline (HF_HUB_OFFLINE): fetch the rest with a network" if _is_offline() else "fetch it again"
+        raise ModelError(f"`{model_id}` is in the cache without {named}", hint)
 
 
 @dataclass(frozen=True)
@@ -62,13 +114,15 @@ class HubFile:
     missing: bool
 
 
-def plan_download(model_id: str, *, revision: str | None = None, output: str | Path | None = None) -> list[HubFile]:
+def plan_download(
+    model_id: str, *, revision: str | None = None, output: str | Path | None = None, choice: FileChoice = FileChoice()
+) -> list[HubFile]:
     """The files that `download_model` would leave behind. Asks the hub, fetches none of them; raises as it does."""
-    found = _snapshot(model_id, revision, output, dry_run=True)
+    found = _snapshot(model_id, revision, output, choice, dry_run=True)
     return [HubFile(item.filename, item.file_size, item.will_download) for item in found]
 
 
-def _snapshot(model_id: str, revision: str | None, output: str | Path | None, dry_run: bool) -> Any:
+def _snapshot(model_id: str, revision: str | None, output: str | Path | None, choice: FileChoice, dry_run: bool) -> Any:
     if not is_hub_id(model_id):
         raise ConfigError(f"`{model_id}` is no hub id", "an id looks like `owner/name`")
     from huggingface_hub import snapshot_download
@@ -76,9 +130,12 @@ def _snapshot(model_id: str, revision: str | None, output: str | Path | None, dr
 
     options: dict[str, Any] = {"dry_run": True} if dry_run else {}
     try:
-        return snapshot_download(model_id, revision=revision, allow_patterns=list(NEEDED), local_dir=output, **options)
+        return snapshot_download(
+            model_id, revision=revision, allow_patterns=list(choice.include or NEEDED),
+            ignore_patterns=[*choice.exclude, *NEVER], local_dir=output, **options,
+        )  # fmt: skip
     except HFValidationError as error:
-        raise ConfigError(f"`{model_id}` is no hub id", str(error).splitlines()[0]) from None
+        raise ConfigError(f"`{model_id}` is no hub id", first_line(error)) from None
     except LocalEntryNotFoundError:
         raise _unreachable(model_id) from None
     except HfHubHTTPError as error:
@@ -119,5 +176,4 @@ def _refused(model_id: str, revision: str | None, error: Exception) -> ModelErro
 
 
 def _failed(model_id: str, error: Exception, hint: str) -> ModelError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ModelError(f"cannot fetch `{model_id}`: {reason}", hint)
+    return ModelError(f"cannot fetch `{model_id}`: {first_line(error)}", hint)

@@ -15,8 +15,8 @@ from chuk_lib.errors import ModelError
 from chuk_lib.models.components import Quantization, count_parameters, matrix_shape, quantization_of
 from chuk_lib.models.footprint import (
     LORA_RANK,
-    Memory,
-    Rope,
+    ModelMemory,
+    RopeSettings,
     estimate_memory,
     kv_cache_bytes,
     rope_of,
@@ -25,7 +25,7 @@ from chuk_lib.models.footprint import (
 from chuk_lib.models.headers import TensorHeader, read_headers, read_json, read_tensors
 from chuk_lib.models.hf_config import check_sizes
 from chuk_lib.models.honoured import ignored_window, window_words
-from chuk_lib.models.sources import ADAPTER_CONFIG, locate, locate_adapter
+from chuk_lib.models.sources import ADAPTER_CONFIG, locate_folder
 
 _ADAPTER_FILES = ("adapters.safetensors", "adapter_model.safetensors")
 _ADAPTER_TENSOR = re.compile(r"^(?:base_model\.model\.)?(.*?)\.(?:lora_[aA]|lora_[bB]|lora_magnitude_vector|m)(?:\.|$)")
@@ -35,7 +35,7 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """The sizes of a decoder, as far as its config names them."""
 
     layers: int | None
@@ -75,16 +75,16 @@ class ModelInfo:
     model_type: str | None = None
     parameters: int = 0
     components: dict[str, int] = field(default_factory=dict)
-    shape: Shape | None = None
+    shape: ModelShape | None = None
     tied_head: bool | None = None
     dtypes: dict[str, int] = field(default_factory=dict)
     quantization: Quantization | None = None
     context_length: int | None = None
-    rope: Rope | None = None
+    rope: RopeSettings | None = None
     kv_cache_bytes_per_token: int | None = None
     disk_bytes: int = 0
     weight_files: tuple[str, ...] = ()
-    memory: Memory | None = None
+    memory: ModelMemory | None = None
     tokenizer_vocabulary: int | None = None
     chat_template: bool = False
     adapter: AdapterInfo | None = None
@@ -96,7 +96,7 @@ def describe_model(source: str | Path, revision: str | None = None) -> ModelInfo
 
     Raises ModelError when there is nothing to describe or a file is damaged.
     """
-    folder = _find(source, revision)
+    folder = locate_folder(source, revision)
     if (folder / "config.json").is_file():
         found = _describe_full(str(source), folder)
     elif (folder / ADAPTER_CONFIG).is_file():
@@ -105,17 +105,6 @@ def describe_model(source: str | Path, revision: str | None = None) -> ModelInfo
         raise ModelError(f"`{folder}` is no model: it has no config.json", "name a folder with a model or an adapter")
     step = _step_of(folder)
     return found if step is None else replace(found, checkpoint=folder.name, step=step)
-
-
-def _find(source: str | Path, revision: str | None) -> Path:
-    """The folder to describe. An adapter is described whether or not its base is there."""
-    path = Path(source).expanduser()
-    if path.is_dir() and not (path / "config.json").is_file():
-        try:
-            return locate_adapter(path)
-        except ModelError:
-            pass  # a run or checkpoint with full weights
-    return locate(source, revision=revision, local_only=True).folder
 
 
 def _step_of(folder: Path) -> int | None:
@@ -139,7 +128,7 @@ def _describe_full(source: str, folder: Path) -> ModelInfo:
         text, parameters=total, weight_bytes=weight_bytes, context=context or 0, kv_bytes=kv_bytes,
         lora_parameters=_lora_parameters(tensors, config),
     )  # fmt: skip
-    vocabulary = _tokenizer_vocabulary(folder, text)
+    vocabulary = tokenizer_vocabulary(folder, text)
     architectures = config.get("architectures")
     return ModelInfo(
         source=source, folder=str(folder), kind="model",
@@ -163,7 +152,7 @@ def _describe_adapter(source: str, folder: Path) -> ModelInfo:
     return ModelInfo(
         source=source, folder=str(folder), kind="adapter",
         parameters=adapter.parameters, dtypes=_dtypes(tensors), disk_bytes=_disk_bytes(folder),
-        weight_files=(path.name,), adapter=adapter, tokenizer_vocabulary=_tokenizer_vocabulary(folder, {}),
+        weight_files=(path.name,), adapter=adapter, tokenizer_vocabulary=tokenizer_vocabulary(folder, {}),
         chat_template=_has_chat_template(folder),
     )  # fmt: skip
 
@@ -188,10 +177,10 @@ def _adapter_of(config: dict[str, Any], tensors: Sequence[TensorHeader]) -> Adap
     )  # fmt: skip
 
 
-def _shape_of(config: dict[str, Any]) -> Shape:
+def _shape_of(config: dict[str, Any]) -> ModelShape:
     heads = config.get("num_attention_heads", config.get("n_head"))
     hidden = config.get("hidden_size", config.get("n_embd"))
-    return Shape(
+    return ModelShape(
         layers=config.get("num_hidden_layers", config.get("n_layer")), hidden_size=hidden,
         intermediate_size=config.get("intermediate_size"), heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
@@ -234,7 +223,7 @@ def _disk_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
-def _tokenizer_vocabulary(folder: Path, config: dict[str, Any]) -> int | None:
+def tokenizer_vocabulary(folder: Path, config: dict[str, Any]) -> int | None:
     """Tokens in `tokenizer.json`; for a very large file the config's word for it."""
     path = folder / "tokenizer.json"
     if not path.is_file():

@@ -16,11 +16,22 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
+from mlx.utils import tree_flatten, tree_map_with_path
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.config import LoRAConfig
 from chuk_lib.models.provenance import find_provenance, update_provenance, was_conversational
+from chuk_lib.models.quantizing import (
+    Packing,
+    float_weight,
+    is_packed,
+    packed,
+    packing_of,
+    replace_layers,
+    unpack,
+    with_quantization,
+    with_weight,
+)
 from chuk_lib.models.randomness import Dropout, untouched_random_state
 from chuk_lib.models.targets import adaptable, block_prefix, last_blocks, natural, resolve_targets
 
@@ -91,8 +102,8 @@ def add_adapters(model: nn.Module, specs: Mapping[str, AdapterSpec], seed: int =
     modules = adaptable(model)
     with untouched_random_state():
         layers = {path: _new_adapter(path, modules[path], spec, seed) for path, spec in specs.items()}
-    _replace(model, layers)
-    mx.eval(model.parameters())
+    replace_layers(model, layers)
+    mx.eval([layer[leaf] for layer in layers.values() for leaf in ADAPTER_LEAVES if leaf in layer])
 
 
 def _new_adapter(path: str, base: nn.Module, spec: AdapterSpec, seed: int) -> nn.Module:
@@ -169,8 +180,17 @@ def set_trainable(model: nn.Module, lora: bool, num_layers: int | None = None) -
     else:
         what = _unfreeze_weights(model, num_layers)
         _widen(model)
-    trained = sum(value.size for _, value in tree_flatten(model.trainable_parameters()))
-    return Trained(trained, sum(value.size for _, value in tree_flatten(model.parameters())), what)
+    every, trained = count_parameters(model)
+    return Trained(trained, every, what)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Numbers in all parameters of a model, and in those that are trained. What stands in two places counts once."""
+    every, trained = (
+        sum({id(leaf): leaf.size for _, leaf in tree_flatten(tree)}.values())
+        for tree in (model.parameters(), model.trainable_parameters())
+    )
+    return every, trained
 
 
 def _unfreeze_adapters(model: nn.Module, num_layers: int | None) -> str:
@@ -187,7 +207,7 @@ def _unfreeze_adapters(model: nn.Module, num_layers: int | None) -> str:
 def _unfreeze_weights(model: nn.Module, num_layers: int | None) -> str:
     if adapters_of(model):
         raise ConfigError("the model has adapters, its full weights cannot be trained", "merge them first: fuse(model)")
-    if any(_is_quantized(module) for module in model.modules()):
+    if any(is_packed(module) for module in model.modules()):
         raise ConfigError("a quantized model cannot be trained in full", "train adapters, or take the float model")
     if num_layers is None:
         model.unfreeze()
@@ -195,10 +215,6 @@ def _unfreeze_weights(model: nn.Module, num_layers: int | None) -> str:
     for index in last_blocks(model, num_layers):
         model.layers[index].unfreeze()
     return f"weights of the last {num_layers} blocks"
-
-
-def _is_quantized(module: nn.Module) -> bool:
-    return "scales" in module and "weight" in module
 
 
 def _widen(model: nn.Module) -> None:
@@ -230,15 +246,11 @@ def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
     adapters = adapters_of(model)
     if not adapters:
         raise ModelError("the model has no adapters to switch off", "a full model needs a second copy")
-    _replace(model, {path: base_layer(layer) for path, layer in adapters.items()})
+    replace_layers(model, {path: base_layer(layer) for path, layer in adapters.items()})
     try:
         yield model
     finally:
-        _replace(model, adapters)
-
-
-def _replace(model: nn.Module, layers: Mapping[str, Any]) -> None:
-    model.update_modules(tree_unflatten(list(layers.items())))
+        replace_layers(model, adapters)
 
 
 def fuse(model: nn.Module, requantize: bool = False) -> nn.Module:
@@ -250,62 +262,40 @@ def fuse(model: nn.Module, requantize: bool = False) -> nn.Module:
     adapters = adapters_of(model)
     if not adapters:
         raise ModelError("the model has no adapters to merge", "load it with its adapter first")
-    _replace(model, {path: _merged(layer, requantize) for path, layer in adapters.items()})
+    packings = {path: packing_of(base_layer(layer)) if requantize else None for path, layer in adapters.items()}
+    replace_layers(model, {path: merged(layer, packings[path]) for path, layer in adapters.items()})
     found = find_provenance(model)
     changes: dict[str, Any] = {"lora": None, "adapter_folder": None}
     if found is not None:
         changes["conversational"] = was_conversational(found)
     if not requantize:
-        changes |= _dequantize(model)
+        unpack(model)
+        config = {} if found is None else found.config
+        changes |= {"config": with_quantization(model, config), "quantized_on_load": False}
     mx.eval(model.parameters())
     update_provenance(model, **changes)
     return model
 
 
-def _merged(layer: Any, requantize: bool) -> nn.Module:
-    base = base_layer(layer)
-    if not isinstance(base, nn.Linear | nn.QuantizedLinear):
-        merged: nn.Module = layer.fuse(dequantize=not requantize)
-        return merged
-    weight = _float_weight(base)
-    full = weight.astype(mx.float32) + layer.scale * (layer.lora_a @ layer.lora_b).T
+def merged_weight(layer: Any) -> mx.array:
+    """The weight of an adapter's layer with the adapter in it, in float32; lazily computed."""
+    full: mx.array = float_weight(base_layer(layer)).astype(mx.float32) + layer.scale * _product(layer)
     if "m" in layer:
         full = full * (layer.m / mx.linalg.norm(full, axis=1))[:, None]
-    linear = nn.Linear(1, 1, bias="bias" in base)
-    linear.weight = full.astype(weight.dtype)
-    if "bias" in base:
-        linear.bias = base.bias
-    if requantize and isinstance(base, nn.QuantizedLinear):
-        return nn.QuantizedLinear.from_linear(linear, base.group_size, base.bits, mode=base.mode)
-    return linear
+    return full
 
 
-def _float_weight(layer: Any) -> mx.array:
-    weight: mx.array = layer.weight
-    if not _is_quantized(layer):
-        return weight
-    return mx.dequantize(
-        weight, layer.scales, layer.get("biases"), group_size=layer.group_size, bits=layer.bits, mode=layer.mode
-    )
+def _product(layer: Any) -> mx.array:
+    """A·B in the shape of the weight: linear (out, in), experts (E, out, in), embedding (V, dim)."""
+    if layer.lora_a.ndim == 3:
+        return cast(mx.array, layer.lora_b @ layer.lora_a)
+    product = layer.lora_a @ layer.lora_b
+    return cast(mx.array, product if "embedding" in layer else product.T)
 
 
-def _dequantize(model: nn.Module) -> dict[str, Any]:
-    """Make every quantized layer a float one. Returns what changes in the provenance."""
-    layers: dict[str, nn.Module] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, nn.QuantizedLinear):
-            layers[path] = nn.Linear(1, 1, bias="bias" in module)
-            if "bias" in module:
-                layers[path].bias = module.bias
-        elif isinstance(module, nn.QuantizedEmbedding):
-            layers[path] = nn.Embedding(1, 1)
-        elif _is_quantized(module):
-            raise ModelError(f"`{path}` ({type(module).__name__}) cannot be made float", "fuse with requantize=True")
-        if path in layers:
-            layers[path].weight = _float_weight(module)
-    _replace(model, layers)
-    found = find_provenance(model)
-    config = {} if found is None else dict(found.config)
-    for name in ("quantization", "quantization_config"):
-        config.pop(name, None)
-    return {"config": config, "quantized_on_load": False}
+def merged(layer: Any, packing: Packing | None = None, dtype: mx.Dtype | None = None) -> nn.Module:
+    """The plain layer that computes what an adapter and its base do: merged in float32, then in `dtype` (unset: the
+    base's), and packed when a packing is given."""
+    base = base_layer(layer)
+    plain: nn.Module = with_weight(base, merged_weight(layer).astype(dtype or float_weight(base).dtype))
+    return plain if packing is None else cast(nn.Module, packed(plain, packing))

@@ -18,7 +18,8 @@ class Provenance:
     """`source` is what the user named, `base` the base model's own name (a hub id or a folder), `folder` where its
     weights were read, `config` its config.json (with `quantization` when chuk quantized it). `lora` are the adapters
     on the model, `adapter_folder` where they were read, if they were. `conversational`: what the adapters that
-    were merged in saw in training, if that is known. `notes` are things the user should see."""
+    were merged in saw in training, if that is known. `changed` names parameters of the base that an adapter changed;
+    `untied`: its tied head got a matrix of its own. `notes` are things the user should see."""
 
     source: str
     base: str
@@ -30,6 +31,8 @@ class Provenance:
     dtype: Dtype = "auto"
     quantized_on_load: bool = False
     conversational: bool | None = None
+    changed: tuple[str, ...] = ()
+    untied: bool = False
     notes: tuple[str, ...] = field(default=())
 
 

@@ -11,6 +11,17 @@ import mlx.nn as nn
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off for the length of a `with` block; afterwards the model is in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
 def untouched_random_state() -> Iterator[None]:
     """Leave the global generator after the block as it was before, whatever is drawn inside."""
     state: Any = mx.random.state

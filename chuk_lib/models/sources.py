@@ -70,6 +70,18 @@ def locate_adapter(source: str | Path) -> Path:
     return path
 
 
+def locate_folder(source: str | Path, revision: str | None = None) -> Path:
+    """The folder that describes a model or an adapter, without network: an adapter is found whether or not its base is
+    there. Raises ModelError when there is none."""
+    path = Path(source).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        try:
+            return locate_adapter(path)
+        except ModelError:
+            pass  # a run or checkpoint with full weights
+    return locate(source, revision=revision, local_only=True).folder
+
+
 def _from_folder(source: str, path: Path, revision: str | None, local_only: bool, find_base: bool) -> Located:
     kind, note, folder = "folder", "", path
     if _is_run(path):

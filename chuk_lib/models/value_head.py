@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.errors import ModelError
 from chuk_lib.models.config import Dtype, LoadConfig, LoRAConfig
 from chuk_lib.models.headers import read_headers, read_tensors
@@ -24,7 +25,7 @@ from chuk_lib.models.heads import embedding_rows, output_head
 from chuk_lib.models.hf_config import Config, read_config
 from chuk_lib.models.lora import adapters_of
 from chuk_lib.models.provenance import find_provenance, provenance_of, remember, update_provenance
-from chuk_lib.models.randomness import untouched_random_state
+from chuk_lib.models.randomness import evaluating, untouched_random_state
 from chuk_lib.models.sources import Located, locate
 from chuk_lib.models.weights import load_trained_weights, save_pretrained
 from chuk_lib.runtime import computing
@@ -141,9 +142,7 @@ def score_rows(model: ScoreModel, rows: Sequence[Sequence[int]], batch_size: int
         )
     scores = np.zeros(len(rows), dtype=np.float32)
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    training = model.training
-    model.eval()
-    with computing():
+    with computing(), evaluating(model):
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
             ids = np.zeros((len(part), max(1, len(rows[part[0]]))), dtype=np.int32)
@@ -151,11 +150,10 @@ def score_rows(model: ScoreModel, rows: Sequence[Sequence[int]], batch_size: int
                 ids[at, : len(rows[index])] = rows[index]
             lengths = ends([rows[index] for index in part], model.pad_token_id)
             scores[part] = np.array(model.score(mx.array(ids), mx.array(lengths, mx.int32)))
-    model.train(training)
     return scores
 
 
-def save_score_model(model: ScoreModel, tokenizer: Any, folder: str | Path) -> None:
+def save_score_model(model: ScoreModel, tokenizer: Tokenizer, folder: str | Path) -> None:
     """Write a reward or value model into a folder, as `save_pretrained` does a language model: full weights
     in transformers' layout, or with adapters these alone, and the head beside them in `score.safetensors`."""
     folder = Path(folder)
@@ -254,7 +252,7 @@ def _load_whole(model: ScoreModel, folder: Path, lora: LoRAConfig | None) -> Non
         load_trained_weights(model, folder)
 
 
-def _pad_of(config: Config, tokenizer: Any) -> int | None:
+def _pad_of(config: Config, tokenizer: Tokenizer) -> int | None:
     """The padding token by the config, else by the tokenizer, else its end-of-text token."""
     for token in (config.get("pad_token_id"), tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:

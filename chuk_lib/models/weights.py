@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.errors import ModelError
 from chuk_lib.models.adapters import put_tensors, read_adapter, save_mlx_adapter
+from chuk_lib.models.changes import settle_biases
 from chuk_lib.models.headers import read_tensors
-from chuk_lib.models.hf_config import Config, both_rope_forms
+from chuk_lib.models.hf_config import HF_NAMED, Config, both_rope_forms
 from chuk_lib.models.lora import adapters_of
 from chuk_lib.models.provenance import Provenance, provenance_of
+from chuk_lib.models.quantizing import with_quantization
 from chuk_lib.models.sources import ADAPTER_CONFIG
+from chuk_lib.models.writing import copy_companions, planned, write_json, write_tensors
 from chuk_lib.utils.paths import make_folder
-
-SHARD_BYTES = 5 << 30
-HF_NAMED = frozenset({
-    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "phi3", "starcoder2", "olmo2",
-    "olmo3", "smollm3", "stablelm", "cohere", "glm4", "seed_oss",
-})  # fmt: skip
-"""Families whose mlx-lm parameters have Hugging Face's names, shapes and values. Others are saved in mlx-lm's own
-layout, which mlx-lm and chuk load and transformers does not."""
 
 _DTYPES = {mx.float32: "float32", mx.bfloat16: "bfloat16", mx.float16: "float16"}
 
 
-def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
+def save_pretrained(model: nn.Module, tokenizer: Tokenizer, folder: str | Path) -> None:
     """Write the model into a folder, which is made when it is missing.
 
     With adapters: an mlx-lm adapter folder (adapters only). Without: weights, config.json in both RoPE forms,
@@ -47,41 +43,37 @@ def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> Non
     from chuk_lib.data.tokenizers.loader import save_tokenizer
 
     found = provenance_of(model)
+    found = replace(found, config=settle_biases(model, found.config))
     weights = dict(tree_flatten(model.parameters()))
-    _save_shards(folder, weights, "pt" if is_hf_layout(model, found.config) else "mlx")
-    _write_json(folder / "config.json", _saved_config(found, weights))
+    write_tensors(folder, planned(weights), "pt" if is_hf_layout(model, found.config) else "mlx")
+    write_json(folder / "config.json", _saved_config(found, weights))
     _save_generation_config(found, folder)
     save_tokenizer(tokenizer, folder)
+
+
+def write_model(model: nn.Module, folder: Path, beside: Sequence[Path] = ()) -> None:
+    """Write a plain model from `open_model` tensor by tensor, each read and computed when its turn comes; the model is
+    used up. Files beside the weights (tokenizer, template …) are copied from the folders `beside`, the first that has
+    one, then from the base's. Raises ModelError for biases that the family has no place for.
+    """
+    found = provenance_of(model)
+    found = replace(found, config=with_quantization(model, settle_biases(model, found.config)))
+    layout = "pt" if is_hf_layout(model, found.config) else "mlx"
+    weights = dict(tree_flatten(model.parameters()))
+    write_json(folder / "config.json", _saved_config(found, weights))
+    model.update(tree_map(lambda value: mx.zeros(0), model.parameters()))
+    tensors = planned(weights)
+    weights.clear()
+    write_tensors(folder, tensors, layout)
+    for source in (*beside, found.folder):
+        copy_companions(source, folder)
+    if not (folder / "generation_config.json").is_file():
+        _save_generation_config(found, folder)
 
 
 def is_hf_layout(model: nn.Module, config: Config) -> bool:
     """Whether transformers can load what `save_pretrained` writes of this model."""
     return config["model_type"] in HF_NAMED and not any("scales" in module for module in model.modules())
-
-
-def _save_shards(folder: Path, weights: dict[str, mx.array], layout: str) -> None:
-    shards = list(_shards(weights))
-    if len(shards) == 1:
-        mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": layout})
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        mx.save_safetensors(str(folder / name), shard, metadata={"format": layout})
-        weight_map |= dict.fromkeys(shard, name)
-    size = sum(value.nbytes for value in weights.values())
-    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(folder / "model.safetensors.index.json", index)
-
-
-def _shards(weights: dict[str, mx.array]) -> Iterator[dict[str, mx.array]]:
-    shard: dict[str, mx.array] = {}
-    for name, value in weights.items():
-        if shard and sum(v.nbytes for v in shard.values()) + value.nbytes > SHARD_BYTES:
-            yield shard
-            shard = {}
-        shard[name] = value
-    yield shard
 
 
 def _saved_config(found: Provenance, weights: dict[str, mx.array]) -> Config:
@@ -104,7 +96,7 @@ def _save_generation_config(found: Provenance, folder: Path) -> None:
         return
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {name: found.config[name] for name in names if found.config.get(name) is not None}
-    _write_json(folder / source.name, ids)
+    write_json(folder / source.name, ids)
 
 
 def load_trained_weights(model: nn.Module, folder: str | Path) -> None:
@@ -156,7 +148,3 @@ def check_fit(folder: Path, wanted: dict[str, tuple[int, ...]], given: dict[str,
 
 def _some(names: list[str]) -> str:
     return f"`{names[0]}`" if len(names) == 1 else f"`{names[0]}` and {len(names) - 1} more"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -79,13 +79,13 @@ def examine(folder: Path, only: Sequence[str] = ()) -> Outcome:
     folder has nothing of a suite that was asked for, or lacks what one of its files needs.
     """
     from chuk_lib.parity.checks import Checker
-    from chuk_lib.parity.reads import Reads
+    from chuk_lib.parity.reads import ReadingList
 
     unknown = [name for name in only if name not in _SUITES]
     if unknown:
         raise ConfigError(f"unknown parity suite `{unknown[0]}`", f"one of: {', '.join(SUITES)}")
     there = _files(folder)
-    reads, checks, missing = Reads(folder), [], set[str]()
+    reads, checks, missing = ReadingList(folder), [], set[str]()
     for name in only or SUITES:
         found = {file: part for file, part in _SUITES[name].items() if file in there}
         missing |= _SUITES[name].keys() - found

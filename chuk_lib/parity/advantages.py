@@ -36,7 +36,7 @@ def _case(check: Checker, name: str, case: dict[str, Any], expected: dict[str, A
         ref_model=str(check.folder / "models" / "llama-tiny") if given.get("beta") else None, **given,
     )  # fmt: skip
     rewards = TableRewards(table, ("f1", "f2"), weights)
-    trainer = GRPOTrainer(model, tokenizer, config, rewards=rewards, sample=table)
+    trainer = GRPOTrainer(model, tokenizer, config, rewards=rewards, player=table)
     prepare_model(model, config)
     algorithm = trainer.make_algorithm(prompts, trainer.plan(prompts))
     (update,) = algorithm.updates(0)

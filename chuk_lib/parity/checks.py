@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from chuk_lib.errors import DataError
-from chuk_lib.parity.reads import Reads, Seen
+from chuk_lib.parity.reads import ReadingList, Seen
+from chuk_lib.utils.text import shorten
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Check:
 class Checker:
     """Collects checks for one suite over one parity folder; `reads` remembers what was read of it."""
 
-    def __init__(self, folder: Path, suite: str, reads: Reads | None = None) -> None:
+    def __init__(self, folder: Path, suite: str, reads: ReadingList | None = None) -> None:
         self.folder = folder
         self.suite = suite
-        self._reads = reads or Reads(folder)
+        self._reads = reads or ReadingList(folder)
         self.checks: list[Check] = []
 
     def close(self, name: str, got: Any, want: Any, *, rtol: float = 2e-4, atol: float = 2e-5) -> None:
@@ -58,7 +59,9 @@ class Checker:
     def equal(self, name: str, got: Any, want: Any) -> None:
         """Passes when both are the same, element for element."""
         same = bool(np.array_equal(np.asarray(got), np.asarray(want)))
-        self._add(name, same, 0.0 if same else 1.0, "exact", "" if same else f"got {_short(got)}, want {_short(want)}")
+        self._add(
+            name, same, 0.0 if same else 1.0, "exact", "" if same else f"got {shorten(got)}, want {shorten(want)}"
+        )
 
     def fail(self, name: str, detail: str) -> None:
         """A check that could not even be compared."""
@@ -111,8 +114,3 @@ def missing(folder: Path, path: str) -> DataError:
 def _worst(got: np.ndarray, want: np.ndarray, gap: np.ndarray) -> str:
     at = int(np.nanargmax(gap)) if not np.isnan(gap).all() else 0
     return f"got {got.ravel()[at]:.8g}, want {want.ravel()[at]:.8g}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "…"

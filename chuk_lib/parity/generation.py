@@ -9,9 +9,9 @@ import mlx.core as mx
 import numpy as np
 
 from chuk_lib.inference import SamplingConfig, generate_many
-from chuk_lib.inference.rollout_draws import choose
+from chuk_lib.inference.decoder.draws import choose
+from chuk_lib.inference.decoder.sampling import filtered_logps
 from chuk_lib.inference.rollouts import rollouts
-from chuk_lib.inference.sampling import filtered_logps
 from chuk_lib.models import load_model
 from chuk_lib.parity.checks import Checker
 

@@ -28,7 +28,6 @@ from chuk_lib.training.utils.high_entropy import high_entropy_mask
 from chuk_lib.training.utils.log_probs import StatOptions, TokenStats, completion_arrays, completion_stats
 
 _ROLLOUT = Sizes(rows=0.0, tokens=0.0, rollout_tokens=1.0, room=0.0)
-_ROOM = 256
 _NOT_OF_THE_LOSS = ("temperature", "top_entropy_quantile", "entropy_coef")
 
 
@@ -86,9 +85,8 @@ def _fixed_case(check: Checker, name: str, case: dict[str, Any], fixture: _Fixtu
     tokens = float(case.get("num_items_in_batch", mask.sum()))
     room = len(mask) * config.max_completion_length
     weight = denominator(config, Sizes(len(mask), float(mask.sum()), tokens, room))
-    weight *= (
-        1 if config.loss_kind.divisor(_ROLLOUT) else windows
-    )  # what is divided by the rollout's tokens says it all
+    if not config.loss_kind.divisor(_ROLLOUT):  # what is divided by the rollout's tokens says it all
+        weight *= windows
     coefficient = case["config"].get("entropy_coef", 0.0)
 
     def mean() -> tuple[mx.array, tuple[Measured, mx.array, mx.array]]:
@@ -118,7 +116,7 @@ def _loss_settings(name: str, case: dict[str, Any]) -> GRPOConfig:
     for kind in ("rloo", "gmpo"):  # trainers of their own in TRL, without a loss_type
         if name.startswith(kind):
             given["loss_type"] = kind
-    return GRPOConfig(**{"max_completion_length": _ROOM} | given)
+    return GRPOConfig(**given)
 
 
 def _batch(case: dict[str, Any], fixture: _Fixture, mask: np.ndarray, *, entropy_gradient: bool) -> PolicyBatch:

@@ -71,7 +71,7 @@ def _curve(
     prompts = list(read_records(check.folder / "data" / "prompts.jsonl"))[: table.distinct_prompts]
     with tempfile.TemporaryDirectory() as scratch, _parts_of(parts):
         config = _config(case["config"], Path(scratch) / "run", more)
-        trainer = GRPOTrainer(model, tokenizer, config, rewards=TableRewards(table), sample=table)
+        trainer = GRPOTrainer(model, tokenizer, config, rewards=TableRewards(table), player=table)
         run = trainer.train(PromptDataset(prompts, tokenizer)).run_dir
         logged = [event.data for event in read_events(run / "events.jsonl") if event.kind == "step"]
         advantages = [row["advantage"] for row in read_completions(run / "completions.jsonl")]

@@ -13,12 +13,19 @@ import numpy as np
 from chuk_lib.models import load_model, make_score_model
 from chuk_lib.parity.checks import Checker
 from chuk_lib.training.algorithm import Arrays
-from chuk_lib.training.losses.ppo import PPOOptions, penalised_scores, ppo_loss, score_positions, up_to
-from chuk_lib.training.online.actor_critic import ActorCritic, completion_values
-from chuk_lib.training.online.ppo_experience import RewardOptions, Sampled, learn_from
+from chuk_lib.training.losses.ppo import (
+    PPOOptions,
+    RewardOptions,
+    Sampled,
+    learn_from,
+    penalised_scores,
+    ppo_loss,
+    value_steps,
+)
+from chuk_lib.training.online.actor_critic import ActorCritic, with_values
 from chuk_lib.training.utils.gae import whiten
 from chuk_lib.training.utils.gradient_utils import global_norm, to_float
-from chuk_lib.training.utils.log_probs import StatOptions
+from chuk_lib.training.utils.log_probs import StatOptions, completion_arrays
 
 _NO_LOGP = 1.0
 """What TRL writes in place of a log-prob behind a completion's end."""
@@ -30,7 +37,7 @@ def rollouts_and_updates(check: Checker) -> None:
     _whitening(check, expected["whitening"])
     ended = (given["responses"] == expected["eos_token_id"]).any(axis=1)
     sampled = Sampled(
-        given["logprobs"], given["ref_logprobs"], given["values"], given["scores"], given["sequence_lengths"] + 1, ended
+        given["logprobs"], given["ref_logprobs"], given["values"], given["scores"], _written(given), ended
     )
     for name, case in expected["rollout"].items():
         _rollout(check, name, case, sampled)
@@ -38,6 +45,12 @@ def rollouts_and_updates(check: Checker) -> None:
     _masks(check, _arrays(check, given, rows), given["responses"].shape[1])
     for name, case in expected["update"].items():
         _update(check, name, case, expected, given, rows)
+
+
+def _written(given: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A mask (B, C), float32, of what the model wrote: `sequence_lengths` are the places of the last tokens."""
+    places = np.arange(given["logprobs"].shape[1])
+    return (places[None] <= given["sequence_lengths"][:, None]).astype(np.float32)
 
 
 def _masks(check: Checker, arrays: Arrays, width: int) -> None:
@@ -132,8 +145,8 @@ def _actor_critic(check: Checker, expected: dict[str, Any]) -> ActorCritic:
 def _arrays(check: Checker, given: Mapping[str, np.ndarray], rows: tuple[list[list[int]], list[list[int]]]) -> Arrays:
     prompts, completions = rows
     width = given["responses"].shape[1]
-    positions = score_positions(given["sequence_lengths"] + 1, width)
-    arrays = completion_values(prompts, completions, up_to(positions, width))
+    steps = value_steps(_written(given), width, width)
+    arrays = with_values(completion_arrays(prompts, completions), prompts, steps)
     batch = check.arrays("inputs/ppo_update.npz")
     mask, columns = np.array(arrays["mask"]), arrays["value_mask"].shape[1]
     wide = {name: np.pad(batch[name], ((0, 0), (0, columns - width))) for name in ("mb_values", "mb_return")}

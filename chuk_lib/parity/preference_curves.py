@@ -12,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.data.preference_dataset import PairDataset, UnpairedDataset
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.events import read_events
 from chuk_lib.models import LoRAConfig, load_model, make_score_model
@@ -117,13 +118,13 @@ def _config_of(check: Checker, case: Any, scratch: Path) -> PreferenceConfig:
     return make_config(_KINDS[case["algorithm"]], case["config"], log_interval=1, num_epochs=1000, **more)
 
 
-def _dataset(path: Path, tokenizer: Any, config: PreferenceConfig) -> Any:
+def _dataset(path: Path, tokenizer: Tokenizer, config: PreferenceConfig) -> Any:
     if isinstance(config, KTOConfig):
         return UnpairedDataset(path, tokenizer, max_length=config.max_length)
     return PairDataset(path, tokenizer, max_length=config.max_length, keep_ends=isinstance(config, RewardConfig))
 
 
-def _trainer(check: Checker, model: nn.Module, tokenizer: Any, config: PreferenceConfig) -> Any:
+def _trainer(check: Checker, model: nn.Module, tokenizer: Tokenizer, config: PreferenceConfig) -> Any:
     if not isinstance(config, RewardConfig):
         return PreferenceTrainer(model, tokenizer, config)
     scores = make_score_model(model)

@@ -60,7 +60,7 @@ def _inside(value: Any) -> Iterator[str]:
             yield from _inside(item)
 
 
-class Reads:
+class ReadingList:
     """The files of a folder that suites opened. A file that several opened was read where any of them looked."""
 
     def __init__(self, folder: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from chuk_lib.data import SFTDataset
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.events import read_events
 from chuk_lib.models import LoRAConfig, load_model
 from chuk_lib.parity.checks import Checker
@@ -135,13 +136,13 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     return _TRL_DEFAULTS | named
 
 
-def _dataset(check: Checker, case: dict[str, Any], settings: dict[str, Any], tokenizer: Any) -> SFTDataset:
+def _dataset(check: Checker, case: dict[str, Any], settings: dict[str, Any], tokenizer: Tokenizer) -> SFTDataset:
     options = {key: settings[key] for key in _DATA_KEYS if key in settings}
     return SFTDataset(check.folder / case["data"], tokenizer, **options)
 
 
 def _algorithm(
-    check: Checker, case: dict[str, Any], settings: dict[str, Any], model: nn.Module, tokenizer: Any
+    check: Checker, case: dict[str, Any], settings: dict[str, Any], model: nn.Module, tokenizer: Tokenizer
 ) -> SFTAlgorithm:
     config = SFTConfig(shuffle=False, num_epochs=1, **settings)
     trainer = SFTTrainer(model, tokenizer, config)

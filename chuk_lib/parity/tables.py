@@ -11,6 +11,8 @@ import numpy as np
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.rollouts import Rollout
 from chuk_lib.rewards import Completions
+from chuk_lib.rewards.types import Logged
+from chuk_lib.training.online.episode import Episode, GroupPrompt, one_turn
 
 END_TOKENS = (1, 3)
 
@@ -32,14 +34,11 @@ class Table:
         """How many prompts there are."""
         return len({tuple(ids) for one in self.generations for ids in one["prompt_ids"]})
 
-    def __call__(
-        self, prompts: Sequence[Sequence[int]], config: SamplingConfig, group_size: int, numbers: Sequence[int]
-    ) -> list[Rollout]:
+    def play(self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig) -> list[Episode]:
         """The next completions."""
         found = self.generations[len(self.asked)]
-        self.asked.append([list(ids) for ids in prompts for _ in range(group_size)] == found["prompt_ids"])
-        return [rollout(index // group_size, index % group_size, ids)
-                for index, ids in enumerate(found["completion_ids"])]  # fmt: skip
+        self.asked.append([list(one.asked.ids) for one in prompts for _ in range(n)] == found["prompt_ids"])
+        return [_episode(prompts[index // n], index % n, ids) for index, ids in enumerate(found["completion_ids"])]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class TableRewards:
     def check_columns(self, available: Iterable[str], where: str) -> None:
         """No column is needed."""
 
-    def score(self, batch: Completions) -> np.ndarray:
+    def score(self, batch: Completions, logged: Logged) -> np.ndarray:
         """Float32 (N, K)."""
         rewards = [np.nan if value is None else value for row in self.table.last["rewards"] for value in _listed(row)]
         return np.array(rewards, np.float32).reshape(len(batch), -1)
@@ -63,8 +62,8 @@ def _listed(row: Any) -> list[Any]:
     return row if isinstance(row, list) else [row]
 
 
-def rollout(prompt: int, member: int, ids: list[int]) -> Rollout:
+def _episode(prompt: GroupPrompt, member: int, ids: list[int]) -> Episode:
     """A completion of a fixture; NaN stands for the sampler's log-probs, which are not known."""
-    reason: Literal["eos", "length"]
-    reason = "eos" if ids[-1] in END_TOKENS else "length"
-    return Rollout(prompt, member, np.array(ids, np.int32), np.full(len(ids), np.nan, np.float32), reason, "")
+    reason: Literal["eos", "length"] = "eos" if ids[-1] in END_TOKENS else "length"
+    unknown = np.full(len(ids), np.nan, np.float32)
+    return one_turn(prompt, Rollout(prompt.row, member, np.array(ids, np.int32), unknown, reason, ""))

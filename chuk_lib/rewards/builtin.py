@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from chuk_lib.config.settings import to_type, type_name, without_none
 from chuk_lib.errors import ConfigError
 from chuk_lib.rewards.types import Context, Scorer
 
@@ -76,7 +76,7 @@ def make_scorer(name: str, arguments: Mapping[str, str], context: Context) -> Sc
     ]
     if missing:
         raise ConfigError(f"reward `{name}` needs `{missing[0]}`", f"write `{name}:{missing[0]}=…`")
-    values = {key: convert(text, kinds[key][0], f"reward `{name}`: `{key}`") for key, text in arguments.items()}
+    values = {key: _converted(text, kinds[key][0], f"reward `{name}`: `{key}`") for key, text in arguments.items()}
     scorer: Scorer = factory(context, **values)
     return scorer
 
@@ -105,15 +105,11 @@ def arguments_of(name: str) -> dict[str, tuple[Any, Any]]:
     return {parameter.name: (kinds[parameter.name], parameter.default) for parameter in parameters}
 
 
-def convert(text: str, kind: Any, what: str) -> Any:
-    """Text as a value of a declared type: int, float, bool or str, maybe `| None`. Raises ConfigError."""
-    options = [item for item in typing.get_args(kind) if item is not type(None)]
-    wanted = options[0] if isinstance(kind, types.UnionType) else kind
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+def _converted(text: str, kind: Any, what: str) -> Any:
+    """Text as a value of an argument's type, which may be `… | None`. Raises ConfigError."""
+    wanted = without_none(kind)
     try:
-        if wanted is bool:
-            return words[text.lower()]
-        return wanted(text)
-    except (KeyError, ValueError):
-        expected = {int: "a whole number", float: "a number", bool: "true or false"}[wanted]
-        raise ConfigError(f"{what} should be {expected}, not `{text}`", "see `chuk eval --list-rewards`") from None
+        return to_type(wanted, text)
+    except (TypeError, ValueError, OverflowError):
+        hint = "see `chuk eval --list-rewards`"
+        raise ConfigError(f"{what} should be {type_name(wanted)}, not `{text}`", hint) from None

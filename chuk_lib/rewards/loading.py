@@ -7,10 +7,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from chuk_lib.config.reward_spec import SYNTAX, parse_spec
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.rewards.builtin import canonical, make_scorer
 from chuk_lib.rewards.reward_set import RewardSet
-from chuk_lib.rewards.spec import SYNTAX, parse_spec
 from chuk_lib.rewards.types import Context, Reward
 from chuk_lib.rewards.user_file import load_function, make_user_scorer
 
@@ -19,7 +20,7 @@ def load_rewards(
     specs: Sequence[str | Callable[..., Any]],
     *,
     on_error: str = "raise",
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     max_completion_length: int | None = None,
 ) -> RewardSet:
     """Rewards from `NAME[:key=value,…][=weight]`, `file.py:function[=weight]`, or Python functions (weight 1).

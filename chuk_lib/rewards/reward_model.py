@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from chuk_lib.data.encoder import Encoder
 from chuk_lib.data.formats import Chat
 from chuk_lib.data.preparation import Preparation
+from chuk_lib.data.tokenizers.encoder import Encoder
 from chuk_lib.data.turns import template_errors
 from chuk_lib.data.types import Source
 from chuk_lib.errors import ConfigError, ModelError

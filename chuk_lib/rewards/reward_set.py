@@ -32,14 +32,12 @@ _WRONG = "a score is a number, or None for what cannot be scored"
 class RewardSet:
     """Rewards with their weights.
 
-    `on_error` "none" gives None to completions whose score fails instead of stopping. `logged` holds what functions
-    gave to `log_extra` and `log_metric` in the last call of `score`.
+    `on_error` "none" gives None to completions whose score fails instead of stopping.
     """
 
     def __init__(self, rewards: Sequence[Reward], on_error: str = "raise") -> None:
         self.rewards = _with_own_names(rewards)
         self.on_error = on_error
-        self.logged = Logged()
         self._loop: _Loop | None = None
 
     @property
@@ -70,110 +68,127 @@ class RewardSet:
                         f"it has {columns}: rename one, or choose another reward",
                     )
 
-    def score(self, batch: Completions) -> np.ndarray:
-        """Scores float32 (N, K) of N completions by K rewards; NaN where a reward cannot score.
+    def score(self, batch: Completions, logged: Logged | None = None) -> np.ndarray:
+        """Scores float32 (N, K) of N completions by K rewards; NaN where a reward cannot score. What functions give to
+        `log_extra` (a value for each completion) and `log_metric` goes into `logged`.
 
         Raises TrainingError naming the reward and the completion, and DataError for a missing column.
         """
         self.check_columns(batch.columns, "the data")
-        self.logged = Logged()
+        logged = Logged() if logged is None else logged
         scores = np.full((len(batch), len(self.rewards)), np.nan, dtype=np.float32)
         with torch_shown():
-            self._fill(scores, batch)
+            self._fill(scores, batch, logged)
+        _check_columns(logged, len(batch))
         return scores
 
-    def _fill(self, scores: np.ndarray, batch: Completions) -> None:
+    def _fill(self, scores: np.ndarray, batch: Completions, logged: Logged) -> None:
         waiting = {}
         for index, reward in enumerate(self.rewards):
             if reward.scorer.is_async:
                 waiting[index] = reward
             else:
-                scores[:, index] = self._checked(reward, batch, self._guarded(reward, batch))
+                scores[:, index] = self._checked(reward, batch, logged, self._guarded(reward, batch, logged))
         if waiting and len(batch):
-            calls = [self._called(reward, batch) for reward in waiting.values()]
+            calls = [self._called(reward, batch, logged) for reward in waiting.values()]
             for (index, reward), result in zip(waiting.items(), self._wait(calls), strict=True):
-                scores[:, index] = self._checked(reward, batch, result)
+                scores[:, index] = self._checked(reward, batch, logged, result)
 
     def total(self, scores: np.ndarray) -> np.ndarray:
         """Weighted sums float32 (N,) of scores (N, K), unscorable parts left out; NaN where no reward could score."""
         sums = np.nansum(scores * np.array(self.weights, dtype=np.float32), axis=1)
         return np.where(np.isnan(scores).all(axis=1), np.float32(np.nan), sums).astype(np.float32)
 
-    def _guarded(self, reward: Reward, batch: Completions) -> Any:
+    def _guarded(self, reward: Reward, batch: Completions, logged: Logged) -> Any:
         """What a reward returns, or the error that it raises."""
         if not len(batch):
             return []
         try:
             with redirect_stdout(sys.stderr):
-                result = reward.scorer.score(batch, self.logged)
+                result = reward.scorer.score(batch, logged)
         except (Exception, SystemExit) as error:  # a user's function may raise anything; it is reported below
             return error
         return self._wait([result])[0] if inspect.isawaitable(result) else result
 
-    async def _called(self, reward: Reward, batch: Completions) -> Any:
-        result = reward.scorer.score(batch, self.logged)
+    async def _called(self, reward: Reward, batch: Completions, logged: Logged) -> Any:
+        result = reward.scorer.score(batch, logged)
         return await result if inspect.isawaitable(result) else result
 
     def _wait(self, calls: Sequence[Awaitable[Any]]) -> list[Any]:
         self._loop = self._loop or _Loop()
         return self._loop.run(calls)
 
-    def _checked(self, reward: Reward, batch: Completions, result: Any) -> np.ndarray:
+    def _checked(self, reward: Reward, batch: Completions, logged: Logged, result: Any) -> np.ndarray:
         """Scores float32 (N,) from whatever a reward gave."""
         if isinstance(result, BaseException):
-            return self._recovered(reward, batch, result)
+            return self._recovered(reward, batch, logged, result)
         values = _as_list(result)
         if values is None or len(values) != len(batch):
             if self.on_error == "none":
-                return self._recovered(reward, batch, None)
+                return self._recovered(reward, batch, logged, None)
             got = f"{len(values)} scores" if values is not None else f"{_shown(result)}, not a list,"
             raise TrainingError(
                 f"reward `{reward.where}` gave {got} for {len(batch)} completions, the first being "
                 f"{_shown(batch.plain[0])}",
                 "return a list with one score a completion, or take `completion` and return one score",
             )
-        return np.array([self._score(reward, batch, row, value) for row, value in enumerate(values)], dtype=np.float32)
+        scores = [self._score(reward, batch, logged, row, value) for row, value in enumerate(values)]
+        return np.array(scores, dtype=np.float32)
 
-    def _score(self, reward: Reward, batch: Completions, row: int, value: Any) -> float:
+    def _score(self, reward: Reward, batch: Completions, logged: Logged, row: int, value: Any) -> float:
         if value is None:
             return math.nan
         kind = _fault(value)
         if kind is None:
             return float(value)
         if self.on_error == "none":
-            return self._failed(reward)
+            return _failed(reward, logged)
         raise TrainingError(f"reward `{reward.where}` gave {kind} for {_which(batch, row)}", _WRONG)
 
-    def _failed(self, reward: Reward) -> float:
-        """NaN, and one more in the metric that keeps failures from being silent."""
-        name = f"rewards/{reward.name}/failures"
-        self.logged.metrics[name] = self.logged.metrics.get(name, 0.0) + 1.0
-        return math.nan
-
-    def _recovered(self, reward: Reward, batch: Completions, error: BaseException | None) -> np.ndarray:
+    def _recovered(self, reward: Reward, batch: Completions, logged: Logged, error: BaseException | None) -> np.ndarray:
         """After an error (None: a wrong count): ask for each completion alone, to find the one that broke it, or to go
         on without it."""
         if len(batch) == 1 and self.on_error == "none":
-            return np.array([self._failed(reward)], dtype=np.float32)
+            return np.array([_failed(reward, logged)], dtype=np.float32)
         found: list[np.ndarray] = []
         for row in range(len(batch)):
-            alone = batch.only(row)
-            result = error if len(batch) == 1 else self._alone(reward, alone)
+            alone, own = batch.only(row), Logged(metrics=logged.metrics)
+            result = error if len(batch) == 1 else self._alone(reward, alone, own)
             if isinstance(result, BaseException) and self.on_error == "raise":
                 raise self._broken(reward, _which(batch, row), result) from result
-            found.append(self._checked(reward, alone, result))
+            found.append(self._checked(reward, alone, own, result))
+            for name, values in own.columns.items():  # of a batch of one: its value goes to its place
+                logged.columns.setdefault(name, [None] * len(batch))[row : row + 1] = values[:1]
         if self.on_error == "raise" and error is not None:
             raise self._broken(reward, f"these {len(batch)} completions (on none of them alone)", error) from error
         return np.concatenate(found)
 
-    def _alone(self, reward: Reward, batch: Completions) -> Any:
-        return self._wait([self._called(reward, batch)])[0] if reward.scorer.is_async else self._guarded(reward, batch)
+    def _alone(self, reward: Reward, batch: Completions, logged: Logged) -> Any:
+        if reward.scorer.is_async:
+            return self._wait([self._called(reward, batch, logged)])[0]
+        return self._guarded(reward, batch, logged)
 
     def _broken(self, reward: Reward, which: str, error: BaseException) -> TrainingError:
         return TrainingError(
             f"reward `{reward.where}` failed on {which}: {describe(error, _file_of(reward))}",
             "mend it, return None for what it cannot score, or go on without such scores: reward_errors none",
         )
+
+
+def _failed(reward: Reward, logged: Logged) -> float:
+    """NaN, and one more in the metric that keeps failures from being silent."""
+    name = f"rewards/{reward.name}/failures"
+    logged.metrics[name] = logged.metrics.get(name, 0.0) + 1.0
+    return math.nan
+
+
+def _check_columns(logged: Logged, count: int) -> None:
+    for name, values in logged.columns.items():
+        if len(values) != count:
+            raise TrainingError(
+                f"a reward gave `log_extra` {len(values)} values of `{name}` for {count} completions",
+                "give one value a completion",
+            )
 
 
 def _file_of(reward: Reward) -> Path | None:

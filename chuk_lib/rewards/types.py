@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from chuk_lib.data.tokenizers.protocol import Tokenizer
+
 Message = Mapping[str, Any]
 Text = str | list[dict[str, Any]]
 """Plain text, or the messages of a chat."""
@@ -69,7 +71,7 @@ class Logged:
 class Context:
     """What built-in rewards may need from the run: `tokenizer`, and the most tokens a completion may have."""
 
-    tokenizer: Any = None
+    tokenizer: Tokenizer | None = None
     max_completion_length: int | None = None
 
 

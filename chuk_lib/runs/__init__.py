@@ -7,7 +7,7 @@ from typing import Any
 from chuk_lib.utils.lazy import exported
 
 _EXPORTS = {
-    "Run": "record",
+    "RunRecord": "record",
     "read_run": "record",
     "Summary": "summary",
     "summarize": "summary",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chuk_lib.errors import ConfigError
-from chuk_lib.runs.record import Run
+from chuk_lib.runs.record import RunRecord
 
 USUAL = ("reward", "eval_reward", "loss", "eval_loss")
 
@@ -30,7 +30,7 @@ class Picture:
     lines: list[Line]
 
 
-def pictures(runs: Sequence[Run], metrics: str | None = None) -> list[Picture]:
+def pictures(runs: Sequence[RunRecord], metrics: str | None = None) -> list[Picture]:
     """The pictures of some metrics (a list with commas; rewards and losses when None), in the order asked for.
 
     Of one run a metric and its evaluation share a picture. Of several runs each metric has its own, with one line a run
@@ -53,13 +53,13 @@ def _family(name: str) -> str:
     return name.removeprefix("eval_")
 
 
-def _line(run: Run, name: str, label: str) -> Line:
+def _line(run: RunRecord, name: str, label: str) -> Line:
     curve = run.curves.get(name)
     points = [point for point in curve.points if math.isfinite(point[1])] if curve else []
     return Line(label, points, name.startswith("eval_"))
 
 
-def _check(name: str, runs: Sequence[Run]) -> None:
+def _check(name: str, runs: Sequence[RunRecord]) -> None:
     known = list(dict.fromkeys(metric for run in runs for metric in run.curves))
     if name in known:
         return

@@ -10,6 +10,7 @@ from typing import Any
 
 from chuk_lib.errors import ConfigError
 from chuk_lib.runs.figures import Line, Picture, bounds, ticks
+from chuk_lib.utils.paths import replace_file
 
 FORMATS = (".svg", ".png")
 COLOURS = ("#2f6fde", "#d9760b", "#7a4fd0", "#12936b", "#c93a4b", "#7d8794")
@@ -39,15 +40,11 @@ def save_pictures(pictures: Sequence[Picture], output: Path) -> None:
         raise ConfigError("there is nothing to draw: no run has logged a loss yet", "choose others with --metric")
     if ending == ".png" and find_spec("matplotlib") is None:
         raise ConfigError("PNG needs matplotlib, which is not installed", "`pip install matplotlib`, or write .svg")
-    partial = output.with_name(f".{output.stem}.partial{ending}")
-    try:
+    with replace_file(output) as partial:
         if ending == ".svg":
             partial.write_text(to_svg(pictures), encoding="utf-8")
         else:
             _write_png(pictures, partial)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def to_svg(pictures: Sequence[Picture]) -> str:
@@ -116,4 +113,4 @@ def _write_png(pictures: Sequence[Picture], path: Path) -> None:
         axes.grid(axis="y", color="#e6e9ee")
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.legend(frameon=False)
-    figure.savefig(path)
+    figure.savefig(path, format="png")

@@ -7,16 +7,14 @@ sessions of a resumed run.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from chuk_lib.events import Event
+from chuk_lib.events import Event, kept, parse
 
 _STEP_LINE = re.compile(r'\{"v": 1, "t": ([0-9.]+), "kind": "step", "step": (\d+), "data": \{')
 
@@ -71,19 +69,13 @@ def _fold(lines: Iterable[str], light: bool) -> Log:
         if event is None:
             log.damaged += bool(line.strip())
             continue
-        if event.kind == "started":
-            _drop_after(log, event.step)
         log.events.append(event)
         log.elapsed.append(clock.see(event))
+    numbers = kept(log.events)
+    log.events, log.elapsed = [log.events[at] for at in numbers], [log.elapsed[at] for at in numbers]
     log.seconds = clock.seconds
     _fill_in_last(log, unread)
     return log
-
-
-def _drop_after(log: Log, step: int) -> None:
-    kept = [index for index, old in enumerate(log.events) if old.kind == "started" or old.step <= step]
-    log.events = [log.events[index] for index in kept]
-    log.elapsed = [log.elapsed[index] for index in kept]
 
 
 def _fill_in_last(log: Log, unread: dict[int, str]) -> None:
@@ -97,31 +89,9 @@ def _fill_in_last(log: Log, unread: dict[int, str]) -> None:
             return
 
 
-def parse(line: str) -> Event | None:
-    """One line as an event with the types that readers rely on, or None."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict):
-        return None
-    kind, step, data, time = (record.get(key) for key in ("kind", "step", "data", "t"))
-    if not isinstance(kind, str) or not isinstance(data, dict) or not _is_step(step) or not _is_time(time):
-        return None
-    return Event(kind, int(record["step"]), data, float(record["t"]))
-
-
 def _skim(line: str) -> Event | None:
     match = _STEP_LINE.match(line)
     return Event("step", int(match[2]), {}, float(match[1])) if match and match[1].count(".") <= 1 else None
-
-
-def _is_step(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class _Clock:

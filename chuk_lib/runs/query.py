@@ -7,15 +7,15 @@ import fnmatch
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any
 
-from chuk_lib.config.settings import settings_of
 from chuk_lib.errors import ConfigError
-from chuk_lib.runs.summary import Summary, as_number
-from chuk_lib.training.config import TrainerConfig
+from chuk_lib.events import as_number
+from chuk_lib.runs.summary import Summary
 
 _CONDITION = re.compile(r"\s*([\w.-]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*?)\s*")
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {
@@ -25,24 +25,28 @@ _ALSO = {"eval": "eval_loss", "duration": "seconds", "best_eval": "best", "start
 _OWN = [item.name for item in fields(Summary) if item.name not in ("metrics", "settings")] + ["age"]
 
 
-def select(runs: Sequence[Summary], conditions: Iterable[str]) -> list[Summary]:
-    """The runs that meet all conditions. Keys are columns, settings and metrics; text may hold `*`.
+def select(
+    runs: Sequence[Summary], conditions: Iterable[str], spellings: Mapping[str, str] = MappingProxyType({})
+) -> list[Summary]:
+    """The runs that meet all conditions. Keys are columns, settings and metrics; text may hold `*`. `spellings`: the
+    settings that there are, each by its name and its other names.
 
     A run without the key meets only `!=`. Raises ConfigError for what is no condition, or a key that no run has.
     """
     kept = list(runs)
     for text in conditions:
         key, relation, wanted = _parse(text)
-        name = _known(key, runs, f"--filter {text}")
+        name = _known(key, runs, spellings, f"--filter {text}")
         if relation in _ORDER and _number(wanted) is None:
             raise ConfigError(f"`--filter {text}`: `{wanted}` is not a number", f"use `{key}=…` to compare text")
         kept = [run for run in kept if _meets(value_of(run, name), relation, wanted)]
     return kept
 
 
-def arrange(runs: Sequence[Summary], key: str) -> list[Summary]:
-    """The runs sorted by a key, `-key` for the other way round; runs without it come last."""
-    name = _known(key.lstrip("-"), runs, f"--sort {key}")
+def arrange(runs: Sequence[Summary], key: str, spellings: Mapping[str, str] = MappingProxyType({})) -> list[Summary]:
+    """The runs sorted by a key, `-key` for the other way round; runs without it come last. `spellings` as in
+    `select`."""
+    name = _known(key.lstrip("-"), runs, spellings, f"--sort {key}")
     known = [run for run in runs if _rank(value_of(run, name)) is not None]
     rest = [run for run in runs if _rank(value_of(run, name)) is None]
     return sorted(known, key=lambda run: _rank(value_of(run, name)) or (0, 0), reverse=key.startswith("-")) + rest
@@ -62,12 +66,11 @@ def _parse(text: str) -> tuple[str, str, str]:
     return match[1], "=" if match[2] == "==" else match[2], match[3]
 
 
-def _known(key: str, runs: Sequence[Summary], where: str) -> str:
+def _known(key: str, runs: Sequence[Summary], spellings: Mapping[str, str], where: str) -> str:
     name = key.replace("-", "_").lower()
-    aliases = {alias: item.name for item in settings_of(TrainerConfig).values() for alias in item.aliases}
-    settings = {item for run in runs for item in run.settings} | set(settings_of(TrainerConfig))
+    settings = {item for run in runs for item in run.settings} | set(spellings.values())
     known = {*_OWN, *settings, *(item for run in runs for item in run.metrics)}
-    name = name if name in known else _ALSO.get(name, aliases.get(name, name))
+    name = name if name in known else _ALSO.get(name, spellings.get(name, name))
     if name in known:
         return name
     near = difflib.get_close_matches(name, sorted(known | set(_ALSO)), n=1)

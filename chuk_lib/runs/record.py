@@ -11,7 +11,7 @@ from typing import Any
 from chuk_lib.events import Event
 from chuk_lib.runs.files import CheckpointFiles, checkpoints_of
 from chuk_lib.runs.log import Log, read_log
-from chuk_lib.runs.settings import Choice, chosen, read_json
+from chuk_lib.runs.settings import ChosenSetting, chosen, read_json
 from chuk_lib.runs.summary import Summary, metrics_of, summarize
 
 
@@ -32,7 +32,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """Everything that a run directory says. Missing files are empty parts."""
 
     path: Path
@@ -47,10 +47,9 @@ class Run:
         """All settings by name."""
         return self.summary.settings
 
-    @cached_property
-    def chosen(self) -> list[Choice]:
-        """Settings that are not as they come, with where they were given."""
-        return chosen(self.settings, self.origins, self.summary.algorithm)
+    def chosen(self, defaults: Mapping[str, Any]) -> list[ChosenSetting]:
+        """Settings that are not as they come, with where they were given; `defaults`: how they come."""
+        return chosen(self.settings, self.origins, defaults)
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
@@ -106,14 +105,14 @@ class Run:
         }  # fmt: skip
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> RunRecord:
     """Read a run directory, whatever state it is in."""
     log = read_log(path / "events.jsonl")
     summary, started = summarize(path, log), log.last("started")
     environment = read_json(path / "environment.json")
     if not environment and started and isinstance(started.data.get("environment"), dict):
         environment = started.data["environment"]
-    return Run(path, summary, log, read_json(path / "origins.json"), environment, checkpoints_of(path))
+    return RunRecord(path, summary, log, read_json(path / "origins.json"), environment, checkpoints_of(path))
 
 
 def _sample(event: Event) -> dict[str, Any]:

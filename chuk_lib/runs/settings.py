@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chuk_lib.config.settings import settings_of
 from chuk_lib.events import Event
-from chuk_lib.training.config import TrainerConfig
-from chuk_lib.training.recipes import RECIPES, config_class
 
 _UNLIKE = ("output",)  # different in every run, and says nothing
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenSetting:
     """A setting that is not as it comes: its value, its default and where the value was given."""
 
     name: str
@@ -49,10 +46,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return held if isinstance(held, dict) else {}
 
 
-def chosen(settings: Mapping[str, Any], origins: Mapping[str, Any], algorithm: str | None = None) -> list[Choice]:
-    """The settings that somebody gave, or that chuk worked out from others, in the order of `config.yaml`. Unset,
-    `algorithm` is supervised fine-tuning."""
-    defaults = _defaults(algorithm)
+def chosen(settings: Mapping[str, Any], origins: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[ChosenSetting]:
+    """The settings that somebody gave, or that chuk worked out from others, in the order of `config.yaml`. `defaults`:
+    those of the run's algorithm, by name."""
     found = []
     for name, value in settings.items():
         origin, default = str(origins.get(name, "")), _plain(defaults.get(name))
@@ -60,7 +56,7 @@ def chosen(settings: Mapping[str, Any], origins: Mapping[str, Any], algorithm: s
         given = origin not in ("", "default", "given in code")
         if given or differs:
             worked_out = origin in ("", "default")
-            found.append(Choice(name, value, default, "worked out" if worked_out else origin))
+            found.append(ChosenSetting(name, value, default, "worked out" if worked_out else origin))
     return found
 
 
@@ -69,13 +65,6 @@ def differences(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     names = list(dict.fromkeys(name for settings in runs for name in settings if name not in _UNLIKE))
     values = {name: [_plain(settings.get(name)) for settings in runs] for name in names}
     return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
-
-
-def _defaults(algorithm: str | None) -> dict[str, Any]:
-    """The default of every setting of an algorithm; those that all share for one that this version does not know."""
-    name = algorithm or "sft"
-    found = config_class(name) if name in RECIPES else TrainerConfig
-    return {name: item.default for name, item in settings_of(found).items()}
 
 
 def _plain(value: Any) -> Any:

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chuk_lib.events import Event
+from chuk_lib.events import Event, as_number
 from chuk_lib.runs.files import is_locked, size_of
 from chuk_lib.runs.log import Log, read_log
 from chuk_lib.runs.settings import read_settings
-from chuk_lib.utils.best import improves
+from chuk_lib.utils.best import better_eval
 
 RUNNING, DONE, STOPPED, FAILED, KILLED = "running", "done", "stopped", "failed", "killed"
 STATUSES = {
@@ -104,13 +104,6 @@ def status_of(log: Log, locked: bool) -> str:
     return reason if reason in (STOPPED, FAILED) else DONE
 
 
-def as_number(value: Any) -> float | None:
-    """A number, or None; the text "nan" or "inf" (how a log holds them) counts."""
-    if isinstance(value, str) and value.lstrip("+-").lower() in ("nan", "inf", "infinity"):
-        return float(value)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def metrics_of(event: Event) -> dict[str, float]:
     """The numbers of a step or eval event by name; those of an evaluation all begin with `eval_`."""
     found = {}
@@ -129,16 +122,12 @@ def newest_metrics(log: Log) -> dict[str, float]:
 
 
 def best_eval(log: Log) -> tuple[int, float] | None:
-    """Step and value of the best evaluation: the highest eval_reward where there is one, else the lowest eval_loss."""
-    for name, greater in (("eval_reward", True), ("eval_loss", False)):
-        best: tuple[int, float] | None = None
-        for event in log.of("eval"):
-            value = as_number(event.data.get(name))
-            if value is not None and improves(value, best[1] if best else None, greater=greater):
-                best = event.step, value
-        if best is not None:
-            return best
-    return None
+    """Step and value of the best evaluation."""
+    best: tuple[int, float] | None = None
+    for event in log.of("eval"):
+        value = better_eval(event.data, best[1] if best else None)
+        best = best if value is None else (event.step, value)
+    return best
 
 
 def _ending(log: Log) -> Event | None:

@@ -28,14 +28,14 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Report:
+class Checkup:
     """Facts as plain data, and problems, the fatal ones first."""
 
     facts: dict[str, Any]
     problems: list[Problem]
 
 
-def check_up(folder: Path) -> Report:
+def check_up(folder: Path) -> Checkup:
     """Gather and measure, in two seconds or so. `folder`: where runs would be written, for the free disk
     space."""
     broken = _mlx_problem()
@@ -46,7 +46,7 @@ def check_up(folder: Path) -> Report:
     cache = hub_cache()
     facts["hub"] = {"cache": str(cache), "size_bytes": folder_size(cache), "offline": offline()}
     problems = [*([broken] if broken else []), *_problems(facts)]
-    return Report(facts, sorted(problems, key=lambda problem: not problem.fatal))
+    return Checkup(facts, sorted(problems, key=lambda problem: not problem.fatal))
 
 
 def folder_size(folder: Path) -> int:

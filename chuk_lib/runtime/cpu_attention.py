@@ -31,7 +31,7 @@ class _Block(NamedTuple):
     hidden: np.ndarray | None
 
 
-class Attention:
+class CPUAttention:
     """One attention call: `forward` once, then `backward` at most once.
 
     `mask` is None (every key), "causal", or bool (B or 1, 1, T, T), True where a query sees a key.

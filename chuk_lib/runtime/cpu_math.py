@@ -19,7 +19,7 @@ import mlx.core as mx
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from chuk_lib.runtime.cpu_attention import Attention
+from chuk_lib.runtime.cpu_attention import CPUAttention
 from chuk_lib.runtime.device import adapt_threads, on_cpu, prepare
 
 _LEAST = 1 << 13  # elements from which the detour is shorter
@@ -163,7 +163,7 @@ def _attention_suits(q: mx.array, k: mx.array, v: mx.array, mask: Any) -> bool:
 
 def _attend(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: str | mx.array | None) -> mx.array:
     seen = np.array(mask) if isinstance(mask, mx.array) else mask
-    call = Attention(scale, seen)
+    call = CPUAttention(scale, seen)
     totals: list[np.ndarray] = []
 
     @mx.custom_function

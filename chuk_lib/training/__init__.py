@@ -25,6 +25,7 @@ _EXPORTS = {
     "PPOConfig": "online.ppo_config",
     "PPOTrainer": "online.ppo_trainer",
     "SFTConfig": "config",
+    "RunConfig": "config",
     "TrainerConfig": "config",
     "SFTTrainer": "sft_trainer",
     "RunResult": "run",

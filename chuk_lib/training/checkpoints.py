@@ -9,7 +9,6 @@ moment leaves the previous checkpoints whole and at most a `.partial-…` folder
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from mlx.utils import tree_flatten
 from chuk_lib.errors import ModelError, TrainingError
 from chuk_lib.training.algorithm import Memory
 from chuk_lib.training.run_dir import RunDir
+from chuk_lib.utils.paths import sync
 from chuk_lib.utils.seals import STATE, is_as_sealed, seal, seal_of
 
 _NAME = re.compile(r"step_(\d{6,})")
@@ -64,13 +64,13 @@ def save_checkpoint(
         content = {"version": 1, "step": step, **state, "memory": memory.values, "files": files}
         sealed = {**content, "sha256": seal_of(content)}
         (partial / STATE).write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
-        _sync(partial / STATE)
-        _sync(partial)
+        sync(partial / STATE)
+        sync(partial)
         if folder.is_dir():
             shutil.rmtree(folder)
         folder.unlink(missing_ok=True)  # what is no folder is no checkpoint
         partial.rename(folder)
-        _sync(run.checkpoints)
+        sync(run.checkpoints)
         run.point("latest", folder)
     except (OSError, RuntimeError) as error:  # MLX reports a failed write as RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
@@ -141,13 +141,5 @@ def prune(run: Path, keep: int | None, best: str | None) -> None:
 
 
 def _sealed(path: Path) -> dict[str, Any]:
-    _sync(path)
+    sync(path)
     return seal(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

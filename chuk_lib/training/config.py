@@ -11,42 +11,23 @@ from typing import ClassVar, TypeVar
 
 from chuk_lib.config.settings import setting, settings_of, validate
 from chuk_lib.errors import ConfigError
-from chuk_lib.models.config import LoRAConfig
+from chuk_lib.models.config import IMPLEMENTATIONS, LoRAConfig
 from chuk_lib.training.optimizer_kinds import OPTIMIZERS
 from chuk_lib.training.schedulers import SCHEDULES
 from chuk_lib.training.tables import IdleRule, idle_rules
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerConfig:
-    """Settings that every trainer shares. `idle_rules` are a class's own cases of settings that do nothing."""
+class RunConfig:
+    """Settings of any run, whatever it trains: where to, how far, how fast, what is watched and kept."""
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = ()
-    usual_rates: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
-    """Learning rates for full weights and for adapters when nobody gave one; here TRL's, and its advice for LoRA."""
-    rate_power: ClassVar[float] = 0.0
-    """How fast these grow as models become smaller than a billion weights (`by_size.scaled_rate`)."""
+    """A class's own cases of settings that do nothing next to others."""
 
-    model: str | None = setting(
-        None, "Model: a folder, a run, a checkpoint or a hub id.", panel="Model", flag=True, short="-m",
-        aliases=("model_name", "model_name_or_path"), kind="model",
-    )  # fmt: skip
-    data: str | None = setting(
-        None, "Training data: a file, a folder with train/valid/test files, a hub dataset id, or - for stdin.",
-        panel="Data", flag=True, short="-d", aliases=("dataset", "dataset_name", "train_file"), kind="path",
-    )  # fmt: skip
-    eval_data: str | None = setting(
-        None, "Validation data; the default is the valid file of a data folder.", panel="Data", flag=True,
-        aliases=("eval_dataset", "valid_data", "validation_file"), kind="path",
-    )  # fmt: skip
     output: str | None = setting(
         None, "Run directory; the default is a new one under runs/.", panel="Output", flag=True, short="-o",
         aliases=("output_dir", "checkpoint_dir"), kind="path",
     )  # fmt: skip
-    # How long and how fast
-    num_epochs: int | float = setting(
-        3, "Passes over the data; 0.5 is half of it.", flag=True, above=0, aliases=("epochs", "num_train_epochs")
-    )
     max_steps: int | None = setting(
         None,
         "Stop after this many steps, whatever num_epochs says.",
@@ -55,13 +36,6 @@ class TrainerConfig:
         aliases=("iters",),
         synonyms={"-1": None},
     )
-    batch_size: int = setting(
-        8, "Rows in one micro-batch.", flag=True, minimum=1, aliases=("per_device_train_batch_size",)
-    )
-    gradient_accumulation_steps: int = setting(
-        1, "Micro-batches in one update; the loss is normalised over all of them.", flag=True, minimum=1,
-        aliases=("grad_accumulation_steps",),
-    )  # fmt: skip
     learning_rate: float | None = setting(
         None, "Peak learning rate. Unset: 2e-5 for full fine-tuning, 2e-4 with LoRA.", flag=True, above=0,
         aliases=("lr",),
@@ -98,6 +72,60 @@ class TrainerConfig:
     adam_epsilon: float = setting(1e-8, "Term added to Adam's denominator.", above=0)
     momentum: float = setting(0.0, "Momentum of SGD; Muon uses 0.95 when this is 0.", minimum=0, maximum=0.999999)
     max_grad_norm: float = setting(1.0, "Clip the gradient to this global norm; 0 switches clipping off.", minimum=0)
+    seed: int = setting(0, "Seed of data order, dropout and new weights.", flag=True, minimum=0, maximum=2**32 - 1)
+    log_interval: int = setting(
+        10, "Steps between log records.", minimum=1, aliases=("logging_steps", "steps_per_report"), panel="Output"
+    )
+    eval_steps: int | None = setting(
+        None, "Steps between evaluations; unset: at each checkpoint.", panel="Output", minimum=1,
+        aliases=("steps_per_eval",),
+    )  # fmt: skip
+    checkpoint_interval: int = setting(
+        500, "Steps between checkpoints; the last step is always saved.", panel="Output", minimum=1,
+        aliases=("save_steps", "save_every"),
+    )  # fmt: skip
+    keep_checkpoints: int | None = setting(
+        None, "Keep this many newest checkpoints, and the best. Unset: all.", panel="Output", flag=True, minimum=1,
+        aliases=("save_total_limit",),
+    )  # fmt: skip
+    early_stopping_patience: int | None = setting(
+        None, "Stop after this many evaluations without improvement.", panel="Output", minimum=1
+    )
+    early_stopping_threshold: float = setting(0.0, "Improvement of eval_loss that counts.", panel="Output", minimum=0)
+    report_to: tuple[str, ...] = setting(
+        (), "Also report to these, with commas between: tensorboard, wandb, trackio.", panel="Output", flag=True
+    )
+
+    def check(self) -> None:
+        """Raise ConfigError for settings that make no sense together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig:
+    """Settings of a language model and its data: which, in what batches, and what of it is trained."""
+
+    model: str | None = setting(
+        None, "Model: a folder, a run, a checkpoint or a hub id.", panel="Model", flag=True, short="-m",
+        aliases=("model_name", "model_name_or_path"), kind="model",
+    )  # fmt: skip
+    data: str | None = setting(
+        None, "Training data: a file, a folder with train/valid/test files, a hub dataset id, or - for stdin.",
+        panel="Data", flag=True, short="-d", aliases=("dataset", "dataset_name", "train_file"), kind="path",
+    )  # fmt: skip
+    eval_data: str | None = setting(
+        None, "Validation data; the default is the valid file of a data folder.", panel="Data", flag=True,
+        aliases=("eval_dataset", "valid_data", "validation_file"), kind="path",
+    )  # fmt: skip
+    num_epochs: int | float = setting(
+        3, "Passes over the data; 0.5 is half of it.", flag=True, above=0, aliases=("epochs", "num_train_epochs")
+    )
+    batch_size: int = setting(
+        8, "Rows in one micro-batch.", flag=True, minimum=1, aliases=("per_device_train_batch_size",)
+    )
+    gradient_accumulation_steps: int = setting(
+        1, "Micro-batches in one update; the loss is normalised over all of them.", flag=True, minimum=1,
+        aliases=("grad_accumulation_steps",),
+    )  # fmt: skip
     gradient_checkpointing: bool = setting(
         False,
         "Recompute activations in the backward pass: slower, much less memory.",
@@ -107,8 +135,6 @@ class TrainerConfig:
         None, "With gradient_checkpointing: only the first N blocks recompute, for less saved and more speed. "
         "Unset: all.", minimum=1,
     )  # fmt: skip
-    seed: int = setting(0, "Seed of data order, dropout and new weights.", flag=True, minimum=0, maximum=2**32 - 1)
-    # What is trained
     use_lora: bool = setting(
         False, "Train low-rank adapters instead of all weights.", panel="Model", flag="--lora/--full",
         aliases=("use_peft", "lora"),
@@ -131,33 +157,18 @@ class TrainerConfig:
         choices=("auto", "float32", "bfloat16", "float16"),
     )  # fmt: skip
     revision: str | None = setting(None, "Branch, tag or commit of a hub model.", panel="Model")
-    # What is watched and kept
-    log_interval: int = setting(
-        10, "Steps between log records.", minimum=1, aliases=("logging_steps", "steps_per_report"), panel="Output"
-    )
-    eval_steps: int | None = setting(
-        None, "Steps between evaluations; unset: at each checkpoint.", panel="Output", minimum=1,
-        aliases=("steps_per_eval",),
+    load_in_4bit: bool = setting(
+        False, "Pack the base to 4 bits when it is loaded, to train adapters on it (QLoRA).", panel="Model", flag=True,
+        aliases=("qlora",),
+    )  # fmt: skip
+    implementation: str = setting(
+        "auto", "Whose code runs the model; auto: chuk's where MLX-LM's would not do what the config says.",
+        panel="Model", choices=IMPLEMENTATIONS,
     )  # fmt: skip
     eval_batch_size: int | None = setting(
         None, "Rows in one evaluation batch; unset: batch_size.", panel="Output", minimum=1,
         aliases=("per_device_eval_batch_size",),
     )  # fmt: skip
-    checkpoint_interval: int = setting(
-        500, "Steps between checkpoints; the last step is always saved.", panel="Output", minimum=1,
-        aliases=("save_steps", "save_every"),
-    )  # fmt: skip
-    keep_checkpoints: int | None = setting(
-        None, "Keep this many newest checkpoints, and the best. Unset: all.", panel="Output", flag=True, minimum=1,
-        aliases=("save_total_limit",),
-    )  # fmt: skip
-    early_stopping_patience: int | None = setting(
-        None, "Stop after this many evaluations without improvement.", panel="Output", minimum=1
-    )
-    early_stopping_threshold: float = setting(0.0, "Improvement of eval_loss that counts.", panel="Output", minimum=0)
-    report_to: tuple[str, ...] = setting(
-        (), "Also report to these, with commas between: tensorboard, wandb, trackio.", panel="Output", flag=True
-    )
 
     @property
     def lora(self) -> LoRAConfig | None:
@@ -169,8 +180,15 @@ class TrainerConfig:
             use_rslora=self.use_rslora, use_dora=self.use_dora, num_layers=self.num_layers,
         )  # fmt: skip
 
-    def check(self) -> None:
-        """Raise ConfigError for settings that make no sense together."""
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig(RunConfig, LanguageModelConfig):
+    """Settings that every trainer of language models shares."""
+
+    usual_rates: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
+    """Learning rates for full weights and for adapters when nobody gave one; here TRL's, and its advice for LoRA."""
+    rate_power: ClassVar[float] = 0.0
+    """How fast these grow as models become smaller than a billion weights (`by_size.scaled_rate`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,9 +228,11 @@ class SFTConfig(TrainerConfig):
 
 
 Config = TypeVar("Config", bound=TrainerConfig)
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 _WARMUP = ("warmup_steps", "warmup_ratio")
 _IDLE: tuple[IdleRule, ...] = (
+    (("load_in_4bit",), lambda c: c.lora is None, "without use_lora: packed weights cannot be trained"),
     (("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"), lambda c: c.lora is None, "without use_lora"),
     *idle_rules(SCHEDULES, "lr_scheduler_type", instead=dict.fromkeys(_WARMUP, "; use constant_with_warmup")),
     (("warmup_ratio",), lambda c: c.warmup_steps > 0, "when warmup_steps is given"),
@@ -223,7 +243,7 @@ _IDLE: tuple[IdleRule, ...] = (
 )  # fmt: skip
 
 
-def checked(config: Config) -> Config:
+def checked(config: AnyConfig) -> AnyConfig:
     """The settings, sound in themselves and together. Raises ConfigError."""
     config = validate(config)
     refuse_idle_settings(config)
@@ -231,7 +251,7 @@ def checked(config: Config) -> Config:
     return config
 
 
-def refuse_idle_settings(config: TrainerConfig) -> None:
+def refuse_idle_settings(config: RunConfig) -> None:
     """Raise ConfigError for a setting that was changed and would do nothing next to the others."""
     known = settings_of(type(config))
     for names, idle, why in (*_IDLE, *type(config).idle_rules):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from mlx.utils import tree_map
 
 from chuk_lib.errors import TrainingError
 from chuk_lib.events import Event, Sink
+from chuk_lib.models.randomness import evaluating
 from chuk_lib.training.algorithm import Algorithm, Arrays, Report, Update
 from chuk_lib.training.optimizers import ChukOptimizer
 from chuk_lib.training.schedulers import Schedule
@@ -32,7 +34,7 @@ _SAME_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True)
-class Plan:
+class Cadence:
     """How far to go and when to look up. Steps count from 0; cadences fire after a step is finished. The best
     checkpoint is the one with the least (or greatest) value of the evaluation metric `watched`. The schedule counts
     updates: step s makes those from s·`updates_per_step` on."""
@@ -99,6 +101,23 @@ class Hooks:
 def step_seed(seed: int, step: int) -> int:
     """A 64-bit seed for step `step`: a hash, so that neighbouring steps and seeds share nothing."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=8).digest(), "big")
+
+
+class Learner(ABC):
+    """Takes the place of `Updater` and optimizer where MLX would be too slow: gradients and rule are its own."""
+
+    @property
+    @abstractmethod
+    def state(self) -> Any:
+        """What a checkpoint keeps: a tree of MLX arrays."""
+
+    @abstractmethod
+    def restore(self, arrays: dict[str, mx.array]) -> None:
+        """Go on from the arrays of a saved `state`, by path. Raises ModelError when they do not fit."""
+
+    @abstractmethod
+    def __call__(self, update: Update, learning_rate: float) -> dict[str, float]:
+        """Apply one update, whole or not at all; returns and raises what `Updater` does."""
 
 
 class Updater:
@@ -215,15 +234,20 @@ class _Window:
         weight, grad_norm = max(sums.pop("weight", 0.0), 1e-9), sums.pop("grad_norm", 0.0)
         metrics = {"loss": sums.pop("total", 0.0) / weight, "grad_norm": grad_norm}
         metrics |= {name: value / weight for name, value in sums.items()}
-        slots = self.counts.get("slots", 0)
-        rates = {
-            "tokens_per_second": self.counts.get("tokens", 0) / max(self.seconds, 1e-9),
-            "trained_tokens_per_second": self.counts.get("trained_tokens", 0) / max(self.seconds, 1e-9),
-            "seconds_per_step": self.seconds / max(self.steps, 1),
+        metrics |= {name: sum(values) / len(values) for name, values in self.reported.items()}
+        return metrics | {name: float(f"{value:.6g}") for name, value in self._rates().items()}
+
+    def _rates(self) -> dict[str, float]:
+        """The pace, and that of tokens where there are any."""
+        rates = {"seconds_per_step": self.seconds / max(self.steps, 1)}
+        if self.counts and "tokens" not in self.counts:
+            return rates
+        slots, seconds = self.counts.get("slots", 0), max(self.seconds, 1e-9)
+        return rates | {
+            "tokens_per_second": self.counts.get("tokens", 0) / seconds,
+            "trained_tokens_per_second": self.counts.get("trained_tokens", 0) / seconds,
             "padding": 1 - self.counts.get("tokens", 0) / slots if slots else 0.0,
         }
-        metrics |= {name: sum(values) / len(values) for name, values in self.reported.items()}
-        return metrics | {name: float(f"{value:.6g}") for name, value in rates.items()}
 
 
 def _spread(rows: Sequence[Mapping[str, Any]], most: int) -> Sequence[Mapping[str, Any]]:
@@ -231,13 +255,19 @@ def _spread(rows: Sequence[Mapping[str, Any]], most: int) -> Sequence[Mapping[st
     return [rows[index * len(rows) // most] for index in range(most)] if len(rows) > most else rows
 
 
-def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Progress, hooks: Hooks) -> str:
+def fit(
+    algorithm: Algorithm, optimizer: ChukOptimizer | Learner, plan: Cadence, progress: Progress, hooks: Hooks
+) -> str:
     """Train from `progress.step` to `plan.steps`. Returns why it ended: done, stopped or early_stopping.
 
     `progress` is updated in place. The last finished step is always saved. Raises TrainingError when a loss or
     gradient is not finite, after saving the last good state.
     """
-    update = Updater(algorithm, optimizer, plan.max_grad_norm, plan.compiled, hooks.reserve)
+    update = (
+        optimizer
+        if isinstance(optimizer, Learner)
+        else Updater(algorithm, optimizer, plan.max_grad_norm, plan.compiled, hooks.reserve)
+    )
     window, saved_at, reason = _Window(), progress.step, "done"
     signs = Signs(progress.counts)
     if _is_stale(plan, progress):  # killed between the last checkpoint and the word that it is over
@@ -271,14 +301,14 @@ def fit(algorithm: Algorithm, optimizer: ChukOptimizer, plan: Plan, progress: Pr
     return reason
 
 
-def _is_stale(plan: Plan, progress: Progress) -> bool:
+def _is_stale(plan: Cadence, progress: Progress) -> bool:
     return plan.patience is not None and progress.stale >= plan.patience
 
 
 def _run_step(
     algorithm: Algorithm,
-    update: Updater,
-    plan: Plan,
+    update: Updater | Learner,
+    plan: Cadence,
     progress: Progress,
     window: _Window,
     hooks: Hooks,
@@ -315,23 +345,29 @@ def _run_step(
 def _record(window: _Window, learning_rate: float, progress: Progress, hooks: Hooks) -> dict[str, Any]:
     record = window.record() | {
         "learning_rate": learning_rate,
-        "num_tokens": progress.counts.get("tokens", 0),
+        **_run_counts(progress.counts),
     }
     return record | hooks.extra_metrics(progress.step)
 
 
-def _evaluate_if_due(algorithm: Algorithm, plan: Plan, progress: Progress, hooks: Hooks) -> bool:
+def _run_counts(counts: Mapping[str, int]) -> dict[str, int]:
+    """Sums over the run: of tokens, or of whatever else an algorithm without them counts."""
+    if not counts or "tokens" in counts:
+        return {"num_tokens": counts.get("tokens", 0)}
+    return {f"num_{name}": value for name, value in counts.items() if "/" not in name}
+
+
+def _evaluate_if_due(algorithm: Algorithm, plan: Cadence, progress: Progress, hooks: Hooks) -> bool:
     """Evaluate when the plan says so; returns whether this was the best so far."""
     interval = plan.eval_interval or plan.checkpoint_interval
     due = progress.step % interval == 0 or progress.step == plan.steps
     if hooks.evaluate is None or not due:
         return False
     began = time.perf_counter()
-    algorithm.model.eval()
     hooks.emit(Event("moved", progress.step, {"doing": "evaluating"}))
-    metrics = dict(hooks.evaluate(progress.step))
+    with evaluating(algorithm.model):
+        metrics = dict(hooks.evaluate(progress.step))
     sample = metrics.pop("sample", None)
-    algorithm.model.train()
     best = (progress.best or {}).get(plan.watched)
     improved = improves(metrics[plan.watched], best, greater=plan.greater_is_better, threshold=plan.threshold)
     progress.stale = 0 if improved else progress.stale + 1

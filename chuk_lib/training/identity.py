@@ -154,6 +154,11 @@ def _changed_input(name: str, run: Path) -> ChukError:
             f"the training data is not what `{run}` was trained on so far",
             "put the old data back, or go on with --allow-changed-data",
         )
+    if name == "player":
+        return ConfigError(
+            f"another player than before would answer the prompts of `{run}`",
+            "resume it from Python as it was trained, with `make_player`",
+        )
     what = _WORDS.get(name) or f"reward `{name.removeprefix('reward ')}`"
     kind = ConfigError if name.startswith("reward ") else ModelError
     return kind(f"the {what} changed since `{run}` was trained so far", "put it back, or go on with --allow-changed")

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chuk_lib.config.paths import absolute
 from chuk_lib.config.settings import Layer, resolve, validate
@@ -24,6 +24,9 @@ from chuk_lib.training.rehearsal import begin as begin_rehearsal
 from chuk_lib.training.run import Run, RunResult, reopen
 from chuk_lib.training.run_dir import RunDir, check_output, default_run_path
 
+if TYPE_CHECKING:
+    from chuk_lib.training.online.episode import MakePlayer
+
 _STDIN_COPY = "data.jsonl"
 
 
@@ -35,8 +38,10 @@ def train(
     sinks: Sequence[Sink] = (),
     should_stop: Callable[[], bool] = lambda: False,
     overwrite: bool = False,
+    make_player: MakePlayer | None = None,
 ) -> RunResult:
-    """A run of an algorithm of `recipes`, from settings. Data from stdin (`-`) is kept in the run directory.
+    """A run of an algorithm of `recipes`, from settings. Data from stdin (`-`) is kept in the run directory. With GRPO
+    and PPO `make_player(model, tokenizer)` gives what answers the prompts; unset, the model does, in one turn.
 
     Raises ConfigError, ModelError, DataError or TrainingError; nothing is written before the first step can be taken.
     """
@@ -50,7 +55,7 @@ def train(
             source, settings = read_stdin(copy), replace(settings, data=str(output / _STDIN_COPY))
         else:
             begin_rehearsal(algorithm, settings)
-        trainer, dataset, eval_dataset = recipes.load(algorithm, settings, source)
+        trainer, dataset, eval_dataset = recipes.load(algorithm, settings, source, make_player)
 
         def open_run() -> Run:
             directory = RunDir.create(output, overwrite)
@@ -88,19 +93,22 @@ def resume(
     sinks: Sequence[Sink] = (),
     should_stop: Callable[[], bool] = lambda: False,
     allow_changed: bool = False,
+    make_player: MakePlayer | None = None,
 ) -> RunResult:
     """Go on exactly where a run stopped, from its newest valid checkpoint; at the start when it has none yet.
 
-    `changes` are settings to change on the way (`max_steps`, `num_epochs`). Raises ModelError when there is no run or
-    no valid checkpoint; DataError, ModelError or ConfigError when data, base weights, reference, tokenizer, reward
-    files or the rows that come next are not what they were, unless `allow_changed`: then it is said in warnings.
+    `changes` are settings to change on the way (`max_steps`, `num_epochs`); `make_player` is as in `train`, for a run
+    that had one. Raises ModelError when there is no run or no valid checkpoint; DataError, ModelError or ConfigError
+    when data, base weights, reference, tokenizer, player, reward files or the rows that come next are not what they
+    were, unless `allow_changed`: then it is said in warnings.
     """
     run = reopen(run_path)
     try:
         layers = [Layer("config.yaml", run.directory.read_config()), Layer("the command line", changes or {})]
         config = resolve(recipes.config_class(run.directory.algorithm), layers).value
-        begin_rehearsal(run.directory.algorithm, config)
-        trainer, dataset, eval_dataset = recipes.load(run.directory.algorithm, config, required(config, "data"))
+        name, data = run.directory.algorithm, required(config, "data")
+        begin_rehearsal(name, config)
+        trainer, dataset, eval_dataset = recipes.load(name, config, data, make_player)
         run = replace(run, allow_changed=allow_changed, changes=tuple(changes or ()))
         result: RunResult = trainer.train(
             dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=lambda: run

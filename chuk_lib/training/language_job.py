@@ -11,8 +11,10 @@ from typing import Any, Protocol
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.models import load_trained_weights, provenance_of, save_pretrained, set_trainable
+from chuk_lib.models.lora import count_parameters
 from chuk_lib.models.randomness import switch_dropout_off
 from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.by_size import count_weights, scaled_rate
@@ -27,7 +29,7 @@ class Trainer(Protocol):
     """What a language model's job is made of."""
 
     model: nn.Module
-    tokenizer: Any
+    tokenizer: Tokenizer
 
     @property
     def algorithm(self) -> str:
@@ -70,7 +72,8 @@ def language_job(
         restore=restore,
         inputs=inputs_of(config, provenance_of(model), dataset.fingerprint),
         state={"fingerprint": dataset.fingerprint, "conversational": dataset.report.conversational},
-        about={**about_model(model), "rows": len(dataset), "report": report},
+        about=about_config(config) | about_model(model) | {"rows": len(dataset), "report": report},
+        fast_math=not config.gradient_checkpointing,
         notes=notes,
         warnings=(*left_out, *settings_notes(config, updates)),
         left_out=left_out,
@@ -80,13 +83,19 @@ def language_job(
     )
 
 
+def about_config(config: TrainerConfig) -> dict[str, Any]:
+    """What a run was begun with, and how many passes over the data were planned."""
+    return {"model": config.model, "data": config.data, "epochs": config.num_epochs}
+
+
 def about_model(model: nn.Module) -> dict[str, Any]:
     """How many parameters a model has, how many of them are trained, and their types."""
-    trained = [leaf for _, leaf in tree_flatten(model.trainable_parameters())]
-    kinds = {str(leaf.dtype).removeprefix("mlx.core.") for leaf in trained}
+    every, trained = count_parameters(model)
+    leaves = (leaf for _, leaf in tree_flatten(model.trainable_parameters()))
+    kinds = {str(leaf.dtype).removeprefix("mlx.core.") for leaf in leaves}
     return {
-        "parameters": sum(leaf.size for _, leaf in tree_flatten(model.parameters())),
-        "trainable_parameters": sum(leaf.size for leaf in trained),
+        "parameters": every,
+        "trainable_parameters": trained,
         "dtype": ", ".join(sorted(kinds)),
     }
 

@@ -10,7 +10,7 @@ import mlx.nn as nn
 from chuk_lib.data.reader import DataSource, has_split
 from chuk_lib.errors import ConfigError
 from chuk_lib.models import load_model
-from chuk_lib.models.config import Dtype
+from chuk_lib.models.config import Dtype, Implementation, LoadConfig, LoRAConfig
 from chuk_lib.training.config import TrainerConfig
 
 Dataset = TypeVar("Dataset")
@@ -32,8 +32,13 @@ def weights_dtype(config: TrainerConfig) -> Dtype:
 
 def load_policy(config: TrainerConfig) -> tuple[nn.Module, Any]:
     """The model to train, with new adapters when the settings ask for them, and its tokenizer."""
-    name, dtype = required(config, "model"), weights_dtype(config)
-    return load_model(name, config.lora, dtype=dtype, revision=config.revision, seed=config.seed)
+    lora = config.lora
+    asked = LoadConfig(
+        required(config, "model"), use_lora=lora is not None, lora_config=lora or LoRAConfig(),
+        use_4bit=config.load_in_4bit, dtype=weights_dtype(config), revision=config.revision,
+        implementation=cast(Implementation, config.implementation), seed=config.seed,
+    )  # fmt: skip
+    return load_model(asked)
 
 
 def valid_split(source: DataSource) -> str:

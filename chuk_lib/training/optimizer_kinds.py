@@ -10,43 +10,43 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.optimizers as optim
 
-    from chuk_lib.training.config import TrainerConfig
+    from chuk_lib.training.config import RunConfig
 
 
 @dataclass(frozen=True)
 class OptimizerKind:
     """`make` gives the optimizer at learning rate 0 and without weight decay: both are the engine's."""
 
-    make: Callable[[TrainerConfig], optim.Optimizer]
+    make: Callable[[RunConfig], optim.Optimizer]
     reads: tuple[str, ...]
 
 
-def _adam(config: TrainerConfig) -> optim.Optimizer:
+def _adam(config: RunConfig) -> optim.Optimizer:
     import mlx.optimizers as optim
 
     betas = [config.adam_beta1, config.adam_beta2]
     return optim.Adam(learning_rate=0.0, betas=betas, eps=config.adam_epsilon, bias_correction=True)
 
 
-def _sgd(config: TrainerConfig) -> optim.Optimizer:
+def _sgd(config: RunConfig) -> optim.Optimizer:
     import mlx.optimizers as optim
 
     return optim.SGD(learning_rate=0.0, momentum=config.momentum)
 
 
-def _lion(config: TrainerConfig) -> optim.Optimizer:
+def _lion(config: RunConfig) -> optim.Optimizer:
     import mlx.optimizers as optim
 
     return optim.Lion(learning_rate=0.0, betas=[config.adam_beta1, config.adam_beta2])
 
 
-def _adafactor(config: TrainerConfig) -> optim.Optimizer:
+def _adafactor(config: RunConfig) -> optim.Optimizer:
     import mlx.optimizers as optim
 
     return optim.Adafactor(learning_rate=0.0, scale_parameter=False, relative_step=False)
 
 
-def _muon(config: TrainerConfig) -> optim.Optimizer:
+def _muon(config: RunConfig) -> optim.Optimizer:
     import mlx.optimizers as optim
 
     muon = optim.Muon(learning_rate=0.0, momentum=config.momentum or 0.95, weight_decay=0.0)

@@ -14,7 +14,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from chuk_lib.errors import ModelError
-from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.config import RunConfig
 from chuk_lib.training.optimizer_kinds import OPTIMIZERS
 from chuk_lib.training.tables import pick
 
@@ -66,7 +66,7 @@ def decayed_parameters(model: nn.Module) -> frozenset[str]:
     return frozenset(n for n in names if not n.endswith("bias") and n.rpartition(".")[0] not in norms)
 
 
-def build_optimizer(config: TrainerConfig, model: nn.Module) -> ChukOptimizer:
+def build_optimizer(config: RunConfig, model: nn.Module) -> ChukOptimizer:
     """The optimizer of a run, state allocated. Raises ConfigError for one that does not exist."""
     kind = pick(OPTIMIZERS, config.optimizer, "optimizer")
     optimizer = ChukOptimizer(kind.make(config), config.weight_decay, decayed_parameters(model))

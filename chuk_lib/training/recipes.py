@@ -6,11 +6,12 @@ from importlib import import_module
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chuk_lib.errors import ModelError
+from chuk_lib.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from chuk_lib.data.reader import DataSource
     from chuk_lib.training.config import TrainerConfig
+    from chuk_lib.training.online.episode import MakePlayer
 
 
 class Recipe(NamedTuple):
@@ -48,9 +49,28 @@ def config_class(algorithm: str) -> type[TrainerConfig]:
     return found
 
 
-def load(algorithm: str, config: TrainerConfig, source: DataSource) -> tuple[Any, Any, Any]:
-    """Trainer, training data and validation data (or None) of a run. Raises what its `load` raises."""
-    found: tuple[Any, Any, Any] = _named(RECIPES[algorithm].load)(config, source)
+def defaults_of(algorithm: str | None) -> dict[str, Any]:
+    """The default of every setting of an algorithm (None: supervised fine-tuning), by name; those that all share for
+    one that this version does not know."""
+    from chuk_lib.config.settings import settings_of
+    from chuk_lib.training.config import TrainerConfig
+
+    name = algorithm or "sft"
+    found = config_class(name) if name in RECIPES else TrainerConfig
+    return {key: item.default for key, item in settings_of(found).items()}
+
+
+def load(
+    algorithm: str, config: TrainerConfig, source: DataSource, make_player: MakePlayer | None = None
+) -> tuple[Any, Any, Any]:
+    """Trainer, training data and validation data (or None) of a run. Settings are checked before anything is loaded.
+    Raises ConfigError (also for a player where nothing is played), and what its `load` raises."""
+    from chuk_lib.training.config import checked
+
+    more = {} if make_player is None else {"make_player": make_player}
+    if more and not RECIPES[algorithm].load.startswith(_ONLINE):
+        raise ConfigError(f"{algorithm} plays no episodes: it has no use for a player", "leave `make_player` out")
+    found: tuple[Any, Any, Any] = _named(RECIPES[algorithm].load)(checked(config), source, **more)
     return found
 
 

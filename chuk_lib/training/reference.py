@@ -15,8 +15,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.models import adapters_off, load_model, provenance_of
+from chuk_lib.models.randomness import evaluating
 
 
 class Reference:
@@ -29,7 +31,7 @@ class Reference:
 
     @classmethod
     def of(
-        cls, policy: nn.Module, ref_model: str | None = None, tokenizer: Any = None, *, moves: bool = False
+        cls, policy: nn.Module, ref_model: str | None = None, tokenizer: Tokenizer | None = None, *, moves: bool = False
     ) -> Reference:
         """The reference of `policy` as it is now, or the model at `ref_model`. `moves`: `sync` will be called.
 
@@ -37,7 +39,8 @@ class Reference:
         """
         if ref_model is not None:
             other, its_tokenizer = load_model(ref_model)
-            _check_vocabulary(tokenizer, its_tokenizer, ref_model)
+            if tokenizer is not None:
+                _check_vocabulary(tokenizer, its_tokenizer, ref_model)
             other.freeze()
             return cls(policy, other.eval(), None)
         provenance = provenance_of(policy)
@@ -51,9 +54,7 @@ class Reference:
         if self._other is not None:
             yield self._other
             return
-        was_training = self._policy.training
-        try:
-            self._policy.eval()
+        with evaluating(self._policy):
             if self._kept is None:
                 with adapters_off(self._policy):
                     yield self._policy
@@ -64,8 +65,6 @@ class Reference:
                 yield self._policy
             finally:
                 self._policy.update(trained)
-        finally:
-            self._policy.train(was_training)
 
     def sync(self, alpha: float) -> None:
         """Move towards the policy: reference = (1 − alpha)·reference + alpha·policy (TR-DPO, Gorbatovski et al. 2024).
@@ -105,7 +104,7 @@ def _mixed(old: dict[str, mx.array], new: dict[str, mx.array], alpha: float) -> 
     return {name: ((1 - alpha) * value + alpha * new[name]).astype(value.dtype) for name, value in old.items()}
 
 
-def _check_vocabulary(tokenizer: Any, other: Any, name: str) -> None:
+def _check_vocabulary(tokenizer: Tokenizer, other: Any, name: str) -> None:
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     if ours == theirs:
         return

@@ -152,7 +152,7 @@ def rehearse(algorithm: str, settings: Mapping[str, Any], model: Path, small: Ma
     with random_weights():
         trainer, dataset, _ = recipes.load(algorithm, replace(config, model=str(folder)), records)
         if isinstance(config, OnlineConfig):
-            trainer.sample = _Sampler(trainer.sample)
+            trainer.player = _Player(trainer.player)
         job = trainer.job(dataset)
     _step(job, trainer.config)
 
@@ -187,30 +187,31 @@ def _small_settings(algorithm: str, settings: Mapping[str, Any], small: Mapping[
     return replace(config, **less)
 
 
-class _Sampler:
+class _Player:
     """Has completions written for the sake of kernels, by each number of rows that has its own, and gives others."""
 
     def __init__(self, real: Any) -> None:
         self._real = real
 
-    def __call__(self, prompts: Any, config: Any, group_size: int, numbers: Any) -> list[Any]:
-        """As a `Sampler`."""
+    def play(self, prompts: Any, n: int, sampling: Any) -> list[Any]:
+        """As a `Player`."""
         import numpy as np
 
         from chuk_lib.inference.rollouts import Rollout
+        from chuk_lib.training.online.episode import one_turn
 
-        for rows in _row_numbers(len(prompts) * group_size):
+        for rows in _row_numbers(len(prompts) * n):
+            group = min(n, rows)
             try:
-                group = min(group_size, rows)
-                self._real(prompts[: max(1, rows // group)], config, group, numbers[: max(1, rows // group)])
+                self._real.play(prompts[: rows // group], group, sampling)
             except Exception:  # what empty kernels leave is no model's output; the kernels have been met
                 continue
-        count, size = len(prompts) * group_size, config.max_tokens
-        lengths = [1 + (size - 1) * (at % 4) // 3 for at in range(count)]
-        return [
-            Rollout(at // group_size, at % group_size, np.full(n, 1, np.int32), np.zeros(n, np.float32), "length", "-")
-            for at, n in enumerate(lengths)
-        ]
+        found = []
+        for at in range(len(prompts) * n):
+            size = 1 + (sampling.max_tokens - 1) * (at % 4) // 3
+            ids, logps = np.full(size, 1, np.int32), np.zeros(size, np.float32)
+            found.append(one_turn(prompts[at // n], Rollout(at // n, at % n, ids, logps, "length", "-")))
+        return found
 
 
 def _row_numbers(rows: int) -> Sequence[int]:

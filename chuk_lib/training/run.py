@@ -29,8 +29,8 @@ from chuk_lib.training.checkpoints import (
     save_checkpoint,
 )
 from chuk_lib.training.completions_log import CompletionsLog
-from chuk_lib.training.config import TrainerConfig
-from chuk_lib.training.engine import Hooks, Plan, Progress, fit
+from chuk_lib.training.config import RunConfig, TrainerConfig, checked
+from chuk_lib.training.engine import Cadence, Hooks, Learner, Progress, fit
 from chuk_lib.training.identity import Inputs, changed_settings, compare, rows_around
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
 from chuk_lib.training.planning.footprint import StepLimit
@@ -80,7 +80,9 @@ class Job:
     `state`, plain data. `about`, `notes` and `warnings` go into the log, `left_out` into the result too. `watched` is
     the evaluation metric that decides which checkpoint is the best. `updates_per_step` is what the learning rate's
     schedule counts: 1 where it moves once a step, whatever updates that makes. `rows(step)` are the rows of the data
-    that a step takes. `chosen` names settings that the model's size decided, and says so in words.
+    that a step takes. `learner` computes and applies gradients in the place of MLX and its optimizer; `compiled=False`
+    keeps a GPU from compiling the steps. `fast_math` lets a CPU compute with NumPy, which costs memory. `chosen` names
+    settings that the model's size decided, and says so in words.
     """
 
     algorithm: Algorithm
@@ -100,6 +102,9 @@ class Job:
     greater_is_better: bool = False
     updates_per_step: int = 1
     rows: Callable[[int], Sequence[int]] | None = None
+    learner: Learner | None = None
+    compiled: bool = True
+    fast_math: bool = True
     chosen: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
@@ -122,7 +127,7 @@ _WEIGHTS = "model.safetensors"
 
 def run_training(
     job: Job,
-    config: TrainerConfig,
+    config: RunConfig,
     *,
     sinks: Sequence[Sink] = (),
     should_stop: Callable[[], bool] = lambda: False,
@@ -130,12 +135,16 @@ def run_training(
 ) -> RunResult:
     """Train to the end of the job's plan, in a new run directory or the one that `open_run` opens.
 
-    Everything that can be wrong with settings, model or data is found before the directory is made.
+    Everything that can be wrong with settings, model or data is found before the directory is made. `max_steps` of the
+    settings ends a longer plan of the job.
     """
+    config = checked(config)
+    job = replace(job, steps=min(job.steps, config.max_steps or job.steps))
     plan = plan_of(config, job.steps, job.updates_per_step)
     plan = replace(plan, watched=job.watched, greater_is_better=job.greater_is_better)
+    plan = replace(plan, compiled=plan.compiled and job.compiled)
     check_evaluation(config, job.evaluate is not None)
-    optimizer = build_optimizer(config, job.algorithm.model)
+    optimizer = job.learner or build_optimizer(config, job.algorithm.model)
     sinks = [*make_sinks(config.report_to), *map(_in_users_world, sinks)]
     run = open_run() if open_run else _new_run(job, config)
     try:
@@ -178,7 +187,7 @@ def _in_users_world(sink: Sink) -> Sink:
     return see
 
 
-def check_evaluation(config: TrainerConfig, has_data: bool) -> None:
+def check_evaluation(config: RunConfig, has_data: bool) -> None:
     """Raise ConfigError where early stopping would have nothing to measure."""
     if config.early_stopping_patience is not None and not has_data:
         raise ConfigError("early stopping has no validation data", "give --eval-data, or a folder with a valid file")
@@ -190,7 +199,7 @@ def step_math(config: TrainerConfig) -> AbstractContextManager[None]:
     return runtime.computing(fast=not config.gradient_checkpointing)
 
 
-def plan_of(config: TrainerConfig, steps: int, updates_per_step: int = 1) -> Plan:
+def plan_of(config: RunConfig, steps: int, updates_per_step: int = 1) -> Cadence:
     """The engine's plan for `steps` steps, in each of which the schedule moves `updates_per_step` times."""
     updates = steps * updates_per_step
     warmup = warmup_of(config.warmup_steps, config.warmup_ratio, updates)
@@ -198,7 +207,7 @@ def plan_of(config: TrainerConfig, steps: int, updates_per_step: int = 1) -> Pla
         config.lr_scheduler_type, warmup, updates, config.num_cycles, config.lr_power, config.min_lr_rate,
         config.num_decay_steps, config.learning_rate or 0.0,
     )  # fmt: skip
-    return Plan(
+    return Cadence(
         steps=steps, seed=config.seed, schedule=schedule, max_grad_norm=config.max_grad_norm,
         log_interval=config.log_interval, eval_interval=config.eval_steps,
         checkpoint_interval=config.checkpoint_interval, patience=config.early_stopping_patience,
@@ -206,11 +215,12 @@ def plan_of(config: TrainerConfig, steps: int, updates_per_step: int = 1) -> Pla
     )  # fmt: skip
 
 
-def _new_run(job: Job, config: TrainerConfig) -> Run:
-    return Run(RunDir.create(Path(config.output or default_run_path(job.name, str(config.model or "own")))))
+def _new_run(job: Job, config: RunConfig) -> Run:
+    named = str(job.about.get("model") or "own")
+    return Run(RunDir.create(Path(config.output or default_run_path(job.name, named))))
 
 
-def _compared(run: Run, job: Job, config: TrainerConfig) -> Run:
+def _compared(run: Run, job: Job, config: RunConfig) -> Run:
     """The run with warnings about what changed since its checkpoint. Raises what `compare` raises."""
     if run.checkpoint is None:
         return run
@@ -224,7 +234,7 @@ def _compared(run: Run, job: Job, config: TrainerConfig) -> Run:
     return replace(run, warnings=(*run.warnings, *told))
 
 
-def _restore(optimizer: ChukOptimizer, run: Run, job: Job) -> Progress:
+def _restore(optimizer: ChukOptimizer | Learner, run: Run, job: Job) -> Progress:
     if run.checkpoint is None:
         return Progress()
     job.read(run.checkpoint.folder)
@@ -233,7 +243,7 @@ def _restore(optimizer: ChukOptimizer, run: Run, job: Job) -> Progress:
     return Progress.from_state(run.checkpoint.step, run.checkpoint.state)
 
 
-def _describe(run: Run, config: TrainerConfig, job: Job) -> None:
+def _describe(run: Run, config: RunConfig, job: Job) -> None:
     try:
         run.directory.write_json("run.json", {"algorithm": job.name, "chuk": __version__})
         origins = run.origins or dict.fromkeys(as_dict(config), "given in code")
@@ -250,9 +260,9 @@ class _Training:
     """A run between its first event and its last."""
 
     job: Job
-    config: TrainerConfig
-    plan: Plan
-    optimizer: ChukOptimizer
+    config: RunConfig
+    plan: Cadence
+    optimizer: ChukOptimizer | Learner
     run: Run
     emit: Sink
 
@@ -272,7 +282,7 @@ class _Training:
         )  # fmt: skip
         runtime.await_kernels()
         try:
-            with step_math(self.config), StepLimit.of(job.algorithm.model, self.optimizer) as reserve:
+            with runtime.computing(fast=job.fast_math), StepLimit.of(job.algorithm.model, self.optimizer) as reserve:
                 reason = fit(job.algorithm, self.optimizer, self.plan, progress, replace(hooks, reserve=reserve))
         except BaseException as error:
             text = error.message if isinstance(error, ChukError) else type(error).__name__
@@ -293,9 +303,9 @@ class _Training:
     def _started(self) -> dict[str, Any]:
         config, run = self.config, self.run
         return {
-            "algorithm": self.job.name, "model": config.model, "data": config.data, "run_dir": str(run.directory.path),
+            "algorithm": self.job.name, "run_dir": str(run.directory.path),
             "steps": self.job.steps, "start_step": run.checkpoint.step if run.checkpoint else 0,
-            "epochs": config.num_epochs, "config": as_dict(config), "device": runtime.prepare().device,
+            "config": as_dict(config), "device": runtime.prepare().device,
             "environment": runtime.describe(), **self.job.about,
         }  # fmt: skip
 
@@ -313,7 +323,7 @@ class _Training:
         emit(Event("saved", progress.step, {"path": str(folder), "best": best}))
 
 
-def _through(run: Run, progress: Progress, plan: Plan) -> list[str]:
+def _through(run: Run, progress: Progress, plan: Cadence) -> list[str]:
     """What to say of a run that has no step left."""
     if run.checkpoint is None or progress.step < plan.steps:
         return []

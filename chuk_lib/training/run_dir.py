@@ -24,7 +24,8 @@ from typing import Any
 import yaml
 
 from chuk_lib.errors import ConfigError, ModelError, TrainingError
-from chuk_lib.utils.paths import check_folder, make_folder
+from chuk_lib.utils.paths import check_folder, make_folder, write_whole
+from chuk_lib.utils.text import first_line
 
 _OWN = (
     "run.json", "config.yaml", "origins.json", "environment.json", "events.jsonl", "completions.jsonl", "checkpoints",
@@ -129,8 +130,8 @@ class RunDir:
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
-            raise ModelError(f"`{path}` cannot be read: {reason}", "put the file back as the run wrote it") from None
+            what = f"`{path}` cannot be read: {first_line(error)}"
+            raise ModelError(what, "put the file back as the run wrote it") from None
         if not isinstance(values, dict):
             raise ModelError(f"`{path}` holds no settings", "put the file back as the run wrote it")
         return values
@@ -205,20 +206,6 @@ def default_run_path(algorithm: str, model: str) -> Path:
     """`runs/<date>-<time>-<algorithm>-<model>-<4 hex>`."""
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", Path(model).name).strip("-")[:40] or "model"
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{algorithm}-{slug}-{secrets.token_hex(2)}"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file beside and rename it: readers see the old or the new one, never half."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:

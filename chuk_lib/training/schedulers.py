@@ -49,7 +49,7 @@ def warmup_of(warmup_steps: float, warmup_ratio: float, updates: int) -> int:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ScheduleShape:
     """A schedule after its warmup: the factor at a 0-based step, and which settings it reads."""
 
     factor: Callable[[Schedule, int], float]
@@ -90,15 +90,15 @@ def _stable_decay(schedule: Schedule, step: int) -> float:
     return 1.0 if step < begin else _cosine((step - begin) / decay)
 
 
-SCHEDULES: dict[str, Shape] = {
-    "constant": Shape(lambda schedule, step: 1.0, reads=(), warms_up=False),
-    "constant_with_warmup": Shape(lambda schedule, step: 1.0),
-    "linear": Shape(lambda schedule, step: max(0.0, 1.0 - schedule.progress(step))),
-    "cosine": Shape(lambda schedule, step: _cosine(schedule.progress(step))),
-    "cosine_with_restarts": Shape(_with_restarts, _reading("num_cycles")),
-    "cosine_with_min_lr": Shape(_with_floor, _reading("min_lr_rate")),
-    "polynomial": Shape(_polynomial, _reading("lr_power")),
-    "inverse_sqrt": Shape(_inverse_sqrt),
-    "warmup_stable_decay": Shape(_stable_decay, _reading("num_decay_steps")),
+SCHEDULES: dict[str, ScheduleShape] = {
+    "constant": ScheduleShape(lambda schedule, step: 1.0, reads=(), warms_up=False),
+    "constant_with_warmup": ScheduleShape(lambda schedule, step: 1.0),
+    "linear": ScheduleShape(lambda schedule, step: max(0.0, 1.0 - schedule.progress(step))),
+    "cosine": ScheduleShape(lambda schedule, step: _cosine(schedule.progress(step))),
+    "cosine_with_restarts": ScheduleShape(_with_restarts, _reading("num_cycles")),
+    "cosine_with_min_lr": ScheduleShape(_with_floor, _reading("min_lr_rate")),
+    "polynomial": ScheduleShape(_polynomial, _reading("lr_power")),
+    "inverse_sqrt": ScheduleShape(_inverse_sqrt),
+    "warmup_stable_decay": ScheduleShape(_stable_decay, _reading("num_decay_steps")),
 }
 """Every value of `lr_scheduler_type`."""

@@ -18,6 +18,7 @@ from chuk_lib.data.batches import BatchFolder, FolderPlan, is_batch_folder
 from chuk_lib.data.batching import BatchPlan, RowPlan
 from chuk_lib.data.reader import DataSource, has_split
 from chuk_lib.data.sft_dataset import SFTDataset
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Batch
 from chuk_lib.errors import ConfigError
 from chuk_lib.events import Sink
@@ -124,7 +125,7 @@ class SFTTrainer:
 
     algorithm = "sft"
 
-    def __init__(self, model: nn.Module, tokenizer: Any, config: SFTConfig | None = None) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, config: SFTConfig | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.config = checked(config or SFTConfig())
@@ -229,7 +230,7 @@ def load(
     return SFTTrainer(model, tokenizer, config), dataset, eval_dataset
 
 
-def _eval_data(config: SFTConfig, source: DataSource, tokenizer: Any) -> SFTDataset | BatchFolder:
+def _eval_data(config: SFTConfig, source: DataSource, tokenizer: Tokenizer) -> SFTDataset | BatchFolder:
     if is_batch_folder(source):
         return BatchFolder(cast(str, source), tokenizer)
     return SFTDataset(source, tokenizer, split=valid_split(source), **(_data_settings(config) | {"packing": False}))
@@ -255,7 +256,7 @@ def pad_multiple(config: SFTConfig) -> int | None:
     return config.pad_to_multiple_of or (None if runtime.on_cpu() else GPU_MULTIPLE)
 
 
-def pad_token_id(tokenizer: Any) -> int:
+def pad_token_id(tokenizer: Tokenizer) -> int:
     """The id that fills rows up. Its value never matters: padding is neither seen nor learned."""
     pad = tokenizer.pad_token_id
     return pad if pad is not None else (tokenizer.eos_token_id or 0)

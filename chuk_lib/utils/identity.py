@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from chuk_lib.utils.paths import replace_file
+from chuk_lib.utils.paths import write_whole
 
 _SETTLED = 2.0  # seconds after which a clock of any file system has moved on
 _LARGE = 1 << 24  # bytes from which a digest is worth a line in a file
@@ -93,5 +93,4 @@ def _keep(key: str, mark: list[int], found: str) -> None:
     newest = dict(list(kept.items())[-_MOST:])
     with suppress(OSError):  # a cache: what cannot be kept is hashed again
         _file().parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(_file()) as partial:
-            partial.write_text(json.dumps(newest), encoding="utf-8")
+        write_whole(_file(), json.dumps(newest))

@@ -39,14 +39,37 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` when the block ends well, and goes when not."""
-    partial = path.with_name(f".{path.name}.partial")
+def replace_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A path beside `path` to write to. When the block ends well it is on the disk and takes the place of `path`:
+    readers see the old file or the new one, never half; else it goes. `shared`: another process may be writing the
+    same file just now."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial" if shared else f".{path.name}.partial")
     try:
         yield partial
+        sync(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a small file whole or not at all. Raises OSError."""
+    with replace_file(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sync(path: Path) -> None:
+    """Return when the content of a file is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def unwritable(path: Path, error: OSError, hint: str = _HINT) -> ConfigError:
+    """What is said when a file cannot be written."""
+    return ConfigError(f"cannot write `{path}`: {_reason(error)}", hint)
 
 
 def _short(path: Path) -> str:

@@ -1,4 +1,5 @@
-"""Checksums of files in a folder, as its `state.json` lists them under `files`: {name: {"bytes", "sha256"}}."""
+"""Checksums of files in a folder, as its `state.json` (a checkpoint's) or its `checksums.json` (any other's) lists them
+under `files`: {name: {"bytes", "sha256"}}."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from chuk_lib.errors import ModelError
+from chuk_lib.utils.identity import digest
 
 STATE = "state.json"
+CHECKSUMS = "checksums.json"
 
 
 def seal(path: Path) -> dict[str, Any]:
@@ -29,20 +32,38 @@ def is_as_sealed(path: Path, written: dict[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == written.get("bytes") and seal(path) == written
 
 
-def check_weights(folder: Path) -> None:
-    """Raise ModelError when a weights file of a checkpoint is not as training wrote it.
+def written_seals(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The file that lists checksums of a folder, and its list by file name; "" and nothing without a readable one."""
+    for name in (STATE, CHECKSUMS):
+        try:
+            files = json.loads((folder / name).read_text(encoding="utf-8"))["files"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if isinstance(files, dict) and all(isinstance(written, dict) for written in files.values()):
+            return name, files
+    return "", {}
 
-    Folders without a readable list are taken as they are: a model need not come from a run, and other files may have
-    been edited on purpose.
+
+def check_weights(folder: Path) -> None:
+    """Raise ModelError when a weights file is not as it was written, by the folder's list of checksums.
+
+    Folders without a readable list are taken as they are: a model need not come from chuk, and other files may have
+    been edited on purpose. A large file that has not changed since is not hashed again (`identity.digest`).
     """
-    try:
-        files = dict(json.loads((folder / STATE).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return
+    by, files = written_seals(folder)
     for name, written in files.items():
         path = folder / Path(name).name
         is_model = path.suffix == ".safetensors" and not path.name.startswith("optimizer")
-        if is_model and path.exists() and not is_as_sealed(path, written):
-            raise ModelError(
-                f"`{path}` is damaged: it is not as training wrote it", "use another checkpoint of the run"
-            )
+        if not is_model or not path.exists():
+            continue
+        if path.stat().st_size != written.get("bytes") or digest(path) != written.get("sha256"):
+            raise _damaged(path, by)
+
+
+def _damaged(path: Path, by: str) -> ModelError:
+    if by == STATE:
+        return ModelError(f"`{path}` is damaged: it is not as training wrote it", "use another checkpoint of the run")
+    return ModelError(
+        f"`{path}` is damaged: it is not as {CHECKSUMS} says",
+        f"make or fetch it again; if it was changed on purpose: `chuk model verify {path.parent} --write`",
+    )

@@ -49,7 +49,7 @@ YAML = {
     "unknown.yaml": (b"model: good\nlearning_rte: 1\n", "unknown setting `learning_rte` in unknown.yaml:2", "did you"),
     "list.yaml": (b"- a\n- b\n", "`list.yaml` holds no settings", "`name: value`"),
     "twice.yaml": (b"seed: 1\nseed: 2\n", "`twice.yaml` line 2: `seed` is already set in line 1", "keep one"),
-    "section.yaml": (b"training:\n  lrr: 1\n", "unknown setting `training.lrr` in section.yaml:2", "the old form"),
+    "section.yaml": (b"training:\n  lrr: 1\n", "unknown setting `training.lrr` in section.yaml:2", "the old sectioned form"),
     "type.yaml": (b"batch_size: many\n", "`batch_size` (type.yaml:1) should be a whole number, not `many`", "Rows in"),
     "none.yaml": (b"seed:\n", "`seed` (none.yaml:1) needs a value", "Seed of"),
     "key.yaml": (b"? [1, 2]\n: 3\n", "`[1, 2]` (key.yaml:1) is no name of a setting", "`name: value`"),

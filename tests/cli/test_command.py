@@ -17,7 +17,8 @@ import yaml
 
 from chuk_cli.command import Command
 from chuk_cli.lazy import GROUPS, find
-from chuk_lib.config.environment import VARIABLES, setting_variables
+from chuk_lib.config.environment import VARIABLES
+from chuk_lib.training.pipeline.config import setting_variables
 from tests.conftest import ROOT, RunChuk, chuk_environment
 
 ROWS = [{"prompt": f"{n}+1=", "completion": str(n + 1), "answer": str(n + 1)} for n in range(8)]
@@ -109,9 +110,9 @@ def test_a_pipeline_gives_a_flag_to_the_stages_that_know_it(
 
 
 UNKNOWN = {
-    "--load-in-4bit": "quantized already", "--itres 5": "--iters", "--wieght-decay 1": "--weight-decay",
+    "--load-in-8bit": "quantize --bits 8", "--itres 5": "--iters", "--wieght-decay 1": "--weight-decay",
     "--zzz 1": "`chuk config show sft`", "--lora-alpha": "needs a value", "--no-shuffle=1": "takes no value",
-    "--set train=true": "`chuk train` trains", "--set load_in_4bit=true": "quantized already",
+    "--set train=true": "`chuk train` trains", "--set load_in_8bit=true": "quantize --bits 8",
     "--set zzz=1": "`chuk config show sft`", "--eval-strategy steps": "`eval_steps`",
 }  # fmt: skip
 
@@ -192,7 +193,7 @@ def fail() -> None:
     except KeyboardInterrupt:
         raise ImportError("initialization failed")
 
-lazy.GROUPS["doctor"] = lazy.Group("failing", "Fails.", "Work")
+lazy.GROUPS["doctor"] = lazy.LazyCommand("failing", "Fails.", "Work")
 sys.modules["failing"] = type(sys)("failing")
 sys.modules["failing"].app = failing
 ctrl_c.begin()

@@ -28,7 +28,7 @@ failing = typer.Typer(add_completion=False)
 def fail(json: bool = False) -> None:
     {statement}
 
-lazy.GROUPS["doctor"] = lazy.Group("failing", "Fails.", "Work")
+lazy.GROUPS["doctor"] = lazy.LazyCommand("failing", "Fails.", "Work")
 sys.modules["failing"] = type(sys)("failing")
 sys.modules["failing"].app = failing
 sys.argv = ["chuk", "doctor", *sys.argv[1:]]

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from chuk_cli.settings import resolve_settings
-from chuk_lib.config import legacy
+from chuk_lib.config.forms import legacy, translated
+from chuk_lib.config.forms.form import migrated
 from chuk_lib.config.settings import settings_of
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.config import SFTConfig, refuse_idle_settings
@@ -110,7 +111,7 @@ def test_a_fragment_lies_over_a_base_in_either_form(tmp_path: Path) -> None:
 BAD = {
     "unknown key": ("optimizer:\n  nmae: AdamW\n", ["`optimizer.nmae`", "old.yaml:2"], "optimizer.name"),
     "unknown nested key": ("optimizer:\n  lr_schedule:\n    warmup: 3\n", ["old.yaml:3"], "warmup_steps"),
-    "unknown section": ("model: {name: a}\ntokens:\n  size: 3\n", ["`tokens.size`", "old.yaml:3"], ""),
+    "unknown section": ("model: {name: a}\ntokens:\n  size: 3\n", ["`tokens`", "old.yaml:2"], ""),
     "both forms": ("model: {name: a}\nbatch_size: 3\n", ["`batch_size`", "old.yaml:2"], "migrate"),
     "not a number": ("optimizer:\n  initial_lr: fast\n", ["old.yaml:2", "`fast`"], ""),
     "one beta": ("optimizer:\n  betas: [0.9]\n", ["old.yaml:2"], ""),
@@ -136,19 +137,20 @@ def test_what_is_wrong_is_told_with_file_and_line(tmp_path: Path, text: str, par
 
 def test_a_migrated_file_is_flat_and_means_the_same(tmp_path: Path) -> None:
     old = old_file(tmp_path, WHOLE)
-    new = old_file(tmp_path, legacy.migrated(old), "new.yaml")
+    new = old_file(tmp_path, migrated(translated(old, SFTConfig)), "new.yaml")
     values: dict[str, Any] = yaml.safe_load(new.read_text())
     assert not any(isinstance(value, dict) for value in values.values())
     assert resolved(new) == (resolved(old)[0], [])
     text = new.read_text()
-    left = [item.entry.name for item in legacy.translate(old).left]
+    left = [item.entry.name for item in translated(old, SFTConfig).left]
     assert len(left) == 9
     assert all(f"#   {name}: " in text for name in left)
     assert all(name in text for name in SPECIFIED)
 
 
 def test_migration_names_what_cannot_be_taken_over(tmp_path: Path) -> None:
-    text = legacy.migrated(old_file(tmp_path, "model: {name: a, tokenizer: b}\nbatch: {output_dir: ./batches}\n"))
+    old = old_file(tmp_path, "model: {name: a, tokenizer: b}\nbatch: {output_dir: ./batches}\n")
+    text = migrated(translated(old, SFTConfig))
     assert "model.tokenizer: b (line 1)" in text
     assert "put the tokenizer's files into the model's folder" in text
     assert "`--data FOLDER`" in text

@@ -11,7 +11,7 @@ import pytest
 
 from chuk_lib.data.generators import MathProblemGenerator
 from chuk_lib.data.generators.rows import FORMATS, to_row
-from chuk_lib.data.workbench.check import KINDS, Checker, Problem
+from chuk_lib.data.workbench.check import KINDS, RowChecker, RowProblem
 from chuk_lib.errors import ConfigError, DataError, ModelError
 from tests.data.conftest import Chuk
 
@@ -19,8 +19,8 @@ U, A, T = ({"role": role, "content": f"words of the {role}"} for role in ("user"
 LONG = "the quick brown fox jumps over the lazy dog and runs into the dark green forest to find some food for itself"
 
 
-def check(path: Path, **options: Any) -> list[Problem]:
-    return list(Checker(**options).problems([(path.name, path, "train")]))
+def check(path: Path, **options: Any) -> list[RowProblem]:
+    return list(RowChecker(**options).problems([(path.name, path, "train")]))
 
 
 def found(path: Path, **options: Any) -> list[tuple[str, int]]:
@@ -132,7 +132,7 @@ def test_leaks_across_splits(tmp_path: Path, rows_file: Callable[..., Path]) -> 
     )
     rows_file({"prompt": LONG.replace("dark", "deep"), "completion": "yes"}, name="test.jsonl")
     sources = [(name, tmp_path, name) for name in ("train", "valid", "test")]
-    checker = Checker(threshold=0.7)
+    checker = RowChecker(threshold=0.7)
     problems = list(checker.problems(sources))
     assert [(problem.kind, Path(problem.file).name, problem.line) for problem in problems] == [
         ("leak", "valid.jsonl", 2), ("leak", "test.jsonl", 1),
@@ -163,7 +163,7 @@ def test_tokens_and_template(
 
 def test_kinds_that_do_not_exist() -> None:
     with pytest.raises(ConfigError, match="unknown kind of problem `dupes`"):
-        Checker(ignore=["dupes"])
+        RowChecker(ignore=["dupes"])
 
 
 def test_the_command(chuk: Chuk, tmp_path: Path, rows_file: Callable[..., Path]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from chuk_lib.data import read_records
 from chuk_lib.data.workbench.chunk import UNITS, chunked, cutter, windows
 from chuk_lib.data.workbench.filter import Conditions, filtered
-from chuk_lib.data.workbench.mix import Part, mixed, parse_part
+from chuk_lib.data.workbench.mix import MixPart, mixed, parse_part
 from chuk_lib.data.workbench.options import parse_pairs, parse_shares
 from chuk_lib.data.workbench.stats import Stats, script_of
 from chuk_lib.errors import ConfigError, DataError
@@ -87,7 +87,7 @@ def test_the_filter_command(chuk: Chuk, rows_file: Callable[..., Path]) -> None:
     assert not (path.parent / "none.jsonl").exists()
 
 
-def drawn(parts: list[Part], **options: Any) -> tuple[list[dict[str, Any]], Counter[str]]:
+def drawn(parts: list[MixPart], **options: Any) -> tuple[list[dict[str, Any]], Counter[str]]:
     counts: Counter[str] = Counter()
     return [record.columns for record in mixed(parts, counts, **options)], counts
 
@@ -101,37 +101,37 @@ def sources(rows_file: Callable[..., Path]) -> list[Path]:
 
 def test_mixing_follows_weights_seed_and_order(sources: list[Path]) -> None:
     a, b = map(str, sources)
-    rows, counts = drawn([Part(a, 3), Part(b, 1)], rows=4000)
+    rows, counts = drawn([MixPart(a, 3), MixPart(b, 1)], rows=4000)
     assert sum(counts.values()) == len(rows) == 4000
     assert 0.72 < counts[a] / 4000 < 0.78
     own = [row["n"] for row in rows if row["text"] == "b"]
     assert own == [n % 20 for n in range(len(own))]
-    assert rows == drawn([Part(a, 3), Part(b, 1)], rows=4000)[0]
-    assert rows != drawn([Part(a, 3), Part(b, 1)], rows=4000, seed=1)[0]
+    assert rows == drawn([MixPart(a, 3), MixPart(b, 1)], rows=4000)[0]
+    assert rows != drawn([MixPart(a, 3), MixPart(b, 1)], rows=4000, seed=1)[0]
 
 
 def test_mixing_ends_with_all_or_the_first_source(sources: list[Path]) -> None:
     a, b = map(str, sources)
-    rows, counts = drawn([Part(a), Part(b)])
+    rows, counts = drawn([MixPart(a), MixPart(b)])
     assert (len(rows), counts) == (80, {a: 60, b: 20})
-    first, _ = drawn([Part(a), Part(b)], stop="first")
+    first, _ = drawn([MixPart(a), MixPart(b)], stop="first")
     assert sum(row["text"] == "b" for row in first) == 20
     assert len(first) < 80
-    assert {row["from"] for row in drawn([Part(a), Part(b)], tag="from")[0]} == {a, b}
-    assert parse_part("a.jsonl=0.5") == Part("a.jsonl", 0.5)
-    assert parse_part("odd=name.jsonl") == Part("odd=name.jsonl")
+    assert {row["from"] for row in drawn([MixPart(a), MixPart(b)], tag="from")[0]} == {a, b}
+    assert parse_part("a.jsonl=0.5") == MixPart("a.jsonl", 0.5)
+    assert parse_part("odd=name.jsonl") == MixPart("odd=name.jsonl")
 
 
 def test_mixtures_that_cannot_be(sources: list[Path], rows_file: Callable[..., Path]) -> None:
     other = rows_file({"prompt": "a", "completion": "b"}, name="c.jsonl")
     with pytest.raises(DataError, match=r"prompt_completion rows, .* text rows"):
-        drawn([Part(str(sources[0])), Part(str(other))])
+        drawn([MixPart(str(sources[0])), MixPart(str(other))])
     with pytest.raises(ConfigError, match="stdin can be read only once"):
-        drawn([Part("-"), Part("-")])
+        drawn([MixPart("-"), MixPart("-")])
     with pytest.raises(ConfigError, match="above 0"):
         parse_part("a.jsonl=-1")
     with pytest.raises(ConfigError, match="unknown stop"):
-        drawn([Part(str(sources[0]))], stop="never")
+        drawn([MixPart(str(sources[0]))], stop="never")
 
 
 def test_the_mix_command(chuk: Chuk, sources: list[Path]) -> None:

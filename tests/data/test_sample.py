@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from chuk_lib.data import read_records
-from chuk_lib.data.workbench.sample import SampleCounts, SampleRules, sampled
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.models import load_model
 from chuk_lib.rewards import load_rewards
+from chuk_lib.training.rejection_sampling import SampleCounts, SampleRules, sampled
 from tests.data.conftest import Chuk
 
 ROWS: list[dict[str, Any]] = [{"prompt": f"{n}+1=", "id": n} for n in range(6)]

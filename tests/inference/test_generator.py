@@ -9,8 +9,9 @@ import pytest
 
 from chuk_lib.errors import ModelError
 from chuk_lib.inference import Completion, SamplingConfig, generate, generate_many, stream
-from chuk_lib.inference.decoding import Decoder, evaluating
+from chuk_lib.inference.decoder.decoder import Decoder
 from chuk_lib.models import load_model
+from chuk_lib.models.randomness import evaluating
 from tests.inference.generation_models import LLAMA, MODELS, PARITY, answers, loaded, prompts
 
 SHORT = SamplingConfig(max_tokens=16)
@@ -70,11 +71,11 @@ def test_a_stream_is_the_completion_in_pieces() -> None:
     assert whole.tokens_per_second > 0
 
 
-def test_logprobs_are_those_of_the_whole_sequence() -> None:
+def test_logprobs_are_those_of_a_forward_pass_at_the_temperature() -> None:
     model, tokenizer = loaded()
     row = generate(model, tokenizer, prompts()[0], SamplingConfig(max_tokens=8, temperature=1.5, seed=1), logprobs=True)
     ids = mx.array([[*prompts()[0], *row.tokens]])
-    logits = model(ids)[0, len(prompts()[0]) - 1 : -1]
+    logits = model(ids)[0, len(prompts()[0]) - 1 : -1] / 1.5
     logps = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     expected = [logps[i, token].item() for i, token in enumerate(row.tokens)]
     assert row.logprobs == pytest.approx(expected, abs=1e-4)
@@ -154,7 +155,7 @@ def test_a_long_prompt_runs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = loaded()
     prompt = [(i * 7) % 300 + 4 for i in range(200)]
     whole = generate(model, tokenizer, prompt, SHORT)
-    monkeypatch.setattr("chuk_lib.inference.decoding.PREFILL_TOKENS", 1)
+    monkeypatch.setattr("chuk_lib.inference.decoder.prefill.PREFILL_TOKENS", 1)
     assert generate(model, tokenizer, prompt, SHORT).tokens == whole.tokens
     assert generate_many(model, tokenizer, [prompt, prompt[:40]], SHORT)[0].tokens == whole.tokens
 
@@ -188,6 +189,7 @@ def test_a_broken_model_is_told() -> None:
 def test_nothing_asked_nothing_written() -> None:
     model, tokenizer = loaded()
     assert generate_many(model, tokenizer, []) == []
-    decoder = Decoder(model, SHORT)
-    assert decoder.step().tokens == []
-    assert len(decoder) == 0
+    with Decoder(model, tokenizer) as decoder:
+        assert decoder.submit([]) == []
+        assert not decoder.busy
+        assert decoder.step().rows == []

@@ -9,12 +9,14 @@ import pytest
 from mlx.utils import tree_map
 
 from chuk_lib.inference import SamplingConfig
-from chuk_lib.inference import rollout_cuda as cuda
-from chuk_lib.inference.rollout_draws import choose_lazily, compiled_choice
-from chuk_lib.inference.rollout_kernels import Group, KernelForward, _turns
-from chuk_lib.inference.rollout_llama import Linear, Norm, read_llama
-from chuk_lib.inference.rollout_plain import PlainStore
-from chuk_lib.inference.rollout_products import low_rank
+from chuk_lib.inference.decoder.cuda import kernels as cuda
+from chuk_lib.inference.decoder.cuda.forward import KernelForward, LayerGroup, _turns
+from chuk_lib.inference.decoder.draws import Group as ChoiceGroup
+from chuk_lib.inference.decoder.draws import choose_lazily, choose_rows_lazily
+from chuk_lib.inference.decoder.llama import Linear, Norm, read_llama
+from chuk_lib.inference.decoder.plain_store import PlainStore
+from chuk_lib.inference.decoder.products import low_rank
+from chuk_lib.inference.decoder.sampling import Settings
 from chuk_lib.models.lora import AdapterSpec, add_adapters
 from tests.inference.tiny_models import tiny
 
@@ -59,7 +61,10 @@ def test_what_the_kernels_take() -> None:
 )
 def test_a_compiled_choice_is_the_lazy_one(config: SamplingConfig) -> None:
     logits, numbers = normal(5, 1000, dtype=mx.float32), mx.array([0.0, 0.2, 0.5, 0.9, 0.999])
-    got, want = compiled_choice(config)(logits, numbers), choose_lazily(logits, config, numbers)
+    got, want = (
+        choose_rows_lazily(logits, [ChoiceGroup(None, Settings.of([config]))], numbers),
+        choose_lazily(logits, config, numbers),
+    )
     assert got[0].tolist() == want[0].tolist()
     np.testing.assert_allclose(np.array(got[1]), np.array(want[1]), atol=1e-5)
 
@@ -116,12 +121,12 @@ def test_a_group_is_its_layers_side_by_side(biased: bool, rank: int) -> None:
     want = plus + mx.concatenate(
         [with_adapter(layer, x) + (0 if layer.bias is None else layer.bias) for layer in layers], axis=1
     )
-    group = Group(layers)
+    group = LayerGroup(layers)
     assert close(group(x) + plus, want, 1e-5)
     group.join()
     assert close(group(x) + plus, want, 1e-5)
     halves = [Linear(la.weight.astype(mx.bfloat16), None, la.adapter) for la in layers]
-    Group(halves).join()  # what is made of bfloat16 layers runs on a GPU only; making it must not fail
+    LayerGroup(halves).join()  # what is made of bfloat16 layers runs on a GPU only; making it must not fail
 
 
 @needs_gpu
@@ -132,7 +137,7 @@ def test_products_with_adapters(rows: int, ranks: tuple[int, ...], joined: bool)
     layers = [adapted(width, 96, rank) for width, rank in zip((64, 32, 16), ranks, strict=True)]
     x, plus = normal(rows, 96), normal(rows, 112)
     norm = Norm(normal(96), 1e-5)
-    group = Group(layers)
+    group = LayerGroup(layers)
     if joined:
         group.join()
     want = mx.concatenate([with_adapter(layer, x) for layer in layers], axis=1)
@@ -141,7 +146,7 @@ def test_products_with_adapters(rows: int, ranks: tuple[int, ...], joined: bool)
     want = mx.concatenate([with_adapter(layer, normed) for layer in layers], axis=1)
     assert close(group(x, norm=norm), want, 1e-2)
     pair = [adapted(64, 96, ranks[0]), adapted(64, 96, ranks[1])]
-    group = Group(pair)
+    group = LayerGroup(pair)
     gate, up = (with_adapter(layer, normed) for layer in pair)
     assert close(group.gated(x, norm), nn.silu(gate) * up, 2e-2)
 

@@ -12,15 +12,18 @@ import pytest
 
 from chuk_lib import parity
 from chuk_lib.errors import ConfigError, ModelError
-from chuk_lib.inference import SamplingConfig, rollout_budget
-from chuk_lib.inference.rollout_budget import Budget, default_token_budget, token_bytes
-from chuk_lib.inference.rollout_cache import LockstepStore, MergedStore, new_store
-from chuk_lib.inference.rollout_draws import Arrival
-from chuk_lib.inference.rollout_engine import ModelEngine, NumpyEngine, new_engine
-from chuk_lib.inference.rollout_llama import read_llama
-from chuk_lib.inference.rollout_plain import PlainStore
-from chuk_lib.inference.rollout_products import may_join
-from chuk_lib.inference.rollouts import Rollout, RolloutRun, rollouts
+from chuk_lib.inference import SamplingConfig
+from chuk_lib.inference.decoder import budget as rollout_budget
+from chuk_lib.inference.decoder.budget import Budget, default_token_budget, token_bytes
+from chuk_lib.inference.decoder.decoder import Decoder
+from chuk_lib.inference.decoder.draws import Arrival
+from chuk_lib.inference.decoder.engine import ModelEngine, NumpyEngine, new_engine
+from chuk_lib.inference.decoder.llama import read_llama
+from chuk_lib.inference.decoder.plain_store import PlainStore
+from chuk_lib.inference.decoder.products import may_join
+from chuk_lib.inference.decoder.rows import Request
+from chuk_lib.inference.decoder.stores import LockstepStore, MergedStore, new_store
+from chuk_lib.inference.rollouts import Rollout, rollouts
 from chuk_lib.models import load_model
 from tests.inference.generation_models import LLAMA, MODELS, PARITY, answers, loaded, prompts
 from tests.inference.tiny_models import FAMILIES, tiny
@@ -115,10 +118,10 @@ def test_a_step_sent_off_ahead_gives_the_same(
         max_tokens=12, temperature=temperature, top_k=30, top_p=0.9, min_p=0.01, repetition_penalty=penalty, seed=3
     )
     want = rollouts(model, tokenizer, MIXED, config, group_size=3)
-    for module in ("rollout_engine", "rollout_forward"):
-        monkeypatch.setattr(f"chuk_lib.inference.{module}.on_cpu", lambda: False)
+    for module in ("engine", "forwards"):
+        monkeypatch.setattr(f"chuk_lib.inference.decoder.{module}.on_cpu", lambda: False)
     for decode, most_runs in (("auto", 8), ("auto", 1), ("plain", 8)):
-        monkeypatch.setattr("chuk_lib.inference.rollout_forward.MOST_RUNS", most_runs)
+        monkeypatch.setattr("chuk_lib.inference.decoder.forwards.MOST_RUNS", most_runs)
         for budget in (None, 200):
             got = rollouts(model, tokenizer, MIXED, config, group_size=3, token_budget=budget, decode=decode)
             assert ids_of(got) == ids_of(want)
@@ -189,7 +192,7 @@ def test_samples_follow_the_filtered_distribution() -> None:
     model, tokenizer = loaded()
     config = SamplingConfig(max_tokens=1, temperature=0.9, top_k=20, top_p=0.9, min_p=0.01, seed=2)
     drawn = [int(r.ids[0]) for r in rollouts(model, tokenizer, [prompts()[0]], config, group_size=3000)]
-    from chuk_lib.inference.sampling import filtered_logps
+    from chuk_lib.inference.decoder.sampling import filtered_logps
 
     expected = np.exp(np.array(filtered_logps(model(mx.array([prompts()[0]]))[:, -1], config)))[0]
     counts = np.bincount(drawn, minlength=len(expected))
@@ -200,23 +203,24 @@ def test_samples_follow_the_filtered_distribution() -> None:
     assert squares.sum() < degrees + 4 * np.sqrt(2 * degrees)
 
 
-def run_of(budget: int, group_size: int = 4) -> RolloutRun:
+def peak_of(budget: int, group_size: int = 4) -> int:
     model, tokenizer = loaded()
-    asked = prompts()
-    run = RolloutRun(model, tokenizer, asked, WARM, range(len(asked)), [12] * len(asked), group_size)
-    run.run(budget)
-    return run
+    with Decoder(model, tokenizer, token_budget=budget) as decoder:
+        decoder.submit([Request(ids, WARM, at, m) for at, ids in enumerate(prompts()) for m in range(group_size)])
+        decoder.run()
+    return decoder.peak_rows
 
 
 def test_the_budget_bounds_the_rows() -> None:
     columns = max(map(len, prompts())) + 12
-    assert run_of(10**9).peak_rows == 4 * len(prompts())
-    assert run_of(5 * columns).peak_rows <= 5 + 4  # shorter prompts leave room for more rows
-    assert run_of(1).peak_rows == 1
-    limits = Budget(100, np.array([40, 10, 10]))
-    assert limits.fits(np.array([0]), [1])
-    assert not limits.fits(np.array([0]), [1, 2])
-    assert limits.fits(np.array([1]), [2])
+    assert peak_of(10**9) == 4 * len(prompts())
+    assert peak_of(5 * columns) <= 5 + 4  # shorter prompts leave room for more rows
+    assert peak_of(1) == 1
+    limits = Budget(100)
+    assert limits.fits(1, 1000)
+    assert limits.fits(2, 50)
+    assert not limits.fits(3, 40)
+    assert not Budget(100, most_rows=2).fits(3, 1)
 
 
 def test_the_default_budget_comes_from_the_model() -> None:
@@ -277,34 +281,35 @@ def test_a_long_prompt_runs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = loaded()
     asked = [[(i * 7) % 300 + 4 for i in range(length)] for length in (200, 90)]
     whole = rollouts(model, tokenizer, asked, WARM, group_size=2)
-    monkeypatch.setattr("chuk_lib.inference.rollout_prefill.PREFILL_TOKENS", 64)
+    monkeypatch.setattr("chuk_lib.inference.decoder.prefill.PREFILL_TOKENS", 64)
     pieces = rollouts(model, tokenizer, asked, WARM, group_size=2)
     assert ids_of(pieces) == ids_of(whole)
     np.testing.assert_allclose(pieces[0].logps, whole[0].logps, atol=1e-5)
 
 
 def test_the_fast_engine_is_taken_where_it_is_right() -> None:
-    assert isinstance(new_engine(loaded()[0], WARM, 64), NumpyEngine)
-    assert isinstance(new_engine(tiny("gpt2"), WARM, 64), ModelEngine)
+    assert isinstance(new_engine(loaded()[0], 12), NumpyEngine)
+    assert isinstance(new_engine(tiny("gpt2"), 12), ModelEngine)
     half, _ = load_model(LLAMA, dtype="bfloat16", local_only=True)
-    assert isinstance(new_engine(half, WARM, 64), ModelEngine)
+    assert isinstance(new_engine(half, 12), ModelEngine)
     unlike, _ = load_model(LLAMA, local_only=True)
     unlike.model.layers[1].self_attn.rope = nn.RoPE(16, base=10.0)
-    assert isinstance(new_engine(unlike, WARM, 64), NumpyEngine)  # every layer's own rotation is read
+    assert isinstance(new_engine(unlike, 12), NumpyEngine)  # every layer's own rotation is read
     unlike.model.layers[1].self_attn.scale *= -1.0
     found = rollouts(unlike, loaded()[1], MIXED, WARM, decode="layers")
     assert largest_error(unlike, MIXED, found, 1.3) < 1e-5
 
 
 def test_rows_that_have_ended_may_stay_while_others_go_on() -> None:
-    engine = new_engine(loaded()[0], SamplingConfig(max_tokens=4, temperature=1.0), 8)
-    engine.admit([Arrival([5, 6, 7], 0, [0], 4)], engine.prefill([[5, 6, 7]]))
+    config = SamplingConfig(max_tokens=4, temperature=1.0)
+    engine = new_engine(loaded()[0], 4)
+    engine.admit([Arrival([5, 6, 7], config, 0, 0, 4)], engine.prefill([[5, 6, 7]]))
     for _ in range(4):
         engine.step()
-    engine.admit([Arrival([5, 6, 7], 1, [0], 4)], engine.prefill([[5, 6, 7]]))
+    engine.admit([Arrival([5, 6, 7], config, 1, 0, 4)], engine.prefill([[5, 6, 7]]))
     late = [engine.step()[0][1] for _ in range(4)]
-    engine = new_engine(loaded()[0], SamplingConfig(max_tokens=4, temperature=1.0), 8)
-    engine.admit([Arrival([5, 6, 7], 1, [0], 4)], engine.prefill([[5, 6, 7]]))
+    engine = new_engine(loaded()[0], 4)
+    engine.admit([Arrival([5, 6, 7], config, 1, 0, 4)], engine.prefill([[5, 6, 7]]))
     assert [engine.step()[0][0] for _ in range(4)] == late
 
 

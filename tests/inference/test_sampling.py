@@ -10,7 +10,8 @@ import pytest
 
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference import SamplingConfig
-from chuk_lib.inference.sampling import choose, filtered_logps, row_keys, token_logps
+from chuk_lib.inference.decoder.draws import choose
+from chuk_lib.inference.decoder.sampling import filtered_logps
 from tests.inference.generation_models import EXPECTED
 
 CASES: dict[str, Any] = EXPECTED["sampling"]["cases"]
@@ -59,7 +60,7 @@ def test_every_option_changes_the_distribution(options: dict[str, Any]) -> None:
 def test_temperature_zero_takes_the_first_of_equals() -> None:
     logits = mx.array([[1.0, 3.0, 3.0, 2.0]])
     assert mx.exp(filtered_logps(logits, SamplingConfig())).tolist() == [[0, 1, 0, 0]]
-    assert choose(logits, SamplingConfig(), None, None).tolist() == [1]
+    assert choose(np.array(logits), SamplingConfig(), np.zeros(1))[0].tolist() == [1]
 
 
 def test_the_likeliest_token_always_stays() -> None:
@@ -72,40 +73,6 @@ def test_the_likeliest_token_always_stays() -> None:
 def test_filters_that_keep_everything_change_nothing() -> None:
     size = LOGITS.shape[-1]
     assert np.array_equal(probabilities(LOGITS, top_k=size + 5, top_p=1.0, min_p=0.0), probabilities(LOGITS))
-
-
-def test_samples_follow_the_distribution() -> None:
-    config = SamplingConfig(temperature=0.8, top_p=0.9)
-    logits = mx.broadcast_to(LOGITS[:1], (4000, LOGITS.shape[-1]))
-    drawn = np.array(choose(logits, config, None, row_keys(0, list(range(4000)))))
-    share = np.bincount(drawn, minlength=LOGITS.shape[-1]) / 4000
-    expected = np.exp(np.array(filtered_logps(LOGITS[:1], config)))[0]
-    assert np.abs(share - expected).max() < 0.03
-    assert not share[expected == 0].any()
-
-
-def test_a_row_draws_the_same_beside_any_rows() -> None:
-    config = SamplingConfig(temperature=1.0)
-    logits = mx.random.normal((6, 50), key=mx.random.key(1))
-    together = choose(logits, config, None, row_keys(7, list(range(6)))).tolist()
-    alone = [choose(logits[i : i + 1], config, None, row_keys(7, [i])).item() for i in range(6)]
-    assert together == alone
-
-
-def test_keys_differ_by_row_and_seed() -> None:
-    keys = [tuple(row) for seed in range(20) for row in row_keys(seed, list(range(20))).tolist()]
-    assert len(set(keys)) == 400
-    mx.random.seed(5)
-    first = row_keys(None, [0]).tolist()
-    assert row_keys(None, [0]).tolist() != first
-    mx.random.seed(5)
-    assert row_keys(None, [0]).tolist() == first
-
-
-def test_token_logps_are_the_model_s_own() -> None:
-    tokens = mx.array([3, 0, 7])
-    expected = np.log(probabilities(LOGITS)[np.arange(3), np.array(tokens)])
-    np.testing.assert_allclose(token_logps(LOGITS, tokens), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

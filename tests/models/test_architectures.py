@@ -20,9 +20,10 @@ from chuk_lib.inference import SamplingConfig
 from chuk_lib.inference.rollouts import rollouts
 from chuk_lib.models import LoRAConfig, create_model, load_model, save_pretrained
 from chuk_lib.models.architectures import why_own
-from chuk_lib.models.architectures.decoder import Decoder
+from chuk_lib.models.architectures.decoder import DecoderModel
 from chuk_lib.models.hf_config import flatten_rope, read_config
 from chuk_lib.models.segments import SegmentCache
+from tests.conftest import RunChuk
 from tests.fixtures.architectures.weights import weight
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "architectures"
@@ -74,7 +75,7 @@ def test_logits_are_those_of_transformers(name: str, logits: dict[str, np.ndarra
     ids, want = mx.array(CASES[name]["ids"]), logits[name]
     kept = len(want)
     np.testing.assert_allclose(np.array(model(ids[None])[0])[-kept:], want, rtol=1e-4, atol=1e-4)
-    if not isinstance(model, Decoder):
+    if not isinstance(model, DecoderModel):
         return
     original = long_context(name)
     if original is None:
@@ -102,10 +103,10 @@ def test_chuk_s_own_equals_mlx_lm_s_where_that_is_right(name: str, folder_of: Ma
     folder = folder_of(name)
     ids = mx.array([CASES[name]["ids"]])
     own, _ = load_model(folder, implementation="chuk")
-    assert isinstance(own, Decoder)
+    assert isinstance(own, DecoderModel)
     why = why_own(flatten_rope(read_config(folder)))
     auto, _ = load_model(folder)
-    assert isinstance(auto, Decoder) == (why is not None)
+    assert isinstance(auto, DecoderModel) == (why is not None)
     if why is None:
         theirs, _ = load_model(folder, implementation="mlx-lm")
         np.testing.assert_allclose(np.array(own(ids)), np.array(theirs(ids)), atol=1e-4)
@@ -162,3 +163,13 @@ def test_an_implementation_that_is_not_there_is_refused(folder_of: Make, tiny_mo
     (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "swiglu"}))
     with pytest.raises(ModelError, match="unknown activation `swiglu`"):
         load_model(folder)
+
+
+def test_commands_run_the_implementation_that_is_asked_for(tiny_model_dir: Path, run_chuk: RunChuk) -> None:
+    done = run_chuk("infer", "--model", tiny_model_dir, "--prompt", "hello", "--implementation", "torch")
+    assert (done.returncode, "`implementation` should be one of" in done.stderr) == (2, True)
+    texts = {
+        run_chuk("infer", "-m", tiny_model_dir, "-p", "hi", "--seed", "1", "--implementation", name, "-q").stdout
+        for name in ("auto", "chuk", "mlx-lm")
+    }
+    assert len(texts) == 1

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 from chuk_lib.data.tokenizers.char import char_tokenizer
 from chuk_lib.data.tokenizers.loader import load_tokenizer
+from chuk_lib.data.workbench.content import texts_of
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.create import create_model
 from chuk_lib.models.presets import PRESETS
@@ -62,7 +63,7 @@ def test_transformers_reads_the_tokenizer_and_loses_nothing(kind: str, tmp_path:
     from transformers import AutoTokenizer
 
     if kind == "trained":
-        folder = create_model("nano", tmp_path / "m", tokenizer_data=words, vocab_size=400)
+        folder = create_model("nano", tmp_path / "m", tokenizer_texts=texts_of(words), vocab_size=400)
     else:
         folder = create_model("nano", tmp_path / "m", tokenizer=kind)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -81,7 +82,7 @@ def test_character_tokenizer_has_one_token_a_character() -> None:
 
 
 def test_trained_tokenizer_merges_words_but_never_digits(tmp_path: Path, words: Path) -> None:
-    folder = create_model("nano", tmp_path / "m", tokenizer_data=words, vocab_size=400)
+    folder = create_model("nano", tmp_path / "m", tokenizer_texts=texts_of(words), vocab_size=400)
     tokenizer = load_tokenizer(folder)
     assert len(tokenizer.encode(" apples")) < len("apples")
     assert len(tokenizer.encode("12345")) == 5
@@ -163,7 +164,7 @@ def test_vocabulary_size_adds_rows_to_a_ready_tokenizer(tmp_path: Path) -> None:
 
 
 def test_tokenizer_of_another_model_is_copied(tmp_path: Path, words: Path) -> None:
-    first = create_model("nano", tmp_path / "a", tokenizer_data=words, vocab_size=350, chat_template="none")
+    first = create_model("nano", tmp_path / "a", tokenizer_texts=texts_of(words), vocab_size=350, chat_template="none")
     second = create_model("micro", tmp_path / "b", tokenizer=first)
     assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
     assert json.loads((second / "config.json").read_text())["eos_token_id"] == 3
@@ -183,7 +184,7 @@ def test_chat_template_can_be_given(tmp_path: Path) -> None:
     [
         ({"preset": "nanno"}, ConfigError, "nanno"),
         ({"vocab_size": 100}, ConfigError, "262"),
-        ({"tokenizer_data": "x.jsonl", "tokenizer": "char"}, ConfigError, "either given or trained"),
+        ({"tokenizer_texts": ["a"], "tokenizer": "char"}, ConfigError, "either given or trained"),
         ({"tokenizer": "no-such-folder"}, ModelError, "no-such-folder"),
         ({"seed": -1}, ConfigError, "-1"),
         ({"context_length": 1}, ConfigError, "context length"),
@@ -200,7 +201,7 @@ def test_wrong_options_are_refused_and_nothing_is_written(
 
 def test_too_small_a_trained_vocabulary_is_refused(tmp_path: Path, words: Path) -> None:
     with pytest.raises(ConfigError, match="256 bytes"):
-        create_model("nano", tmp_path / "m", tokenizer_data=words, vocab_size=200)
+        create_model("nano", tmp_path / "m", tokenizer_texts=texts_of(words), vocab_size=200)
 
 
 def test_a_folder_with_something_in_it_is_replaced_only_on_request(tmp_path: Path) -> None:

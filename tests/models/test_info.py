@@ -329,3 +329,27 @@ def test_info_speaks_in_three_modes(run_chuk: RunChuk, model: Path) -> None:
     assert told["components"]["mlp"] == 18_432
     assert told["rope"]["theta"] == 10_000
     assert len(told["memory"]["assumptions"]) == 4
+
+
+def test_a_part_of_a_model_in_the_cache_is_named_file_by_file(run_chuk: RunChuk, model: Path, tmp_path: Path) -> None:
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_CACHE": str(tmp_path / "home" / "hub")}
+    snapshot = fake_cache(tmp_path / "home", model, "someone/nano")
+    (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    done = run_chuk("model", "download", "someone/nano", env=home)
+    assert done.returncode == 1
+    assert "`someone/nano` is in the cache without model-00002-of-00002.safetensors" in done.stderr
+    assert "offline" in done.stderr
+
+
+def test_a_model_is_packed_as_it_is_fetched(run_chuk: RunChuk, model: Path, tmp_path: Path) -> None:
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_CACHE": str(tmp_path / "home" / "hub")}
+    fake_cache(tmp_path / "home", model, "someone/nano")
+    done = run_chuk("model", "download", "someone/nano", "--quantize", "8", "-o", "packed", "-q", env=home)
+    assert (done.returncode, done.stdout) == (0, "packed\n")
+    quantization = describe_model(tmp_path / "packed").quantization
+    assert quantization is not None
+    assert quantization.bits == 8
+    for words in (["--quantize", "8"], ["--overwrite"], ["--quantize", "8", "-o", "x", "--include", "*.json"]):
+        assert run_chuk("model", "download", "someone/nano", *words, env=home).returncode == 2

@@ -23,6 +23,7 @@ from chuk_lib.models import (
     resolve_targets,
     set_trainable,
 )
+from chuk_lib.models.randomness import evaluating
 from tests.models.parity_models import IDS, LLAMA, PARITY, logits, parameters, shake_adapters, trainable
 
 X = mx.array(np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32))
@@ -264,3 +265,18 @@ def test_fuse_can_quantize_again() -> None:
     fuse(model, requantize=True)
     assert isinstance(model.model.layers[0].self_attn.q_proj, nn.QuantizedLinear)
     assert provenance_of(model).config["quantization"]["bits"] == 4
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_failure_while_evaluating_leaves_the_mode_as_it_was(training: bool) -> None:
+    model = nn.Dropout(0.5)
+    model.train(training)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(model)
+    assert model.training is training
+
+
+def interrupt(model: nn.Module) -> None:
+    with evaluating(model):
+        assert not model.training
+        raise KeyboardInterrupt

@@ -7,11 +7,11 @@ import tomllib
 
 import pytest
 
+from chuk_lib.config.reward_spec import RewardSpec, parse_spec
 from chuk_lib.errors import ConfigError
 from chuk_lib.rewards import load_rewards
 from chuk_lib.rewards.builtin import BUILT_IN, arguments_of, canonical, factory_of
 from chuk_lib.rewards.extras import need
-from chuk_lib.rewards.spec import RewardSpec, parse_spec
 from tests.conftest import ROOT
 
 WRITTEN = {
@@ -66,6 +66,7 @@ def test_names_and_arguments_are_checked_with_a_suggestion() -> None:
         ("think_format:x=3", "no argument `x`", "no arguments"),
         ("length:max=long", "`max` should be a whole number, not `long`", "--list-rewards"),
         ("exact_match:ignore_case=maybe", "should be true or false", "--list-rewards"),
+        ("length:max=1.5", "should be a whole number", "--list-rewards"),
         ("regex", "needs `pattern`", "regex:pattern=…"),
         ("regex:pattern=(", "is no regular expression", "mend the pattern"),
     ):

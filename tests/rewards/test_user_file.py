@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from chuk_lib.errors import ConfigError, DataError, TrainingError
-from chuk_lib.rewards import Completions, RewardSet, load_rewards
+from chuk_lib.rewards import Completions, load_rewards
+from chuk_lib.rewards.types import Logged
 
 FILE = '''
 """Rewards of a user."""
@@ -76,6 +77,14 @@ def positional(completions, /):
 
 def breaks(completions):
     return [1 / len(c) for c in completions]
+
+def tells(completions, log_extra):
+    log_extra("size", [len(c) for c in completions])
+    return [1 / len(c) for c in completions]
+
+def tells_little(completions, log_extra):
+    log_extra("size", [1])
+    return [1.0 for c in completions]
 
 def breaks_alone(completion):
     return 1 / len(completion)
@@ -154,11 +163,12 @@ def test_every_signature(file: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_trl_s_signature_as_it_is(file: Path) -> None:
     rewards = load_rewards([f"{file}:trl=0.5", f"{file}:three_lines"])
-    got = rewards.score(batch())
+    logged = Logged()
+    got = rewards.score(batch(), logged)
     assert got.dtype == np.float32
     assert np.array_equal(got, np.array([[1, 2], [np.nan, 0], [1, 2]], np.float32), equal_nan=True)
-    assert rewards.logged.columns == {"seen": ["a", "x", "ccc"]}
-    assert rewards.logged.metrics == {"calls": 1.0}
+    assert logged.columns == {"seen": ["a", "x", "ccc"]}
+    assert logged.metrics == {"calls": 1.0}
     assert rewards.names == ("trl", "three_lines")
     assert rewards.total(got).tolist() == [2.5, 0.0, 2.5]
     assert rewards.columns == {"answer"}
@@ -234,19 +244,28 @@ def test_a_broken_reward_stops_with_the_completion_that_broke_it(file: Path, nam
 
 
 def test_or_scores_nothing_by_choice(file: Path) -> None:
-    def go_on(name: str) -> tuple[list[float], RewardSet]:
-        rewards = load_rewards([f"{file}:{name}"], on_error="none")
-        return rewards.score(batch(["a", "", "bb"]))[:, 0].tolist(), rewards
+    def go_on(name: str) -> tuple[list[float], Logged]:
+        rewards, logged = load_rewards([f"{file}:{name}"], on_error="none"), Logged()
+        return rewards.score(batch(["a", "", "bb"]), logged)[:, 0].tolist(), logged
 
     cases = {
         "breaks": [1.0, None, 0.5], "breaks_later": [1.0, None, 0.5], "breaks_together": [1.0] * 3,
         "says_nan": [1.0, 1.0, None], "says_text": [1.0, 1.0, None], "one_number": [None] * 3,
     }  # fmt: skip
     for name, want in cases.items():
-        got, rewards = go_on(name)
+        got, logged = go_on(name)
         assert [None if score != score else score for score in got] == want, name
         failures = want.count(None)
-        assert rewards.logged.metrics.get(f"rewards/{name}/failures", 0) == failures
+        assert logged.metrics.get(f"rewards/{name}/failures", 0) == failures
+
+
+def test_what_a_function_says_of_each_completion_stays_with_it(file: Path) -> None:
+    logged = Logged()
+    scores = load_rewards([f"{file}:tells"], on_error="none").score(batch(["a", "", "bb"]), logged)
+    assert np.isnan(scores[:, 0]).tolist() == [False, True, False]
+    assert logged.columns == {"size": [1, 0, 2]}
+    with pytest.raises(TrainingError, match="`log_extra` 1 values of `size` for 3 completions"):
+        load_rewards([f"{file}:tells_little"]).score(batch())
 
 
 WRONG_FILES = {

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from chuk_cli.dashboard.board import Board
-from chuk_lib.events import Event, read_events
-from chuk_lib.runs.log import Follower, parse, read_log
+from chuk_lib.events import Event, parse, read_events
+from chuk_lib.runs.log import Follower, read_log
 from chuk_lib.runs.record import read_run
 from chuk_lib.runs.summary import summarize
 from tests.runs.conftest import WriteRun, finished, started, step
@@ -125,3 +125,39 @@ def test_a_light_reading_skims_all_steps_but_the_last(write_run: WriteRun) -> No
     assert [event.step for event in light.events] == [event.step for event in whole.events]
     assert (light.seconds, light.events[-1].data) == (whole.seconds, whole.events[-1].data)
     assert not any(event.data for event in light.events[1:-1])
+
+
+def evaluated(number: int, time: float, **data: object) -> Event:
+    """An evaluation."""
+    return Event("eval", number, dict(data), time)
+
+
+@pytest.mark.parametrize(
+    ("events", "best"),
+    [
+        ([evaluated(1, 2, eval_loss=2.0), evaluated(2, 3, eval_loss=1.5), evaluated(3, 4, eval_loss=1.7)], (2, 1.5)),
+        # the run said with its threshold that 1.49 is no better than 1.5
+        ([evaluated(1, 2, eval_loss=1.5, best=True), evaluated(2, 3, eval_loss=1.49, best=False)], (1, 1.5)),
+        ([evaluated(1, 2, eval_loss=9.0, eval_reward=0.1), evaluated(2, 3, eval_loss=1.0, eval_reward=0.0)], (1, 0.1)),
+        ([evaluated(1, 2, eval_loss="nan"), evaluated(2, 3, eval_loss=4.0)], (2, 4.0)),
+        # went back to step 1: what came after it was never kept
+        ([evaluated(1, 2, eval_loss=2.0), evaluated(3, 3, eval_loss=0.5), started(5, 1)], (1, 2.0)),
+    ],
+)
+def test_screens_and_summaries_name_the_same_best(
+    write_run: WriteRun, events: list[Event], best: tuple[int, float]
+) -> None:
+    run = write_run("evaluated", [started(1), *events])
+    found, board = summarize(run), Board()
+    for event in [started(1), *events]:
+        board.see(event)
+    assert (found.best_step, found.best) == board.best_eval == best
+
+
+def test_both_readers_drop_what_a_resume_went_back_before(write_run: WriteRun) -> None:
+    events = [started(1), step(2, 2), step(5, 3), started(4, 3), step(4, 5), started(6, 1), step(2, 7), step(3, 8)]
+    path = write_run("twice", events) / "events.jsonl"
+    assert [(event.kind, event.step) for event in read_events(path)] == [
+        ("started", 0), ("started", 3), ("started", 1), ("step", 2), ("step", 3),
+    ]  # fmt: skip
+    assert read_log(path).events == read_events(path)

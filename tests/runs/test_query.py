@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from chuk_lib.config.settings import spellings
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.runs.find import find_run, list_runs, newest_run
 from chuk_lib.runs.query import arrange, select
 from chuk_lib.runs.summary import summarize
+from chuk_lib.training.config import TrainerConfig
 from tests.runs.conftest import WriteRun, finished, started, step
+
+NAMES = spellings(TrainerConfig)
 
 
 @pytest.fixture
@@ -33,11 +37,11 @@ def three(write_run: WriteRun) -> list:
     ],
 )  # fmt: skip
 def test_conditions(three: list, condition: str, names: str) -> None:
-    assert "".join(run.name for run in select(three, [condition])) == names
+    assert "".join(run.name for run in select(three, [condition], NAMES)) == names
 
 
 def test_conditions_add_up(three: list) -> None:
-    assert [run.name for run in select(three, ["use_lora=true", "status=killed"])] == ["c"]
+    assert [run.name for run in select(three, ["use_lora=true", "status=killed"], NAMES)] == ["c"]
 
 
 @pytest.mark.parametrize(
@@ -46,12 +50,12 @@ def test_conditions_add_up(three: list) -> None:
 )
 def test_wrong_conditions(three: list, condition: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        select(three, [condition])
+        select(three, [condition], NAMES)
 
 
 def test_a_wrong_key_is_answered_with_the_nearest(three: list) -> None:
     with pytest.raises(ConfigError) as error:
-        arrange(three, "los")
+        arrange(three, "los", NAMES)
     assert error.value.hint == "did you mean `loss`?"
 
 
@@ -59,7 +63,7 @@ def test_a_wrong_key_is_answered_with_the_nearest(three: list) -> None:
     ("key", "names"), [("loss", "abc"), ("-step", "abc"), ("name", "abc"), ("-began", "cba"), ("learning_rate", "bac")]
 )
 def test_order(three: list, key: str, names: str) -> None:
-    assert "".join(run.name for run in arrange(three, key)) == names
+    assert "".join(run.name for run in arrange(three, key, NAMES)) == names
 
 
 def test_a_run_is_found_by_path_name_and_beginning(write_run: WriteRun, tmp_path: Path, monkeypatch) -> None:

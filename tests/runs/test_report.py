@@ -16,7 +16,7 @@ import pytest
 from chuk_cli.runs.report import asset, tiles, to_html, to_script_json
 from chuk_cli.runs.report_charts import MOST_POINTS, charts_of, thinned
 from chuk_lib.events import Event
-from chuk_lib.runs.record import Run, read_run
+from chuk_lib.runs.record import RunRecord, read_run
 from chuk_lib.training.jobs import train
 from chuk_lib.training.online.grpo_config import GRPOConfig
 from tests.conftest import RunChuk
@@ -143,7 +143,7 @@ def test_a_browser_draws_the_curves(runs: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def rollouts(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def rollouts(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
     """A short run of GRPO with two rewards."""
     folder = tmp_path_factory.mktemp("rollouts")
     rows = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(12)]
@@ -156,7 +156,7 @@ def rollouts(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return read_run(folder / "run")
 
 
-def test_charts_of_rewards_have_words_groups_and_a_colour_a_line(rollouts: Run) -> None:
+def test_charts_of_rewards_have_words_groups_and_a_colour_a_line(rollouts: RunRecord) -> None:
     charts = charts_of(rollouts)
     assert charts[0]["title"] == "Reward"
     groups = [chart["group"] for chart in charts]
@@ -171,12 +171,12 @@ def test_charts_of_rewards_have_words_groups_and_a_colour_a_line(rollouts: Run) 
     assert max(len(chart["lines"]) for chart in charts) <= palette[1].count('"') / 2
 
 
-def test_the_first_figure_of_a_run_with_rewards_is_the_reward(rollouts: Run, runs: Path) -> None:
+def test_the_first_figure_of_a_run_with_rewards_is_the_reward(rollouts: RunRecord, runs: Path) -> None:
     assert tiles(rollouts)[0][0] == "Reward"
     assert tiles(read_run(runs / "first"))[0][0] == "Loss"
 
 
-def test_completions_are_of_several_prompts_and_say_what_was_wanted(rollouts: Run) -> None:
+def test_completions_are_of_several_prompts_and_say_what_was_wanted(rollouts: RunRecord) -> None:
     assert len({row["prompt"] for row in rollouts.completions}) > 1
     page = to_html(rollouts)
     for column in ("reward", "exact_match", "prompt", "wanted", "written"):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from chuk_lib.runtime import fast_math
-from chuk_lib.runtime.cpu_attention import Attention
+from chuk_lib.runtime.cpu_attention import CPUAttention
 
 ROWS, QUERY_HEADS, KEY_HEADS, LENGTH, WIDTH = 2, 4, 2, 96, 24
 
@@ -68,14 +68,14 @@ def test_attention_and_its_three_gradients(kind, block, monkeypatch):
 def test_a_query_that_sees_nothing_gives_numbers():
     nothing = np.zeros((1, 1, 4, 4), bool)
     inputs = np.ones((1, 1, 4, 8), np.float32)
-    output, totals = Attention(1.0, nothing).forward(inputs, inputs, inputs)
+    output, totals = CPUAttention(1.0, nothing).forward(inputs, inputs, inputs)
     assert np.isfinite(output).all()
     assert np.isfinite(totals).all()
 
 
 def test_huge_scores_give_the_same_weights_backwards_as_forwards():
     inputs = np.random.default_rng(0).normal(size=(1, 1, 16, 8)).astype(np.float32) * 3e4
-    call = Attention(1.0, "causal")
+    call = CPUAttention(1.0, "causal")
     output, totals = call.forward(inputs, inputs, inputs)
     for gradient in call.backward(inputs, inputs, inputs, output, totals, np.ones_like(inputs)):
         assert np.isfinite(gradient).all()

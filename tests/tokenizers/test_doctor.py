@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from chuk_lib.data.tokenizer_doctor.examine import Finding, examine, problems
+from chuk_lib.data.tokenizer_doctor.mend import mend
 from chuk_lib.data.tokenizers import bounded, fingerprint, load_tokenizer
-from chuk_lib.data.tokenizers.doctor import Finding, examine, problems
 from chuk_lib.data.tokenizers.legacy import read_legacy
-from chuk_lib.data.tokenizers.mend import mend
 from chuk_lib.errors import ConfigError
 from tests.tokenizers.conftest import TEMPLATES
 

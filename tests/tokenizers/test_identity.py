@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from chuk_lib.data.tokenizers import fingerprint, load_tokenizer, save_tokenizer, template_fingerprint
+from chuk_lib.data.tokenizers import fingerprint, load_tokenizer, protocol, save_tokenizer, template_fingerprint
 
 
 @pytest.fixture
@@ -96,3 +96,19 @@ def test_tokenizers_of_pure_python_have_one_too() -> None:
 
     assert fingerprint(Words("a", "b")) == fingerprint(Words("a", "b"))
     assert fingerprint(Words("a", "b")) != fingerprint(Words("b", "a"))
+
+
+def test_both_kinds_of_tokenizers_have_what_the_protocol_names(tiny_model_dir: Path) -> None:
+    wrapped = load_tokenizer(tiny_model_dir)
+    plain = protocol.unwrap(wrapped)
+    assert protocol.unwrap(plain) is plain is not wrapped
+    names = {
+        *protocol.Tokenizer.__annotations__,
+        *(name for name in vars(protocol.Tokenizer) if not name.startswith("_")),
+    }
+    assert {"decode", "encode", "eos_token_id", "get_vocab"} <= names
+    for tokenizer in (wrapped, plain):
+        assert not [name for name in names if not hasattr(tokenizer, name)]
+    assert wrapped.decode(wrapped.encode("ab")) == plain.decode(plain.encode("ab")) == "ab"
+    assert fingerprint(wrapped) == fingerprint(plain)
+    assert template_fingerprint(wrapped) == template_fingerprint(plain) is not None

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from chuk_lib.data.tokenizer_doctor.examine import TEXTS, examine, problems
 from chuk_lib.data.tokenizers import fingerprint, load_tokenizer
-from chuk_lib.data.tokenizers.doctor import TEXTS, examine, problems
 from chuk_lib.data.tokenizers.folder import check_target, choose_template, tokenizer_files, write_folder
 from chuk_lib.data.tokenizers.ready import READY
-from chuk_lib.data.tokenizers.train import KINDS, texts_of, train_tokenizer
+from chuk_lib.data.tokenizers.train import KINDS, train_tokenizer
+from chuk_lib.data.workbench.content import texts_of
 from chuk_lib.errors import ConfigError, DataError, ModelError
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box with jugs of milk"

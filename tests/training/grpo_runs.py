@@ -69,10 +69,10 @@ def train(folder, model, name="run", **changes):
     return train_job("grpo", make_config(folder, model, name, **changes))
 
 
-def algorithm_of(config, sample=None, few_shapes=False):
+def algorithm_of(config, player=None, few_shapes=False):
     """Trainer and algorithm on a freshly loaded model, ready for `updates`."""
     model, tokenizer = load_model(config.model, config.lora, dtype="float32", seed=config.seed)
-    trainer = GRPOTrainer(model, tokenizer, config, sample=sample)
+    trainer = GRPOTrainer(model, tokenizer, config, player=player)
     dataset = PromptDataset(config.data, tokenizer, max_prompt_length=config.max_prompt_length)
     trainer.config = trainer.complete(prepare_model(model, config), dataset)
     algorithm = trainer.make_algorithm(dataset, trainer.plan(dataset))

@@ -12,7 +12,7 @@ from chuk_lib.runs.log import Log
 from chuk_lib.runs.summary import best_eval
 from chuk_lib.training.algorithm import Algorithm, Loss, Update
 from chuk_lib.training.config import SFTConfig
-from chuk_lib.training.engine import Hooks, Plan, Progress, Updater, fit
+from chuk_lib.training.engine import Cadence, Hooks, Progress, Updater, fit
 from chuk_lib.training.optimizers import build_optimizer
 from chuk_lib.training.schedulers import Schedule
 
@@ -67,7 +67,7 @@ def test_an_update_that_weighs_something_else_than_its_losses_is_refused_before_
 def evaluated(values, patience=None, greater=True):
     """How a run of as many steps ends whose evaluations give `values`, and its events."""
     toy, events, progress = Toy(), [], Progress()
-    plan = Plan(
+    plan = Cadence(
         len(values), 0, Schedule(), eval_interval=1, patience=patience, watched="eval_reward", greater_is_better=greater
     )
     hooks = Hooks(events.append, lambda progress, best: None, lambda step: {"eval_reward": values[step - 1]})
@@ -95,7 +95,7 @@ def test_patience_waits_for_a_number_and_loses_itself_over_what_is_none():
 def test_a_run_that_is_over_leaves_its_model_in_evaluation_mode():
     toy = Toy()
     toy.model.train()
-    plan = Plan(5, 0, Schedule(), patience=1)
+    plan = Cadence(5, 0, Schedule(), patience=1)
     hooks = Hooks(lambda event: None, lambda progress, best: None)
     assert fit(toy, build_optimizer(SFTConfig(), toy.model), plan, Progress(step=3, stale=1), hooks) == "early_stopping"
     assert not toy.model.training

@@ -74,3 +74,15 @@ def test_whitening_is_over_what_the_mask_keeps():
 @pytest.mark.parametrize(("mask", "want"), [([[1, 0]], [[0.0, 0.0]]), ([[0, 0]], [[0.0, 0.0]])])
 def test_whitening_one_value_or_none(mask, want):
     np.testing.assert_array_equal(whiten(np.array([[3.0, 4.0]]), np.array(mask)), want)
+
+
+def test_a_hole_in_a_row_is_as_if_it_were_not_there():
+    rewards, values = noise(2, 6), noise(2, 6, seed=1)
+    mask = np.array([[1, 0, 0, 1, 1, 1], [1, 1, 0, 1, 0, 0]])
+    got = gae(rewards, values, gamma=0.9, lam=0.8, mask=mask)
+    for row, kept in enumerate(mask > 0):
+        alone = gae(rewards[row : row + 1, kept], values[row : row + 1, kept], gamma=0.9, lam=0.8)
+        np.testing.assert_array_equal(got.advantages[row, kept], alone.advantages[0])
+        np.testing.assert_array_equal(got.returns[row, kept], alone.returns[0])
+        assert not got.advantages[row, ~kept].any()
+        assert not got.returns[row, ~kept].any()

@@ -3,14 +3,19 @@ leaves behind."""
 
 import json
 import math
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from chuk_lib import parity
+from chuk_lib.data.prompt_dataset import PromptRow
+from chuk_lib.data.types import Source
 from chuk_lib.errors import TrainingError
 from chuk_lib.events import read_events
+from chuk_lib.models import load_model
+from chuk_lib.models.heads import output_head
 from chuk_lib.training import SFTConfig, train_sft
 from chuk_lib.training import train as train_job
 from chuk_lib.training.checkpoints import list_checkpoints
@@ -22,10 +27,12 @@ from chuk_lib.training.losses.policy_gradient import (
 )
 from chuk_lib.training.losses.policy_kinds import LOSSES
 from chuk_lib.training.losses.sums import Per
-from chuk_lib.training.online.grpo_batches import Extra, TrainingRows, make_update, split_rows
+from chuk_lib.training.online.episode import Episode, GroupPrompt
+from chuk_lib.training.online.grpo_batches import Extra, make_update, split_rows
 from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.utils.completion_log_probs import Shapes
 from chuk_lib.training.utils.high_entropy import high_entropy_mask
+from chuk_lib.training.utils.log_probs import completion_arrays, completion_stats
 from tests.conftest import ROOT
 from tests.training.conftest import weights_of, write_rows
 from tests.training.grpo_runs import algorithm_of, learn, make_config, prompt_rows, train
@@ -134,16 +141,20 @@ def test_compiled_steps_of_few_shapes_do_the_same(tiny_model_dir, tmp_path, chan
         np.testing.assert_allclose(plain[name], compiled[name], atol=5e-6, err_msg=name)
 
 
-def rollout(advantages, lengths=(3, 5, 2, 4)):
+def episodes(advantages, lengths=(3, 5, 2, 4)):
     noise = np.random.default_rng(0)
-    ids = [noise.integers(0, 50, size) for size in lengths]
-    return TrainingRows([[1, 2]] * 4, ids, [np.ones(size, np.float32) for size in lengths],
-                   np.array(advantages, np.float32)[:, None])  # fmt: skip
+    prompt = GroupPrompt(0, 0, PromptRow("", [1, 2], {}, Source("", 0)))
+    made = [
+        Episode(prompt, 0, noise.integers(0, 50, size), np.ones(size), np.full(size, np.nan), (), "eos")
+        for size in lengths
+    ]
+    worth = [np.array([value], np.float32) for value in advantages]
+    return [replace(one, advantages=value) for one, value in zip(made, worth, strict=True)]
 
 
 def test_rows_that_cannot_matter_are_not_run_but_counted():
     made = lambda given, every: make_update(  # noqa: E731
-        rollout(given), range(4), GRPOConfig(loss_type="bnpo", beta=0.1 * every), Shapes(2), EXTRA
+        episodes(given), range(4), GRPOConfig(loss_type="bnpo", beta=0.1 * every), Shapes(2), EXTRA
     )
     update = made([1, 0, -1, 0], False)
     assert [batch["input_ids"].shape[0] for batch in update.micro_batches] == [2]
@@ -155,7 +166,7 @@ def test_rows_that_cannot_matter_are_not_run_but_counted():
 
 def test_few_shapes_fill_the_last_micro_batch_up():
     update = make_update(
-        rollout([1, 0, 0, 0]), range(4), GRPOConfig(), Shapes(2, multiple=16, few=True), EXTRA
+        episodes([1, 0, 0, 0]), range(4), GRPOConfig(), Shapes(2, multiple=16, few=True), EXTRA
     )  # fmt: skip
     assert [batch["input_ids"].shape for batch in update.micro_batches] == [(2, 16)]
 
@@ -287,3 +298,37 @@ def test_it_learns(tiny_model_dir, tmp_path):
     before, after = np.mean(reward[:3]), np.mean(reward[-5:])
     assert 0.15 < before < 0.55, json.dumps(reward)
     assert after > before + 0.25, json.dumps(reward)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_tokens_that_the_model_did_not_write_are_context_only(tiny_model_dir, kind):
+    """An answer with a tool's words in between: nothing on them is learned, what follows them is, and the loss is that
+    of the written tokens' log-probs in the whole text."""
+    model, _ = load_model(tiny_model_dir, dtype="float32")
+    head, config = output_head(model), GRPOConfig(loss_type=kind, beta=0.1)
+    prompts, answers = [[5, 6, 7], [8, 9]], [[20, 21, 30, 31, 22], [23, 24, 25]]
+    masks = [[1, 1, 0, 0, 1], [1, 1, 1]]
+    advantages = mx.array([[1.0], [-0.5]])
+
+    def stats_of(answers, masks=None):
+        return completion_stats(head, model, completion_arrays(prompts, answers, masks=masks))
+
+    def loss_of(logps, mask):
+        old = mx.stop_gradient(logps) - 0.1 * mask
+        given = PolicyBatch(logps, mx.zeros_like(logps), mask, advantages, old, old - 0.2 * mask)
+        return policy_loss(config, given).total
+
+    arrays = completion_arrays(prompts, answers, masks=masks)
+    mask, holed, whole = arrays["mask"], stats_of(answers, masks), stats_of(answers)
+    assert len(arrays["targets"]) == 6
+    assert not np.array(holed.logps)[0, 2:4].any()
+    np.testing.assert_allclose(holed.logps, whole.logps * mask, atol=1e-6)
+    gradient = np.array(mx.grad(loss_of)(whole.logps, mask))
+    assert not gradient[0, 2:4].any()
+    assert gradient[np.array(mask) > 0].all()
+    written = mx.stack([mx.concatenate([whole.logps[0, :2], whole.logps[0, 4:]]), whole.logps[1, :3]])
+    packed = loss_of(written, mx.ones_like(written)).item()  # only what was written, side by side
+    assert loss_of(whole.logps, mask).item() == pytest.approx(packed, rel=1e-5)
+    other = stats_of([[20, 21, 40, 41, 22], [23, 24, 25]], masks).logps  # the tool says something else
+    np.testing.assert_allclose(other[0, :4], holed.logps[0, :4], atol=1e-6)
+    assert abs((other - holed.logps)[0, 4].item()) > 1e-4

@@ -1,5 +1,7 @@
 """Which prompts a step takes, what is sampled for them, and what is told about it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,10 +9,10 @@ from chuk_lib.data.prompt_dataset import PromptDataset
 from chuk_lib.models import load_model
 from chuk_lib.rewards import load_rewards
 from chuk_lib.rewards.columns import TO_FIND
-from chuk_lib.training.online.collect import Collector, ModelSampler, PromptPlan, sampling_seed
+from chuk_lib.training.online.collect import Collector, PromptPlan, sampling_seed
 from chuk_lib.training.online.config import OnlineConfig
-from chuk_lib.training.online.evaluation import RewardEvaluator
-from chuk_lib.training.online.report import completion_metrics, completion_rows
+from chuk_lib.training.online.episode import OneTurn
+from chuk_lib.training.online.report import RewardEvaluator, completion_metrics, completion_rows
 from tests.training.grpo_runs import prompt_rows
 
 
@@ -22,7 +24,7 @@ def even(completion_ids, **kwargs):
 def collector(tiny_model_dir):
     model, tokenizer = load_model(tiny_model_dir, dtype="float32")
     dataset = PromptDataset(prompt_rows(6), tokenizer)
-    return Collector(dataset, load_rewards([even]), ModelSampler(model, tokenizer))
+    return Collector(dataset, load_rewards([even]), OneTurn(model, tokenizer))
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -54,7 +56,7 @@ def test_spare_prompts_are_those_that_the_step_does_not_use():
 
 def sampled(collector, rows, seed=1, group=2):
     config = OnlineConfig(max_completion_length=6).sampling(seed)
-    return [one.text for one in collector(0, rows, config, group).rollouts]
+    return [one.text for one in collector(0, rows, config, group).episodes]
 
 
 def test_what_a_prompt_gets_depends_on_its_row_and_the_seed_only(collector):
@@ -69,23 +71,29 @@ def test_a_prompt_that_comes_twice_gets_other_completions(collector):
     assert first != second
 
 
-def test_experience_is_prompt_major_and_scored(collector):
+def test_episodes_are_prompt_major_and_scored(collector):
     found = collector(0, [4, 1], OnlineConfig(max_completion_length=6).sampling(0), 3)
-    assert found.rows == [4, 4, 4, 1, 1, 1]
+    assert [(one.prompt.row, one.member) for one in found.episodes] == [
+        (4, 0), (4, 1), (4, 2), (1, 0), (1, 1), (1, 2)
+    ]  # fmt: skip
     assert found.scores.shape == (6, 1)
-    want = [np.mean(np.asarray(one.ids) % 2 == 0) for one in found.rollouts]
+    want = [np.mean(np.asarray(one.ids) % 2 == 0) for one in found.episodes]
     np.testing.assert_allclose(found.scores[:, 0], want, rtol=1e-6)
-    assert found.tokens == sum(len(row) for row in found.prompts) + found.lengths.sum()
-    both = found + found.only([5, 0])
-    assert (both.rows, len(both)) == ([4, 4, 4, 1, 1, 1, 1, 4], 8)
+    assert [len(one) for one in found.episodes] == [len(one.prompt.asked) + len(one.ids) for one in found.episodes]
+    fresh = collector(0, [2], OnlineConfig(max_completion_length=6).sampling(0), 3)
+    found.give_way([0], fresh, 3)
+    assert [one.prompt.row for one in found.learned] == [2, 2, 2, 1, 1, 1]
+    assert len(found.episodes) == 9
 
 
 def test_lines_of_completions(collector):
     found = collector(0, [4], OnlineConfig(max_completion_length=6).sampling(0), 2)
-    lines = completion_rows(found, ("even",), np.array([0.5, np.nan]), np.array([1.0, -1.0]))
+    worth = [replace(one, advantage=value) for one, value in zip(found.episodes, (1.0, -1.0), strict=True)]
+    lines = completion_rows(worth, ("even",), np.array([0.5, np.nan]))
     assert list(lines[0]) == [
         "prompt", "completion", "reward", "rewards", "wanted", "advantage", "tokens", "finish_reason", "row"
     ]  # fmt: skip
+    assert [line["advantage"] for line in lines] == [1.0, -1.0]
     assert lines[0]["wanted"] == str(next(iter(collector.dataset[4].columns[name] for name in TO_FIND
                                                if name in collector.dataset[4].columns)))  # fmt: skip
     assert (lines[0]["prompt"], lines[0]["row"], lines[1]["reward"]) == (collector.dataset[4].text, 5, None)

@@ -10,6 +10,8 @@ from chuk_lib.config.settings import settings_of
 from chuk_lib.errors import ConfigError
 from chuk_lib.events import read_events
 from chuk_lib.models import create_model, load_model
+from chuk_lib.models.quantize_model import QuantizeConfig, quantize_model
+from chuk_lib.models.quantizing import Packing
 from chuk_lib.models.recompute import is_checkpointed
 from chuk_lib.training import SFTConfig, train_sft
 from chuk_lib.training.checkpoints import list_checkpoints
@@ -54,6 +56,7 @@ CHANGES_WEIGHTS = {
     "num_layers": ({}, {"num_layers": 1}),
     "num_layers lora": (LORA, {"num_layers": 1}),
     "dtype": ({}, {"dtype": "bfloat16"}),
+    "load_in_4bit": (LORA, {"load_in_4bit": True}),
     "max_length": ({}, {"max_length": 12}),
     "completion_only_loss": ({}, {"completion_only_loss": False}),
     "packing": ({"max_length": 64}, {"packing": True}),
@@ -73,6 +76,26 @@ def test_the_setting_changes_what_is_learned(train, shared, change):
     assert not same_names or any(
         before[name].shape != after[name].shape or not np.array_equal(before[name], after[name]) for name in before
     )
+
+
+def test_implementation(tiny_model_dir):
+    from chuk_lib.models.architectures.decoder import Decoder
+    from chuk_lib.training.loading import load_policy
+
+    for name, is_own in (("auto", False), ("mlx-lm", False), ("chuk", True)):
+        model, _ = load_policy(SFTConfig(model=str(tiny_model_dir), implementation=name))
+        assert isinstance(model, Decoder) == is_own
+
+
+def test_four_bits_are_for_adapters_and_stay_with_them(train, tiny_model_dir):
+    with pytest.raises(ConfigError, match="`load_in_4bit` does nothing without use_lora"):
+        train(load_in_4bit=True)
+    run = train("packed", use_lora=True, load_in_4bit=True).run_dir
+    model, _ = load_model(run)
+    assert "scales" in model.model.layers[0].mlp.up_proj
+    made = quantize_model(tiny_model_dir, run.parent / "four", QuantizeConfig(Packing(4, 32)))
+    with pytest.raises(ConfigError, match="quantized already"):
+        train("twice", model=str(made.folder), use_lora=True, load_in_4bit=True)
 
 
 def steps_logged(run):
@@ -197,6 +220,7 @@ ELSEWHERE = {
     "log_interval", "eval_steps", "eval_batch_size", "checkpoint_interval", "keep_checkpoints",
     "early_stopping_patience", "early_stopping_threshold", "assistant_only_loss", "pad_to_multiple_of", "format",
     "text_field",
+    "implementation",
     "report_to",  # event files, databases: tests/runs/test_sinks.py
     "revision",  # a hub branch: tests/models/test_loader.py, with a cache made by hand
 }  # fmt: skip

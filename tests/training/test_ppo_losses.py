@@ -8,8 +8,17 @@ import pytest
 
 from chuk_lib import parity
 from chuk_lib.errors import ConfigError
-from chuk_lib.training.losses.ppo import PPOOptions, penalised_scores, ppo_loss, score_positions, token_kl, up_to
-from chuk_lib.training.online.ppo_experience import RewardOptions, Sampled, learn_from
+from chuk_lib.training.losses.ppo import (
+    PPOOptions,
+    RewardOptions,
+    Sampled,
+    learn_from,
+    penalised_scores,
+    ppo_loss,
+    score_positions,
+    token_kl,
+    value_steps,
+)
 from tests.conftest import ROOT
 
 FIXTURES = Path(ROOT) / "tests" / "fixtures" / "parity"
@@ -21,10 +30,15 @@ def test_rollouts_updates_and_whitening_are_trl_s():
     assert [check.name for check in checks if not check.passed] == []
 
 
+def written(lengths, width):
+    """Masks of completions that the model wrote alone."""
+    return (np.arange(width)[None] < np.array(lengths)[:, None]).astype(np.float32)
+
+
 def batch(rows=6, width=8, seed=0):
     """Arrays of a mini-batch that differs from its old policy and values."""
     noise = np.random.default_rng(seed)
-    mask = up_to(noise.integers(0, width, rows), width)
+    mask = written(noise.integers(0, width, rows) + 1, width)
     value_mask = np.pad(mask, ((0, 0), (1, 0)), constant_values=1.0)
     draw = lambda *shape: noise.normal(size=shape).astype(np.float32)  # noqa: E731
     given = {
@@ -81,12 +95,17 @@ def sampled(lengths, width=6, values_wider=1, seed=0):
     draw = lambda *shape: noise.normal(size=shape).astype(np.float32)  # noqa: E731
     ended = np.array([length < width for length in lengths])
     return Sampled(
-        draw(rows, width), draw(rows, width), draw(rows, width + values_wider), draw(rows), np.array(lengths), ended
+        draw(rows, width),
+        draw(rows, width),
+        draw(rows, width + values_wider),
+        draw(rows),
+        written(lengths, width),
+        ended,
     )
 
 
 def test_the_score_stands_behind_an_ended_completion_and_on_the_last_token_of_a_full_one():
-    assert score_positions(np.array([3, 6]), limit=6).tolist() == [3, 5]
+    assert score_positions(written([3, 6], 6), limit=6).tolist() == [3, 5]
     found = learn_from(sampled([3, 6]), 6, RewardOptions(kl_coef=0.0))
     scores = sampled([3, 6]).scores
     assert found.rewards[0].tolist() == [0, 0, 0, pytest.approx(scores[0]), 0, 0, 0]
@@ -98,11 +117,29 @@ def test_a_completion_s_experience_does_not_depend_on_how_wide_its_batch_is():
     short = sampled([3, 2], width=4)
     widened = Sampled(
         *(np.pad(part, ((0, 0), (0, 5)), constant_values=9.0) for part in (short.logps, short.ref_logps, short.values)),
-        short.scores, short.lengths, short.ended,
+        short.scores, written([3, 2], 9), short.ended,
     )  # fmt: skip
     one, other = learn_from(short, 8, RewardOptions()), learn_from(widened, 8, RewardOptions())
     np.testing.assert_allclose(one.advantages, other.advantages[:, :4], atol=1e-6)
     np.testing.assert_allclose(one.returns, other.returns[:, :5], atol=1e-6)
+
+
+def test_what_a_tool_wrote_is_no_step_of_an_episode():
+    """The numbers of an episode with a tool's words in between are those of the model's words side by side."""
+    alone, places = sampled([4], width=4), [0, 1, 4, 6]
+    wide = [np.full((1, 8), np.nan, np.float32), np.full((1, 8), np.nan, np.float32), np.full((1, 9), 99, np.float32)]
+    for part, of in zip(wide, (alone.logps, alone.ref_logps, alone.values), strict=True):
+        part[0, [*places, 7][: of.shape[1]]] = of
+    mask = np.zeros((1, 8), np.float32)
+    mask[0, places] = 1
+    one = learn_from(alone, 8, RewardOptions(whiten_rewards=True))
+    other = learn_from(Sampled(*wide, alone.scores, mask, alone.ended), 8, RewardOptions(whiten_rewards=True))
+    assert value_steps(mask, 8, 9)[0].tolist() == [1, 1, 0, 0, 1, 0, 1, 1, 0]
+    np.testing.assert_allclose(other.advantages[0, places], one.advantages[0], rtol=1e-5)
+    np.testing.assert_allclose(other.returns[0, [*places, 7]], one.returns[0], rtol=1e-5)
+    assert other.metrics == pytest.approx(one.metrics)
+    assert not other.kl[0, [2, 3, 5, 7]].any()
+    assert not other.advantages[0, [2, 3, 5, 7]].any()
 
 
 def test_both_kl_estimates_are_zero_at_home_and_k3_never_negative():

@@ -11,10 +11,15 @@ from chuk_lib import parity
 from chuk_lib.data import PairDataset, UnpairedDataset
 from chuk_lib.models import load_model
 from chuk_lib.training import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, PreferenceTrainer
-from chuk_lib.training.losses.preference import make_ratios, preference_loss, token_weights
+from chuk_lib.training.losses.preference import (
+    estimate_kl,
+    make_ratios,
+    preference_loss,
+    reward_loss,
+    token_weights,
+    unpaired_loss,
+)
 from chuk_lib.training.losses.reference_free import odds_ratio
-from chuk_lib.training.losses.reward import reward_loss
-from chuk_lib.training.losses.unpaired import estimate_kl, unpaired_loss
 from chuk_lib.training.preference.config import DPO_LOSSES
 from tests.conftest import ROOT
 from tests.training.preference_runs import label_rows, other_model, pair_rows

@@ -11,9 +11,8 @@ from chuk_lib.training import CPOConfig, DPOConfig, KTOConfig, SFTConfig
 from chuk_lib.training.config import refuse_idle_settings
 from chuk_lib.training.losses.policy_gradient import importance_weights
 from chuk_lib.training.losses.policy_kinds import IMPORTANCE_MODES, LOSSES
-from chuk_lib.training.losses.preference import divergence, preference_loss
+from chuk_lib.training.losses.preference import divergence, preference_loss, unpaired_loss
 from chuk_lib.training.losses.reference_free import cpo_loss
-from chuk_lib.training.losses.unpaired import unpaired_loss
 from chuk_lib.training.online.estimators import ESTIMATORS
 from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.optimizer_kinds import OPTIMIZERS

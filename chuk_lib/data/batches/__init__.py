@@ -9,16 +9,17 @@ from chuk_lib.utils.lazy import exported
 if TYPE_CHECKING:
     from chuk_lib.data.batches.builder import BuildResult, build
     from chuk_lib.data.batches.folder import BatchFolder, FolderPlan, is_batch_folder
-    from chuk_lib.data.batches.manifest import Manifest, read_manifest
+    from chuk_lib.data.batches.manifest import BatchManifest, read_manifest
     from chuk_lib.data.batches.spec import BatchSpec
 
 _WHERE = {
-    "BatchFolder": "folder", "BatchSpec": "spec", "BuildResult": "builder", "FolderPlan": "folder",
-    "Manifest": "manifest", "build": "builder", "is_batch_folder": "folder", "read_manifest": "manifest",
+    "BatchFolder": "folder", "BatchManifest": "manifest", "BatchSpec": "spec", "BuildResult": "builder",
+    "FolderPlan": "folder", "build": "builder", "is_batch_folder": "folder", "read_manifest": "manifest",
 }  # fmt: skip
 
 __all__ = [
-    "BatchFolder", "BatchSpec", "BuildResult", "FolderPlan", "Manifest", "build", "is_batch_folder", "read_manifest",
+    "BatchFolder", "BatchManifest", "BatchSpec", "BuildResult", "FolderPlan", "build", "is_batch_folder",
+    "read_manifest",
 ]  # fmt: skip
 
 

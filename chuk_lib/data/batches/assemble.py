@@ -18,7 +18,7 @@ _NEAR = 0.75
 """What is left of a bucket may join a longer one whose rows are padded to at most a third more."""
 
 
-class Row(NamedTuple):
+class StoredRow(NamedTuple):
     """One row of a batch to be: ids (T,), mask (T,), and the length and record of each document in it."""
 
     ids: np.ndarray
@@ -27,7 +27,7 @@ class Row(NamedTuple):
     records: tuple[int, ...]
 
 
-Entry = tuple[Row, ...]
+Entry = tuple[StoredRow, ...]
 """Rows that belong together: one, or the two of a preference pair."""
 
 
@@ -44,7 +44,7 @@ class Assembler:
         self._window: list[Documents] = []
         self._count = self._tokens = 0
         self._windows = 0
-        self._carried: list[Row] = []
+        self._carried: list[StoredRow] = []
 
     def take(self, documents: Documents, start: int) -> tuple[int, bool]:
         """Take documents from `start` on until the window is full. Returns where it stopped, and whether the window
@@ -101,7 +101,7 @@ class Assembler:
             sizes = tuple(arrays["sizes"][at : at + documents].tolist())
             records = tuple(arrays["records"][at : at + documents].tolist())
             end = token + sum(sizes)
-            rows.append(Row(arrays["ids"][token:end], arrays["mask"][token:end].astype(bool), sizes, records))
+            rows.append(StoredRow(arrays["ids"][token:end], arrays["mask"][token:end].astype(bool), sizes, records))
             token, at = end, at + documents
         group, start = self._spec.group, 0
         self._windows = counts["windows"]
@@ -132,7 +132,7 @@ class Assembler:
             members = range(number * group, number * group + group)
             self._place(tuple(_row(documents, at, int(starts[at])) for at in members))
 
-    def _pack(self, rows: list[Row]) -> None:
+    def _pack(self, rows: list[StoredRow]) -> None:
         rows = [*self._carried, *rows]
         self._carried = []
         limit, strategy = self._spec.max_length, str(self._spec.packing)
@@ -186,29 +186,29 @@ def _ordered(documents: Documents, order: np.ndarray) -> list[tuple[int, int]]:
     return [(at, int(starts[at])) for at in order.tolist()]
 
 
-def _row(documents: Documents, at: int, start: int) -> Row:
+def _row(documents: Documents, at: int, start: int) -> StoredRow:
     """One document as a row of its own memory: a view would keep its whole window."""
     size = int(documents.lengths[at])
     ids = documents.ids[start : start + size].copy()
     mask = np.ones(size, dtype=bool) if documents.mask is None else documents.mask[start : start + size].copy()
-    return Row(ids, mask, (size,), (int(documents.records[at]),))
+    return StoredRow(ids, mask, (size,), (int(documents.records[at]),))
 
 
-def _piece(rows: Sequence[Row], piece: Piece) -> Row:
+def _piece(rows: Sequence[StoredRow], piece: Piece) -> StoredRow:
     row = rows[piece.document]
     if piece.end - piece.start == len(row.ids):
         return row
     ids, mask = row.ids[piece.start : piece.end], row.mask[piece.start : piece.end]
-    return Row(ids, mask, (len(ids),), row.records[:1])
+    return StoredRow(ids, mask, (len(ids),), row.records[:1])
 
 
-def _joined(parts: Sequence[Row]) -> Entry:
+def _joined(parts: Sequence[StoredRow]) -> Entry:
     if len(parts) == 1:
         return (parts[0],)
     sizes = tuple(size for part in parts for size in part.sizes)
     records = tuple(record for part in parts for record in part.records)
     return (
-        Row(
+        StoredRow(
             np.concatenate([part.ids for part in parts]), np.concatenate([part.mask for part in parts]), sizes, records
         ),
     )

@@ -33,7 +33,7 @@ class Position(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Block:
+class RecordBlock:
     """Part of a source: `size` bytes of a file of lines from `position` on, or records that were read already."""
 
     path: str
@@ -45,14 +45,14 @@ class Block:
 
 def blocks(
     files: Sequence[Path], names: Sequence[str], start: Position = Position(), block_bytes: int = BLOCK_BYTES
-) -> Iterator[Block]:
+) -> Iterator[RecordBlock]:
     """The blocks of some files from a position on. `names` are what messages call the files."""
     for number in range(start.file, len(files)):
         begin = start if number == start.file else Position(number)
         of_lines = files[number].suffix.lower() in (".jsonl", ".ndjson", ".txt")
         parts = _ranges(files[number], begin, block_bytes) if of_lines else _batches(files[number], begin)
         for position, size, records in parts:
-            yield Block(str(files[number]), names[number], position, size, records)
+            yield RecordBlock(str(files[number]), names[number], position, size, records)
 
 
 Part = tuple[Position, int, "Sequence[Record] | None"]
@@ -84,7 +84,7 @@ def _batches(path: Path, start: Position) -> Iterator[Part]:
         at += len(chunk)
 
 
-def records_of(block: Block) -> Iterator[Record]:
+def records_of(block: RecordBlock) -> Iterator[Record]:
     """The records of a block. Raises DataError naming file and line."""
     if block.records is not None:
         yield from block.records
@@ -102,7 +102,7 @@ def records_of(block: Block) -> Iterator[Record]:
             yield Record(row, source)
 
 
-def _lines(block: Block) -> list[bytes]:
+def _lines(block: RecordBlock) -> list[bytes]:
     try:
         with open(block.path, "rb") as stream:
             stream.seek(block.position.offset)

@@ -17,25 +17,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from chuk_lib.data.batches.assemble import Assembler
-from chuk_lib.data.batches.blocks import BLOCK_BYTES, Block, Position, records_of
-from chuk_lib.data.batches.documents import Maker, Plan, Rendered, plan_of
+from chuk_lib.data.batches.blocks import BLOCK_BYTES, Position, RecordBlock, records_of
+from chuk_lib.data.batches.documents import Maker, RenderedRow, RenderPlan, loaded, plan_of
 from chuk_lib.data.batches.edges import suggest
 from chuk_lib.data.batches.layouts import FileBatch, facts_of, to_arrays
-from chuk_lib.data.batches.manifest import NAME, FileEntry, Manifest, TokenizerEntry, read_manifest, write_manifest
+from chuk_lib.data.batches.manifest import NAME, BatchManifest, FileEntry, TokenizerEntry, read_manifest, write_manifest
 from chuk_lib.data.batches.npz import dump
 from chuk_lib.data.batches.pool import renderers
 from chuk_lib.data.batches.source import BuildSource, open_source
 from chuk_lib.data.batches.spec import BatchSpec, checked
 from chuk_lib.data.batches.staging import STDIN, Staging
-from chuk_lib.data.batches.tally import Tally
-from chuk_lib.data.tokenizers import fingerprint, load_tokenizer, template_fingerprint
+from chuk_lib.data.batches.tally import BuildTally
+from chuk_lib.data.tokenizers import fingerprint, template_fingerprint
+from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.errors import ChukError, ConfigError, DataError
 
 INLINE_BYTES = 1 << 21
 """Sources up to this size are rendered in the process itself: others would start for longer than they work."""
 
 
-class Progress(NamedTuple):
+class BuildProgress(NamedTuple):
     """How far a build is: bytes read of all, records, tokens and files so far."""
 
     done: int
@@ -50,7 +51,7 @@ class BuildResult:
     """A finished build. `state` is built, resumed (a killed one was taken up) or unchanged (it was there already)."""
 
     path: Path
-    manifest: Manifest
+    manifest: BatchManifest
     state: str
     seconds: float
     notes: tuple[str, ...] = ()
@@ -58,14 +59,14 @@ class BuildResult:
 
 def build(
     source: str | Path,
-    tokenizer: Any,
+    tokenizer: Tokenizer | str | Path,
     output: str | Path,
     spec: BatchSpec | None = None,
     *,
     split: str = "train",
     workers: int | None = None,
     overwrite: bool = False,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[BuildProgress], None] = lambda progress: None,
     save_seconds: float = 5.0,
     block_bytes: int = BLOCK_BYTES,
 ) -> BuildResult:
@@ -79,7 +80,7 @@ def build(
     output, spec = Path(output), checked(spec or BatchSpec())
     staging = Staging(output)
     try:
-        desk = _Desk(staging, open_source(source, split, staging.path / STDIN), tokenizer, spec, split)
+        desk = _Build(staging, open_source(source, split, staging.path / STDIN), tokenizer, spec, split)
         done = desk.finished(overwrite)
         if done is not None:
             return BuildResult(output, done, "unchanged", time.perf_counter() - began)
@@ -95,20 +96,21 @@ def build(
     return BuildResult(output, desk.manifest(), state, time.perf_counter() - began, desk.tally.notes)
 
 
-class _Desk:
+class _Build:
     """One build at work."""
 
-    def __init__(self, staging: Staging, source: BuildSource, tokenizer: Any, spec: BatchSpec, split: str) -> None:
+    def __init__(
+        self, staging: Staging, source: BuildSource, tokenizer: Tokenizer | str | Path, spec: BatchSpec, split: str
+    ) -> None:
         self._staging, self._source, self._split = staging, source, split
-        folder = str(tokenizer) if isinstance(tokenizer, str | Path) else None
-        self._tokenizer = load_tokenizer(folder) if folder is not None else tokenizer
+        self._tokenizer, folder = loaded(tokenizer)
         self._asked = spec
         self._plan = plan_of(spec, source.first(), self._tokenizer, folder)
         self._entry = tokenizer_entry(self._tokenizer, self._plan.conversational)
         self._files: list[FileEntry] = []
-        self.tally = Tally()
+        self.tally = BuildTally()
 
-    def finished(self, overwrite: bool) -> Manifest | None:
+    def finished(self, overwrite: bool) -> BatchManifest | None:
         """The manifest of a result that is there already and is what would be built. Raises ConfigError when
         something else is there that may not be replaced."""
         output = self._staging.output
@@ -133,14 +135,19 @@ class _Desk:
             raise ConfigError(f"`{output}` is not empty", "choose another --output, or add --overwrite")
         return None
 
-    def _is_ours(self, manifest: Manifest) -> bool:
+    def _is_ours(self, manifest: BatchManifest) -> bool:
         asked = {**manifest.settings, "edges": manifest.settings.get("edges_asked")}
         asked.pop("edges_asked", None)
         same = asked == self._asked.as_dict() and manifest.tokenizer == self._entry
         return same and manifest.sources == self._source.entries()
 
     def run(
-        self, workers: int | None, block_bytes: int, every: float, on_progress: Callable[[Progress], None], over: bool
+        self,
+        workers: int | None,
+        block_bytes: int,
+        every: float,
+        on_progress: Callable[[BuildProgress], None],
+        over: bool,
     ) -> bool:
         """Do what is left to do. Returns whether a former build was taken up."""
         if (self._staging.path / NAME).is_file() and self._is_ours(read_manifest(self._staging.path)):
@@ -163,7 +170,7 @@ class _Desk:
         self._finish(stamp)
         return resumed
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> BatchManifest:
         """The finished build's."""
         return read_manifest(self._staging.output)
 
@@ -182,7 +189,7 @@ class _Desk:
             self._staging.open_journal()
             return _Cursor(Position(), block_bytes), False
         note, self._files, waiting = former
-        self.tally = Tally.restored(note["tally"])
+        self.tally = BuildTally.restored(note["tally"])
         self._assembler.restore(note["assembler"], waiting)
         self._staging.open_journal(note["journal"])
         return _Cursor(
@@ -205,7 +212,7 @@ class _Desk:
                 "take the same settings to go on with it, or add --overwrite to start over",
             )
 
-    def _windows(self, rendered: Rendered, cursor: _Cursor) -> Iterator[None]:
+    def _windows(self, rendered: RenderedRow, cursor: _Cursor) -> Iterator[None]:
         """Hand documents on; yields whenever a window is done and the build can be saved."""
         documents = rendered.documents._replace(records=rendered.documents.records + cursor.base)
         while cursor.skip < len(documents.lengths):
@@ -256,10 +263,10 @@ class _Desk:
         data = dump(to_arrays(batch, self._entry.pad_token_id))
         self._files.append(self._staging.write(name, data, facts_of(batch)))
 
-    def _progress(self, block: Block) -> Progress:
+    def _progress(self, block: RecordBlock) -> BuildProgress:
         done = sum(path.stat().st_size for path in self._source.files[: block.position.file])
         done += block.position.offset + block.size if block.records is None else 0
-        return Progress(done, self._source.size, self.tally.read, self.tally.tokens, len(self._files))
+        return BuildProgress(done, self._source.size, self.tally.read, self.tally.tokens, len(self._files))
 
     def _finish(self, stamp: list[list[Any]]) -> None:
         if not self._files:
@@ -275,7 +282,7 @@ class _Desk:
         settings |= {"edges": list(self._edges), "edges_asked": settings["edges"]}
         name = Path(self._source.name).name
         report = self.tally.report(self._plan, name, self._split, self._files)
-        manifest = Manifest(
+        manifest = BatchManifest(
             self._asked.kind, self._asked.prefix, settings, self._entry, entries, report, tuple(self._files)
         )
         write_manifest(manifest, self._staging.path)
@@ -293,15 +300,15 @@ class _Cursor:
     saves: int = 0
 
 
-def tokenizer_entry(tokenizer: Any, conversational: bool) -> TokenizerEntry:
+def tokenizer_entry(tokenizer: Tokenizer, conversational: bool) -> TokenizerEntry:
     """Which tokenizer this is. Its chat template counts where rows went through it."""
-    hf = getattr(tokenizer, "_tokenizer", tokenizer)
+    hf = unwrap(tokenizer)
     pad = hf.pad_token_id if hf.pad_token_id is not None else (hf.eos_token_id or 0)
     template = template_fingerprint(tokenizer) if conversational else None
     return TokenizerEntry(fingerprint(tokenizer), template, len(hf), pad, hf.bos_token_id, hf.eos_token_id)
 
 
-def unit_lengths(source: BuildSource, plan: Plan, tokenizer: Any) -> np.ndarray:
+def unit_lengths(source: BuildSource, plan: RenderPlan, tokenizer: Tokenizer) -> np.ndarray:
     """Lengths of rows (of pairs: of the longer one) on a sample spread over the source. Rows that cannot be read are
     left out here: the build itself says where they are."""
     maker, group = Maker(plan, tokenizer), plan.spec.group

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +16,10 @@ import numpy as np
 from chuk_lib.data.batches.spec import BatchSpec
 from chuk_lib.data.batches.words import encoder_of, joined, shared
 from chuk_lib.data.conversation import refuse_unshown
-from chuk_lib.data.encoder import Encoder, Ends
-from chuk_lib.data.formats import Pair, Recogniser
+from chuk_lib.data.formats import PromptCompletion, Recogniser
 from chuk_lib.data.rendering import Renderer
+from chuk_lib.data.tokenizers.encoder import Encoder, Ends
+from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.data.types import Example, Record
 from chuk_lib.errors import DataError
 
@@ -49,7 +51,7 @@ class Documents(NamedTuple):
         return Documents(self.ids[first:last], mask, self.lengths[start:end], self.records[start:end])
 
 
-class Rendered(NamedTuple):
+class RenderedRow(NamedTuple):
     """The documents of a block and what became of its records: `read` of them, `dropped` with nothing to learn,
     `truncated` cut, `lost` tokens cut off."""
 
@@ -77,7 +79,7 @@ class Direct:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RenderPlan:
     """How records become documents: the build's settings, the first record, which decides the format, and either
     what the direct path needs or the folder of a tokenizer. The rest says in words what is made of a row."""
 
@@ -91,14 +93,23 @@ class Plan:
     conversational: bool = False
 
 
-def plan_of(spec: BatchSpec, first: Record, tokenizer: Any, folder: str | None) -> Plan:
+def loaded(tokenizer: Tokenizer | str | Path) -> tuple[Tokenizer, str | None]:
+    """A tokenizer, and the folder that it was loaded from when a folder was given."""
+    if isinstance(tokenizer, str | Path):
+        from chuk_lib.data.tokenizers.loader import load_tokenizer
+
+        return load_tokenizer(tokenizer), str(tokenizer)
+    return tokenizer, None
+
+
+def plan_of(spec: BatchSpec, first: Record, tokenizer: Tokenizer, folder: str | None) -> RenderPlan:
     """Decide the path by the first record. Raises what rendering that record raises, and DataError when text is
     wanted and something else is there."""
     if spec.kind == "preference":
         from chuk_lib.data.batches.pairs import check_first
 
         seen = check_first(first, tokenizer)
-        return Plan(spec, first, None, folder, seen.format, seen.how, seen.loss_on, seen.conversational)
+        return RenderPlan(spec, first, None, folder, seen.format, seen.how, seen.loss_on, seen.conversational)
     renderer = make_renderer(spec, first, tokenizer)
     recogniser = renderer.recogniser
     form = recogniser.format.name if recogniser.format else ""
@@ -109,12 +120,12 @@ def plan_of(spec: BatchSpec, first: Record, tokenizer: Any, folder: str | None) 
     limits = (("completions", renderer.completion_only), ("assistant turns", spec.assistant_only_loss))
     loss_on = " that are ".join(name for name, on in limits if on) or "every token"
     direct = _direct(tokenizer, renderer) if form in ("text", *_PAIRS) and not recogniser.conversational else None
-    return Plan(spec, first, direct, folder, form, recogniser.how, loss_on, recogniser.conversational)
+    return RenderPlan(spec, first, direct, folder, form, recogniser.how, loss_on, recogniser.conversational)
 
 
-def _direct(tokenizer: Any, renderer: Renderer) -> Direct | None:
+def _direct(tokenizer: Tokenizer, renderer: Renderer) -> Direct | None:
     """None where the tokenizer has no pipeline to send."""
-    hf = getattr(tokenizer, "_tokenizer", tokenizer)
+    hf = unwrap(tokenizer)
     backend = getattr(hf, "backend_tokenizer", None)
     if backend is None or not hasattr(backend, "encode_batch_fast"):
         return None
@@ -125,7 +136,7 @@ def _direct(tokenizer: Any, renderer: Renderer) -> Direct | None:
     )  # fmt: skip
 
 
-def make_renderer(spec: BatchSpec, first: Record, tokenizer: Any) -> Renderer:
+def make_renderer(spec: BatchSpec, first: Record, tokenizer: Tokenizer) -> Renderer:
     """The general path, with its format and rules settled by the first record."""
     renderer = Renderer(
         tokenizer, completion_only_loss=spec.completion_only_loss, assistant_only_loss=spec.assistant_only_loss,
@@ -138,7 +149,7 @@ def make_renderer(spec: BatchSpec, first: Record, tokenizer: Any) -> Renderer:
 class Maker:
     """Makes the documents of one block after another, by one plan."""
 
-    def __init__(self, plan: Plan, tokenizer: Any = None) -> None:
+    def __init__(self, plan: RenderPlan, tokenizer: Tokenizer | None = None) -> None:
         """`tokenizer` is only needed where the plan is not direct."""
         self._plan = plan
         self._spec = plan.spec
@@ -155,7 +166,7 @@ class Maker:
             self._rows = _DirectRows(plan.direct, plan.spec, plan.first)
             self._stops = np.array(plan.direct.stop_ids, dtype=np.int32)
 
-    def __call__(self, records: Iterable[Record]) -> Rendered:
+    def __call__(self, records: Iterable[Record]) -> RenderedRow:
         """Rendered, cut and counted. Raises DataError naming the row."""
         if self._spec.kind == "preference":
             from chuk_lib.data.batches.pairs import render_pairs
@@ -175,7 +186,7 @@ class Maker:
         return _flat(self._renderer.render(records))
 
 
-def _stop_ids(tokenizer: Any) -> set[int]:
+def _stop_ids(tokenizer: Tokenizer) -> set[int]:
     ends = getattr(tokenizer, "eos_token_ids", None) or [tokenizer.eos_token_id]
     return {int(end) for end in ends if end is not None}
 
@@ -207,14 +218,14 @@ class _DirectRows:
     def __call__(self, records: Iterable[Record]) -> Documents:
         given = list(records)
         rows: list[Any] = [self._recogniser(record) for record in given]
-        if rows and isinstance(rows[0], Pair):
+        if rows and isinstance(rows[0], PromptCompletion):
             for row, record in zip(rows, given, strict=True):
                 refuse_unshown(row.unshown, record.source)
             return self._pairs(rows)
         ids, lengths = joined(self._encode([self._with_end(row.text) for row in rows]))
         return Documents(ids, None, lengths, np.arange(len(rows), dtype=np.int64))
 
-    def _pairs(self, rows: Sequence[Pair]) -> Documents:
+    def _pairs(self, rows: Sequence[PromptCompletion]) -> Documents:
         wholes = self._encode([row.prompt + self._with_end(row.completion) for row in rows])
         ids, sizes = joined(wholes)
         if not self._direct.completion_only:
@@ -267,7 +278,7 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
     return offsets
 
 
-def shaped(made: Documents, spec: BatchSpec) -> Rendered:
+def shaped(made: Documents, spec: BatchSpec) -> RenderedRow:
     """Documents cut at `max_length`, or long ones in pieces, without those that have nothing to learn."""
     read = len(made.lengths)
     over = made.lengths > spec.max_length
@@ -281,7 +292,7 @@ def shaped(made: Documents, spec: BatchSpec) -> Rendered:
     made = made if not dropped else _chosen(made, kept)
     if spec.kind == "pretrain" and not spec.packing:
         made = _in_pieces(made, spec.max_length)
-    return Rendered(made, read, dropped, truncated, lost)
+    return RenderedRow(made, read, dropped, truncated, lost)
 
 
 def _cut(made: Documents, limit: int) -> Documents:

@@ -19,11 +19,12 @@ from typing import Any, TypeVar, cast, overload
 import numpy as np
 
 from chuk_lib.data.batches.layouts import KEYS, FileBatch, facts_of, from_arrays
-from chuk_lib.data.batches.manifest import NAME, FileEntry, Manifest, read_manifest
+from chuk_lib.data.batches.manifest import NAME, BatchManifest, FileEntry, read_manifest
 from chuk_lib.data.batches.npz import load
 from chuk_lib.data.batches.pairs import pairs_of
 from chuk_lib.data.parsers import READ_SUFFIXES, suffix_of
 from chuk_lib.data.report import DataReport, length_bins
+from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.data.types import Batch, Example, Source
 from chuk_lib.errors import ConfigError, DataError
 
@@ -53,13 +54,13 @@ class BatchFolder:
     whatever is not as the manifest says, or cannot be trained on.
     """
 
-    def __init__(self, path: str | Path, tokenizer: Any = None, *, prefix: str | None = None) -> None:
+    def __init__(self, path: str | Path, tokenizer: Tokenizer | None = None, *, prefix: str | None = None) -> None:
         self.path = Path(path)
         self.source = str(path)
         if not self.path.is_dir():
             raise DataError(f"`{path}` is no folder of batches", "build one with `chuk batch build`")
-        self.manifest: Manifest | None = read_manifest(self.path) if (self.path / NAME).exists() else None
-        self._vocab_size = len(getattr(tokenizer, "_tokenizer", tokenizer)) if tokenizer is not None else None
+        self.manifest: BatchManifest | None = read_manifest(self.path) if (self.path / NAME).exists() else None
+        self._vocab_size = len(unwrap(tokenizer)) if tokenizer is not None else None
         self._pad_id = _pad_of(tokenizer)
         if self.manifest is not None:
             self.kind, self.files = self.manifest.kind, list(self.manifest.files)
@@ -338,7 +339,7 @@ def documents_of(batch: FileBatch, name: str) -> Iterator[Example]:
             yield Example(ids[start:end].copy(), mask[start:end].copy(), (), source)
 
 
-def check_tokenizer(manifest: Manifest, tokenizer: Any, source: str) -> None:
+def check_tokenizer(manifest: BatchManifest, tokenizer: Tokenizer, source: str) -> None:
     """Raise DataError unless it is the tokenizer that the batches were built with."""
     from chuk_lib.data.tokenizers import fingerprint, template_fingerprint
 
@@ -370,14 +371,14 @@ def old_files(folder: Path, prefix: str | None = None) -> list[Path]:
     return [path for _, path in sorted(next(iter(sets.values())), key=lambda item: (str(item[1].parent), item[0]))]
 
 
-def _pad_of(tokenizer: Any) -> int | None:
+def _pad_of(tokenizer: Tokenizer | None) -> int | None:
     if tokenizer is None:
         return None
     pad = tokenizer.pad_token_id
     return int(pad if pad is not None else tokenizer.eos_token_id or 0)
 
 
-def _report_of(manifest: Manifest, path: Path, source: str) -> DataReport:
+def _report_of(manifest: BatchManifest, path: Path, source: str) -> DataReport:
     """The manifest's report. Raises DataError for what is no report."""
     given = manifest.report
     try:

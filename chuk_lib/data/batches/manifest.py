@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 from chuk_lib.data.types import kind_of
 from chuk_lib.errors import DataError
+from chuk_lib.utils.paths import write_whole
 
 NAME = "manifest.json"
 FORMAT = "chuk-batches"
@@ -61,7 +61,7 @@ class TokenizerEntry:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class BatchManifest:
     """Everything that is known about a folder. `settings` are the build's, with the edges that were found; `report`
     says what became of the rows, as `DataReport` has it."""
 
@@ -79,25 +79,15 @@ class Manifest:
         return hashlib.sha256(_to_bytes(asdict(self))).hexdigest()
 
 
-def write_manifest(manifest: Manifest, folder: Path) -> None:
+def write_manifest(manifest: BatchManifest, folder: Path) -> None:
     """Write it beside and rename it: indented, with one file a line."""
     content = {"format": FORMAT, "version": VERSION, "digest": manifest.digest, **asdict(manifest)}
     files = ",\n  ".join(json.dumps(entry) for entry in content.pop("files"))
     head = json.dumps(content, indent=1).removesuffix("\n}")
-    write_whole(folder / NAME, f'{head},\n "files": [\n  {files}\n ]\n}}\n'.encode())
+    write_whole(folder / NAME, f'{head},\n "files": [\n  {files}\n ]\n}}\n')
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
-
-
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> BatchManifest:
     """The manifest of a folder. Raises DataError naming the file and the field."""
     path = folder / NAME
     content = _read(path)
@@ -105,7 +95,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"`{path}` is no manifest of batches: `format` is not `{FORMAT}`", _HINT)
     if content.get("version") != VERSION:
         raise DataError(f"`{path}` has version {content.get('version')}, chuk reads {VERSION}", _HINT)
-    manifest = Manifest(
+    manifest = BatchManifest(
         kind=_field(content, "kind", str, path), prefix=_field(content, "prefix", str, path),
         settings=_field(content, "settings", dict, path),
         tokenizer=_entry(_field(content, "tokenizer", dict, path), TokenizerEntry, "tokenizer", path),

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from chuk_lib.data.batches.assemble import Assembler
-from chuk_lib.data.batches.blocks import Block, records_of
-from chuk_lib.data.batches.documents import Maker, Plan, Rendered, plan_of
+from chuk_lib.data.batches.blocks import RecordBlock, records_of
+from chuk_lib.data.batches.documents import Maker, RenderedRow, RenderPlan, loaded, plan_of
 from chuk_lib.data.batches.edges import suggest
 from chuk_lib.data.batches.folder import BatchFolder, parse, read_bytes
 from chuk_lib.data.batches.layouts import FileBatch, facts_of, to_arrays
 from chuk_lib.data.batches.npz import dump
 from chuk_lib.data.batches.source import BuildSource, open_source
 from chuk_lib.data.batches.spec import BatchSpec, checked
-from chuk_lib.data.tokenizers import load_tokenizer
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.errors import DataError
 
 _LONGEST = 1 << 30
@@ -65,10 +65,10 @@ def row_lengths(folder: BatchFolder) -> np.ndarray:
     return np.concatenate([folder.read(number).lengths for number in range(len(folder.files))])
 
 
-class Sampled(NamedTuple):
+class SampledRows(NamedTuple):
     """Documents of a part of a source: `share` is how much of its bytes was looked at; 1 is all."""
 
-    rendered: list[Rendered]
+    rendered: list[RenderedRow]
     share: float
     seconds: float
 
@@ -82,17 +82,16 @@ class Sampled(NamedTuple):
 
 @contextmanager
 def opened(
-    source: str | Path, tokenizer: Any, spec: BatchSpec, split: str = "train"
-) -> Iterator[tuple[BuildSource, Plan, Any]]:
+    source: str | Path, tokenizer: Tokenizer | str | Path, spec: BatchSpec, split: str = "train"
+) -> Iterator[tuple[BuildSource, RenderPlan, Any]]:
     """A source with its plan and the loaded tokenizer. Raises as `build` does."""
     with TemporaryDirectory() as scratch:
         found = open_source(source, split, Path(scratch) / "stdin.jsonl")
-        folder = str(tokenizer) if isinstance(tokenizer, str | Path) else None
-        loaded = load_tokenizer(folder) if folder is not None else tokenizer
-        yield found, plan_of(checked(spec), found.first(), loaded, folder), loaded
+        its, folder = loaded(tokenizer)
+        yield found, plan_of(checked(spec), found.first(), its, folder), its
 
 
-def sampled(source: BuildSource, plan: Plan, tokenizer: Any, whole: bool = False) -> Sampled:
+def sampled(source: BuildSource, plan: RenderPlan, tokenizer: Tokenizer, whole: bool = False) -> SampledRows:
     """Documents of a sample spread over the source, or of all of it. Unreadable rows end it only when all is asked
     for: a sample's line numbers are not the file's."""
     maker, began = Maker(plan, tokenizer), time.perf_counter()
@@ -107,15 +106,15 @@ def sampled(source: BuildSource, plan: Plan, tokenizer: Any, whole: bool = False
         seen += _bytes_of(block)
     seconds = time.perf_counter() - began
     share = 1.0 if whole or source.is_small or not seen else min(1.0, seen / max(1, source.size))
-    return Sampled(rendered, share, seconds)
+    return SampledRows(rendered, share, seconds)
 
 
-def _bytes_of(block: Block) -> int:
+def _bytes_of(block: RecordBlock) -> int:
     return block.size if block.records is None else sum(len(str(record.columns)) for record in block.records)
 
 
 def natural_lengths(
-    source: str | Path, tokenizer: Any, spec: BatchSpec, *, split: str = "train", whole: bool = False
+    source: str | Path, tokenizer: Tokenizer | str | Path, spec: BatchSpec, *, split: str = "train", whole: bool = False
 ) -> tuple[np.ndarray, float]:
     """Tokens of rows as they are, uncut, and the share of the source that was looked at."""
     uncut = replace(spec, max_length=_LONGEST, edges="none", packing=None, tokens_per_batch=None)
@@ -130,7 +129,7 @@ def natural_lengths(
 
 
 @dataclass(frozen=True)
-class Estimate:
+class BuildEstimate:
     """What a build comes to. `exact` when all of the source was looked at; `seconds` with one process."""
 
     files: int
@@ -145,7 +144,9 @@ class Estimate:
     exact: bool
 
 
-def estimate(source: str | Path, tokenizer: Any, spec: BatchSpec, *, split: str = "train") -> Estimate:
+def estimate(
+    source: str | Path, tokenizer: Tokenizer | str | Path, spec: BatchSpec, *, split: str = "train"
+) -> BuildEstimate:
     """Size on disk, padding and time of a build, from a sample that goes through the same steps."""
     with opened(source, tokenizer, spec, split) as (found, plan, loaded):
         sample = sampled(found, plan, loaded)
@@ -166,7 +167,7 @@ def estimate(source: str | Path, tokenizer: Any, spec: BatchSpec, *, split: str 
     assembler.finish()
     total = lambda name: round(sum(facts[name] for facts in counts) / sample.share)  # noqa: E731
     slots = sum(facts["rows"] * facts["length"] for facts in counts) / sample.share
-    return Estimate(
+    return BuildEstimate(
         files=round(len(counts) / sample.share), rows=total("rows"), tokens=total("tokens"), bytes=total("bytes"),
         padding=1 - total("tokens") / max(1.0, slots), edges=spec.edges if isinstance(spec.edges, tuple) else (),
         truncated=round(sum(part.truncated for part in sample.rendered) / sample.share),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from chuk_lib.errors import DataError
+from chuk_lib.utils.text import first_line, shorten
 
 MAX_INFLATED = 1 << 28
 """Bytes that a compressed array may have when unpacked. Batches are written uncompressed."""
@@ -45,7 +46,7 @@ def load(data: bytes, name: str, wanted: Collection[str]) -> dict[str, np.ndarra
         archive = zipfile.ZipFile(io.BytesIO(data))
         members = archive.infolist()
     except Exception as error:  # zipfile raises whatever its parser stumbles over
-        raise DataError(f"`{name}` is not a readable NPZ file: {_first_line(error)}", _HINT) from None
+        raise DataError(f"`{name}` is not a readable NPZ file: {first_line(error)}", _HINT) from None
     if len(members) > _MAX_MEMBERS or len({member.filename for member in members}) < len(members):
         raise DataError(f"`{name}` is no NPZ file of batches: too many arrays, or one name twice", _HINT)
     chosen = {member.filename.removesuffix(".npy"): member for member in members}
@@ -72,7 +73,7 @@ def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> by
         with archive.open(member) as stream:
             return stream.read(member.file_size)
     except Exception as error:  # zipfile and zlib raise whatever their parsers stumble over
-        raise DataError(f"`{name}` is damaged at `{member.filename}`: {_first_line(error)}", _HINT) from None
+        raise DataError(f"`{name}` is damaged at `{member.filename}`: {first_line(error)}", _HINT) from None
 
 
 def _parse(content: bytes, key: str, name: str) -> np.ndarray:
@@ -82,7 +83,7 @@ def _parse(content: bytes, key: str, name: str) -> np.ndarray:
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran, dtype = readers[version](stream)
     except Exception as error:  # NumPy parses the header as Python text and raises whatever that raises
-        raise DataError(f"`{name}`: the header of `{key}` cannot be read: {_first_line(error)}", _HINT) from None
+        raise DataError(f"`{name}`: the header of `{key}` cannot be read: {first_line(error)}", _HINT) from None
     if dtype.hasobject:
         raise DataError(f"`{name}`: `{key}` holds Python objects, which are never loaded", _HINT)
     if dtype.kind not in "biuf" or dtype.shape:
@@ -90,7 +91,7 @@ def _parse(content: bytes, key: str, name: str) -> np.ndarray:
     count = _count(shape)
     body = memoryview(content)[stream.tell() :]
     if count is None or count * dtype.itemsize != len(body):
-        raise DataError(f"`{name}`: `{key}` claims the shape {_short(shape)}, but holds {len(body):,} bytes", _HINT)
+        raise DataError(f"`{name}`: `{key}` claims the shape {shorten(shape)}, but holds {len(body):,} bytes", _HINT)
     array = np.frombuffer(body, dtype=dtype, count=count)
     return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
 
@@ -103,13 +104,3 @@ def _count(shape: Any) -> int | None:
     for size in shape:
         count *= size
     return count
-
-
-def _short(shape: Any) -> str:
-    text = str(shape)
-    return text if len(text) < 60 else text[:57] + "…"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 
-from chuk_lib.data.batches.documents import Documents, Rendered
+from chuk_lib.data.batches.documents import Documents, RenderedRow
 from chuk_lib.data.batches.layouts import FileBatch
 from chuk_lib.data.batches.spec import BatchSpec
 from chuk_lib.data.preference_dataset import PairDataset, PairExample
 from chuk_lib.data.report import DataReport
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Record, Source
 from chuk_lib.errors import DataError
 
 
-def check_first(first: Record, tokenizer: Any) -> DataReport:
+def check_first(first: Record, tokenizer: Tokenizer) -> DataReport:
     """What is made of such rows. Raises DataError when the first is no pair, or has a margin, which batches lack."""
     dataset = PairDataset([first], tokenizer, max_length=None)
     if dataset.has_margins:
@@ -24,7 +24,7 @@ def check_first(first: Record, tokenizer: Any) -> DataReport:
     return dataset.report
 
 
-def render_pairs(records: Iterable[Record], tokenizer: Any, spec: BatchSpec, first: Record) -> Rendered:
+def render_pairs(records: Iterable[Record], tokenizer: Tokenizer, spec: BatchSpec, first: Record) -> RenderedRow:
     """The pairs of some records: chosen and rejected in turns, cut at `max_length`, without those whose prompt fills
     it. The first record of the source goes before them, so that all must be like it."""
     dataset = PairDataset([first, *records], tokenizer, max_length=None)
@@ -43,7 +43,7 @@ def render_pairs(records: Iterable[Record], tokenizer: Any, spec: BatchSpec, fir
     mask = np.concatenate([np.zeros(0, dtype=bool), *masks])
     documents = Documents(ids, mask, lengths, np.array([at for at, _, _ in parts], dtype=np.int64))
     lost = sum(max(0, size - spec.max_length) for size in whole)
-    return Rendered(documents, len(made), len(made) - len(kept), len(over), lost)
+    return RenderedRow(documents, len(made), len(made) - len(kept), len(over), lost)
 
 
 def pairs_of(batch: FileBatch, name: str) -> Iterator[PairExample]:

@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from chuk_lib.data.batches.blocks import Block, records_of
-from chuk_lib.data.batches.documents import Maker, Plan, Rendered
+from chuk_lib.data.batches.blocks import RecordBlock, records_of
+from chuk_lib.data.batches.documents import Maker, RenderedRow, RenderPlan
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.errors import ChukError, DataError
 
 _AHEAD = 2
@@ -33,7 +34,7 @@ class WorkerBug(RuntimeError):
 
 
 @contextmanager
-def renderers(plan: Plan, tokenizer: Any, workers: int) -> Iterator[Renderers]:
+def renderers(plan: RenderPlan, tokenizer: Tokenizer, workers: int) -> Iterator[Renderers]:
     """What renders blocks: this process with `workers=1`, else that many children, which are gone afterwards."""
     made = Renderers(plan, tokenizer, workers)
     try:
@@ -45,11 +46,11 @@ def renderers(plan: Plan, tokenizer: Any, workers: int) -> Iterator[Renderers]:
 class Renderers:
     """Renders blocks in order, some ahead of what was asked for."""
 
-    def __init__(self, plan: Plan, tokenizer: Any, workers: int) -> None:
+    def __init__(self, plan: RenderPlan, tokenizer: Tokenizer, workers: int) -> None:
         self._maker = Maker(plan, tokenizer) if workers == 1 else None
         self._children = [] if workers == 1 else [_Child(plan) for _ in range(workers)]
 
-    def __call__(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, Rendered]]:
+    def __call__(self, blocks: Iterable[RecordBlock]) -> Iterator[tuple[RecordBlock, RenderedRow]]:
         """Each block with its documents, in order. Raises what rendering raises, for the first block that does."""
         if self._maker is not None:
             yield from ((block, self._maker(records_of(block))) for block in blocks)
@@ -57,7 +58,7 @@ class Renderers:
         free: queue.SimpleQueue[_Child] = queue.SimpleQueue()
         for child in self._children:
             free.put(child)
-        pending: deque[tuple[Block, Future[Rendered]]] = deque()
+        pending: deque[tuple[RecordBlock, Future[RenderedRow]]] = deque()
         with ThreadPoolExecutor(len(self._children)) as threads:
             try:
                 for block in blocks:
@@ -78,7 +79,7 @@ class Renderers:
             child.close()
 
 
-def _run(free: queue.SimpleQueue[_Child], block: Block) -> Rendered:
+def _run(free: queue.SimpleQueue[_Child], block: RecordBlock) -> RenderedRow:
     child = free.get()
     try:
         return child(block)
@@ -87,16 +88,16 @@ def _run(free: queue.SimpleQueue[_Child], block: Block) -> Rendered:
 
 
 class _Child:
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: RenderPlan) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _START, _ROOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout
-        self._plan: Plan | None = plan
+        self._plan: RenderPlan | None = plan
 
-    def __call__(self, block: Block) -> Rendered:
+    def __call__(self, block: RecordBlock) -> RenderedRow:
         try:
             if self._plan is not None:
                 _send(self._in, self._plan)
@@ -109,7 +110,7 @@ class _Child:
             raise answer
         if isinstance(answer, str):
             raise WorkerBug(answer)
-        assert isinstance(answer, Rendered)
+        assert isinstance(answer, RenderedRow)
         return answer
 
     def close(self) -> None:
@@ -159,13 +160,13 @@ def serve() -> None:
     given, taken = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that a library writes may get between the answers
     maker: Maker | None = None
-    plan: Plan | None = None
+    plan: RenderPlan | None = None
     while True:
         try:
             message = _receive(given)
         except EOFError:
             return
-        if isinstance(message, Plan):
+        if isinstance(message, RenderPlan):
             plan = message
             continue
         answer: Any

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from chuk_lib.data.batches.folder import BatchFolder
 from chuk_lib.data.batches.layouts import FileBatch
 from chuk_lib.data.preview import Fragment, PreviewRow
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.errors import DataError
 
 
-def show_rows(folder: BatchFolder, tokenizer: Any, file: int, rows: int) -> list[PreviewRow]:
+def show_rows(folder: BatchFolder, tokenizer: Tokenizer, file: int, rows: int) -> list[PreviewRow]:
     """The first rows of file `file` (from 1), padding left out. Raises DataError when there is no such file."""
     if not 1 <= file <= len(folder.files):
         raise DataError(f"`{folder.source}` has {len(folder.files)} files, not {file}", "files are counted from 1")
@@ -34,7 +34,7 @@ def _role(folder: BatchFolder, batch: FileBatch, row: int) -> str:
     return "chosen" if row < len(batch.lengths) // 2 else "rejected"
 
 
-def _fragments(batch: FileBatch, row: int, tokenizer: Any, role: str) -> Iterator[Fragment]:
+def _fragments(batch: FileBatch, row: int, tokenizer: Tokenizer, role: str) -> Iterator[Fragment]:
     """Parts that are all learned or all not, cut at documents too; text up to an end minus text up to a start."""
     length = int(batch.lengths[row])
     ids, mask = batch.input_ids[row, :length], batch.loss_mask[row, :length]
@@ -49,6 +49,6 @@ def _fragments(batch: FileBatch, row: int, tokenizer: Any, role: str) -> Iterato
         shown, start = text, end
 
 
-def _decoded(ids: Sequence[int] | np.ndarray, tokenizer: Any) -> str:
+def _decoded(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer) -> str:
     listed = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
     return str(tokenizer.decode(listed, skip_special_tokens=False, clean_up_tokenization_spaces=False))

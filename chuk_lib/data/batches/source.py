@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from chuk_lib.data.batches.blocks import Block, Position, blocks, records_of
+from chuk_lib.data.batches.blocks import Position, RecordBlock, blocks, records_of
 from chuk_lib.data.batches.manifest import SourceEntry
 from chuk_lib.data.reader import ROW_EXAMPLE, find_files
 from chuk_lib.data.types import Record
@@ -54,7 +54,7 @@ class BuildSource:
                 return record
         raise DataError(f"`{self.name}` holds no records", f"a record is one row such as {ROW_EXAMPLE}")
 
-    def blocks(self, start: Position = Position(), block_bytes: int = 1 << 20) -> Iterator[Block]:
+    def blocks(self, start: Position = Position(), block_bytes: int = 1 << 20) -> Iterator[RecordBlock]:
         """All blocks from a position on."""
         return blocks(self.files, self.names, start, block_bytes)
 
@@ -63,7 +63,7 @@ class BuildSource:
         """Whether a sample is all of it."""
         return self.size <= _PIECES * _PIECE_BYTES
 
-    def sample(self) -> Iterator[Block]:
+    def sample(self) -> Iterator[RecordBlock]:
         """Blocks spread evenly over the files; the first ones of a source that is read as records; all of a small
         one. The line numbers of a spread are not the file's."""
         if self.is_small:

@@ -18,10 +18,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from chuk_lib.data.batches.manifest import NAME, FileEntry, write_whole
+from chuk_lib.data.batches.manifest import NAME, FileEntry
 from chuk_lib.data.batches.npz import dump, load
 from chuk_lib.errors import ConfigError
-from chuk_lib.utils.paths import check_folder, make_folder
+from chuk_lib.utils.paths import check_folder, make_folder, write_whole
 
 _NOTE, _JOURNAL, _LOCK, STDIN = "progress.json", "journal.jsonl", "lock", "stdin.jsonl"
 _PENDING = ("ids", "mask", "documents", "sizes", "records")
@@ -98,7 +98,7 @@ class Staging:
         (self.path / name).write_bytes(data)
         seal = hashlib.sha256(journal + data).hexdigest()
         content = {**note, "journal": size, "waiting": name, "seal": seal}
-        write_whole(self.path / _NOTE, json.dumps(content).encode())
+        write_whole(self.path / _NOTE, json.dumps(content))
         for path in self.path.glob("waiting-*.npz"):
             if path.name != name:
                 path.unlink()

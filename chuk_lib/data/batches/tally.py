@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from chuk_lib.data.batches.documents import Plan, Rendered
+from chuk_lib.data.batches.documents import RenderedRow, RenderPlan
 from chuk_lib.data.batches.manifest import FileEntry
 from chuk_lib.data.report import DataReport
 
@@ -17,7 +17,7 @@ _COUNTED = re.compile(r"in ([\d,]+) rows ")
 
 
 @dataclass
-class Tally:
+class BuildTally:
     """Sums over blocks. `bins` has the rows of up to 2^k tokens; `stops`: a text's end is learned somewhere."""
 
     read: int = 0
@@ -31,7 +31,7 @@ class Tally:
     said: list[str] = field(default_factory=list)
 
     @classmethod
-    def restored(cls, content: Mapping[str, Any]) -> Tally:
+    def restored(cls, content: Mapping[str, Any]) -> BuildTally:
         """As `as_dict` gave it."""
         return cls(**content)
 
@@ -39,7 +39,7 @@ class Tally:
         """Plain data."""
         return asdict(self)
 
-    def count(self, rendered: Rendered) -> None:
+    def count(self, rendered: RenderedRow) -> None:
         """Add a block."""
         lengths = rendered.documents.lengths
         self.read += rendered.read
@@ -67,7 +67,7 @@ class Tally:
             notes.append("no row learns an end-of-text token: the model may not learn to stop")
         return tuple(notes)
 
-    def report(self, plan: Plan, source: str, split: str, files: Sequence[FileEntry]) -> dict[str, Any]:
+    def report(self, plan: RenderPlan, source: str, split: str, files: Sequence[FileEntry]) -> dict[str, Any]:
         """The counts as `DataReport` has them, with the tokens that were cut off."""
         low, high = min(map(int, self.bins)), max(map(int, self.bins))
         spec = plan.spec

@@ -7,16 +7,18 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from chuk_lib.data.batches.folder import check_tokenizer, old_files, parse, read_bytes
 from chuk_lib.data.batches.layouts import facts_of
-from chuk_lib.data.batches.manifest import NAME, FileEntry, Manifest, read_manifest
+from chuk_lib.data.batches.manifest import NAME, BatchManifest, FileEntry, read_manifest
 from chuk_lib.data.batches.source import open_source
+from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.errors import DataError
 
 
-def verify(folder: Path, tokenizer: Any = None, source: str | Path | None = None, split: str = "train") -> list[str]:
+def verify(
+    folder: Path, tokenizer: Tokenizer | None = None, source: str | Path | None = None, split: str = "train"
+) -> list[str]:
     """All problems of a folder, none when it is as it should be. Folders without a manifest are read file by file.
 
     Raises DataError when there is nothing to check.
@@ -26,8 +28,8 @@ def verify(folder: Path, tokenizer: Any = None, source: str | Path | None = None
     return list(_problems(folder, tokenizer, source, split))
 
 
-def _problems(folder: Path, tokenizer: Any, source: str | Path | None, split: str) -> Iterator[str]:
-    vocab_size = len(getattr(tokenizer, "_tokenizer", tokenizer)) if tokenizer is not None else None
+def _problems(folder: Path, tokenizer: Tokenizer | None, source: str | Path | None, split: str) -> Iterator[str]:
+    vocab_size = len(unwrap(tokenizer)) if tokenizer is not None else None
     if not (folder / NAME).exists():
         yield from _of_old_files(folder, vocab_size, source)
         return
@@ -81,7 +83,7 @@ def _of_file(folder: Path, entry: FileEntry, pad_id: int, vocab_size: int) -> It
             yield f"`{path}` has {found:,} {name}, the manifest says {getattr(entry, name):,}"
 
 
-def _of_sums(folder: Path, manifest: Manifest) -> Iterator[str]:
+def _of_sums(folder: Path, manifest: BatchManifest) -> Iterator[str]:
     """The report's counts against the files'."""
     for name in ("tokens", "trained_tokens"):
         found = sum(getattr(entry, name) for entry in manifest.files)
@@ -89,7 +91,7 @@ def _of_sums(folder: Path, manifest: Manifest) -> Iterator[str]:
             yield f"`{folder / NAME}`: the report has {manifest.report.get(name)} {name}, its files {found}"
 
 
-def _of_source(manifest: Manifest, source: str | Path, split: str) -> Iterator[str]:
+def _of_source(manifest: BatchManifest, source: str | Path, split: str) -> Iterator[str]:
     """The source's files against those that the batches were built from: what is equal builds the same batches."""
     with TemporaryDirectory() as scratch:
         found = open_source(source, split, Path(scratch) / "stdin.jsonl").entries()

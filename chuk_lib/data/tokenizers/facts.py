@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chuk_lib.data.encoder import Encoder
+from chuk_lib.data.tokenizers.encoder import Encoder
 from chuk_lib.data.tokenizers.identity import fingerprint, template_fingerprint
 from chuk_lib.data.tokenizers.legacy import to_legacy
+from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.data.tokenizers.ready import same_as
 from chuk_lib.data.tokenizers.training_forms import training_form
 from chuk_lib.errors import ConfigError
@@ -45,7 +46,7 @@ class TokenizerInfo:
 
 
 @dataclass(frozen=True)
-class Entry:
+class VocabularyEntry:
     """One token: how the vocabulary writes it, and the text it stands for ("�" where that is part of a character)."""
 
     id: int
@@ -54,14 +55,9 @@ class Entry:
     special: bool
 
 
-def transformers_tokenizer(tokenizer: Any) -> Any:
-    """The transformers tokenizer inside mlx-lm's wrapper, or the one that was given."""
-    return getattr(tokenizer, "_tokenizer", tokenizer)
-
-
-def describe_tokenizer(tokenizer: Any) -> TokenizerInfo:
+def describe_tokenizer(tokenizer: Tokenizer) -> TokenizerInfo:
     """The facts about a loaded tokenizer."""
-    hf = transformers_tokenizer(tokenizer)
+    hf = unwrap(tokenizer)
     encoder = Encoder(tokenizer, marked=True)
     template = encoder.template() if encoder.has_template else ""
     own = "" if not encoder.has_template else Encoder(tokenizer).template()
@@ -85,16 +81,16 @@ def special_tokens(hf: Any) -> dict[str, tuple[str, int]]:
     return {role: (token, int(number)) for role, (token, number) in found.items() if number is not None}
 
 
-def vocabulary(tokenizer: Any) -> Iterator[Entry]:
+def vocabulary(tokenizer: Tokenizer) -> Iterator[VocabularyEntry]:
     """Every token, by id."""
-    hf = transformers_tokenizer(tokenizer)
+    hf = unwrap(tokenizer)
     special = set(hf.all_special_ids)
     for token, number in sorted(hf.get_vocab().items(), key=lambda item: item[1]):
         text = hf.convert_tokens_to_string([token]) if number not in special else token
-        yield Entry(number, token, text, number in special)
+        yield VocabularyEntry(number, token, text, number in special)
 
 
-def search(entries: Iterator[Entry], pattern: str, regex: bool = False) -> Iterator[Entry]:
+def search(entries: Iterator[VocabularyEntry], pattern: str, regex: bool = False) -> Iterator[VocabularyEntry]:
     """Those whose token or text holds the pattern. Raises ConfigError for a broken regular expression."""
     try:
         found = re.compile(pattern if regex else re.escape(pattern))
@@ -105,7 +101,7 @@ def search(entries: Iterator[Entry], pattern: str, regex: bool = False) -> Itera
     return (entry for entry in entries if found.search(entry.token) or found.search(entry.text))
 
 
-def export(tokenizer: Any, entries: Sequence[Entry], form: str) -> str:
+def export(tokenizer: Tokenizer, entries: Sequence[VocabularyEntry], form: str) -> str:
     """Entries as `json` {token: id}, `csv` with a header, or the predecessor's `legacy` vocabulary. Raises ConfigError
     for another form, ModelError when the predecessor could not use them."""
     if form == "json":
@@ -117,7 +113,7 @@ def export(tokenizer: Any, entries: Sequence[Entry], form: str) -> str:
         rows.writerows([entry.id, entry.token, entry.text, int(entry.special)] for entry in entries)
         return lines.getvalue()
     if form == "legacy":
-        special = special_tokens(transformers_tokenizer(tokenizer))
+        special = special_tokens(unwrap(tokenizer))
         roles = {role: token for role, (token, _) in special.items()}
         made = to_legacy({entry.token: entry.id for entry in entries}, roles)
         return json.dumps(made, ensure_ascii=False, indent=2) + "\n"

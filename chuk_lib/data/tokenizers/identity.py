@@ -12,16 +12,18 @@ import hashlib
 import json
 from typing import Any
 
+from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
+
 _PROBES = ("Hello, world!", "  two  spaces\n\tand 12345 digits", "naïve café 日本語 🎉", "def f(x): return x", "")
 _NO_PART = ("version", "truncation", "padding", "decoder")
 
 
-def fingerprint(tokenizer: Any) -> str:
+def fingerprint(tokenizer: Tokenizer | Any) -> str:
     """32 hexadecimal digits that are equal for tokenizers that give equal ids.
 
     Takes what `load_tokenizer` returns, a transformers tokenizer, or a `tokenizers.Tokenizer`.
     """
-    inner = getattr(tokenizer, "_tokenizer", tokenizer)  # mlx-lm's wrapper holds the transformers tokenizer
+    inner = unwrap(tokenizer)
     backend = inner if hasattr(inner, "to_str") else getattr(inner, "backend_tokenizer", None)
     slow = backend is None or not hasattr(backend, "to_str")
     parts, large = (_slow(inner), []) if slow else _fast(backend)
@@ -34,10 +36,10 @@ def fingerprint(tokenizer: Any) -> str:
     return found.hexdigest()[:32]
 
 
-def template_fingerprint(tokenizer: Any) -> str | None:
+def template_fingerprint(tokenizer: Tokenizer) -> str | None:
     """32 hexadecimal digits of the chat template's text, None without one. Two templates may differ in text and yet
     render alike."""
-    template = getattr(getattr(tokenizer, "_tokenizer", tokenizer), "chat_template", None)
+    template = getattr(unwrap(tokenizer), "chat_template", None)
     if not template:
         return None
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
@@ -79,7 +81,7 @@ def _without_defaults(value: Any) -> Any:
     return [_without_defaults(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _slow(tokenizer: Any) -> Any:
+def _slow(tokenizer: Tokenizer) -> Any:
     """A tokenizer of pure Python shows its vocabulary, and what it does to a few texts."""
     ids = [[list(map(int, tokenizer.encode(text, add_special_tokens=on))) for on in (False, True)] for text in _PROBES]
     return {"type": type(tokenizer).__name__, "vocab": tokenizer.get_vocab(), "probes": ids}

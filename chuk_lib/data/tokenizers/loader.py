@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from chuk_lib.data.tokenizers.legacy import SPECIAL, is_legacy, read_legacy
+from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.errors import ModelError
+from chuk_lib.utils.text import first_line
 
 _FILES = (
     "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model",
@@ -39,11 +41,11 @@ def load_tokenizer(folder: str | Path, eos_token_ids: int | Iterable[int] | None
     ends = _named_ends(folder) if eos_token_ids is None else _as_ids(eos_token_ids)
     try:
         tokenizer = load(folder, eos_token_ids=sorted(ends) or None)
-        tokenizer._tokenizer.deprecation_warnings[_TOO_LONG] = True  # chuk measures rows against the context itself
+        unwrap(tokenizer).deprecation_warnings[_TOO_LONG] = True  # chuk measures rows against the context itself
         return tokenizer
     except Exception as error:  # tokenizers raises bare Exception, transformers whatever its parsers do
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"the tokenizer in `{folder}` cannot be read: {reason[0]}", "copy its files again") from error
+        what = f"the tokenizer in `{folder}` cannot be read: {first_line(error)}"
+        raise ModelError(what, "copy its files again") from error
 
 
 def _lone_file(path: Path) -> Path | None:
@@ -74,10 +76,9 @@ def _load_file(path: Path) -> Any:
     return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=read_legacy(path), **roles))
 
 
-def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write a tokenizer's files, chat template included, into a folder, which is made when it is missing."""
-    inner = getattr(tokenizer, "_tokenizer", tokenizer)  # mlx-lm's wrapper, or a transformers tokenizer as it is
-    inner.save_pretrained(str(folder))
+    unwrap(tokenizer).save_pretrained(str(folder))
 
 
 def _named_ends(folder: Path) -> set[int]:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from chuk_lib.data.tokenizers.facts import transformers_tokenizer
+from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.errors import DataError
 
 _CHUNK = 1000
 
 
 @dataclass
-class Tally:
+class TokenCounts:
     """What one tokenizer made of some texts. `unknown`: tokens that stand for anything; `lost`: characters in them;
     `changed`: texts that decoding does not give back."""
 
@@ -63,10 +63,10 @@ class Tally:
         }  # fmt: skip
 
 
-def compare(tokenizers: Iterable[Any], texts: Iterable[str]) -> list[Tally]:
+def compare(tokenizers: Iterable[Any], texts: Iterable[str]) -> list[TokenCounts]:
     """One tally a tokenizer, on the same texts, which are read once. Raises DataError when there is no text."""
-    those = [transformers_tokenizer(tokenizer) for tokenizer in tokenizers]
-    tallies = [Tally() for _ in those]
+    those = [unwrap(tokenizer) for tokenizer in tokenizers]
+    tallies = [TokenCounts() for _ in those]
     for chunk in _chunks(texts):
         for tokenizer, tally in zip(those, tallies, strict=True):
             _count(tokenizer, chunk, tally)
@@ -81,11 +81,11 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _count(tokenizer: Any, texts: list[str], tally: Tally) -> None:
-    unknown = tokenizer.unk_token_id
-    offsets = unknown is not None and tokenizer.is_fast
+def _count(hf: Any, texts: list[str], tally: TokenCounts) -> None:
+    unknown = hf.unk_token_id
+    offsets = unknown is not None and hf.is_fast
     start = time.perf_counter()
-    rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    rows = hf(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     tally.seconds += time.perf_counter() - start
     tally.texts += len(texts)
     tally.characters += sum(map(len, texts))
@@ -93,14 +93,14 @@ def _count(tokenizer: Any, texts: list[str], tally: Tally) -> None:
     tally.tokens += sum(map(len, rows))
     for ids, text in zip(rows, texts, strict=True):
         tally.used.update(ids)
-        tally.changed += tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) != text
+        tally.changed += hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) != text
         if unknown is not None and unknown in ids:
             tally.unknown += ids.count(unknown)
-            tally.lost += _lost(tokenizer, text, unknown) if offsets else len(text)
+            tally.lost += _lost(hf, text, unknown) if offsets else len(text)
 
 
-def _lost(tokenizer: Any, text: str, unknown: int) -> int:
-    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+def _lost(hf: Any, text: str, unknown: int) -> int:
+    out = hf(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     pairs = zip(out["input_ids"], out["offset_mapping"], strict=True)
     return sum(end - start for token, (start, end) in pairs if token == unknown)
 
@@ -117,9 +117,9 @@ class Speed:
     decode_tokens_per_second: float
 
 
-def bench(tokenizer: Any, texts: Iterable[str], seconds: float = 3.0) -> Speed:
+def bench(tokenizer: Tokenizer, texts: Iterable[str], seconds: float = 3.0) -> Speed:
     """Encode and decode for about `seconds` in all, a third each. Raises DataError when there is no text."""
-    hf = transformers_tokenizer(tokenizer)
+    hf = unwrap(tokenizer)
     chunk = next(_chunks(texts), [])
     if not chunk:
         raise DataError("there is no text to encode", "give a file with text in it")

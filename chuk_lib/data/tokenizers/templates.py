@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from chuk_lib.data.messages import REASONING
 from chuk_lib.data.tokenizers.bounded import BoundedEnvironment, TemplateLimitError
+from chuk_lib.data.tokenizers.training_forms import REASONING
 from chuk_lib.errors import ModelError
+from chuk_lib.utils.text import first_line
 
 ERRORS: tuple[type[Exception], ...] = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError,
@@ -71,12 +72,6 @@ def is_broken(error: Exception) -> bool:
 def is_endless(error: Exception) -> bool:
     """Whether a template was stopped at a limit of time or size."""
     return isinstance(error, TemplateLimitError | RecursionError | MemoryError)
-
-
-def first_line(error: Exception) -> str:
-    """What a template's failure says, on one line."""
-    text = getattr(error, "message", None) or str(error)
-    return str(text).splitlines()[0] if str(text) else type(error).__name__
 
 
 @lru_cache(maxsize=64)

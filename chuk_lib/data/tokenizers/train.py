@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chuk_lib.data.tokenizers.char import TOOL_TOKENS, byte_level, reserved_tokens
 from chuk_lib.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-    from chuk_lib.data.workbench.shapes import Shape
 
 SMALLEST = 256 + len(reserved_tokens())
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -181,45 +178,3 @@ class _Counted:
         for text in self._texts:
             self.seen = self.seen or bool(text)
             yield text
-
-
-def texts_of(source: str | Path, field: str | None = None) -> Iterator[str]:
-    """The texts that training on a data file reads: prompts, answers, what messages say and call, descriptions of
-    tools; or one column. Raises DataError as `read_records` does, for rows that fit no format, and for a row without
-    that column."""
-    from chuk_lib.data import read_records
-    from chuk_lib.data.workbench.shapes import Shaper
-
-    shaper = Shaper()
-    for record in read_records(source):
-        if field is None:
-            try:
-                yield from _read(shaper(record))
-            except DataError as error:
-                hint = f"{error.hint}; or read one column: --text-field NAME"
-                raise DataError(error.message, hint) from None
-            continue
-        if field not in record.columns:
-            raise DataError(f"{record.source} has no column `{field}`", f"columns: {', '.join(record.columns)}")
-        yield from _strings(record.columns[field])
-
-
-def _read(shape: Shape) -> Iterator[str]:
-    """What a row says, whatever its format. Token ids are no text."""
-    for value in vars(shape).values():
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, dict) and "role" in part:
-                yield from _strings({name: inner for name, inner in part.items() if name not in ("role", "id")})
-            else:
-                yield from _strings(part)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _strings(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _strings(inner)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Keys under which messages hold what the assistant thought; templates get it under the first two."""
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _HEADER = r"\{\{- ?'<\|im_start\|>' \+ message\.role \+ '\\n"
 

@@ -9,24 +9,24 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from chuk_lib.data.encoder import Encoder
 from chuk_lib.data.formats import Chat, Recogniser
 from chuk_lib.data.labels import label_notes
 from chuk_lib.data.parsers import EncodingError
 from chuk_lib.data.preparation import EARLIER_REASONING, Preparation, left_out
 from chuk_lib.data.reader import DataSource, read_records
+from chuk_lib.data.tokenizers.encoder import Encoder
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Example, Record, Source
 from chuk_lib.data.workbench.claims import Claims
 from chuk_lib.data.workbench.content import content_of
 from chuk_lib.data.workbench.index import Duplicates, RowIndex
-from chuk_lib.data.workbench.measure import Measured, Measurer, parts_of
+from chuk_lib.data.workbench.measure import Measurer, RowMeasure, parts_of
 from chuk_lib.data.workbench.near import NearRows
 from chuk_lib.data.workbench.row_checks import faults_of
-from chuk_lib.data.workbench.shapes import Judged, Shape, Shaper
+from chuk_lib.data.workbench.shapes import Labelled, Shape, Shaper
 from chuk_lib.errors import ChukError, ConfigError, DataError
 
 KINDS = {
@@ -46,7 +46,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Problem:
+class RowProblem:
     """One finding. `line` counts rows where `unit` is "row"; 0: the file as a whole."""
 
     kind: str
@@ -61,7 +61,7 @@ class Problem:
         return f"{place}: {self.kind}: {self.message}"
 
 
-class Checker:
+class RowChecker:
     """Checks splits that belong together, held-out ones last. `rows`, `counts` and `notes` (what is worth knowing and
     no problem) grow as `problems` is read.
 
@@ -78,7 +78,7 @@ class Checker:
         by: Sequence[str] = (),
         format: str | None = None,
         text_field: str = "text",
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         max_length: int | None = None,
     ) -> None:
         self.ignored = frozenset(ignore)
@@ -93,9 +93,9 @@ class Checker:
         self._by = tuple(by)
         self._format, self._text_field = format, text_field
         self._tokenizer, self._max_length = tokenizer, max_length
-        self._found: list[Problem] = []
+        self._found: list[RowProblem] = []
 
-    def problems(self, sources: Sequence[tuple[str, DataSource, str]]) -> Iterator[Problem]:
+    def problems(self, sources: Sequence[tuple[str, DataSource, str]]) -> Iterator[RowProblem]:
         """Problems of (name, source, split) in the order found. Raises DataError when a source is not there."""
         with ExitStack() as stack:
             near = stack.enter_context(NearRows(self._near)) if self._near is not None else None
@@ -107,16 +107,16 @@ class Checker:
                 ends.append(len(index))
             yield from self._kept(self._repeats(index, [name for name, _, _ in sources], ends))
 
-    def _kept(self, problems: Iterable[Problem]) -> Iterator[Problem]:
+    def _kept(self, problems: Iterable[RowProblem]) -> Iterator[RowProblem]:
         for problem in problems:
             if problem.kind not in self.ignored:
                 self.counts[problem.kind] += 1
                 yield problem
 
-    def _rows(self, name: str, source: DataSource, split: str, index: RowIndex, claims: Claims) -> Iterator[Problem]:
+    def _rows(self, name: str, source: DataSource, split: str, index: RowIndex, claims: Claims) -> Iterator[RowProblem]:
         self.rows[name] = 0
         self._labels.clear()
-        found: list[Problem] = []
+        found: list[RowProblem] = []
 
         def broken(place: Source, error: DataError) -> None:
             found.append(_problem("encoding" if isinstance(error, EncodingError) else "broken", place, error))
@@ -134,7 +134,7 @@ class Checker:
         yield from found
         yield from self._balance(name)
 
-    def _balance(self, name: str) -> Iterator[Problem]:
+    def _balance(self, name: str) -> Iterator[RowProblem]:
         """Answers of which all are good or all are bad; that there are more of one kind is a note."""
         good, bad = self._labels[True], self._labels[False]
         for text in label_notes(good, bad) if good or bad else ():
@@ -144,7 +144,7 @@ class Checker:
                 yield _problem("preference", Source(name, 0), DataError(text, "add answers of the other kind"))
 
     def _shaped(
-        self, name: str, records: Iterable[Record], index: RowIndex, claims: Claims, found: list[Problem]
+        self, name: str, records: Iterable[Record], index: RowIndex, claims: Claims, found: list[RowProblem]
     ) -> Iterator[tuple[Record, Shape] | None]:
         """Rows that a format fits, and None for each other row, so that problems come out as they are found."""
         shaper = Shaper(self._format, self._text_field)
@@ -158,14 +158,14 @@ class Checker:
                 found.append(_problem("format", record.source, error))
                 yield None
                 continue
-            if isinstance(shape, Judged):
+            if isinstance(shape, Labelled):
                 self._labels[shape.label] += 1
             for kind, message, hint in faults_of(shape, text):
                 found.append(_problem(kind, record.source, DataError(message, hint)))
             claims.add(len(index) - 1, shape, record.columns)
             yield record, shape
 
-    def _measured(self, rows: Iterator[tuple[Record, Shape] | None], found: list[Problem]) -> Iterator[None]:
+    def _measured(self, rows: Iterator[tuple[Record, Shape] | None], found: list[RowProblem]) -> Iterator[None]:
         if self._tokenizer is None:
             yield from (None for _ in rows)
             return
@@ -184,7 +184,7 @@ class Checker:
             found += self._token_problems(measured, shape, trip)
             yield None
 
-    def _token_problems(self, measured: Measured, shape: Shape | None, trip: _RoundTrip) -> Iterator[Problem]:
+    def _token_problems(self, measured: RowMeasure, shape: Shape | None, trip: _RoundTrip) -> Iterator[RowProblem]:
         source = measured.record.source
         if measured.error is not None:
             yield _problem("template", source, measured.error)
@@ -196,7 +196,7 @@ class Checker:
         if lost:
             yield _problem("template", source, DataError(lost, "see the row with `chuk data preview`"))
 
-    def _repeats(self, index: RowIndex, names: Sequence[str], ends: Sequence[int]) -> Iterator[Problem]:
+    def _repeats(self, index: RowIndex, names: Sequence[str], ends: Sequence[int]) -> Iterator[RowProblem]:
         found = index.duplicates()
         asks = index.same_ask()
         starts = np.array([0, *ends[:-1]], dtype=np.int64)
@@ -207,7 +207,7 @@ class Checker:
 
     def _repeat(
         self, row: int, index: RowIndex, found: Duplicates, ask: int, split: np.ndarray, names: Sequence[str]
-    ) -> Problem:
+    ) -> RowProblem:
         place, other = index.place(row), int(found.of[row])
         if split[ask] < split[row]:
             kind, hint = "leak", "take it out of one of them: `chuk data split` keeps them apart"
@@ -224,7 +224,7 @@ class Checker:
         return _problem(kind, place, DataError(message, hint))
 
 
-def _contradictions(index: RowIndex, claims: Claims) -> Iterator[Problem]:
+def _contradictions(index: RowIndex, claims: Claims) -> Iterator[RowProblem]:
     for row, other in claims.contradictions():
         message = f"says something else than {index.place(other)}: another answer, label or preference"
         yield _problem("contradiction", index.place(row), DataError(message, "keep the right one of the two"))
@@ -233,11 +233,11 @@ def _contradictions(index: RowIndex, claims: Claims) -> Iterator[Problem]:
 class _RoundTrip:
     """Whether what a row says survives template and tokenizer."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._encoder = Encoder(tokenizer)
 
-    def lost(self, shape: Shape | None, measured: Measured) -> str:
+    def lost(self, shape: Shape | None, measured: RowMeasure) -> str:
         """What is lost, or ""."""
         if shape is None:
             return ""
@@ -272,6 +272,6 @@ class _RoundTrip:
         return ""
 
 
-def _problem(kind: str, source: Source, error: ChukError) -> Problem:
+def _problem(kind: str, source: Source, error: ChukError) -> RowProblem:
     message = error.message.removeprefix(f"{source} ").removeprefix(f"{source}: ")
-    return Problem(kind, source.name, source.line, source.unit, message, error.hint)
+    return RowProblem(kind, source.name, source.line, source.unit, message, error.hint)

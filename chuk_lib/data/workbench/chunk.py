@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from chuk_lib.data.parsers import file_lines, suffix_of
 from chuk_lib.data.reader import find_files, read_records
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Record
 from chuk_lib.errors import ConfigError, DataError
 
@@ -22,7 +23,7 @@ Cutter = Callable[[str], list[int]]
 """A text to the ends of its pieces, the last one being its length."""
 
 
-class Window(NamedTuple):
+class TextWindow(NamedTuple):
     """A part of a text, where it starts in it, and how many of its first characters the window before holds too."""
 
     text: str
@@ -32,7 +33,7 @@ class Window(NamedTuple):
 
 def windows(
     blocks: Iterable[str], cut: Cutter, size: int, overlap: int, fits: Cutter | None = None
-) -> Iterator[Window]:
+) -> Iterator[TextWindow]:
     """Windows of `size` pieces over the text that the blocks make when joined; the next one starts `overlap` pieces
     before the end of the one before. `fits` counts the pieces of a window on its own, which may be more than in its
     text: then it is cut shorter."""
@@ -71,11 +72,11 @@ class _Pieces:
         self._ends = known + [shift + end for end in ends]
         self._base, self._first = self._base + begin, 0
 
-    def take(self) -> Window:
+    def take(self) -> TextWindow:
         """The next window."""
         begin, used = self._begin, self._fitting()
         end = self._ends[self._first + used - 1]
-        window = Window(self._text[begin:end], self._base + begin, self._fresh)
+        window = TextWindow(self._text[begin:end], self._base + begin, self._fresh)
         self.repeated = min(self._overlap, used)
         self._first += used - self.repeated
         self._fresh = end - self._begin
@@ -97,7 +98,7 @@ class _Pieces:
         return used
 
 
-def cutter(unit: str, tokenizer: Any = None) -> Cutter:
+def cutter(unit: str, tokenizer: Tokenizer | None = None) -> Cutter:
     """What cuts a text into pieces. Raises ConfigError for tokens without a tokenizer."""
     if unit == "characters":
         return lambda text: list(range(1, len(text) + 1))
@@ -107,7 +108,7 @@ def cutter(unit: str, tokenizer: Any = None) -> Cutter:
         raise ConfigError(f"unknown unit `{unit}`", f"units: {', '.join(UNITS)}")
     if tokenizer is None:
         raise ConfigError("tokens need a tokenizer", "name a model (--model MODEL), or take --unit words")
-    from chuk_lib.data.encoder import Encoder
+    from chuk_lib.data.tokenizers.encoder import Encoder
 
     encoder = Encoder(tokenizer)
 
@@ -131,7 +132,7 @@ def chunked(
     size: int,
     overlap: int = 0,
     unit: str = "words",
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     text_field: str = "text",
     split: str = "train",
 ) -> Iterator[dict[str, Any]]:

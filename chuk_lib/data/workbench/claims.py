@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from chuk_lib.data.formats import Chat, Pair
+from chuk_lib.data.formats import Chat, PromptCompletion
 from chuk_lib.data.workbench.content import ask_of, key_of
 from chuk_lib.data.workbench.convert import sides
 from chuk_lib.data.workbench.index import first_of
-from chuk_lib.data.workbench.shapes import Judged, Preference, Shape
+from chuk_lib.data.workbench.shapes import Labelled, Preference, Shape
 
 _FEW_WORDS = 2
 
@@ -45,12 +45,12 @@ class Claims:
 
 
 def _claim(shape: Shape, columns: Mapping[str, Any]) -> tuple[str, str] | None:
-    if isinstance(shape, Judged):
+    if isinstance(shape, Labelled):
         return f"{shape.prompt!r} {shape.completion!r}", str(shape.label)
     if isinstance(shape, Preference):
         prompt, chosen, rejected = sides(shape)
         return f"{prompt!r} {sorted([repr(chosen), repr(rejected)])}", repr(chosen)
-    if isinstance(shape, Pair):
+    if isinstance(shape, PromptCompletion):
         answer = shape.completion
     elif isinstance(shape, Chat) and shape.messages[-1]["role"] == "assistant":
         answer = str(shape.messages[-1]["content"])

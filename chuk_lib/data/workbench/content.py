@@ -13,10 +13,12 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 from chuk_lib.data.formats import formats
-from chuk_lib.data.workbench.shapes import COLUMNS
+from chuk_lib.data.reader import read_records
+from chuk_lib.data.workbench.shapes import COLUMNS, Shape, Shaper
 from chuk_lib.errors import DataError
 
 TURNS = ("messages", "conversations")
@@ -126,3 +128,42 @@ def _turns(value: Any) -> list[Any]:
 def _last_answer(turns: list[Any]) -> int:
     roles = [turn.get("role", turn.get("from")) for turn in turns]
     return next((at for at in range(len(roles) - 1, -1, -1) if roles[at] in _ANSWERING), len(roles))
+
+
+def texts_of(source: str | Path, field: str | None = None) -> Iterator[str]:
+    """The texts that training on a data file reads: prompts, answers, what messages say and call, descriptions of
+    tools; or one column. Raises DataError as `read_records` does, for rows that fit no format, and for a row without
+    that column."""
+    shaper = Shaper()
+    for record in read_records(source):
+        if field is None:
+            try:
+                yield from _texts_of_shape(shaper(record))
+            except DataError as error:
+                hint = f"{error.hint}; or read one column: --text-field NAME"
+                raise DataError(error.message, hint) from None
+            continue
+        if field not in record.columns:
+            raise DataError(f"{record.source} has no column `{field}`", f"columns: {', '.join(record.columns)}")
+        yield from _texts_in(record.columns[field])
+
+
+def _texts_of_shape(shape: Shape) -> Iterator[str]:
+    """What a row says, whatever its format. Token ids are no text."""
+    for value in vars(shape).values():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict) and "role" in part:
+                yield from _texts_in({name: inner for name, inner in part.items() if name not in ("role", "id")})
+            else:
+                yield from _texts_in(part)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts_in(inner)

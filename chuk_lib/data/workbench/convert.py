@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from chuk_lib.data.formats import Chat, Pair, Text, Tokens
+from chuk_lib.data.formats import Chat, PromptCompletion, Text, Tokens
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Record, Source
 from chuk_lib.data.workbench.shapes import (
     Ask,
-    Judged,
+    Labelled,
     Messages,
     Preference,
     Shape,
@@ -25,6 +26,7 @@ from chuk_lib.data.workbench.shapes import (
     split_shared,
 )  # fmt: skip
 from chuk_lib.errors import ConfigError, DataError
+from chuk_lib.utils.text import first_line
 
 Columns = dict[str, Any]
 Render = Callable[[Messages, list[Any] | None, Mapping[str, Any]], str]
@@ -57,7 +59,7 @@ def converted(
             continue
         shape = shaper(Record(columns, record.source))
         notes = {name: value for name, value in columns.items() if name not in shaper.own_columns}
-        if isinstance(shape, Judged) and target != "unpaired":
+        if isinstance(shape, Labelled) and target != "unpaired":
             notes["label"] = _good(shape, record.source, target)
         if isinstance(shape, Preference) and target not in ("preference", "unpaired") and left_out is not None:
             left_out["rejected answers"] += 1
@@ -66,7 +68,7 @@ def converted(
             yield Record({**row, **kept}, record.source)
 
 
-def _good(shape: Judged, source: Source, target: str) -> bool:
+def _good(shape: Labelled, source: Source, target: str) -> bool:
     if not shape.label:
         raise DataError(
             f"{source}: `label` says that the answer is bad, which `{target}` rows do not say",
@@ -96,14 +98,14 @@ def conversation(shape: Shape, source: Source) -> Chat:
     """A row as messages. Raises DataError for plain text and tokens, which have no roles."""
     if isinstance(shape, Chat):
         return shape
-    if isinstance(shape, Pair):
+    if isinstance(shape, PromptCompletion):
         turns = [{"role": "user", "content": shape.prompt}, {"role": "assistant", "content": shape.completion}]
         return Chat(turns, 1)
     if isinstance(shape, Preference):
         prompt, chosen, _ = sides(shape)
         asked = as_turns(prompt, "user")
         return Chat([*asked, *as_turns(chosen, "assistant")], len(asked), shape.tools)
-    if isinstance(shape, Judged):
+    if isinstance(shape, Labelled):
         asked = as_turns(shape.prompt, "user")
         return Chat([*asked, *as_turns(shape.completion, "assistant")], len(asked))
     if isinstance(shape, Ask):
@@ -124,9 +126,9 @@ def sides(shape: Preference) -> tuple[Side, Side, Side]:
 
 def _parts(shape: Shape, source: Source) -> tuple[Side, Side, list[Any] | None]:
     """Prompt, answer and tools."""
-    if isinstance(shape, Pair):
+    if isinstance(shape, PromptCompletion):
         return shape.prompt, shape.completion, None
-    if isinstance(shape, Judged):
+    if isinstance(shape, Labelled):
         return shape.prompt, shape.completion, None
     if isinstance(shape, Preference):
         return *sides(shape)[:2], shape.tools
@@ -185,7 +187,7 @@ def _to_alpaca(shape: Shape, notes: Columns, source: Source, render: Render | No
 def _to_text(shape: Shape, notes: Columns, source: Source, render: Render | None) -> Iterator[Columns]:
     if isinstance(shape, Text):
         yield {"text": shape.text}
-    elif isinstance(shape, Pair):
+    elif isinstance(shape, PromptCompletion):
         yield {"text": shape.prompt + shape.completion}
     else:
         chat = conversation(shape, source)
@@ -205,7 +207,7 @@ def _to_preference(shape: Shape, notes: Columns, source: Source, render: Render 
 
 
 def _to_unpaired(shape: Shape, notes: Columns, source: Source, render: Render | None) -> Iterator[Columns]:
-    if isinstance(shape, Judged):
+    if isinstance(shape, Labelled):
         yield {"prompt": shape.prompt, "completion": shape.completion, "label": shape.label}
         return
     if not isinstance(shape, Preference):
@@ -255,10 +257,10 @@ ALIASES = {
 }  # fmt: skip
 
 
-def template_of(tokenizer: Any) -> Render:
+def template_of(tokenizer: Tokenizer) -> Render:
     """What makes text of messages: the chat template of a tokenizer. Refuses what the template does not show."""
-    from chuk_lib.data.encoder import Encoder
     from chuk_lib.data.preparation import EARLIER_REASONING, Preparation, left_out
+    from chuk_lib.data.tokenizers.encoder import Encoder
     from chuk_lib.data.turns import template_errors
 
     encoder = Encoder(tokenizer)
@@ -270,8 +272,7 @@ def template_of(tokenizer: Any) -> Render:
         try:
             text = encoder.render(row.messages, row.tools, row.options)
         except template_errors() as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"the chat template refuses a conversation: {reason}", "mend the row") from None
+            raise DataError(f"the chat template refuses a conversation: {first_line(error)}", "mend the row") from None
         lost = next((what for what in left_out(row, text, encoder) if what != EARLIER_REASONING), None)
         if lost is not None:
             raise DataError(f"the chat template leaves out {lost}", "convert to messages, or take another template")

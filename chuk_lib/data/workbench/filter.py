@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Record
 from chuk_lib.data.workbench.content import check_columns, content_of
 from chuk_lib.data.workbench.convert import conversation
@@ -54,18 +55,20 @@ def filtered(
     conditions: Conditions,
     left_out: Counter[str],
     *,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     format: str | None = None,
     text_field: str = "text",
     removed: Callable[[dict[str, Any]], None] | None = None,
 ) -> Iterator[Record]:
     """The rows that meet every condition, in order. `left_out` counts the others by the first condition that they
     fail; `removed` gets them with that condition in the column `left_out`."""
-    if conditions.counts_tokens and tokenizer is None:
-        raise ConfigError("tokens cannot be counted without a tokenizer", "name a model: --model MODEL")
     checks = [*_plain(conditions), *_turns(conditions, format, text_field)]
     shaper = Shaper(format, text_field)
-    rows = _with_tokens(records, shaper, tokenizer) if conditions.counts_tokens else ((row, 0) for row in records)
+    rows: Iterable[tuple[Record, int]] = ((row, 0) for row in records)
+    if conditions.counts_tokens:
+        if tokenizer is None:
+            raise ConfigError("tokens cannot be counted without a tokenizer", "name a model: --model MODEL")
+        rows = _with_tokens(records, shaper, tokenizer)
     for record, tokens in rows:
         reason = next(filter(None, (check(record) for check in checks)), "") or _outside(
             tokens, conditions.min_tokens, conditions.max_tokens, "tokens"
@@ -78,7 +81,7 @@ def filtered(
             removed({**record.columns, "left_out": reason})
 
 
-def _with_tokens(records: Iterable[Record], shaper: Shaper, tokenizer: Any) -> Iterator[tuple[Record, int]]:
+def _with_tokens(records: Iterable[Record], shaper: Shaper, tokenizer: Tokenizer) -> Iterator[tuple[Record, int]]:
     def shaped() -> Iterator[tuple[Record, Shape]]:
         for record in records:
             yield record, shaper(record)

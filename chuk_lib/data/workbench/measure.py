@@ -11,17 +11,18 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from chuk_lib.data import conversation
-from chuk_lib.data.formats import Chat, Pair, Text, Tokens
+from chuk_lib.data.formats import Chat, PromptCompletion, Text, Tokens
 from chuk_lib.data.rendering import Renderer
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Example, Record, Source
 from chuk_lib.data.workbench.convert import sides
-from chuk_lib.data.workbench.shapes import Ask, Judged, Preference, Shape, Side
+from chuk_lib.data.workbench.shapes import Ask, Labelled, Preference, Shape, Side
 from chuk_lib.errors import DataError
 
 _CHUNK = 256
 
 
-class Measured(NamedTuple):
+class RowMeasure(NamedTuple):
     """A row with its tokens, or with why it has none. `longest`: tokens of its longest part."""
 
     record: Record
@@ -35,12 +36,12 @@ class Measured(NamedTuple):
 class Measurer:
     """Renders rows with a tokenizer as training would, `assistant_only` turns or all that training learns."""
 
-    def __init__(self, tokenizer: Any, *, assistant_only: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, assistant_only: bool = False) -> None:
         self._tokenizer = tokenizer
         self._assistant_only = assistant_only
         self._renderers: dict[tuple[str, bool, bool], Renderer] = {}
 
-    def measure(self, rows: Iterable[tuple[Record, Shape]]) -> Iterator[Measured]:
+    def measure(self, rows: Iterable[tuple[Record, Shape]]) -> Iterator[RowMeasure]:
         """Rows with their tokens, in order; a row that cannot be rendered comes with its error. Raises ModelError for
         what no row can help, such as messages for a tokenizer without a chat template."""
         remaining = iter(rows)
@@ -52,12 +53,12 @@ class Measurer:
                 errors = [item for item in (*mine, _unshown(record, shape)) if isinstance(item, DataError)]
                 examples = tuple(item for item in mine if isinstance(item, Example))
                 if errors:
-                    yield Measured(record, error=errors[0])
+                    yield RowMeasure(record, error=errors[0])
                     continue
                 longest = max((len(example) for example in examples), default=0)
                 tokens = sum(len(example) for example in examples)
                 learned = sum(example.trained_tokens for example in examples)
-                yield Measured(record, longest, tokens, learned, examples)
+                yield RowMeasure(record, longest, tokens, learned, examples)
 
     def _examples(self, records: list[Record]) -> list[Example | DataError]:
         if not records:
@@ -88,9 +89,9 @@ def _kind(record: Record) -> tuple[str, bool, bool]:
 def _unshown(record: Record, shape: Shape) -> DataError | None:
     """Why training refuses a row of plain text that has columns for a chat template; None for all others."""
     names: tuple[str, ...] = ()
-    if isinstance(shape, Pair):
+    if isinstance(shape, PromptCompletion):
         names = shape.unshown
-    elif isinstance(shape, Ask | Judged | Preference):
+    elif isinstance(shape, Ask | Labelled | Preference):
         text = shape.prompt if shape.prompt is not None or not isinstance(shape, Preference) else shape.chosen
         names = conversation.unshown(record.columns, text, record.source) if isinstance(text, str) else ()
     try:
@@ -105,14 +106,14 @@ def parts_of(shape: Shape, source: Source) -> list[Record]:
     if isinstance(shape, Preference):
         prompt, chosen, rejected = sides(shape)
         return [_pair(prompt, answer, shape.tools, source) for answer in (chosen, rejected)]
-    if isinstance(shape, Judged):
+    if isinstance(shape, Labelled):
         return [_pair(shape.prompt, shape.completion, None, source)]
     if isinstance(shape, Ask):
         alone: dict[str, Any] = {"text": shape.prompt} if isinstance(shape.prompt, str) else {"messages": shape.prompt}
         return [Record(alone, source)]
     if isinstance(shape, Text):
         return [Record({"text": shape.text}, source)]
-    if isinstance(shape, Pair):
+    if isinstance(shape, PromptCompletion):
         return [Record({"prompt": shape.prompt, "completion": shape.completion}, source)]
     if isinstance(shape, Tokens):
         masks = {"loss_mask": shape.loss_mask, "completion_mask": shape.completion_mask}

@@ -17,29 +17,29 @@ STOPS = ("all", "first")
 
 
 @dataclass(frozen=True)
-class Part:
+class MixPart:
     """A source and how often it is drawn, relative to the others."""
 
     source: str
     weight: float = 1.0
 
 
-def parse_part(text: str) -> Part:
+def parse_part(text: str) -> MixPart:
     """`FILE=WEIGHT`, or a file alone with the weight 1. Raises ConfigError for a weight that is no number above 0."""
     name, sign, weight = text.rpartition("=")
     if not sign:
-        return Part(text)
+        return MixPart(text)
     try:
         value = float(weight)
     except ValueError:
-        return Part(text)
+        return MixPart(text)
     if not 0 < value < float("inf"):
         raise ConfigError(f"`{text}`: a weight is a number above 0", "such as math.jsonl=0.3")
-    return Part(name, value)
+    return MixPart(name, value)
 
 
 def mixed(
-    parts: Sequence[Part],
+    parts: Sequence[MixPart],
     drawn: Counter[str],
     *,
     rows: int | None = None,
@@ -73,7 +73,7 @@ def mixed(
         yield Record({**record.columns, tag: parts[index].source}, record.source) if tag else record
 
 
-def _opened(parts: Sequence[Part], split: str) -> list[Iterator[Record]]:
+def _opened(parts: Sequence[MixPart], split: str) -> list[Iterator[Record]]:
     """The records of every part. The first row of each decides its format, and all must have the same."""
     streams: list[Iterator[Record]] = []
     formats: list[str | None] = []

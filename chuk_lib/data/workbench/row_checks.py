@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from chuk_lib.data.formats import Chat, Pair, Text, Tokens
+from chuk_lib.data.formats import Chat, PromptCompletion, Text, Tokens
 from chuk_lib.data.tool_calls import called, tool_names
 from chuk_lib.data.workbench.convert import sides
-from chuk_lib.data.workbench.shapes import Ask, Judged, Messages, Preference, Shape, Side, as_turns
+from chuk_lib.data.workbench.shapes import Ask, Labelled, Messages, Preference, Shape, Side, as_turns
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _DAMAGED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd\ufeff]")
@@ -38,7 +38,7 @@ def faults_of(shape: Shape, text: str) -> Iterator[Fault]:
                 yield from _order([*as_turns(prompt, "user"), *as_turns(answer, "assistant")], answered=True)
         if chosen == rejected:
             yield Fault("preference", "`chosen` and `rejected` are equal", "there is nothing to prefer: remove the row")
-    elif isinstance(shape, Ask | Judged) and not isinstance(shape.prompt, str):
+    elif isinstance(shape, Ask | Labelled) and not isinstance(shape.prompt, str):
         yield from _order(shape.prompt, answered=False)
 
 
@@ -60,9 +60,9 @@ def _empty(shape: Shape) -> Iterator[Fault]:
 
 
 def _sides(shape: Shape) -> list[tuple[str, Side]]:
-    if isinstance(shape, Pair):
+    if isinstance(shape, PromptCompletion):
         return [("prompt", shape.prompt), ("answer", shape.completion)]
-    if isinstance(shape, Judged):
+    if isinstance(shape, Labelled):
         return [("prompt", shape.prompt), ("answer", shape.completion)]
     if isinstance(shape, Ask):
         return [("prompt", shape.prompt)]

@@ -1,7 +1,7 @@
 """What any row means, those of preference and reward training included.
 
-To the shapes of supervised rows (`formats.py`: Text, Pair, Chat, Tokens) come `Preference`, `Judged` and `Ask`. A side
-of them is text or messages, as it stood.
+To the shapes of supervised rows (`formats.py`: Text, PromptCompletion, Chat, Tokens) come `Preference`, `Labelled` and
+`Ask`. A side of them is text or messages, as it stood.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from chuk_lib.data import messages as chat
 from chuk_lib.data.conversation import string, tools_of, with_system
-from chuk_lib.data.formats import Chat, Pair, Recogniser, Text, Tokens
+from chuk_lib.data.formats import Chat, PromptCompletion, Recogniser, Text, Tokens
 from chuk_lib.data.formats import formats as supervised_formats
 from chuk_lib.data.misfits import misfit_hint
 from chuk_lib.data.preference_rows import asked
@@ -34,7 +34,7 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Labelled:
     """A prompt with an answer that is good or not."""
 
     prompt: Side
@@ -50,7 +50,7 @@ class Ask:
     tools: list[Any] | None = None
 
 
-Shape = Text | Pair | Chat | Tokens | Preference | Judged | Ask
+Shape = Text | PromptCompletion | Chat | Tokens | Preference | Labelled | Ask
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "preference": ("chosen", "rejected"),
@@ -139,7 +139,7 @@ class Shaper:
             return Ask(_prompt_of(columns, source), tools_of(columns, source))
         if name == "unpaired":
             label = _label(columns["label"], source)
-            return Judged(_prompt_of(columns, source), side_of(columns, "completion", source), label)
+            return Labelled(_prompt_of(columns, source), side_of(columns, "completion", source), label)
         prompt = _prompt_of(columns, source) if columns.get("prompt") is not None else None
         chosen, rejected = side_of(columns, "chosen", source), side_of(columns, "rejected", source)
         if isinstance(chosen, str) != isinstance(rejected, str):

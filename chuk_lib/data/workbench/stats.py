@@ -13,9 +13,10 @@ import numpy as np
 
 from chuk_lib.data.formats import Chat, Text
 from chuk_lib.data.report import length_bins
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Record
 from chuk_lib.data.workbench.measure import Measurer
-from chuk_lib.data.workbench.shapes import Ask, Judged, Preference, Shape, Shaper, Side, as_turns
+from chuk_lib.data.workbench.shapes import Ask, Labelled, Preference, Shape, Shaper, Side, as_turns
 
 _MOST_COLUMNS = 1000
 _SCRIPTS = {
@@ -37,7 +38,7 @@ class Stats:
         *,
         format: str | None = None,
         text_field: str = "text",
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         assistant_only: bool = False,
     ) -> None:
         self._shaper = Shaper(format, text_field)
@@ -123,7 +124,7 @@ def _messages(shape: Shape) -> Iterator[Mapping[str, Any]]:
 def _sides(shape: Shape) -> Sequence[Side]:
     if isinstance(shape, Preference):
         return [side for side in (shape.prompt, shape.chosen, shape.rejected) if side is not None]
-    if isinstance(shape, Judged):
+    if isinstance(shape, Labelled):
         return [shape.prompt, shape.completion]
     if isinstance(shape, Ask):
         return [shape.prompt]

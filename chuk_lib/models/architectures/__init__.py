@@ -35,6 +35,11 @@ def _without_bias(config: Config) -> str | None:
     return None if config.get("use_bias", True) else "use_bias=false, which MLX-LM cannot load"
 
 
+def _with_head(config: Config) -> str | None:
+    untied = config.get("tie_word_embeddings") is False
+    return "a head of its own, which MLX-LM cannot load" if untied else None
+
+
 def _with_bias(config: Config) -> str | None:
     return "attention_bias, which MLX-LM cannot load" if config.get("attention_bias") else None
 
@@ -52,8 +57,8 @@ FAMILIES: dict[str, Family] = {
     "granite": Family("granite"),
     "phi3": Family("phi3", other=_longrope),
     "starcoder2": Family("starcoder2", activations=_EXACT, other=_without_bias),
-    "gemma": Family("gemma", activations=_EXACT),
-    "gemma2": Family("gemma", activations=_TANH, other=_with_bias),
+    "gemma": Family("gemma", activations=_EXACT, other=_with_head),
+    "gemma2": Family("gemma", activations=_TANH, other=lambda config: _with_head(config) or _with_bias(config)),
     # Its embedding scale is rounded to bfloat16 there (6.9375 for 6.9282): wrong in float32, whatever the config says.
     "gemma3_text": Family("gemma", activations=(), other=lambda config: "the embedding's scale, which MLX-LM rounds"),
 }
@@ -97,7 +102,7 @@ def own_classes(config: Config, implementation: Implementation = "auto") -> tupl
 
     Raises ConfigError for an unknown implementation, ModelError for a family that chuk has none of.
     """
-    from chuk_lib.models.architectures.decoder import Decoder
+    from chuk_lib.models.architectures.decoder import DecoderModel
 
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(
@@ -110,4 +115,4 @@ def own_classes(config: Config, implementation: Implementation = "auto") -> tupl
         return None
     if implementation == "auto" and why_own(config) is None:
         return None
-    return Decoder, cast(Any, _Args(config))
+    return DecoderModel, cast(Any, _Args(config))

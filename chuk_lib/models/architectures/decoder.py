@@ -162,7 +162,7 @@ def capped_attention(
     return found.reshape(batch, heads, length, width)
 
 
-class Block(nn.Module):
+class DecoderBlock(nn.Module):
     """One layer: attention and MLP, each added to what came in."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
@@ -197,7 +197,7 @@ class Body(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = [Block(config, layer) for layer in range(config.num_hidden_layers)]
+        self.layers = [DecoderBlock(config, layer) for layer in range(config.num_hidden_layers)]
         self.norm = _norm(config, config.hidden_size)
         self._windows = config.windows
         self._embedding_scale = config.embedding_scale
@@ -221,7 +221,7 @@ class Body(nn.Module):
         return {window: create_attention_mask(hidden, caches[at], window_size=window) for window, at in first.items()}
 
 
-class Decoder(nn.Module):
+class DecoderModel(nn.Module):
     """A language model: token ids (B, T) to logits (B, T, V)."""
 
     def __init__(self, args: DecoderConfig) -> None:
@@ -243,7 +243,7 @@ class Decoder(nn.Module):
         return cast(mx.array, logits / scaling if scaling else logits)
 
     @property
-    def layers(self) -> list[Block]:
+    def layers(self) -> list[DecoderBlock]:
         """The blocks, first to last."""
         return self.model.layers
 

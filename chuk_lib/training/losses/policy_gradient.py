@@ -15,7 +15,6 @@ import mlx.core as mx
 from chuk_lib.training.losses.policy_kinds import IMPORTANCE_MODES, Sizes, row_means
 from chuk_lib.training.losses.sums import Measured, Metric
 from chuk_lib.training.tables import pick
-from chuk_lib.training.utils.kl_divergence import k3
 
 if TYPE_CHECKING:
     from chuk_lib.training.online.grpo_config import GRPOConfig
@@ -97,3 +96,10 @@ def importance_weights(
     if clips:
         return mx.clip(ratio, low, high)
     return mx.where((ratio >= low) & (ratio <= high), ratio, 0.0)
+
+
+def k3(policy: mx.array, reference: mx.array) -> mx.array:
+    """The estimate exp(d) − d − 1 of KL(policy ‖ reference) for each token, with d = reference − policy: unbiased
+    and never negative (Schulman, "Approximating KL divergence", 2020)."""
+    gap = reference - policy
+    return mx.exp(gap) - gap - 1

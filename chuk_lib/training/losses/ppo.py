@@ -17,6 +17,7 @@ import numpy as np
 
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.algorithm import Arrays, Loss
+from chuk_lib.training.utils.gae import gae, whiten
 
 KL_ESTIMATORS = ("k1", "k3")
 
@@ -45,16 +46,21 @@ def penalised_scores(scores: np.ndarray, ended: np.ndarray, penalty: float | Non
     return scores if penalty is None else scores - penalty * (1.0 - np.asarray(ended, np.float32))
 
 
-def score_positions(lengths: np.ndarray, limit: int) -> np.ndarray:
-    """Where the score of completions of `lengths` (B,) tokens stands: one after the last token, or on it when the
-    completion fills its `limit`. The values of a row are those up to there, included."""
-    found: np.ndarray = np.minimum(lengths, limit - 1)
+def score_positions(mask: np.ndarray, limit: int) -> np.ndarray:
+    """Where the score of each row stands, int (B,), by the `mask` (B, C) of what the model wrote: one after its last
+    token, or on it when it wrote all `limit` that it may. Every row has a token."""
+    last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1] > 0, axis=1)
+    found: np.ndarray = np.where(np.count_nonzero(mask, axis=1) < limit, last + 1, last)
     return found
 
 
-def up_to(positions: np.ndarray, width: int) -> np.ndarray:
-    """A mask (B, width), float32: 1 up to the position of each row, included."""
-    return (np.arange(width)[None] <= np.asarray(positions)[:, None]).astype(np.float32)
+def value_steps(mask: np.ndarray, limit: int, width: int) -> np.ndarray:
+    """Where values stand, float32 (B, width), width C or C + 1: before each token that the model wrote (`mask` (B, C)),
+    and where the score stands. What others wrote between is no step: the value before the next written token has read
+    it."""
+    steps = np.pad(mask, ((0, 0), (0, width - mask.shape[1]))).astype(np.float32)
+    steps[np.arange(len(mask)), score_positions(mask, limit)] = 1.0
+    return steps
 
 
 def token_rewards(kl: np.ndarray, scores: np.ndarray, positions: np.ndarray, kl_coef: float) -> np.ndarray:
@@ -65,7 +71,7 @@ def token_rewards(kl: np.ndarray, scores: np.ndarray, positions: np.ndarray, kl_
 
 
 def policy_loss(
-    logps: mx.array, old_logps: mx.array, advantages: mx.array, cliprange: float
+    logps: mx.array, old_logps: mx.array, advantages: mx.array, cliprange: float | mx.array
 ) -> tuple[mx.array, mx.array]:
     """The clipped loss of each token, and where clipping decided it, both float32 of the same shape."""
     ratio = mx.exp(logps - old_logps)
@@ -112,3 +118,76 @@ def ppo_loss(logps: mx.array, entropy: mx.array, values: mx.array, arrays: Array
         "val/clipfrac_avg": (values_clipped * value_mask).sum() * value_share,
     }
     return Loss(policy + options.vf_coef * value, mask.sum() * share, metrics)
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    """Settings of PPOConfig that decide what a token was worth."""
+
+    kl_coef: float = 0.05
+    kl_estimator: str = "k1"
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten_rewards: bool = False
+    missing_eos_penalty: float | None = None
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A batch of episodes as it was sampled: `mask` (B, C), 1 on what the model wrote (elsewhere nothing is read);
+    `logps` and `ref_logps` (B, C; None: no reference was run), `values` (B, D), D = C or C + 1; `scores` and `ended`
+    (by themselves, not by their limit), both (B,)."""
+
+    logps: np.ndarray
+    ref_logps: np.ndarray | None
+    values: np.ndarray
+    scores: np.ndarray
+    mask: np.ndarray
+    ended: np.ndarray
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """`kl` and whitened `advantages` are (B, C); `value_mask`, `rewards`, `gae` (advantages before whitening) and
+    `returns` are (B, D); all 0 where no step is. `metrics` are TRL's objective/…"""
+
+    kl: np.ndarray
+    advantages: np.ndarray
+    value_mask: np.ndarray
+    rewards: np.ndarray
+    gae: np.ndarray
+    returns: np.ndarray
+    metrics: dict[str, float]
+
+
+def learn_from(sampled: Sampled, limit: int, options: RewardOptions) -> Advantages:
+    """Score, penalise, whiten and estimate, in TRL's order. `limit` is the most tokens that a model may write."""
+    width, value_width, mask = sampled.logps.shape[1], sampled.values.shape[1], sampled.mask
+    value_mask = value_steps(mask, limit, value_width)
+    scores = penalised_scores(sampled.scores, sampled.ended, options.missing_eos_penalty)
+    logps = np.where(mask > 0, sampled.logps, 0)
+    references = logps if sampled.ref_logps is None else np.where(mask > 0, sampled.ref_logps, 0)
+    kl = token_kl(logps, references, options.kl_estimator)
+    wide = np.pad(kl, ((0, 0), (0, value_width - width)))
+    rewards = token_rewards(wide, scores, score_positions(mask, limit), options.kl_coef)
+    if options.whiten_rewards:
+        rewards = whiten(rewards, value_mask, shift_mean=False)
+    estimate = gae(rewards, sampled.values, gamma=options.gamma, lam=options.lam, mask=value_mask)
+    advantages = whiten(estimate.advantages[:, :width], mask)
+    metrics = _metrics(kl, logps, scores, options.kl_coef)
+    if sampled.ref_logps is None:
+        del metrics["objective/kl"]  # not 0: nobody knows
+    return Advantages(kl, advantages, value_mask, rewards, estimate.advantages, estimate.returns, metrics)
+
+
+def _metrics(kl: np.ndarray, logps: np.ndarray, scores: np.ndarray, kl_coef: float) -> dict[str, float]:
+    """Sums over tokens, means over completions."""
+    held_back, score = -kl_coef * kl.sum(1).mean(), scores.mean()
+    named = {
+        "objective/kl": kl.sum(1).mean(),
+        "objective/entropy": -logps.sum(1).mean(),
+        "objective/non_score_reward": held_back,
+        "objective/rlhf_reward": held_back + score,
+        "objective/scores": score,
+    }
+    return {name: float(value) for name, value in named.items()}

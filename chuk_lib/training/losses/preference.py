@@ -1,4 +1,6 @@
-"""DPO and the losses of its kind: pure functions of the log-probs of chosen and rejected completions.
+"""DPO, the losses of its kind, KTO and reward models: pure functions of what models say about completions.
+
+DPO and its kind know the log-probs of chosen and rejected completions.
 
 With r = log π(y) − log ref(y) summed over a completion's tokens, S a divergence of r, and D = S(chosen) − S(rejected);
 b is beta, e label smoothing, σ the sigmoid:
@@ -21,6 +23,16 @@ b is beta, e label smoothing, σ the sigmoid:
 
 Sorting and the last mean are over the pairs of a micro-batch and of an update. All as TRL 1.16's `dpo_trainer.py`. Left
 out: mixture-of-experts auxiliary losses.
+
+KTO learns from completions that are good or bad on their own. With z = max(0, mean of r over mismatched prompts and
+completions), no gradient, each times its weight, the mean over rows, as TRL 1.16's `kto_trainer.py`:
+
+    kto                good: 1 − σ(b(r − z))      bad: 1 − σ(b(z − r))        Ethayarajh et al. 2024
+    apo_zero_unpaired  good: 1 − σ(b r)           bad: σ(b r)                 D'Oosterlinck et al. 2024
+
+A reward model learns scores s of pairs (Bradley and Terry 1952; Ouyang et al. 2022):
+
+    −log σ(s_c − s_r − margin) + c·(s_c + s_r)²      the second term: Eisenstein et al. 2023
 """
 
 from __future__ import annotations
@@ -32,7 +44,7 @@ from typing import NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from chuk_lib.training.preference.config import DPOConfig
+from chuk_lib.training.preference.config import DPOConfig, KTOConfig
 from chuk_lib.training.tables import pick
 
 _LARGEST_EXPONENT = 80.0
@@ -240,3 +252,30 @@ _LOSSES: dict[str, Callable[[Ratios, DPOConfig], mx.array]] = {
     "robust": _robust, "nca_pair": _nca_pair, "bco_pair": _bco_pair, "sppo_hard": _sppo_hard, "aot": _aot,
     "aot_unpaired": _aot_unpaired, "apo_zero": _apo_zero, "apo_down": _apo_down, "discopop": _discopop, "sft": _sft,
 }  # fmt: skip
+
+
+def estimate_kl(logps: mx.array, ref_logps: mx.array) -> mx.array:
+    """z, a scalar: from log-probs (B,) of completions after the prompts of other rows."""
+    return mx.maximum(mx.stop_gradient(logps - ref_logps).mean(), 0.0)
+
+
+_SHIFTS: dict[str, Callable[[mx.array], mx.array]] = {"kto": lambda kl: kl, "apo_zero_unpaired": mx.zeros_like}
+"""What log-ratios are compared with, made of z."""
+
+
+def unpaired_loss(ratios: mx.array, is_good: mx.array, kl: mx.array, config: KTOConfig) -> mx.array:
+    """The weighted loss of each row (B,), from its log-ratio, whether it is good (1 or 0), and z."""
+    x = config.beta * (ratios - pick(_SHIFTS, config.loss_type, "loss_type")(kl))
+    good, bad = 1.0 - mx.sigmoid(x), 1.0 - mx.sigmoid(-x)
+    return mx.where(is_good > 0, config.desirable_weight * good, config.undesirable_weight * bad)
+
+
+def reward_loss(
+    chosen: mx.array, rejected: mx.array, margin: mx.array | None = None, center_coefficient: float | None = None
+) -> mx.array:
+    """The loss of each pair, (B,), from the scores (B,) of chosen and rejected."""
+    apart = chosen - rejected if margin is None else chosen - rejected - margin
+    loss = -log_sigmoid(apart)
+    if center_coefficient:
+        loss = loss + center_coefficient * mx.square(chosen + rejected)
+    return loss

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.nn as nn
 import numpy as np
 
-from chuk_lib.data.encoder import Encoder
+from chuk_lib.data.tokenizers.encoder import Encoder
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.turns import last_answer
 from chuk_lib.data.types import Example
 from chuk_lib.errors import DataError
@@ -36,7 +36,7 @@ class Answer:
 
 
 def exact_match(
-    model: nn.Module, tokenizer: Any, examples: Sequence[Example], *, max_tokens: int | None = None
+    model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Example], *, max_tokens: int | None = None
 ) -> list[Answer]:
     """Greedy answers to the examples' prompts, in order.
 
@@ -70,7 +70,7 @@ def prompt_and_target(example: Example) -> tuple[np.ndarray, np.ndarray]:
     return example.input_ids[:begin], example.input_ids[begin:end]
 
 
-def write_sample(model: nn.Module, tokenizer: Any, example: Example, max_tokens: int = 64) -> dict[str, str]:
+def write_sample(model: nn.Module, tokenizer: Tokenizer, example: Example, max_tokens: int = 64) -> dict[str, str]:
     """What the model writes beside what it should: `prompt`, `target`, `completion`. A conversation of which more is
     learned than its last answer is cut where that begins, plain text in half."""
     try:
@@ -87,6 +87,8 @@ def write_sample(model: nn.Module, tokenizer: Any, example: Example, max_tokens:
     return {"prompt": written.prompt, "target": written.target, "completion": written.completion}
 
 
-def _answer(tokenizer: Any, example: Example, prompt: np.ndarray, target: np.ndarray, completion: Completion) -> Answer:
+def _answer(
+    tokenizer: Tokenizer, example: Example, prompt: np.ndarray, target: np.ndarray, completion: Completion
+) -> Answer:
     text = lambda ids: str(tokenizer.decode(ids.tolist(), skip_special_tokens=True))  # noqa: E731
     return Answer(text(prompt), text(target), completion.text, str(example.source))

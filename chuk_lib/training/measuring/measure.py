@@ -18,12 +18,15 @@ from chuk_lib.data.formats import Chat, Recogniser
 from chuk_lib.data.prompt_dataset import PromptDataset, split_prompt
 from chuk_lib.data.reader import has_split, read_records
 from chuk_lib.data.sft_dataset import SFTDataset
+from chuk_lib.data.tokenizers.encoder import Encoder
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Example, Record
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.prompts import context_length, limit_words, window_limit
 from chuk_lib.inference.vocabulary import check_tokens
 from chuk_lib.models import load_model, provenance_of
+from chuk_lib.models.config import Implementation
 from chuk_lib.rewards import RewardSet, load_rewards
 from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.measuring.bootstrap import Difference, paired_difference
@@ -44,7 +47,7 @@ class Question:
     completions of each prompt, scored by `rewards` (exact_match when there is none), and pass@k for each of `ks` (1 and
     `samples`). `temperature` None is greedy for one sample and 1 for more.
     `max_tokens` None is four more than the longest target, or 256 for rewards. Prompts of more than `max_prompt_length`
-    tokens are left out and counted.
+    tokens are left out and counted. `implementation`: whose code runs the model, as in `load_model`.
     """
 
     data: str
@@ -60,6 +63,7 @@ class Question:
     temperature: float | None = None
     sampling: SamplingConfig = _GREEDY
     max_prompt_length: int | None = None
+    implementation: Implementation = "auto"
 
     @property
     def scores(self) -> bool:
@@ -92,7 +96,7 @@ class Measurement:
     @property
     def rows(self) -> int:
         """How many prompts there were."""
-        return len(self.answers) if self.scored is None else len(self.scored.experience) // self.scored.samples
+        return len(self.answers) if self.scored is None else len(self.scored.played.episodes) // self.scored.samples
 
     @property
     def correct(self) -> int:
@@ -189,7 +193,7 @@ def answer(prepared: Prepared, model_source: str, adapter: str | None = None) ->
     Raises ModelError and DataError as loading does, and TrainingError when a reward fails.
     """
     question = prepared.question
-    model, tokenizer = load_model(model_source, adapter=adapter)
+    model, tokenizer = load_model(model_source, adapter=adapter, implementation=question.implementation)
     rows, said = _examples(prepared, tokenizer)
     examples = _fitting(rows, model, tokenizer, question.max_prompt_length)
     notes = (*provenance_of(model).notes, *said)
@@ -238,7 +242,7 @@ def _checked_ks(question: Question) -> tuple[int, ...]:
     return ks
 
 
-def _examples(prepared: Prepared, tokenizer: Any) -> tuple[list[Example], tuple[str, ...]]:
+def _examples(prepared: Prepared, tokenizer: Tokenizer) -> tuple[list[Example], tuple[str, ...]]:
     """The rows with their targets, and what is said of them; none when rewards are measured on prompts that have no
     targets."""
     first = prepared.records[0]
@@ -249,7 +253,7 @@ def _examples(prepared: Prepared, tokenizer: Any) -> tuple[list[Example], tuple[
     return dataset.examples, dataset.report.notes
 
 
-def _fitting(examples: list[Example], model: nn.Module, tokenizer: Any, longest: int | None) -> list[Example]:
+def _fitting(examples: list[Example], model: nn.Module, tokenizer: Tokenizer, longest: int | None) -> list[Example]:
     """The examples whose prompts have at most `longest` tokens. Raises DataError naming file and line for a prompt that
     fills the model's context, a row longer than a window, and a token that the embedding lacks."""
     prompts = [len(prompt_and_target(example)[0]) for example in examples]
@@ -269,15 +273,15 @@ def _fitting(examples: list[Example], model: nn.Module, tokenizer: Any, longest:
     return kept
 
 
-def _has_target(record: Record, tokenizer: Any) -> bool:
+def _has_target(record: Record, tokenizer: Tokenizer) -> bool:
     try:
-        row = Recogniser(has_template=bool(tokenizer.has_chat_template))(record)
+        row = Recogniser(has_template=Encoder(tokenizer).has_template)(record)
     except DataError:
         return False
     return not isinstance(row, Chat) or row.messages[-1]["role"] == "assistant"
 
 
-def _loss(question: Question, model: nn.Module, tokenizer: Any, examples: Sequence[Example]) -> dict[str, float]:
+def _loss(question: Question, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Example]) -> dict[str, float]:
     """The loss, its metrics and the perplexity exp(loss) over all targets; nothing where there are none."""
     if not examples:
         return {}

@@ -10,11 +10,13 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.data.prompt_dataset import PromptDataset
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.rewards import RewardSet
 from chuk_lib.training.measuring.pass_at_k import pass_at_k
-from chuk_lib.training.online.collect import Collector, Experience, ModelSampler, check_prompts
+from chuk_lib.training.online.collect import Collector, Played, check_prompts
+from chuk_lib.training.online.episode import OneTurn
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class RewardMeasurement:
     A completion passes when the first reward gives it `pass_score` or more.
     """
 
-    experience: Experience
+    played: Played
     names: tuple[str, ...]
     weights: tuple[float, ...]
     totals: np.ndarray
@@ -34,19 +36,19 @@ class RewardMeasurement:
     def values(self) -> dict[str, np.ndarray]:
         """Means per prompt, float64 (P,): `reward` (the weighted sum) and `rewards/NAME`; NaN where no sample could be
         scored."""
-        named = {f"rewards/{name}": self.experience.scores[:, index] for index, name in enumerate(self.names)}
+        named = {f"rewards/{name}": self.played.scores[:, index] for index, name in enumerate(self.names)}
         columns = {"reward": self.totals, **named}
         return {name: _mean(column.reshape(-1, self.samples), axis=1) for name, column in columns.items()}
 
     def pass_at(self, k: int) -> np.ndarray:
         """pass@k per prompt, float64 (P,); NaN where the first reward could not score."""
-        first = self.experience.scores[:, 0].reshape(-1, self.samples)
+        first = self.played.scores[:, 0].reshape(-1, self.samples)
         passed = (np.nan_to_num(first, nan=-np.inf) >= self.pass_score).sum(axis=1)
         return np.where(np.isnan(first).all(axis=1), np.nan, pass_at_k(self.samples, passed, k))
 
     def as_dict(self, ks: Sequence[int]) -> dict[str, Any]:
         """Plain data: means, spreads and counts of each reward, pass@k, lengths."""
-        scores, lengths = self.experience.scores, self.experience.lengths
+        scores, lengths = self.played.scores, self.played.written
         parts = {
             name: {
                 "mean": _number(_mean(scores[:, index])), "std": _number(_spread(scores[:, index])),
@@ -60,25 +62,25 @@ class RewardMeasurement:
             "pass_at_k": {str(k): _number(_mean(self.pass_at(k))) for k in ks},
             "pass_reward": self.names[0], "pass_score": self.pass_score,
             "completion_tokens": float(lengths.mean()),
-            "truncated": float(1 - self.experience.terminated.mean()),
+            "truncated": float(1 - self.played.terminated.mean()),
         }  # fmt: skip
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every completion with its scores; None where a reward could not score."""
-        for index, (row, one) in enumerate(zip(self.experience.prompts, self.experience.rollouts, strict=True)):
-            scores = self.experience.scores[index]
+        for index, one in enumerate(self.played.episodes):
+            row, scores = one.prompt.asked, one.scores
             yield {
                 "prompt": row.prompt, "completion": one.text, "sample": index % self.samples,
                 "reward": _number(self.totals[index]),
                 "rewards": {name: _number(score) for name, score in zip(self.names, scores, strict=True)},
-                "passed": bool(scores[0] >= self.pass_score), "tokens": len(one.ids), "finish_reason": one.reason,
+                "passed": bool(scores[0] >= self.pass_score), "tokens": one.written, "finish_reason": one.reason,
                 "source": str(row.source),
             }  # fmt: skip
 
 
 def measure_rewards(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     dataset: PromptDataset,
     rewards: RewardSet,
     sampling: SamplingConfig,
@@ -94,10 +96,10 @@ def measure_rewards(
     if samples > 1 and sampling.greedy:
         raise ConfigError(f"{samples} samples at temperature 0 are all the same", "set --temperature, or --samples 1")
     check_prompts(dataset, model, tokenizer, rewards)
-    collect = Collector(dataset, rewards, ModelSampler(model, tokenizer))
-    experience = collect(0, range(len(dataset)), sampling, samples)
-    totals = rewards.total(experience.scores)
-    return RewardMeasurement(experience, rewards.names, rewards.weights, totals, samples, pass_score)
+    collect = Collector(dataset, rewards, OneTurn(model, tokenizer))
+    played = collect(0, range(len(dataset)), sampling, samples)
+    totals = rewards.total(played.scores)
+    return RewardMeasurement(played, rewards.names, rewards.weights, totals, samples, pass_score)
 
 
 def _mean(values: np.ndarray, axis: int | None = None) -> Any:

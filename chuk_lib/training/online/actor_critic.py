@@ -7,7 +7,7 @@ model of its own. Values stand before each token of a completion, and one after 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,10 +16,10 @@ import numpy as np
 from chuk_lib.models.heads import output_head
 from chuk_lib.models.value_head import ScoreModel
 from chuk_lib.training.algorithm import Arrays
-from chuk_lib.training.utils.log_probs import StatOptions, TokenStats, completion_arrays, fused_head, logit_stats
+from chuk_lib.training.utils.log_probs import StatOptions, TokenStats, fused_head, logit_stats
 
 
-class Judged(NamedTuple):
+class ActorCriticStats(NamedTuple):
     """Float32: log-probs and entropies of completion tokens (B, C), and values (B, C + 1); 0 where there is none."""
 
     logps: mx.array
@@ -37,15 +37,15 @@ class ActorCritic(nn.Module):
         self.value = value.head if shared else value
         self._output_head = output_head(policy)
 
-    def __call__(self, arrays: Arrays, options: StatOptions) -> Judged:
-        """What the policy thinks of the completions in `arrays` (see `completion_values`), and what they are worth."""
+    def __call__(self, arrays: Arrays, options: StatOptions) -> ActorCriticStats:
+        """What the policy thinks of the completions in `arrays` (see `with_values`), and what they are worth."""
         ids, counted = arrays["input_ids"], arrays["mask"] > 0
         hidden = self._output_head.hidden(self.policy, ids)
         flat = hidden.reshape(-1, hidden.shape[-1])
         stats = self._stats(flat[arrays["positions"]], arrays["targets"], options)
         logps, entropy = (mx.where(counted, part[arrays["index"]], 0.0) for part in (stats.logps, stats.entropy))
         at = flat if self.shared else self.value.hidden(ids).reshape(flat.shape[0], -1)
-        return Judged(logps, entropy, self._of_hidden(at[arrays["value_positions"]]) * arrays["value_mask"])
+        return ActorCriticStats(logps, entropy, self._of_hidden(at[arrays["value_positions"]]) * arrays["value_mask"])
 
     def _stats(self, hidden: mx.array, targets: mx.array, options: StatOptions) -> TokenStats:
         fused = fused_head(self._output_head, self.policy, options.temperature)
@@ -58,12 +58,9 @@ class ActorCritic(nn.Module):
         return cast(mx.array, (hidden.astype(mx.float32) @ weight.astype(mx.float32).T)[..., 0])
 
 
-def completion_values(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], value_mask: np.ndarray, **shape: Any
-) -> Arrays:
-    """`completion_arrays` of the rows, with flat `value_positions` (B, C + 1), the tokens that values are read at, and
-    `value_mask` (B, C + 1). `shape` are options of `completion_arrays`; a given `value_mask` is widened to fit."""
-    arrays = completion_arrays(prompts, completions, **shape)
+def with_values(arrays: Arrays, prompts: Sequence[Sequence[int]], value_mask: np.ndarray) -> Arrays:
+    """`completion_arrays` of the rows with flat `value_positions` (B, C + 1), the tokens that values are read at, and
+    `value_mask` (B, C + 1). The given one may be narrower: rows are padded to few widths."""
     width, columns = arrays["input_ids"].shape[1], arrays["mask"].shape[1] + 1
     mask = np.pad(value_mask, ((0, 0), (0, columns - value_mask.shape[1]))).astype(np.float32)
     before = np.array([len(prompt) - 1 for prompt in prompts])[:, None] + np.arange(columns)[None]

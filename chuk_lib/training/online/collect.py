@@ -1,4 +1,4 @@
-"""What trainers that learn from the model's own completions share: which prompts a step takes, and its experience.
+"""What trainers that learn from the model's own completions share: which prompts a step takes, and its episodes.
 
 Which prompts, and the random keys of their completions, depend on (data, settings, seed, step) alone, so that a
 resumed run samples what an uninterrupted one does.
@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import mlx.nn as nn
 import numpy as np
 
 from chuk_lib import runtime
-from chuk_lib.data.prompt_dataset import PromptDataset, PromptRow, columns_of
+from chuk_lib.data.prompt_dataset import PromptDataset, columns_of
 from chuk_lib.data.reader import DataSource
+from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.prompts import context_length, limit_words
 from chuk_lib.inference.vocabulary import check_tokens
@@ -26,9 +29,7 @@ from chuk_lib.rewards.types import Completions, Logged, Text
 from chuk_lib.training.engine import step_seed
 from chuk_lib.training.loading import load_splits
 from chuk_lib.training.online.config import OnlineConfig
-
-if TYPE_CHECKING:
-    from chuk_lib.inference.rollouts import Rollout
+from chuk_lib.training.online.episode import Episode, GroupPrompt, Player, check_played
 
 
 class Rewards(Protocol):
@@ -45,37 +46,8 @@ class Rewards(Protocol):
     def check_columns(self, available: Iterable[str], where: str) -> None:
         """Raise DataError when a column is missing."""
 
-    def score(self, batch: Completions) -> np.ndarray:
-        """Scores float32 (N, K); NaN where a reward cannot score."""
-
-
-class Sampler(Protocol):
-    """What writes completions: `ModelSampler`, or a table of fixed ones."""
-
-    def __call__(
-        self, prompts: Sequence[Sequence[int]], config: SamplingConfig, group_size: int, numbers: Sequence[int]
-    ) -> list[Rollout]:
-        """`group_size` completions of each prompt, prompt-major. `numbers` name the prompts for their random keys."""
-
-
-@dataclass(frozen=True)
-class ModelSampler:
-    """Samples from a model; `token_budget` bounds what is decoded side by side."""
-
-    model: nn.Module
-    tokenizer: Any
-    token_budget: int | None = None
-
-    def __call__(
-        self, prompts: Sequence[Sequence[int]], config: SamplingConfig, group_size: int, numbers: Sequence[int]
-    ) -> list[Rollout]:
-        """See `Sampler`."""
-        from chuk_lib.inference.rollouts import rollouts
-
-        return rollouts(
-            self.model, self.tokenizer, prompts, config, group_size=group_size, numbers=numbers,
-            token_budget=self.token_budget,
-        )  # fmt: skip
+    def score(self, batch: Completions, logged: Logged) -> np.ndarray:
+        """Scores float32 (N, K); NaN where a reward cannot score. What they have to tell goes into `logged`."""
 
 
 class PromptPlan:
@@ -118,81 +90,83 @@ class PromptPlan:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))).permutation(self.count)
 
 
-@dataclass(frozen=True)
-class Experience:
-    """Completions of some prompts and what they are worth: N = prompts × group, prompt-major.
+@dataclass
+class Played:
+    """What one step, or one validation, played: `episodes` (N), prompt-major; `chosen`, the indices of
+    those that are learned from; `metrics` to report (at first what reward functions logged); seconds
+    of playing and scoring, and `began`, when training on it began."""
 
-    `rows` (N) are the prompts' indices in the data, `prompts` (N) the rows themselves, `scores` float32 (N, K) with
-    NaN where a reward cannot score; `logged` is what reward functions gave to `log_metric` and `log_extra`.
-    """
-
-    rows: list[int]
-    prompts: list[PromptRow]
-    rollouts: list[Rollout]
-    scores: np.ndarray
-    rollout_seconds: float = 0.0
-    reward_seconds: float = 0.0
-    logged: Logged = field(default_factory=Logged)
-
-    def __len__(self) -> int:
-        return len(self.rollouts)
+    episodes: list[Episode]
+    chosen: list[int]
+    metrics: dict[str, float]
+    playing_seconds: float = 0.0
+    scoring_seconds: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+    trained_tokens: int = 0
 
     @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each completion, int64 (N,)."""
-        return np.array([len(one.ids) for one in self.rollouts], dtype=np.int64)
+    def scores(self) -> np.ndarray:
+        """Scores float32 (N, K); NaN where a reward cannot score."""
+        return np.stack([one.scores for one in self.episodes])
+
+    @property
+    def written(self) -> np.ndarray:
+        """Tokens that the model wrote in each episode, int64 (N,)."""
+        return np.array([one.written for one in self.episodes], np.int64)
 
     @property
     def terminated(self) -> np.ndarray:
-        """Whether each completion came to its end before it ran out of room, bool (N,)."""
-        return np.array([one.reason != "length" for one in self.rollouts], dtype=bool)
+        """Which episodes came to their end before they ran out of room, bool (N,)."""
+        return np.array([one.terminated for one in self.episodes], bool)
 
     @property
-    def tokens(self) -> int:
-        """Tokens of prompts and completions, a prompt counted with each of its completions."""
-        return int(self.lengths.sum()) + sum(len(row) for row in self.prompts)
+    def learned(self) -> list[Episode]:
+        """The episodes that are learned from."""
+        return [self.episodes[at] for at in self.chosen]
 
-    def only(self, keep: Sequence[int]) -> Experience:
-        """Some of the completions, in the order given; the seconds stay whole."""
-        return Experience(
-            [self.rows[i] for i in keep], [self.prompts[i] for i in keep], [self.rollouts[i] for i in keep],
-            self.scores[list(keep)], self.rollout_seconds, self.reward_seconds,
-            Logged({name: [column[i] for i in keep] for name, column in self.logged.columns.items()},
-                   self.logged.metrics),
-        )  # fmt: skip
+    def give_way(self, groups: Sequence[int], fresh: Played, n: int) -> None:
+        """Learn from the groups of `fresh`, `n` episodes each, in the places of `groups` of the chosen ones."""
+        start = len(self.episodes)
+        self.episodes += fresh.episodes
+        self.playing_seconds += fresh.playing_seconds
+        self.scoring_seconds += fresh.scoring_seconds
+        for index, at in enumerate(groups):
+            self.chosen[at * n : (at + 1) * n] = range(start + index * n, start + (index + 1) * n)
 
-    def __add__(self, other: Experience) -> Experience:
-        return Experience(
-            self.rows + other.rows, self.prompts + other.prompts, self.rollouts + other.rollouts,
-            np.concatenate([self.scores, other.scores]), self.rollout_seconds + other.rollout_seconds,
-            self.reward_seconds + other.reward_seconds, _joined(self, other),
-        )  # fmt: skip
+    def tell(self, learned: Sequence[Episode]) -> None:
+        """Note for the report what the chosen episodes were worth."""
+        for at, one in zip(self.chosen, learned, strict=True):
+            self.episodes[at] = replace(self.episodes[at], advantage=one.advantage)
 
 
 class Collector:
-    """Makes experience: has completions sampled, and scores them."""
+    """Has prompts played, and scores the episodes."""
 
-    def __init__(self, dataset: PromptDataset, rewards: Rewards, sample: Sampler) -> None:
+    def __init__(self, dataset: PromptDataset, rewards: Rewards, player: Player) -> None:
         self.dataset = dataset
         self.rewards = rewards
-        self.sample = sample
+        self.player = player
 
-    def __call__(self, step: int, rows: Sequence[int], config: SamplingConfig, group_size: int) -> Experience:
-        """Experience with the prompts `rows` at `step`. Random keys come from `config.seed`, the row and the member.
+    def __call__(self, step: int, rows: Sequence[int], sampling: SamplingConfig, n: int) -> Played:
+        """`n` episodes of each of the prompts `rows` at `step`. Random keys come from `sampling.seed`,
+        the row and the member.
 
-        Raises TrainingError when a reward fails.
+        Raises TrainingError when a reward fails, or a player does not give what it was asked for.
         """
         began = time.perf_counter()
-        prompts = [self.dataset[row] for row in rows]
-        written = self.sample([row.ids for row in prompts], config, group_size, self._numbers(rows))
-        sampled = time.perf_counter()
-        of_each = [row for row in prompts for _ in range(group_size)]
+        prompts = self._prompts(rows)
+        episodes = self.player.play(prompts, n, sampling)
+        check_played(episodes, prompts, n)
+        played = time.perf_counter()
+        logged = Logged()
         with runtime.users_own():
-            scores = self.rewards.score(completions_of(of_each, written, step))
+            scores = self.rewards.score(completions_of(episodes, step), logged)
         ended = time.perf_counter()
-        indices = [int(row) for row in rows for _ in range(group_size)]
-        logged = getattr(self.rewards, "logged", None) or Logged()
-        return Experience(indices, of_each, written, scores, sampled - began, ended - sampled, logged)
+        scored = [
+            replace(one, scores=scores[at], extra={name: column[at] for name, column in logged.columns.items()})
+            for at, one in enumerate(episodes)
+        ]
+        return Played(scored, list(range(len(scored))), logged.metrics, played - began, ended - played)
 
     def where(self, rows: Iterable[int]) -> str:
         """Some prompts by file and row."""
@@ -200,30 +174,15 @@ class Collector:
         lines = ", ".join(str(self.dataset[row].source.line) for row in known[:16])
         return f"completions of `{self.dataset.source}` rows {lines}{' …' if len(known) > 16 else ''}"
 
-    def _numbers(self, rows: Sequence[int]) -> list[int]:
-        """Numbers for random keys: the row, and beyond the data's length when it comes again, so that two groups of
-        one prompt differ."""
-        seen: dict[int, int] = {}
-        numbers = []
-        for row in rows:
-            numbers.append(row + seen.get(row, 0) * len(self.dataset))
-            seen[row] = seen.get(row, 0) + 1
-        return numbers
-
-
-def _joined(first: Experience, second: Experience) -> Logged:
-    """Columns one after the other, None where one lacks them; metrics averaged."""
-    both = (first, second)
-    columns = {
-        name: [value for one in both for value in one.logged.columns.get(name, [None] * len(one))]
-        for name in dict.fromkeys([*first.logged.columns, *second.logged.columns])
-    }
-    found = [one.logged.metrics for one in both]
-    metrics = {
-        name: float(np.mean([part[name] for part in found if name in part]))
-        for name in dict.fromkeys([*found[0], *found[1]])
-    }
-    return Logged(columns, metrics)
+    def _prompts(self, rows: Sequence[int]) -> list[GroupPrompt]:
+        """A group's number is its row, and beyond the data's length when the row comes again, so that
+        two groups of one prompt differ."""
+        seen: Counter[int] = Counter()
+        prompts = []
+        for row in map(int, rows):
+            prompts.append(GroupPrompt(row, row + seen[row] * len(self.dataset), self.dataset[row]))
+            seen[row] += 1
+        return prompts
 
 
 def sampling_seed(seed: int, step: int) -> int:
@@ -231,15 +190,18 @@ def sampling_seed(seed: int, step: int) -> int:
     return step_seed(seed, step) % 2**32
 
 
-def completions_of(prompts: Sequence[PromptRow], written: Sequence[Rollout], step: int = 0) -> Completions:
-    """Completions as rewards read them: messages when the prompts are messages."""
+def completions_of(episodes: Sequence[Episode], step: int = 0) -> Completions:
+    """Episodes as rewards read them: messages when the prompts are messages, and the tokens that the model wrote."""
+    asked = [one.prompt.asked for one in episodes]
     texts: list[Text] = [
-        one.text if isinstance(row.prompt, str) else [{"role": "assistant", "content": one.text}]
-        for row, one in zip(prompts, written, strict=True)
+        one.text
+        if isinstance(one.prompt.asked.prompt, str)
+        else [{"role": turn.role, "content": turn.text} for turn in one.turns]
+        for one in episodes
     ]
     return Completions(
-        [row.prompt for row in prompts], texts, [one.ids.tolist() for one in written], columns_of(prompts), step,
-        [one.reason == "length" for one in written],
+        [row.prompt for row in asked], texts, [one.ids[one.mask > 0].tolist() for one in episodes], columns_of(asked),
+        step, [not one.terminated for one in episodes],
     )  # fmt: skip
 
 
@@ -270,3 +232,26 @@ def room_note(dataset: PromptDataset, model: nn.Module, max_completion_length: i
         f"the longest prompt ({dataset.report.longest:,} tokens) leaves {limit - dataset.report.longest:,} of the "
         f"context's {limit:,} tokens, less than max_completion_length ({max_completion_length:,})",
     )
+
+
+def check_rewards(config: OnlineConfig) -> None:
+    """Raise ConfigError for rewards that are misspelt or missing, without loading them."""
+    from chuk_lib.config.reward_spec import parse_spec
+    from chuk_lib.rewards.builtin import canonical
+
+    if not config.rewards:
+        raise ConfigError("no reward given", "add `--reward NAME`, such as exact_match, or `rewards:` to a config file")
+    for parsed in map(parse_spec, config.rewards):
+        if parsed.file is None:
+            canonical(parsed.name)
+        elif not Path(parsed.file).expanduser().is_file():
+            raise ConfigError(f"reward file `{parsed.file}` does not exist", "check the path: file.py:function")
+
+
+def rewards_of(config: OnlineConfig) -> Rewards:
+    """The rewards that settings name. Raises ConfigError when there is none, or one cannot be loaded."""
+    from chuk_lib.rewards import load_rewards
+
+    check_rewards(config)
+    on_error = "none" if config.reward_errors == "none" else "raise"
+    return load_rewards(config.rewards, on_error=on_error, max_completion_length=config.max_completion_length)

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+    from chuk_lib.training.online.episode import Episode
     from chuk_lib.training.online.grpo_config import GRPOConfig
     from chuk_lib.training.utils.advantages import Scored
 
 
 @dataclass(frozen=True)
-class Judged:
+class GroupScores:
     """What advantages are made of: `scores` (N, K) with the `weights` (K,) of the rewards, the same summed (`scored`),
-    `mask` (N, C) of the tokens that count, and `kl` (N, C), the k1 of each token, where completions pay for it."""
+    `mask` (N, C) of the tokens that count, and `kl` (N, C), the k1 of each token, where completions pay for it.
+    N = prompts × group, prompt-major."""
 
     scores: np.ndarray
     weights: Sequence[float]
@@ -34,7 +36,7 @@ class Estimator:
     every estimator reads.
     """
 
-    advantages: Callable[[GRPOConfig, Judged], tuple[np.ndarray, dict[str, float]]]
+    advantages: Callable[[GRPOConfig, GroupScores], tuple[np.ndarray, dict[str, float]]]
     reads: tuple[str, ...] = ()
     pays_kl: bool = False
     alone: bool = False
@@ -42,45 +44,45 @@ class Estimator:
     beta: float = 0.0
 
 
-def _grpo(config: GRPOConfig, judged: Judged) -> tuple[np.ndarray, dict[str, float]]:
+def _grpo(config: GRPOConfig, given: GroupScores) -> tuple[np.ndarray, dict[str, float]]:
     """Against the group's mean; several rewards may be normalised first (GDPO)."""
     from chuk_lib.training.utils import advantages as adv
 
     if config.multi_objective_aggregation == "normalize_then_sum":
-        found = adv.normalized_then_summed(judged.scores, judged.weights, config.num_generations)
+        found = adv.normalized_then_summed(given.scores, given.weights, config.num_generations)
     else:
-        found = adv.group_relative(judged.scored, config.scale_rewards)
+        found = adv.group_relative(given.scored, config.scale_rewards)
     return found[:, None], {}
 
 
-def _rloo(config: GRPOConfig, judged: Judged) -> tuple[np.ndarray, dict[str, float]]:
+def _rloo(config: GRPOConfig, given: GroupScores) -> tuple[np.ndarray, dict[str, float]]:
     """Against the others' mean: rewards are clipped, then pay for the KL of their whole completion."""
     import numpy as np
 
     from chuk_lib.training.utils import advantages as adv
 
-    rewards = judged.scored.rewards
+    rewards = given.scored.rewards
     if config.reward_clip_range is not None:
         low, high = config.reward_clip_range
         rewards = np.clip(rewards, low, high)
-    if judged.kl is not None:
-        rewards = rewards - config.chosen_beta * judged.kl.sum(axis=1)
-    paid = adv.Scored(rewards, judged.scored.group)
-    told = {} if judged.kl is None else adv.reward_metrics(paid)
+    if given.kl is not None:
+        rewards = rewards - config.chosen_beta * given.kl.sum(axis=1)
+    paid = adv.Scored(rewards, given.scored.group)
+    told = {} if given.kl is None else adv.reward_metrics(paid)
     flat = {name: value for name, value in told.items() if name == "frac_reward_zero_std"}
     return adv.leave_one_out(paid, config.normalize_advantages)[:, None], flat
 
 
-def _over_batch(config: GRPOConfig, judged: Judged) -> tuple[np.ndarray, dict[str, float]]:
+def _over_batch(config: GRPOConfig, given: GroupScores) -> tuple[np.ndarray, dict[str, float]]:
     from chuk_lib.training.utils import advantages as adv
 
-    return adv.globally_normalized(judged.scored, judged.mask, judged.kl, config.chosen_beta), {}
+    return adv.globally_normalized(given.scored, given.mask, given.kl, config.chosen_beta), {}
 
 
-def _over_batch_with_baseline(config: GRPOConfig, judged: Judged) -> tuple[np.ndarray, dict[str, float]]:
+def _over_batch_with_baseline(config: GRPOConfig, given: GroupScores) -> tuple[np.ndarray, dict[str, float]]:
     from chuk_lib.training.utils import advantages as adv
 
-    return adv.globally_normalized(judged.scored, judged.mask, judged.kl, config.chosen_beta, baseline=True), {}
+    return adv.globally_normalized(given.scored, given.mask, given.kl, config.chosen_beta, baseline=True), {}
 
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -90,3 +92,33 @@ ESTIMATORS: dict[str, Estimator] = {
     "reinforce++-baseline": Estimator(_over_batch_with_baseline),
 }
 """Every value of `advantage_estimator`."""
+
+
+def advantages_of(
+    config: GRPOConfig, weights: Sequence[float], episodes: Sequence[Episode]
+) -> tuple[np.ndarray, dict[str, float]]:
+    """What N episodes, the groups of some prompts one after the other, were worth: float32 (N, 1), or (N, C) where
+    tokens pay for their KL one by one; and metrics. A KL in the reward needs their `old` and `reference`; it is told as
+    the metric `kl`, a mean over what was written."""
+    import numpy as np
+
+    from chuk_lib.training.online.episode import padded
+    from chuk_lib.training.utils import advantages as adv
+
+    width = max(len(one.ids) for one in episodes)
+    mask, kl, told = padded([one.mask for one in episodes], width), None, {}
+    if config.kl_in_reward:
+        kl = padded([_paid_kl(one) for one in episodes], width)
+        told["kl"] = float(kl.sum() / max(np.count_nonzero(mask), 1))
+    scores = np.stack([one.scores for one in episodes])
+    scored = adv.Scored(adv.combine(scores, weights), config.num_generations)
+    found, more = config.estimator.advantages(config, GroupScores(scores, weights, scored, mask, kl))
+    return found, told | more
+
+
+def _paid_kl(one: Episode) -> np.ndarray:
+    """k1 of each token (C,), 0 where none counts."""
+    assert one.old is not None
+    assert one.reference is not None
+    paid: np.ndarray = (one.old - one.reference) * one.mask
+    return paid

@@ -7,15 +7,14 @@ entropy coefficient are its memory.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from chuk_lib.models.heads import OutputHead, output_head
-from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Memory, Report, Update
+from chuk_lib.training.algorithm import Arrays, Loss, Memory, Update
 from chuk_lib.training.losses.policy_gradient import (
     PolicyBatch,
     entropy_sum,
@@ -23,19 +22,22 @@ from chuk_lib.training.losses.policy_gradient import (
     policy_loss,
 )
 from chuk_lib.training.losses.sums import Metric, Per
-from chuk_lib.training.online.collect import Collector, PromptPlan, sampling_seed
-from chuk_lib.training.online.grpo_batches import Extra, TrainingRows, make_update, padded, split_rows
+from chuk_lib.training.online.algorithm import OnlineAlgorithm
+from chuk_lib.training.online.collect import Collector, Played, PromptPlan, sampling_seed
+from chuk_lib.training.online.episode import Episode, padded
+from chuk_lib.training.online.estimators import advantages_of
+from chuk_lib.training.online.grpo_batches import Extra, make_update, split_rows
 from chuk_lib.training.online.grpo_config import GRPOConfig
-from chuk_lib.training.online.grpo_experience import Gathered, Gatherer, advantages_of
-from chuk_lib.training.online.report import pace_metrics
+from chuk_lib.training.online.report import played_metrics
 from chuk_lib.training.reference import Reference
-from chuk_lib.training.utils.completion_log_probs import RowStats, Shapes, row_stats
+from chuk_lib.training.utils import advantages as adv
+from chuk_lib.training.utils.completion_log_probs import Shapes
 from chuk_lib.training.utils.high_entropy import high_entropy_mask
 from chuk_lib.training.utils.log_probs import StatOptions, completion_stats
 
 
-class GRPOAlgorithm(Algorithm):
-    """`collect` makes experience, `reference` is None when no KL is asked for, `shapes` lays rows out."""
+class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
+    """See `OnlineAlgorithm` for what it is made of."""
 
     def __init__(
         self,
@@ -46,37 +48,48 @@ class GRPOAlgorithm(Algorithm):
         reference: Reference | None,
         shapes: Shapes,
     ) -> None:
-        self.model = model
-        self._config = config
-        self._plan = plan
-        self._collect = collect
-        self._reference = reference
-        self._shapes = shapes
-        self._gather = Gatherer(config, plan, collect)
-        self._head: OutputHead = output_head(model)
+        super().__init__(model, model, config, plan, collect, reference, shapes)
         self._stats = StatOptions(config.temperature, entropy_gradient=config.entropy_bonus)
         self._entropy_coef, self._last_entropy = config.entropy_coef, float("inf")
-        self._step: Gathered | None = None
 
-    def updates(self, step: int) -> Iterable[Update]:
-        """Sample, score, then every update of the step."""
-        config = self._config
-        self._step = state = self._gather(step)
-        rollout = self._rollout(state)
-        counts = {"tokens": state.sampled.tokens, "completions": len(state.sampled)}
-        done = 0
+    def _rollout(self, step: int) -> Played:
+        """Groups of episodes; with dynamic sampling, groups that teach nothing give way to others. Metrics of rewards
+        and completions are those of the plan's own prompts, whatever gave way. Raises TrainingError when a reward
+        fails."""
+        config, group = self._config, self._config.num_generations
+        prompts = self._plan.prompts(step)
+        played = self._play(step, prompts)
+        first, metrics = len(played.episodes), self._metrics(played)
+        spare = self._plan.spare(step, prompts) if config.dynamic_sampling else []
+        rounds = 0
+        while rounds < config.dynamic_sampling and spare:
+            flat = np.flatnonzero(self._scored(played.learned).is_flat)
+            if not len(flat):
+                break
+            taken, spare, rounds = spare[: len(flat)], spare[len(flat) :], rounds + 1
+            played.give_way(flat[: len(taken)].tolist(), self._play(step, taken), group)
+        if config.dynamic_sampling:
+            metrics |= {
+                "dynamic_sampling/rounds": float(rounds),
+                "dynamic_sampling/resampled_prompts": (len(played.episodes) - first) / group,
+                "dynamic_sampling/frac_zero_std": float(self._scored(played.learned).is_flat.mean()),
+            }
+        played.metrics = metrics
+        return played
+
+    def _learn(self, played: Played, step: int) -> Iterator[Update]:
+        """`num_iterations` passes over the episodes, each in updates of `rows_per_update`."""
+        config, episodes = self._config, self._judged(played)
+        done = step * config.updates_per_step
         for iteration in range(config.num_iterations):
             seed = sampling_seed(config.seed + 1 + iteration, step)
-            for part in split_rows(len(state.chosen), config.rows_per_update, seed):
+            for part in split_rows(len(episodes), config.rows_per_update, seed):
                 rows = part.tolist()
-                extra, entropy = self._extra(rollout, rows)
-                update = make_update(rollout, rows, config, self._shapes, extra)
-                state.trained_tokens += update.counts["trained_tokens"]
-                yield update._replace(counts=counts | update.counts)
+                extra, entropy = self._extra(episodes, rows)
+                yield make_update(episodes, rows, config, self._shapes, extra)
                 self._adapt(entropy)
                 done += 1
-                self._sync(step * config.updates_per_step + done)
-                counts = {}
+                self._sync(done)
 
     def loss(self, model: nn.Module, micro_batch: Arrays) -> Loss:
         """The policy loss, less the entropy bonus."""
@@ -96,21 +109,8 @@ class GRPOAlgorithm(Algorithm):
             total = total - micro_batch["entropy_scale"] * entropy_sum(batch)[0]
         return Loss(total, micro_batch["weight"], named)
 
-    def where(self, step: int) -> str:
-        """The prompts of the step by file and row."""
-        return self._collect.where(self._step.chosen.rows if self._step else self._plan.prompts(step))
-
-    def finish(self, step: int) -> Report:
-        """Rewards first, then completions, pace and what was dropped."""
-        if self._step is None:
-            return Report()
-        state, config = self._step, self._config
-        seconds = time.perf_counter() - state.began
-        metrics = state.metrics | pace_metrics(state.sampled, seconds, state.trained_tokens)
-        if config.entropy_bonus:
-            metrics["entropy_coef"] = self._entropy_coef
-        self._step = None
-        return Report(metrics, self._gather.lines(state))
+    def _told(self, played: Played, pace: dict[str, float]) -> dict[str, float]:
+        return {"entropy_coef": self._entropy_coef} if self._config.entropy_bonus else {}
 
     def memory(self) -> Memory:
         """The reference when it moves, and the adaptive entropy coefficient."""
@@ -134,51 +134,44 @@ class GRPOAlgorithm(Algorithm):
         """Whether the ratio can differ from 1, or the reward needs log-probs."""
         return self._config.num_iterations * self._config.updates_per_pass > 1 or self._config.kl_in_reward
 
-    def _rollout(self, state: Gathered) -> TrainingRows:
-        """Advantages, masks and the log-probs that the loss compares with."""
-        found, config = state.chosen, self._config
-        completions = [np.asarray(one.ids) for one in found.rollouts]
-        masks = [np.ones(len(ids), np.float32) for ids in completions]
-        if config.mask_truncated_completions:
-            masks = [mask * ended for mask, ended in zip(masks, found.terminated, strict=True)]
-        rollout = TrainingRows(
-            [row.ids for row in found.prompts], completions, masks, np.zeros((len(found), 1), np.float32)
-        )
+    def _scored(self, episodes: Sequence[Episode]) -> adv.Scored:
+        """Rewards in groups, summed over functions."""
+        return adv.Scored(self._rewards(episodes), self._config.num_generations)
+
+    def _metrics(self, played: Played) -> dict[str, float]:
+        scored, config = self._scored(played.episodes), self._config
+        by_batch = config.scale_rewards == "batch" or config.multi_objective_aggregation == "normalize_then_sum"
+        spread = np.array([np.nanstd(scored.rewards)]) if by_batch else None  # what advantages are divided by, as TRL
+        return adv.reward_metrics(scored, spread) | played_metrics(played, self._collect.rewards.names)
+
+    def _judged(self, played: Played) -> list[Episode]:
+        """The episodes that are learned from, with the log-probs that the loss compares with, the mask of what counts,
+        and advantages."""
+        config, found = self._config, played.learned
         if self._needs_old:
-            rollout.old = self._policy_stats(rollout, range(len(found))).logps
+            logps = self._stats_under(self._policy, found).logps
+            found = [replace(one, old=old) for one, old in zip(found, logps, strict=True)]
         if self._reference is not None:
-            rollout.reference = self._reference_logps(rollout)
-        if config.importance_sampling_correction or config.off_policy_mask_threshold is not None:
-            known = [one.logps for one in found.rollouts]
-            rollout.sampling = None if any(np.isnan(values).any() for values in known) else known
-        rollout.advantages = advantages_of(config, self._collect.rewards.weights, state, rollout)
+            logps = self._reference_logps(found)
+            found = [replace(one, reference=reference) for one, reference in zip(found, logps, strict=True)]
+        if config.mask_truncated_completions:
+            found = [one if one.terminated else replace(one, mask=np.zeros_like(one.mask)) for one in found]
+        advantages, metrics = advantages_of(config, self._collect.rewards.weights, found)
         if not config.kl_in_loss:
-            rollout.reference = None
-        state.advantages = rollout.advantages[:, 0]
-        return rollout
+            found = [replace(one, reference=None) for one in found]
+        found = [_worth(one, row) for one, row in zip(found, advantages, strict=True)]
+        played.metrics |= metrics
+        played.tell(found)
+        return found
 
-    def _policy_stats(self, rollout: TrainingRows, rows: Sequence[int]) -> RowStats:
-        """Log-probs and entropies of some rows under the policy as it is now."""
-        return row_stats(
-            self.model, [rollout.prompts[row] for row in rows], [rollout.completions[row] for row in rows],
-            self._config.temperature, self._shapes, self._head,
-        )  # fmt: skip
-
-    def _reference_logps(self, rollout: TrainingRows) -> list[np.ndarray]:
-        assert self._reference is not None
-        with self._reference.active() as model:
-            head = self._head if model is self.model else None
-            found = row_stats(model, rollout.prompts, rollout.completions, self._config.temperature, self._shapes, head)
-        return found.logps
-
-    def _extra(self, rollout: TrainingRows, rows: Sequence[int]) -> tuple[Extra, float | None]:
+    def _extra(self, episodes: Sequence[Episode], rows: Sequence[int]) -> tuple[Extra, float | None]:
         """What an update has of its own, and the entropy of its tokens when that is asked for: both need a look at
         the entropies of all its rows before it is cut into micro-batches."""
         config = self._config
         if config.top_entropy_quantile == 1 and not config.use_adaptive_entropy:
             return Extra(entropy_coef=config.entropy_coef), None
-        found = self._policy_stats(rollout, rows).entropy
-        masks = [rollout.masks[row] for row in rows]
+        found = self._stats_under(self._policy, [episodes[row] for row in rows]).entropy
+        masks = [episodes[row].mask for row in rows]
         kept = masks
         if config.top_entropy_quantile < 1:
             width = max(map(len, found))
@@ -218,6 +211,14 @@ class GRPOAlgorithm(Algorithm):
             config.importance_sampling_clip_max,
         )  # fmt: skip
         return weights, _sampling_metrics(mx.abs(old - batch.sampling) * batch.mask, weights, batch.mask)
+
+
+def _worth(one: Episode, advantages: np.ndarray) -> Episode:
+    """An episode with its advantages (1,), or those of its tokens (C,); told is that of the first it wrote."""
+    if len(advantages) == 1:
+        return replace(one, advantages=advantages, advantage=float(advantages[0]))
+    first = int(np.argmax(one.mask > 0))
+    return replace(one, advantages=advantages[: len(one.ids)], advantage=float(advantages[first]))
 
 
 def _sampling_metrics(gap: mx.array, weights: mx.array, mask: mx.array) -> dict[str, Metric]:

@@ -1,4 +1,4 @@
-"""From a step's completions to updates: which rows each sees, in which micro-batches, divided by what.
+"""From a step's episodes to updates: which rows each sees, in which micro-batches, divided by what.
 
 Denominators count every row of an update. Rows that cannot matter (advantage 0 and no KL or entropy term, or no token
 that counts) are left out of the forward pass. What is divided by is known before anything runs, so that any split into
@@ -17,36 +17,9 @@ from chuk_lib.training.algorithm import Arrays, Update
 from chuk_lib.training.losses.policy_gradient import denominator
 from chuk_lib.training.losses.policy_kinds import Sizes
 from chuk_lib.training.losses.sums import Per, scale_arrays
+from chuk_lib.training.online.episode import Episode, episode_arrays, padded
 from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.utils.completion_log_probs import Shapes, by_length
-
-Ragged = list[np.ndarray]
-
-
-@dataclass
-class TrainingRows:
-    """A step's completions ready to be learned from: N rows.
-
-    `prompts` and `completions` are token ids; `masks` (tokens,) say which count; `advantages` (N, 1), or (N, C) when
-    each token has its own; `old`, `reference` and `sampling` are log-probs (tokens,) or None where no loss reads them.
-    """
-
-    prompts: list[list[int]]
-    completions: Ragged
-    masks: Ragged
-    advantages: np.ndarray
-    old: Ragged | None = None
-    reference: Ragged | None = None
-    sampling: Ragged | None = None
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """Tokens that count in each row (N,)."""
-        return np.array([mask.sum() for mask in self.masks], dtype=np.int64)
-
-    def lengths(self, rows: Sequence[int]) -> list[int]:
-        """Prompt and completion together, of these rows."""
-        return [len(self.prompts[row]) + len(self.completions[row]) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -65,12 +38,14 @@ def split_rows(count: int, size: int, seed: int) -> list[np.ndarray]:
     return [order[start : start + size] for start in range(0, count, size)]
 
 
-def make_update(rollout: TrainingRows, rows: Sequence[int], config: GRPOConfig, shapes: Shapes, extra: Extra) -> Update:
-    """The update of some rows of a rollout."""
-    tokens = rollout.tokens
+def make_update(
+    episodes: Sequence[Episode], rows: Sequence[int], config: GRPOConfig, shapes: Shapes, extra: Extra
+) -> Update:
+    """The update of some (`rows`) of a step's episodes."""
+    tokens = np.array([one.written for one in episodes], np.int64)
     counted = int(tokens[list(rows)].sum())
-    run = _rows_that_matter(rollout, rows, config.all_rows_matter, shapes)
-    parts = [[run[i] for i in part] for part in by_length(rollout.lengths(run), shapes.rows)]
+    run = _rows_that_matter(episodes, rows, config.all_rows_matter, shapes)
+    parts = [[run[i] for i in part] for part in by_length([len(episodes[row]) for row in run], shapes.rows)]
     seen = int(tokens[run].sum())
     # The loss is a mean over the whole update, run or not: a row without advantage has loss 0, and
     # leaving it out of the divisor would make the others count more.
@@ -86,52 +61,54 @@ def make_update(rollout: TrainingRows, rows: Sequence[int], config: GRPOConfig, 
         Per.LEAST: len(parts) if len(run) == len(rows) else 0,
     }
     # The entropy bonus is a mean over the tokens that it is for, whatever the loss is a mean of.
-    bonus = extra.entropy_coef * (weight / max(_entropy_tokens(rollout, run, extra, seen), 1))
+    bonus = extra.entropy_coef * (weight / max(_entropy_tokens(episodes, run, extra, seen), 1))
     shared = scale_arrays(weight, sizes) | {
         "entropy_scale": mx.array(bonus, mx.float32),
         "weight": mx.array(weight / len(parts), mx.float32),  # weights of micro-batches add up to the update's
     }
-    batches = [_arrays(rollout, part, shapes, extra) | shared for part in parts]
+    sampling = _reads_sampler(config, episodes)
+    batches = [_arrays(episodes, part, shapes, extra, sampling=sampling) | shared for part in parts]
     return Update(batches, weight, {"trained_tokens": seen})
 
 
-def _entropy_tokens(rollout: TrainingRows, run: Sequence[int], extra: Extra, seen: int) -> int:
+def _entropy_tokens(episodes: Sequence[Episode], run: Sequence[int], extra: Extra, seen: int) -> int:
     """Tokens that the entropy bonus is for: those of the entropy masks, else all of the rows that are run."""
     if not extra.entropy_masks:
         return seen
-    return sum(int((extra.entropy_masks[row] * rollout.masks[row]).sum()) for row in run)
+    return sum(int((extra.entropy_masks[row] * episodes[row].mask).sum()) for row in run)
 
 
-def _rows_that_matter(rollout: TrainingRows, rows: Sequence[int], all_rows: bool, shapes: Shapes) -> list[int]:
+def _rows_that_matter(episodes: Sequence[Episode], rows: Sequence[int], all_rows: bool, shapes: Shapes) -> list[int]:
     """Rows that the gradient or a quantile can depend on; the shortest one when there is none, so that the optimizer's
     moments go on. With few shapes others fill the last micro-batch up."""
-    has_tokens = [int(row) for row in rows if rollout.masks[row].any()]
-    kept = [row for row in has_tokens if all_rows or rollout.advantages[row].any()]
+    has_tokens = [int(row) for row in rows if episodes[row].mask.any()]
+    kept = [row for row in has_tokens if all_rows or episodes[row].advantages.any()]
     if not kept:
-        return [int(min(rows, key=lambda row: len(rollout.completions[row]) + len(rollout.prompts[row])))]
+        return [int(min(rows, key=lambda row: len(episodes[row])))]
     missing = -len(kept) % shapes.rows if shapes.few else 0
     return kept + [int(row) for row in rows if int(row) not in set(kept)][:missing]
 
 
-def _arrays(rollout: TrainingRows, rows: Sequence[int], shapes: Shapes, extra: Extra) -> Arrays:
-    """One micro-batch."""
-    pick = lambda values: [values[row] for row in rows]  # noqa: E731
-    arrays: Arrays = shapes.arrays(pick(rollout.prompts), pick(rollout.completions), pick(rollout.masks))
+def _reads_sampler(config: GRPOConfig, episodes: Sequence[Episode]) -> bool:
+    """Whether a loss reads the sampler's log-probs, and they are known of all that was written."""
+    if not config.importance_sampling_correction and config.off_policy_mask_threshold is None:
+        return False
+    return not any(np.isnan(one.logps[one.mask > 0]).any() for one in episodes)
+
+
+def _arrays(
+    episodes: Sequence[Episode], rows: Sequence[int], shapes: Shapes, extra: Extra, *, sampling: bool
+) -> Arrays:
+    """One micro-batch: log-probs (B, C) where a loss reads them, and advantages (B, 1) or (B, C)."""
+    chosen = [episodes[row] for row in rows]
+    arrays: Arrays = episode_arrays(chosen, shapes)
     width = arrays["mask"].shape[1]
-    for name, values in (("old", rollout.old), ("reference", rollout.reference), ("sampling", rollout.sampling)):
-        if values is not None:
-            arrays[name] = mx.array(padded(pick(values), width))
+    for name, values in (("old", [one.old for one in chosen]), ("reference", [one.reference for one in chosen])):
+        if values[0] is not None:  # then no row is without
+            arrays[name] = mx.array(padded(values, width))
+    if sampling:  # what a player gave for tokens of others is not read
+        arrays["sampling"] = mx.array(padded([np.where(one.mask > 0, one.logps, 0) for one in chosen], width))
     if extra.entropy_masks:
-        arrays["entropy_mask"] = mx.array(padded(pick(extra.entropy_masks), width))
-    advantages = rollout.advantages[list(rows)]
-    if advantages.shape[1] > 1:
-        advantages = padded([row[:width] for row in advantages], width)
-    return arrays | {"advantages": mx.array(advantages)}
-
-
-def padded(values: Sequence[np.ndarray], width: int) -> np.ndarray:
-    """Rows of unequal length as one float32 matrix (rows, width), 0 where there is nothing."""
-    matrix = np.zeros((len(values), width), np.float32)
-    for row, part in zip(matrix, values, strict=True):
-        row[: len(part)] = part
-    return matrix
+        arrays["entropy_mask"] = mx.array(padded([extra.entropy_masks[row] for row in rows], width))
+    by_token = any(len(one.advantages) > 1 for one in chosen)
+    return arrays | {"advantages": mx.array(padded([one.advantages for one in chosen], width if by_token else 1))}

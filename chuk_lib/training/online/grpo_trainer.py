@@ -20,9 +20,9 @@ class GRPOTrainer(OnlineTrainer[GRPOConfig]):
     >>> config = GRPOConfig(rewards=("numeric",), max_steps=100)
     >>> GRPOTrainer(model, tokenizer, config).train(PromptDataset("prompts.jsonl", tokenizer))
 
-    `rewards` and `sample` take the place of those that settings name: any object that scores, and any function that
-    writes completions. Raises ConfigError when a setting is out of bounds, would have no effect, or does not go with
-    another.
+    `rewards` takes the place of those that settings name: any object that scores. `player` answers the prompts in place
+    of the model in one turn: any object that plays (see `episode.Player`), with tools or without. Raises ConfigError
+    when a setting is out of bounds, would have no effect, or does not go with another.
     """
 
     algorithm = "grpo"

@@ -7,63 +7,34 @@ Completions that no reward can score are not learned from. Left out: adaptive KL
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Memory, Report, Update
-from chuk_lib.training.losses.ppo import PPOOptions, ppo_loss, score_positions, up_to
-from chuk_lib.training.online.actor_critic import ActorCritic, completion_values
-from chuk_lib.training.online.collect import Collector, PromptPlan, sampling_seed
-from chuk_lib.training.online.collect import Experience as Written
+from chuk_lib.training.algorithm import Arrays, Loss, Memory, Update
+from chuk_lib.training.losses.ppo import PPOOptions, RewardOptions, Sampled, learn_from, ppo_loss, value_steps
+from chuk_lib.training.online.actor_critic import ActorCritic, with_values
+from chuk_lib.training.online.algorithm import OnlineAlgorithm
+from chuk_lib.training.online.collect import Collector, Played, PromptPlan, sampling_seed
+from chuk_lib.training.online.episode import Episode, episode_arrays, padded
 from chuk_lib.training.online.ppo_config import PPOConfig
-from chuk_lib.training.online.ppo_experience import Experience, RewardOptions, Sampled, learn_from
-from chuk_lib.training.online.report import completion_metrics, completion_rows, pace_metrics, score_metrics
+from chuk_lib.training.online.report import played_metrics
 from chuk_lib.training.reference import Reference
 from chuk_lib.training.utils import advantages as adv
-from chuk_lib.training.utils.completion_log_probs import Shapes, by_length, row_stats
+from chuk_lib.training.utils.completion_log_probs import Shapes, by_length
 from chuk_lib.training.utils.log_probs import StatOptions
 
 _VALUE = "value."
+Columns = dict[str, list[np.ndarray | None]]
+"""By name: of each episode what is known of its tokens, or of its values."""
 
 
-@dataclass
-class _Batch:
-    """Completions of a step that are learned from (N rows): `old_logps` (N, C) and `old_values` (N, C + 1) are the
-    model's when it sampled."""
-
-    prompts: list[list[int]]
-    completions: list[np.ndarray]
-    old_logps: np.ndarray
-    old_values: np.ndarray
-    experience: Experience
-
-    def sizes(self, rows: Sequence[int]) -> list[int]:
-        """Tokens of these rows."""
-        return [len(self.prompts[row]) + len(self.completions[row]) for row in rows]
-
-
-@dataclass
-class _Step:
-    """What a step wrote and what is told about it; `known` are the rows that could be scored."""
-
-    written: Written
-    rewards: np.ndarray
-    known: np.ndarray
-    metrics: dict[str, float]
-    began: float
-    advantages: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    trained_tokens: int = 0
-
-
-class PPOAlgorithm(Algorithm):
-    """`collect` makes experience with `model.policy`, `reference` is None when no KL is asked for, `shapes` lays rows
-    out."""
+class PPOAlgorithm(OnlineAlgorithm[PPOConfig]):
+    """See `OnlineAlgorithm` for what it is made of; the policy is that of `model`."""
 
     model: ActorCritic
 
@@ -76,54 +47,50 @@ class PPOAlgorithm(Algorithm):
         reference: Reference | None,
         shapes: Shapes,
     ) -> None:
-        self.model = model
-        self._config = config
-        self._plan = plan
-        self._collect = collect
-        self._reference = reference
-        self._shapes = shapes
+        super().__init__(model, model.policy, config, plan, collect, reference, shapes)
         self._options = PPOOptions(config.cliprange, config.cliprange_value, config.vf_coef)
         self._worth = RewardOptions(
             config.kl_coef, config.kl_estimator, config.gamma, config.lam, config.whiten_rewards,
             config.missing_eos_penalty,
         )  # fmt: skip
         self._stats = StatOptions(config.temperature)
-        self._step: _Step | None = None
 
-    def updates(self, step: int) -> Iterable[Update]:
-        """Sample, score, value, then every update of the step."""
-        self._step = state = self._sample(step)
-        counts = {"tokens": state.written.tokens, "completions": len(state.written)}
-        if not len(state.known):
-            yield Update([], 0.0, counts)
+    def _rollout(self, step: int) -> Played:
+        """Episodes; those that no reward can score, or in which the model wrote nothing, are not learned from."""
+        played = self._play(step, self._plan.prompts(step))
+        totals = self._rewards(played.episodes)
+        metrics = _reward_metrics(totals, self._config.num_generations)
+        metrics |= played_metrics(played, self._collect.rewards.names)
+        metrics["val/num_eos_tokens"] = float(sum(one.reason == "eos" for one in played.episodes))
+        played.metrics = metrics
+        played.chosen = np.flatnonzero(~np.isnan(totals) & (played.written > 0)).tolist()
+        return played
+
+    def _learn(self, played: Played, step: int) -> Iterator[Update]:
+        """Every update. One mini-batch is put together once, whatever the number of passes."""
+        config, count = self._config, len(played.chosen)
+        if not count:
+            yield Update([], 0.0, {"trained_tokens": 0})
             return
-        batch = self._batch(state)
-        for update in self._passes(batch, step):
-            trained = update.counts["trained_tokens"]
-            state.trained_tokens += trained
-            yield update._replace(counts=counts | {"trained_tokens": trained})
-            counts = {}
+        episodes = self._judged(played)
+        if config.num_mini_batches == 1:
+            update = self._update(episodes)
+            for _ in range(config.num_ppo_epochs):
+                yield update
+            return
+        for epoch in range(config.num_ppo_epochs):
+            random = np.random.Generator(np.random.PCG64(sampling_seed(config.seed + 1 + epoch, step)))
+            for rows in np.array_split(random.permutation(count), config.num_mini_batches):
+                if len(rows):
+                    yield self._update([episodes[row] for row in rows])
 
     def loss(self, model: nn.Module, micro_batch: Arrays) -> Loss:
         """Policy and value loss."""
         found = model(micro_batch, self._stats)
         return ppo_loss(found.logps, found.entropy, found.values, micro_batch, self._options)
 
-    def where(self, step: int) -> str:
-        """The prompts of the step by file and row."""
-        return self._collect.where(self._plan.prompts(step))
-
-    def finish(self, step: int) -> Report:
-        """Rewards first, then what they were made of, completions and pace."""
-        if self._step is None:
-            return Report()
-        state, self._step = self._step, None
-        pace = pace_metrics(state.written, time.perf_counter() - state.began, state.trained_tokens)
-        metrics = state.metrics | {"eps": len(state.written) / max(pace["step_time"], 1e-9)} | pace
-        means = np.full(len(state.written), np.nan)
-        means[state.known] = state.advantages
-        lines = completion_rows(state.written, self._collect.rewards.names, state.rewards, means)
-        return Report(metrics, lines)
+    def _told(self, played: Played, pace: dict[str, float]) -> dict[str, float]:
+        return {"eps": len(played.episodes) / max(pace["step_time"], 1e-9)}
 
     def memory(self) -> Memory:
         """The trained weights of the value function."""
@@ -137,97 +104,66 @@ class PPOAlgorithm(Algorithm):
         self.model.value.update(tree_unflatten(weights))
         mx.eval(self.model.value.parameters())
 
-    def _sample(self, step: int) -> _Step:
-        config, rewards = self._config, self._collect.rewards
-        sampling = config.sampling(sampling_seed(config.seed, step))
-        written = self._collect(step, self._plan.prompts(step), sampling, config.num_generations)
-        totals = adv.combine(written.scores, rewards.weights)
-        metrics = _reward_metrics(totals, config.num_generations) | score_metrics(written, rewards.names)
-        metrics |= completion_metrics(written.lengths, written.terminated)
-        metrics["val/num_eos_tokens"] = float(sum(one.reason == "eos" for one in written.rollouts))
-        return _Step(written, totals, np.flatnonzero(~np.isnan(totals)), metrics, time.perf_counter())
+    def _judged(self, played: Played) -> list[Episode]:
+        """The episodes that are learned from, with log-probs and values of the model as it is, advantages and
+        returns."""
+        found, limit = played.learned, self._config.max_completion_length
+        width = max(len(one.ids) for one in found)
+        mask = padded([one.mask for one in found], width)
+        logps, values = self._seen(found, width)
+        references = None if self._reference is None else padded(self._reference_logps(found), width)
+        scores, ended = self._rewards(found).astype(np.float32), np.array([one.terminated for one in found])
+        gained = learn_from(Sampled(logps, references, values, scores, mask, ended), limit, self._worth)
+        means = gained.advantages.sum(1) / mask.sum(1)
+        played.metrics |= gained.metrics
+        judged = []
+        for at, one in enumerate(found):
+            size = len(one.ids)
+            judged.append(replace(
+                one, old=logps[at, :size], advantages=gained.advantages[at, :size], advantage=float(means[at]),
+                values=values[at, : size + 1], returns=gained.returns[at, : size + 1],
+            ))  # fmt: skip
+        played.tell(judged)
+        return judged
 
-    def _batch(self, state: _Step) -> _Batch:
-        """Log-probs, values and a reference for what can be learned from, and what comes of them."""
-        some = state.written.only(state.known.tolist())
-        prompts = [row.ids for row in some.prompts]
-        completions = [np.asarray(one.ids) for one in some.rollouts]
-        limit = self._config.max_completion_length
-        value_mask = up_to(score_positions(some.lengths, limit), int(some.lengths.max()) + 1)
-        logps, values = self._judge(prompts, completions, value_mask)
-        references = None
-        if self._reference is not None:
-            with self._reference.active() as model:
-                found = row_stats(model, prompts, completions, self._config.temperature, self._shapes)
-            references = _padded(found.logps, logps.shape[1])
-        scores = state.rewards[state.known].astype(np.float32)
-        sampled = Sampled(logps, references, values, scores, some.lengths, some.terminated)
-        experience = learn_from(sampled, limit, self._worth)
-        state.metrics |= experience.metrics
-        state.advantages = experience.advantages.sum(1) / experience.mask.sum(1)
-        return _Batch(prompts, completions, logps, values, experience)
-
-    def _judge(
-        self, prompts: list[list[int]], completions: list[np.ndarray], value_mask: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probs (N, C) and values (N, C + 1) of the model as it is, without dropout."""
-        width = value_mask.shape[1]
-        logps = np.zeros((len(prompts), width - 1), np.float32)
-        values = np.zeros((len(prompts), width), np.float32)
+    def _seen(self, episodes: Sequence[Episode], width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probs (N, C) and values (N, C + 1) of the model as it is, without dropout; C is `width`."""
+        logps = np.zeros((len(episodes), width), np.float32)
+        values = np.zeros((len(episodes), width + 1), np.float32)
         options = StatOptions(self._config.temperature, gradient=False)
         was_training = self.model.training
         self.model.eval()
-        for rows in by_length([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], self._shapes.rows):
-            arrays = self._arrays(prompts, completions, value_mask, rows)
-            found = self.model(arrays, options)
+        for rows in by_length([len(one) for one in episodes], self._shapes.rows):
+            found = self.model(self._arrays([episodes[row] for row in rows]), options)
             mx.eval(found.logps, found.values)
-            logps[rows] = _fitted(np.array(found.logps), width - 1)
-            values[rows] = _fitted(np.array(found.values), width)
+            logps[rows] = padded(list(np.array(found.logps)), width)
+            values[rows] = padded(list(np.array(found.values)), width + 1)
         self.model.train(was_training)
         return logps, values
 
-    def _arrays(
-        self, prompts: list[list[int]], completions: list[np.ndarray], value_mask: np.ndarray, rows: Sequence[int]
-    ) -> Arrays:
-        longest = max(len(completions[row]) for row in rows)
-        return completion_values(
-            [prompts[row] for row in rows], [completions[row].tolist() for row in rows],
-            value_mask[list(rows), : longest + 1], pad_token_id=self._shapes.pad_token_id,
-            multiple=self._shapes.multiple, few_shapes=self._shapes.few,
-        )  # fmt: skip
+    def _arrays(self, episodes: Sequence[Episode]) -> Arrays:
+        """Rows with where their log-probs and values are read."""
+        mask = padded([one.mask for one in episodes], max(len(one.ids) for one in episodes))
+        steps = value_steps(mask, self._config.max_completion_length, mask.shape[1] + 1)
+        arrays = episode_arrays(episodes, self._shapes)
+        return with_values(arrays, [one.prompt.asked.ids for one in episodes], steps)
 
-    def _passes(self, batch: _Batch, step: int) -> Iterator[Update]:
-        """Every update. One mini-batch is put together once, whatever the number of passes."""
-        config, count = self._config, len(batch.prompts)
-        if config.num_mini_batches == 1:
-            update = self._update(batch, np.arange(count))
-            for _ in range(config.num_ppo_epochs):
-                yield update
-            return
-        for epoch in range(config.num_ppo_epochs):
-            order = np.random.Generator(np.random.PCG64(sampling_seed(config.seed + 1 + epoch, step))).permutation(
-                count
-            )
-            for rows in np.array_split(order, config.num_mini_batches):
-                if len(rows):
-                    yield self._update(batch, rows)
-
-    def _update(self, batch: _Batch, rows: np.ndarray) -> Update:
+    def _update(self, episodes: Sequence[Episode]) -> Update:
         """The update of a mini-batch: its losses are means over all of its tokens and values."""
-        found = batch.experience
-        tokens, values = found.mask[rows].sum(), found.value_mask[rows].sum()
+        tokens = sum(one.written for one in episodes)
+        values = sum(one.written + (one.written < self._config.max_completion_length) for one in episodes)
         shares = {"token_share": mx.array(1 / tokens, mx.float32), "value_share": mx.array(1 / values, mx.float32)}
-        parts = []
-        for part in by_length(batch.sizes(rows.tolist()), self._shapes.rows):
-            chosen = rows[part].tolist()
-            arrays = self._arrays(batch.prompts, batch.completions, found.value_mask, chosen)
+        made = []
+        for part in by_length([len(one) for one in episodes], self._shapes.rows):
+            some = [episodes[row] for row in part]
+            arrays = self._arrays(some) | shares
             width = arrays["mask"].shape[1]
-            by_token = {"old_logps": batch.old_logps, "advantages": found.advantages}
-            by_value = {"old_values": batch.old_values, "returns": found.returns}
-            arrays |= {name: mx.array(_fitted(of[chosen], width)) for name, of in by_token.items()}
-            arrays |= {name: mx.array(_fitted(of[chosen], width + 1)) for name, of in by_value.items()}
-            parts.append(arrays | shares)
-        return Update(parts, 1.0, {"trained_tokens": int(tokens)})
+            by_token: Columns = {"old_logps": [one.old for one in some], "advantages": [one.advantages for one in some]}
+            by_value: Columns = {"old_values": [one.values for one in some], "returns": [one.returns for one in some]}
+            arrays |= {name: mx.array(padded(rows, width)) for name, rows in by_token.items()}
+            arrays |= {name: mx.array(padded(rows, width + 1)) for name, rows in by_value.items()}
+            made.append(arrays)
+        return Update(made, 1.0, {"trained_tokens": tokens})
 
 
 def _reward_metrics(totals: np.ndarray, group: int) -> dict[str, float]:
@@ -237,16 +173,3 @@ def _reward_metrics(totals: np.ndarray, group: int) -> dict[str, float]:
     known = totals[~np.isnan(totals)]
     spread = float(known.std(ddof=1)) if len(known) > 1 else 0.0
     return {"reward": float(known.mean()) if len(known) else float("nan"), "reward_std": spread}
-
-
-def _padded(rows: Sequence[np.ndarray], width: int) -> np.ndarray:
-    """Ragged rows as (N, width) float32, 0 behind their ends."""
-    found = np.zeros((len(rows), width), np.float32)
-    for at, row in enumerate(rows):
-        found[at, : len(row)] = row
-    return found
-
-
-def _fitted(values: np.ndarray, width: int) -> np.ndarray:
-    """Columns cut or filled up with 0 to `width`."""
-    return np.pad(values[:, :width], ((0, 0), (0, max(0, width - values.shape[1]))))

@@ -1,16 +1,20 @@
-"""What a step of an online trainer reports: rewards and completions in numbers (TRL's names), and the completions
-themselves."""
+"""What an online trainer tells of a step: rewards and completions in numbers (TRL's names), and the completions
+themselves; and what answers to held-out prompts are worth."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from chuk_lib.rewards.columns import TO_FIND
-from chuk_lib.training.online.collect import Experience
+from chuk_lib.rewards.columns import TO_FIND, TO_WRITE
+from chuk_lib.training.online.collect import Collector, Played
+from chuk_lib.training.online.config import OnlineConfig
+from chuk_lib.training.online.episode import Episode
+from chuk_lib.training.utils.advantages import combine
 
 
 def completion_metrics(lengths: np.ndarray, terminated: np.ndarray) -> dict[str, float]:
@@ -28,49 +32,90 @@ def completion_metrics(lengths: np.ndarray, terminated: np.ndarray) -> dict[str,
     }
 
 
-def score_metrics(experience: Experience, names: Sequence[str]) -> dict[str, float]:
-    """`rewards/<name>/mean` and `/std` (ddof 1), unscorable completions left out, and what functions logged."""
-    metrics: dict[str, float] = dict(experience.logged.metrics)
-    for name, column in zip(names, experience.scores.T, strict=True):
+def played_metrics(played: Played, names: Sequence[str]) -> dict[str, float]:
+    """What reward functions logged, `rewards/<name>/mean` and `/std` (ddof 1; unscorable completions left out), and
+    `completions/…` of what the model wrote."""
+    metrics: dict[str, float] = dict(played.metrics)
+    for name, column in zip(names, played.scores.T, strict=True):
         values = column[~np.isnan(column)].astype(np.float64)
         metrics[f"rewards/{name}/mean"] = float(values.mean()) if len(values) else math.nan
         metrics[f"rewards/{name}/std"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-    return metrics
+    return metrics | completion_metrics(played.written, played.terminated)
 
 
-def pace_metrics(experience: Experience, training_seconds: float, trained_tokens: int) -> dict[str, float]:
-    """Seconds of a step by what they went into, and tokens a second of sampling and of training apart."""
-    rollout, reward = experience.rollout_seconds, experience.reward_seconds
+def pace_metrics(played: Played) -> dict[str, float]:
+    """Seconds of a step, which ends now, by what they went into, and tokens a second of sampling and training apart."""
+    rollout, reward, training = played.playing_seconds, played.scoring_seconds, time.perf_counter() - played.began
     return {
-        "step_time": rollout + reward + training_seconds,
+        "step_time": rollout + reward + training,
         "rollout_seconds": rollout,
         "reward_seconds": reward,
-        "training_seconds": training_seconds,
-        "rollout_tokens_per_second": float(experience.lengths.sum()) / max(rollout, 1e-9),
-        "training_tokens_per_second": trained_tokens / max(training_seconds, 1e-9),
+        "training_seconds": training,
+        "rollout_tokens_per_second": float(played.written.sum()) / max(rollout, 1e-9),
+        "training_tokens_per_second": played.trained_tokens / max(training, 1e-9),
     }
 
 
-def completion_rows(
-    experience: Experience, names: Sequence[str], rewards: np.ndarray, advantages: np.ndarray | None = None
-) -> list[dict[str, Any]]:
-    """A line for each completion: prompt, completion, what was `wanted` where a usual column says so, `rewards` by
-    name, their weighted sum `reward`, `advantage`, what functions gave to `log_extra`, tokens, finish reason, and the
-    prompt's row in its file."""
+def completion_rows(episodes: Sequence[Episode], names: Sequence[str], rewards: np.ndarray) -> list[dict[str, Any]]:
+    """A line for each episode: prompt, completion, what was `wanted` where a usual column says so, `rewards` by name,
+    their weighted sum `reward`, `advantage`, what functions gave to `log_extra`, the `turns` where others than the
+    model had a word, tokens that the model wrote, finish reason, and the prompt's row in its file."""
     lines = []
-    for index, (row, one) in enumerate(zip(experience.prompts, experience.rollouts, strict=True)):
-        parts = {name: number(value) for name, value in zip(names, experience.scores[index], strict=True)}
-        line = {"prompt": row.text, "completion": one.text, "reward": number(rewards[index]), "rewards": parts}
-        known = [row.columns[name] for name in TO_FIND if row.columns.get(name) is not None]
+    extras = dict.fromkeys(name for one in episodes for name in one.extra)
+    for one, reward in zip(episodes, rewards, strict=True):
+        asked = one.prompt.asked
+        parts = {name: number(value) for name, value in zip(names, one.scores, strict=True)}
+        line: dict[str, Any] = {
+            "prompt": asked.text,
+            "completion": one.text,
+            "reward": number(reward),
+            "rewards": parts,
+        }
+        known = [asked.columns[name] for name in TO_FIND if asked.columns.get(name) is not None]
         line |= {"wanted": str(known[0])} if known else {}
-        if advantages is not None:
-            line["advantage"] = number(advantages[index])
-        extra = {name: column[index] for name, column in experience.logged.columns.items()}
+        line["advantage"] = number(one.advantage)
+        extra = {name: one.extra.get(name) for name in extras}
         line |= {"extra": extra} if extra else {}
-        lines.append(line | {"tokens": len(one.ids), "finish_reason": one.reason, "row": row.source.line})
+        line |= {"turns": [turn._asdict() for turn in one.turns]} if len(one.turns) > 1 else {}
+        lines.append(line | {"tokens": one.written, "finish_reason": one.reason, "row": asked.source.line})
     return lines
 
 
 def number(value: Any) -> float | None:
     """A number for JSON: None for NaN."""
     return None if math.isnan(value) else float(f"{float(value):.7g}")
+
+
+class RewardEvaluator:
+    """Answers every prompt of the collector's data, greedily or sampled as `config` says, with the same random keys
+    each time, and scores the answers."""
+
+    def __init__(self, collect: Collector, config: OnlineConfig) -> None:
+        self._collect = collect
+        self._config = config
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        """`eval_reward`, `eval_reward_std`, `eval_rewards/<name>/mean` and `/std`, `eval_completions/…`, and one answer
+        as a `sample`, another prompt each time. Raises TrainingError when a reward fails."""
+        rows = list(range(len(self._collect.dataset)))
+        found = self._collect(step, rows, self._config.eval_sampling(), self._config.eval_num_generations or 1)
+        rewards = combine(found.scores, self._collect.rewards.weights)
+        known = rewards[~np.isnan(rewards)]
+        metrics = {
+            "reward": float(known.mean()) if len(known) else math.nan,
+            "reward_std": float(known.std(ddof=1)) if len(known) > 1 else 0.0,
+            **played_metrics(found, self._collect.rewards.names),
+        }
+        named = {f"eval_{name}": value for name, value in metrics.items()}
+        shown = step % len(found.episodes)
+        return named | {"sample": sample_of(found.episodes[shown], rewards[shown])}
+
+
+def sample_of(episode: Episode, reward: float) -> dict[str, Any]:
+    """One episode for display: `prompt`, `target` (what exact match compares with, if any), `completion`, `reward`."""
+    row = episode.prompt.asked
+    answer = next((row.columns[name] for name in TO_WRITE if row.columns.get(name) is not None), None)
+    return {
+        "prompt": row.text, "target": "" if answer is None else str(answer), "completion": episode.text,
+        "reward": None if math.isnan(reward) else float(reward),
+    }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Generic, Self, TypeVar
 
 import mlx.nn as nn
@@ -21,17 +22,16 @@ from chuk_lib.training.language_job import complete, language_job, prepare_model
 from chuk_lib.training.loading import load_policy
 from chuk_lib.training.online.collect import (
     Collector,
-    ModelSampler,
     PromptPlan,
     Rewards,
-    Sampler,
     check_prompts,
     load_prompts,
+    rewards_of,
     room_note,
 )
 from chuk_lib.training.online.config import OnlineConfig
-from chuk_lib.training.online.evaluation import RewardEvaluator
-from chuk_lib.training.online.rewards import rewards_of
+from chuk_lib.training.online.episode import MakePlayer, OneTurn, Player
+from chuk_lib.training.online.report import RewardEvaluator
 from chuk_lib.training.run import Job, Run, RunResult, run_training
 from chuk_lib.training.sft_trainer import GPU_MULTIPLE, pad_token_id
 from chuk_lib.training.utils.completion_log_probs import Shapes
@@ -42,9 +42,9 @@ Config = TypeVar("Config", bound=OnlineConfig)
 class OnlineTrainer(ABC, Generic[Config]):
     """Learning from completions that the model writes. A subclass names its algorithm and settings and makes both.
 
-    `rewards` and `sample` take the place of those that settings name: any object that scores, and any function that
-    writes completions. Raises ConfigError when a setting is out of bounds, would have no effect, or does not go with
-    another.
+    `rewards` takes the place of those that settings name: any object that scores. `player` answers the prompts in place
+    of the model in one turn: any object that plays (see `episode.Player`), with tools or without. Raises ConfigError
+    when a setting is out of bounds, would have no effect, or does not go with another.
     """
 
     algorithm: str
@@ -57,24 +57,27 @@ class OnlineTrainer(ABC, Generic[Config]):
         config: Config | None = None,
         *,
         rewards: Rewards | None = None,
-        sample: Sampler | None = None,
+        player: Player | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.config: Config = checked(config or self.config_class())
         self.rewards = rewards or rewards_of(self.config)
         self.chosen: dict[str, str] = {}
-        self.sample = sample or ModelSampler(model, tokenizer, self.config.rollout_tokens)
+        self.player = player or OneTurn(model, tokenizer, self.config.rollout_tokens)
 
     @classmethod
-    def load(cls, config: Config, source: DataSource) -> tuple[Self, PromptDataset, PromptDataset | None]:
+    def load(
+        cls, config: Config, source: DataSource, make_player: MakePlayer | None = None
+    ) -> tuple[Self, PromptDataset, PromptDataset | None]:
         """Trainer, prompts and validation prompts of a run. Settings are checked and rewards loaded before the model
         is. Raises ConfigError, ModelError and DataError."""
         config = checked(config)
         rewards = rewards_of(config)
         model, tokenizer = load_policy(config)
         dataset, eval_dataset = load_prompts(config, source, tokenizer)
-        trainer = cls(model, tokenizer, config, rewards=rewards)
+        player = make_player(model, tokenizer) if make_player else None
+        trainer = cls(model, tokenizer, config, rewards=rewards, player=player)
         for data in filter(None, (dataset, eval_dataset)):
             check_prompts(data, model, tokenizer, rewards)
         return trainer, dataset, eval_dataset
@@ -100,11 +103,13 @@ class OnlineTrainer(ABC, Generic[Config]):
         self.config = self.complete(adapted, dataset)
         plan = self.plan(dataset)
         evaluator = None if eval_dataset is None else RewardEvaluator(self._collector(eval_dataset), self.config)
-        return language_job(
+        job = language_job(
             self, dataset, self.make_algorithm(dataset, plan), plan, notes=self.notes(dataset), evaluate=evaluator,
             rows=plan.prompts, watched="eval_reward", greater_is_better=True, chosen=self.chosen,
             updates_per_step=self.config.scheduled_updates,
         )  # fmt: skip
+        known = {**job.inputs.known, "player": type(self.player).__qualname__}  # another one would play otherwise
+        return replace(job, inputs=replace(job.inputs, known=known))
 
     def plan(self, dataset: PromptDataset) -> PromptPlan:
         """Which prompts each step takes."""
@@ -140,7 +145,7 @@ class OnlineTrainer(ABC, Generic[Config]):
         return (*provenance_of(self.model).notes, *dataset.report.notes, *room)
 
     def _collector(self, dataset: PromptDataset) -> Collector:
-        return Collector(dataset, self.rewards, self.sample)
+        return Collector(dataset, self.rewards, self.player)
 
     def _shapes(self) -> Shapes:
         """How rows are laid out: in few shapes on a GPU, where steps are compiled."""

@@ -139,7 +139,7 @@ def _check_columns(kind: str, config: Any, columns: set[str], where: str) -> Non
 
 def _light(specs: Sequence[str]) -> list[str]:
     """Rewards that are no models: those are loaded when their stage begins, and looked for now."""
-    from chuk_lib.rewards.spec import parse_spec
+    from chuk_lib.config.reward_spec import parse_spec
 
     found = []
     for spec in specs:

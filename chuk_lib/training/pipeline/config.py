@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, setting, settings_of, unknown_name
+from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, setting, settings_of, spellings, unknown_name
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.recipes import RECIPES, config_class
 
@@ -118,6 +118,11 @@ def known_settings() -> dict[str, Setting]:
     return {name: item for item in found for name in (*item.aliases, item.name)}
 
 
+def setting_variables() -> set[str]:
+    """The `CHUK_…` variables of all settings, of every kind of stage, under each of their names."""
+    return {f"CHUK_{name.upper()}" for name in known_settings()}
+
+
 def parse_stages(text: str, origin: str = "--stages") -> list[StageSpec]:
     """`sft,dpo,eval` as stages. A kind that comes again is called `eval-2`, and so on. Raises ConfigError."""
     found = [part.strip() for part in text.split(",") if part.strip()]
@@ -170,7 +175,7 @@ def make_pipeline(specs: Sequence[StageSpec], shared: Sequence[Layer] = (), give
 
 def _stage(spec: StageSpec, number: int, shared: Sequence[Layer], given: Sequence[Layer]) -> Stage:
     cls = settings_class(spec.kind)
-    names = _names(cls)
+    names = spellings(cls)
     own = [_to_one(layer, spec.name) for layer in (*shared, *given)]
     layers = [*(_known(layer, names, spec) for layer in shared), *spec.layers]
     layers += [*(_known(layer, names, spec) for layer in given), *own]
@@ -211,7 +216,7 @@ def _to_one(layer: Layer, stage: str) -> Layer:
 
 
 def _check_keys(specs: Sequence[StageSpec], layers: Sequence[Layer]) -> None:
-    known = {name for spec in specs for name in _names(settings_class(spec.kind))}
+    known = {name for spec in specs for name in spellings(settings_class(spec.kind))}
     stages = {spec.name: spec for spec in specs}
     for layer in layers:
         for key in layer.values:
@@ -223,7 +228,7 @@ def _check_keys(specs: Sequence[StageSpec], layers: Sequence[Layer]) -> None:
                     f"`{key}` ({layer.origin}) is for a stage `{stage}`, which there is not",
                     f"stages: {', '.join(stages)}",
                 )
-            if dot and name not in (names := _names(settings_class(stages[stage].kind))):
+            if dot and name not in (names := spellings(settings_class(stages[stage].kind))):
                 raise unknown_name(name, list(names), f"{layer.origin} for stage `{stage}`")
 
 
@@ -234,14 +239,9 @@ def _unknown_to_all(key: str, known: Sequence[str], origin: str) -> ConfigError:
 
 def _last_value(layers: Sequence[Layer], name: str) -> str | None:
     """The last value for all stages of a setting that a pipeline has once."""
-    aliases = {alias for kind in RECIPES for alias, own in _names(config_class(kind)).items() if own == name}
+    aliases = {alias for kind in RECIPES for alias, own in spellings(config_class(kind)).items() if own == name}
     values = [value for layer in layers for key, value in layer.values.items() if key in aliases]
     return None if not values or values[-1] is None else str(values[-1])
-
-
-def _names(cls: type) -> dict[str, str]:
-    """Every accepted name of a setting to its own name."""
-    return {name: item.name for item in settings_of(cls).values() for name in (*item.aliases, item.name)}
 
 
 def with_model(stage: Stage, model: str, origin: str) -> Stage:

@@ -20,8 +20,7 @@ from typing import Any
 
 from chuk_lib import __version__
 from chuk_lib.errors import ConfigError, ModelError, TrainingError
-from chuk_lib.training.run_dir import write_whole
-from chuk_lib.utils.paths import check_folder, make_folder
+from chuk_lib.utils.paths import check_folder, make_folder, write_whole
 
 MANIFEST = "pipeline.json"
 REPORT = "report.html"
@@ -30,7 +29,7 @@ RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 
 
 @dataclass(frozen=True)
-class Record:
+class StageRecord:
     """One stage: what was asked of it, what it was given (`inputs`: fingerprints of model and data), and what came of
     it. `run` is its folder in the pipeline's; `model` what it began with; times are seconds since the epoch."""
 
@@ -57,11 +56,11 @@ class Record:
 
 
 @dataclass
-class Manifest:
+class PipelineManifest:
     """What `pipeline.json` says: the stages that were begun, the model that the first one began with, and the `plan`,
     all stages as {"name", "kind", "settings" that somebody chose, their "origins"}."""
 
-    records: list[Record] = field(default_factory=list)
+    records: list[StageRecord] = field(default_factory=list)
     model: str | None = None
     plan: list[dict[str, Any]] = field(default_factory=list)
 
@@ -69,13 +68,13 @@ class Manifest:
 class PipelineDir:
     """The folder of a pipeline, locked. Make it with `open`; `close` lets another process in."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: PipelineManifest) -> None:
         self.path = path
         self.manifest = manifest
         self._lock: int | None = None
 
     @property
-    def records(self) -> list[Record]:
+    def records(self) -> list[StageRecord]:
         """The stages that were begun."""
         return self.manifest.records
 
@@ -90,7 +89,7 @@ class PipelineDir:
         if held and not (path / MANIFEST).is_file():
             raise ConfigError(f"--output `{path}` is not empty and not a pipeline", "choose another folder")
         make_folder(path)
-        opened = cls(path, Manifest())
+        opened = cls(path, PipelineManifest())
         opened._take_lock()
         if (path / MANIFEST).is_file():
             opened.manifest = read_manifest(path)
@@ -103,7 +102,7 @@ class PipelineDir:
         self.manifest.model, self.manifest.plan = model, plan
         self._write()
 
-    def put(self, number: int, record: Record) -> None:
+    def put(self, number: int, record: StageRecord) -> None:
         """Write the account of stage `number` (from 0), the newest or the one after it."""
         self.records[number:] = [record]
         self._write()
@@ -150,14 +149,14 @@ class PipelineDir:
             ) from None
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> PipelineManifest:
     """The manifest in a pipeline's folder. Raises ModelError when there is none or none that can be read."""
     file = path / MANIFEST
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        known = set(Record.__dataclass_fields__)
+        known = set(StageRecord.__dataclass_fields__)
         stages = [{key: value for key, value in stage.items() if key in known} for stage in content["stages"]]
-        return Manifest([Record(**stage) for stage in stages], content["model"], list(content["plan"]))
+        return PipelineManifest([StageRecord(**stage) for stage in stages], content["model"], list(content["plan"]))
     except FileNotFoundError:
         raise ModelError(f"`{path}` is not the folder of a pipeline: it has no {MANIFEST}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

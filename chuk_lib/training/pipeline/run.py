@@ -34,8 +34,17 @@ from chuk_lib.training.pipeline.checks import (
     without_stage_names,
 )
 from chuk_lib.training.pipeline.config import EVAL, Pipeline, Stage, known_settings, with_model
-from chuk_lib.training.pipeline.manifest import FAILED, FINISHED, STOPPED, PipelineDir, Record, base_name, differences
-from chuk_lib.training.run_dir import default_run_path, write_whole
+from chuk_lib.training.pipeline.manifest import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    PipelineDir,
+    StageRecord,
+    base_name,
+    differences,
+)
+from chuk_lib.training.run_dir import default_run_path
+from chuk_lib.utils.paths import write_whole
 
 _NO_RESULT = ("model", "output", "report_to", "data", "eval_data", "ref_log_probs_cache")
 """Settings that are told apart by what they lead to (weights, rows), or that lead to nothing."""
@@ -48,7 +57,7 @@ class PipelineResult:
 
     path: Path
     reason: str
-    records: tuple[Record, ...]
+    records: tuple[StageRecord, ...]
     model: Path | None
     stages: int
 
@@ -143,7 +152,7 @@ class _Work:
         self._folder.put(number, replace(record, state=state, **facts))
         return "done" if state == FINISHED else STOPPED
 
-    def _begin(self, number: int, stage: Stage) -> Record:
+    def _begin(self, number: int, stage: Stage) -> StageRecord:
         """The stage as running in the manifest; one that goes on keeps its beginning."""
         record = _record(stage)
         old = self._folder.records[number] if number < len(self._folder.records) else None
@@ -266,14 +275,14 @@ def _intent(stage: Stage) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _record(stage: Stage) -> Record:
-    return Record(
+def _record(stage: Stage) -> StageRecord:
+    return StageRecord(
         stage.name, stage.kind, stage.folder, as_dict(stage.settings.value), dict(stage.settings.origins),
         fingerprint_inputs(stage), str(stage.settings.value.model),
     )  # fmt: skip
 
 
-def _changes(record: Record, stage: Stage | None) -> list[str]:
+def _changes(record: StageRecord, stage: Stage | None) -> list[str]:
     """What a stage is asked for now that it was not begun with."""
     if stage is None:
         return ["it is no stage of this pipeline"]

@@ -19,10 +19,10 @@ from chuk_lib.errors import ConfigError
 from chuk_lib.runtime.device import on_cpu
 from chuk_lib.runtime.memory_use import device_memory, set_memory_limit
 from chuk_lib.training.config import SFTConfig
-from chuk_lib.training.planning.estimate import Memory
+from chuk_lib.training.planning.estimate import MemoryEstimate
 
 if TYPE_CHECKING:
-    from chuk_lib.training.planning.plan import _Desk
+    from chuk_lib.training.planning.plan import _Trial
 
 AUTO = "auto"
 PADDING_WORTH_PACKING = 0.1
@@ -75,50 +75,50 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * (1024**power if found[3] else _UNITS[found[2]]))
 
 
-def choose(desk: _Desk, origins: dict[str, str], budget: int | str) -> Fit:
-    """Settings that fit, taken over by `desk`. What was given with a `gradient_checkpointing` or `packing` of its
+def choose(trial: _Trial, origins: dict[str, str], budget: int | str) -> Fit:
+    """Settings that fit, taken over by `trial`. What was given with a `gradient_checkpointing` or `packing` of its
     own keeps it. Raises ConfigError with the smallest need when nothing fits."""
     limit, why = (budget, "given") if isinstance(budget, int) else _machine_budget()
     if on_cpu():
-        return _chosen(desk, origins, limit, why)
+        return _chosen(trial, origins, limit, why)
     before = set_memory_limit(limit)
     try:
-        return _chosen(desk, origins, limit, f"{why}; set as MLX's memory limit")
+        return _chosen(trial, origins, limit, f"{why}; set as MLX's memory limit")
     except ConfigError:
         set_memory_limit(before)
         raise
 
 
-def _chosen(desk: _Desk, origins: dict[str, str], limit: int, why: str) -> Fit:
-    given = Choice.of(desk.config)
-    packing, rows, packing_reason = _packing(desk, given, origins)
-    fixed = _is_given(desk, origins, "gradient_checkpointing")
+def _chosen(trial: _Trial, origins: dict[str, str], limit: int, why: str) -> Fit:
+    given = Choice.of(trial.config)
+    packing, rows, packing_reason = _packing(trial, given, origins)
+    fixed = _is_given(trial, origins, "gradient_checkpointing")
     ways = [(packing, rows)]
     if packing and not given.packing:
         ways.append((False, given.batch_size * given.gradient_accumulation_steps))
-    found, reasons = _search(desk, given, ways, limit, fixed)
-    desk.apply(found)
+    found, reasons = _search(trial, given, ways, limit, fixed)
+    trial.apply(found)
     if packing and not found.packing:
-        packing_reason = f"packing off: a full row of {desk.config.max_length} tokens does not fit"
+        packing_reason = f"packing off: a full row of {trial.config.max_length} tokens does not fit"
     lines = (f"budget {_gib(limit)}: {why}", packing_reason, *reasons)
     return Fit(limit, found, tuple(line for line in lines if line))
 
 
-def _is_given(desk: _Desk, origins: dict[str, str], name: str) -> bool:
+def _is_given(trial: _Trial, origins: dict[str, str], name: str) -> bool:
     """Whether somebody asked for this value; in code only a changed value tells."""
     origin = origins.get(name, "default")
-    return origin != "default" and (origin != "given in code" or getattr(desk.config, name) is True)
+    return origin != "default" and (origin != "given in code" or getattr(trial.config, name) is True)
 
 
-def _packing(desk: _Desk, given: Choice, origins: dict[str, str]) -> tuple[bool, int, str]:
+def _packing(trial: _Trial, given: Choice, origins: dict[str, str]) -> tuple[bool, int, str]:
     """Whether to pack, the rows of an update then, and why."""
     rows = given.batch_size * given.gradient_accumulation_steps
-    padding, limit = desk.batch_plan().padding_share, desk.config.max_length
-    if given.packing or limit is None or _is_given(desk, origins, "packing"):
+    padding, limit = trial.batch_plan().padding_share, trial.config.max_length
+    if given.packing or limit is None or _is_given(trial, origins, "packing"):
         return given.packing, rows, ""
-    if padding <= PADDING_WORTH_PACKING or not desk.packable():
+    if padding <= PADDING_WORTH_PACKING or not trial.packable():
         return False, rows, f"packing off: {padding:.0%} of the positions are padding"
-    mean = desk.dataset.report.tokens / len(desk.dataset)
+    mean = trial.dataset.report.tokens / len(trial.dataset)
     packed = max(1, round(rows * mean / limit))
     return (
         True,
@@ -131,14 +131,14 @@ def _packing(desk: _Desk, given: Choice, origins: dict[str, str]) -> tuple[bool,
 
 
 def _search(
-    desk: _Desk, given: Choice, ways: Sequence[tuple[bool, int]], limit: int, fixed: bool
+    trial: _Trial, given: Choice, ways: Sequence[tuple[bool, int]], limit: int, fixed: bool
 ) -> tuple[Choice, tuple[str, ...]]:
     """The first choice that fits, and why; `ways` are (packing, rows of an update)."""
-    needs: dict[Choice, Memory] = {}
+    needs: dict[Choice, MemoryEstimate] = {}
     for packing, rows in ways:
-        for choice in _candidates(desk, given, packing, rows, fixed):
+        for choice in _candidates(trial, given, packing, rows, fixed):
             if choice not in needs:
-                needs[choice] = desk.memory(choice, rows)
+                needs[choice] = trial.memory(choice, rows)
             if needs[choice].total <= limit:
                 return choice, tuple(_reasons(choice, needs, rows))
     least = min(needs, key=lambda choice: needs[choice].total)
@@ -151,11 +151,11 @@ def _search(
     )
 
 
-def _candidates(desk: _Desk, given: Choice, packing: bool, rows: int, fixed: bool) -> Iterator[Choice]:
+def _candidates(trial: _Trial, given: Choice, packing: bool, rows: int, fixed: bool) -> Iterator[Choice]:
     """All choices, fastest first; some come twice."""
-    width = desk.config.max_length if packing and desk.config.max_length else desk.dataset.report.longest
+    width = trial.config.max_length if packing and trial.config.max_length else trial.dataset.report.longest
     busy = max(1, _BUSY_TOKENS["cpu" if on_cpu() else "gpu"] // width)
-    modes = _modes(desk, given, fixed)
+    modes = _modes(trial, given, fixed)
     for least in (min(busy, rows), 1):
         for checkpointing, blocks in modes:
             for size in range(rows, least - 1, -1):
@@ -163,17 +163,17 @@ def _candidates(desk: _Desk, given: Choice, packing: bool, rows: int, fixed: boo
                     yield Choice(size, rows // size, checkpointing, packing, blocks)
 
 
-def _modes(desk: _Desk, given: Choice, fixed: bool) -> list[tuple[bool, int | None]]:
+def _modes(trial: _Trial, given: Choice, fixed: bool) -> list[tuple[bool, int | None]]:
     """Ways to recompute, fastest first: whether, and how many blocks (None: all). On a CPU it is all or nothing, since
     NumPy's speed goes with the first block that recomputes."""
     if fixed:
         return [(given.gradient_checkpointing, given.checkpointing_blocks)]
-    blocks = len(desk.model.layers)
+    blocks = len(trial.model.layers)
     some = [] if on_cpu() else sorted({blocks // 2, blocks * 7 // 8} - {0, blocks})
     return [(False, None), *((True, count) for count in some), (True, None)]
 
 
-def _reasons(found: Choice, needs: dict[Choice, Memory], rows: int) -> Iterator[str]:
+def _reasons(found: Choice, needs: dict[Choice, MemoryEstimate], rows: int) -> Iterator[str]:
     need = _gib(needs[found].total)
     tried = [choice for choice in needs if choice != found and choice.packing == found.packing]
     plain = [choice for choice in tried if not choice.gradient_checkpointing]

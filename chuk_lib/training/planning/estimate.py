@@ -23,13 +23,13 @@ from chuk_lib import runtime
 from chuk_lib.models.heads import output_head
 from chuk_lib.training.config import TrainerConfig
 from chuk_lib.training.optimizers import build_optimizer
-from chuk_lib.training.planning.probe import Measured, Probe
+from chuk_lib.training.planning.probe import MeasuredUpdate, Probe
 from chuk_lib.training.utils import fused_head as tiles
 from chuk_lib.training.utils.log_probs import fused_head
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes at the peak of a step. `outside` is NumPy's part of the head, the others are MLX's."""
 
     weights: int
@@ -49,10 +49,10 @@ class Memory:
         """Everything but the interpreter and its libraries."""
         return self.mlx_peak + self.outside
 
-    def blended(self, other: Memory, share: float) -> Memory:
+    def blended(self, other: MemoryEstimate, share: float) -> MemoryEstimate:
         """`share` of this and the rest of `other`, part by part."""
         mine, theirs = asdict(self), asdict(other)
-        return Memory(**{name: round(share * mine[name] + (1 - share) * theirs[name]) for name in mine})
+        return MemoryEstimate(**{name: round(share * mine[name] + (1 - share) * theirs[name]) for name in mine})
 
     def as_dict(self) -> dict[str, int]:
         """The parts and their sums."""
@@ -95,14 +95,14 @@ class StepModel:
     resident: Resident
     probe: Probe
 
-    def memory(self, rows: int, targets: int, accumulation: int = 1) -> Memory:
+    def memory(self, rows: int, targets: int, accumulation: int = 1) -> MemoryEstimate:
         """The peak with `rows` rows and `targets` learned tokens in the largest micro-batch."""
         held = self.resident.gradients * min(accumulation - 1, 1)
         step = held + round(max(self._work(rows), self._update()))
         inside, outside = _head_bytes(self.resident, targets)
         gradients = min(step, held + self.resident.gradients)
         logits = min(step - gradients, inside)
-        return Memory(
+        return MemoryEstimate(
             self.resident.weights, self.resident.optimizer, gradients, logits, step - gradients - logits, outside
         )
 
@@ -128,13 +128,13 @@ class StepModel:
         return _extended(first.blocks, first.peak, last.blocks, last.peak, self.probe.reach)
 
 
-def _depths(points: Sequence[Measured]) -> tuple[list[Measured], list[Measured]]:
+def _depths(points: Sequence[MeasuredUpdate]) -> tuple[list[MeasuredUpdate], list[MeasuredUpdate]]:
     """The measurements of the smaller depth and of the larger one (none when only one depth was measured)."""
     least = min(point.blocks for point in points)
     return [p for p in points if p.blocks == least], [p for p in points if p.blocks != least]
 
 
-def _along_rows(points: Sequence[Measured], rows: int) -> float:
+def _along_rows(points: Sequence[MeasuredUpdate], rows: int) -> float:
     first, last = points[0], points[-1]
     return _extended(first.rows, first.work, last.rows, last.work, rows)
 

@@ -24,6 +24,7 @@ from chuk_lib.models.lora import input_width
 from chuk_lib.models.recompute import is_checkpointed
 from chuk_lib.runtime.device import current_backend
 from chuk_lib.training.algorithm import Arrays
+from chuk_lib.training.engine import Learner
 from chuk_lib.training.optimizers import ChukOptimizer
 from chuk_lib.training.utils.fused_head import tile_rows
 
@@ -70,7 +71,7 @@ def footprint_of(model: nn.Module, held: int) -> Footprint:
     )
 
 
-def held_bytes(model: nn.Module, optimizer: ChukOptimizer) -> int:
+def held_bytes(model: nn.Module, optimizer: ChukOptimizer | Learner) -> int:
     """Bytes of the weights of `model` and of its optimizer."""
     return _bytes(model.parameters()) + _bytes(optimizer.state)
 
@@ -131,7 +132,7 @@ class StepLimit:
     _before: int = field(default=0, init=False)
 
     @classmethod
-    def of(cls, model: nn.Module, optimizer: ChukOptimizer) -> StepLimit:
+    def of(cls, model: nn.Module, optimizer: ChukOptimizer | Learner) -> StepLimit:
         """For all that is trained together, and whatever else is held now, such as a reference."""
         if current_backend() != "cuda":
             return cls(Footprint(0, (), 0, 0))
@@ -139,7 +140,7 @@ class StepLimit:
         return cls(footprint_of(model, max(held_bytes(model, optimizer), mx.get_active_memory())))
 
     def __enter__(self) -> StepLimit:
-        if self.footprint.resident:
+        if self.footprint.kept:  # blocks that it knows
             self._before = runtime.set_memory_limit(1 << 40)
             self._raise_to(self.footprint.need(0, 1 << 40))
         return self
@@ -149,8 +150,8 @@ class StepLimit:
             runtime.set_memory_limit(self._before)
 
     def __call__(self, micro_batch: Arrays) -> None:
-        """Make room for a micro-batch."""
-        if not self._before:
+        """Make room for a micro-batch of tokens; how much others need is not known."""
+        if not self._before or "input_ids" not in micro_batch:
             return
         ids, targets = micro_batch["input_ids"], micro_batch.get("targets")
         self._raise_to(self.footprint.need(ids.size, ids.size if targets is None else targets.size))

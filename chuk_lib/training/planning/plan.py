@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from chuk_lib import runtime
 from chuk_lib.config.settings import as_dict
@@ -24,7 +23,6 @@ from chuk_lib.data.batches.show import show_rows
 from chuk_lib.data.batching import BatchPlan
 from chuk_lib.data.preview import PreviewRow, preview_rows
 from chuk_lib.data.reader import DataSource, has_split, read_records, read_stdin
-from chuk_lib.data.report import DataReport
 from chuk_lib.data.types import Batch
 from chuk_lib.errors import ConfigError
 from chuk_lib.models.segments import check_packable
@@ -34,50 +32,11 @@ from chuk_lib.training.jobs import check_start
 from chuk_lib.training.language_job import prepare_model, settings_notes
 from chuk_lib.training.loading import required
 from chuk_lib.training.planning.budget import Choice, Fit, choose
-from chuk_lib.training.planning.estimate import Memory, StepModel, resident_of
+from chuk_lib.training.planning.dry_run import DryRun
+from chuk_lib.training.planning.estimate import MemoryEstimate, StepModel, resident_of
 from chuk_lib.training.planning.probe import measure_steps, resized
 from chuk_lib.training.run import check_evaluation
 from chuk_lib.training.sft_trainer import SFTAlgorithm, SFTTrainer, load, make_update, pad_multiple, pad_token_id
-
-
-@dataclass(frozen=True)
-class SFTPlan:
-    """A run as it would be. `config` is complete; `epochs` what it comes to; `padding` the share of positions;
-    `largest` (rows, tokens) of the largest micro-batch; times in seconds, both estimates; `fit` when a budget chose."""
-
-    config: SFTConfig
-    origins: dict[str, str]
-    output: str
-    device: str
-    rows: Sequence[PreviewRow]
-    report: DataReport
-    steps: int
-    steps_per_epoch: int
-    epochs: float
-    padding: float
-    largest: tuple[int, int]
-    parameters: int
-    trainable_parameters: int
-    memory: Memory
-    step_seconds: float
-    seconds: float
-    notes: Sequence[str] = ()
-    fit: Fit | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, as `--json` writes it."""
-        settings = as_dict(self.config)
-        return {
-            "settings": {name: {"value": value, "origin": self.origins[name]} for name, value in settings.items()},
-            "output": self.output, "device": self.device, "data": self.report.as_dict(),
-            "preview": [asdict(row) for row in self.rows], "steps": self.steps,
-            "steps_per_epoch": self.steps_per_epoch, "epochs": round(self.epochs, 3),
-            "padding": round(self.padding, 4), "largest_micro_batch": list(self.largest),
-            "parameters": self.parameters, "trainable_parameters": self.trainable_parameters,
-            "memory": self.memory.as_dict(), "seconds_per_step": float(f"{self.step_seconds:.4g}"),
-            "seconds": float(f"{self.seconds:.4g}"), "notes": list(self.notes),
-            "fit": self.fit.as_dict() if self.fit else None,
-        }  # fmt: skip
 
 
 def plan_sft(
@@ -87,7 +46,7 @@ def plan_sft(
     budget: int | str | None = None,
     rows: int = 3,
     overwrite: bool = False,
-) -> SFTPlan:
+) -> DryRun:
     """Plan a supervised run. `budget`: bytes, or "auto" for what this machine has; None leaves the settings alone.
 
     Raises what the run itself would raise before its first step, and ConfigError when nothing fits the budget.
@@ -99,16 +58,16 @@ def plan_sft(
             f"`--fit` has nothing to choose: the batches in `{source}` are as they were built",
             "build them smaller: `chuk batch build --tokens-per-batch N`",
         )
-    desk = _Desk(config, source)
+    trial = _Trial(config, source)
     where = dict(origins or dict.fromkeys(as_dict(config), "given in code"))
-    fit = choose(desk, where, budget) if budget is not None else None
+    fit = choose(trial, where, budget) if budget is not None else None
     if fit:
         where |= dict.fromkeys(fit.choice.settings(), "--fit")
-    if isinstance(desk.dataset, BatchFolder):
-        shown = show_rows(desk.dataset, desk.tokenizer, 1, rows)
+    if isinstance(trial.dataset, BatchFolder):
+        shown = show_rows(trial.dataset, trial.tokenizer, 1, rows)
     else:
-        shown = preview_rows(_first(source, rows), desk.tokenizer, **_rules(desk.config))
-    return _describe(desk, where, output, shown, fit)
+        shown = preview_rows(_first(source, rows), trial.tokenizer, **_rules(trial.config))
+    return _describe(trial, where, output, shown, fit)
 
 
 def fit_sft(
@@ -116,15 +75,15 @@ def fit_sft(
 ) -> Fit:
     """Settings for `config` that fit a budget, as `plan_sft` would choose them; the model is let go again."""
     config, _ = check_start("sft", config, overwrite)
-    desk = _Desk(config, required(config, "data"))
-    fit = choose(desk, dict(origins or dict.fromkeys(as_dict(config), "given in code")), budget)
-    del desk
+    trial = _Trial(config, required(config, "data"))
+    fit = choose(trial, dict(origins or dict.fromkeys(as_dict(config), "given in code")), budget)
+    del trial
     gc.collect()
     mx.clear_cache()
     return fit
 
 
-class _Desk:
+class _Trial:
     """A loaded model and its data, on which settings are tried. What `choose` asks for is measured once."""
 
     def __init__(self, config: SFTConfig, source: DataSource) -> None:
@@ -177,7 +136,7 @@ class _Desk:
             self._models[key] = StepModel(resident_of(self.model, self.config), probe)
         return self._models[key]
 
-    def memory(self, choice: Choice, most_rows: int) -> Memory:
+    def memory(self, choice: Choice, most_rows: int) -> MemoryEstimate:
         """The peak of a step with these settings. Where some blocks recompute it lies between all and none, by their
         share."""
         targets = self.largest_batch(choice, choice.batch_size).trained_tokens
@@ -196,29 +155,27 @@ class _Desk:
 
 
 def _describe(
-    desk: _Desk, origins: dict[str, str], output: Path, rows: Sequence[PreviewRow], fit: Fit | None
-) -> SFTPlan:
-    choice = Choice.of(desk.config)
+    trial: _Trial, origins: dict[str, str], output: Path, rows: Sequence[PreviewRow], fit: Fit | None
+) -> DryRun:
+    choice = Choice.of(trial.config)
     if choice.packing:
-        check_packable(desk.model)
-    plan = desk.batch_plan()
-    step_model, memory = desk.step_model(choice, choice.batch_size), desk.memory(choice, choice.batch_size)
+        check_packable(trial.model)
+    plan = trial.batch_plan()
+    step_model, memory = trial.step_model(choice, choice.batch_size), trial.memory(choice, choice.batch_size)
     width = step_model.probe.width
-    slots = desk.dataset.report.tokens / max(1e-9, 1 - plan.padding_share)
+    slots = trial.dataset.report.tokens / max(1e-9, 1 - plan.padding_share)
     seconds = step_model.seconds(slots / width) / plan.steps_per_epoch
-    count = lambda tree: sum(leaf.size for _, leaf in tree_flatten(tree))  # noqa: E731
-    return SFTPlan(
-        config=desk.config, origins=origins, output=str(output), device=runtime.prepare().device, rows=rows,
-        report=desk.dataset.report, steps=plan.steps, steps_per_epoch=plan.steps_per_epoch,
-        epochs=plan.epoch(plan.steps), padding=plan.padding_share,
-        largest=(min(choice.batch_size, plan.rows), width), parameters=count(desk.model.parameters()),
-        trainable_parameters=count(desk.model.trainable_parameters()), memory=memory, step_seconds=seconds,
-        seconds=seconds * plan.steps, notes=(*_notes(desk, memory), *settings_notes(desk.config, plan.steps)), fit=fit,
+    return DryRun.of(
+        trial.config, origins, output, trial.model, rows=rows, report=trial.dataset.report, steps=plan.steps,
+        steps_per_epoch=plan.steps_per_epoch, epochs=plan.epoch(plan.steps), padding=plan.padding_share,
+        largest=(min(choice.batch_size, plan.rows), width), memory=memory, step_seconds=seconds,
+        seconds=seconds * plan.steps, fit=fit,
+        notes=(*_notes(trial, memory), *settings_notes(trial.config, plan.steps)),
     )  # fmt: skip
 
 
-def _notes(desk: _Desk, memory: Memory) -> tuple[str, ...]:
-    notes = (*desk.trainer.notes(desk.dataset), *loss_words(desk.dataset.report.as_dict()))
+def _notes(trial: _Trial, memory: MemoryEstimate) -> tuple[str, ...]:
+    notes = (*trial.trainer.notes(trial.dataset), *loss_words(trial.dataset.report.as_dict()))
     _, available = runtime.memory_use.machine_memory()
     if runtime.on_cpu() and 0 < available + mx.get_active_memory() < memory.total:
         return (*notes, "this machine has less memory free than the run needs: --fit auto chooses settings that fit")

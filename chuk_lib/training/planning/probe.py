@@ -36,7 +36,7 @@ _MOST_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredUpdate:
     """One update on `blocks` blocks and `rows` rows. Bytes above what is resident before it: `work` until the
     gradients are there, `peak` with the optimizer's part."""
 
@@ -56,8 +56,8 @@ class Probe:
 
     width: int
     reach: int
-    short: Sequence[Measured]
-    full: Sequence[Measured]
+    short: Sequence[MeasuredUpdate]
+    full: Sequence[MeasuredUpdate]
 
 
 def measure_steps(
@@ -84,7 +84,7 @@ def measure_steps(
     return Probe(batch.input_ids.shape[1], reach, short, full)
 
 
-def _at_depth(run: _Runner, short: Measured, rows: int) -> Iterator[Measured]:
+def _at_depth(run: _Runner, short: MeasuredUpdate, rows: int) -> Iterator[MeasuredUpdate]:
     """Two batch sizes at one depth: enough tokens for the code paths of real steps, and for activations, not
     gradients, to make the peak; where the true number of rows is not more than that, it is one of the two."""
     small = max(1, min(rows // 2, -(-_LEAST_TOKENS // run.width)))
@@ -114,7 +114,7 @@ class _Runner:
         self._compiled = plan_of(config, 1).compiled
         self.width = batch.input_ids.shape[1]
 
-    def __call__(self, blocks: int, rows: int, width: int | None = None) -> Measured:
+    def __call__(self, blocks: int, rows: int, width: int | None = None) -> MeasuredUpdate:
         model = self._algorithm.model
         with _last_blocks(model, blocks):
             optimizer = _Watched(build_optimizer(self._config, model))
@@ -127,7 +127,7 @@ class _Runner:
             with step_math(self._config):
                 Updater(self._algorithm, optimizer, self._config.max_grad_norm, self._compiled)(update, 0.0)
             seconds = time.perf_counter() - began
-            return Measured(blocks, rows, optimizer.work - resident, mx.get_peak_memory() - resident, seconds)
+            return MeasuredUpdate(blocks, rows, optimizer.work - resident, mx.get_peak_memory() - resident, seconds)
 
 
 class _Watched(ChukOptimizer):

@@ -10,10 +10,18 @@ import mlx.nn as nn
 
 from chuk_lib.data.preference_dataset import PairExample, UnpairedExample
 from chuk_lib.models.heads import output_head
+from chuk_lib.models.randomness import evaluating
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Memory, Report, Update
-from chuk_lib.training.losses.preference import halves, make_ratios, policy_weights, preference_loss, sequence_logps
+from chuk_lib.training.losses.preference import (
+    estimate_kl,
+    halves,
+    make_ratios,
+    policy_weights,
+    preference_loss,
+    sequence_logps,
+    unpaired_loss,
+)
 from chuk_lib.training.losses.reference_free import cpo_loss, cpo_rewards, is_averaged, odds_ratio
-from chuk_lib.training.losses.unpaired import estimate_kl, unpaired_loss
 from chuk_lib.training.preference.batches import (
     Batches,
     Row,
@@ -178,16 +186,14 @@ class KTOAlgorithm(_WithReference[UnpairedExample, KTOConfig]):
             return mx.array(0.0)
         rows = mismatched(window, self._config.max_length)
         size = self._batches.plan.batch_size
-        was_training = self.model.training
-        self.model.eval()
         found: list[tuple[mx.array, mx.array]] = []
-        for start in range(0, len(rows), size):
-            arrays = single_arrays(rows[start : start + size], self._batches.layout)
-            stats = completion_stats(self._head, self.model, arrays, StatOptions(gradient=False))
-            own = sequence_logps(stats.logps, arrays["mask"])
-            mx.eval(own)
-            found.append((own, self._ref_logps((), arrays)))
-        self.model.train(was_training)
+        with evaluating(self.model):
+            for start in range(0, len(rows), size):
+                arrays = single_arrays(rows[start : start + size], self._batches.layout)
+                stats = completion_stats(self._head, self.model, arrays, StatOptions(gradient=False))
+                own = sequence_logps(stats.logps, arrays["mask"])
+                mx.eval(own)
+                found.append((own, self._ref_logps((), arrays)))
         kl = estimate_kl(*(mx.concatenate(list(part)) for part in zip(*found, strict=True)))
         mx.eval(kl)
         return kl

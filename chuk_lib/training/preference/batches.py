@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -17,6 +17,7 @@ from chuk_lib import runtime
 from chuk_lib.data.batches import FolderPlan
 from chuk_lib.data.batching import RowPlan
 from chuk_lib.data.preference_dataset import PairExample, UnpairedExample
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.training.algorithm import Arrays, Update
 from chuk_lib.training.preference.config import PreferenceConfig
 from chuk_lib.training.sft_trainer import GPU_MULTIPLE, pad_token_id
@@ -34,7 +35,7 @@ class Layout:
     few_shapes: bool = False
 
     @classmethod
-    def of(cls, config: PreferenceConfig, tokenizer: Any) -> Layout:
+    def of(cls, config: PreferenceConfig, tokenizer: Tokenizer) -> Layout:
         """As the settings say; on a GPU lengths are multiples of 64 unless they say otherwise."""
         gpu = not runtime.on_cpu()
         return cls(pad_token_id(tokenizer), config.pad_to_multiple_of or (GPU_MULTIPLE if gpu else None), gpu)

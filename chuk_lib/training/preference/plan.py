@@ -3,61 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from mlx.utils import tree_flatten
 
-from chuk_lib import runtime
-from chuk_lib.config.settings import as_dict
 from chuk_lib.data.preference_dataset import PairExample, UnpairedExample
 from chuk_lib.data.preview import Fragment, PreviewRow
 from chuk_lib.data.reader import DataSource, read_stdin
-from chuk_lib.data.report import DataReport
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.training.config import checked
 from chuk_lib.training.fits import check_rows, loss_words
 from chuk_lib.training.jobs import check_start
 from chuk_lib.training.language_job import complete, prepare_model, settings_notes
 from chuk_lib.training.loading import load_policy, required
+from chuk_lib.training.planning.dry_run import DryRun
 from chuk_lib.training.preference import reward_trainer, trainer
 from chuk_lib.training.preference.batches import Layout
 from chuk_lib.training.preference.config import PreferenceConfig, ReferenceConfig, RewardConfig
 from chuk_lib.training.preference.trainer import make_batches, notes
 from chuk_lib.training.run import check_evaluation
-
-
-@dataclass(frozen=True)
-class PreferencePlan:
-    """A run as it would be. `config` is complete; `epochs` what it comes to; `padding` the share of positions of the
-    first epoch; `largest` (rows, tokens) of its largest micro-batch; `reference` in words."""
-
-    config: PreferenceConfig
-    origins: dict[str, str]
-    output: str
-    device: str
-    rows: Sequence[PreviewRow]
-    report: DataReport
-    steps: int
-    epochs: float
-    padding: float
-    largest: tuple[int, int]
-    parameters: int
-    trainable_parameters: int
-    reference: str
-    notes: Sequence[str] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, as `--json` writes it."""
-        settings = as_dict(self.config)
-        names = ("output", "device", "steps", "parameters", "trainable_parameters", "reference")
-        return {
-            "settings": {name: {"value": value, "origin": self.origins[name]} for name, value in settings.items()},
-            "data": self.report.as_dict(), "preview": [asdict(row) for row in self.rows],
-            "epochs": round(self.epochs, 3), "padding": round(self.padding, 4),
-            "largest_micro_batch": list(self.largest), "notes": list(self.notes),
-            **{name: getattr(self, name) for name in names},
-        }  # fmt: skip
 
 
 def plan_preferences(
@@ -67,7 +31,7 @@ def plan_preferences(
     origins: Mapping[str, str] | None = None,
     rows: int = 3,
     overwrite: bool = False,
-) -> PreferencePlan:
+) -> DryRun:
     """Plan a run of dpo, kto, orpo, cpo or reward. Loads model and data; raises what the run itself would raise
     before its first step."""
     config, output = check_start(algorithm, checked(config), overwrite)
@@ -87,13 +51,10 @@ def plan_preferences(
     batches = make_batches(examples, done, Layout.of(done, tokenizer))
     padding, largest = _padding(batches)
     what = "leave them out" if isinstance(config, RewardConfig) else "cut them"
-    count = lambda tree: sum(leaf.size for _, leaf in tree_flatten(tree))  # noqa: E731
-    return PreferencePlan(
-        config=done, origins=dict(origins or dict.fromkeys(as_dict(done), "given in code")), output=str(output),
-        device=runtime.prepare().device, rows=[preview_row(one, tokenizer) for one in examples[:rows]],
+    return DryRun.of(
+        done, origins, output, model, rows=[preview_row(one, tokenizer) for one in examples[:rows]],
         report=dataset.report, steps=batches.plan.steps, epochs=batches.plan.epoch(batches.plan.steps),
-        padding=padding, largest=largest, parameters=count(model.parameters()),
-        trainable_parameters=count(model.trainable_parameters()), reference=_reference(done),
+        padding=padding, largest=largest, reference=_reference(done),
         notes=(
             *notes(model, dataset.report, what), *trainer.balance(done, dataset),
             *settings_notes(done, batches.plan.steps), *loss_words(dataset.report.as_dict()),
@@ -101,7 +62,7 @@ def plan_preferences(
     )  # fmt: skip
 
 
-def preview_row(row: PairExample | UnpairedExample, tokenizer: Any) -> PreviewRow:
+def preview_row(row: PairExample | UnpairedExample, tokenizer: Tokenizer) -> PreviewRow:
     """A prompt and its completions as text, the completions marked as what is learned."""
     parts = {"prompt": row.prompt, "completion": row.completions[0]}
     if isinstance(row, PairExample):
@@ -115,7 +76,7 @@ def preview_row(row: PairExample | UnpairedExample, tokenizer: Any) -> PreviewRo
     return PreviewRow(str(row.source), fragments, tokens, trained, 0)
 
 
-def _fragment(name: str, ids: np.ndarray, tokenizer: Any) -> Fragment:
+def _fragment(name: str, ids: np.ndarray, tokenizer: Tokenizer) -> Fragment:
     text = str(tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
     return Fragment(text, name, name != "prompt", len(ids))
 

@@ -33,7 +33,7 @@ RefLogps = Callable[[Sequence[int], Arrays], mx.array]
 """(row numbers, their arrays) to the log-probs of their completions, one for each row of the arrays."""
 
 
-class Table(NamedTuple):
+class LogpsTable(NamedTuple):
     """Log-probs float32 (rows, completions of a row), the file that keeps them, and whether it was there already."""
 
     logps: np.ndarray
@@ -56,7 +56,7 @@ def live(reference: Reference, ld_alpha: float | None = None) -> RefLogps:
     return logps
 
 
-def looked_up(table: Table) -> RefLogps:
+def looked_up(table: LogpsTable) -> RefLogps:
     """Take them from a table."""
     return lambda rows, arrays: mx.array(table.logps[list(rows)].T.reshape(-1))
 
@@ -70,7 +70,7 @@ def precompute(
     folder: Path,
     batch_size: int,
     ld_alpha: float | None = None,
-) -> Table:
+) -> LogpsTable:
     """The reference's log-probs of all examples, from the file in `folder` or run in batches of similar length.
 
     `fingerprint` is the data's. Raises ConfigError when the folder cannot be made.
@@ -80,12 +80,12 @@ def precompute(
     path = folder.expanduser() / f"{key}.npz"
     kept = _read(path, key, len(examples))
     if kept is not None:
-        return Table(kept, path, True)
+        return LogpsTable(kept, path, True)
     make_folder(path.parent)
     logps = _run(live(reference, ld_alpha), examples, arrays_of, batch_size)
     with replace_file(path) as partial, partial.open("wb") as stream:
         np.savez(stream, logps=logps, key=np.array(key))
-    return Table(logps, path, False)
+    return LogpsTable(logps, path, False)
 
 
 def _run(

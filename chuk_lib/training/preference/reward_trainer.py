@@ -15,6 +15,7 @@ import numpy as np
 
 from chuk_lib.data.preference_dataset import PairDataset, PairExample
 from chuk_lib.data.reader import DataSource
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.events import Sink
 from chuk_lib.models import adapters_of, locate
 from chuk_lib.models.value_head import SCORE, ScoreModel, ends, is_reward_model, load_reward_model, make_score_model
@@ -24,8 +25,7 @@ from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.fits import check_rows
 from chuk_lib.training.language_job import complete, language_job, prepare_model
 from chuk_lib.training.loading import load_policy, load_splits, required, weights_dtype
-from chuk_lib.training.losses.preference import halves
-from chuk_lib.training.losses.reward import reward_loss
+from chuk_lib.training.losses.preference import halves, reward_loss
 from chuk_lib.training.preference.batches import Batches, Layout
 from chuk_lib.training.preference.config import RewardConfig
 from chuk_lib.training.preference.trainer import eval_batches, make_batches, notes
@@ -104,7 +104,7 @@ class RewardTrainer:
 
     algorithm = "reward"
 
-    def __init__(self, model: nn.Module, tokenizer: Any, config: RewardConfig | None = None) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, config: RewardConfig | None = None) -> None:
         self.config = checked(config or RewardConfig())
         self.tokenizer = tokenizer
         if not isinstance(model, ScoreModel):
@@ -151,7 +151,6 @@ class RewardTrainer:
 
 def load(config: RewardConfig, source: DataSource) -> tuple[RewardTrainer, PairDataset, PairDataset | None]:
     """Trainer, training data and validation data of a run. Raises ConfigError, ModelError and DataError."""
-    config = checked(config)
     model, tokenizer = load_start(config)
     dataset, eval_dataset = load_data(config, source, tokenizer)
     return RewardTrainer(model, tokenizer, config), dataset, eval_dataset
@@ -166,7 +165,7 @@ def load_start(config: RewardConfig) -> tuple[nn.Module, Any]:
     return load_reward_model(name, lora=config.lora, dtype=weights_dtype(config), revision=config.revision)
 
 
-def load_data(config: RewardConfig, source: DataSource, tokenizer: Any) -> tuple[PairDataset, PairDataset | None]:
+def load_data(config: RewardConfig, source: DataSource, tokenizer: Tokenizer) -> tuple[PairDataset, PairDataset | None]:
     """Training data and validation data (or None) of a run. Raises DataError."""
     limit = config.max_length
     return load_splits(

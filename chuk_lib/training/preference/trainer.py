@@ -19,6 +19,7 @@ from chuk_lib.data.labels import label_notes
 from chuk_lib.data.preference_dataset import PairDataset, PairExample, UnpairedDataset, UnpairedExample
 from chuk_lib.data.reader import DataSource
 from chuk_lib.data.report import DataReport
+from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Example
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.events import Sink
@@ -61,7 +62,7 @@ class PreferenceTrainer:
     no effect.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, config: PreferenceConfig | None = None) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, config: PreferenceConfig | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.config: PreferenceConfig = checked(config or DPOConfig())
@@ -188,13 +189,12 @@ DPOTrainer = PreferenceTrainer
 
 def load(config: PreferenceConfig, source: DataSource) -> tuple[PreferenceTrainer, Dataset, Dataset | None]:
     """Trainer, training data and validation data of a run. Raises ConfigError, ModelError and DataError."""
-    config = checked(config)
     model, tokenizer = load_policy(config)
     dataset, eval_dataset = load_data(config, source, tokenizer)
     return PreferenceTrainer(model, tokenizer, config), dataset, eval_dataset
 
 
-def load_data(config: PreferenceConfig, source: DataSource, tokenizer: Any) -> tuple[Any, Any]:
+def load_data(config: PreferenceConfig, source: DataSource, tokenizer: Tokenizer) -> tuple[Any, Any]:
     """Training data and validation data (or None) of a run. Raises DataError."""
     kind: Any = UnpairedDataset if isinstance(config, KTOConfig) else PairDataset
     if is_batch_folder(source):

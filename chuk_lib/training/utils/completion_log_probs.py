@@ -12,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.models.heads import OutputHead, output_head
+from chuk_lib.models.randomness import evaluating
 from chuk_lib.training.utils.log_probs import StatOptions, completion_arrays, completion_stats
 
 
@@ -47,24 +48,23 @@ def row_stats(
     temperature: float,
     shapes: Shapes,
     head: OutputHead | None = None,
+    masks: Sequence[np.ndarray] | None = None,
 ) -> RowStats:
     """Statistics of each completion under `model`, without dropout, in the order given. Rows of like length run
-    together."""
+    together. `masks` (each as long as its completion) say which tokens the model wrote: the others are context, and 0
+    in what comes back."""
     head = head or output_head(model)
     empty = np.zeros(0, np.float32)
     logps, entropy = [empty] * len(prompts), [empty] * len(prompts)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for rows in by_length([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], shapes.rows):
-            arrays = shapes.arrays([prompts[i] for i in rows], [completions[i] for i in rows])
+            kept = None if masks is None else [masks[i] for i in rows]
+            arrays = shapes.arrays([prompts[i] for i in rows], [completions[i] for i in rows], kept)
             found = completion_stats(head, model, arrays, StatOptions(temperature, gradient=False))
             mx.eval(found.logps, found.entropy)
             for at, (values, entropies) in zip(rows, zip(*map(np.array, found[:2]), strict=True), strict=True):
                 size = len(completions[at])
                 logps[at], entropy[at] = values[:size].copy(), entropies[:size].copy()
-    finally:
-        model.train(was_training)
     return RowStats(logps, entropy)
 
 

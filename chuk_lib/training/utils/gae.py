@@ -35,8 +35,9 @@ def gae(
         δ_t = r_t + γ·V_{t+1} − V_t        A_t = δ_t + γλ·A_{t+1}
 
     `mask` (B, T) is 0 where a row has no step, at its end or in between (results there are 0, and the steps on both
-    sides are neighbours). `dones` (B, T) says which steps ended an episode: nothing that comes later in the row reaches
-    back over them. `last_values` (B,) is V after the last column, 0 unless given: for rows that were cut, not ended.
+    sides are neighbours). `dones` (B, T) says which steps ended an episode: nothing that comes later in the row
+    reaches back over them. `last_values` (B,) is V after a row's last step, 0 unless given: for rows that were cut,
+    not ended.
     """
     rows, steps = rewards.shape
     kept = np.ones((rows, steps)) if mask is None else np.asarray(mask, np.float64)

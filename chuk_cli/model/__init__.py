@@ -1,0 +1,1 @@
+"""The commands of `chuk model` that have a module of their own."""

@@ -1,0 +1,150 @@
+"""Settings files of Hugging Face TRL (`trl sft --config FILE`), and the rows of transformers that others share.
+
+chuk has TRL's names and defaults for most of it; here stand the rest, and those whose values mean something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from chuk_lib.config.forms.form import Form, Key, Values, always, number, off, one_of, when_on, yes
+
+_UPLOAD = "chuk uploads nothing: `hf upload` takes the run's folder"
+_MACHINE = "chuk decides by the machine"
+_SPEED = "chuk's own kernels stand in its place"
+_LOADER = "rows are read while training goes on"
+_CHECKPOINTS = "a checkpoint is written each `checkpoint_interval` steps, and after the last one"
+_EVALUATION = "the validation data is measured each `eval_steps` steps; without it nothing is"
+_BEST = "the best step is marked `best` by itself"
+_LOGGED = "each `log_interval` steps"
+_WORLD = "one process trains"
+_QUANTIZED = "`chuk model quantize --bits 8` makes a model of 8 bits: name that; it is trained with `use_lora`"
+_PARAMETERS = "chuk_lib's own names: `min_lr_rate`, `num_cycles`, `lr_power`, `num_decay_steps`"
+
+
+def _dtype(name: str) -> Key:
+    return Key("dtype", lambda v, _: name if str(v).lower() in ("true", "1", "yes", "on") else None)
+
+
+def _steps(name: str) -> Key:
+    """A number of steps; a share of all steps is refused."""
+    hint = f"write a number of steps as `{name}`"
+    return Key(name, lambda v, _: int(v), "a share of all steps", lambda v, _: hint if 0 < float(v) < 1 else "")
+
+
+def _report_to(value: Any, _: Values) -> list[str] | None:
+    names = value if isinstance(value, list) else [part.strip() for part in str(value).split(",")]
+    if names == ["all"]:
+        return None
+    return [name for name in names if name not in ("none", "")] or None
+
+
+def _scheduler_part(part: str, setting: str) -> dict[str, tuple[Key, ...]]:
+    return {f"lr_scheduler_kwargs.{part}": (Key(setting, number),)}
+
+
+def _switches(names: str, reason: str) -> dict[str, tuple[Key, ...]]:
+    return {name: (off(reason),) for name in names.split()}
+
+
+def _unless_off(names: str, reason: str, hint: str) -> dict[str, tuple[Key, ...]]:
+    """Switches that chuk does not have: refused where they are on."""
+    return {name: (Key(reason=reason, refused=when_on(hint)),) for name in names.split()}
+
+
+TRANSFORMERS: dict[str, tuple[Key, ...]] = {
+    "bf16": (_dtype("bfloat16"),),
+    "fp16": (_dtype("float16"),),
+    "torch_dtype": (Key("dtype", one_of({"auto": "auto", "bfloat16": "bfloat16", "float16": "float16",
+                                          "float32": "float32", "bf16": "bfloat16", "fp16": "float16"})),),
+    "max_steps": (Key("max_steps", lambda v, _: None if int(v) < 0 else int(v)),),
+    "logging_steps": (_steps("log_interval"),),
+    "save_steps": (_steps("checkpoint_interval"),),
+    "eval_steps": (_steps("eval_steps"),),
+    "report_to": (Key("report_to", _report_to),),
+    **_scheduler_part("min_lr_rate", "min_lr_rate"),
+    **_scheduler_part("num_cycles", "num_cycles"),
+    **_scheduler_part("power", "lr_power"),
+    **_scheduler_part("num_decay_steps", "num_decay_steps"),
+    "lr_scheduler_kwargs": (Key(reason="the schedule's own parameters", refused=always(_PARAMETERS)),),
+    **_switches("eval_strategy evaluation_strategy do_eval eval_on_start", _EVALUATION),
+    **_switches("save_strategy save_only_model save_safetensors", _CHECKPOINTS),
+    **_switches("do_train do_predict overwrite_output_dir", "the command says it"),
+    **_switches("load_best_model_at_end metric_for_best_model greater_is_better", _BEST),
+    **_switches("logging_strategy logging_first_step disable_tqdm log_level logging_dir include_num_input_tokens_seen",
+                _LOGGED),
+    **_switches("gradient_checkpointing_kwargs tf32 attn_implementation flash_attention flash_attn torch_compile "
+                "use_liger_kernel use_liger optim_target_modules bf16_full_eval fp16_full_eval", _MACHINE),
+    **_switches("dataloader_num_workers dataloader_pin_memory dataloader_drop_last dataloader_prefetch_factor "
+                "dataset_num_proc preprocessing_num_workers remove_unused_columns dataloader_persistent_workers "
+                "overwrite_cache", _LOADER),
+    **_switches("ddp_timeout ddp_find_unused_parameters ddp_backend local_rank", _WORLD),
+    **_switches("hub_model_id hub_strategy hub_private_repo hub_token", _UPLOAD),
+    **_unless_off("push_to_hub", "uploading", f"leave it out: {_UPLOAD}"),
+    **_unless_off("deepspeed fsdp fsdp_config", "several devices", "leave it out: one process trains"),
+    **_unless_off("trust_remote_code", "chuk runs no code of a model", "leave it out"),
+    **_unless_off("load_in_8bit", "quantizing on the way in", _QUANTIZED),
+    "run_name": (off("`output` is the run's folder, and its name"),),
+    "data_seed": (off("`seed` orders the data"),),
+    "auto_find_batch_size": (off("`--fit auto` finds one"),),
+}  # fmt: skip
+"""What transformers' TrainingArguments have and chuk has not by the same name, value for value."""
+
+TABLE: dict[str, tuple[Key, ...]] = {
+    **TRANSFORMERS,
+    "dataset_train_split": (
+        Key(reason="`train` is what is trained on", refused=lambda v, _: "" if v == "train" else _split_hint(v)),
+    ),
+    "dataset_test_split": (off("the data's validation or test split is measured"),),
+    "dataset_config": (
+        Key(reason="a data set's configuration", refused=lambda v, _: "" if v == "default" else _config_hint(v)),
+    ),
+    "dataset_streaming": (off(_LOADER),),
+    "model_revision": (Key("revision"),),
+    "lora_task_type": (off("language models are trained"),),
+    "use_peft": (Key("use_lora", yes),),
+    "lora_target_modules": (Key("lora_target_modules", lambda v, _: [v] if isinstance(v, str) else list(v)),),
+    "padding_free": (off("rows of similar length go together"),),
+    "eval_packing": (off("evaluation rows are not packed"),),
+    "average_tokens_across_devices": (off("the loss is normalised over all tokens of an update"),),
+    "lora_alpha": (Key("lora_alpha", number),),
+    "lora_r": (Key("lora_rank"),),
+    "use_vllm": (off(_SPEED),), "vllm_mode": (off(_SPEED),), "vllm_gpu_memory_utilization": (off(_SPEED),),
+    "ignore_bias_buffers": (off(_WORLD),),
+}  # fmt: skip
+
+
+def _split_hint(name: Any) -> str:
+    return f"write that split to a file and name it as `data`; chuk reads `train` (here: `{name}`)"
+
+
+def _config_hint(name: Any) -> str:
+    return f"name the folder or file of `{name}` as `data`"
+
+
+def _defaults(values: Values, cls: Any) -> Mapping[str, Any]:
+    """TRL's defaults for adapters, where chuk's differ: rank 16 and alpha 32, and the rate of full weights."""
+    if str(values.get("use_peft")).lower() not in ("true", "1", "yes"):
+        return {}
+    return {"lora_rank": 16, "lora_alpha": 32.0, "learning_rate": cls.usual_rates[0]}
+
+
+_MARKS = {
+    "model_name_or_path", "per_device_train_batch_size", "num_train_epochs", "logging_steps", "save_steps", "bf16",
+    "eval_strategy", "save_strategy", "dataset_name", "output_dir", "lora_r", "push_to_hub", "torch_dtype", "fp16",
+    "save_total_limit", "attn_implementation", "report_to", "dataset_num_proc", "use_peft",
+}  # fmt: skip
+"""Names by which a file of transformers is known; a file in chuk's form that has few of them stays chuk's."""
+
+_ONLY_THERE = set(TABLE) - {"max_steps", "eval_steps", "report_to", "lora_alpha", "lora_target_modules", "lora_r"}
+
+FORM = Form(
+    name="TRL",
+    about="TRL's form",
+    recognises=lambda names, _: len(names & _MARKS) > 2 and bool(names & _ONLY_THERE),
+    table=TABLE,
+    own_too=True,
+    defaults=_defaults,
+    sections=("lr_scheduler_kwargs",),
+)

@@ -1,0 +1,306 @@
+"""A batch of rows that sample together: admit rows, step, let rows go.
+
+`NumpyEngine` runs Llama-like float32 models on a CPU; `ModelEngine` calls any model of mlx-lm. Both give a row the
+tokens of its own settings and random numbers, whatever rows are beside it. What is left of them is arithmetic: the
+last bits of a product may depend on how many rows it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from chuk_lib.inference.decoder.draws import Arrival, Draws, choose_rows, choose_rows_lazily, seen_tokens
+from chuk_lib.inference.decoder.forwards import Decode, Forward, new_forward
+from chuk_lib.inference.decoder.llama import LlamaParts, read_llama
+from chuk_lib.inference.decoder.numpy_llama import NumpyLlama, Prefix, Remembered
+from chuk_lib.inference.decoder.prefill import Memory, extend_plain, prefill_plain
+from chuk_lib.inference.decoder.stores import Mix, Store, keeps_all, new_store
+from chuk_lib.runtime import on_cpu
+from chuk_lib.runtime.cpu_math import view
+
+_PROBE = (1, 2)
+_TIDY_STEPS = 256
+"""Steps after which MLX gives back the buffers that it keeps for reuse."""
+
+
+class Held(NamedTuple):
+    """What a row remembers, outside of the batch: its memory, of its first `tokens` tokens."""
+
+    memory: Any
+    tokens: int
+
+
+class Engine(Protocol):
+    """A batch of rows. `drop_share`: the share of finished rows from which dropping them pays for the copy."""
+
+    mix: Mix
+    drop_share: float
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
+        """The memory of each prompt, for `admit`."""
+
+    def admit(self, arrivals: Sequence[Arrival], memories: Sequence[Any]) -> None:
+        """Add the rows of `arrivals` at the end, each after its prompt's memory."""
+
+    def step(self, last: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The next token (B,) int32 of each row and its log-prob (B,) float32. `last`: no step follows."""
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Go on with these rows only, in this order; `rows` ascends."""
+
+    def hold(self, row: int, length: int) -> Held | None:
+        """A row's memory of its first `length` tokens, which may be one less than it has, or one more when the caches
+        cannot forget it; None when they cannot forget enough."""
+
+    def extend(self, memory: Any, ids: Sequence[int]) -> Any:
+        """A memory, which is used up, with more tokens."""
+
+
+def new_engine(
+    model: nn.Module,
+    max_tokens: int,
+    *,
+    together: bool = True,
+    kv_bits: int | None = None,
+    decode: Decode = "auto",
+) -> Engine:
+    """The fastest engine that is right for `model` here. `max_tokens`: what most rows may write at most; longer ones
+    cost a copy. `together`: there may be more than one row at a time. `decode` other than `auto` names one of
+    `ModelEngine`'s ways."""
+    if decode == "auto" and kv_bits is None and on_cpu() and keeps_all(model):
+        rows = _numpy_llama(model, read_llama(model))
+        if rows is not None:
+            return NumpyEngine(model, rows)
+    return ModelEngine(model, new_store(model, max_tokens, kv_bits, together), decode)
+
+
+def _all_float32(model: nn.Module) -> bool:
+    from mlx.utils import tree_flatten
+
+    return all(leaf.dtype == mx.float32 for _, leaf in tree_flatten(model.parameters()))
+
+
+def _numpy_llama(model: nn.Module, parts: LlamaParts | None) -> NumpyLlama | None:
+    """An empty batch, when the parts computed one after the other give the model's own logits."""
+    if parts is None or parts.blocks[0].head_dim % 2 or not _all_float32(model):
+        return None
+    rows = NumpyLlama(parts)
+    empty = np.zeros((parts.blocks[0].kv_heads, 0, parts.blocks[0].head_dim), np.float32)
+    rows.admit([Remembered([(empty, empty)] * len(parts.blocks))], [len(_PROBE)])
+    got = np.concatenate([rows.step(np.array([token])) for token in _PROBE])
+    rows.keep(np.zeros(0, np.int64))
+    want = np.array(model(mx.array([_PROBE])))[0]
+    loose = 1e-3 * max(1.0, float(np.abs(want).max()))
+    return rows if got.shape == want.shape and np.allclose(got, want, atol=loose) else None
+
+
+class NumpyEngine:
+    """Decoding without MLX: no step waits for a graph, and a group reads its prompt's keys once."""
+
+    mix: Mix = "any"
+    drop_share = 0.1
+
+    def __init__(self, model: nn.Module, rows: NumpyLlama) -> None:
+        self._model, self._rows = model, rows
+        self._draws = Draws()
+        self._tokens = np.zeros(0, np.int32)
+        self._seen: np.ndarray | None = None  # (B, V) bool, when a row has a repetition penalty
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Remembered]:
+        """Through the model itself; the keys and values stay where MLX put them."""
+        memories = prefill_plain(self._model, prompts)
+        return [Remembered(_views(memory, len(prompt) - 1)) for memory, prompt in zip(memories, prompts, strict=True)]
+
+    def admit(self, arrivals: Sequence[Arrival], memories: Sequence[Remembered]) -> None:
+        """Add rows; nothing is copied but what a row had written itself."""
+        if self._seen is not None or any(one.config.repetition_penalty != 1 for one in arrivals):
+            self._seen = _with_rows(self._seen, len(self._tokens), seen_tokens(arrivals, self._rows.vocabulary))
+        self._rows.admit(memories, [arrival.limit for arrival in arrivals])
+        self._tokens = np.append(self._tokens, _last_tokens(arrivals))
+        self._draws.admit(arrivals)
+
+    def step(self, last: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """One token for each row, at once."""
+        logits = self._rows.step(self._tokens)
+        self._tokens, logps = choose_rows(logits, self._draws.groups, self._draws.next(), self._seen)
+        if self._seen is not None:
+            self._seen[np.arange(len(logits)), self._tokens] = True
+        return self._tokens, logps
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Move these rows to the front."""
+        self._rows.keep(rows)
+        self._draws.keep(rows)
+        self._tokens = self._tokens[rows]
+        self._seen = None if self._seen is None or not self._draws.penalized else self._seen[rows]
+
+    def hold(self, row: int, length: int) -> Held:
+        """The prompt is shared still, the rest a copy."""
+        return Held(self._rows.memory(row, length), length)
+
+    def extend(self, memory: Remembered, ids: Sequence[int]) -> Remembered:
+        """Through the model itself, over a copy of all that the row remembers."""
+        if not len(ids) or memory.tail is None:
+            return memory
+        begin = memory.prefix[0][0].shape[1]
+        whole = [
+            (_joined(before[0], after[0]), _joined(before[1], after[1]))
+            for before, after in zip(memory.prefix, memory.tail, strict=True)
+        ]
+        held = extend_plain(self._model, whole, ids)
+        length = begin + memory.tail[0][0].shape[1] + len(ids)
+        return Remembered(memory.prefix, [(k[:, begin:], v[:, begin:]) for k, v in _views(held, length)])
+
+
+def _joined(before: np.ndarray, after: np.ndarray) -> mx.array:
+    """Keys or values (K, P, D) and (K, S, D) as MLX's (1, K, P + S, D)."""
+    return mx.array(np.concatenate([before, after], axis=1)[None])
+
+
+def _last_tokens(arrivals: Sequence[Arrival]) -> np.ndarray:
+    return np.array([arrival.ids[-1] for arrival in arrivals], np.int32)
+
+
+def _with_rows(seen: np.ndarray | None, rows: int, arrived: np.ndarray) -> np.ndarray:
+    """`seen` (B, V) with new rows. Rows from before the first with a penalty have none themselves: theirs are empty."""
+    before = np.zeros((rows, arrived.shape[1]), bool) if seen is None else seen
+    return np.concatenate([before, arrived])
+
+
+def _views(memory: Memory, columns: int) -> Prefix:
+    """A prompt's memory as NumPy sees it, (K, P, D)."""
+    return [(view(keys)[0, :, :columns], view(values)[0, :, :columns]) for keys, values in memory]
+
+
+class ModelEngine:
+    """Decoding by calling the model.
+
+    On a GPU a step is sent off before the tokens of the one before are read: the processor that builds the graph and
+    the one that runs it work at the same time. On a CPU tokens are chosen in NumPy, whose exp is 20 times faster.
+    """
+
+    def __init__(self, model: nn.Module, store: Store, decode: Decode = "auto") -> None:
+        self._model = model
+        self._store, self._decode = store, decode
+        self._forward: Forward | None = None
+        self._draws = Draws()
+        self._lazy = not on_cpu()
+        self._tokens: Any = None  # (B,) chosen and not yet given to the model
+        self._logps: Any = None
+        self._read = True  # whether `_tokens` have been returned
+        self._fed = np.zeros(0, np.int64)  # (B,) tokens in the store
+        self._seen: Any = None  # (B, V) bool, when a row has a repetition penalty
+        self._steps = 0
+        self.mix: Mix = self._store.mix
+        self.drop_share = 0.25
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
+        """Through the model, each prompt once."""
+        return self._store.prefill(prompts)
+
+    def admit(self, arrivals: Sequence[Arrival], memories: Sequence[Any]) -> None:
+        """The rows get their first token in a batch of their own, then join."""
+        if self._tokens is not None and self._read:
+            self._advance(self._draws)
+        arrived = self if self._tokens is None else ModelEngine(self._model, self._store.twin(), "plain")
+        arrived._begin(arrivals, memories)
+        if arrived is not self:
+            self._join(arrived)
+
+    def step(self, last: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens sent off before, while the next are computed."""
+        if self._read:
+            self._advance(self._draws)
+        tokens, logps = self._tokens, self._logps
+        self._read = True
+        if self._lazy and not last:
+            self._advance(self._draws)
+        return np.array(tokens, np.int32), np.array(logps, np.float32)
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Go on with these rows only."""
+        self._draws.keep(rows)
+        self._fed = self._fed[rows]
+        if not len(rows):
+            self._tokens = self._logps = self._seen = None
+            self._read = True
+            return
+        self._store.keep(rows)
+        index: Any = mx.array(rows) if self._lazy else rows
+        self._tokens, self._logps = self._tokens[index], self._logps[index]
+        self._seen = None if self._seen is None or not self._draws.penalized else self._seen[index]
+
+    def hold(self, row: int, length: int) -> Held | None:
+        """Caches that cannot forget give what they have, when that is one token more: the last was sent off ahead."""
+        spare = int(self._fed[row]) - length
+        memory = self._store.memory(row, spare)
+        if memory is None and spare == 1:
+            memory, spare = self._store.memory(row, 0), 0
+        return None if memory is None else Held(memory, int(self._fed[row]) - spare)
+
+    def extend(self, memory: Any, ids: Sequence[int]) -> Any:
+        """As the store does it."""
+        return self._store.extend(memory, ids)
+
+    def _begin(self, arrivals: Sequence[Arrival], memories: Sequence[Any]) -> None:
+        """The first rows of a batch, with their first token."""
+        runs = [list(run) for _, run in groupby(memories, key=id)]
+        self._store.admit([run[0] for run in runs], [len(run) for run in runs])
+        self._draws.admit(arrivals)
+        self._tokens = mx.array(_last_tokens(arrivals))
+        self._fed = np.array([len(arrival.ids) - 1 for arrival in arrivals])
+        if self._draws.penalized:
+            self._seen = self._own(seen_tokens(arrivals, self._vocabulary()))
+        self._advance(self._draws)
+
+    def _advance(self, draws: Draws) -> None:
+        """One step: of `_tokens` to the next ones."""
+        if self._forward is None:
+            self._forward = new_forward(self._model, self._store, self._decode)
+        numbers = draws.next()
+        tokens = self._tokens if isinstance(self._tokens, mx.array) else mx.array(self._tokens)
+        logits = self._forward(tokens, len(numbers))
+        if self._lazy:
+            chances = mx.array(numbers.astype(np.float32))
+            self._tokens, self._logps = choose_rows_lazily(logits, draws.groups, chances, self._seen)
+            if self._seen is not None:
+                self._seen = mx.put_along_axis(self._seen, self._tokens[:, None], mx.array(True), axis=-1)
+            mx.async_eval(self._tokens, self._logps)
+        else:
+            rows = np.array(logits.astype(mx.float32))
+            self._tokens, self._logps = choose_rows(rows, draws.groups, numbers, self._seen)
+            if self._seen is not None:
+                self._seen[np.arange(len(rows)), self._tokens] = True
+        self._fed += 1
+        self._read = False
+        self._steps += 1
+        if self._steps % _TIDY_STEPS == 0:
+            mx.clear_cache()
+
+    def _join(self, arrived: ModelEngine) -> None:
+        self._store.join(arrived._store)
+        both: Any = mx.concatenate if self._lazy else np.concatenate
+        if self._seen is not None or arrived._seen is not None:
+            self._seen = both([self._seen_or_none(), arrived._seen_or_none()])
+        self._tokens = both([self._tokens, arrived._tokens])
+        self._logps = both([self._logps, arrived._logps])
+        self._fed = np.concatenate([self._fed, arrived._fed])
+        self._draws.join(arrived._draws)
+
+    def _seen_or_none(self) -> Any:
+        """What rows with a penalty have seen; of a batch without one nothing, which nobody reads."""
+        if self._seen is not None:
+            return self._seen
+        return self._own(np.zeros((len(self._tokens), self._vocabulary()), bool))
+
+    def _vocabulary(self) -> int:
+        return int(self._model(mx.array([[0]])).shape[-1])  # a graph that is never run
+
+    def _own(self, array: np.ndarray) -> Any:
+        return mx.array(array) if self._lazy else array

@@ -1,0 +1,92 @@
+"""Rows that wait to join a batch, and what they remember when they do."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from chuk_lib.inference.decoder.budget import Budget
+from chuk_lib.inference.decoder.engine import Engine
+from chuk_lib.inference.decoder.rows import Row
+from chuk_lib.inference.decoder.stores import Mix
+
+_JOIN_SHARE = 0.25
+"""Rows join a batch when they will be this share of it: to join costs the others a copy."""
+
+
+class Queue:
+    """Rows in the order in which they will run, and the memories of prompts whose rows are beginning."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._rows: deque[Row] = deque()
+        self.budget = budget
+        self._memories: dict[int, tuple[Sequence[int], Any]] = {}  # by the id of the prompt, which is kept with it
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+    def __contains__(self, row: Row) -> bool:
+        return row in self._rows
+
+    @property
+    def max_tokens(self) -> int:
+        """What a waiting row may write at most."""
+        return max(max(row.limit, row.request.config.max_tokens) for row in self._rows)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """More rows, behind the others."""
+        self._rows.extend(rows)
+
+    def remove(self, row: Row) -> None:
+        """Forget a row."""
+        self._rows.remove(row)
+
+    def next(self, alive: Sequence[Row], mix: Mix) -> list[Row]:
+        """The rows that join those `alive`; none until enough of them fit."""
+        if not self._rows or (mix != "any" and alive):
+            return []
+        fitting = self._fitting(alive, mix)
+        enough = min(len(self._rows), max(1, int(_JOIN_SHARE * (len(alive) + len(fitting)))))
+        if alive and len(fitting) < enough:
+            return []
+        for _ in fitting:
+            self._rows.popleft()
+        return fitting
+
+    def memories(self, rows: Sequence[Row], engine: Engine) -> list[Any]:
+        """What each row that joins remembers: its prompt, prefilled once for all that share it, or what it held when
+        it ended, and since then was given. Prompts that no row waits for any more are forgotten."""
+        new = {id(row.source): row.source for row in rows if row.held is None and id(row.source) not in self._memories}
+        for prompt, memory in zip(new.values(), engine.prefill(list(new.values())), strict=True):
+            self._memories[id(prompt)] = (prompt, memory)
+        found = [self._memory(row, engine) for row in rows]
+        waited_for = {id(row.source) for row in self._rows}
+        self._memories = {key: kept for key, kept in self._memories.items() if key in waited_for}
+        return found
+
+    def _memory(self, row: Row, engine: Engine) -> Any:
+        if row.held is None:
+            return self._memories[id(row.source)][1]
+        held, row.held = row.held, None
+        return engine.extend(held.memory, row.source[held.tokens : -1])
+
+    def _fitting(self, alive: Sequence[Row], mix: Mix) -> list[Row]:
+        fitting: list[Row] = []
+        columns = max((row.columns for row in alive), default=0)
+        for row in self._rows:
+            if fitting and (mix == "row" or (mix == "group" and not _together(fitting[0], row))):
+                break
+            columns = max(columns, row.columns)
+            if not self.budget.fits(len(alive) + len(fitting) + 1, columns):
+                break
+            fitting.append(row)
+        return fitting
+
+
+def _together(first: Row, row: Row) -> bool:
+    """Whether two rows begin at the same place: both at the end of one prompt."""
+    return row.source is first.source and row.held is None and first.held is None

@@ -1,0 +1,191 @@
+"""What is asked of a row, what it has written, and the numbers of all rows that run.
+
+A row is one sequence: its prompt, then stretches that the model wrote and stretches that it was given (`append`).
+Sampling settings, seed, limit and stops are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from chuk_lib.errors import ConfigError
+from chuk_lib.inference.config import SamplingConfig
+from chuk_lib.inference.decoder.draws import Arrival
+from chuk_lib.inference.decoder.engine import Held
+from chuk_lib.inference.text import decode
+
+Reason = Literal["eos", "stop", "length", "cancelled"]
+"""The model ended, a stop text or stop token came, there was no room for more, or nobody wants more."""
+STOP_STEPS = 8
+"""Tokens of a row after which its text is searched for a stop text: decoding costs more than a step's sampling. What
+was sampled beyond one is taken back."""
+_NEVER = 1 << 60
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A row to be written after `ids`. Requests of one `submit` with the same object as `ids` share its prefill.
+
+    `config.seed` with `number` (of the prompt) and `member` (of those that continue it) decides what is drawn; without
+    a seed 0 is taken. `stop_ids` end a row like the tokenizer's end tokens. `hold`: keep the row's cache when it ends,
+    for `append`. `eager`: search stop texts after each token, so that none is ever taken back.
+    """
+
+    ids: Sequence[int]
+    config: SamplingConfig
+    number: int = 0
+    member: int = 0
+    stop_ids: Sequence[int] = ()
+    hold: bool = False
+    eager: bool = False
+
+
+class Row:
+    """A request and what became of it so far. `reason` is None while the row waits or runs.
+
+    `ids` (C,) int32: all tokens after the prompt; `logps` (C,) float32: the log-prob of each under
+    softmax(logits / temperature) before any filter (temperature 1 when sampling is greedy); `written` (C,) bool: True
+    where the model wrote, False (and log-prob 0) where it was given. They are brought up to date when the row ends.
+    `text`: of the last stretch, without special tokens and without what ended it.
+    """
+
+    def __init__(self, request: Request, limit: int) -> None:
+        self.request, self.limit = request, limit
+        self.reason: Reason | None = None
+        self.text = ""
+        self.ids = np.zeros(0, np.int32)
+        self.logps = np.zeros(0, np.float32)
+        self.written = np.zeros(0, bool)
+        self.source: Sequence[int] = request.ids  # all tokens to continue
+        self.held: Held | None = None
+
+    @property
+    def columns(self) -> int:
+        """Tokens that the row may have in all."""
+        return len(self.source) + self.limit
+
+    @property
+    def arrival(self) -> Arrival:
+        """The row as it joins a batch: its random numbers go on where they were."""
+        request = self.request
+        drawn = int(self.written.sum())
+        return Arrival(self.source, request.config, request.number, request.member, self.limit, drawn)
+
+    def take(self, ids: np.ndarray, logps: np.ndarray, written: bool) -> None:
+        """Add a stretch (n,)."""
+        self.ids = np.concatenate([self.ids, ids])
+        self.logps = np.concatenate([self.logps, logps])
+        self.written = np.concatenate([self.written, np.full(len(ids), written)])
+
+    def resume(self, given: Sequence[int], limit: int) -> None:
+        """Wait again, to be continued after `given` tokens by up to `limit`."""
+        self.take(np.asarray(given, np.int32), np.zeros(len(given), np.float32), written=False)
+        self.source = [*self.request.ids, *self.ids.tolist()]
+        self.reason, self.text, self.limit = None, "", limit
+
+
+class Ledger:
+    """Tokens, log-probs and counts of the rows that run, a line of numbers for each; lines are used again."""
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+        self._ids = np.zeros((0, 0), np.int32)
+        self._logps = np.zeros((0, 0), np.float32)
+        self.counts = np.zeros(0, np.int64)
+        self.limits = np.zeros(0, np.int64)
+        self._searched = np.zeros(0, np.int64)  # tokens that hold no stop text
+        self._steps = np.zeros(0, np.int64)  # tokens between two searches
+        self._ends = np.zeros((0, 0), np.int32)  # stop tokens of a row's own, -1 where it has fewer
+
+    def open(self, row: Row) -> int:
+        """A line for a row."""
+        if not self._free or row.limit > self._ids.shape[1]:
+            self._grow(row.limit)
+        line, request = self._free.pop(), row.request
+        self.counts[line] = self._searched[line] = 0
+        self.limits[line] = row.limit
+        every = 1 if request.eager or request.hold else STOP_STEPS
+        self._steps[line] = every if request.config.stop else _NEVER
+        own = len(request.stop_ids)
+        self._ends = _wider(self._ends, len(self._ends), own, -1)
+        self._ends[line] = -1
+        self._ends[line, :own] = request.stop_ids
+        return line
+
+    def close(self, line: int, row: Row) -> None:
+        """Give a row what was written, and the line to others."""
+        count = int(self.counts[line])
+        row.take(self._ids[line, :count].copy(), self._logps[line, :count].copy(), written=True)
+        self._free.append(line)
+
+    def note(self, lines: np.ndarray, tokens: np.ndarray, logps: np.ndarray) -> np.ndarray:
+        """One more token for each line; (B,) bool: which rows a token of their own ends."""
+        at = self.counts[lines]
+        self._ids[lines, at], self._logps[lines, at] = tokens, logps
+        self.counts[lines] = at + 1
+        return np.asarray((tokens[:, None] == self._ends[lines]).any(axis=1))
+
+    def due(self, lines: np.ndarray, over: np.ndarray) -> np.ndarray:
+        """Indices of the lines whose text is to be searched now; `over` (B,): which end anyway."""
+        steps = self._steps[lines]
+        since = self.counts[lines] - self._searched[lines]
+        return np.flatnonzero((steps < _NEVER) & (over | (since >= steps)))
+
+    def stops(self, line: int, tokenizer: Any, stops: Sequence[str]) -> bool:
+        """Whether a row's text holds a stop text; then it ends with the token that completes it."""
+        count, searched = int(self.counts[line]), int(self._searched[line])
+        # A stop text may have begun in tokens that were searched before, at least a byte each.
+        reach = 1 + max(len(text.encode()) for text in stops)
+        ids = self._ids[line, max(0, searched - reach) : count].tolist()
+        self._searched[line] = count
+        if stop_place(tokenizer, ids, stops) is None:
+            return False
+        for kept in range(len(ids) - (count - searched) + 1, len(ids) + 1):
+            if stop_place(tokenizer, ids[:kept], stops) is not None:
+                self.counts[line] = count - len(ids) + kept
+                return True
+        return False
+
+    def _grow(self, columns: int) -> None:
+        lines = len(self.counts)
+        more = lines if self._free else max(2 * lines, 8)
+        self._free += range(more - 1, lines - 1, -1)
+        wide = max(columns, self._ids.shape[1])
+        self._ids, self._logps = _wider(self._ids, more, wide), _wider(self._logps, more, wide)
+        self._ends = _wider(self._ends, more, self._ends.shape[1], -1)
+        self.counts, self.limits, self._searched, self._steps = (
+            np.pad(part, (0, more - lines)) for part in (self.counts, self.limits, self._searched, self._steps)
+        )
+
+
+def stop_place(tokenizer: Any, ids: Sequence[int], stops: Sequence[str]) -> int | None:
+    """Where the first stop text begins in the text of `ids`."""
+    text = decode(tokenizer, ids)
+    places = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    return min(places) if places else None
+
+
+def text_of(row: Row, tokenizer: Any, count: int, by_token: bool) -> str:
+    """The text of a row's last `count` tokens, which a token ended or not."""
+    ids = row.ids[len(row.ids) - count :].tolist()
+    text = decode(tokenizer, ids[:-1] if by_token else ids)
+    if row.reason == "stop" and not by_token:
+        text = text[: stop_place(tokenizer, ids, row.request.config.stop)]
+    return text
+
+
+def checked(requests: Sequence[Request]) -> None:
+    """Raise ConfigError for a request with nothing to continue."""
+    empty = next((index for index, request in enumerate(requests) if len(request.ids) == 0), None)
+    if empty is not None:
+        raise ConfigError(f"prompt {empty} is empty", "give at least one token to continue")
+
+
+def _wider(table: np.ndarray, rows: int, columns: int, value: int = 0) -> np.ndarray:
+    """A table with at least so many rows and columns."""
+    room = (max(0, rows - len(table)), max(0, columns - table.shape[1]))
+    return np.pad(table, ((0, room[0]), (0, room[1])), constant_values=value) if any(room) else table

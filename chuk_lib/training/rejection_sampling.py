@@ -1,0 +1,179 @@
+"""Rejection sampling: a model answers prompts several times, rewards decide which answers become training data.
+
+Answers that ran out of room, that no reward could score or that say nothing are never kept. What comes out depends on
+model, data, settings and seed only, not on how many prompts are asked at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chuk_lib.data.prompt_dataset import Prompt, PromptDataset, PromptRow, columns_of
+from chuk_lib.data.types import Record
+from chuk_lib.errors import ConfigError
+
+if TYPE_CHECKING:
+    from chuk_lib.data.tokenizers.protocol import Tokenizer
+    from chuk_lib.inference.config import SamplingConfig
+    from chuk_lib.inference.rollouts import Rollout
+    from chuk_lib.rewards import RewardSet
+
+KEEPS = ("best", "all")
+FORMATS = ("prompt_completion", "messages", "preference")
+
+
+@dataclass(frozen=True)
+class SampleRules:
+    """How many `answers` a prompt gets, the least `threshold` of reward that is kept, and what is written of them.
+
+    `keep`: the best answer of a prompt or every different one. `preference` pairs the best answer with the worst one
+    below the threshold that is at least `margin` worse.
+    """
+
+    answers: int = 4
+    threshold: float = 1.0
+    keep: str = "best"
+    format: str = "prompt_completion"
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("keep", self.keep, KEEPS), ("format", self.format, FORMATS)):
+            if value not in known:
+                raise ConfigError(f"unknown {name} `{value}`", f"one of: {', '.join(known)}")
+        if self.answers < 1 or (self.format == "preference" and self.answers < 2):
+            raise ConfigError(f"{self.answers} answers are too few", "pairs need 2 or more, other rows 1")
+
+
+@dataclass
+class SampleCounts:
+    """What became of the answers."""
+
+    prompts: int = 0
+    solved: int = 0
+    answers: int = 0
+    accepted: int = 0
+    cut: int = 0
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class _Answer:
+    text: str
+    reward: float
+
+
+def sampled(
+    model: Any,
+    tokenizer: Tokenizer,
+    records: Iterable[Record],
+    rewards: RewardSet,
+    config: SamplingConfig,
+    rules: SampleRules,
+    counts: SampleCounts,
+    *,
+    prompts_at_once: int = 32,
+) -> Iterator[dict[str, Any]]:
+    """Rows of training data with the column `reward`, prompt by prompt; other columns go along. Raises ConfigError for
+    greedy sampling of several answers, DataError when a reward needs a column that the data does not have."""
+    if config.greedy and rules.answers > 1:
+        raise ConfigError("all answers to a prompt would be the same", "set a temperature above 0")
+    remaining = iter(records)
+    while chunk := list(islice(remaining, prompts_at_once)):
+        data = PromptDataset(chunk, tokenizer)
+        rewards.check_columns(data.columns, f"`{data.source}`")
+        for row, answers in _answered(model, tokenizer, data, rewards, config, rules, counts):
+            for made in _rows(row, answers, rules):
+                counts.rows += 1
+                yield made
+
+
+def _answered(
+    model: Any, tokenizer: Tokenizer, data: PromptDataset, rewards: RewardSet, config: SamplingConfig,
+    rules: SampleRules, counts: SampleCounts,
+) -> Iterator[tuple[PromptRow, list[_Answer]]]:  # fmt: skip
+    """Each prompt with its answers that can be judged."""
+    from chuk_lib.inference.rollouts import rollouts
+
+    numbers = range(counts.prompts, counts.prompts + len(data))
+    made = rollouts(
+        model, tokenizer, [row.ids for row in data], config, group_size=rules.answers, numbers=list(numbers)
+    )
+    totals = _totals(data, made, rewards)
+    counts.prompts += len(data)
+    counts.answers += len(made)
+    counts.cut += sum(one.reason == "length" for one in made)
+    for number, row in enumerate(data):
+        mine = range(number * rules.answers, (number + 1) * rules.answers)
+        usable = [
+            at for at in mine if made[at].reason != "length" and made[at].text.strip() and totals[at] == totals[at]
+        ]
+        answers = [_Answer(made[at].text, float(totals[at])) for at in usable]
+        good = sum(answer.reward >= rules.threshold for answer in answers)
+        counts.accepted += good
+        counts.solved += good > 0
+        yield row, answers
+
+
+def _totals(data: PromptDataset, made: Sequence[Rollout], rewards: RewardSet) -> np.ndarray:
+    """The weighted reward of every answer, float32 (N,), NaN where none could judge it."""
+    from chuk_lib.rewards import Completions
+    from chuk_lib.runtime import users_own
+
+    columns = columns_of(data.rows)
+    batch = Completions(
+        prompts=[data[one.prompt].prompt for one in made],
+        texts=[_as_side(one.text, data[one.prompt].prompt) for one in made],
+        ids=[one.ids.tolist() for one in made],
+        columns={name: [values[one.prompt] for one in made] for name, values in columns.items()},
+        truncated=[one.reason == "length" for one in made],
+    )
+    with users_own():
+        return rewards.total(rewards.score(batch))
+
+
+def _rows(row: PromptRow, answers: Sequence[_Answer], rules: SampleRules) -> Iterator[dict[str, Any]]:
+    ranked = sorted(answers, key=lambda answer: -answer.reward)  # stable: of equal ones the first drawn
+    good = [answer for answer in ranked if answer.reward >= rules.threshold]
+    if not good:
+        return
+    if rules.format == "preference":
+        best = good[0]
+        worst = next(
+            (
+                one for one in reversed(ranked)
+                if one.reward < rules.threshold and best.reward - one.reward >= rules.margin
+            ),
+            None,
+        )  # fmt: skip
+        if worst is not None:
+            sides = {"chosen": _as_side(best.text, row.prompt), "rejected": _as_side(worst.text, row.prompt)}
+            scores = {"chosen_reward": best.reward, "rejected_reward": worst.reward}
+            yield _with_others({"prompt": row.prompt, **sides, **scores}, row)
+        return
+    kept: dict[str, _Answer] = {}
+    for answer in good[: 1 if rules.keep == "best" else None]:
+        kept.setdefault(answer.text, answer)
+    for answer in kept.values():
+        yield _with_others({**_supervised(row.prompt, answer.text, rules.format), "reward": answer.reward}, row)
+
+
+def _with_others(made: dict[str, Any], row: PromptRow) -> dict[str, Any]:
+    """A new row with the columns of the prompt's that it has not; the old row's completion is left out."""
+    return made | {name: value for name, value in row.columns.items() if name not in made and name != "completion"}
+
+
+def _supervised(prompt: Prompt, text: str, format: str) -> dict[str, Any]:
+    if format == "prompt_completion":
+        return {"prompt": prompt, "completion": _as_side(text, prompt)}
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return {"messages": [*asked, {"role": "assistant", "content": text}]}
+
+
+def _as_side(text: str, prompt: Prompt) -> Prompt:
+    """An answer in the form of its prompt."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
