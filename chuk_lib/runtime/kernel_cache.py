@@ -61,13 +61,14 @@ class KernelCache:
             self._maker.wait(LONGEST_WAIT)
         except subprocess.TimeoutExpired:
             self._maker.terminate()
+            self._maker.wait()
         self._maker = None
         self.fetch()
 
     @property
     def is_empty(self) -> bool:
         """Whether no kernel is kept for this card and this MLX."""
-        return not any(self.shared.glob("*.ptx"))
+        return not any(self.shared.rglob("*.ptx"))
 
     def publish(self) -> None:
         """Link what this process compiled into the shared folder. Between two steps of a run MLX compiles nothing."""

@@ -117,3 +117,23 @@ def test_a_process_publishes_at_its_end(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], env=env, check=True)
     assert (tmp_path / "other" / "kernels" / "mlx-1-sm_90" / "a.ptx").read_text() == "a"
     assert not list((tmp_path / "other" / "kernels" / "running").iterdir())
+
+
+def test_a_name_that_mlx_cuts_into_folders_is_kept_too() -> None:
+    first = opened()
+    (first.own / "long").mkdir()
+    compile_one(first, "long/name")
+    first.publish()
+    later = opened()
+    assert (later.own / "long" / "name.ptx").exists()
+    assert not later.is_empty
+
+
+def test_a_kernel_made_elsewhere_goes_where_mlx_looks_for_it(tmp_path: Path) -> None:
+    cache = opened()
+    (cache.own / "long").mkdir()
+    compile_one(cache, "long/name")
+    for ending in (".ptx", ".txt"):
+        (tmp_path / f"7{ending}").write_text("made")
+    cache.put("longname", tmp_path / "7")
+    assert (cache.shared / "long" / "name.ptx").read_text() == "made"
