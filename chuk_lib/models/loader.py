@@ -62,14 +62,12 @@ def load_model(
         adapter=None if adapter is None else str(adapter), dtype=dtype, implementation=implementation,
         revision=revision, seed=seed,
     )  # fmt: skip
-    if _rehearsal.random:
-        given = replace(given, load_weights=False)
     if isinstance(source, LoadConfig):
         if replace(given, model_name="") != LoadConfig(""):
             raise ConfigError("a LoadConfig stands alone", "put lora, adapter, dtype and the rest into it")
         given = source
     with uncompiled():
-        return _load(given)
+        return _load(replace(given, load_weights=False) if _rehearsal.random else given)
 
 
 def open_model(
