@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -128,19 +128,30 @@ def main() -> None:
             stem = scratch / str(len(made))
             made[program.module] = stem, pool.submit(nvrtc.compile_apart, library, program, stem)
 
-        began = time.perf_counter()
+        began, kept = time.perf_counter(), set[str]()
+
+        def keep() -> None:
+            met = time.perf_counter() - began
+            for module in set(made) - kept:
+                stem, job = made[module]
+                if job.result():
+                    cache.put(module, stem)
+                kept.add(module)
+            seconds = time.perf_counter() - began
+            mark.write_text(f"{len(made)} kernels met in {met:.1f} s, compiled in {seconds:.1f} s\n")
+
         with nvrtc.intercepted(take):
-            rehearse(order["algorithm"], order["config"], Path(order["model"]), order["small"], scratch)
-        met = time.perf_counter() - began
-        for module, (stem, job) in made.items():
-            if job.result():
-                cache.put(module, stem)
-        mark.write_text(f"{len(made)} kernels met in {met:.1f} s, compiled in {time.perf_counter() - began:.1f} s\n")
+            rehearse(order["algorithm"], order["config"], Path(order["model"]), order["small"], scratch, keep)
+        keep()
 
 
-def rehearse(algorithm: str, settings: Mapping[str, Any], model: Path, small: Mapping[str, Any], scratch: Path) -> None:
+def rehearse(
+    algorithm: str, settings: Mapping[str, Any], model: Path, small: Mapping[str, Any], scratch: Path,
+    keep: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
     """One step of a run with a model of the config `small`, whatever numbers come out. `model`: where tokenizer and
-    other files are."""
+    other files are. The updates come first, and `keep` is called after them: a rollout whose kernels do nothing may
+    sample ids that no embedding has, and end the process."""
     import mlx.core as mx
 
     from chuk_lib.data.reader import has_split, read_records
@@ -153,10 +164,15 @@ def rehearse(algorithm: str, settings: Mapping[str, Any], model: Path, small: Ma
     mx.set_memory_limit(runtime.device_memory().total // 8)
     with random_weights():
         trainer, dataset, _ = recipes.load(algorithm, replace(config, model=str(folder)), records)
+        rehearser = None
         if isinstance(config, OnlineConfig):
-            trainer.player = _Rehearser(trainer.player)
+            trainer.player = rehearser = _Rehearser(trainer.player)
         job = trainer.job(dataset)
     _step(job, trainer.config)
+    if rehearser is not None:
+        keep()
+        rehearser.writes = True
+        next(iter(job.algorithm.updates(0)))
 
 
 def _small_folder(model: Path, small: Mapping[str, Any], scratch: Path) -> Path:
@@ -190,10 +206,12 @@ def _small_settings(algorithm: str, settings: Mapping[str, Any], small: Mapping[
 
 
 class _Rehearser:
-    """Has completions written for the sake of kernels, by each number of rows that has its own, and gives others."""
+    """Gives completions that nobody wrote. With `writes` it also has some written, for the sake of the kernels, by each
+    number of rows that has its own."""
 
     def __init__(self, real: Player) -> None:
         self._real = real
+        self.writes = False
 
     def play(self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig) -> list[Episode]:
         """As a `Player`."""
@@ -201,7 +219,7 @@ class _Rehearser:
 
         from chuk_lib.inference.rollouts import Rollout
 
-        for rows in _row_numbers(len(prompts) * n):
+        for rows in _row_numbers(len(prompts) * n) if self.writes else ():
             try:
                 group = min(n, rows)
                 self._real.play(prompts[: max(1, rows // group)], group, sampling)
