@@ -174,7 +174,6 @@ class Updater:
         """Compute all that an update may compute, whatever comes out: with clipping, and without."""
         if update.micro_batches:
             gradients, _ = self._accumulate(update)
-            mx.eval(global_norm(gradients))
             for factor in (mx.array(1.0), None):
                 self._change(gradients, 0.0, factor)
 
