@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -61,10 +62,26 @@ def _stand_in(leaf: mx.array) -> mx.array:
 
 def room_on(mac: str, name: str, command: str) -> Room:
     """What `chuk train COMMAND --lora` does with full rows of 1,024 tokens on a Mac of so many GB."""
-    os.environ |= {"CHUK_DEVICE": "gpu", "CHUK_PRETEND_METAL": mac}
     config = CONFIGS[command]
     longest = TOKENS - config.max_completion_length if command == "grpo" else TOKENS
-    return room_for(model_of(name), replace(config), rows_of_data(config, longest), is_free=True)
+    with pretending(mac):
+        return room_for(model_of(name), replace(config), rows_of_data(config, longest), is_free=True)
+
+
+@contextmanager
+def pretending(mac: str) -> Iterator[None]:
+    """Inside, this machine is a Mac of so many GB."""
+    names = {"CHUK_DEVICE": "gpu", "CHUK_PRETEND_METAL": mac}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ |= names
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def lines() -> Iterator[str]:
@@ -74,7 +91,9 @@ def lines() -> Iterator[str]:
     for mac in MACS:
         for name in SHAPES:
             cells = [_cell(room_on(mac, name, command)) for command in CONFIGS]
-            yield f"| {mac} GB | {device_memory().usable / 2**30:.1f} GiB | {name} | {' | '.join(cells)} |"
+            with pretending(mac):
+                usable = device_memory().usable
+            yield f"| {mac} GB | {usable / 2**30:.1f} GiB | {name} | {' | '.join(cells)} |"
 
 
 def _cell(room: Room) -> str:

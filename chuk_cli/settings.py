@@ -14,7 +14,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,13 +22,14 @@ from chuk_cli.command import FLAGS, SettingNames
 from chuk_cli.completion import setting_of, settings_files
 from chuk_cli.out import Out
 from chuk_lib.config.files import find
-from chuk_lib.config.forms import translated
-from chuk_lib.config.forms.form import Translation, refuse_lost, told
 from chuk_lib.config.paths import beside
 from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings_of, spellings, unknown_name
 from chuk_lib.config.yaml_lines import read_entries
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.recipes import RECIPES, config_class
+
+if TYPE_CHECKING:
+    from chuk_lib.config.forms.form import Translation
 
 PANEL = "Configuration"
 Warn = Callable[[str], None]
@@ -96,6 +97,9 @@ def named_file(path: Path) -> Path:
 def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[Layer]:
     """The settings of a YAML file, each with `file:line` as its origin. What became of a file in another tool's form,
     or in the old sectioned one, is told to `warn`."""
+    from chuk_lib.config.forms import translated
+    from chuk_lib.config.forms.form import refuse_lost, told
+
     entries = read_entries(path)
     translation = translated(path, cls, command_of(cls))
     if translation is not None:

@@ -66,7 +66,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 IDLE = {"momentum": 0.5}
 """What an optimizer of experts does not read."""
-ELSEWHERE = {"output", "report_to", "early_stopping_threshold"}
+ELSEWHERE = {"output", "report_to", "early_stopping_threshold", "checkpoint_minutes"}
 
 
 def left_behind(run: Path) -> dict[str, Any]:
