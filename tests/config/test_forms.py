@@ -37,10 +37,10 @@ MEANT: dict[str, dict[str, Any]] = {
                 "min_lr_rate": 0.1, "batch_size": 2, "log_interval": 1, "checkpoint_interval": 100},
     "trl-dpo": {"beta": 0.05, "loss_type": "ipo", "batch_size": 2, "max_steps": 2, "log_interval": 1},
     "axolotl-lora": {"use_lora": True, "lora_alpha": 8.0, "batch_size": 2, "format": "messages", "max_length": 256,
-                     "optimizer": "adamw", "lr_scheduler_type": "cosine"},
+                     "optimizer": "adamw", "lr_scheduler_type": "cosine", "assistant_only_loss": True},
     "axolotl-dpo": {"loss_type": "ipo", "beta": 0.2, "max_length": 256, "batch_size": 2},
     "llama-factory-sft": {"use_lora": True, "lora_alpha": 8.0, "max_length": 256, "learning_rate": 1e-4,
-                          "lora_target_modules": ["q_proj", "v_proj"]},
+                          "lora_target_modules": ["q_proj", "v_proj"], "assistant_only_loss": True},
     "llama-factory-dpo": {"use_lora": False, "beta": 0.2, "loss_type": "sigmoid", "learning_rate": 5e-6},
     "unsloth": {"use_lora": True, "lora_rank": 4, "lora_alpha": 8.0, "seed": 3407, "gradient_checkpointing": True,
                 "max_length": 256},
@@ -107,6 +107,38 @@ def test_all_that_cannot_be_taken_is_named_at_once(run_chuk: RunChuk, tmp_path: 
     for name in ("`datasets`", "`optimizer`", "`evals_per_epoch`", "`deepspeed`"):
         assert name in done.stderr.replace("`datasets: [", "`datasets` ["), name
     assert not (tmp_path / "runs").exists()
+
+
+LEARNED = {
+    "axolotl": ("base_model: m\ndatasets: [{path: d, type: chat_template}]\n", "sft", {"assistant_only_loss": True}),
+    "axolotl alpaca": ("base_model: m\ndatasets: [{path: d, type: alpaca}]\n", "sft", {"assistant_only_loss": None}),
+    "factory": ("finetuning_type: full\nstage: sft\n", "sft", {"assistant_only_loss": True}),
+    "factory, prompts too": ("finetuning_type: full\nstage: sft\ntrain_on_prompt: true\n", "sft",
+                             {"assistant_only_loss": None, "completion_only_loss": False}),
+    "factory, plain text": ("finetuning_type: full\nstage: pt\n", "sft", {"assistant_only_loss": None}),
+    "factory, SimPO": ("finetuning_type: full\nstage: dpo\npref_loss: simpo\n", "cpo",
+                       {"loss_type": "simpo", "cpo_alpha": 0.0}),
+}  # fmt: skip
+"""What is learned where a file does not say it: the answers of a chat, and SimPO without supervised loss."""
+
+
+@pytest.mark.parametrize(("text", "command", "meant"), LEARNED.values(), ids=LEARNED)
+def test_what_is_learned_is_what_the_tool_learns(
+    tmp_path: Path, text: str, command: str, meant: dict[str, Any]
+) -> None:
+    (tmp_path / "x.yaml").write_text(text, "utf-8")
+    found = translated(tmp_path / "x.yaml", config_class(command), command)
+    assert found is not None
+    assert {name: found.values().get(name) for name in meant} == meant
+
+
+@pytest.mark.parametrize("extra", ["roles_to_train: [assistant, user]", "train_on_eos: last"])
+def test_other_parts_of_a_chat_than_the_answers_are_refused(run_chuk: RunChuk, tmp_path: Path, extra: str) -> None:
+    rows = f"datasets: [{{path: d, type: chat_template, {extra}}}]"
+    (tmp_path / "x.yaml").write_text(f"base_model: m\n{rows}\n", "utf-8")
+    done = run_chuk("train", "sft", "--config", "x.yaml")
+    assert done.returncode == 2
+    assert f"leave `{extra.partition(':')[0]}` out" in done.stderr
 
 
 def test_a_file_for_another_command_is_refused(run_chuk: RunChuk, tmp_path: Path) -> None:

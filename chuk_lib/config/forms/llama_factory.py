@@ -102,6 +102,10 @@ TABLE: dict[str, tuple[Key, ...]] = {
 def _defaults(values: Values, cls: Any) -> Mapping[str, Any]:
     """LLaMA-Factory's and transformers' defaults, where chuk's differ."""
     found: dict[str, Any] = {"learning_rate": 5e-5, "max_length": 2048, "num_epochs": 3}
+    if str(values.get("stage", "sft")) == "sft" and not yes(values.get("train_on_prompt") or False, values):
+        found["assistant_only_loss"] = True  # of a chat too
+    if values.get("pref_loss") == "simpo":
+        found["cpo_alpha"] = 0.0
     if str(values.get("finetuning_type", "lora")) == "lora":
         rank = int(values.get("lora_rank", 8))
         found |= {"use_lora": True, "lora_alpha": 2.0 * rank, "lora_target_modules": ["all-linear"]}
