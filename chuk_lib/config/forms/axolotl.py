@@ -121,8 +121,6 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "special_tokens": (off("a model's own special tokens are used"),),
     "tokens": (Key(reason="new tokens", refused=when_on("add them to the model's tokenizer first")),),
     "noisy_embedding_alpha": (Key(reason="noise on embeddings", refused=when_on("leave it out")),),
-    "neftune_noise_alpha": (Key(reason="noise on embeddings", refused=when_on("leave it out")),),
-    "resume_from_checkpoint": (Key(reason="going on", refused=when_on("`chuk train resume RUN` goes on with a run")),),
     "unfrozen_parameters": (Key(reason="some weights only", refused=when_on("`num_layers` trains the last blocks")),),
     **_switches("model_type tokenizer_type is_llama_derived_model is_mistral_derived_model lora_fan_in_fan_out strict "
                 "trust_remote_code_ok dataset_prepared_path dataset_processes dataset_keep_in_memory debug "

@@ -87,8 +87,6 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "enable_thinking": (Key(reason="the template's switch", refused=lambda v, _: 'a column {"enable_thinking": …}'),),
     "enable_liger_kernel": (off("chuk's own kernels stand in its place"),),
     "use_unsloth": (off("chuk's own kernels stand in its place"),),
-    "resume_from_checkpoint": (Key(reason="going on", refused=when_on("`chuk train resume RUN` goes on with a run")),),
-    "neftune_noise_alpha": (Key(reason="noise on embeddings", refused=when_on("leave it out")),),
     "use_galore": (Key(reason="GaLore", refused=when_on("leave it out, or train adapters")),),
     "use_badam": (Key(reason="BAdam", refused=when_on("leave it out, or train adapters")),),
     "loraplus_lr_ratio": (Key(reason="LoRA+", refused=when_on("leave it out")),),
