@@ -220,6 +220,12 @@ class Out:
             if hint:
                 tell(hint, "hint")
 
+    def warn_of_idle(self, names: Sequence[str]) -> None:
+        """Name options of sampling that are given and change nothing, because the likeliest token is taken."""
+        if names:
+            flags = ", ".join(f"`--{name.replace('_', '-')}`" for name in names)
+            self.warn(f"without chance {flags} changes nothing: the temperature is 0", "raise --temperature")
+
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
         """Say what is being waited for: a spinner on a terminal, one line elsewhere, nothing in other modes."""

@@ -140,6 +140,8 @@ def evaluate(
     """
     out = Out.of(json, quiet)
     sampling = SamplingConfig(temperature or 0.0, top_p, top_k, min_p, stop=tuple(stop or ()), seed=seed)
+    if samples == 1:
+        out.warn_of_idle([name for name in sampling.idle if name != "seed"])
     ks = _numbers(k)
     if against is None and against_adapter is not None:
         raise ConfigError("`--against-adapter` needs `--against`", "name the second model too")
@@ -171,13 +173,13 @@ def _report(out: Out, measured: Sequence[Measurement], output: Path | None) -> N
 
     if output is not None:
         _write(output, measured)
-    for note in dict.fromkeys(note for one in measured for note in one.notes):
-        out.warn(note)
     if out.human:
         show(out, measured)
         if output is not None:
             out.say(f"completions: {output}")
     else:
+        for note in dict.fromkeys(note for one in measured for note in one.notes):
+            out.warn(note)
         out.result(as_dict(measured), quiet=bare(measured[0]))
 
 

@@ -93,6 +93,7 @@ def infer(
     sampling = SamplingConfig(
         temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
     )  # fmt: skip
+    out.warn_of_idle(sampling.idle)
     text = _given_prompt(prompt)
     loaded, tokenizer = _load(out, model, adapter, implementation)
     if chat is None and system is None:

@@ -45,6 +45,12 @@ class SamplingConfig:
         """Whether nothing is left to chance."""
         return self.temperature == 0
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Fields that are given and change nothing, because nothing is left to chance."""
+        unset = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": None}
+        return tuple(name for name, value in unset.items() if self.greedy and getattr(self, name) != value)
+
 
 def _check(name: str, value: float, right: bool, expected: str) -> None:
     if not right or not math.isfinite(value):

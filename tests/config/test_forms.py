@@ -37,10 +37,10 @@ MEANT: dict[str, dict[str, Any]] = {
                 "min_lr_rate": 0.1, "batch_size": 2, "log_interval": 1, "checkpoint_interval": 100},
     "trl-dpo": {"beta": 0.05, "loss_type": "ipo", "batch_size": 2, "max_steps": 2, "log_interval": 1},
     "axolotl-lora": {"use_lora": True, "lora_alpha": 8.0, "batch_size": 2, "format": "messages", "max_length": 256,
-                     "optimizer": "adamw", "lr_scheduler_type": "cosine"},
+                     "optimizer": "adamw", "lr_scheduler_type": "cosine", "assistant_only_loss": True},
     "axolotl-dpo": {"loss_type": "ipo", "beta": 0.2, "max_length": 256, "batch_size": 2},
     "llama-factory-sft": {"use_lora": True, "lora_alpha": 8.0, "max_length": 256, "learning_rate": 1e-4,
-                          "lora_target_modules": ["q_proj", "v_proj"]},
+                          "lora_target_modules": ["q_proj", "v_proj"], "assistant_only_loss": True},
     "llama-factory-dpo": {"use_lora": False, "beta": 0.2, "loss_type": "sigmoid", "learning_rate": 5e-6},
     "unsloth": {"use_lora": True, "lora_rank": 4, "lora_alpha": 8.0, "seed": 3407, "gradient_checkpointing": True,
                 "max_length": 256},
@@ -109,6 +109,90 @@ def test_all_that_cannot_be_taken_is_named_at_once(run_chuk: RunChuk, tmp_path: 
     assert not (tmp_path / "runs").exists()
 
 
+TRL_DEFAULTS = json.loads((BROUGHT / "trl-defaults.json").read_text("utf-8"))
+"""Every field of TRL 1.16's ScriptArguments, ModelConfig and config classes with its default (`all`: of all five)."""
+
+
+@pytest.mark.parametrize("command", [name for name in TRL_DEFAULTS if name != "all"])
+def test_a_file_with_every_name_of_trl_at_its_default_is_taken(tmp_path: Path, command: str) -> None:
+    from chuk_cli.settings import resolve_settings
+
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump({**TRL_DEFAULTS["all"], **TRL_DEFAULTS[command]}), "utf-8")
+    cls = config_class(command)
+    found = translated(path, cls, command)
+    assert found is not None
+    assert found.form.name == "TRL"
+    assert not [(item.entry.name, item.hint) for item in found.left if item.hint]
+    value = resolve_settings(cls, [path]).value
+    assert (value.batch_size, value.seed, value.learning_rate) == (8, 42, cls.usual_rates[0])
+
+
+ANOTHER_RUN = {
+    "label_smoothing_factor": "0.1", "neftune_noise_alpha": "5", "optim_args": "rank=4", "eval_delay": "10",
+    "eos_token": "<|im_end|>", "truncation_mode": "keep_end", "train_sampling_strategy": "batch_rebalance",
+    "lora_modules_to_save": "[lm_head]", "model_init_kwargs": "{dtype: float16}", "router_aux_loss_coef": "0.01",
+    "chat_template_path": "other.jinja", "resume_from_checkpoint": "o/checkpoint-5",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), ANOTHER_RUN.items(), ids=ANOTHER_RUN)
+def test_what_would_make_another_run_of_a_trl_file_is_refused(tmp_path: Path, name: str, value: str) -> None:
+    from chuk_cli.settings import resolve_settings
+
+    path = tmp_path / "x.yaml"
+    path.write_text(f"bf16: false\nmodel_name_or_path: m\nlogging_steps: 5\n{name}: {value}\n", "utf-8")
+    with pytest.raises(ConfigError, match=f"x.yaml:4`: `{name}: .* is not supported"):
+        resolve_settings(config_class("sft"), [path])
+
+
+def test_the_order_of_rows_is_trl_s(tmp_path: Path) -> None:
+    head = "bf16: false\nmodel_name_or_path: m\nlogging_steps: 5\n"
+    for value, meant in (
+        ("random", {}),
+        ("sequential", {"shuffle": False}),
+        ("group_by_length", {"group_by_length": 1}),
+    ):
+        (tmp_path / "x.yaml").write_text(f"{head}train_sampling_strategy: {value}\n", "utf-8")
+        found = translated(tmp_path / "x.yaml", config_class("sft"), "sft")
+        assert found is not None
+        assert {
+            name: found.values()[name] for name in ("shuffle", "group_by_length") if name in found.values()
+        } == meant
+
+
+LEARNED = {
+    "axolotl": ("base_model: m\ndatasets: [{path: d, type: chat_template}]\n", "sft", {"assistant_only_loss": True}),
+    "axolotl alpaca": ("base_model: m\ndatasets: [{path: d, type: alpaca}]\n", "sft", {"assistant_only_loss": None}),
+    "factory": ("finetuning_type: full\nstage: sft\n", "sft", {"assistant_only_loss": True}),
+    "factory, prompts too": ("finetuning_type: full\nstage: sft\ntrain_on_prompt: true\n", "sft",
+                             {"assistant_only_loss": None, "completion_only_loss": False}),
+    "factory, plain text": ("finetuning_type: full\nstage: pt\n", "sft", {"assistant_only_loss": None}),
+    "factory, SimPO": ("finetuning_type: full\nstage: dpo\npref_loss: simpo\n", "cpo",
+                       {"loss_type": "simpo", "cpo_alpha": 0.0}),
+}  # fmt: skip
+"""What is learned where a file does not say it: the answers of a chat, and SimPO without supervised loss."""
+
+
+@pytest.mark.parametrize(("text", "command", "meant"), LEARNED.values(), ids=LEARNED)
+def test_what_is_learned_is_what_the_tool_learns(
+    tmp_path: Path, text: str, command: str, meant: dict[str, Any]
+) -> None:
+    (tmp_path / "x.yaml").write_text(text, "utf-8")
+    found = translated(tmp_path / "x.yaml", config_class(command), command)
+    assert found is not None
+    assert {name: found.values().get(name) for name in meant} == meant
+
+
+@pytest.mark.parametrize("extra", ["roles_to_train: [assistant, user]", "train_on_eos: last"])
+def test_other_parts_of_a_chat_than_the_answers_are_refused(run_chuk: RunChuk, tmp_path: Path, extra: str) -> None:
+    rows = f"datasets: [{{path: d, type: chat_template, {extra}}}]"
+    (tmp_path / "x.yaml").write_text(f"base_model: m\n{rows}\n", "utf-8")
+    done = run_chuk("train", "sft", "--config", "x.yaml")
+    assert done.returncode == 2
+    assert f"leave `{extra.partition(':')[0]}` out" in done.stderr
+
+
 def test_a_file_for_another_command_is_refused(run_chuk: RunChuk, tmp_path: Path) -> None:
     brought("axolotl-dpo", tmp_path)
     done = run_chuk("train", "sft", "--config", "axolotl-dpo.yaml")
@@ -156,7 +240,7 @@ def test_defaults_of_a_tool_give_way_to_whatever_is_given(run_chuk: RunChuk, tmp
 def test_every_key_of_every_form_has_a_setting_or_a_reason() -> None:
     settings = {name for command in RECIPES for name in settings_of(config_class(command))}
     for form in FORMS:
-        for name, keys in form.table.items():
+        for name, keys in {**form.table, **form.others}.items():
             for key in keys:
                 assert key.setting in settings if key.setting else key.reason, (form.name, name)
 

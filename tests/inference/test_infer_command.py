@@ -74,6 +74,17 @@ def test_sampling_options_reach_the_model(run_chuk: RunChuk) -> None:
     assert first.stdout == generate(model, tokenizer, "Hi", config).text + "\n"
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--seed", "3"), ("--top-p", "0.5"), ("--top-k", "4"), ("--min-p", "0.1")]
+)
+def test_an_option_of_chance_is_said_to_do_nothing_without_it(run_chuk: RunChuk, option: str, value: str) -> None:
+    greedy = run_chuk("infer", *SHORT, "-p", "Hi", option, value)
+    assert greedy.returncode == 0
+    assert f"warning: without chance `{option}` changes nothing" in greedy.stderr
+    drawn = run_chuk("infer", *SHORT, "-p", "Hi", option, value, "--temperature", "1")
+    assert "warning" not in drawn.stderr
+
+
 def test_an_adapter_changes_the_answer(run_chuk: RunChuk) -> None:
     adapter = PARITY / "models" / "llama-tiny-lora-adapter"
     done = run_chuk("infer", *SHORT, "--adapter", adapter, "-p", "Hello there", "-q")

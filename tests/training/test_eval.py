@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,21 @@ def test_what_a_person_and_a_script_see(data: Path, tiny_model_dir: Path, capsys
     assert "pass@1 100.0 %  pass@2 100.0 %  (length at least 1)" in human
     assert not [letter for letter in human if letter != "\n" and not letter.isprintable()]
     assert chuk(capsys, *words, "--quiet") == "1.0000\n"
+
+
+def test_what_is_to_be_known_is_said_once(
+    data: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(tiny_model_dir, run_dir / "checkpoints" / "step_000001")
+    (run_dir / "config.yaml").write_text("{}\n")
+    words = ["-m", run_dir, "-d", data, "--max-tokens", 4, "--reward", "length:max=4", "--top-p", 0.5]
+    assert run(["eval", *map(str, words)]) == 0
+    told = capsys.readouterr().err
+    assert told.count("step_000001") == 1, told
+    assert "without chance `--top-p` changes nothing" in told
+    assert run(["eval", *map(str, words), "--samples", "2"]) == 0
+    assert "chance" not in capsys.readouterr().err
 
 
 def test_the_list_of_rewards(capsys: pytest.CaptureFixture[str]) -> None:

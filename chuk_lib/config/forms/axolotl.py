@@ -18,6 +18,9 @@ _OPTIMIZERS = {
     "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw", "adamw_apex_fused": "adamw",
     "lion_pytorch": "lion",
 }  # fmt: skip
+_CHATS = ("chat_template", "sharegpt")
+_LEARNED = {"roles_to_train": (["assistant"], ["gpt"], ["assistant", "gpt"]), "train_on_eos": ("turn",)}
+"""What axolotl learns of a chat unless a file says otherwise, in all its spellings: the answers with their ends."""
 _ONE = "put the rows of all into one file, and name it as `data`"
 _SPLIT = "`chuk data split` makes a train and a valid file; name their folder as `data`"
 _PER_EPOCH = "write a number of steps"
@@ -32,8 +35,9 @@ def _data(value: Any, _: Values) -> str:
 def _data_hint(value: Any, _: Values) -> str:
     if len(value) > 1:
         return _ONE
-    known = {"path", "type", "ds_type", "data_files", "split", "field_messages", "chat_template"}
-    extra = sorted(set(value[0]) - known)
+    known = {"path", "type", "ds_type", "data_files", "split", "field_messages", "chat_template", *_LEARNED}
+    odd = {name for name, usual in _LEARNED.items() if value[0].get(name, usual[0]) not in usual}
+    extra = sorted((set(value[0]) - known) | odd)
     if extra:
         return f"rename the columns in the rows, and leave {', '.join(f'`{name}`' for name in extra)} out"
     if value[0].get("split", "train") not in ("train", None):
@@ -117,8 +121,6 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "special_tokens": (off("a model's own special tokens are used"),),
     "tokens": (Key(reason="new tokens", refused=when_on("add them to the model's tokenizer first")),),
     "noisy_embedding_alpha": (Key(reason="noise on embeddings", refused=when_on("leave it out")),),
-    "neftune_noise_alpha": (Key(reason="noise on embeddings", refused=when_on("leave it out")),),
-    "resume_from_checkpoint": (Key(reason="going on", refused=when_on("`chuk train resume RUN` goes on with a run")),),
     "unfrozen_parameters": (Key(reason="some weights only", refused=when_on("`num_layers` trains the last blocks")),),
     **_switches("model_type tokenizer_type is_llama_derived_model is_mistral_derived_model lora_fan_in_fan_out strict "
                 "trust_remote_code_ok dataset_prepared_path dataset_processes dataset_keep_in_memory debug "
@@ -152,6 +154,9 @@ def _defaults(values: Values, cls: Any) -> Mapping[str, Any]:
     if values.get("adapter") in ("lora", "qlora") and values.get("lora_target_linear"):
         found["lora_target_modules"] = ["all-linear"]
     warms_up = values.get("lr_scheduler") != "constant"
+    kind = str((values.get("datasets") or [{}])[0].get("type")).split(".")[0].split(":")[0]
+    if kind in _CHATS:
+        found["assistant_only_loss"] = True
     if warms_up and not values.get("warmup_steps") and not values.get("warmup_ratio"):
         found["warmup_ratio"] = 0.03
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ class Form:
     """A form of settings files. `recognises(names, entries)` looks at the keys of the top level; `table` has every key
     that means something (`section.key`), and what became of it.
 
-    `own_too`: chuk's own names are understood beside the table's. `defaults(values, cls)` are the tool's for
+    `own_too`: chuk's own names are understood beside the table's; `others` are rows for commands that have no setting
+    of that name. `defaults(values, cls)` are the tool's for
     settings that the file does not give, where chuk's differ. `command(values)` is the training command that the file
     is for.
     `sections`: mappings whose keys have rows of their own; any other mapping is one value.
@@ -61,6 +62,7 @@ class Form:
     recognises: Callable[[set[str], Sequence[Entry]], bool]
     table: Mapping[str, tuple[Key, ...]]
     own_too: bool = False
+    others: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
     defaults: Callable[[Values, type], Mapping[str, Any]] = lambda _, cls: {}
     command: Callable[[Values], str | None] = lambda _: None
     sections: tuple[str, ...] = ()
@@ -93,6 +95,7 @@ def translate(form: Form, path: Path, cls: type, command: str | None) -> Transla
     meant = _command(form, path, values, command)
     names = spellings(cls)
     known = names if form.own_too else {}
+    form = replace(form, table={**{name: form.others[name] for name in form.others.keys() - known}, **form.table})
     mapped: dict[str, Mapped] = {}
     left: list[Left] = []
     given: set[str | None] = set()
@@ -152,7 +155,8 @@ def _refuse_unknown(form: Form, path: Path, entry: Entry, own: Mapping[str, str]
             f"use one form in a file: `chuk config migrate {path}` writes the new one without it",
         )
     near = difflib.get_close_matches(entry.name, [*form.table, *own], n=1, cutoff=0.6)
-    beside = [name for name in form.table if name.startswith(f"{entry.keys[0]}.")] or list(form.sections)
+    beside = [name for name in form.table if name.startswith(f"{entry.keys[0]}.")]
+    beside = beside or ([] if form.own_too else list(form.sections))
     hint = f"{form.about} knows: {', '.join(beside)}" if beside else f"leave it out, if {form.name} ignores it"
     raise ConfigError(f"unknown setting `{entry.name}` in {where}", f"did you mean `{near[0]}`?" if near else hint)
 

@@ -87,8 +87,6 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "enable_thinking": (Key(reason="the template's switch", refused=lambda v, _: 'a column {"enable_thinking": …}'),),
     "enable_liger_kernel": (off("chuk's own kernels stand in its place"),),
     "use_unsloth": (off("chuk's own kernels stand in its place"),),
-    "resume_from_checkpoint": (Key(reason="going on", refused=when_on("`chuk train resume RUN` goes on with a run")),),
-    "neftune_noise_alpha": (Key(reason="noise on embeddings", refused=when_on("leave it out")),),
     "use_galore": (Key(reason="GaLore", refused=when_on("leave it out, or train adapters")),),
     "use_badam": (Key(reason="BAdam", refused=when_on("leave it out, or train adapters")),),
     "loraplus_lr_ratio": (Key(reason="LoRA+", refused=when_on("leave it out")),),
@@ -102,6 +100,10 @@ TABLE: dict[str, tuple[Key, ...]] = {
 def _defaults(values: Values, cls: Any) -> Mapping[str, Any]:
     """LLaMA-Factory's and transformers' defaults, where chuk's differ."""
     found: dict[str, Any] = {"learning_rate": 5e-5, "max_length": 2048, "num_epochs": 3}
+    if str(values.get("stage", "sft")) == "sft" and not yes(values.get("train_on_prompt") or False, values):
+        found["assistant_only_loss"] = True  # of a chat too
+    if values.get("pref_loss") == "simpo":
+        found["cpo_alpha"] = 0.0
     if str(values.get("finetuning_type", "lora")) == "lora":
         rank = int(values.get("lora_rank", 8))
         found |= {"use_lora": True, "lora_alpha": 2.0 * rank, "lora_target_modules": ["all-linear"]}
