@@ -75,7 +75,7 @@ ColumnOption = Annotated[
 SamplesOption = Annotated[int | None, _rows_option("--samples", help="Answers to each row; unset: 1.", min=1)]
 LogprobsOption = Annotated[
     int | None,
-    _rows_option("--logprobs", help="Tell each token's log-prob, and so many likelier ones.", min=0, max=20),
+    _rows_option("--logprobs", help="Tell each token's log-prob, and the likeliest K at its place.", min=0, max=20),
 ]
 ResumeOption = Annotated[bool, _rows_option("--resume", help="Go on after the answers that --output holds.")]
 

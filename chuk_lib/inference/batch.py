@@ -48,7 +48,7 @@ class BatchSettings:
 
     `sampling`: where a row gives no setting of its own. Without a seed there, each line gets one of its own, `drawn`
     and the line's number added up. `column` holds the prompt (None: `prompt`, else `messages`), `samples` answers are
-    given to each row, `logprobs` (None: none) likelier tokens are told for each token beside its own log-prob.
+    given to each row, `logprobs` (None: none) likeliest tokens are told beside the log-prob of each token.
     `chat` and `system`: see `encode_prompt`; a row's own system message takes the place of `system`.
     """
 

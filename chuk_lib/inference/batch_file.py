@@ -58,7 +58,7 @@ class AnswerFile:
             raise unwritable(path, error) from None
         try:
             self._begin(json.loads(json.dumps(dict(settings))), resume)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the file must not stay open and locked
             self._stream.close()
             raise
         self._synced = time.monotonic()
