@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -161,23 +162,39 @@ def _run(
 ) -> None:
     from chuk_lib.inference.batch import answer_rows, read_rows
 
-    began = said = time.perf_counter()
+    began = time.perf_counter()
 
     def write(answer: dict[str, Any]) -> None:
-        nonlocal said
         sink.write(answer)
         _count(answer, counts, out)
-        if (now := time.perf_counter()) - said >= _PROGRESS_SECONDS:
-            said = now
-            rate = counts.generation_tokens / (now - began)
-            out.say(f"{counts.answers + counts.errors:,} answers of {counts.rows:,} rows read, {rate:,.0f} tokens/s")
 
-    rows = _seen(read_rows(lines), settings, counts)
-    answer_rows(model, tokenizer, rows, settings, write, there=sink.there)
+    with _progress(counts, began, out):
+        rows = _seen(read_rows(lines), settings, counts)
+        answer_rows(model, tokenizer, rows, settings, write, there=sink.there)
     sink.check_end()
     counts.resumed, counts.errors = sink.rows, counts.errors + sink.errors
     counts.seconds = round(time.perf_counter() - began, 4)
     counts.tokens_per_second = round(counts.generation_tokens / counts.seconds, 2) if counts.seconds else 0.0
+
+
+@contextmanager
+def _progress(counts: _Counts, began: float, out: Out) -> Iterator[None]:
+    """Say how far it is every few seconds, also while no row ends."""
+    over = threading.Event()
+
+    def tell_on() -> None:
+        while not over.wait(_PROGRESS_SECONDS):
+            rate = counts.generation_tokens / (time.perf_counter() - began)
+            done = counts.answers + counts.errors
+            out.say(f"{done:,} answers written, {counts.rows:,} rows read, {rate:,.0f} tokens/s")
+
+    thread = threading.Thread(target=tell_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _seen(rows: Iterator[InputRow], settings: BatchSettings, counts: _Counts) -> Iterator[InputRow]:

@@ -142,6 +142,24 @@ def test_stdin_stdout_and_the_summary(run_chuk: RunChuk) -> None:
     assert summary["generation_tokens"] == sum(row["generation_tokens"] for row in found)
 
 
+def test_progress_is_told_while_nothing_ends(run_chuk: RunChuk) -> None:
+    late = (
+        "import chuk_cli.infer.rows as rows; rows._PROGRESS_SECONDS = 0.01; from chuk_cli.__main__ import main; main()"
+    )
+    args = ["infer", *SHORT, "--input", "-", "--no-chat"]
+    rows = lines_of([{"prompt": "Hi", "max_tokens": 400}])
+    done = subprocess.run(
+        [sys.executable, "-c", late, *args],
+        input=rows,
+        capture_output=True,
+        text=True,
+        env=chuk_environment(),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "0 answers written, 1 rows read" in done.stderr
+
+
 def test_system_is_for_rows_without_their_own() -> None:
     rows = [{"prompt": "Hi"}, {"messages": [{"role": "system", "content": "B"}, {"role": "user", "content": "Hi"}]}]
     plain = answered(rows, BatchSettings(SamplingConfig(max_tokens=2)))
