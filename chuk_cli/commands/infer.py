@@ -1,4 +1,4 @@
-"""`chuk infer`: one answer, or a conversation on a terminal."""
+"""`chuk infer`: one answer, a conversation on a terminal, or answers to the rows of a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from chuk_cli.command import App
-from chuk_cli.options import ImplementationOption, JsonOption, ModelOption, QuietOption
+from chuk_cli.options import ImplementationOption, JsonOption, ModelOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
@@ -31,6 +31,10 @@ def _prompt_option(*names: str, help: str, metavar: str | None = None) -> Any:
 
 def _sampling_option(*names: str, help: str, metavar: str | None = None) -> Any:
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Sampling")
+
+
+def _rows_option(*names: str, help: str, metavar: str | None = None, **more: Any) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Rows", **more)
 
 
 AdapterOption = Annotated[
@@ -58,6 +62,23 @@ StopOption = Annotated[
 ]
 DrawOption = Annotated[int | None, _sampling_option("--seed", help="Same seed, same answer. Unset: another each time.")]
 
+InputOption = Annotated[
+    str | None,
+    _rows_option("--input", "-i", help="JSON lines with a prompt or messages each, or - for stdin.", metavar="FILE"),
+]
+AnswersOption = Annotated[
+    str | None, _rows_option("--output", "-o", help="Where answers go, as JSON lines; unset: stdout.", metavar="FILE")
+]
+ColumnOption = Annotated[
+    str | None, _rows_option("--column", help="Where the prompt is; unset: prompt or messages.", metavar="NAME")
+]
+SamplesOption = Annotated[int | None, _rows_option("--samples", help="Answers to each row; unset: 1.", min=1)]
+LogprobsOption = Annotated[
+    int | None,
+    _rows_option("--logprobs", help="Tell each token's log-prob, and the likeliest K at its place.", min=0, max=20),
+]
+ResumeOption = Annotated[bool, _rows_option("--resume", help="Go on after the answers that --output holds.")]
+
 
 @app.command()
 def infer(
@@ -74,25 +95,41 @@ def infer(
     max_tokens: MaxTokensOption = _DEFAULT.max_tokens,
     stop: StopOption = None,
     seed: DrawOption = _DEFAULT.seed,
+    input: InputOption = None,
+    output: AnswersOption = None,
+    column: ColumnOption = None,
+    samples: SamplesOption = None,
+    logprobs: LogprobsOption = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     implementation: ImplementationOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Generate text from a prompt or a pipe; on a terminal without a prompt, talk.
+    """Generate text from a prompt, a pipe or the rows of a file; on a terminal without a prompt, talk.
 
     The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an answer and
-    Ctrl-D or `exit` ends it.
+    Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a row's own temperature, top_p,
+    top_k, min_p, repetition_penalty, max_tokens, stop and seed count for it.
 
     Examples:
       chuk infer --model runs/first --prompt "What is 2 + 3?"
       chuk infer --model ./base --adapter ./adapter --prompt "Hello" --temperature 0.7 --top-p 0.9 --seed 1
       cat question.txt | chuk infer --model runs/first --quiet > answer.txt
       chuk infer --model runs/first
+      chuk infer --model runs/first --input prompts.jsonl --output answers.jsonl --resume
     """
+    from chuk_cli.infer.rows import answer_all, job_of
+
     out = Out.of(json, quiet)
+    job = job_of(input, output, column, samples, logprobs, resume, overwrite, prompt)
     sampling = SamplingConfig(
         temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
     )  # fmt: skip
+    if job is not None:
+        made_with = {"model": model, "adapter": adapter, "implementation": implementation}
+        answer_all(job, sampling, chat, system, out, lambda: _load(out, model, adapter, implementation), made_with)
+        return
     out.warn_of_idle(sampling.idle)
     text = _given_prompt(prompt)
     loaded, tokenizer = _load(out, model, adapter, implementation)

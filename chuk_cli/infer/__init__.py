@@ -1,0 +1,1 @@
+"""What `chuk infer` does beside one answer and a conversation."""
