@@ -10,7 +10,7 @@ import typer
 
 from chuk_cli.command import App
 from chuk_cli.humanize import count, number, size
-from chuk_cli.model import diff, inspect, verify
+from chuk_cli.model import convert, diff, inspect, verify
 from chuk_cli.model.options import RevisionOption
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption, SeedOption
 from chuk_cli.out import Out, make_table
@@ -24,6 +24,7 @@ app = App(add_completion=False, no_args_is_help=True, help="Show, download and m
 app.command()(inspect.inspect)
 app.command()(diff.diff)
 app.command()(verify.verify)
+app.command()(convert.convert)
 
 
 @app.command()
