@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -20,10 +21,13 @@ from chuk_lib.models.headers import weight_files
 from chuk_lib.models.hf_config import flatten_rope, read_config
 from chuk_lib.models.reading import Weight, stored_tensors, weights_of
 from chuk_lib.models.writing import Planned, new_folder, planned_bytes, write_json, write_provenance, write_tensors
+from chuk_lib.runtime.kernel_cache import cache_root
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q6_k")
 _FILE_TYPES = dict(zip(TYPES, (0, 1, 32, 7, 2, 3, 8, 9, 15, 18), strict=True))
 _NARROWER = {"q4_k": "q5_0", "q6_k": "q8_0"}  # for rows that are no whole number of blocks of 256
+CONVERSION = 1
+"""Goes up when folders of GGUF files are written otherwise: those in the cache are made anew then."""
 FLOAT_WORDS = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 
@@ -166,3 +170,17 @@ def write_folder(plan: GgufImport, folder: Path, overwrite: bool = False) -> Non
         for name, content in files.items():
             write_json(staged / name, content)
         write_provenance(staged, "convert", [plan.file.path], {"to": "hf", "type": plan.kind})
+
+
+def import_to_cache(path: Path) -> tuple[Path, str]:
+    """The folder in chuk's cache that a GGUF file is made into, and the type of its numbers. It is made when the file
+    is new or has changed: its path, size, time and first bytes name the folder."""
+    plan = plan_folder(path)
+    stat = path.resolve().stat()
+    with path.open("rb") as stream:
+        mark = repr((str(path.resolve()), stat.st_size, stat.st_mtime_ns, CONVERSION)).encode() + stream.read(1 << 20)
+    name = f"{path.stem}-{hashlib.sha256(mark).hexdigest()[:16]}"
+    folder = cache_root() / "gguf" / name
+    if not (folder / "config.json").is_file():
+        write_folder(plan, folder)
+    return folder, plan.kind
