@@ -84,7 +84,7 @@ def family_of(config: Config) -> GgufFamily:
     window = config.get("sliding_window") if config.get("use_sliding_window", kind != "qwen2") else None
     if act not in family.acts:
         raise _unsayable(kind, f"the activation `{act}`")
-    if kind not in ("gemma3_text", "phi3") and window and window < config.get("max_position_embeddings", 1 << 40):
+    if kind != "gemma3_text" and window and window < config.get("max_position_embeddings", 1 << 40):
         raise _unsayable(kind, f"a sliding window of {window} in {config.get('max_position_embeddings')} tokens")
     if float(config.get("partial_rotary_factor") or 1) != 1:
         raise _unsayable(kind, f"RoPE on a part of each head ({config['partial_rotary_factor']})")
