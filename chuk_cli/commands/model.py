@@ -10,7 +10,7 @@ import typer
 
 from chuk_cli.command import App
 from chuk_cli.humanize import count, number, size
-from chuk_cli.model import diff, download, fuse, inspect, quantize, store, verify
+from chuk_cli.model import convert, diff, download, fuse, inspect, quantize, store, verify
 from chuk_cli.model.options import RevisionOption
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption, SeedOption
 from chuk_cli.out import Out
@@ -30,6 +30,7 @@ app.command()(quantize.quantize)
 app.command()(quantize.dequantize)
 app.command("ls")(store.list_)
 app.command()(store.rm)
+app.command()(convert.convert)
 
 
 @app.command()

@@ -21,7 +21,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 class Located:
     """Where a model is. `folder` holds the base weights, `adapter_folder` the adapter on top of them, if any.
 
-    `kind` is folder, run, checkpoint, adapter or hub; `base` names the base weights again (a hub id or a folder);
+    `kind` is folder, run, checkpoint, adapter, gguf or hub; `base` names the base weights again (a hub id or a folder);
     `note` says what was chosen when there was a choice.
     """
 
@@ -45,6 +45,8 @@ def locate(
     path = Path(source).expanduser()
     if not path.exists():
         found = _from_hub(str(source), revision, local_only)
+    elif path.suffix == ".gguf" and path.is_file():
+        found = _from_gguf(str(source), path)
     elif not path.is_dir():
         raise ModelError(f"`{source}` is a file, not a model folder", f"name its folder: `{path.parent}`")
     else:
@@ -95,6 +97,15 @@ def _from_folder(source: str, path: Path, revision: str | None, local_only: bool
     base = _base_of(folder, local_only)
     kind = "adapter" if kind == "folder" else kind
     return Located(source, base.folder, kind, base.name, folder, base.revision, note)
+
+
+def _from_gguf(source: str, path: Path) -> Located:
+    """The folder that a GGUF file was made into, in chuk's cache: made now unless it was before."""
+    from chuk_lib.models.gguf.conversion import import_to_cache
+
+    folder, kind = import_to_cache(path)
+    note = f"model: `{source}`, unpacked as {kind} into `{folder}`"
+    return Located(source, folder, "gguf", str(folder), None, None, note)
 
 
 def _is_run(path: Path) -> bool:
