@@ -132,12 +132,24 @@ def infer(
         return
     out.warn_of_idle(sampling.idle)
     text = _given_prompt(prompt)
-    loaded, tokenizer = _load(out, model, adapter, implementation)
+    _answer_or_talk(_load(out, model, adapter, implementation), text, sampling, chat, system, out)
+
+
+def _answer_or_talk(
+    loaded: tuple[Any, Any],
+    text: Prompt | None,
+    sampling: SamplingConfig,
+    chat: bool | None,
+    system: str | None,
+    out: Out,
+) -> None:
+    """One answer, or a conversation where there is no prompt."""
+    model, tokenizer = loaded
     if chat is None and system is None:
         from chuk_lib.inference.prompts import expects_chat
 
-        chat = expects_chat(loaded)
-    writer = _Writer(loaded, tokenizer, sampling, chat, out)
+        chat = expects_chat(model)
+    writer = _Writer(model, tokenizer, sampling, chat, out)
     if text is None:
         _converse(writer, system)
     else:

@@ -20,7 +20,7 @@ _CHUNK = 1 << 16  # numbers that are packed at a time: they stay in the processo
 
 
 @dataclass(frozen=True)
-class Packing:
+class BlockPacking:
     """One of GGUF's types: its number in files, how many numbers a block holds and how many bytes it takes."""
 
     name: str
@@ -174,7 +174,7 @@ def _plain(dtype: str) -> tuple[Callable[[Rows], Rows], Callable[[Rows], Rows]]:
     return to_bytes, from_bytes
 
 
-def _formats() -> dict[str, Packing]:
+def _formats() -> dict[str, BlockPacking]:
     table: list[Any] = [
         ("f32", 0, 1, 4, *_plain("<f4")), ("f16", 1, 1, 2, *_plain("<f2")),
         ("q4_0", 2, 32, 18, _pack_q4_0, _unpack_q4_0), ("q4_1", 3, 32, 20, _pack_q4_1, _unpack_q4_1),
@@ -186,7 +186,7 @@ def _formats() -> dict[str, Packing]:
         ("q2_k", 10, 256, 84, None, None), ("q3_k", 11, 256, 110, None, None), ("q5_k", 13, 256, 176, None, None),
         ("q8_k", 15, 256, 292, None, None), ("mxfp4", 39, 32, 17, None, None),
     ]  # fmt: skip
-    return {row[0]: Packing(*row) for row in table}
+    return {row[0]: BlockPacking(*row) for row in table}
 
 
 FORMATS = _formats()
