@@ -74,7 +74,17 @@ def quantize(
             model, output, config, revision=revision, overwrite=overwrite, calibration=rows, report=report,
             dry_run=dry_run,
         )  # fmt: skip
+    if group_size is not None:
+        _warn_of_groups(out, made, group_size)
     _show(out, made, report, dry_run)
+
+
+def _warn_of_groups(out: Out, made: Quantized, wanted: int) -> None:
+    """Name the layers that have other groups than those asked for."""
+    other = [layer.path for layer in made.layers if layer.packing and layer.packing.group_size != wanted]
+    if other:
+        more = f" and {counted(len(other) - 1, 'more layer')}" if len(other) > 1 else ""
+        out.warn(f"groups of {wanted} do not fit the width of `{other[0]}`{more}: they have smaller ones")
 
 
 def dequantize(
