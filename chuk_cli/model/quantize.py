@@ -65,8 +65,7 @@ def quantize(
         raise ConfigError("`--target-bpw` chooses the bits itself", "leave out --bits and --recipe")
     if recipe is not None and bits is not None:
         raise ConfigError(f"recipe `{recipe}` has its own bits", "leave out --bits")
-    packing = make_packing(bits, group_size, mode)
-    config = QuantizeConfig(packing, recipe, tuple(map(read_rule, rule or ())), target_bpw)
+    config = QuantizeConfig(make_packing(bits, group_size, mode), recipe, tuple(map(read_rule, rule or ())), target_bpw)
     needs_text = calibration is not None and (not dry_run or target_bpw is not None)
     rows = _rows(str(calibration), model, revision) if needs_text else None
     with out.status(f"quantizing into {output}"):
@@ -74,7 +73,16 @@ def quantize(
             model, output, config, revision=revision, overwrite=overwrite, calibration=rows, report=report,
             dry_run=dry_run,
         )  # fmt: skip
+    _warn_of_groups(out, made, group_size)
     _show(out, made, report, dry_run)
+
+
+def _warn_of_groups(out: Out, made: Quantized, wanted: int | None) -> None:
+    """Name the layers that have other groups than those asked for; None asks for none."""
+    other = [layer.path for layer in made.layers if layer.packing and layer.packing.group_size != wanted]
+    if wanted is not None and other:
+        more = f" and {counted(len(other) - 1, 'more layer')}" if len(other) > 1 else ""
+        out.warn(f"groups of {wanted} do not fit the width of `{other[0]}`{more}: they have smaller ones")
 
 
 def dequantize(

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chuk_lib.errors import ModelError
 from chuk_lib.models.headers import read_json
 from chuk_lib.models.reading import Weight, by_block, stored_tensors, tensor_files, weights_of
-from chuk_lib.models.sources import fingerprint, locate_folder
+from chuk_lib.models.sources import fingerprint, locate, locate_folder
 
 _NOT_COMPARED = ("_name_or_path", "transformers_version", "chuk")
 
@@ -59,9 +60,10 @@ def diff(first: str | Path, second: str | Path, *, stats: bool = False) -> Tenso
     configs = [_config(folder) for folder in folders]
     one, two = (_weights(folder, config) for folder, config in zip(folders, configs, strict=True))
     same_bytes = fingerprint_of(folders[0]) == fingerprint_of(folders[1])
+    words = [_home_of_tokenizer(folder) for folder in folders]
     tensors = tuple(_change(one[name], two[name], stats) for name in one if name in two)
     return TensorDifference(
-        folders, _differing(*configs), _same_tokenizer(*folders), _same_template(*folders), same_bytes,
+        folders, _differing(*configs), _same_tokenizer(*words), _same_template(*words), same_bytes,
         tuple(name for name in one if name not in two), tuple(name for name in two if name not in one), tensors,
     )  # fmt: skip
 
@@ -89,6 +91,16 @@ def _weights(folder: Path, config: dict[str, Any]) -> dict[str, Weight]:
 def _differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     names = sorted(name for name in one.keys() | two.keys() if name not in _NOT_COMPARED)
     return {name: (one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)}
+
+
+def _home_of_tokenizer(folder: Path) -> Path:
+    """The folder with the tokenizer and template that a folder is used with: an adapter takes those of its base."""
+    if (folder / "tokenizer.json").is_file() or (folder / "config.json").is_file():
+        return folder
+    try:
+        return locate(folder, local_only=True).folder
+    except ModelError:  # the base is gone
+        return folder
 
 
 def _same_tokenizer(one: Path, two: Path) -> bool | None:

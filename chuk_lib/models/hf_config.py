@@ -44,6 +44,8 @@ def read_config(folder: Path) -> Config:
     """The folder's `config.json`. Raises ModelError when it is missing, broken or asks for code of its own."""
     path = folder / "config.json"
     if not path.is_file():
+        if (folder / "expert.json").is_file():
+            raise ModelError(f"`{folder}` is an expert, no language model", f"`chuk experts run {folder}` plays it")
         raise ModelError(f"`{folder}` is not a model folder: it has no config.json", "name a Hugging Face model folder")
     config = read_json(path)
     if not isinstance(config.get("model_type"), str):

@@ -177,7 +177,7 @@ def _base_of(adapter: Path, local_only: bool) -> _Base:
         message = f"adapter `{adapter}` does not say which model it belongs to"
     else:
         message = f"adapter `{adapter}` belongs to `{named}`, which is gone"
-    raise ModelError(message, f"name the base too: `--model BASE --adapter {adapter}`")
+    raise ModelError(message, f"name the base as the model, with `--adapter {adapter}`")
 
 
 def _is_hub_name(name: str) -> bool:
@@ -200,8 +200,8 @@ def _base_names(config: dict[str, Any]) -> Iterator[str]:
 def _check_unchanged(adapter: Path, base: Path, expected: Any) -> None:
     if isinstance(expected, str) and fingerprint(base, like=expected) != expected:
         raise ModelError(
-            f"adapter `{adapter}` was trained on other weights than those now in `{base}`",
-            f"name the base if that is meant: `--model {base} --adapter {adapter}`",
+            f"adapter `{adapter}` was trained on other weights than those now in `{base.resolve()}`",
+            f"if that is meant, name both: `{base.resolve()}` as the model, with `--adapter {adapter}`",
         )
 
 

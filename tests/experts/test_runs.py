@@ -66,6 +66,8 @@ def test_a_trained_expert_is_shown_played_and_the_same_when_read_again(tmp_path:
     played = json.loads(run_chuk("experts", "run", run, "--episodes", "3", "--json").stdout)
     assert played["mean"] == best["data"]["eval_reward"]
     assert "obs_dim" in run_chuk("experts", "show", run).stdout
+    asked = run_chuk("infer", "--model", run, "--prompt", "x")
+    assert (asked.returncode, "is an expert, no language model" in asked.stderr) == (1, True), asked.stderr
     listed = json.loads(run_chuk("experts", "ls", run.parent, "--json").stdout)["experts"]
     assert {"physics_controller", "scheduler", "planner", "arc_solver"} <= {row.get("preset") for row in listed}
     assert listed[-1]["env"] == "gym:CartPole-v1"

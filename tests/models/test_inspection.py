@@ -128,6 +128,14 @@ def test_models_with_the_same_files_are_the_same(tmp_path: Path) -> None:
     assert (found.only_first, found.only_second, found.config) == ((), (), {})
 
 
+def test_an_adapter_has_the_tokenizer_and_template_of_its_base(tmp_path: Path) -> None:
+    model, tokenizer = load_model(LLAMA, LoRAConfig(rank=2))
+    save_pretrained(model, tokenizer, tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "tokenizer.json").exists()
+    found = diff(LLAMA, tmp_path / "adapter")
+    assert (found.tokenizer, found.template, found.is_same) == (True, diff(LLAMA, LLAMA).template, False)
+
+
 def test_distance_and_cosine_are_those_of_the_arrays(tmp_path: Path) -> None:
     folder = writable_copy("llama-tiny", tmp_path)
     tensors = mx.load(str(folder / "model.safetensors"))

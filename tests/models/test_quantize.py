@@ -11,6 +11,7 @@ import pytest
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models import load_model
+from chuk_lib.models.create import create_model
 from chuk_lib.models.quantize_model import QuantizeConfig, dequantize_model, quantize_model
 from chuk_lib.models.quantizing import Packing, Rule, make_packing, read_rule
 from chuk_lib.models.verify import verify
@@ -125,6 +126,16 @@ def test_what_mlx_has_not_is_refused() -> None:
     for text in ("v_proj", "=4", "v_proj=7", "v_proj=four"):
         with pytest.raises(ConfigError, match="should be PATTERN=BITS"):
             read_rule(text)
+
+
+def test_groups_that_do_not_fit_are_named(tmp_path: Path, run_chuk: RunChuk) -> None:
+    create_model("nano", tmp_path / "nano")  # 32 wide
+    done = run_chuk("model", "quantize", "nano", "-o", "asked", "--group-size", "64")
+    assert done.returncode == 0
+    assert "warning: groups of 64 do not fit the width of `model." in done.stderr
+    for more in (("--group-size", "32"), ()):
+        done = run_chuk("model", "quantize", "nano", "-o", "other", "--overwrite", *more)
+        assert (done.returncode, "warning" in done.stderr) == (0, False), done.stderr
 
 
 def test_commands(tmp_path: Path, run_chuk: RunChuk) -> None:

@@ -187,8 +187,44 @@ def test_a_player_that_gives_something_else_is_refused(algorithm: str, tmp_path:
     with pytest.raises(TrainingError, match="the player gave 7 episodes"):
         train(algorithm, settings(algorithm, tmp_path, tiny_model_dir), make_player=Forgets)
     prompt = GroupPrompt(0, 0, PromptRow("", [1], {}, Source("", 0)))
+
+    class Nothing(AskAgain):
+        def play(self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig) -> Any:
+            return None
+
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(TrainingError, match="the player gave 0 episodes"):
+        train(algorithm, settings(algorithm, tmp_path / "nothing", tiny_model_dir), make_player=Nothing)
     with pytest.raises(TrainingError, match="3 tokens, a mask of 2 and 3 log-probs"):
         Episode(prompt, 0, np.arange(3), np.ones(2), np.zeros(3), (), "eos")
+
+
+@pytest.mark.parametrize("algorithm", TRAINERS)
+@pytest.mark.parametrize("token", [-1, 99_999])
+def test_a_token_that_the_model_does_not_have_is_refused(
+    algorithm: str, token: int, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    class Strange(AskAgain):
+        def joined(self, prompt: GroupPrompt, one: Any, other: Any) -> Episode:
+            made = super().joined(prompt, one, other)
+            return replace(made, ids=np.append(made.ids[:-1], token))
+
+    with pytest.raises(TrainingError, match=f"the player gave token id {token}; the model has 0 to"):
+        train(algorithm, settings(algorithm, tmp_path, tiny_model_dir), make_player=Strange)
+
+
+def test_lists_are_as_good_as_arrays(tmp_path: Path, tiny_model_dir: Path) -> None:
+    class Lists(AskAgain):
+        def joined(self, prompt: GroupPrompt, one: Any, other: Any) -> Episode:
+            made = super().joined(prompt, one, other)
+            return replace(made, ids=made.ids.tolist(), mask=made.mask.tolist(), logps=made.logps.tolist())
+
+    runs = [
+        train("grpo", settings("grpo", tmp_path, tiny_model_dir, name=player.__name__), make_player=player)
+        for player in (AskAgain, Lists)
+    ]
+    ours, theirs = (weights_of(done.run_dir) for done in runs)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_only_what_plays_takes_a_player(tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -192,6 +192,16 @@ def test_an_adapter_with_an_old_fingerprint_is_held_against_the_old_rule(base: P
         load_model(adapter)
 
 
+def test_what_to_do_about_another_base_is_what_fuse_takes(base: Path, tmp_path: Path, run_chuk: RunChuk) -> None:
+    adapter = adapter_on(base, tmp_path)
+    create_model("micro", base, seed=1, overwrite=True)
+    done = run_chuk("model", "fuse", adapter, "-o", "fused")
+    assert done.returncode == 1
+    assert f"`{base.resolve()}` as the model, with `--adapter {adapter}`" in done.stderr, done.stderr
+    assert ".." not in done.stderr
+    assert run_chuk("model", "fuse", base, "--adapter", adapter, "-o", "fused").returncode == 0
+
+
 def test_an_adapter_on_another_base_is_told(base: Path, tmp_path: Path, run_chuk: RunChuk) -> None:
     adapter = adapter_on(base, tmp_path)
     other = create_model("micro", tmp_path / "other", seed=1)

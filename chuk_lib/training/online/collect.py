@@ -142,10 +142,11 @@ class Played:
 class Collector:
     """Has prompts played, and scores the episodes."""
 
-    def __init__(self, dataset: PromptDataset, rewards: Rewards, player: Player) -> None:
+    def __init__(self, dataset: PromptDataset, rewards: Rewards, player: Player, vocabulary: int | None = None) -> None:
         self.dataset = dataset
         self.rewards = rewards
         self.player = player
+        self.vocabulary = vocabulary  # rows of the embedding, which a player's ids are held to
 
     def __call__(self, step: int, rows: Sequence[int], sampling: SamplingConfig, n: int) -> Played:
         """`n` episodes of each of the prompts `rows` at `step`. Random keys come from `sampling.seed`,
@@ -156,7 +157,7 @@ class Collector:
         began = time.perf_counter()
         prompts = self._prompts(rows)
         episodes = self.player.play(prompts, n, sampling)
-        check_played(episodes, prompts, n)
+        check_played(episodes, prompts, n, self.vocabulary)
         runtime.release_cache()
         played = time.perf_counter()
         logged = Logged()

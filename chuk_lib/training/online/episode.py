@@ -85,6 +85,8 @@ class Episode:
     returns: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        for name, dtype in (("ids", np.int32), ("mask", np.float32), ("logps", np.float32)):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype))  # a player may give lists
         if not len(self.ids) == len(self.mask) == len(self.logps):
             raise TrainingError(
                 f"an episode has {len(self.ids)} tokens, a mask of {len(self.mask)} and {len(self.logps)} log-probs",
@@ -148,15 +150,26 @@ def one_turn(prompt: GroupPrompt, written: Rollout) -> Episode:
     return Episode(prompt, written.member, written.ids, mask, written.logps, turns, written.reason)
 
 
-def check_played(episodes: Sequence[Episode], prompts: Sequence[GroupPrompt], n: int) -> None:
-    """Raise TrainingError when a player did not give `n` episodes of each prompt, prompt-major."""
+def check_played(
+    episodes: Sequence[Episode], prompts: Sequence[GroupPrompt], n: int, vocabulary: int | None = None
+) -> None:
+    """Raise TrainingError when a player did not give `n` episodes of each prompt, prompt-major, or
+    gave token ids that are not below `vocabulary`: MLX would read memory beyond the embedding."""
+    given = list(episodes) if isinstance(episodes, Sequence) else []
     wanted = [(one.group, member) for one in prompts for member in range(n)]
-    if [(one.prompt.group, one.member) for one in episodes] != wanted:
+    if [(one.prompt.group, one.member) for one in given] != wanted:
         raise TrainingError(
-            f"the player gave {len(episodes)} episodes that are not {n} of each of {len(prompts)} "
+            f"the player gave {len(given)} episodes that are not {n} of each of {len(prompts)} "
             "prompts, those of a prompt together and in order",
             "`play` returns all members of the first prompt, then those of the second",
         )
+    for one in given:
+        strange = one.ids[(one.ids < 0) | (one.ids >= (vocabulary or math.inf))]
+        if len(strange):
+            raise TrainingError(
+                f"the player gave token id {strange[0]}; the model has 0 to {(vocabulary or 0) - 1}",
+                "`ids` are the model's own tokens: encode with the tokenizer that it was given",
+            )
 
 
 def padded(values: Sequence[np.ndarray | None], width: int) -> np.ndarray:

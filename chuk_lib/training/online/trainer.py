@@ -15,6 +15,7 @@ from chuk_lib.data.prompt_dataset import PromptDataset
 from chuk_lib.data.reader import DataSource
 from chuk_lib.events import Sink
 from chuk_lib.models import provenance_of
+from chuk_lib.models.heads import embedding_rows
 from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.by_size import count_weights, size_origin
 from chuk_lib.training.config import checked
@@ -145,7 +146,7 @@ class OnlineTrainer(ABC, Generic[Config]):
         return (*provenance_of(self.model).notes, *dataset.report.notes, *room)
 
     def _collector(self, dataset: PromptDataset) -> Collector:
-        return Collector(dataset, self.rewards, self.player)
+        return Collector(dataset, self.rewards, self.player, embedding_rows(self.model))
 
     def _shapes(self) -> Shapes:
         """How rows are laid out: in few shapes on a GPU, where steps are compiled."""
