@@ -120,9 +120,9 @@ class _Stdout:
 
     def write(self, answer: dict[str, Any]) -> None:
         """One line, at once."""
-        import json
+        from chuk_lib.inference.batch_file import line_of
 
-        sys.stdout.buffer.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+        sys.stdout.buffer.write(line_of(answer))
         sys.stdout.buffer.flush()
 
 

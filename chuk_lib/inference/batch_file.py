@@ -23,6 +23,14 @@ _AGAIN = "give what it was made with, or another --output, or --overwrite"
 DRAWN = "drawn_seed"
 
 
+def line_of(answer: Mapping[str, Any]) -> bytes:
+    """An answer as one line of JSON for every reader: some take NEL, LS and PS for ends of lines."""
+    text = json.dumps(answer, ensure_ascii=False)
+    for mark in ("\x85", "\u2028", "\u2029"):
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return text.encode() + b"\n"
+
+
 def settings_file(path: Path) -> Path:
     """Where the settings of an output are kept."""
     return path.with_name(f"{path.name}.settings.json")
@@ -100,7 +108,7 @@ class AnswerFile:
 
     def write(self, answer: Mapping[str, Any]) -> None:
         """Append an answer; at least once a second all of them are on the disk."""
-        self._stream.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+        self._stream.write(line_of(answer))
         self._stream.flush()
         if time.monotonic() - self._synced >= _SECONDS:
             os.fsync(self._stream.fileno())

@@ -132,11 +132,12 @@ def test_bad_rows_are_named_and_the_others_answered(run_chuk: RunChuk, tmp_path:
 
 
 def test_stdin_stdout_and_the_summary(run_chuk: RunChuk) -> None:
-    rows = lines_of([{"q": "Hello there"}, {"q": "Hi"}])
+    rows = lines_of([{"q": "Hello there"}, {"q": "Hi", "ends": "\x85 \u2028 \u2029 é"}])
     done = run_chuk("infer", *SHORT, "--input", "-", "--output", "-", "--column", "q", "--json", input=rows)
     assert done.returncode == 0
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["input"]["q"] for row in found] == ["Hello there", "Hi"]
+    assert found[1]["input"]["ends"] == "\x85 \u2028 \u2029 é"
     summary = json.loads(done.stderr)
     assert (summary["rows"], summary["answers"], summary["errors"]) == (2, 2, 0)
     assert summary["generation_tokens"] == sum(row["generation_tokens"] for row in found)
