@@ -3,9 +3,9 @@
     python benchmarks/batch.py [--mb 32] [--flat 8] [--text FILE.jsonl …] [--tokenizer DIR] [--datasets PYTHON]
 
 The data is JSONL with a `text` column, log-normal lengths (median 1,200 characters), made of sentences of the files
-given with `--text` (any JSONL; every string of their rows counts), of `--text auto`: those in /tmp/real/data when there
-are any, else of chuk's own math problems. Sentences come again, which favours whoever remembers words: give much text
-to see less of that. Contestants, each a process of its own on the same cores:
+given with `--text` (any JSONL; every string of their rows counts), of `--text auto`: those in `real/data` of the
+temporary folder when there are any, else of chuk's own math problems. Sentences come again, which favours whoever
+remembers words: give much text to see less of that. Contestants, each a process of its own on the same cores:
 
   tokenizers   `encode_batch` on all cores, 1,000 texts at once, timed without reading and parsing
   chuk         `chuk batch build --kind pretrain --packing bfd_split`, everything from start to manifest
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-REAL = Path("/tmp/real")
+REAL = Path(tempfile.gettempdir()) / "real"
 LEAST_OF_TOKENIZERS, LEAST_OF_DATASETS, MOST_BYTES, MOST_GROWTH = 0.8, 1.5, 1 << 30, 1.25
 MAX_LENGTH = 1024
 
