@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ def load_model(
             raise ConfigError("a LoadConfig stands alone", "put lora, adapter, dtype and the rest into it")
         given = source
     with uncompiled():
-        return _load(replace(given, load_weights=False) if _rehearsal.random else given)
+        return _load(replace(given, load_weights=False) if _random_weights.get() else given)
 
 
 def open_model(
@@ -94,22 +95,17 @@ def open_model(
         return _opened(found, asked, _parts(found, asked), lazy=True)
 
 
-@dataclass
-class _Rehearsal:
-    random: bool = False
-
-
-_rehearsal = _Rehearsal()
+_random_weights = ContextVar("random_weights", default=False)
 
 
 @contextmanager
 def random_weights() -> Iterator[None]:
     """Inside, models have the weights that their classes begin with: a folder needs none."""
-    _rehearsal.random = True
+    before = _random_weights.set(True)
     try:
         yield
     finally:
-        _rehearsal.random = False
+        _random_weights.reset(before)
 
 
 def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:

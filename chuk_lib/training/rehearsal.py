@@ -92,10 +92,15 @@ def _small_config(config: TrainerConfig) -> dict[str, Any] | None:
     return small | {name: blocks}
 
 
+def _depth(small: Mapping[str, Any]) -> int:
+    """Blocks that a config asks for."""
+    return next((int(small[name]) for name in _DEPTHS if name in small), BLOCKS)
+
+
 def _bytes(small: Mapping[str, Any], config: TrainerConfig) -> int:
     """About what the small model takes: weights, and with all of them trained gradients and moments too."""
     width, inner = int(small.get("hidden_size") or 0), int(small.get("intermediate_size") or 0)
-    blocks = next((int(small[name]) for name in _DEPTHS if name in small), BLOCKS)
+    blocks = _depth(small)
     weights = 2 * int(small.get("vocab_size") or 0) * width + blocks * (4 * width * width + 3 * width * inner)
     return weights * (2 if config.lora is not None else 16)
 
@@ -189,7 +194,7 @@ def _small_settings(algorithm: str, settings: Mapping[str, Any], small: Mapping[
     """Settings of one step that needs little: few rows, short where rows may be cut, rewards that ask nobody."""
     layer = Layer("the run", {name: value for name, value in settings.items() if value is not None})
     config: TrainerConfig = resolve(recipes.config_class(algorithm), [layer]).value
-    blocks = next((int(small[name]) for name in _DEPTHS if name in small), BLOCKS)
+    blocks = _depth(small)
     less: dict[str, Any] = {"max_steps": 1, "eval_data": None, "output": None, "report_to": ()}
     less |= {name: min(getattr(config, name), blocks) for name in ("num_layers", "checkpointing_blocks")
              if getattr(config, name) is not None}  # fmt: skip
