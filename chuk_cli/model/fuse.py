@@ -9,6 +9,7 @@ import typer
 
 from chuk_cli.humanize import counted, number
 from chuk_cli.model.options import ModelArgument, NewFolderOption, RevisionOption
+from chuk_cli.model.texts import rows_for
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out
 
@@ -54,21 +55,13 @@ def fuse(
     from chuk_lib.models.fusing import FuseConfig, fuse_model
 
     out = Out.of(json, quiet)
-    rows = None if probe is None or dry_run else _rows(probe, model, adapter)
+    rows = None if probe is None or dry_run else rows_for(probe, model, adapter=adapter, revision=revision)
     config = FuseConfig(bits, group_size, keep_quantized, dequantize, dtype)
     with out.status(f"merging into {output}"):
         made = fuse_model(
             model, output, config, adapter=adapter, revision=revision, overwrite=overwrite, probe=rows, dry_run=dry_run
         )
     _show(out, made, dry_run)
-
-
-def _rows(probe: str, model: str, adapter: Path | None) -> list[list[int]]:
-    from chuk_cli.model.texts import token_rows
-    from chuk_lib.data.tokenizers import load_tokenizer
-    from chuk_lib.models import locate
-
-    return token_rows(probe, load_tokenizer(locate(model, adapter=adapter).folder))
 
 
 def _show(out: Out, made: Fused, dry_run: bool) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from chuk_cli.humanize import counted, size
 from chuk_cli.model.options import ModelArgument, NewFolderOption, RevisionOption
+from chuk_cli.model.texts import rows_for
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out, make_table
 
@@ -67,7 +68,7 @@ def quantize(
         raise ConfigError(f"recipe `{recipe}` has its own bits", "leave out --bits")
     config = QuantizeConfig(make_packing(bits, group_size, mode), recipe, tuple(map(read_rule, rule or ())), target_bpw)
     needs_text = calibration is not None and (not dry_run or target_bpw is not None)
-    rows = _rows(str(calibration), model, revision) if needs_text else None
+    rows = rows_for(str(calibration), model, revision=revision) if needs_text else None
     with out.status(f"quantizing into {output}"):
         made = quantize_model(
             model, output, config, revision=revision, overwrite=overwrite, calibration=rows, report=report,
@@ -109,14 +110,6 @@ def dequantize(
     with out.status(f"dequantizing into {output}"):
         made = dequantize_model(model, output, dtype, revision=revision, overwrite=overwrite, dry_run=dry_run)
     _show(out, made, False, dry_run)
-
-
-def _rows(source: str, model: str, revision: str | None) -> list[list[int]]:
-    from chuk_cli.model.texts import token_rows
-    from chuk_lib.data.tokenizers import load_tokenizer
-    from chuk_lib.models import locate
-
-    return token_rows(source, load_tokenizer(locate(model, revision=revision).folder))
 
 
 def _show(out: Out, made: Quantized, report: bool, dry_run: bool) -> None:

@@ -31,3 +31,11 @@ def token_rows(source: str, tokenizer: Any, tokens: int = 8192) -> list[list[int
     if not any(len(row) > 1 for row in kept):
         raise DataError(f"`{source}` holds no two tokens in a row", "give a longer text")
     return kept
+
+
+def rows_for(source: str, model: str, *, adapter: Path | None = None, revision: str | None = None) -> list[list[int]]:
+    """`token_rows` by the tokenizer of a model, whatever names it. Raises ModelError when it cannot be found."""
+    from chuk_lib.data.tokenizers import load_tokenizer
+    from chuk_lib.models import locate
+
+    return token_rows(source, load_tokenizer(locate(model, adapter=adapter, revision=revision).folder))

@@ -9,7 +9,7 @@ from typing import Any
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.gguf import conversion as gguf
-from chuk_lib.models.headers import weight_files
+from chuk_lib.models.headers import ADAPTER_FILES, weight_files
 from chuk_lib.models.hf_config import HF_NAMED, read_config
 from chuk_lib.models.reading import Weight, stored_tensors, weights_of
 from chuk_lib.models.sources import ADAPTER_CONFIG, locate, locate_adapter
@@ -155,7 +155,7 @@ def _adapter(
     folder = locate_adapter(source)
     located = locate(base, adapter=folder, local_only=True) if base else locate(folder, local_only=True)
     check_output(output, overwrite)
-    file = next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
+    file = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
     if file is None:
         raise ModelError(f"adapter `{folder}` has no weights", f"its {ADAPTER_CONFIG} is there alone")
     stored = stored_tensors(file)
@@ -170,6 +170,3 @@ def _adapter(
             write_provenance(staged, "convert", [folder, located.folder], {"to": form})
 
     return PlannedConversion(output, form, len(stored), sum(one.header.n_bytes for one in stored), write)
-
-
-_ADAPTER_FILES = ("adapters.safetensors", "adapter_model.safetensors")

@@ -15,7 +15,9 @@ from typing import Any
 from chuk_lib.errors import ModelError
 
 _LARGEST_HEADER = 32 << 20  # bytes; 200,000 tensors
-_NOT_MODELS = ("optimizer.safetensors", "adapters.safetensors", "adapter_model.safetensors")
+ADAPTER_FILES = ("adapters.safetensors", "adapter_model.safetensors")
+"""What MLX-LM and PEFT call an adapter's weights."""
+_NOT_MODELS = ("optimizer.safetensors", *ADAPTER_FILES)
 BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
     "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I8": 8, "U8": 8,

@@ -22,12 +22,11 @@ from chuk_lib.models.footprint import (
     rope_of,
     text_config,
 )
-from chuk_lib.models.headers import TensorHeader, read_headers, read_json, read_tensors
+from chuk_lib.models.headers import ADAPTER_FILES, TensorHeader, read_headers, read_json, read_tensors
 from chuk_lib.models.hf_config import check_sizes
 from chuk_lib.models.honoured import ignored_window, window_words
 from chuk_lib.models.sources import ADAPTER_CONFIG, locate_folder
 
-_ADAPTER_FILES = ("adapters.safetensors", "adapter_model.safetensors")
 _ADAPTER_TENSOR = re.compile(r"^(?:base_model\.model\.)?(.*?)\.(?:lora_[aA]|lora_[bB]|lora_magnitude_vector|m)(?:\.|$)")
 _LARGEST_TOKENIZER = 20_000_000
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3",
@@ -144,7 +143,7 @@ def _describe_full(source: str, folder: Path) -> ModelInfo:
 
 
 def _describe_adapter(source: str, folder: Path) -> ModelInfo:
-    path = next((folder / name for name in _ADAPTER_FILES if (folder / name).is_file()), None)
+    path = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
     if path is None:
         raise ModelError(f"adapter `{folder}` has no safetensors weights", "save or fetch it again")
     tensors = read_headers(path)

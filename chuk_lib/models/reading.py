@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from chuk_lib.errors import ModelError
 from chuk_lib.models.components import mlx_quantization
-from chuk_lib.models.headers import TensorHeader, read_headers, weight_files
+from chuk_lib.models.headers import ADAPTER_FILES, TensorHeader, read_headers, weight_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,6 @@ _NUMPY = {
     "U32": "u4", "U16": "u2", "U8": "u1", "BOOL": "u1",
 }  # fmt: skip
 FLOATS = ("F64", "F32", "F16", "BF16")
-ADAPTER_FILES = ("adapters.safetensors", "adapter_model.safetensors")
 BESIDE = ("optimizer.safetensors", "memory.safetensors", "score.safetensors")
 """Files of a checkpoint or a reward model beside its weights."""
 

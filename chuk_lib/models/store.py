@@ -13,9 +13,8 @@ from pathlib import Path
 
 from chuk_lib.errors import ChukError, ConfigError, ModelError
 from chuk_lib.models import hub
-from chuk_lib.models.headers import weight_files
+from chuk_lib.models.headers import ADAPTER_FILES, weight_files
 from chuk_lib.models.info import describe_model
-from chuk_lib.models.reading import ADAPTER_FILES
 from chuk_lib.models.sources import ADAPTER_CONFIG
 from chuk_lib.models.writing import is_model_folder
 
@@ -130,14 +129,14 @@ def _folder_removal(name: str, path: Path) -> Removal:
     if (path / ".git").exists() or path.resolve() in (Path.home(), Path.cwd()):
         raise ModelError(f"`{path}` is more than a model", "remove it by hand")
     inner = [entry for entry in path.iterdir() if entry.is_dir() and entry.name != ".cache"]
-    weights = weight_files_or_none(path)
+    weights = _weights_there(path)
     if inner or not weights:
         what = f"the folder `{inner[0].name}`" if inner else "no weights"
         raise ModelError(f"`{path}` has {what} in it, so it is more or less than a model", "remove it by hand")
     return Removal(name, (path,), _size(path)[0])
 
 
-def weight_files_or_none(path: Path) -> list[Path]:
+def _weights_there(path: Path) -> list[Path]:
     """Weights of a model or adapter folder; those that are there when the index names others."""
     adapters = [path / name for name in ADAPTER_FILES if (path / name).is_file()]
     try:
