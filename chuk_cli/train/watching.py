@@ -17,7 +17,6 @@ from chuk_cli.out import Out, glyph
 from chuk_cli.streams import lasting_stdout
 from chuk_lib.config.settings import Resolved
 from chuk_lib.errors import ConfigError
-from chuk_lib.experts.config import NAME as EXPERT
 from chuk_lib.training.config import TrainerConfig
 
 if TYPE_CHECKING:
@@ -68,6 +67,8 @@ def watch(out: Out, train: Train) -> None:
 
 
 def _tell_result(out: Out, board: Board, result: RunResult, stopped: bool) -> None:
+    from chuk_lib.experts.config import NAME as EXPERT
+
     if summary := _summary(board):
         out.say(summary)
     for text in result.left_out:
