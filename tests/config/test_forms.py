@@ -268,3 +268,17 @@ def test_every_form_refuses_an_unknown_key(tmp_path: Path) -> None:
         assert found.name == form
         with pytest.raises(ConfigError, match="no_such_key"):
             translated(path, config_class("sft"), "sft")
+
+
+@pytest.mark.parametrize("name", ["fine_tune_type", "train_type"])
+def test_full_weights_take_nothing_of_adapters(name: str, run_chuk: RunChuk, tmp_path: Path) -> None:
+    """In mlx-lm and in mlx-lm-lora, each by its own word."""
+    (tmp_path / "x.yaml").write_text(
+        f"{name}: full\nval_batches: 1\nlora_parameters: {{rank: 4, scale: 5.0}}\n", "utf-8"
+    )
+    found = translated(tmp_path / "x.yaml", config_class("sft"), "sft")
+    assert found is not None
+    assert not [setting for setting in found.values() if setting.startswith("lora_")]
+    assert found.values()["use_lora"] is False
+    done = run_chuk("config", "check", "x.yaml")
+    assert done.returncode == 0, done.stderr

@@ -21,10 +21,10 @@ _BIAS = "chuk's Adam corrects its bias, as PyTorch's does"
 
 
 def _adapters(values: Values) -> bool:
-    return values.get("fine_tune_type", "lora") in _LORA
+    return values.get("fine_tune_type", values.get("train_type", "lora")) in _LORA
 
 
-def _lora(name: str, default: Any, convert: Any = lambda value, _: value) -> Any:
+def _lora(convert: Any = lambda value, _: value) -> Any:
     """A value of `lora_parameters`; None (left out) where no adapter is trained."""
     return lambda value, values: convert(value, values) if _adapters(values) else None
 
@@ -75,7 +75,7 @@ def _no_schedule(value: Any, _: Values) -> str:
     return "" if value in _SCHEDULES else _OTHER_SCHEDULE
 
 
-def _optimizer_part(name: str, part: str, setting: str, index: int | None = None) -> Key:
+def _optimizer_part(name: str, setting: str, index: int | None = None) -> Key:
     """A value of `optimizer_config`, which counts for the optimizer that is chosen."""
 
     def convert(value: Any, values: Values) -> float | None:
@@ -88,27 +88,27 @@ def _optimizer_part(name: str, part: str, setting: str, index: int | None = None
 _OPTIMIZERS: dict[str, tuple[Key, ...]] = {}
 for _name in ("adam", "adamw"):
     _OPTIMIZERS[f"optimizer_config.{_name}.betas"] = (
-        _optimizer_part(_name, "betas", "adam_beta1", 0), _optimizer_part(_name, "betas", "adam_beta2", 1),
+        _optimizer_part(_name, "adam_beta1", 0), _optimizer_part(_name, "adam_beta2", 1),
     )  # fmt: skip
-    _OPTIMIZERS[f"optimizer_config.{_name}.eps"] = (_optimizer_part(_name, "eps", "adam_epsilon"),)
+    _OPTIMIZERS[f"optimizer_config.{_name}.eps"] = (_optimizer_part(_name, "adam_epsilon"),)
     _OPTIMIZERS[f"optimizer_config.{_name}.bias_correction"] = (off(_BIAS),)
 for _name in ("adamw", "sgd", "muon"):
-    _OPTIMIZERS[f"optimizer_config.{_name}.weight_decay"] = (_optimizer_part(_name, "weight_decay", "weight_decay"),)
+    _OPTIMIZERS[f"optimizer_config.{_name}.weight_decay"] = (_optimizer_part(_name, "weight_decay"),)
 for _name in ("sgd", "muon"):
-    _OPTIMIZERS[f"optimizer_config.{_name}.momentum"] = (_optimizer_part(_name, "momentum", "momentum"),)
+    _OPTIMIZERS[f"optimizer_config.{_name}.momentum"] = (_optimizer_part(_name, "momentum"),)
+
+_KIND = (
+    Key("use_lora", lambda v, _: v in _LORA, refused=lambda v, _: _kind_hint(v)),
+    Key("use_dora", lambda v, _: True if v == "dora" else None),
+)
+"""`fine_tune_type` of mlx-lm, which is `train_type` in mlx-lm-lora."""
 
 TABLE: dict[str, tuple[Key, ...]] = {
     "train": (Key(reason="`chuk train` trains", refused=lambda v, _: "" if yes(v, _) else "`chuk eval` measures"),),
     "train_mode": (off("the command says it"),),
     "training_mode": (off("the command says it"),),
-    "train_type": (
-        Key("use_lora", lambda v, _: v in _LORA, refused=lambda v, _: _kind_hint(v)),
-        Key("use_dora", lambda v, _: True if v == "dora" else None),
-    ),
-    "fine_tune_type": (
-        Key("use_lora", lambda v, _: v in _LORA, refused=lambda v, _: _kind_hint(v)),
-        Key("use_dora", lambda v, _: True if v == "dora" else None),
-    ),
+    "train_type": _KIND,
+    "fine_tune_type": _KIND,
     "optimizer": (Key("optimizer", lambda v, _: str(v).lower()),),
     **_OPTIMIZERS,
     "num_layers": (Key("num_layers", _layers),),
@@ -133,11 +133,11 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "grad_accumulation_steps": (Key("gradient_accumulation_steps"),),
     "gradient_accumulation_steps": (Key("gradient_accumulation_steps"),),
     "clear_cache_threshold": (Key(reason="chuk bounds MLX's memory itself"),),
-    "lora_parameters.rank": (Key("lora_rank", _lora("rank", 8), _ONLY_LORA),),
-    "lora_parameters.scale": (Key("lora_alpha", _lora("scale", 20.0, _alpha), _ONLY_LORA),),
-    "lora_parameters.alpha": (Key("lora_alpha", _lora("alpha", None, number), _ONLY_LORA),),
-    "lora_parameters.dropout": (Key("lora_dropout", _lora("dropout", 0.0, number), _ONLY_LORA),),
-    "lora_parameters.keys": (Key("lora_target_modules", _lora("keys", None, lambda v, _: list(v)), _ONLY_LORA),),
+    "lora_parameters.rank": (Key("lora_rank", _lora(), _ONLY_LORA),),
+    "lora_parameters.scale": (Key("lora_alpha", _lora(_alpha), _ONLY_LORA),),
+    "lora_parameters.alpha": (Key("lora_alpha", _lora(number), _ONLY_LORA),),
+    "lora_parameters.dropout": (Key("lora_dropout", _lora(number), _ONLY_LORA),),
+    "lora_parameters.keys": (Key("lora_target_modules", _lora(lambda v, _: list(v)), _ONLY_LORA),),
     "lr_schedule.name": (Key("lr_scheduler_type", _schedule, "", _no_schedule),),
     "lr_schedule.warmup": (Key("warmup_steps"),),
     "lr_schedule.warmup_init": (Key(reason="warmup begins at 0"),),
