@@ -97,12 +97,13 @@ def named_file(path: Path) -> Path:
 def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[Layer]:
     """The settings of a YAML file, each with `file:line` as its origin. What became of a file in another tool's form,
     or in the old sectioned one, is told to `warn`."""
-    from chuk_lib.config.forms import translated
-    from chuk_lib.config.forms.form import refuse_lost, told
+    from chuk_lib.config.forms import form_of
+    from chuk_lib.config.forms.form import refuse_lost, told, translate
 
     entries = read_entries(path)
-    translation = translated(path, cls, command_of(cls))
-    if translation is not None:
+    form = form_of(entries)
+    if form is not None:
+        translation = translate(form, path, cls, command_of(cls))
         refuse_lost(translation)
         warn(told(translation))
         return _layers_of(translation, cls)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chuk_lib.config.forms.form import Form, Key, Values, number, off, when_on, yes
+from chuk_lib.config.forms.form import Form, Key, Values, number, off, switches, unless_off, when_on, yes
 from chuk_lib.config.forms.trl import TRANSFORMERS
 
 _RL = {"dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "cpo", "grpo": "grpo"}
@@ -72,14 +72,6 @@ def _adapter_hint(value: Any, _: Values) -> str:
     return {"lora": "", "qlora": "", "": ""}.get(str(value), "lora or qlora")
 
 
-def _switches(names: str, reason: str) -> dict[str, tuple[Key, ...]]:
-    return {name: (off(reason),) for name in names.split()}
-
-
-def _unless_off(names: str, reason: str) -> dict[str, tuple[Key, ...]]:
-    return {name: (Key(reason=reason, refused=when_on("leave it out")),) for name in names.split()}
-
-
 TABLE: dict[str, tuple[Key, ...]] = {
     **TRANSFORMERS,
     "base_model": (Key("model"),),
@@ -122,17 +114,17 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "tokens": (Key(reason="new tokens", refused=when_on("add them to the model's tokenizer first")),),
     "noisy_embedding_alpha": (Key(reason="noise on embeddings", refused=when_on("leave it out")),),
     "unfrozen_parameters": (Key(reason="some weights only", refused=when_on("`num_layers` trains the last blocks")),),
-    **_switches("model_type tokenizer_type is_llama_derived_model is_mistral_derived_model lora_fan_in_fan_out strict "
+    **switches("model_type tokenizer_type is_llama_derived_model is_mistral_derived_model lora_fan_in_fan_out strict "
                 "trust_remote_code_ok dataset_prepared_path dataset_processes dataset_keep_in_memory debug "
                 "shuffle_merged_datasets loss_watchdog_threshold loss_watchdog_patience xformers_attention "
                 "sdp_attention s2_attention flex_attention eval_table_size eval_max_new_tokens save_safetensors "
                 "plugins liger_rope liger_rms_norm liger_glu_activation liger_fused_linear_cross_entropy "
                 "lora_mlp_kernel lora_qkv_kernel lora_o_kernel dataloader_processes resize_token_embeddings_to_32x",
                 "it does not change what is learned here"),
-    **_switches("wandb_project wandb_entity wandb_watch wandb_name wandb_run_id wandb_log_model wandb_mode "
+    **switches("wandb_project wandb_entity wandb_watch wandb_name wandb_run_id wandb_log_model wandb_mode "
                 "use_wandb mlflow_experiment_name comet_project_name", "`report_to: wandb` reports there"),
-    **_unless_off("deepspeed fsdp fsdp_config sequence_parallel_degree context_parallel_size", "several devices"),
-    **_unless_off("gptq relora_steps lisa_n_layers loraplus_lr_ratio curriculum_sampling pretraining_dataset "
+    **unless_off("deepspeed fsdp fsdp_config sequence_parallel_degree context_parallel_size", "several devices"),
+    **unless_off("gptq relora_steps lisa_n_layers loraplus_lr_ratio curriculum_sampling pretraining_dataset "
                   "process_reward_model", "chuk has no such training"),
     "reward_model": (Key(reason="the command says it", refused=when_on("`chuk train reward` trains one")),),
 }  # fmt: skip

@@ -260,3 +260,13 @@ def yes(value: Any, _: Values) -> bool:
 def off(reason: str) -> Key:
     """A key that changes nothing here."""
     return Key(reason=reason)
+
+
+def switches(names: str, reason: str) -> dict[str, tuple[Key, ...]]:
+    """Rows for keys (with blanks between) that change nothing here, all for one reason."""
+    return {name: (off(reason),) for name in names.split()}
+
+
+def unless_off(names: str, reason: str, hint: str = "leave it out") -> dict[str, tuple[Key, ...]]:
+    """Rows for keys (with blanks between) of what chuk does not do: refused where they switch it on."""
+    return {name: (Key(reason=reason, refused=when_on(hint)),) for name in names.split()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chuk_lib.config.forms.form import Form, Key, Values, always, number, off, one_of, when_on, yes
+from chuk_lib.config.forms.form import Form, Key, Values, always, number, off, one_of, switches, unless_off, yes
 
 _UPLOAD = "chuk uploads nothing: `hf upload` takes the run's folder"
 _MACHINE = "chuk decides by the machine"
@@ -47,15 +47,6 @@ def _scheduler_part(part: str, setting: str) -> dict[str, tuple[Key, ...]]:
     return {f"lr_scheduler_kwargs.{part}": (Key(setting, number),)}
 
 
-def _switches(names: str, reason: str) -> dict[str, tuple[Key, ...]]:
-    return {name: (off(reason),) for name in names.split()}
-
-
-def _unless_off(names: str, reason: str, hint: str) -> dict[str, tuple[Key, ...]]:
-    """Switches that chuk does not have: refused where they are on."""
-    return {name: (Key(reason=reason, refused=when_on(hint)),) for name in names.split()}
-
-
 TRANSFORMERS: dict[str, tuple[Key, ...]] = {
     "bf16": (_dtype("bfloat16"),),
     "fp16": (_dtype("float16"),),
@@ -71,45 +62,45 @@ TRANSFORMERS: dict[str, tuple[Key, ...]] = {
     **_scheduler_part("power", "lr_power"),
     **_scheduler_part("num_decay_steps", "num_decay_steps"),
     "lr_scheduler_kwargs": (Key(reason="the schedule's own parameters", refused=always(_PARAMETERS)),),
-    **_switches("eval_strategy evaluation_strategy do_eval eval_on_start prediction_loss_only batch_eval_metrics "
+    **switches("eval_strategy evaluation_strategy do_eval eval_on_start prediction_loss_only batch_eval_metrics "
                 "eval_do_concat_batches eval_use_gather_object eval_accumulation_steps include_for_metrics",
                 _EVALUATION),
-    **_switches("save_strategy save_only_model save_safetensors save_on_each_node enable_jit_checkpoint "
+    **switches("save_strategy save_only_model save_safetensors save_on_each_node enable_jit_checkpoint "
                 "ignore_data_skip restore_callback_states_from_checkpoint", _CHECKPOINTS),
-    **_switches("do_train do_predict overwrite_output_dir", "the command says it"),
-    **_switches("load_best_model_at_end metric_for_best_model greater_is_better", _BEST),
-    **_switches("logging_strategy logging_first_step disable_tqdm log_level logging_dir include_num_input_tokens_seen "
+    **switches("do_train do_predict overwrite_output_dir", "the command says it"),
+    **switches("load_best_model_at_end metric_for_best_model greater_is_better", _BEST),
+    **switches("logging_strategy logging_first_step disable_tqdm log_level logging_dir include_num_input_tokens_seen "
                 "log_on_each_node logging_nan_inf_filter log_level_replica skip_memory_metrics debug",
                 _LOGGED),
-    **_switches("gradient_checkpointing_kwargs tf32 attn_implementation flash_attention flash_attn torch_compile "
+    **switches("gradient_checkpointing_kwargs tf32 attn_implementation flash_attention flash_attn torch_compile "
                 "use_liger_kernel use_liger optim_target_modules bf16_full_eval fp16_full_eval use_cache use_cpu "
                 "torch_compile_backend torch_compile_mode liger_kernel_config torch_empty_cache_steps "
                 "activation_checkpointing_kwargs activation_offloading full_determinism cast_lm_head_to_fp32",
                 _MACHINE),
-    **_switches("dataloader_num_workers dataloader_pin_memory dataloader_drop_last dataloader_prefetch_factor "
+    **switches("dataloader_num_workers dataloader_pin_memory dataloader_drop_last dataloader_prefetch_factor "
                 "dataset_num_proc preprocessing_num_workers remove_unused_columns dataloader_persistent_workers "
                 "overwrite_cache dataloader_multiprocessing_context dataloader_in_order label_names "
                 "length_column_name", _LOADER),
-    **_switches("ddp_timeout ddp_find_unused_parameters ddp_backend local_rank ddp_bucket_cap_mb accelerator_config "
+    **switches("ddp_timeout ddp_find_unused_parameters ddp_backend local_rank ddp_bucket_cap_mb accelerator_config "
                 "ddp_broadcast_buffers ddp_static_graph parallelism_config", _WORLD),
-    **_switches("hub_model_id hub_strategy hub_private_repo hub_token hub_always_push hub_revision", _UPLOAD),
-    **_switches("project trackio_space_id trackio_bucket_id trackio_static_space_id",
+    **switches("hub_model_id hub_strategy hub_private_repo hub_token hub_always_push hub_revision", _UPLOAD),
+    **switches("project trackio_space_id trackio_bucket_id trackio_static_space_id",
                 "`report_to: trackio` reports there"),
-    **_unless_off("push_to_hub", "uploading", f"leave it out: {_UPLOAD}"),
-    **_unless_off("deepspeed fsdp fsdp_config", "several devices", "leave it out: one process trains"),
-    **_unless_off("trust_remote_code", "chuk runs no code of a model", "leave it out"),
-    **_unless_off("label_smoothing_factor", "label smoothing", "leave it out"),
-    **_unless_off("neftune_noise_alpha", "noise on embeddings", "leave it out"),
-    **_unless_off("optim_args", "the optimizer's own arguments", "`adam_beta1`, `weight_decay` … each on its own"),
-    **_unless_off("eval_delay", "evaluations that begin later", "leave it out: all are measured"),
-    **_unless_off("resume_from_checkpoint", "going on", "`chuk train resume RUN` goes on with a run"),
+    **unless_off("push_to_hub", "uploading", f"leave it out: {_UPLOAD}"),
+    **unless_off("deepspeed fsdp fsdp_config", "several devices", "leave it out: one process trains"),
+    **unless_off("trust_remote_code", "chuk runs no code of a model", "leave it out"),
+    **unless_off("label_smoothing_factor", "label smoothing", "leave it out"),
+    **unless_off("neftune_noise_alpha", "noise on embeddings", "leave it out"),
+    **unless_off("optim_args", "the optimizer's own arguments", "`adam_beta1`, `weight_decay` … each on its own"),
+    **unless_off("eval_delay", "evaluations that begin later", "leave it out: all are measured"),
+    **unless_off("resume_from_checkpoint", "going on", "`chuk train resume RUN` goes on with a run"),
     "activation_checkpointing": (Key("gradient_checkpointing", lambda v, w: yes(v, w) or None),),
     "train_sampling_strategy": (
         Key("shuffle", lambda v, _: False if v == "sequential" else None, "the order of rows",
             lambda v, _: "" if v in _ORDERS else f"one of {', '.join(_ORDERS)}"),
         Key("group_by_length", lambda v, _: True if v == "group_by_length" else None),
     ),
-    **_unless_off("load_in_8bit", "quantizing on the way in", _QUANTIZED),
+    **unless_off("load_in_8bit", "quantizing on the way in", _QUANTIZED),
     "run_name": (off("`output` is the run's folder, and its name"),),
     "data_seed": (off("`seed` orders the data"),),
     "auto_find_batch_size": (off("`--fit auto` finds one"),),
@@ -137,26 +128,26 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "lora_r": (Key("lora_rank"),),
     "use_vllm": (off(_SPEED),), "vllm_mode": (off(_SPEED),), "vllm_gpu_memory_utilization": (off(_SPEED),),
     "ignore_bias_buffers": (off(_WORLD),),
-    **_switches("vllm_model_impl vllm_enable_sleep_mode vllm_server_base_url vllm_server_host vllm_server_port "
+    **switches("vllm_model_impl vllm_enable_sleep_mode vllm_server_base_url vllm_server_host vllm_server_port "
                 "vllm_server_timeout vllm_group_port vllm_max_model_length vllm_tensor_parallel_size "
                 "cache_implementation ds3_gather_for_generation use_transformers_paged "
                 "use_transformers_continuous_batching transformers_continuous_batching_config", _SPEED),
-    **_switches("log_completions num_completions_to_print log_unique_prompts log_multimodal",
+    **switches("log_completions num_completions_to_print log_unique_prompts log_multimodal",
                 "the run's completions.jsonl has all of them"),
-    **_switches("bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage", "MLX's packing is its own"),
-    **_unless_off("log_completions_hub_repo", "uploading", f"leave it out: {_UPLOAD}"),
-    **_unless_off("model_init_kwargs", "arguments of the model's class", "`dtype` and `revision`, each on its own"),
-    **_unless_off("chat_template_path", "another chat template", "write it to the model's chat_template.jinja"),
-    **_unless_off("eos_token", "another end of texts", _TOKENS),
-    **_unless_off("dataset_kwargs", "how data is prepared", "leave it out, or give rows of `input_ids`"),
-    **_unless_off("lora_target_parameters", "adapters on bare parameters", "leave it out"),
-    **_unless_off("lora_modules_to_save", "whole modules beside adapters", "leave it out"),
-    **_unless_off("generation_kwargs", "how completions are sampled", _SAMPLING),
-    **_unless_off("chat_template_kwargs", "the template's switches", "write a column of that name in the rows"),
-    **_unless_off("reward_weights", "weights of rewards", "`rewards: [exact_match=1, format=0.2]`"),
-    **_unless_off("max_tool_calling_iterations", "tools", "a player of your own calls them: docs/rewards.md"),
-    **_unless_off("vllm_structured_outputs_regex", "completions of a form", "leave it out"),
-    **_unless_off("router_aux_loss_coef", "an auxiliary loss of experts", "leave it out"),
+    **switches("bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage", "MLX's packing is its own"),
+    **unless_off("log_completions_hub_repo", "uploading", f"leave it out: {_UPLOAD}"),
+    **unless_off("model_init_kwargs", "arguments of the model's class", "`dtype` and `revision`, each on its own"),
+    **unless_off("chat_template_path", "another chat template", "write it to the model's chat_template.jinja"),
+    **unless_off("eos_token", "another end of texts", _TOKENS),
+    **unless_off("dataset_kwargs", "how data is prepared", "leave it out, or give rows of `input_ids`"),
+    **unless_off("lora_target_parameters", "adapters on bare parameters", "leave it out"),
+    **unless_off("lora_modules_to_save", "whole modules beside adapters", "leave it out"),
+    **unless_off("generation_kwargs", "how completions are sampled", _SAMPLING),
+    **unless_off("chat_template_kwargs", "the template's switches", "write a column of that name in the rows"),
+    **unless_off("reward_weights", "weights of rewards", "`rewards: [exact_match=1, format=0.2]`"),
+    **unless_off("max_tool_calling_iterations", "tools", "a player of your own calls them: docs/rewards.md"),
+    **unless_off("vllm_structured_outputs_regex", "completions of a form", "leave it out"),
+    **unless_off("router_aux_loss_coef", "an auxiliary loss of experts", "leave it out"),
     "vllm_importance_sampling_cap": (Key("importance_sampling_clip_max", number),),
     "pad_to_multiple_of": (Key("pad_to_multiple_of", lambda v, _: None if v == "auto" else v),),
     "pad_token": (off("padding is never learned"),),
