@@ -52,10 +52,22 @@ def chuk(tree: Path, scratch: Path, *words: str) -> None:
         raise SystemExit(f"chuk {' '.join(words)} ({tree}):\n{done.stderr}")
 
 
-def results(run: Path) -> tuple[dict[str, bytes], list[float]]:
-    """The files of weights of the last checkpoint, and the losses of the log."""
+def tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Type, shape and bytes of each tensor of a safetensors file: the order in which they lie there is no number."""
+    content = path.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    found = {}
+    for name, about in json.loads(content[8:begin]).items():
+        if name != "__metadata__":
+            start, end = about["data_offsets"]
+            found[f"{path.name}: {name}"] = about["dtype"], tuple(about["shape"]), content[begin + start : begin + end]
+    return found
+
+
+def results(run: Path) -> tuple[dict[str, tuple[str, tuple[int, ...], bytes]], list[float]]:
+    """The tensors of the last checkpoint, its optimizer's too, and the losses of the log."""
     last = sorted((run / "checkpoints").glob("step_*"))[-1]
-    files = {path.name: path.read_bytes() for path in sorted(last.glob("*.safetensors"))}
+    files = {name: one for path in sorted(last.glob("*.safetensors")) for name, one in tensors(path).items()}
     lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [event for event in map(json.loads, lines) if event["kind"] == "step"]
     return files, [event.get("data", event)["loss"] for event in steps]
@@ -72,7 +84,7 @@ def compare(name: str, trees: dict[str, Path], scratch: Path) -> bool:
     (ours, losses), (theirs, before) = found["here"], found["there"]
     odd = [file for file in sorted(set(ours) | set(theirs)) if ours.get(file) != theirs.get(file)]
     same = losses == before and not odd
-    print(f"{name:<8}{'same' if same else f'DIFFERS: {odd}, losses {losses} against {before}'}", flush=True)
+    print(f"{name:<8}{'same' if same else f'DIFFERS: {odd[:4]}, losses {losses} against {before}'}", flush=True)
     return same
 
 
