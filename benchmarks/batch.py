@@ -1,22 +1,24 @@
-"""Speed and memory of `chuk batch build`, beside `tokenizers` alone and beside Hugging Face `datasets`, in one run.
+"""Speed and memory of `chuk batch build`, beside `tokenizers` alone and beside Hugging Face
+`datasets`, in one run.
 
     python benchmarks/batch.py [--mb 32] [--flat 8] [--text FILE.jsonl …] [--tokenizer DIR] [--datasets PYTHON]
 
-The data is JSONL with a `text` column, log-normal lengths (median 1,200 characters), made of sentences of the files
-given with `--text` (any JSONL; every string of their rows counts), of `--text auto`: those in `real/data` of the
-temporary folder when there are any, else of chuk's own math problems. Sentences come again, which favours whoever
-remembers words: give much text to see less of that. Contestants, each a process of its own on the same cores:
+The data is JSONL with a `text` column, log-normal lengths (median 1,200 characters), made of
+sentences of the files given with `--text` (any JSONL; every string of their rows counts), of
+`--text auto`: those in `real/data` of the temporary folder when there are any, else of chuk's own
+math problems. Sentences come again, which favours whoever remembers words: give much text to see
+less of that. Contestants, each a process of its own on the same cores:
 
   tokenizers   `encode_batch` on all cores, 1,000 texts at once, timed without reading and parsing
   chuk         `chuk batch build --kind pretrain --packing bfd_split`, everything from start to manifest
   datasets     `load_dataset`, `map` with 2 processes to token ids, `map` with 2 processes to packed rows, saved
 
-`datasets` runs in the Python of `--datasets`, a virtual environment with `datasets` and `transformers` (made with pip
-in /tmp when not given; `--datasets none` leaves it out). Memory is the summed resident size of all processes of a
-build, seen 20 times a second. Limits: chuk at least 0.8 times `tokenizers`, at least 1.5 times `datasets`, under 1 GB,
-and no more than 1.25 times the memory with `--mb` than with `--flat`. The CPU column tells work from waiting on a busy
-machine; that of `tokenizers` counts encoding alone.
-"""
+`datasets` runs in the Python of `--datasets`, a virtual environment with `datasets` and
+`transformers` (made with pip in /tmp when not given; `--datasets none` leaves it out). Memory is
+the summed resident size of all processes of a build, seen 20 times a second. Limits: chuk at
+least 0.8 times `tokenizers`, at least 1.5 times `datasets`, under 1 GB, and no more than 1.25
+times the memory with `--mb` than with `--flat`. The CPU column tells work from waiting on a busy
+machine; that of `tokenizers` counts encoding alone."""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def main() -> int:
         data, small = folder / "data.jsonl", folder / "small.jsonl"
         write_data(data, options.mb, options.text)
         write_data(small, options.flat, options.text)
-        rows = [{"name": "tokenizers", **_run(sys.executable, "tokenizers", data, tokenizer, scratch)}]
+        rows = [
+            {"name": "tokenizers", **_run(sys.executable, "tokenizers", data, tokenizer, scratch)}
+        ]
         rows.append({"name": "chuk", **chuk(data, tokenizer, folder / "out")})
         flat = chuk(small, tokenizer, folder / "small")
         python = _datasets_python(options.datasets)
@@ -65,12 +69,22 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mb", type=int, default=32, help="megabytes of JSONL")
-    parser.add_argument("--flat", type=int, default=8, help="megabytes of the run that memory is compared with")
-    parser.add_argument("--text", nargs="*", default=["auto"], help="JSONL files to take sentences from")
-    parser.add_argument("--tokenizer", help="folder with tokenizer.json; default: a real one, or one trained here")
-    parser.add_argument("--datasets", default="auto", help="python with datasets and transformers, or none")
+    parser.add_argument(
+        "--flat", type=int, default=8, help="megabytes of the run that memory is compared with"
+    )
+    parser.add_argument(
+        "--text", nargs="*", default=["auto"], help="JSONL files to take sentences from"
+    )
+    parser.add_argument(
+        "--tokenizer", help="folder with tokenizer.json; default: a real one, or one trained here"
+    )
+    parser.add_argument(
+        "--datasets", default="auto", help="python with datasets and transformers, or none"
+    )
     parser.add_argument("--only", choices=("tokenizers", "datasets"), help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
@@ -78,7 +92,8 @@ def _options() -> argparse.Namespace:
 
 
 def write_data(path: Path, megabytes: int, text: list[str]) -> None:
-    """Documents of sentences in random order, with log-normal lengths. The same arguments make the same file."""
+    """Documents of sentences in random order, with log-normal lengths. The same arguments make the
+    same file."""
     sentences = list(_sentences(text))
     source = random.Random(0)
     written = 0
@@ -155,8 +170,11 @@ class _Spent:
 
 
 def with_datasets(data: Path, tokenizer: str, scratch: Path) -> dict[str, float]:
-    """Seconds from the JSONL file to packed rows on disk, with two processes, as its documentation shows it."""
-    os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=str(scratch / "cache"))
+    """Seconds from the JSONL file to packed rows on disk, with two processes, as its documentation
+    shows it."""
+    os.environ.update(
+        TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=str(scratch / "cache")
+    )
     import datasets
     from transformers import AutoTokenizer
 
@@ -166,13 +184,26 @@ def with_datasets(data: Path, tokenizer: str, scratch: Path) -> dict[str, float]
     loaded = datasets.load_dataset("json", data_files=str(data), split="train")
     end = made.eos_token or ""
     encoded = loaded.map(
-        lambda rows: {"input_ids": made([text + end for text in rows["text"]], return_attention_mask=False).input_ids},
-        batched=True, num_proc=2, remove_columns=["text"],
-    )  # fmt: skip
+        lambda rows: {
+            "input_ids": (
+                made([text + end for text in rows["text"]], return_attention_mask=False).input_ids
+            )
+        },
+        batched=True,
+        num_proc=2,
+        remove_columns=["text"],
+    )
     packed = encoded.map(_grouped, batched=True, num_proc=2)
     packed.save_to_disk(str(scratch / "packed"))
-    seconds, cpu = time.perf_counter() - began, _cpu(resource.RUSAGE_SELF) + _cpu(resource.RUSAGE_CHILDREN)
-    return {"seconds": seconds, "cpu": cpu, "tokens": float(sum(len(ids) for ids in packed["input_ids"]))}
+    seconds, cpu = (
+        time.perf_counter() - began,
+        _cpu(resource.RUSAGE_SELF) + _cpu(resource.RUSAGE_CHILDREN),
+    )
+    return {
+        "seconds": seconds,
+        "cpu": cpu,
+        "tokens": float(sum(len(ids) for ids in packed["input_ids"])),
+    }
 
 
 def _cpu(who: int) -> float:
@@ -183,15 +214,35 @@ def _cpu(who: int) -> float:
 def _grouped(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
     """All ids of a thousand rows joined and cut every `MAX_LENGTH` tokens."""
     joined = [token for ids in rows["input_ids"] for token in ids]
-    return {"input_ids": [joined[start : start + MAX_LENGTH] for start in range(0, len(joined), MAX_LENGTH)]}
+    return {
+        "input_ids": [
+            joined[start : start + MAX_LENGTH] for start in range(0, len(joined), MAX_LENGTH)
+        ]
+    }
 
 
 def chuk(data: Path, tokenizer: str, output: Path) -> dict[str, float]:
     """Seconds and peak memory of the command, start-up included."""
     command = [
-        sys.executable, "-m", "chuk_cli", "batch", "build", "--data", str(data), "--model", tokenizer, "--output",
-        str(output), "--kind", "pretrain", "--packing", "bfd_split", "--max-length", str(MAX_LENGTH), "--json",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "chuk_cli",
+        "batch",
+        "build",
+        "--data",
+        str(data),
+        "--model",
+        tokenizer,
+        "--output",
+        str(output),
+        "--kind",
+        "pretrain",
+        "--packing",
+        "bfd_split",
+        "--max-length",
+        str(MAX_LENGTH),
+        "--json",
+    ]
     began, began_cpu = time.perf_counter(), _cpu(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     watch = _Memory(process.pid)
@@ -203,7 +254,8 @@ def chuk(data: Path, tokenizer: str, output: Path) -> dict[str, float]:
 
 
 class _Memory(threading.Thread):
-    """The largest resident size of a process and its children together, shared pages counted once a process."""
+    """The largest resident size of a process and its children together, shared pages counted once a
+    process."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -213,7 +265,9 @@ class _Memory(threading.Thread):
     def run(self) -> None:
         """Look 20 times a second."""
         while self._running:
-            self._peak = max(self._peak, sum(_resident(pid) for pid in [self._pid, *_children(self._pid)]))
+            self._peak = max(
+                self._peak, sum(_resident(pid) for pid in [self._pid, *_children(self._pid)])
+            )
             time.sleep(0.05)
 
     def stop(self) -> int:
@@ -248,30 +302,57 @@ def _datasets_python(given: str) -> str | None:
     if not python.is_file():
         print("installing datasets and transformers in", home, file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", home], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "datasets", "transformers"], check=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "datasets", "transformers"], check=True
+        )
     return str(python)
 
 
 def _run(python: str, name: str, data: Path, tokenizer: str, scratch: str) -> dict[str, float]:
     done = subprocess.run(
-        [python, __file__, "--only", name, "--data", data, "--tokenizer", tokenizer, "--scratch", scratch],
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
+        [
+            python,
+            __file__,
+            "--only",
+            name,
+            "--data",
+            data,
+            "--tokenizer",
+            tokenizer,
+            "--scratch",
+            scratch,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _report(rows: list[dict[str, Any]], flat: dict[str, float], size: int, options: argparse.Namespace) -> int:
+def _report(
+    rows: list[dict[str, Any]], flat: dict[str, float], size: int, options: argparse.Namespace
+) -> int:
     by_name = {row["name"]: row for row in rows}
     ours = by_name["chuk"]
     print(f"{size / 1e6:,.0f} MB, {os.cpu_count()} cores\n")
-    print("| | seconds | CPU seconds | MB/s | tokens | chuk is |\n| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| | seconds | CPU seconds | MB/s | tokens | chuk is |\n| --- | --- | --- | --- | --- |"
+        " --- |"
+    )
     for row in rows:
         seconds, times = row["seconds"], row["seconds"] / ours["seconds"]
-        numbers = f"{seconds:.1f} | {row['cpu']:.1f} | {size / 1e6 / seconds:.2f} | {row['tokens']:,.0f}"
+        numbers = (
+            f"{seconds:.1f} | {row['cpu']:.1f} | {size / 1e6 / seconds:.2f} | {row['tokens']:,.0f}"
+        )
         print(f"| {row['name']} | {numbers} | {times:.2f} times as fast |")
     growth = ours["memory"] / flat["memory"]
     checks = [
-        ("of tokenizers' speed", by_name["tokenizers"]["seconds"] / ours["seconds"], LEAST_OF_TOKENIZERS, True),
+        (
+            "of tokenizers' speed",
+            by_name["tokenizers"]["seconds"] / ours["seconds"],
+            LEAST_OF_TOKENIZERS,
+            True,
+        ),
         ("peak memory, bytes", ours["memory"], MOST_BYTES, False),
         (f"peak memory, {options.mb} MB against {options.flat} MB", growth, MOST_GROWTH, False),
     ]
@@ -284,7 +365,10 @@ def _report(rows: list[dict[str, Any]], flat: dict[str, float], size: int, optio
         good = value >= limit if is_least else value <= limit
         failed += not good
         shown = f"{value:,.0f}" if value > 1000 else f"{value:.2f}"
-        print(f"{'ok  ' if good else 'MISS'}  {name}: {shown} ({'at least' if is_least else 'at most'} {limit:,})")
+        print(
+            f"{'ok  ' if good else 'MISS'}  {name}: {shown}"
+            f" ({'at least' if is_least else 'at most'} {limit:,})"
+        )
     return int(bool(failed))
 
 

@@ -1,14 +1,15 @@
-"""Training commands as a user types them, first step included, beside TRL with PEFT on the same model and rows.
+"""Training commands as a user types them, first step included, beside TRL with PEFT on the same
+model and rows.
 
     python benchmarks/commands.py [--model billion|mini|FOLDER] [--only sft,dpo,grpo,ppo] [--full] [--steps 8]
                                   [--trl PYTHON] [--json FILE]
 
-For each command: seconds from its start to the first finished step, with `--cold` also with an empty kernel cache (a
-CPU has none); then the median of the later steps, tokens a second of what is trained, and MLX's peak. `--trl` names an
-interpreter that has TRL and PEFT (ppo has no peer here); figures of both are taken one after the other on one machine.
-`billion` is a Llama of 1.2 billion random bfloat16 weights, `mini`
-one of 7 million. `--full` trains all weights instead of adapters of rank 8 on all projections.
-"""
+For each command: seconds from its start to the first finished step, with `--cold` also with an
+empty kernel cache (a CPU has none); then the median of the later steps, tokens a second of what
+is trained, and MLX's peak. `--trl` names an interpreter that has TRL and PEFT (ppo has no peer
+here); figures of both are taken one after the other on one machine. `billion` is a Llama of 1.2
+billion random bfloat16 weights, `mini` one of 7 million. `--full` trains all weights instead of
+adapters of rank 8 on all projections."""
 
 from __future__ import annotations
 
@@ -75,7 +76,12 @@ BIG = {
     "grpo": Case(8, 8, 128, 256),
     "ppo": Case(8, 8, 128, 256),
 }
-SMALL = {"sft": Case(8, 1, 0, 128), "dpo": Case(4, 1, 64, 64), "grpo": Case(8, 4, 48, 32), "ppo": Case(8, 4, 48, 32)}
+SMALL = {
+    "sft": Case(8, 1, 0, 128),
+    "dpo": Case(4, 1, 64, 64),
+    "grpo": Case(8, 4, 48, 32),
+    "ppo": Case(8, 4, 48, 32),
+}
 
 
 def text(tokens: int, random: Any) -> str:
@@ -90,7 +96,9 @@ def write_data(folder: Path, algorithm: str, case: Case, steps: int) -> Path:
     """Rows of equal length, enough for all steps."""
     random, rows = np.random.default_rng(0), []
     for _ in range(case.rows * case.accumulation * steps):
-        prompt, one, other = (text(n, random) for n in (case.prompt, case.completion, case.completion))
+        prompt, one, other = (
+            text(n, random) for n in (case.prompt, case.completion, case.completion)
+        )
         rows.append(
             {"sft": {"text": one}, "dpo": {"prompt": prompt, "chosen": one, "rejected": other}}.get(
                 algorithm, {"prompt": prompt}
@@ -101,7 +109,9 @@ def write_data(folder: Path, algorithm: str, case: Case, steps: int) -> Path:
     return path
 
 
-def command(algorithm: str, case: Case, model: str, data: Path, output: Path, steps: int, full: bool) -> list[str]:
+def command(
+    algorithm: str, case: Case, model: str, data: Path, output: Path, steps: int, full: bool
+) -> list[str]:
     """What a user would type."""
     words = [
         "train",
@@ -137,10 +147,17 @@ def command(algorithm: str, case: Case, model: str, data: Path, output: Path, st
 
 def run_chuk(words: Sequence[str], output: Path, cache: Path) -> dict[str, float]:
     """Run it; seconds to the first finished step, a step, and the peak in GiB."""
-    env = os.environ | {"CHUK_CACHE": str(cache), "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    env = os.environ | {
+        "CHUK_CACHE": str(cache),
+        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+    }
     began = time.time()
     done = subprocess.run(
-        [sys.executable, "-m", "chuk_cli", *words], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "chuk_cli", *words],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"chuk {' '.join(words)}\n{done.stderr[-3000:]}")
@@ -165,7 +182,11 @@ def run_chuk(words: Sequence[str], output: Path, cache: Path) -> dict[str, float
         "step": statistics.median(later),
         "slowest": max(later),
         "peak": max(event["data"]["peak_memory_bytes"] for event in steps) / GIB,
-        **{name: float(last[name]) for name in ("rollout_seconds", "rollout_tokens_per_second") if name in last},
+        **{
+            name: float(last[name])
+            for name in ("rollout_seconds", "rollout_tokens_per_second")
+            if name in last
+        },
     }
 
 
@@ -215,12 +236,28 @@ print("RESULT", json.dumps({"first": times.first, "step": later[len(later) // 2]
 """
 
 
-def run_trl(python: str, algorithm: str, case: Case, model: str, data: Path, steps: int, full: bool) -> dict[str, Any]:
+def run_trl(
+    python: str, algorithm: str, case: Case, model: str, data: Path, steps: int, full: bool
+) -> dict[str, Any]:
     """The same with TRL."""
-    values = [algorithm, model, str(data), case.rows, case.accumulation, case.tokens, case.completion, full, steps]
+    values = [
+        algorithm,
+        model,
+        str(data),
+        case.rows,
+        case.accumulation,
+        case.tokens,
+        case.completion,
+        full,
+        steps,
+    ]
     began = time.time()
     done = subprocess.run(
-        [python, "-c", TRL, json.dumps(values)], capture_output=True, text=True, check=False, env=os.environ
+        [python, "-c", TRL, json.dumps(values)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ,
     )
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
     if line is None:
@@ -244,7 +281,9 @@ def make_model(name: str, folder: Path) -> str:
 
 def main() -> None:
     """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="billion")
     parser.add_argument("--only", default="sft,dpo,grpo,ppo")
     parser.add_argument("--full", action="store_true")
@@ -264,7 +303,9 @@ def main() -> None:
         for algorithm in options.only.split(","):
             case, cache = cases[algorithm], options.cache or scratch / f"cache-{algorithm}"
             data = write_data(scratch, algorithm, case, max(options.steps, options.trl_steps))
-            words = command(algorithm, case, model, data, scratch / "run", options.steps, options.full)
+            words = command(
+                algorithm, case, model, data, scratch / "run", options.steps, options.full
+            )
             if options.cold:
                 few = command(algorithm, case, model, data, scratch / "run", 3, options.full)
                 found[f"{algorithm} cold"] = run_chuk(few, scratch / "run", cache)
@@ -286,7 +327,9 @@ def show(name: str, figures: dict[str, Any], case: Case) -> None:
         return
     rows = case.rows * case.accumulation
     tokens = rows * case.tokens * (2 if "dpo" in name else 1) / figures["step"]
-    more = "  ".join(f"{key} {figures[key]:.4g}" for key in figures if key not in ("first", "step", "peak"))
+    more = "  ".join(
+        f"{key} {figures[key]:.4g}" for key in figures if key not in ("first", "step", "peak")
+    )
     print(
         f"{name:26s} first step after {figures['first']:6.1f} s  {figures['step']:.3f} s a step  "
         f"{tokens:9,.0f} tokens/s  peak {figures['peak']:5.1f} GiB  {more}",

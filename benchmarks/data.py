@@ -2,10 +2,10 @@
 
     python benchmarks/data.py --rows 10000 100000 200000 [--words 60] [--only dedupe]
 
-Rows are chats of random words, one in twenty equal and one in twenty nearly equal to an earlier one. Each command runs
-in a process of its own; its time includes starting Python. Seconds are those of the processor, user and system
-together, so that a busy machine changes little; wall seconds stand beside. Memory is the peak of the process.
-"""
+Rows are chats of random words, one in twenty equal and one in twenty nearly equal to an earlier
+one. Each command runs in a process of its own; its time includes starting Python. Seconds are those
+of the processor, user and system together, so that a busy machine changes little; wall seconds
+stand beside. Memory is the peak of the process."""
 
 from __future__ import annotations
 
@@ -54,7 +54,15 @@ def write_rows(path: Path, count: int, words: int) -> None:
 def measure(words: list[str], folder: Path) -> tuple[float, float, float]:
     """Processor seconds, wall seconds and MiB of one command."""
     writes = words[0] not in ("stats", "check")
-    command = [sys.executable, "-m", "chuk_cli", "data", *words, "--quiet", *(["--overwrite"] if writes else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "chuk_cli",
+        "data",
+        *words,
+        "--quiet",
+        *(["--overwrite"] if writes else []),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     began = time.perf_counter()
     child = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
@@ -72,12 +80,16 @@ def _mebibytes(usage: resource.struct_rusage) -> float:
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 200_000])
     parser.add_argument("--words", type=int, default=60)
     parser.add_argument("--only", default="", help="commands whose name begins like this")
     options = parser.parse_args()
-    print(f"{'command':<20} {'rows':>9} {'CPU s':>7} {'wall s':>7} {'rows/CPU s':>10} {'peak MiB':>9}")
+    print(
+        f"{'command':<20} {'rows':>9} {'CPU s':>7} {'wall s':>7} {'rows/CPU s':>10} {'peak MiB':>9}"
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for count in options.rows:

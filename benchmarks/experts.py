@@ -2,10 +2,9 @@
 
     python benchmarks/experts.py [TASK …] [--seeds 0,1,2,3,4] [--folder FOLDER]
 
-A row for each task: over the seeds, the mean return of the last 50 episodes of training, that of 100 greedy episodes of
-the best and of the final checkpoint, and steps in a second of CPU time, all of the command's from its first import to
-its last checkpoint, with 20 evaluations, included.
-"""
+A row for each task: over the seeds, the mean return of the last 50 episodes of training, that of
+100 greedy episodes of the best and of the final checkpoint, and steps in a second of CPU time, all
+of the command's from its first import to its last checkpoint, with 20 evaluations, included."""
 
 from __future__ import annotations
 
@@ -27,16 +26,30 @@ TASKS = {
     "gru, without velocities": ["--expert", "gru", *MASKED],
     "lstm, without velocities": ["--expert", "lstm", *MASKED],
     "mlp, Pendulum-v1": [
-        "--expert", "mlp", "--env", "gym:Pendulum-v1", "--gamma", "0.9", "--num-steps", "64", "--num-epochs", "10",
-        "--set", "lam=0.95", "--set", "num_mini_batches=4",
+        "--expert",
+        "mlp",
+        "--env",
+        "gym:Pendulum-v1",
+        "--gamma",
+        "0.9",
+        "--num-steps",
+        "64",
+        "--num-epochs",
+        "10",
+        "--set",
+        "lam=0.95",
+        "--set",
+        "num_mini_batches=4",
     ],
-}  # fmt: skip
+}
 CHUK = [sys.executable, "-m", "chuk_cli"]
 
 
 def main() -> None:
     """Train, play and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tasks", nargs="*", default=list(TASKS), help="; ".join(TASKS))
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--folder", type=Path)
@@ -47,23 +60,40 @@ def main() -> None:
         for seed in given.seeds.split(","):
             rows.append(measure(task, seed, folder))
             print(json.dumps({"task": task, "seed": int(seed)} | rows[-1]), flush=True)
-        print(f"| {task} | " + " | ".join(spread([row[name] for row in rows]) for name in rows[0]) + " |", flush=True)
+        print(
+            f"| {task} | "
+            + " | ".join(spread([row[name] for row in rows]) for name in rows[0])
+            + " |",
+            flush=True,
+        )
 
 
 def measure(task: str, seed: str, folder: Path) -> dict[str, float]:
     """One run of the command, and its checkpoints played."""
     run = folder / f"{task.replace(', ', '-').replace(' ', '-')}-{seed}"
     before = cpu_seconds()
-    command = [*CHUK, "train", "ppo", *TASKS[task], "--seed", seed, "-o", str(run), "--overwrite", "-q"]
+    command = [
+        *CHUK,
+        "train",
+        "ppo",
+        *TASKS[task],
+        "--seed",
+        seed,
+        "-o",
+        str(run),
+        "--overwrite",
+        "-q",
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = cpu_seconds() - before
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     last = [event["data"] for event in events if event["kind"] == "step"][-1]
     return {
-        "last 50": round(last["reward"], 2), "best, greedy": greedy(run),
+        "last 50": round(last["reward"], 2),
+        "best, greedy": greedy(run),
         "final, greedy": greedy(run / "checkpoints" / (run / "latest").read_text().strip()),
         "steps a CPU second": round(last["num_env_steps"] / seconds),
-    }  # fmt: skip
+    }
 
 
 def greedy(path: Path) -> float:

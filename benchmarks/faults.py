@@ -1,11 +1,12 @@
-"""Runs that are killed, meet full disks and lose checkpoints, again and again; none may lose or change a bit.
+"""Runs that are killed, meet full disks and lose checkpoints, again and again; none may lose or
+change a bit.
 
     python benchmarks/faults.py --kills 200 --disks 20 --corruptions 100 [--minutes 30] [--seed 0]
 
-An undisturbed run keeps a checkpoint every few steps. After each fault the newest valid checkpoint must be that run's
-at the same step, bit for bit, and no older than the last one seen; every run that reaches its end must end alike.
-Prints a table and exits with 1 on any loss. Full disks need a Linux that lets this user mount a tmpfs.
-"""
+An undisturbed run keeps a checkpoint every few steps. After each fault the newest valid checkpoint
+must be that run's at the same step, bit for bit, and no older than the last one seen; every run
+that reaches its end must end alike. Prints a table and exits with 1 on any loss. Full disks need a
+Linux that lets this user mount a tmpfs."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ class Tally:
     def row(self) -> str:
         """A line of the table."""
         notes = ", ".join(f"{count} {what}" for what, count in sorted(self.notes.items()))
-        return f"{self.name:<12} {self.faults:>6} {len(self.losses):>7} {self.seconds:>8.0f}  {notes}"
+        return (
+            f"{self.name:<12} {self.faults:>6} {len(self.losses):>7} {self.seconds:>8.0f}  {notes}"
+        )
 
 
 class Bench:
@@ -56,50 +59,79 @@ class Bench:
         self.folder, self.random = folder, random.Random(seed)
         self.model = create_model("nano", folder / "model")
         self.data = folder / "train.jsonl"
-        rows = [{"prompt": f"{n} plus {n + 1} is ", "completion": f"{2 * n + 1}."} for n in range(61)]
+        rows = [
+            {"prompt": f"{n} plus {n + 1} is ", "completion": f"{2 * n + 1}."} for n in range(61)
+        ]
         self.data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.whole = train_sft(self.config(folder / "whole")).run_dir
 
     def config(self, output: Path) -> SFTConfig:
         """The settings of all runs."""
         return SFTConfig(
-            model=str(self.model), data=str(self.data), output=str(output), max_steps=STEPS, batch_size=4,
-            learning_rate=3e-3, log_interval=1, checkpoint_interval=INTERVAL,
-        )  # fmt: skip
+            model=str(self.model),
+            data=str(self.data),
+            output=str(output),
+            max_steps=STEPS,
+            batch_size=4,
+            learning_rate=3e-3,
+            log_interval=1,
+            checkpoint_interval=INTERVAL,
+        )
 
     def start(self, run: Path) -> subprocess.Popen[bytes]:
-        """Begin or go on with a run in a process of its own; it writes to `run.out` beside the run."""
+        """Begin or go on with a run in a process of its own; it writes to `run.out` beside the
+        run."""
         if (run / "config.yaml").exists():
             words = ["resume", str(run)]
         else:
             config = self.config(run)
             named = {
-                "model": config.model, "data": config.data, "output": config.output, "max_steps": STEPS,
-                "batch_size": config.batch_size, "learning_rate": config.learning_rate, "log_interval": 1,
-                "checkpoint_interval": INTERVAL, "keep_checkpoints": 4,
-            }  # fmt: skip
-            words = ["sft", *(f"--set={name}={value}" for name, value in named.items()), "--overwrite"]
+                "model": config.model,
+                "data": config.data,
+                "output": config.output,
+                "max_steps": STEPS,
+                "batch_size": config.batch_size,
+                "learning_rate": config.learning_rate,
+                "log_interval": 1,
+                "checkpoint_interval": INTERVAL,
+                "keep_checkpoints": 4,
+            }
+            words = [
+                "sft",
+                *(f"--set={name}={value}" for name, value in named.items()),
+                "--overwrite",
+            ]
         with self.output_of(run).open("wb") as out:
             return subprocess.Popen(
-                [sys.executable, "-m", "chuk_cli", "train", *words], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                [sys.executable, "-m", "chuk_cli", "train", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+            )
 
     def output_of(self, run: Path) -> Path:
         """Where the process of a run writes."""
         return self.folder / f"{run.name}.out"
 
     def check(self, run: Path, at_least: int, tally: Tally, what: str) -> int:
-        """The step of the newest valid checkpoint, 0 without one; notes what is lost, changed or said badly."""
+        """The step of the newest valid checkpoint, 0 without one; notes what is lost, changed or
+        said badly."""
         try:
-            found = newest_valid(run, lambda text: tally.notes.update(["damaged checkpoints passed over"]))
+            found = newest_valid(
+                run, lambda text: tally.notes.update(["damaged checkpoints passed over"])
+            )
         except ModelError:
             found = None
         step = found.step if found else 0
         if step < at_least:
             tally.losses.append(f"{what}: step {step} left of {at_least}")
-        if found and self.files(found.folder) != self.files(self.whole / "checkpoints" / found.folder.name):
-            tally.losses.append(f"{what}: the checkpoint of step {step} is not that of the undisturbed run")
+        if found and self.files(found.folder) != self.files(
+            self.whole / "checkpoints" / found.folder.name
+        ):
+            tally.losses.append(
+                f"{what}: the checkpoint of step {step} is not that of the undisturbed run"
+            )
         told = self.output_of(run)
         if told.exists() and b"Traceback" in told.read_bytes():
             tally.losses.append(f"{what}: a traceback in {told}")
@@ -110,7 +142,8 @@ class Bench:
         return {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
 
     def check_end(self, run: Path, tally: Tally, what: str) -> None:
-        """A run that says it is done must be at its last step, and its log must name every step once."""
+        """A run that says it is done must be at its last step, and its log must name every step
+        once."""
         self.check(run, STEPS, tally, what)
         logged = [event.step for event in read_events(run / "events.jsonl") if event.kind == "step"]
         if logged != list(range(1, STEPS + 1)):
@@ -134,7 +167,9 @@ def kill(bench: Bench, faults: int, deadline: float) -> Tally:
             process.kill()
             process.wait()
             tally.faults += 1
-            tally.notes["while writing a checkpoint"] += any((run / "checkpoints").glob(".partial-*"))
+            tally.notes["while writing a checkpoint"] += any(
+                (run / "checkpoints").glob(".partial-*")
+            )
             reached = bench.check(run, reached, tally, f"kill {tally.faults}")
             tally.notes["before the first checkpoint"] += not reached
             continue
@@ -165,7 +200,9 @@ def fill_disk(bench: Bench, faults: int, deadline: float) -> Tally:
         disk = bench.folder / "disk"
         disk.mkdir()
         size = int(one * bench.random.uniform(0.05, 4.5))
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "chuk", str(disk)], check=False).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}k", "chuk", str(disk)], check=False
+        ).returncode:
             tally.notes["skipped: no tmpfs can be mounted here"] += 1
             disk.rmdir()
             break
@@ -249,10 +286,13 @@ def _half_copied(folder: Path, draw: random.Random) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path, random.Random], object]] = {
-    "truncated": _truncate, "bit flipped": _flip, "block zeroed": _zero,
-    "file missing": lambda folder, draw: _pick(folder, draw).unlink(), "half copied": _half_copied,
+    "truncated": _truncate,
+    "bit flipped": _flip,
+    "block zeroed": _zero,
+    "file missing": lambda folder, draw: _pick(folder, draw).unlink(),
+    "half copied": _half_copied,
     "folder empty": lambda folder, draw: [path.unlink() for path in folder.iterdir()],
-}  # fmt: skip
+}
 
 
 def main() -> int:
@@ -261,14 +301,20 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--disks", type=int, default=20)
     parser.add_argument("--corruptions", type=int, default=100)
-    parser.add_argument("--minutes", type=float, default=30.0, help="stop after this long, with what was done")
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="stop after this long, with what was done"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     deadline = time.monotonic() + 60 * given.minutes
     tallies = []
     with tempfile.TemporaryDirectory(prefix="chuk-faults-") as scratch:
         bench = Bench(Path(scratch).resolve(), given.seed)
-        for inflict, faults in ((corrupt, given.corruptions), (fill_disk, given.disks), (kill, given.kills)):
+        for inflict, faults in (
+            (corrupt, given.corruptions),
+            (fill_disk, given.disks),
+            (kill, given.kills),
+        ):
             began = time.monotonic()
             tallies.append(inflict(bench, faults, deadline))
             tallies[-1].seconds = time.monotonic() - began

@@ -1,4 +1,5 @@
-"""LoRA step of a 1.2-billion Llama shape on a GPU: tokens a second and peak memory, chuk's step beside mlx-lm's.
+"""LoRA step of a 1.2-billion Llama shape on a GPU: tokens a second and peak memory, chuk's step
+beside mlx-lm's.
 
     python benchmarks/gpu.py [--rows 8] [--length 2048] [--steps 8] [--only NAME,…]
 
@@ -50,11 +51,18 @@ def make_model() -> nn.Module:
     mx.random.seed(0)
     model = Model(
         ModelArgs(
-            model_type="llama", hidden_size=2048, num_hidden_layers=16, intermediate_size=8192, num_attention_heads=32,
-            num_key_value_heads=8, rms_norm_eps=1e-5, vocab_size=VOCABULARY, rope_theta=500_000.0,
+            model_type="llama",
+            hidden_size=2048,
+            num_hidden_layers=16,
+            intermediate_size=8192,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            rms_norm_eps=1e-5,
+            vocab_size=VOCABULARY,
+            rope_theta=500_000.0,
             tie_word_embeddings=True,
         )
-    )  # fmt: skip
+    )
     model.set_dtype(mx.bfloat16)
     mx.eval(model.parameters())
     return model
@@ -73,14 +81,20 @@ def measure(name: str, step: Callable[[], float], tokens: int, steps: int) -> No
         times.append(time.perf_counter() - began)
     seconds = sorted(times)[len(times) // 2]
     peak = mx.get_peak_memory() / GIB
-    print(f"{name:36s} {tokens / seconds:9,.0f} tokens/s  peak {peak:5.1f} GiB  loss {loss:.4f}", flush=True)
+    print(
+        f"{name:36s} {tokens / seconds:9,.0f} tokens/s  peak {peak:5.1f} GiB  loss {loss:.4f}",
+        flush=True,
+    )
 
 
 def mlx_lm_step(model: nn.Module, ids: mx.array) -> Callable[[], float]:
     """mlx-lm's way: whole logits, mean loss, one compiled step."""
     optimizer = optim.AdamW(1e-5)
     gradients = nn.value_and_grad(
-        model, lambda model, x: nn.losses.cross_entropy(model(x[:, :-1]), x[:, 1:]).astype(mx.float32).mean()
+        model,
+        lambda model, x: (
+            nn.losses.cross_entropy(model(x[:, :-1]), x[:, 1:]).astype(mx.float32).mean()
+        ),
     )
     state = [model.state, optimizer.state]
 
@@ -105,7 +119,9 @@ def chuk_step(model: nn.Module, ids: np.ndarray) -> Callable[[], float]:
 
     mask = np.ones(ids.shape, bool)
     mask[:, 0] = False
-    batch = Batch(ids, mask, np.full(len(ids), ids.shape[1], np.int32), None, tuple(range(len(ids))))
+    batch = Batch(
+        ids, mask, np.full(len(ids), ids.shape[1], np.int32), None, tuple(range(len(ids)))
+    )
     update = Update([to_arrays(batch, few_shapes=True)], float(batch.trained_tokens), {})
     algorithm: Any = SFTAlgorithm(model, None, few_shapes=True)  # type: ignore[arg-type]
     optimizer = build_optimizer(SFTConfig(use_lora=True), model)
@@ -120,14 +136,20 @@ def chuk_step(model: nn.Module, ids: np.ndarray) -> Callable[[], float]:
 
 def main() -> None:
     """Run the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--only", default="")
     options = parser.parse_args()
     wanted = [name.strip() for name in options.only.split(";") if name.strip()]
-    ids = np.random.default_rng(0).integers(0, VOCABULARY, (options.rows, options.length)).astype(np.int32)
+    ids = (
+        np.random.default_rng(0)
+        .integers(0, VOCABULARY, (options.rows, options.length))
+        .astype(np.int32)
+    )
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
     print(mx.default_device(), mx.__version__, flush=True)
@@ -137,10 +159,19 @@ def main() -> None:
         linear_to_lora_layers(model, 16, {"rank": 8, "scale": 2.0, "dropout": 0.0})
         model.train()
         padded = mx.array(np.pad(ids, ((0, 0), (0, 1))))
-        measure("mlx-lm's layers and loss, compiled", mlx_lm_step(model, padded), ids.size, options.steps)
+        measure(
+            "mlx-lm's layers and loss, compiled",
+            mlx_lm_step(model, padded),
+            ids.size,
+            options.steps,
+        )
         del model
     model = make_model()
-    linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and "layers" in path]
+    linears = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and "layers" in path
+    ]
     add_adapters(model, dict.fromkeys(linears, AdapterSpec(8, 2.0)))
     set_trainable(model, lora=True)
     model.train()

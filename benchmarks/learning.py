@@ -1,18 +1,19 @@
-"""Do GRPO, PPO and DPO teach as they come? Small models that get a third of a task right, before and after each.
+"""Do GRPO, PPO and DPO teach as they come? Small models that get a third of a task right, before
+and after each.
 
     python benchmarks/learning.py [--tasks reversal,extremes] [--seeds 3] [--steps 200] [--only grpo,ppo,dpo]
 
-Each task and seed has rows of its own and a model of 100 thousand parameters, which learns from worked examples until
-it gets a third of 250 of them right when it samples, and there it stops. From that one model each algorithm goes on by
-the command that a user types, with nothing set but what it has to be told: the reward, the length of an answer and the
-number of steps. DPO learns from what `chuk data sample` finds: pairs of a right and a wrong answer that the model wrote
-itself.
+Each task and seed has rows of its own and a model of 100 thousand parameters, which learns from
+worked examples until it gets a third of 250 of them right when it samples, and there it stops. From
+that one model each algorithm goes on by the command that a user types, with nothing set but what it
+has to be told: the reward, the length of an answer and the number of steps. DPO learns from what
+`chuk data sample` finds: pairs of a right and a wrong answer that the model wrote itself.
 
-Measured on 1,000 rows that are held out from all of it: greedy answers that are right, and for DPO also the share of
-pairs, sampled from the same rows, of which the right answer is the likelier one. Intervals are paired bootstraps over
-the rows. Fails when GRPO or PPO gains less than 5 points at the lower end of its interval, and when DPO loses answers:
-a better order of pairs can come with worse answers, which preference accuracy alone does not show.
-"""
+Measured on 1,000 rows that are held out from all of it: greedy answers that are right, and for
+DPO also the share of pairs, sampled from the same rows, of which the right answer is the
+likelier one. Intervals are paired bootstraps over the rows. Fails when GRPO or PPO gains less
+than 5 points at the lower end of its interval, and when DPO loses answers: a better order of
+pairs can come with worse answers, which preference accuracy alone does not show."""
 
 from __future__ import annotations
 
@@ -90,7 +91,8 @@ def extremes(random: Random) -> tuple[str, str]:
 
 
 TASKS: dict[str, Callable[[Random], tuple[str, str]]] = {
-    made.__name__: made for made in (reversal, addition, extremes, subtraction, multiplication, sorting)
+    made.__name__: made
+    for made in (reversal, addition, extremes, subtraction, multiplication, sorting)
 }
 TUNED_ON = ("subtraction", "multiplication", "sorting")
 """Tasks that the defaults were chosen on; not among those that run unless they are named."""
@@ -109,7 +111,8 @@ class Gain(NamedTuple):
 
 
 def chuk(*words: str | Path) -> str:
-    """Run a command of chuk as a user would; its standard output. Raises RuntimeError with what it said."""
+    """Run a command of chuk as a user would; its standard output. Raises RuntimeError with what it
+    said."""
     command = [sys.executable, "-m", "chuk_cli", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -118,7 +121,8 @@ def chuk(*words: str | Path) -> str:
 
 
 def write_rows(folder: Path, task: str, seed: int) -> Rows:
-    """Rows of a task, no prompt twice, as train.jsonl, valid.jsonl and test.jsonl; returns those of training."""
+    """Rows of a task, no prompt twice, as train.jsonl, valid.jsonl and test.jsonl; returns those of
+    training."""
     random, found = Random(f"{task} {seed}"), dict[str, str]()
     for _ in range(20 * ROWS):
         if len(found) == ROWS:
@@ -127,7 +131,11 @@ def write_rows(folder: Path, task: str, seed: int) -> Rows:
         found.setdefault(prompt, answer)
     rows = [{"prompt": prompt, "completion": answer} for prompt, answer in found.items()]
     random.shuffle(rows)
-    test, valid, train = rows[:HELD_OUT], rows[HELD_OUT : HELD_OUT + WATCHED], rows[HELD_OUT + WATCHED :]
+    test, valid, train = (
+        rows[:HELD_OUT],
+        rows[HELD_OUT : HELD_OUT + WATCHED],
+        rows[HELD_OUT + WATCHED :],
+    )
     folder.mkdir()
     for name, part in (("train", train), ("valid", valid), ("test", test)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -135,10 +143,13 @@ def write_rows(folder: Path, task: str, seed: int) -> Rows:
 
 
 def learn_a_third(folder: Path, rows: Rows, seed: int) -> Path:
-    """A model that gets about a third of the validation rows right when it samples, as it will when it practises: its
-    greedy answers are right much earlier, when nearly everything that it samples is still wrong."""
+    """A model that gets about a third of the validation rows right when it samples, as it will when
+    it practises: its greedy answers are right much earlier, when nearly everything that it samples
+    is still wrong."""
     model, tokenizer = load_model(create_model("micro", folder / "model", seed=seed))
-    watched = [json.loads(line) for line in (folder / "data" / "valid.jsonl").read_text().splitlines()]
+    watched = [
+        json.loads(line) for line in (folder / "data" / "valid.jsonl").read_text().splitlines()
+    ]
     prompts = [row.ids for row in PromptDataset(watched, tokenizer)]
     sampling, steps = SamplingConfig(temperature=1.0, max_tokens=LENGTH, seed=1), 0
 
@@ -148,13 +159,24 @@ def learn_a_third(folder: Path, rows: Rows, seed: int) -> Path:
         if steps % 10:
             return False
         written = rollouts(model, tokenizer, prompts, sampling, group_size=1)
-        return sum(one.text == watched[one.prompt]["completion"] for one in written) >= GOAL * len(watched)
+        return sum(one.text == watched[one.prompt]["completion"] for one in written) >= GOAL * len(
+            watched
+        )
 
     config = SFTConfig(
-        output=str(folder / "lesson"), max_steps=3_000, batch_size=64, learning_rate=1e-3, adam_beta2=0.99,
-        lr_scheduler_type="constant_with_warmup", warmup_steps=50, checkpoint_interval=10_000, seed=seed,
-    )  # fmt: skip
-    result = SFTTrainer(model, tokenizer, config).train(SFTDataset(rows, tokenizer), should_stop=enough)
+        output=str(folder / "lesson"),
+        max_steps=3_000,
+        batch_size=64,
+        learning_rate=1e-3,
+        adam_beta2=0.99,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=50,
+        checkpoint_interval=10_000,
+        seed=seed,
+    )
+    result = SFTTrainer(model, tokenizer, config).train(
+        SFTDataset(rows, tokenizer), should_stop=enough
+    )
     if result.reason != "stopped":
         raise RuntimeError(f"a third was not reached in {result.steps} steps")
     return result.run_dir
@@ -163,7 +185,17 @@ def learn_a_third(folder: Path, rows: Rows, seed: int) -> Path:
 def right(model: Path, data: Path) -> np.ndarray:
     """1 where the greedy answer of `chuk eval` is right, float64 (rows,)."""
     answers = model.with_name(f"{model.name}-answers.jsonl")
-    chuk("eval", "--model", model, "--data", data / "test.jsonl", "--output", answers, "--overwrite", "--quiet")
+    chuk(
+        "eval",
+        "--model",
+        model,
+        "--data",
+        data / "test.jsonl",
+        "--output",
+        answers,
+        "--overwrite",
+        "--quiet",
+    )
     lines = [json.loads(line) for line in answers.read_text().splitlines()]
     return np.array([line["correct"] for line in lines], np.float64)
 
@@ -183,7 +215,16 @@ def sample_pairs(start: Path, data: Path, split: str, rows: int) -> Path:
     """A right and a wrong answer of the model to each prompt that has both."""
     pairs = start.with_name(f"pairs-{split}.jsonl")
     if not pairs.exists():
-        asked = ["--reward", "exact_match", "--max-tokens", str(LENGTH), "--rows", str(rows), "--batch", "256"]
+        asked = [
+            "--reward",
+            "exact_match",
+            "--max-tokens",
+            str(LENGTH),
+            "--rows",
+            str(rows),
+            "--batch",
+            "256",
+        ]
         wanted = ["--to", "preference", "--margin", "0.5", "--output", pairs, "--quiet"]
         chuk("data", "sample", data / f"{split}.jsonl", "--model", start, *asked, *wanted)
     return pairs
@@ -192,7 +233,18 @@ def sample_pairs(start: Path, data: Path, split: str, rows: int) -> Path:
 def train(algorithm: str, start: Path, data: Path, seed: int, steps: int) -> Path:
     """The run of the command, with nothing set that has a default."""
     run = start.with_name(algorithm)
-    words = ["train", algorithm, "--model", start, "--max-steps", str(steps), "--seed", str(seed), "--output", run]
+    words = [
+        "train",
+        algorithm,
+        "--model",
+        start,
+        "--max-steps",
+        str(steps),
+        "--seed",
+        str(seed),
+        "--output",
+        run,
+    ]
     if algorithm == "dpo":
         chuk(*words, "--data", sample_pairs(start, data, "train", 2_000), "--quiet")
     else:
@@ -225,23 +277,33 @@ def measure(task: str, seed: int, algorithms: list[str], steps: int) -> bool:
                 pairs = sample_pairs(start, folder / "data", "test", HELD_OUT)
                 order = f"{gain_of(preferred(start, pairs), preferred(run, pairs))} |"
             fine = fine and exact.difference.low >= LEAST[algorithm]
-            print(f"| {task} | {seed} | {algorithm} | {exact} | {order} {seconds:.0f} |", flush=True)
+            print(
+                f"| {task} | {seed} | {algorithm} | {exact} | {order} {seconds:.0f} |", flush=True
+            )
     return fine
 
 
 def main() -> int:
     """Print the table; 1 when something did not learn."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     usual = ",".join(name for name in TASKS if name not in TUNED_ON)
     parser.add_argument("--tasks", default=usual, help=f"of {', '.join(TASKS)}; default: {usual}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--only", default=",".join(LEAST), help="grpo, ppo, dpo, with commas between")
+    parser.add_argument(
+        "--only", default=",".join(LEAST), help="grpo, ppo, dpo, with commas between"
+    )
     options = parser.parse_args()
     print("| task | seed | algorithm | exact match (95 %) | preference accuracy | seconds |")
     print("| --- | --- | --- | --- | --- | --- |")
-    cases: list[tuple[str, int]] = [(task, seed) for seed in range(options.seeds) for task in options.tasks.split(",")]
-    results: list[Any] = [measure(task, seed, options.only.split(","), options.steps) for task, seed in cases]
+    cases: list[tuple[str, int]] = [
+        (task, seed) for seed in range(options.seeds) for task in options.tasks.split(",")
+    ]
+    results: list[Any] = [
+        measure(task, seed, options.only.split(","), options.steps) for task, seed in cases
+    ]
     return 0 if all(results) else 1
 
 

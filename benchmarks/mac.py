@@ -1,8 +1,9 @@
-"""What the training commands choose on Macs of four sizes, from the shapes of models alone: `python benchmarks/mac.py`.
+"""What the training commands choose on Macs of four sizes, from the shapes of models alone: `python
+benchmarks/mac.py`.
 
-No weights are needed and nothing is computed: Llama 3's shapes are built of zeros, adapters put on, and the same
-function that a run asks before its first step says what it would do, on pretended Macs. docs/mac.md has the table.
-"""
+No weights are needed and nothing is computed: Llama 3's shapes are built of zeros, adapters put on,
+and the same function that a run asks before its first step says what it would do, on pretended
+Macs. docs/mac.md has the table."""
 
 from __future__ import annotations
 
@@ -26,9 +27,24 @@ from chuk_lib.training.preference.config import DPOConfig
 
 MACS = ("8", "16", "24", "64")
 SHAPES: dict[str, dict[str, Any]] = {
-    "1B bfloat16": {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "num_attention_heads": 32},
-    "3B 4-bit": {"hidden_size": 3072, "num_hidden_layers": 28, "intermediate_size": 8192, "num_attention_heads": 24},
-    "8B 4-bit": {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336, "num_attention_heads": 32},
+    "1B bfloat16": {
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "intermediate_size": 8192,
+        "num_attention_heads": 32,
+    },
+    "3B 4-bit": {
+        "hidden_size": 3072,
+        "num_hidden_layers": 28,
+        "intermediate_size": 8192,
+        "num_attention_heads": 24,
+    },
+    "8B 4-bit": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+    },
 }
 TOKENS = 1024
 CONFIGS: dict[str, Any] = {
@@ -39,12 +55,18 @@ CONFIGS: dict[str, Any] = {
 
 
 def model_of(name: str) -> nn.Module:
-    """A Llama 3 of that size with LoRA adapters, as `load_model` would make it, without its numbers."""
+    """A Llama 3 of that size with LoRA adapters, as `load_model` would make it, without its
+    numbers."""
     shape = SHAPES[name]
     args = ModelArgs(
-        model_type="llama", rms_norm_eps=1e-5, vocab_size=128_256, num_key_value_heads=8, rope_theta=500_000.0,
-        tie_word_embeddings=not name.startswith("8B"), **shape,
-    )  # fmt: skip
+        model_type="llama",
+        rms_norm_eps=1e-5,
+        vocab_size=128_256,
+        num_key_value_heads=8,
+        rope_theta=500_000.0,
+        tie_word_embeddings=not name.startswith("8B"),
+        **shape,
+    )
     model = Model(args)
     if name.endswith("4-bit"):
         nn.quantize(model, group_size=64, bits=4)
@@ -61,11 +83,14 @@ def _stand_in(leaf: mx.array) -> mx.array:
 
 
 def room_on(mac: str, name: str, command: str) -> Room:
-    """What `chuk train COMMAND --lora` does with full rows of 1,024 tokens on a Mac of so many GB."""
+    """What `chuk train COMMAND --lora` does with full rows of 1,024 tokens on a Mac of so many
+    GB."""
     config = CONFIGS[command]
     longest = TOKENS - config.max_completion_length if command == "grpo" else TOKENS
     with pretending(mac):
-        return room_for(model_of(name), replace(config), rows_of_data(config, longest), is_free=True)
+        return room_for(
+            model_of(name), replace(config), rows_of_data(config, longest), is_free=True
+        )
 
 
 @contextmanager
@@ -101,7 +126,9 @@ def _cell(room: Room) -> str:
     words = f"{sizes.batch_size} × {sizes.gradient_accumulation_steps}"
     if sizes.gradient_checkpointing:
         words += f", recomputing {sizes.checkpointing_blocks or 'all'}"
-    return f"{words}: {room.need / 2**30:.1f} GiB" + (" **too much**" if room.need > room.budget else "")
+    return f"{words}: {room.need / 2**30:.1f} GiB" + (
+        " **too much**" if room.need > room.budget else ""
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Everything worth knowing of a Mac, in one file, in some ten minutes: `make mac-report`. Nothing is sent anywhere.
+"""Everything worth knowing of a Mac, in one file, in some ten minutes: `make mac-report`. Nothing
+is sent anywhere.
 
-Each part stands alone: one that fails says so, and the next goes on. `--quick` takes sizes for a test. What a number
-should be, where that is known, stands beside it.
-"""
+Each part stands alone: one that fails says so, and the next goes on. `--quick` takes sizes for a
+test. What a number should be, where that is known, stands beside it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,13 @@ Lines = Iterator[str]
 def machine(quick: bool) -> Lines:
     """System, chip, Python, versions, and what MLX says of the device."""
     yield f"{platform.platform()}  Python {platform.python_version()} {platform.machine()}"
-    for command in (["sysctl", "-n", "machdep.cpu.brand_string", "hw.memsize", "hw.perflevel0.physicalcpu"],
-                    ["sysctl", "-n", "sysctl.proc_translated"], ["sysctl", "iogpu.wired_limit_mb", "vm.swapusage"],
-                    ["pmset", "-g", "therm"], ["vm_stat"]):  # fmt: skip
+    for command in (
+        ["sysctl", "-n", "machdep.cpu.brand_string", "hw.memsize", "hw.perflevel0.physicalcpu"],
+        ["sysctl", "-n", "sysctl.proc_translated"],
+        ["sysctl", "iogpu.wired_limit_mb", "vm.swapusage"],
+        ["pmset", "-g", "therm"],
+        ["vm_stat"],
+    ):
         yield f"$ {' '.join(command)}\n{output(command)}"
     here, memory = hardware.device(), runtime.device_memory()
     yield f"device {here.name} ({here.backend}) {dict(here.known)}"
@@ -53,7 +57,8 @@ def start_up(quick: bool) -> Lines:
 
 
 def products(quick: bool) -> Lines:
-    """TFLOP/s of rows × 4,096 × 4,096, by type; float16 beside bfloat16 decides what M1 and M2 should use."""
+    """TFLOP/s of rows × 4,096 × 4,096, by type; float16 beside bfloat16 decides what M1 and M2
+    should use."""
     size = 256 if quick else 4096
     weight = mx.random.normal((size, size))
     packed = mx.quantize(weight, group_size=64, bits=4)
@@ -63,8 +68,11 @@ def products(quick: bool) -> Lines:
             w, x = weight.astype(kind), mx.random.normal((rows, size)).astype(kind)
             found.append(f"{kind} {rate(lambda x=x, w=w: x @ w.T, 2 * rows * size**2, quick):.3f}")
         for kind in (mx.bfloat16, mx.float16):
-            x, q = mx.random.normal((rows, size)).astype(kind), [packed[0], *(part.astype(kind) for part in packed[1:])]
-            made = lambda x=x, q=q: mx.quantized_matmul(x, *q, transpose=True, group_size=64, bits=4)  # noqa: E731
+            x, q = (
+                mx.random.normal((rows, size)).astype(kind),
+                [packed[0], *(part.astype(kind) for part in packed[1:])],
+            )
+            made = partial(mx.quantized_matmul, x, *q, transpose=True, group_size=64, bits=4)
             found.append(f"4-bit {kind} {rate(made, 2 * rows * size**2, quick):.3f}")
         yield f"{rows:>5} rows: " + ", ".join(found)
 
@@ -75,24 +83,42 @@ def attention(quick: bool) -> Lines:
     shape = (1, heads, tokens, width)
     q, k, v = (mx.random.normal(shape).astype(mx.bfloat16) for _ in range(3))
     attend = mx.fast.scaled_dot_product_attention
-    for name, mask in (("causal", "causal"), ("packed", mx.tril(mx.ones((tokens, tokens), mx.bool_)))):
-        slope = mx.grad(lambda q, k, v, mask=mask: attend(q, k, v, scale=0.1, mask=mask).sum(), argnums=(0, 1, 2))
+    for name, mask in (
+        ("causal", "causal"),
+        ("packed", mx.tril(mx.ones((tokens, tokens), mx.bool_))),
+    ):
+        slope = mx.grad(
+            lambda q, k, v, mask=mask: attend(q, k, v, scale=0.1, mask=mask).sum(),
+            argnums=(0, 1, 2),
+        )
         peak, seconds = peak_of(partial(slope, q, k, v))
         kept = 2 * heads * tokens**2
-        yield f"{name}: peak {peak / MIB:.0f} MiB, {seconds:.3f} s; weights of all heads are {kept / MIB:.0f} MiB"
+        yield (
+            f"{name}: peak {peak / MIB:.0f} MiB, {seconds:.3f} s; weights of all heads are"
+            f" {kept / MIB:.0f} MiB"
+        )
 
 
 def head(quick: bool) -> Lines:
-    """Memory and time of the output head by the size of its tile; the plan says at most 0.8 GiB on 8 GB."""
+    """Memory and time of the output head by the size of its tile; the plan says at most 0.8 GiB on
+    8 GB."""
     vocabulary, hidden, tokens = (1000, 32, 64) if quick else (128_256, 2048, 2048)
     weight = mx.random.normal((vocabulary, hidden)).astype(mx.bfloat16)
-    rows, targets = mx.random.normal((tokens, hidden)).astype(mx.bfloat16), mx.zeros((tokens,), mx.int32)
+    rows, targets = (
+        mx.random.normal((tokens, hidden)).astype(mx.bfloat16),
+        mx.zeros((tokens,), mx.int32),
+    )
     usual = fused_head.tile_rows
     stats = lambda h: fused_head.FusedHead(WeightProduct(weight, False)).stats(h, targets)[0].sum()  # noqa: E731
     for bytes_ in (None, 32 * MIB, 64 * MIB, 128 * MIB, 256 * MIB, 1024 * MIB):
-        fused_head.tile_rows = usual if bytes_ is None else lambda size, most=bytes_: max(16, most // (4 * size))
+        fused_head.tile_rows = (
+            usual if bytes_ is None else lambda size, most=bytes_: max(16, most // (4 * size))
+        )
         peak, seconds = peak_of(lambda: mx.grad(stats)(rows), repeat=2)
-        yield f"tile {fused_head.tile_rows(vocabulary):>5} rows: peak {peak / MIB:.0f} MiB, {seconds:.3f} s"
+        yield (
+            f"tile {fused_head.tile_rows(vocabulary):>5} rows: peak {peak / MIB:.0f} MiB,"
+            f" {seconds:.3f} s"
+        )
     fused_head.tile_rows = usual
 
 
@@ -107,12 +133,16 @@ def shapes(quick: bool) -> Lines:
 
 
 def cache(quick: bool) -> Lines:
-    """What MLX keeps for reuse after sizes that never come again, with chuk's limit and without one."""
+    """What MLX keeps for reuse after sizes that never come again, with chuk's limit and without
+    one."""
     for limit in (runtime.memory().cache, 1 << 40):
         before = mx.set_cache_limit(limit) if limit == 1 << 40 else None
         for size in range(1, 20 if quick else 200):
             mx.eval(mx.zeros((size, 64 * 1024)) + 1)
-        yield f"limit {'none' if before is not None else 'as set'}: {runtime.memory().cache / MIB:.0f} MiB kept"
+        yield (
+            f"limit {'none' if before is not None else 'as set'}:"
+            f" {runtime.memory().cache / MIB:.0f} MiB kept"
+        )
         if before is not None:
             mx.set_cache_limit(before)
         mx.clear_cache()
@@ -145,15 +175,44 @@ def runs(quick: bool) -> Lines:
         yield chuk("train", "sft", *given, "--lora", "--dry-run", "--fit", "auto")
         for kind in ("auto", "float32", "bfloat16", "float16"):
             out = f"{folder}/{kind}"
-            yield f"dtype={kind}\n" + chuk("train", "sft", *given, "--lora", "--set", f"dtype={kind}", "--output", out)
+            yield f"dtype={kind}\n" + chuk(
+                "train", "sft", *given, "--lora", "--set", f"dtype={kind}", "--output", out
+            )
         yield chuk("train", "resume", f"{folder}/auto", "--max-steps", str(int(steps) + 2))
-        rewards = ("--reward", "length:max=20", "--max-completion-length", "16", "--output", f"{folder}/grpo")
-        yield chuk("train", "grpo", "--model", model, "--data", data, "--max-steps", "2", "--lora", *rewards)
+        rewards = (
+            "--reward",
+            "length:max=20",
+            "--max-completion-length",
+            "16",
+            "--output",
+            f"{folder}/grpo",
+        )
+        yield chuk(
+            "train",
+            "grpo",
+            "--model",
+            model,
+            "--data",
+            data,
+            "--max-steps",
+            "2",
+            "--lora",
+            *rewards,
+        )
 
 
 PARTS: tuple[Callable[[bool], Lines], ...] = (
-    machine, start_up, products, attention, head, shapes, cache, disk, runs, machine,
-)  # fmt: skip
+    machine,
+    start_up,
+    products,
+    attention,
+    head,
+    shapes,
+    cache,
+    disk,
+    runs,
+    machine,
+)
 
 
 def output(command: list[str]) -> str:
@@ -162,7 +221,9 @@ def output(command: list[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         return f"({error})"
-    return (done.stdout + done.stderr).strip() + ("" if done.returncode == 0 else f"\n(exit code {done.returncode})")
+    return (done.stdout + done.stderr).strip() + (
+        "" if done.returncode == 0 else f"\n(exit code {done.returncode})"
+    )
 
 
 def chuk(*arguments: str) -> str:

@@ -1,4 +1,5 @@
-"""Other tools in environments of their own, made when a benchmark first needs one: `benchmarks/.peers/NAME`."""
+"""Other tools in environments of their own, made when a benchmark first needs one:
+`benchmarks/.peers/NAME`."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     python benchmarks/pytorch.py [--model FOLDER] [--lora] [--rows 8] [--tokens 128] [--steps 8] [--rounds 3]
 
-The same model, rows of one length, AdamW, float32, both cores. PyTorch runs the bare loop (scaled-dot-product
-attention, fused AdamW): no trainer around it. Without --model: a Llama of 7 million parameters.
-"""
+The same model, rows of one length, AdamW, float32, both cores. PyTorch runs the bare loop
+(scaled-dot-product attention, fused AdamW): no trainer around it. Without --model: a Llama of 7
+million parameters."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ print(json.dumps(seconds[2:]))
 
 def main() -> int:
     """Alternate the two, print a table; 1 when chuk is below the limit."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--rows", type=int, default=8)
@@ -67,7 +69,13 @@ def main() -> int:
     peer = python_of("trl")
     with tempfile.TemporaryDirectory() as name:
         options.model = options.model or str(create_model("mini", Path(name) / "model"))
-        shape = [options.model, str(options.rows), str(options.tokens), str(options.steps), str(int(options.lora))]
+        shape = [
+            options.model,
+            str(options.rows),
+            str(options.tokens),
+            str(options.steps),
+            str(int(options.lora)),
+        ]
         theirs, ours = [], []
         for _ in range(options.rounds):
             theirs.append(_seconds([peer, "-c", TORCH, *shape]))
@@ -92,11 +100,20 @@ def chuk(options: argparse.Namespace) -> list[float]:
         ]
         data = Path(scratch) / "train.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        settings: dict[str, Any] = {"use_lora": True, "lora_target_modules": ("all-linear",)} if options.lora else {}
+        settings: dict[str, Any] = (
+            {"use_lora": True, "lora_target_modules": ("all-linear",)} if options.lora else {}
+        )
         config = SFTConfig(
-            model=options.model, data=str(data), output=f"{scratch}/run", batch_size=options.rows, log_interval=1,
-            max_steps=options.steps + 2, max_length=options.tokens, learning_rate=1e-5, **settings,
-        )  # fmt: skip
+            model=options.model,
+            data=str(data),
+            output=f"{scratch}/run",
+            batch_size=options.rows,
+            log_interval=1,
+            max_steps=options.steps + 2,
+            max_length=options.tokens,
+            learning_rate=1e-5,
+            **settings,
+        )
         train_sft(config, sinks=[note])
     return seconds[2:]
 

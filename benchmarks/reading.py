@@ -1,10 +1,11 @@
-"""Megabytes a second and peak memory of `chuk data stats`, and of reading alone, for each kind of file.
+"""Megabytes a second and peak memory of `chuk data stats`, and of reading alone, for each kind of
+file.
 
     python benchmarks/reading.py [--megabytes 200]
 
-Rows are chats of 90 random words. Seconds are those of the processor; memory is the peak of the process. Megabytes are
-those of the rows as JSON lines, whatever the file has, so that kinds can be compared.
-"""
+Rows are chats of 90 random words. Seconds are those of the processor; memory is the peak of the
+process. Megabytes are those of the rows as JSON lines, whatever the file has, so that kinds can be
+compared."""
 
 from __future__ import annotations
 
@@ -46,7 +47,14 @@ def rows(megabytes: int) -> list[dict[str, Any]]:
     while size < megabytes * 1e6:
         ask, answer = " ".join(dice.choices(known, k=30)), " ".join(dice.choices(known, k=60))
         answer += " 👋" if len(made) % 10 == 0 else ""
-        made.append({"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]})
+        made.append(
+            {
+                "messages": [
+                    {"role": "user", "content": ask},
+                    {"role": "assistant", "content": answer},
+                ]
+            }
+        )
         size += len(ask) + len(answer) + 90
     return made
 
@@ -63,14 +71,21 @@ def write_files(folder: Path, made: list[dict[str, Any]]) -> None:
     with gzip.open(folder / "rows.jsonl.gz", "wt", compresslevel=1, encoding="utf-8") as file:
         file.write(lines)
     (folder / "array.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
-    (folder / "pretty.json").write_text(json.dumps(made, ensure_ascii=False, indent=2), encoding="utf-8")
+    (folder / "pretty.json").write_text(
+        json.dumps(made, ensure_ascii=False, indent=2), encoding="utf-8"
+    )
     with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["prompt", "completion"])
-        writer.writerows([row["messages"][0]["content"], row["messages"][1]["content"]] for row in made)
+        writer.writerows(
+            [row["messages"][0]["content"], row["messages"][1]["content"]] for row in made
+        )
     table = pa.Table.from_pylist(made).combine_chunks()
     pyarrow.parquet.write_table(table, folder / "rows.parquet", row_group_size=2**20)
-    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+    with (
+        pa.OSFile(str(folder / "rows.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, table.schema) as stream,
+    ):
         stream.write_table(table)
 
 
@@ -84,19 +99,26 @@ def measure(work: str) -> tuple[float, float]:
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=int, default=200)
     size = parser.parse_args().megabytes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_files(folder, rows(size))
-        print(f"{'file':<14} {'read MB/s':>9} {'s':>5} {'MiB':>5}   {'stats MB/s':>10} {'s':>5} {'MiB':>5}")
+        print(
+            f"{'file':<14} {'read MB/s':>9} {'s':>5} {'MiB':>5}   {'stats MB/s':>10} {'s':>5}"
+            f" {'MiB':>5}"
+        )
         for path in sorted(folder.iterdir()):
             figures = []
             for work in (_READ, _STATS):
                 seconds, peak = measure(work.format(path=str(path)))
                 figures += [size / seconds, seconds, peak]
-            read, stats = ("{:>9.0f} {:>5.1f} {:>5.0f}".format(*part) for part in (figures[:3], figures[3:]))
+            read, stats = (
+                "{:>9.0f} {:>5.1f} {:>5.0f}".format(*part) for part in (figures[:3], figures[3:])
+            )
             print(f"{path.name:<14} {read}    {stats}", flush=True)
 
 

@@ -1,20 +1,21 @@
-"""Tokens a second of rollouts: chuk beside a bare decode loop, mlx-lm's BatchGenerator and mlx-lm-lora's GRPO.
+"""Tokens a second of rollouts: chuk beside a bare decode loop, mlx-lm's BatchGenerator and
+mlx-lm-lora's GRPO.
 
     python benchmarks/rollouts.py [--rounds 3] [--lora-python V/bin/python]   on a CPU: ratios and their limits
     python benchmarks/rollouts.py --gpu [--rows 1,8,64,256] [--check]  on a GPU: ways to decode, 1.2 billion
     python benchmarks/rollouts.py --gpu --lora 8,64 [--check]          … and what adapters cost
 
-CPU: Llama shapes of 1 and 28 million parameters, random weights, float32, all with the same fast BLAS; group 8, 64 new
-tokens at temperature 1, prompts of 32 and 512 tokens, nothing ends early. A figure is generated tokens by the seconds
-of the whole call, prefill included; each tool runs in a process of its own, rounds alternate, the best of three calls
-counts and the median of the rounds is compared. mlx-lm-lora runs from a virtual environment of its own
-(`python -m venv V; V/bin/pip install mlx-lm-lora mlx[cpu] scipy-openblas32 threadpoolctl`), which `--lora-python`
-names; without it those rows are left out.
+CPU: Llama shapes of 1 and 28 million parameters, random weights, float32, all with the same fast
+BLAS; group 8, 64 new tokens at temperature 1, prompts of 32 and 512 tokens, nothing ends early. A
+figure is generated tokens by the seconds of the whole call, prefill included; each tool runs in a
+process of its own, rounds alternate, the best of three calls counts and the median of the rounds is
+compared. mlx-lm-lora runs from a virtual environment of its own (`python -m venv V; V/bin/pip
+install mlx-lm-lora mlx[cpu] scipy-openblas32 threadpoolctl`), which `--lora-python` names; without
+it those rows are left out.
 
-GPU: needs mlx, mlx_lm and numpy only. `--check` first compares the ways with each other and with a fresh forward
-pass. Prompt 128, 128 new tokens; the two baselines are greedy and make no log-probs, chuk samples at temperature 1 with
-log-probs. Prefill is left out of all figures.
-"""
+GPU: needs mlx, mlx_lm and numpy only. `--check` first compares the ways with each other and with a
+fresh forward pass. Prompt 128, 128 new tokens; the two baselines are greedy and make no log-probs,
+chuk samples at temperature 1 with log-probs. Prefill is left out of all figures."""
 
 from __future__ import annotations
 
@@ -35,9 +36,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 GROUP, NEW_TOKENS = 8, 64
 SHAPES = {"1M": (128, 512, 4, 4, 2, 1024), "28M": (512, 1792, 8, 8, 4, 1024)}
 LIMITS = {
-    ("bare loop", 32): 0.85, ("BatchGenerator", 32): 1.3, ("BatchGenerator", 512): 2.0,
-    ("mlx-lm-lora, defaults", 32): 8.0, ("mlx-lm-lora, batch 8", 32): 1.2,
-}  # fmt: skip
+    ("bare loop", 32): 0.85,
+    ("BatchGenerator", 32): 1.3,
+    ("BatchGenerator", 512): 2.0,
+    ("mlx-lm-lora, defaults", 32): 8.0,
+    ("mlx-lm-lora, batch 8", 32): 1.2,
+}
 TOOLS = ("chuk", "bare loop", "BatchGenerator", "mlx-lm-lora, defaults", "mlx-lm-lora, batch 8")
 
 
@@ -60,11 +64,18 @@ def make_model(shape: tuple[int, ...], dtype: Any = None) -> Any:
     mx.random.seed(0)
     model = Model(
         ModelArgs(
-            model_type="llama", hidden_size=hidden, num_hidden_layers=layers, intermediate_size=intermediate,
-            num_attention_heads=heads, num_key_value_heads=kv_heads, rms_norm_eps=1e-5, vocab_size=vocabulary,
-            rope_theta=500_000.0, tie_word_embeddings=True,
+            model_type="llama",
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            intermediate_size=intermediate,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            rms_norm_eps=1e-5,
+            vocab_size=vocabulary,
+            rope_theta=500_000.0,
+            tie_word_embeddings=True,
         )
-    )  # fmt: skip
+    )
     model.set_dtype(dtype or mx.float32)
     model.eval()
     mx.eval(model.parameters())
@@ -83,18 +94,24 @@ def run_chuk(model: Any, prompts: list[list[int]]) -> int:
     from chuk_lib.inference.rollouts import rollouts
 
     config = SamplingConfig(temperature=1.0, max_tokens=NEW_TOKENS, seed=0)
-    return sum(len(row.ids) for row in rollouts(model, Endless(), prompts, config, group_size=GROUP))
+    return sum(
+        len(row.ids) for row in rollouts(model, Endless(), prompts, config, group_size=GROUP)
+    )
 
 
 def run_bare(model: Any, prompts: list[list[int]]) -> int:
-    """One prefill a prompt, repeated for its group, and a plain loop: sampled tokens, no log-probs."""
+    """One prefill a prompt, repeated for its group, and a plain loop: sampled tokens, no
+    log-probs."""
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
 
     cache = make_prompt_cache(model)
     model(mx.array(prompts)[:, :-1], cache=cache)
     for layer in cache:
-        layer.keys, layer.values = mx.repeat(layer.keys, GROUP, axis=0), mx.repeat(layer.values, GROUP, axis=0)
+        layer.keys, layer.values = (
+            mx.repeat(layer.keys, GROUP, axis=0),
+            mx.repeat(layer.values, GROUP, axis=0),
+        )
     tokens = mx.repeat(mx.array(prompts)[:, -1], GROUP)
     mx.eval([layer.state for layer in cache])
     for _ in range(NEW_TOKENS):
@@ -110,7 +127,9 @@ def run_batch_generator(model: Any, prompts: list[list[int]]) -> int:
     from mlx_lm.sample_utils import make_sampler
 
     rows = [prompt for prompt in prompts for _ in range(GROUP)]
-    generator = BatchGenerator(model, max_tokens=NEW_TOKENS, sampler=make_sampler(1.0), completion_batch_size=len(rows))
+    generator = BatchGenerator(
+        model, max_tokens=NEW_TOKENS, sampler=make_sampler(1.0), completion_batch_size=len(rows)
+    )
     generator.insert(rows)
     tokens = 0
     while responses := generator.next_generated():
@@ -123,9 +142,18 @@ def run_lora(model: Any, prompts: list[list[int]], batch_size: int) -> int:
     from mlx_lm_lora.trainer.grpo_trainer import generate_grpo
 
     completions, _, _ = generate_grpo(
-        model=model, tokenizer=Endless(), prompt_tokens=prompts, max_tokens=NEW_TOKENS, group_size=GROUP,
-        batch_size=batch_size, end_token="", temperature=1.0, top_p=1.0, top_k=0, min_p=0.0,
-    )  # fmt: skip
+        model=model,
+        tokenizer=Endless(),
+        prompt_tokens=prompts,
+        max_tokens=NEW_TOKENS,
+        group_size=GROUP,
+        batch_size=batch_size,
+        end_token="",
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        min_p=0.0,
+    )
     return sum(completion.size for completion in completions)
 
 
@@ -139,10 +167,12 @@ def run_tool(tool: str, shape: str, prompt: int, groups: int) -> float:
     if tool != "chuk":
         mx.enable_compile()  # as mlx-lm runs
     runs: dict[str, Callable[[Any, list[list[int]]], int]] = {
-        "chuk": run_chuk, "bare loop": run_bare, "BatchGenerator": run_batch_generator,
+        "chuk": run_chuk,
+        "bare loop": run_bare,
+        "BatchGenerator": run_batch_generator,
         "mlx-lm-lora, defaults": lambda model, prompts: run_lora(model, prompts, 1),
         "mlx-lm-lora, batch 8": lambda model, prompts: run_lora(model, prompts, 8),
-    }  # fmt: skip
+    }
     model = make_model(SHAPES[shape])
     prompts = make_prompts(groups, prompt, SHAPES[shape][-1])
     best = 0.0
@@ -167,7 +197,8 @@ def on_cpu(rounds: int, lora_python: str | None) -> bool:
     """Print the table; whether all limits hold."""
     kept = True
     print(
-        "| model | prompt | rows | tool | tokens/s | chuk by it | limit |\n| --- | --- | --- | --- | --- | --- | --- |"
+        "| model | prompt | rows | tool | tokens/s | chuk by it | limit |\n| --- | --- | --- | ---"
+        " | --- | --- | --- |"
     )
     for shape in SHAPES:
         for prompt, groups in ((32, 1), (32, 4), (512, 1)):
@@ -178,13 +209,18 @@ def on_cpu(rounds: int, lora_python: str | None) -> bool:
                     python = lora_python if lora_python and "lora" in tool else sys.executable
                     found[tool].append(run_apart(tool, shape, prompt, groups, python))
             for tool in tools:
-                ratio = statistics.median(a / b for a, b in zip(found["chuk"], found[tool], strict=True))
+                ratio = statistics.median(
+                    a / b for a, b in zip(found["chuk"], found[tool], strict=True)
+                )
                 limit = LIMITS.get((tool, prompt)) if groups == 1 else None
                 kept = kept and (limit is None or ratio >= limit)
-                words = "" if limit is None else f"{limit:g} {'holds' if ratio >= limit else 'MISSED'}"
+                words = (
+                    "" if limit is None else f"{limit:g} {'holds' if ratio >= limit else 'MISSED'}"
+                )
                 speed = statistics.median(found[tool])
                 print(
-                    f"| {shape} | {prompt} | {groups * GROUP} | {tool} | {speed:,.0f} | {ratio:.2f} | {words} |",
+                    f"| {shape} | {prompt} | {groups * GROUP} | {tool} | {speed:,.0f} | {ratio:.2f}"
+                    f" | {words} |",
                     flush=True,
                 )
     return kept
@@ -233,7 +269,9 @@ class Fixed:
         self.values = mx.slice_update(self.values, values, self.offset, axes=(2,))
         return self.keys, self.values
 
-    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> Any:
+    def make_mask(
+        self, length: int, return_array: bool = False, window_size: int | None = None
+    ) -> Any:
         """Bool (1, 1, 1, C)."""
         import mlx.core as mx
 
@@ -247,13 +285,18 @@ def compiled_loop(model: Any, rows: int, prompt: int, steps: int) -> float:
     def run(tokens: Any, offset: Any, buffers: Any) -> tuple[Any, Any, Any]:
         caches = [Fixed(keys, values, offset) for keys, values in buffers]
         logits = model(tokens[:, None], cache=caches)[:, -1].astype(mx.float32)
-        return mx.argmax(logits, axis=-1), offset + 1, [(cache.keys, cache.values) for cache in caches]
+        return (
+            mx.argmax(logits, axis=-1),
+            offset + 1,
+            [(cache.keys, cache.values) for cache in caches],
+        )
 
     step = mx.compile(run)
     tokens, cache = _prefill(model, rows, prompt)
     room = [(0, 0), (0, 0), (0, STEPS), (0, 0)]
     buffers: Any = [
-        (mx.pad(layer.keys[..., :prompt, :], room), mx.pad(layer.values[..., :prompt, :], room)) for layer in cache
+        (mx.pad(layer.keys[..., :prompt, :], room), mx.pad(layer.values[..., :prompt, :], room))
+        for layer in cache
     ]
     offset = mx.array([prompt])
     mx.eval(buffers)
@@ -266,7 +309,8 @@ def compiled_loop(model: Any, rows: int, prompt: int, steps: int) -> float:
 
 
 def chuk_loop(model: Any, rows: int, prompt: int, steps: int, decode: Any) -> float:
-    """chuk's engine in one of its ways, sampling with log-probs; groups of up to 8 share a prompt."""
+    """chuk's engine in one of its ways, sampling with log-probs; groups of up to 8 share a
+    prompt."""
     from chuk_lib.inference.config import SamplingConfig
     from chuk_lib.inference.decoder.draws import Arrival
     from chuk_lib.inference.decoder.engine import new_engine
@@ -275,7 +319,11 @@ def chuk_loop(model: Any, rows: int, prompt: int, steps: int, decode: Any) -> fl
     engine = new_engine(model, STEPS, decode=decode)
     members = list(range(min(rows, GROUP)))
     prompts = make_prompts(rows // len(members), prompt, model.args.vocab_size)
-    arrivals = [Arrival(ids, config, number, m, STEPS) for number, ids in enumerate(prompts) for m in members]
+    arrivals = [
+        Arrival(ids, config, number, m, STEPS)
+        for number, ids in enumerate(prompts)
+        for m in members
+    ]
     engine.admit(arrivals, [memory for memory in engine.prefill(prompts) for _ in members])
     engine.step()
     began = time.perf_counter()
@@ -291,7 +339,11 @@ def adapt(model: Any, rank: int) -> None:
 
     from chuk_lib.models.lora import AdapterSpec, adapters_of, add_adapters
 
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and "layers" in path]
+    paths = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and "layers" in path
+    ]
     add_adapters(model, dict.fromkeys(paths, AdapterSpec(rank, 2.0)))
     for path, layer in adapters_of(model).items():
         layer.lora_b = 0.02 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(len(path)))
@@ -303,7 +355,11 @@ def with_adapters(rows_list: list[int], small: bool, ranks: Sequence[int]) -> No
     import mlx.core as mx
 
     shape = (64, 128, 2, 4, 2, 320) if small else BILLION
-    kinds = ["none", *(f"rank {rank}" for rank in ranks), *(f"rank {rank} by none" for rank in ranks)]
+    kinds = [
+        "none",
+        *(f"rank {rank}" for rank in ranks),
+        *(f"rank {rank} by none" for rank in ranks),
+    ]
     print(f"| rows | {' | '.join(kinds)} |\n|{' --- |' * (len(kinds) + 1)}")
     speeds: dict[tuple[int, int], float] = {}
     for rank in (0, *ranks):
@@ -312,13 +368,18 @@ def with_adapters(rows_list: list[int], small: bool, ranks: Sequence[int]) -> No
             adapt(model, rank)
         for rows in rows_list:
             chuk_loop(model, rows, PROMPT, 8, "auto")
-            speeds[rows, rank] = max(chuk_loop(model, rows, PROMPT, STEPS, "auto") for _ in range(2))
+            speeds[rows, rank] = max(
+                chuk_loop(model, rows, PROMPT, STEPS, "auto") for _ in range(2)
+            )
         del model
         mx.clear_cache()
     for rows in rows_list:
         found = [speeds[rows, rank] for rank in (0, *ranks)]
         shares = [f"{speed / found[0]:.2f}" for speed in found[1:]]
-        print(f"| {rows} | {' | '.join([*(f'{speed:,.0f}' for speed in found), *shares])} |", flush=True)
+        print(
+            f"| {rows} | {' | '.join([*(f'{speed:,.0f}' for speed in found), *shares])} |",
+            flush=True,
+        )
 
 
 def on_gpu(rows_list: list[int], small: bool) -> None:
@@ -332,11 +393,16 @@ def on_gpu(rows_list: list[int], small: bool) -> None:
         "growing cache": lambda rows, steps: growing_loop(model, rows, PROMPT, steps),
         "compiled, whole buffers": lambda rows, steps: compiled_loop(model, rows, PROMPT, steps),
         **{
-            f"chuk {decode}": lambda rows, steps, decode=decode: chuk_loop(model, rows, PROMPT, steps, decode)  # type: ignore[misc]
+            f"chuk {decode}": lambda rows, steps, decode=decode: chuk_loop(
+                model, rows, PROMPT, steps, decode
+            )  # type: ignore[misc]
             for decode in (*WAYS, "auto")
         },
     }
-    print(f"| rows | {' | '.join(ways)} | chuk auto by the better baseline |\n|{' --- |' * (len(ways) + 2)}")
+    print(
+        f"| rows | {' | '.join(ways)} | chuk auto by the better baseline"
+        f" |\n|{' --- |' * (len(ways) + 2)}"
+    )
     for rows in rows_list:
         speeds = []
         for way in ways.values():
@@ -344,19 +410,33 @@ def on_gpu(rows_list: list[int], small: bool) -> None:
             speeds.append(way(rows, STEPS))
             mx.clear_cache()
         ratio = speeds[-1] / max(speeds[:2])
-        print(f"| {rows} | {' | '.join(f'{speed:,.0f}' for speed in speeds)} | {ratio:.2f} |", flush=True)
+        print(
+            f"| {rows} | {' | '.join(f'{speed:,.0f}' for speed in speeds)} | {ratio:.2f} |",
+            flush=True,
+        )
 
 
 def main() -> None:
     """Run one of the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lora-python", help="interpreter that has mlx-lm-lora")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--rows", default="1,8,64,256")
-    parser.add_argument("--check", action="store_true", help="compare the ways before they are timed")
-    parser.add_argument("--lora", default="", metavar="RANKS", help="beside the model without adapters, such as 8,64")
-    parser.add_argument("--small", action="store_true", help="a tiny shape, to see that the GPU table runs")
+    parser.add_argument(
+        "--check", action="store_true", help="compare the ways before they are timed"
+    )
+    parser.add_argument(
+        "--lora",
+        default="",
+        metavar="RANKS",
+        help="beside the model without adapters, such as 8,64",
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="a tiny shape, to see that the GPU table runs"
+    )
     parser.add_argument("--tool", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,11 +1,12 @@
-"""Useful tokens a second of LoRA training on documents of mixed lengths: chuk beside mlx-lm, in pairs.
+"""Useful tokens a second of LoRA training on documents of mixed lengths: chuk beside mlx-lm, in
+pairs.
 
     python benchmarks/sft.py [--steps 20] [--rounds 2] [--equal] [--stock]
 
-Useful means not padding. 2,000 documents with log-normal lengths (median 150 tokens, at most 1,024), batch 8, rank 8 on
-all projections, a Llama of 7 million parameters, float32 on a CPU. mlx-lm runs with the same fast BLAS as chuk, or with
-`--stock` as pip installs it; `--equal` makes all documents 256 tokens long, where nothing is to be gained from order.
-"""
+Useful means not padding. 2,000 documents with log-normal lengths (median 150 tokens, at most
+1,024), batch 8, rank 8 on all projections, a Llama of 7 million parameters, float32 on a CPU.
+mlx-lm runs with the same fast BLAS as chuk, or with `--stock` as pip installs it; `--equal` makes
+all documents 256 tokens long, where nothing is to be gained from order."""
 
 from __future__ import annotations
 
@@ -20,13 +21,30 @@ from typing import Any
 
 import numpy as np
 
-WORDS = ["the", "small", "robot", "counts", "green", "doors", "while", "a", "teacher", "remembers", "paper", "boats"]
+WORDS = [
+    "the",
+    "small",
+    "robot",
+    "counts",
+    "green",
+    "doors",
+    "while",
+    "a",
+    "teacher",
+    "remembers",
+    "paper",
+    "boats",
+]
 
 
 def write_documents(folder: Path, equal: bool) -> None:
     """2,000 documents of words; a token is a character."""
     random = np.random.default_rng(0)
-    lengths = np.full(2000, 255) if equal else np.clip(random.lognormal(5.0, 1.0, 2000), 8, 1020).astype(int)
+    lengths = (
+        np.full(2000, 255)
+        if equal
+        else np.clip(random.lognormal(5.0, 1.0, 2000), 8, 1020).astype(int)
+    )
     rows = []
     for length in lengths:
         text = " ".join(random.choice(WORDS, length // 2 + 1))[:length]
@@ -43,18 +61,33 @@ def chuk(model: str, data: str, steps: int) -> dict[str, float]:
     records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         config = SFTConfig(
-            model=model, data=f"{data}/train.jsonl", output=f"{scratch}/run", max_steps=steps + 2, batch_size=8,
-            use_lora=True, lora_target_modules=("all-linear",), learning_rate=1e-4, log_interval=1,
-        )  # fmt: skip
-        train_sft(config, sinks=[lambda event: records.append(event.data) if event.kind == "step" else None])
+            model=model,
+            data=f"{data}/train.jsonl",
+            output=f"{scratch}/run",
+            max_steps=steps + 2,
+            batch_size=8,
+            use_lora=True,
+            lora_target_modules=("all-linear",),
+            learning_rate=1e-4,
+            log_interval=1,
+        )
+        train_sft(
+            config,
+            sinks=[lambda event: records.append(event.data) if event.kind == "step" else None],
+        )
     timed = records[2:]
     seconds = sum(record["seconds_per_step"] for record in timed)
     tokens = timed[-1]["num_tokens"] - records[1]["num_tokens"]
-    return {"tokens": tokens, "seconds": seconds, "padding": statistics.mean(r["padding"] for r in timed)}
+    return {
+        "tokens": tokens,
+        "seconds": seconds,
+        "padding": statistics.mean(r["padding"] for r in timed),
+    }
 
 
 def mlx_lm(model: str, data: str, steps: int, stock: bool) -> dict[str, float]:
-    """The same with mlx-lm's own trainer. Its count of tokens has one padding token a row too many."""
+    """The same with mlx-lm's own trainer. Its count of tokens has one padding token a row too
+    many."""
     if not stock:
         from chuk_lib.runtime import prepare
 
@@ -75,11 +108,20 @@ def mlx_lm(model: str, data: str, steps: int, stock: bool) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as scratch:
         options = lora.CONFIG_DEFAULTS | {
-            "model": model, "train": True, "data": data, "iters": steps + 2, "batch_size": 8, "max_seq_length": 1024,
-            "num_layers": -1, "steps_per_report": 1, "steps_per_eval": 10_000, "val_batches": 0,
-            "adapter_path": scratch, "lora_parameters": {"rank": 8, "dropout": 0.0, "scale": 2.0},
+            "model": model,
+            "train": True,
+            "data": data,
+            "iters": steps + 2,
+            "batch_size": 8,
+            "max_seq_length": 1024,
+            "num_layers": -1,
+            "steps_per_report": 1,
+            "steps_per_eval": 10_000,
+            "val_batches": 0,
+            "adapter_path": scratch,
+            "lora_parameters": {"rank": 8, "dropout": 0.0, "scale": 2.0},
             "learning_rate": 1e-4,
-        }  # fmt: skip
+        }
         arguments = argparse.Namespace(**options)
         loaded, tokenizer = load(model)
         train_set, valid_set, _ = load_dataset(arguments, tokenizer)
@@ -87,7 +129,10 @@ def mlx_lm(model: str, data: str, steps: int, stock: bool) -> dict[str, float]:
     timed = reports[2:]
     seconds = sum(1 / report["iterations_per_second"] for report in timed)
     tokens = timed[-1]["trained_tokens"] - reports[1]["trained_tokens"] - 8 * len(timed)
-    return {"tokens": tokens + 8 * len(timed), "seconds": seconds}  # + each row's first token, which is input only
+    return {
+        "tokens": tokens + 8 * len(timed),
+        "seconds": seconds,
+    }  # + each row's first token, which is input only
 
 
 def run_apart(tool: str, model: Path, data: Path, options: argparse.Namespace) -> float:
@@ -103,7 +148,9 @@ def run_apart(tool: str, model: Path, data: Path, options: argparse.Namespace) -
 
 def main() -> None:
     """Run the pairs and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--equal", action="store_true")
@@ -126,7 +173,11 @@ def main() -> None:
         for _ in range(options.rounds):
             ours, theirs = (run_apart(tool, model, data, options) for tool in ("chuk", "mlx-lm"))
             ratios.append(ours / theirs)
-            print(f"chuk {ours:8,.0f}   mlx-lm {theirs:8,.0f} useful tokens/s   ratio {ratios[-1]:.2f}", flush=True)
+            print(
+                f"chuk {ours:8,.0f}   mlx-lm {theirs:8,.0f} useful tokens/s   ratio"
+                f" {ratios[-1]:.2f}",
+                flush=True,
+            )
     print(f"median ratio {statistics.median(ratios):.2f}")
 
 

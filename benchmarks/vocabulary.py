@@ -1,11 +1,12 @@
-"""Peak memory of one LoRA step with a vocabulary of 128,256, where logits dominate: chuk beside mlx-lm, on a CPU.
+"""Peak memory of one LoRA step with a vocabulary of 128,256, where logits dominate: chuk beside
+mlx-lm, on a CPU.
 
     python benchmarks/vocabulary.py [--rows 4] [--tokens 1024] [--preset tiny]
 
-Each contestant is a process of its own: it loads the same model, puts the same adapters on it, warms up on a few
-tokens, and takes loss and gradient of the same rows. Memory is what the process grew by (resident peak, so that
-NumPy's share counts), and MLX's own peak. Losses and gradients are compared.
-"""
+Each contestant is a process of its own: it loads the same model, puts the same adapters on it,
+warms up on a few tokens, and takes loss and gradient of the same rows. Memory is what the process
+grew by (resident peak, so that NumPy's share counts), and MLX's own peak. Losses and gradients are
+compared."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ LARGEST_RATIO, LARGEST_GAP = 0.5, 1e-5
 
 def main() -> int:
     """Run both and print a table; 1 when a limit is broken."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--preset", default="tiny")
@@ -49,9 +52,17 @@ def main() -> int:
 
 def _in_process(which: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
     command = [
-        sys.executable, __file__, "--only", which, "--folder", str(folder), "--rows", str(options.rows),
-        "--tokens", str(options.tokens),
-    ]  # fmt: skip
+        sys.executable,
+        __file__,
+        "--only",
+        which,
+        "--folder",
+        str(folder),
+        "--rows",
+        str(options.rows),
+        "--tokens",
+        str(options.tokens),
+    ]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -64,20 +75,31 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
     model, step = CONTESTANTS[options.only](options.folder / "model")
     random = np.random.default_rng(0)
     for name, leaf in tree_flatten(model.trainable_parameters()):
-        model.load_weights([(name, mx.array(random.normal(0, 0.02, leaf.shape).astype(np.float32)))], strict=False)
+        model.load_weights(
+            [(name, mx.array(random.normal(0, 0.02, leaf.shape).astype(np.float32)))], strict=False
+        )
     ids = random.integers(4, VOCABULARY, (options.rows, options.tokens + 1))
     mx.eval(step(ids[:1, :17]))
     mx.clear_cache()
     before, _ = _resident(), mx.reset_peak_memory()
     loss, gradients = step(ids)
     mx.eval(loss, gradients)
-    found = {"loss": float(loss), "grown": _resident() - before, "mlx": mx.get_peak_memory() / 2**20}
-    np.savez(options.folder / f"{options.only}.npz", **{k: np.array(v) for k, v in tree_flatten(gradients)})
+    found = {
+        "loss": float(loss),
+        "grown": _resident() - before,
+        "mlx": mx.get_peak_memory() / 2**20,
+    }
+    np.savez(
+        options.folder / f"{options.only}.npz",
+        **{k: np.array(v) for k, v in tree_flatten(gradients)},
+    )
     return found
 
 
 def _resident() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
 
 
 def chuk(folder: Path) -> tuple[Any, Callable[[np.ndarray], Any]]:
@@ -98,7 +120,9 @@ def chuk(folder: Path) -> tuple[Any, Callable[[np.ndarray], Any]]:
     head = output_head(model)
 
     def loss(batch: Any) -> Any:
-        found = sft_loss(target_stats(head, model, batch["input_ids"], batch["positions"], batch["targets"]))
+        found = sft_loss(
+            target_stats(head, model, batch["input_ids"], batch["positions"], batch["targets"])
+        )
         return found.total / found.weight
 
     def step(ids: np.ndarray) -> Any:
@@ -106,7 +130,9 @@ def chuk(folder: Path) -> tuple[Any, Callable[[np.ndarray], Any]]:
 
         mask = np.ones(ids.shape, bool)
         mask[:, 0] = False
-        batch = to_arrays(Batch(ids.astype(np.int32), mask, np.full(len(ids), ids.shape[1], np.int32)))
+        batch = to_arrays(
+            Batch(ids.astype(np.int32), mask, np.full(len(ids), ids.shape[1], np.int32))
+        )
         with step_math(SFTConfig()):
             found = nn.value_and_grad(model, loss)(batch)
             mx.eval(found)
@@ -140,7 +166,10 @@ def mlx_lm(folder: Path) -> tuple[Any, Callable[[np.ndarray], Any]]:
     return model, step
 
 
-CONTESTANTS: dict[str, Callable[[Path], tuple[Any, Callable[[np.ndarray], Any]]]] = {"chuk": chuk, "mlx-lm": mlx_lm}
+CONTESTANTS: dict[str, Callable[[Path], tuple[Any, Callable[[np.ndarray], Any]]]] = {
+    "chuk": chuk,
+    "mlx-lm": mlx_lm,
+}
 
 
 def _report(found: dict[str, dict[str, float]], gradients: list[dict[str, np.ndarray]]) -> int:
@@ -154,8 +183,13 @@ def _report(found: dict[str, dict[str, float]], gradients: list[dict[str, np.nda
     gap = max(float(np.abs(ours[name] - theirs[name]).max()) for name in shared) / largest
     loss_gap = abs(found["chuk"]["loss"] / found["mlx-lm"]["loss"] - 1)
     print(f"\nmemory {ratio:.2f} of mlx-lm's (limit {LARGEST_RATIO})")
-    print(f"relative difference: loss {loss_gap:.1e}, {len(shared)} gradients {gap:.1e} (limit {LARGEST_GAP:.0e})")
-    return int(ratio > LARGEST_RATIO or max(gap, loss_gap) > LARGEST_GAP or set(ours) != set(theirs))
+    print(
+        f"relative difference: loss {loss_gap:.1e}, {len(shared)} gradients {gap:.1e} (limit"
+        f" {LARGEST_GAP:.0e})"
+    )
+    return int(
+        ratio > LARGEST_RATIO or max(gap, loss_gap) > LARGEST_GAP or set(ours) != set(theirs)
+    )
 
 
 if __name__ == "__main__":

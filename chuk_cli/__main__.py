@@ -1,4 +1,5 @@
-"""The executable `chuk`, also `python -m chuk_cli`. `--version` is answered before anything heavy is imported."""
+"""The executable `chuk`, also `python -m chuk_cli`. `--version` is answered before anything heavy
+is imported."""
 
 from __future__ import annotations
 
@@ -21,9 +22,11 @@ def main() -> None:
         sys.stdout.write(f"chuk {__version__}\n")
         sys.exit(0)
     if not (sys.stdout.isatty() and sys.stderr.isatty()) or os.environ.get("TERM") == "dumb":
-        os.environ.setdefault("TYPER_USE_RICH", "0")  # typer reads it when imported; plain help is twice as fast
-    # OpenBLAS reads it when loaded: its threads wait 65 thousand cycles for the next product, not 67 million, or they
-    # would take the cores from what runs between two products.
+        os.environ.setdefault(
+            "TYPER_USE_RICH", "0"
+        )  # typer reads it when imported; plain help is twice as fast
+    # OpenBLAS reads it when loaded: its threads wait 65 thousand cycles for the next product, not
+    # 67 million, or they would take the cores from what runs between two products.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
     if sys.platform == "darwin" and "train" in arguments[:1]:
         from chuk_lib.runtime.macos import relax_watchdog

@@ -35,14 +35,16 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
     """Post-training for language models with MLX."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code. Every failure is told here and nowhere else."""
+    """Run one command line and return its exit code. Every failure is told here and nowhere
+    else."""
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     as_json = "--json" in options
     _prepare_process()
@@ -58,7 +60,9 @@ def run(arguments: Sequence[str]) -> int:
         return FAILURE
     except USAGE_ERROR as error:
         return report_usage(error, as_json)
-    except Exception as error:  # the one place where a bug becomes an apology instead of a traceback
+    except (
+        Exception
+    ) as error:  # the one place where a bug becomes an apology instead of a traceback
         return INTERRUPTED if ctrl_c.was_pressed() else report(error, as_json)
     finally:
         ctrl_c.end()
@@ -66,8 +70,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _prepare_process() -> None:
-    """What cannot be encoded is written escaped; SIGTERM and SIGHUP unwind, so that half-written files are removed.
-    The process is chuk's own."""
+    """What cannot be encoded is written escaped; SIGTERM and SIGHUP unwind, so that half-written
+    files are removed. The process is chuk's own."""
     from chuk_lib.runtime.process import own_process
 
     own_process()

@@ -1,8 +1,9 @@
-"""What all commands have in common: no option is given twice in silence, and any setting may be typed as a flag.
+"""What all commands have in common: no option is given twice in silence, and any setting may be
+typed as a flag.
 
-Settings without a flag of their own, and the names that other tools have for them, are taken as flags too:
-`--weight-decay 0.1` and `--lr 1e-4` are what `--set weight_decay=0.1` and `--learning-rate 1e-4` are.
-"""
+Settings without a flag of their own, and the names that other tools have for them, are taken as
+flags too: `--weight-decay 0.1` and `--lr 1e-4` are what `--set weight_decay=0.1` and
+`--learning-rate 1e-4` are."""
 
 from __future__ import annotations
 
@@ -20,9 +21,12 @@ from chuk_lib.errors import ConfigError
 if TYPE_CHECKING:
     from chuk_lib.config.settings import Setting
 
-USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # typer 0.26 to 0.28 name it in no other public way
+USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[
+    0
+]  # typer 0.26 to 0.28 name it in no other public way
 FLAGS = "chuk_cli.flags"
-"""Where the context holds the settings that were typed as flags without having one: {name as typed: text or bool}."""
+"""Where the context holds the settings that were typed as flags without having one: {name as typed:
+text or bool}."""
 WORDS = "chuk_cli.words"
 """Where the context holds the arguments as they were typed, for options that answer at once."""
 SettingNames = Callable[[], "Mapping[str, Setting]"]
@@ -30,10 +34,12 @@ _SUGGEST_FROM = 0.7
 
 
 class Command(TyperCommand):
-    """A command whose options are refused when they stand twice, and which knows its settings by every name."""
+    """A command whose options are refused when they stand twice, and which knows its settings by
+    every name."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As Typer does. Raises ConfigError for an option that is given twice; an unknown one gets the right hint."""
+        """As Typer does. Raises ConfigError for an option that is given twice; an unknown one gets
+        the right hint."""
         if ctx.resilient_parsing:
             return super().parse_args(ctx, args)
         ctx.meta[WORDS] = list(args)
@@ -53,8 +59,12 @@ class Command(TyperCommand):
         return super().invoke(ctx)
 
     def _options(self) -> dict[str, Any]:
-        names = ((name, param) for param in self.params for name in (*param.opts, *param.secondary_opts))
-        return {name: param for name, param in names if name.startswith("-")}  # arguments have names without
+        names = (
+            (name, param) for param in self.params for name in (*param.opts, *param.secondary_opts)
+        )
+        return {
+            name: param for name, param in names if name.startswith("-")
+        }  # arguments have names without
 
     def _settings(self) -> Mapping[str, Setting]:
         """The settings of the command by every name that is understood, as flags."""
@@ -62,7 +72,8 @@ class Command(TyperCommand):
         return {_flag(name): item for name, item in names().items()} if names else {}
 
     def _take_settings(self, ctx: Any, args: Sequence[str]) -> list[str]:
-        """The words that are left when settings without a flag are taken out; `--learning_rate` has dashes then."""
+        """The words that are left when settings without a flag are taken out; `--learning_rate` has
+        dashes then."""
         options, kept, words = self._options(), list[str](), list(args)
         taken: dict[str, Any] = {}
         while words:
@@ -70,7 +81,9 @@ class Command(TyperCommand):
             if word == "--":
                 return [*kept, word, *words]
             flag, equals, text = word.partition("=")
-            option = options.get(flag) or options.get(_flag(flag[2:]) if flag.startswith("--") else flag)
+            option = options.get(flag) or options.get(
+                _flag(flag[2:]) if flag.startswith("--") else flag
+            )
             if option is not None:
                 kept.append(word if flag in options else _flag(flag[2:]) + equals + text)
                 if not equals and not option.is_flag and words:
@@ -97,19 +110,26 @@ class Command(TyperCommand):
 
     def _refuse_twice(self, ctx: Any, args: Sequence[str]) -> None:
         _, _, order = self.make_parser(ctx).parse_args(list(args))
-        options = [param for param in order if param.param_type_name == "option" and not param.is_eager]
+        options = [
+            param for param in order if param.param_type_name == "option" and not param.is_eager
+        ]
         for param, times in Counter[Any](options).items():
             if times > 1 and not param.multiple:
-                raise ConfigError(f"`{param.opts[0]}` is given {_times(times)}", _how_to_give_one(param))
+                raise ConfigError(
+                    f"`{param.opts[0]}` is given {_times(times)}", _how_to_give_one(param)
+                )
         known = self._settings() if ctx.meta[FLAGS] else {}
         for name in ctx.meta[FLAGS]:
             item = known[_flag(name)]
             for param in options:
                 if param.name in (item.name, *item.aliases):
-                    raise ConfigError(f"`{param.opts[0]}` and `{_flag(name)}` are one setting", "give it once")
+                    raise ConfigError(
+                        f"`{param.opts[0]}` and `{_flag(name)}` are one setting", "give it once"
+                    )
 
     def _explain(self, error: Any) -> None:
-        """Give an unknown option the nearest names of all that would be taken, or what to do instead."""
+        """Give an unknown option the nearest names of all that would be taken, or what to do
+        instead."""
         if not hasattr(error, "possibilities"):
             return
         from chuk_lib.config.foreign import instead_of
@@ -117,11 +137,14 @@ class Command(TyperCommand):
         flag = _flag(error.option_name.lstrip("-"))
         settings = self._settings()
         hint = instead_of(flag[2:].replace("-", "_")) if settings else ""
-        near = difflib.get_close_matches(flag, [*self._options(), *settings], n=2, cutoff=_SUGGEST_FROM)
+        near = difflib.get_close_matches(
+            flag, [*self._options(), *settings], n=2, cutoff=_SUGGEST_FROM
+        )
         error.possibilities, error.hint = (None if hint else near), hint
         if not hint and not near and settings:
             error.hint = (
-                f"`chuk config show {self.name}` lists all settings, `{error.ctx.command_path} --help` the rest"
+                f"`chuk config show {self.name}` lists all settings, `{error.ctx.command_path}"
+                " --help` the rest"
             )
 
 
@@ -138,7 +161,8 @@ def _flag(name: str) -> str:
 
 
 def _value(item: Setting, word: str, on: bool, text: str | None, words: list[str]) -> Any:
-    """What a setting's flag says: the text after it; a switch may stand alone, or before true or false."""
+    """What a setting's flag says: the text after it; a switch may stand alone, or before true or
+    false."""
     if item.base_type is bool:
         follows = words[0].lower() if words else ""
         if text is None and follows in ("true", "false"):

@@ -1,4 +1,5 @@
-"""What the shell's Tab key offers for the values of options. Nothing heavy is imported before it is pressed."""
+"""What the shell's Tab key offers for the values of options. Nothing heavy is imported before it is
+pressed."""
 
 from __future__ import annotations
 
@@ -57,6 +58,8 @@ def setting_of(cls: type) -> Complete:
         known = settings_of(cls)
         name, equals, _ = incomplete.partition("=")
         choices = known[name].choices if equals and name in known else ()
-        return begun([f"{name}={choice}" for choice in choices] or [f"{name}=" for name in known], incomplete)
+        return begun(
+            [f"{name}={choice}" for choice in choices] or [f"{name}=" for name in known], incomplete
+        )
 
     return complete

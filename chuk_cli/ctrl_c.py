@@ -1,9 +1,8 @@
 """Ctrl-C from the first line to the last: the process ends with 130 and says nothing.
 
-Before a command has begun, and after it has ended, at once: nothing is open, and a half-finished import would have
-something to say about it. In between by an exception that unwinds, so that half-written files are removed.
-`interrupt.py` takes over while a run trains.
-"""
+Before a command has begun, and after it has ended, at once: nothing is open, and a half-finished
+import would have something to say about it. In between by an exception that unwinds, so that
+half-written files are removed. `interrupt.py` takes over while a run trains."""
 
 from __future__ import annotations
 
@@ -16,7 +15,8 @@ _caught: list[int] = []
 
 
 def begin() -> None:
-    """Let Ctrl-C end the process without unwinding, unless the shell that started it has it ignored."""
+    """Let Ctrl-C end the process without unwinding, unless the shell that started it has it
+    ignored."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
 
@@ -35,8 +35,8 @@ def end() -> None:
 
 
 def was_pressed() -> bool:
-    """Whether Ctrl-C came while a command ran, whatever became of the exception: an extension module that is being
-    imported turns it into an ImportError of its own."""
+    """Whether Ctrl-C came while a command ran, whatever became of the exception: an extension
+    module that is being imported turns it into an ImportError of its own."""
     return bool(_caught)
 
 
@@ -50,7 +50,8 @@ def _unwind(signum: int, frame: FrameType | None) -> None:
 
 
 def _unraisable(found: sys.UnraisableHookArgs) -> None:
-    """Python prints an exception that it cannot raise (in a callback, a finalizer) and goes on: this one ends it."""
+    """Python prints an exception that it cannot raise (in a callback, a finalizer) and goes on:
+    this one ends it."""
     if isinstance(found.exc_value, KeyboardInterrupt):
         os._exit(130)
     sys.__unraisablehook__(found)

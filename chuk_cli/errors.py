@@ -1,7 +1,7 @@
 """What is said about a failure, and which exit code it has.
 
-0 done, 1 explained failure, 2 wrong command line or configuration, 70 bug, 129, 130 and 143 stopped.
-"""
+0 done, 1 explained failure, 2 wrong command line or configuration, 70 bug, 129, 130 and 143
+stopped."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def report(error: Exception, as_json: bool) -> int:
 
 
 def report_usage(error: Any, as_json: bool) -> int:
-    """Say what is wrong with the command line; asking for a group without a command shows its help instead."""
+    """Say what is wrong with the command line; asking for a group without a command shows its help
+    instead."""
     message = error.format_message()
     if not message or message.startswith("Usage:"):
         sys.stderr.write(message + "\n")
@@ -86,7 +87,10 @@ def _next_steps(error: Exception) -> str:
     try:
         path = _save_crash(error)
     except OSError:
-        return "sorry; run it again with `CHUK_DEBUG=1` and report what it says with the output of `chuk doctor`"
+        return (
+            "sorry; run it again with `CHUK_DEBUG=1` and report what it says with the output of"
+            " `chuk doctor`"
+        )
     return f"sorry; please report it with `{path}` and the output of `chuk doctor`"
 
 
@@ -97,7 +101,9 @@ def _save_crash(error: Exception) -> str:
 
     handle, path = tempfile.mkstemp(prefix="chuk-crash-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(f"chuk {__version__}, Python {platform.python_version()}, {platform.platform()}\n")
+        file.write(
+            f"chuk {__version__}, Python {platform.python_version()}, {platform.platform()}\n"
+        )
         file.write(f"arguments: {sys.argv[1:]}\n\n")
         file.writelines(traceback.format_exception(error))
     return path

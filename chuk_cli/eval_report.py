@@ -20,14 +20,19 @@ _IN_JSON = 20
 
 
 def as_dict(measured: Sequence[Measurement]) -> dict[str, Any]:
-    """Everything as plain data: the first model's figures, and the second's with the differences."""
+    """Everything as plain data: the first model's figures, and the second's with the
+    differences."""
     made = [
-        one.as_dict() | ({} if one.scored is None else {"completions": list(islice(one.completions(), _IN_JSON))})
+        one.as_dict()
+        | ({} if one.scored is None else {"completions": list(islice(one.completions(), _IN_JSON))})
         for one in measured
     ]
     if len(measured) == 1:
         return made[0]
-    return made[0] | {"against": made[1], "differences": {name: asdict(gap) for name, gap in _gaps(measured).items()}}
+    return made[0] | {
+        "against": made[1],
+        "differences": {name: asdict(gap) for name, gap in _gaps(measured).items()},
+    }
 
 
 def bare(measured: Measurement) -> str:
@@ -42,7 +47,10 @@ def show(out: Out, measured: Sequence[Measurement]) -> None:
     for note in dict.fromkeys(note for one in measured for note in one.notes):
         out.say(f"note: {note}")
     if ours.left_out:
-        out.warn(f"{ours.left_out:,} of {ours.left_out + ours.rows:,} prompts are left out: they are too long")
+        out.warn(
+            f"{ours.left_out:,} of {ours.left_out + ours.rows:,} prompts are left out: they are too"
+            " long"
+        )
     if len(measured) == 2:
         out.console.print(_side_by_side(measured))
     elif ours.scored is None:
@@ -56,7 +64,8 @@ def show(out: Out, measured: Sequence[Measurement]) -> None:
 def _show_answers(out: Out, measured: Measurement) -> None:
     share = 100 * (measured.exact_match or 0.0)
     out.console.print(
-        f"exact match {share:.1f} %  ({measured.correct:,} of {measured.rows:,})  {_loss(measured.metrics)}"
+        f"exact match {share:.1f} %  ({measured.correct:,} of {measured.rows:,}) "
+        f" {_loss(measured.metrics)}"
     )
     if len(measured.by_type) > 1:
         out.console.print(_by_type(measured.by_type))
@@ -78,21 +87,28 @@ def _show_scores(out: Out, measured: Measurement) -> None:
     passes = "  ".join(f"pass@{k} {_percent(share)}" for k, share in figures["pass_at_k"].items())
     out.console.print(f"{passes}  ({figures['pass_reward']} at least {figures['pass_score']:g})")
     if figures["truncated"]:
-        out.say(f"{_percent(figures['truncated'])} of the completions ran out of room; see --max-tokens")
+        out.say(
+            f"{_percent(figures['truncated'])} of the completions ran out of room; see --max-tokens"
+        )
 
 
 def _side_by_side(measured: Sequence[Measurement]) -> Any:
-    """A table of the means of both models, and their difference with the interval that holds it at 95 %."""
+    """A table of the means of both models, and their difference with the interval that holds it at
+    95 %."""
     rows = []
     for name, gap in _gaps(measured).items():
         means = [_figure(_mean(one, name)) for one in measured]
         sure = "no" if gap.low <= 0 <= gap.high else "yes"
-        rows.append([name, *means, f"{gap.difference:+.4f}", f"{gap.low:+.4f} … {gap.high:+.4f}", sure])
+        rows.append(
+            [name, *means, f"{gap.difference:+.4f}", f"{gap.low:+.4f} … {gap.high:+.4f}", sure]
+        )
     for name in ("eval_loss", "eval_perplexity"):
         if all(name in one.metrics for one in measured):
             ours, theirs = (one.metrics[name] for one in measured)
             rows.append([name, _figure(ours), _figure(theirs), f"{ours - theirs:+.4f}", "", ""])
-    return make_table("", ["", measured[0].model, measured[1].model, "difference", "95 % interval", "sure"], rows)
+    return make_table(
+        "", ["", measured[0].model, measured[1].model, "difference", "95 % interval", "sure"], rows
+    )
 
 
 def _gaps(measured: Sequence[Measurement]) -> dict[str, Difference]:
@@ -112,7 +128,9 @@ def _samples(measured: Measurement) -> Any:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
         scores = [_figure(score) for score in row["rewards"].values()]
         rows.append([_one_line(prompt), _one_line(row["completion"]), *scores])
-    return make_table("", ["prompt", "completion", *(measured.scored.names if measured.scored else ())], rows)
+    return make_table(
+        "", ["prompt", "completion", *(measured.scored.names if measured.scored else ())], rows
+    )
 
 
 def _loss(metrics: Mapping[str, float]) -> str:
@@ -128,13 +146,17 @@ def _percent(share: float | None) -> str:
 
 
 def _by_type(counts: dict[str, tuple[int, int]]) -> Any:
-    rows = [[name, correct, rows, f"{100 * correct / rows:.1f} %"] for name, (correct, rows) in counts.items()]
+    rows = [
+        [name, correct, rows, f"{100 * correct / rows:.1f} %"]
+        for name, (correct, rows) in counts.items()
+    ]
     return make_table("", ["problems", "correct", "of", "exact match"], rows)
 
 
 def _line(answer: Answer) -> str:
     prompt, written, wanted = (
-        repr(shorten(text, keep_end=True)) for text in (answer.prompt, answer.completion, answer.target)
+        repr(shorten(text, keep_end=True))
+        for text in (answer.prompt, answer.completion, answer.target)
     )
     return f"{prompt} → {written}, should be {wanted}"
 

@@ -1,11 +1,12 @@
-"""Ctrl-C as a request: the first one lets the step finish and be saved, the second one quits at once.
+"""Ctrl-C as a request: the first one lets the step finish and be saved, the second one quits at
+once.
 
-SIGTERM is the same request. So is SIGHUP, what a process gets when its terminal is closed; it comes in twos and along
-with SIGTERM, so it never counts as the second. Under `nohup` it is ignored and the run goes on.
+SIGTERM is the same request. So is SIGHUP, what a process gets when its terminal is closed; it comes
+in twos and along with SIGTERM, so it never counts as the second. Under `nohup` it is ignored and
+the run goes on.
 
-A signal handler in Python waits until the running MLX call returns. A thread at the wake-up pipe does not, so the
-answer comes at once however long a step takes.
-"""
+A signal handler in Python waits until the running MLX call returns. A thread at the wake-up pipe
+does not, so the answer comes at once however long a step takes."""
 
 from __future__ import annotations
 
@@ -25,13 +26,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """Whether someone asked to stop, and with which signal. Signals are taken from `arm()` to the end of the block.
+    """Whether someone asked to stop, and with which signal. Signals are taken from `arm()` to the
+    end of the block.
 
-    Before `arm()` they end the process as they always do: while a model is loading there is nothing to save.
-    `on_first` and `on_second` are called in another thread.
-    """
+    Before `arm()` they end the process as they always do: while a model is loading there is nothing
+    to save. `on_first` and `on_second` are called in another thread."""
 
-    def __init__(self, on_first: Callable[[], None], on_second: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, on_first: Callable[[], None], on_second: Callable[[], None] = lambda: None
+    ) -> None:
         self.signal: int | None = None
         self._on_first, self._on_second = on_first, on_second
         self._undo = ExitStack()
@@ -44,16 +47,20 @@ class Stop:
     def __enter__(self) -> Stop:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._undo.close()
 
     @property
     def exit_code(self) -> int:
-        """128 and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP; 0 when none came."""
+        """128 and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP; 0 when
+        none came."""
         return 0 if self.signal is None else 128 + self.signal
 
     def arm(self) -> None:
-        """Take the signals from here on, but for those that the caller's shell ignores. Main thread only."""
+        """Take the signals from here on, but for those that the caller's shell ignores. Main thread
+        only."""
         if self._armed:
             return
         self._armed = True
@@ -64,7 +71,12 @@ class Stop:
         former = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         listener = threading.Thread(target=self._listen, args=(receiver,), daemon=True)
         listener.start()
-        for last in (receiver.close, lambda: listener.join(1), sender.close, lambda: signal.set_wakeup_fd(former)):
+        for last in (
+            receiver.close,
+            lambda: listener.join(1),
+            sender.close,
+            lambda: signal.set_wakeup_fd(former),
+        ):
             self._undo.callback(last)
         for name in SIGNALS:
             if signal.getsignal(name) is not signal.SIG_IGN:

@@ -1,4 +1,5 @@
-"""Groups whose help reads a table, and which import only what was asked for: the root below, and `chuk train`."""
+"""Groups whose help reads a table, and which import only what was asked for: the root below, and
+`chuk train`."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from chuk_cli.command import App
 
 
 class LazyCommand(NamedTuple):
-    """One line of a group's help, and where the commands are: a module with an `app`, or `module:function`."""
+    """One line of a group's help, and where the commands are: a module with an `app`, or
+    `module:function`."""
 
     module: str
     help: str
@@ -26,29 +28,50 @@ Table = Mapping[str, LazyCommand]
 
 
 GROUPS = {
-    "train": LazyCommand("chuk_cli.commands.train", "Fine-tune a model, or go on with a run.", "Work"),
-    "runs": LazyCommand("chuk_cli.commands.runs", "List, show, watch, compare and report runs.", "Work"),
-    "infer": LazyCommand("chuk_cli.commands.infer", "Generate text from a prompt or a pipe, or chat.", "Work"),
+    "train": LazyCommand(
+        "chuk_cli.commands.train", "Fine-tune a model, or go on with a run.", "Work"
+    ),
+    "runs": LazyCommand(
+        "chuk_cli.commands.runs", "List, show, watch, compare and report runs.", "Work"
+    ),
+    "infer": LazyCommand(
+        "chuk_cli.commands.infer", "Generate text from a prompt or a pipe, or chat.", "Work"
+    ),
     "eval": LazyCommand("chuk_cli.commands.eval", "Measure a model on data.", "Work"),
     "data": LazyCommand("chuk_cli.commands.data", "Make, check and look at data.", "Prepare"),
-    "batch": LazyCommand("chuk_cli.commands.batch", "Build, measure and check batches on disk.", "Prepare"),
-    "config": LazyCommand("chuk_cli.commands.config", "List, show, check and convert settings files.", "Prepare"),
-    "model": LazyCommand("chuk_cli.commands.model", "Show, check, compare, merge, pack and make models.", "Inspect"),
-    "experts": LazyCommand("chuk_cli.commands.experts", "List, show and play small policies.", "Inspect"),
-    "tokenizer": LazyCommand("chuk_cli.commands.tokenizer", "Train, use, compare and check tokenizers.", "Inspect"),
-    "doctor": LazyCommand("chuk_cli.commands.doctor", "Check this machine: device, versions, speed.", "Inspect"),
+    "batch": LazyCommand(
+        "chuk_cli.commands.batch", "Build, measure and check batches on disk.", "Prepare"
+    ),
+    "config": LazyCommand(
+        "chuk_cli.commands.config", "List, show, check and convert settings files.", "Prepare"
+    ),
+    "model": LazyCommand(
+        "chuk_cli.commands.model", "Show, check, compare, merge, pack and make models.", "Inspect"
+    ),
+    "experts": LazyCommand(
+        "chuk_cli.commands.experts", "List, show and play small policies.", "Inspect"
+    ),
+    "tokenizer": LazyCommand(
+        "chuk_cli.commands.tokenizer", "Train, use, compare and check tokenizers.", "Inspect"
+    ),
+    "doctor": LazyCommand(
+        "chuk_cli.commands.doctor", "Check this machine: device, versions, speed.", "Inspect"
+    ),
 }
 
 
 class LazyGroup(TyperGroup):
-    """A group whose commands are stubs until one of them is resolved. `table` says where they are."""
+    """A group whose commands are stubs until one of them is resolved. `table` says where they
+    are."""
 
     table: ClassVar[Table] = GROUPS
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         for name, entry in self.table.items():
-            self.commands[name] = TyperGroup(name=name, help=entry.help, rich_help_panel=entry.panel)
+            self.commands[name] = TyperGroup(
+                name=name, help=entry.help, rich_help_panel=entry.panel
+            )
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The named command with its module imported, and the arguments that are left."""
@@ -67,7 +90,9 @@ def load(name: str, table: Table = GROUPS) -> Any:
     """Import an entry of a table and return its command, ready for help."""
     module, _, function = table[name].module.partition(":")
     imported = import_module(module)
-    command = get_command(_alone(getattr(imported, function), table[name]) if function else imported.app)
+    command = get_command(
+        _alone(getattr(imported, function), table[name]) if function else imported.app
+    )
     command.name = name
     _keep_examples(command, plain=os.environ.get("TYPER_USE_RICH") == "0")
     return command
@@ -90,7 +115,8 @@ def _alone(function: Callable[..., Any], entry: LazyCommand) -> App:
 
 
 def _keep_examples(command: Any, plain: bool) -> None:
-    """Mark what follows `Examples:` in each help text, so that its lines are not joined or read as markup."""
+    """Mark what follows `Examples:` in each help text, so that its lines are not joined or read as
+    markup."""
     text, mark, examples = (command.help or "").partition("\nExamples:")
     if mark and plain:
         blocks = [block for block in examples.split("\n\n") if block.strip()]

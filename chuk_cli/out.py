@@ -1,9 +1,8 @@
 """Where words go: the result to stdout, everything said about it to stderr, in three modes.
 
-human: text and tables; json: one JSON object (or JSON lines) and nothing else on stdout; quiet: the bare value or
-values, one a line. A command writes its result once, with `result` or `table`, and gets all three modes.
-Rich is imported only when something needs more than plain text.
-"""
+human: text and tables; json: one JSON object (or JSON lines) and nothing else on stdout; quiet: the
+bare value or values, one a line. A command writes its result once, with `result` or `table`, and
+gets all three modes. Rich is imported only when something needs more than plain text."""
 
 from __future__ import annotations
 
@@ -22,11 +21,19 @@ from chuk_lib.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-STYLES = {"success": "32", "error": "1;31", "warning": "33", "hint": "36", "command": "36", "secondary": "2"}
+STYLES = {
+    "success": "32",
+    "error": "1;31",
+    "warning": "33",
+    "hint": "36",
+    "command": "36",
+    "secondary": "2",
+}
 
 
 def has_colour(stream: TextIO) -> bool:
-    """Whether colour codes may be written: a terminal, and neither NO_COLOR nor TERM=dumb; FORCE_COLOR overrides."""
+    """Whether colour codes may be written: a terminal, and neither NO_COLOR nor TERM=dumb;
+    FORCE_COLOR overrides."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -44,11 +51,14 @@ def paint_commands(text: str, stream: TextIO) -> str:
     parts = text.split("`")
     if len(parts) % 2 == 0 or not has_colour(stream):
         return text
-    return "".join(paint(f"`{part}`", "command", stream) if i % 2 else part for i, part in enumerate(parts))
+    return "".join(
+        paint(f"`{part}`", "command", stream) if i % 2 else part for i, part in enumerate(parts)
+    )
 
 
 def tell(text: str, label: str = "") -> None:
-    """One message on stderr, with what stands in backticks coloured; a label (`error`, `hint` …) goes before it."""
+    """One message on stderr, with what stands in backticks coloured; a label (`error`, `hint` …)
+    goes before it."""
     before = paint(f"{label}:", label, sys.stderr) + " " if label else ""
     sys.stderr.write(f"{before}{paint_commands(text, sys.stderr)}\n")
     sys.stderr.flush()
@@ -61,7 +71,8 @@ def tell_json(record: Mapping[str, Any]) -> None:
 
 
 def to_json(data: Any) -> str:
-    """One line of JSON. Paths become text, dataclasses objects, and numbers JSON cannot hold (nan, inf) text."""
+    """One line of JSON. Paths become text, dataclasses objects, and numbers JSON cannot hold (nan,
+    inf) text."""
     return json.dumps(_plain(data), ensure_ascii=not _is_utf(sys.stdout), default=str)
 
 
@@ -71,7 +82,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(inner) for inner in (sorted(value) if isinstance(value, set | frozenset) else value)]
+        return [
+            _plain(inner)
+            for inner in (sorted(value) if isinstance(value, set | frozenset) else value)
+        ]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return str(value) if isinstance(value, Path) else value
@@ -91,15 +105,20 @@ def glyph(fancy: str, plain: str, stream: TextIO | None = None) -> str:
 
 
 def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> RenderableType:
-    """A table without boxes: bold header, numbers to the right, text to the left. For `result(human=…)`."""
+    """A table without boxes: bold header, numbers to the right, text to the left. For
+    `result(human=…)`."""
     from rich.table import Table
     from rich.text import Text
 
     cells = [list(row) for row in rows]
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
     table.padding = (0, 2, 0, 0)
     for index, column in enumerate(columns):
-        numeric = any(row[index] is not None for row in cells) and all(_is_number(row[index]) for row in cells)
+        numeric = any(row[index] is not None for row in cells) and all(
+            _is_number(row[index]) for row in cells
+        )
         table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         table.add_row(*(Text(_cell(value)) for value in row))
@@ -108,7 +127,9 @@ def make_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, str):
-        return (value[:1].isdigit() and " " in value) or value.replace(",", "").replace(".", "", 1).isdigit()
+        return (value[:1].isdigit() and " " in value) or value.replace(",", "").replace(
+            ".", "", 1
+        ).isdigit()
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
@@ -170,9 +191,11 @@ class Out:
         human: str | RenderableType | None = None,
         quiet: str | Iterable[str] | None = None,
     ) -> None:
-        """Write the result: `data` as one JSON value, or `quiet` (text, or values one a line), or `human`.
+        """Write the result: `data` as one JSON value, or `quiet` (text, or values one a line), or
+        `human`.
 
-        Without `human` a person gets `data` as `key  value` lines; without `quiet` nothing is written in quiet mode.
+        Without `human` a person gets `data` as `key  value` lines; without
+        `quiet` nothing is written in quiet mode.
         """
         if self.json:
             self._write(to_json(data))
@@ -187,7 +210,8 @@ class Out:
             self.console.print(human)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """A table as the whole result: JSON gets a list of objects keyed by column, quiet the first column.
+        """A table as the whole result: JSON gets a list of objects keyed by column, quiet the first
+        column.
 
         For other JSON keys or quiet values use `result(data, human=make_table(…), quiet=…)`.
         """
@@ -212,7 +236,8 @@ class Out:
             tell(text)
 
     def warn(self, text: str, hint: str = "") -> None:
-        """Something that may be wrong, on stderr: text, or a JSON line in JSON mode. Silent in quiet mode."""
+        """Something that may be wrong, on stderr: text, or a JSON line in JSON mode. Silent in
+        quiet mode."""
         if self.json:
             tell_json({"warning": {"message": text, "hint": hint}})
         elif self.human:
@@ -221,14 +246,19 @@ class Out:
                 tell(hint, "hint")
 
     def warn_of_idle(self, names: Sequence[str]) -> None:
-        """Name options of sampling that are given and change nothing, because the likeliest token is taken."""
+        """Name options of sampling that are given and change nothing, because the likeliest token
+        is taken."""
         if names:
             flags = ", ".join(f"`--{name.replace('_', '-')}`" for name in names)
-            self.warn(f"without chance {flags} changes nothing: the temperature is 0", "raise --temperature")
+            self.warn(
+                f"without chance {flags} changes nothing: the temperature is 0",
+                "raise --temperature",
+            )
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
-        """Say what is being waited for: a spinner on a terminal, one line elsewhere, nothing in other modes."""
+        """Say what is being waited for: a spinner on a terminal, one line elsewhere, nothing in
+        other modes."""
         if self.human and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             spinner = "dots" if glyph("⠋", "") else "line"
             with self.err_console.status(text, spinner=spinner):
@@ -238,7 +268,8 @@ class Out:
         yield
 
     def confirm(self, question: str, yes: bool) -> None:
-        """Go on only if the person agrees; `yes` is the value of `--yes`. Refuses where nobody can be asked."""
+        """Go on only if the person agrees; `yes` is the value of `--yes`. Refuses where nobody can
+        be asked."""
         if yes:
             return
         if not self.human or not sys.stdin.isatty() or not sys.stderr.isatty():
@@ -264,4 +295,6 @@ def _as_lines(data: Mapping[str, Any] | Sequence[Any]) -> str:
     if not isinstance(data, Mapping):
         return "\n".join(str(item) for item in data)
     width = max((len(str(key)) for key in data), default=0)
-    return "\n".join(f"{str(key).replace('_', ' '):<{width}}  {_cell(value)}" for key, value in data.items())
+    return "\n".join(
+        f"{str(key).replace('_', ' '):<{width}}  {_cell(value)}" for key, value in data.items()
+    )

@@ -1,4 +1,5 @@
-"""`--dry-run` and `--fit` of the training commands: what a run would be, and settings that fit a memory budget."""
+"""`--dry-run` and `--fit` of the training commands: what a run would be, and settings that fit a
+memory budget."""
 
 from __future__ import annotations
 
@@ -22,15 +23,24 @@ if TYPE_CHECKING:
 FitOption = Annotated[
     str | None,
     typer.Option(
-        "--fit", metavar="SIZE", rich_help_panel="Configuration",
-        help="Choose batch size, accumulation, checkpointing and packing for this much memory: 8GiB, or auto.",
+        "--fit",
+        metavar="SIZE",
+        rich_help_panel="Configuration",
+        help=(
+            "Choose batch size, accumulation, checkpointing and packing for this much memory: 8GiB,"
+            " or auto."
+        ),
     ),
-]  # fmt: skip
+]
 
 _PARTS = {
-    "weights": "weights", "optimizer": "optimizer", "gradients": "gradients", "activations": "activations and work",
-    "logits": "logits (a tile)", "outside": "probabilities (NumPy)",
-}  # fmt: skip
+    "weights": "weights",
+    "optimizer": "optimizer",
+    "gradients": "gradients",
+    "activations": "activations and work",
+    "logits": "logits (a tile)",
+    "outside": "probabilities (NumPy)",
+}
 
 
 def show_plan(out: Out, settings: Resolved[SFTConfig], fit: str | None, overwrite: bool) -> None:
@@ -39,7 +49,9 @@ def show_plan(out: Out, settings: Resolved[SFTConfig], fit: str | None, overwrit
     with out.status("dry run: loading model and data, measuring a few micro-steps"):
         from chuk_lib.training.planning.plan import plan_sft
 
-        plan = plan_sft(settings.value, origins=settings.origins, budget=budget, overwrite=overwrite)
+        plan = plan_sft(
+            settings.value, origins=settings.origins, budget=budget, overwrite=overwrite
+        )
     tell_plan(out, plan, _lines(plan), plan.memory.total if plan.memory else 0)
 
 
@@ -51,11 +63,17 @@ def tell_plan(out: Out, plan: DryRun, lines: Iterable[str], number: int) -> None
     out.say("dry run: nothing was written")
 
 
-def fitted(out: Out, settings: Resolved[SFTConfig], fit: str, overwrite: bool) -> Resolved[SFTConfig]:
-    """The settings with those that fit the budget, their origin `--fit`; says why each was chosen."""
+def fitted(
+    out: Out, settings: Resolved[SFTConfig], fit: str, overwrite: bool
+) -> Resolved[SFTConfig]:
+    """The settings with those that fit the budget, their origin `--fit`; says why each was
+    chosen."""
     budget = _budget(fit)
     if settings.value.data == "-":
-        raise ConfigError("`--fit` reads the data twice, and stdin can be read once", "save the rows to a file first")
+        raise ConfigError(
+            "`--fit` reads the data twice, and stdin can be read once",
+            "save the rows to a file first",
+        )
     with out.status("fit: loading model and data, measuring a few micro-steps"):
         from chuk_lib.training.planning.plan import fit_sft
 
@@ -63,7 +81,9 @@ def fitted(out: Out, settings: Resolved[SFTConfig], fit: str, overwrite: bool) -
     for reason in found.reasons:
         out.say(f"fit: {reason}")
     chosen = found.choice.settings()
-    return Resolved(replace(settings.value, **chosen), settings.origins | dict.fromkeys(chosen, "--fit"))
+    return Resolved(
+        replace(settings.value, **chosen), settings.origins | dict.fromkeys(chosen, "--fit")
+    )
 
 
 def _budget(text: str | None) -> int | str | None:
@@ -101,7 +121,11 @@ def settings_lines(values: Mapping[str, Any], origins: Mapping[str, str]) -> Ite
     for name in order:
         origin = origins[name]
         line = f"{name:<{width}}  {plain(values[name])}"
-        yield paint(f"{line}  (default)", "secondary", sys.stdout) if origin == "default" else f"{line}  ({origin})"
+        yield (
+            paint(f"{line}  (default)", "secondary", sys.stdout)
+            if origin == "default"
+            else f"{line}  ({origin})"
+        )
 
 
 def plain(value: Any) -> str:
@@ -120,10 +144,19 @@ def _run(plan: DryRun) -> Iterator[tuple[str, str]]:
     window = config.batch_size * config.gradient_accumulation_steps
     yield from heading(plan)
     yield "steps", f"{plan.steps:,} ({plan.epochs:.2f} epochs of {plan.steps_per_epoch:,})"
-    yield "update", f"{config.batch_size} rows × {config.gradient_accumulation_steps} = {window} rows"
+    yield (
+        "update",
+        f"{config.batch_size} rows × {config.gradient_accumulation_steps} = {window} rows",
+    )
     yield from batch_facts(plan, "rows")
     if plan.seconds is not None and plan.step_seconds is not None:
-        yield "time", f"about {duration(plan.seconds)} ({duration(plan.step_seconds)} a step), without evaluations"
+        yield (
+            "time",
+            (
+                f"about {duration(plan.seconds)} ({duration(plan.step_seconds)} a step), without"
+                " evaluations"
+            ),
+        )
 
 
 def heading(plan: DryRun) -> Iterator[tuple[str, str]]:

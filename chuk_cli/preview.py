@@ -1,4 +1,5 @@
-"""Rows and their loss mask as text: learned tokens stand between ⟦ and ⟧, and in colour where there is any."""
+"""Rows and their loss mask as text: learned tokens stand between ⟦ and ⟧, and in colour where there
+is any."""
 
 from __future__ import annotations
 
@@ -60,18 +61,27 @@ def _mark(part: Fragment) -> str:
 
 
 def _report(report: DataReport) -> Iterator[str]:
-    limit = "" if report.max_length is None else f", {report.truncated:,} cut at {report.max_length:,} tokens"
+    limit = (
+        ""
+        if report.max_length is None
+        else f", {report.truncated:,} cut at {report.max_length:,} tokens"
+    )
     share = f"{100 * report.trained_share:.1f} %"
     parts = {
         "data": report.source,
         "format": f"{report.format}: {report.how}",
         "loss on": report.loss_on,
         "rows": f"{report.kept:,} kept, {report.dropped:,} dropped (nothing to learn){limit}",
-        "tokens": f"{report.tokens:,}, {report.trained_tokens:,} learned ({share}), longest row {report.longest:,}",
+        "tokens": (
+            f"{report.tokens:,}, {report.trained_tokens:,} learned ({share}), longest row"
+            f" {report.longest:,}"
+        ),
     }
     for name, value in parts.items():
         yield f"{name:<8}  {value}"
     most = max(count for _, count in report.lengths)
     for number, (bound, count) in enumerate(report.lengths):
         bar = glyph("█", "#", sys.stdout) * max(1 if count else 0, round(_WIDTH * count / most))
-        yield f"{'lengths' if number == 0 else '':<8}  up to {bound:>7,}  {count:>9,} rows  {bar}".rstrip()
+        yield (
+            f"{'' if number else 'lengths':<8}  up to {bound:>7,}  {count:>9,} rows  {bar}".rstrip()
+        )

@@ -13,14 +13,22 @@ def show_rewards(out: Out) -> None:
     from chuk_lib.config.reward_spec import SYNTAX
     from chuk_lib.rewards.builtin import BUILT_IN, arguments_of
 
-    arguments = {name: {key: default for key, (_, default) in arguments_of(name).items()} for name in BUILT_IN}
+    arguments = {
+        name: {key: default for key, (_, default) in arguments_of(name).items()}
+        for name in BUILT_IN
+    }
     found = [
-        {"name": name, "help": entry.help, "arguments": _as_json(arguments[name])} for name, entry in BUILT_IN.items()
+        {"name": name, "help": entry.help, "arguments": _as_json(arguments[name])}
+        for name, entry in BUILT_IN.items()
     ]
     rows = [[name, entry.help, _in_words(arguments[name])] for name, entry in BUILT_IN.items()]
-    out.result(found, human=make_table("", ["reward", "pays for", "arguments"], rows), quiet=list(BUILT_IN))
+    out.result(
+        found, human=make_table("", ["reward", "pays for", "arguments"], rows), quiet=list(BUILT_IN)
+    )
     if out.human:
-        out.console.print(f"\nWrite {SYNTAX}. A value with , or = stands in quotes: regex:pattern='a,b'=0.5")
+        out.console.print(
+            f"\nWrite {SYNTAX}. A value with , or = stands in quotes: regex:pattern='a,b'=0.5"
+        )
 
 
 def _as_json(arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -39,4 +47,8 @@ def _in_words(arguments: dict[str, Any]) -> str:
 def _with_default(key: str, default: Any) -> str:
     if default is inspect.Parameter.empty:
         return f"{key} (needed)"
-    return key if default is None else f"{key}={str(default).lower() if isinstance(default, bool) else default}"
+    return (
+        key
+        if default is None
+        else f"{key}={str(default).lower() if isinstance(default, bool) else default}"
+    )

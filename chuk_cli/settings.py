@@ -1,12 +1,12 @@
 """Dataclass settings as command-line options.
 
-`@with_settings(SFTConfig)` gives a command one option for each setting that has a flag, `--config FILE` and
-`--set KEY=VALUE`, and hands it a `Resolved` object: the settings and where each value came from. Later ones win:
-defaults < `--config` files in order < `CHUK_<SETTING>` variables < `--set` < flags that were typed.
+`@with_settings(SFTConfig)` gives a command one option for each setting that has a flag, `--config
+FILE` and `--set KEY=VALUE`, and hands it a `Resolved` object: the settings and where each value
+came from. Later ones win: defaults < `--config` files in order < `CHUK_<SETTING>` variables <
+`--set` < flags that were typed.
 
-A relative path in a file (`model`, `data`, the file of a reward …) means one beside that file when it exists; otherwise
-it stays as written (a hub id, or a path from the working directory).
-"""
+A relative path in a file (`model`, `data`, the file of a reward …) means one beside that file when
+it exists; otherwise it stays as written (a hub id, or a path from the working directory)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ from chuk_cli.completion import setting_of, settings_files
 from chuk_cli.out import Out
 from chuk_lib.config.files import find
 from chuk_lib.config.paths import beside
-from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, settings_of, spellings, unknown_name
+from chuk_lib.config.settings import (
+    Layer,
+    Resolved,
+    Setting,
+    resolve,
+    settings_of,
+    spellings,
+    unknown_name,
+)
 from chuk_lib.config.yaml_lines import read_entries
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.recipes import RECIPES, config_class
@@ -38,32 +46,47 @@ _METAVARS = {int: "INTEGER", float: "NUMBER", int | float: "NUMBER", str: "TEXT"
 ConfigOption = Annotated[
     list[Path] | None,
     typer.Option(
-        "--config", metavar="FILE", rich_help_panel=PANEL, autocompletion=settings_files,
-        help="YAML file of settings, or the name of one that comes with chuk (`chuk config ls`); repeat it, later "
-        "ones win.",
+        "--config",
+        metavar="FILE",
+        rich_help_panel=PANEL,
+        autocompletion=settings_files,
+        help=(
+            "YAML file of settings, or the name of one that comes with chuk (`chuk config ls`);"
+            " repeat it, later ones win."
+        ),
     ),
-]  # fmt: skip
+]
 
 
 def _set_option(cls: type, command: str) -> Any:
     """`--set`, whose keys are the settings of a dataclass."""
     of = command if command in RECIPES else "sft"
-    words = f"Any setting by its name (`chuk config show {of}` has all); repeat it. --name VALUE is understood too."
+    words = (
+        f"Any setting by its name (`chuk config show {of}` has all); repeat it. --name VALUE is"
+        " understood too."
+    )
     option = typer.Option(
-        "--set", metavar="KEY=VALUE", rich_help_panel=PANEL, help=words, autocompletion=setting_of(cls)
+        "--set",
+        metavar="KEY=VALUE",
+        rich_help_panel=PANEL,
+        help=words,
+        autocompletion=setting_of(cls),
     )
     return Annotated[list[str] | None, option]
 
 
 def with_settings(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the settings of a dataclass as options. Its parameter `settings` receives a `Resolved[cls]`."""
+    """Give a command the settings of a dataclass as options. Its parameter `settings` receives a
+    `Resolved[cls]`."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         def with_options(ctx: typer.Context, **given: Any) -> Any:
             flags = {name: given.pop(name) for name in flagged(cls)}
             files, overrides = given.pop("config") or [], given.pop("set_values") or []
-            typed = {name: value for name, value in flags.items() if was_typed(ctx, name)} | ctx.meta.get(FLAGS, {})
-            warn = lambda text: Out.of(given.get("json", False), given.get("quiet", False)).warn(text)  # noqa: E731
+            typed = {
+                name: value for name, value in flags.items() if was_typed(ctx, name)
+            } | ctx.meta.get(FLAGS, {})
+            warn = Out.of(given.get("json", False), given.get("quiet", False)).warn
             settings = resolve_settings(cls, files, os.environ, overrides, typed, warn)
             return command(settings=settings, **given)
 
@@ -80,23 +103,27 @@ def resolve_settings(
     flags: Mapping[str, Any] | None = None,
     warn: Warn = lambda text: None,
 ) -> Resolved[Any]:
-    """Merge the layers of a command line. Raises ConfigError that names the file and line, variable or option."""
+    """Merge the layers of a command line. Raises ConfigError that names the file and line, variable
+    or option."""
     known = setting_names(cls)
     layers = [layer for file in files for layer in read_config(named_file(file), cls, warn)]
     layers += _from_environment(cls, environment or {})
     layers += [Layer("--set", _assignment(text)) for text in overrides]
-    layers += [Layer(flag_name(known[name], value), {name: value}) for name, value in (flags or {}).items()]
+    layers += [
+        Layer(flag_name(known[name], value), {name: value}) for name, value in (flags or {}).items()
+    ]
     return resolve(cls, layers)
 
 
 def named_file(path: Path) -> Path:
-    """A settings file as `--config` names it: a path, or the name of one that comes with chuk. Raises ConfigError."""
+    """A settings file as `--config` names it: a path, or the name of one that comes with chuk.
+    Raises ConfigError."""
     return path if path.exists() else find(str(path))
 
 
 def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[Layer]:
-    """The settings of a YAML file, each with `file:line` as its origin. What became of a file in another tool's form,
-    or in the old sectioned one, is told to `warn`."""
+    """The settings of a YAML file, each with `file:line` as its origin. What became of a file in
+    another tool's form, or in the old sectioned one, is told to `warn`."""
     from chuk_lib.config.forms import form_of
     from chuk_lib.config.forms.form import refuse_lost, told, translate
 
@@ -112,9 +139,14 @@ def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[L
     for entry in entries:
         key, value, origin = entry.keys[0], entry.value, f"{path.name}:{entry.line}"
         if not isinstance(key, str):
-            raise ConfigError(f"`{key}` ({origin}) is no name of a setting", "write settings as `name: value` lines")
+            raise ConfigError(
+                f"`{key}` ({origin}) is no name of a setting",
+                "write settings as `name: value` lines",
+            )
         if isinstance(value, dict):
-            raise ConfigError(f"`{key}` ({origin}) is a section", "write settings as flat `name: value` lines")
+            raise ConfigError(
+                f"`{key}` ({origin}) is a section", "write settings as flat `name: value` lines"
+            )
         if key not in names:
             raise unknown_name(key, list(names), origin)
         layers.append(Layer(origin, {key: beside(path, known[names[key]], value)}))
@@ -123,9 +155,15 @@ def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[L
 
 def _layers_of(translation: Translation, cls: type) -> list[Layer]:
     path, known = translation.path, settings_of(cls)
-    defaults = [Layer(f"{translation.form.name}'s default", {k: v}, weak=True) for k, v in translation.defaults.items()]
+    defaults = [
+        Layer(f"{translation.form.name}'s default", {k: v}, weak=True)
+        for k, v in translation.defaults.items()
+    ]
     return defaults + [
-        Layer(f"{path.name}:{item.entry.line}", {item.setting: beside(path, known[item.setting], item.value)})
+        Layer(
+            f"{path.name}:{item.entry.line}",
+            {item.setting: beside(path, known[item.setting], item.value)},
+        )
         for item in translation.mapped
     ]
 
@@ -147,7 +185,9 @@ def _from_environment(cls: type, environment: Mapping[str, str]) -> list[Layer]:
 def _assignment(text: str) -> dict[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"`--set {text}` is not KEY=VALUE", "for example `--set max_grad_norm=0.5`")
+        raise ConfigError(
+            f"`--set {text}` is not KEY=VALUE", "for example `--set max_grad_norm=0.5`"
+        )
     return {key.strip().replace("-", "_"): value.strip()}
 
 
@@ -175,14 +215,16 @@ def was_typed(ctx: typer.Context, name: str) -> bool:
 
 
 def setting_names(cls: type) -> dict[str, Setting]:
-    """The settings of a dataclass by every name that is understood, those of other tools included."""
+    """The settings of a dataclass by every name that is understood, those of other tools
+    included."""
     return {name: item for item in settings_of(cls).values() for name in (*item.aliases, item.name)}
 
 
 def dressed(
     wrapper: Callable[..., Any], command: Callable[..., Any], cls: type, names: SettingNames
 ) -> Callable[..., Any]:
-    """The wrapper with the name, help and signature that Typer reads: own parameters, then settings, then files.
+    """The wrapper with the name, help and signature that Typer reads: own parameters, then
+    settings, then files.
 
     `names` gives the settings that may be typed as flags without having one.
     """
@@ -195,8 +237,12 @@ def dressed(
     parameters = [
         inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context),
         *(_parameter(item) for item in flagged(cls).values()),
-        inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption),
-        inspect.Parameter("set_values", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=set_option),
+        inspect.Parameter(
+            "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption
+        ),
+        inspect.Parameter(
+            "set_values", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=set_option
+        ),
         *own,
     ]
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
@@ -207,16 +253,22 @@ def dressed(
 
 
 def _parameter(item: Setting) -> inspect.Parameter:
-    """One setting as an option. Values stay text here: `resolve` converts and checks them, as for files."""
+    """One setting as an option. Values stay text here: `resolve` converts and checks them, as for
+    files."""
     is_bool = item.base_type is bool
     names = (_declared(item), item.short) if item.short else (_declared(item),)
     option = typer.Option(
-        *names, help=_help(item), rich_help_panel=item.panel, metavar=None if is_bool else _metavar(item),
+        *names,
+        help=_help(item),
+        rich_help_panel=item.panel,
+        metavar=None if is_bool else _metavar(item),
         autocompletion=(lambda: list(item.choices)) if item.choices else None,
-    )  # fmt: skip
+    )
     default = item.default if is_bool or item.default is None else _as_text(item.default)
     annotation = Annotated[bool | None, option] if is_bool else Annotated[str | None, option]
-    return inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    return inspect.Parameter(
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
 
 
 def _help(item: Setting) -> str:
@@ -227,7 +279,11 @@ def _help(item: Setting) -> str:
 
 
 def _metavar(item: Setting) -> str:
-    return item.name.upper() if item.kind in ("path", "model") else _METAVARS.get(item.base_type, "LIST")
+    return (
+        item.name.upper()
+        if item.kind in ("path", "model")
+        else _METAVARS.get(item.base_type, "LIST")
+    )
 
 
 def _as_text(value: Any) -> str:

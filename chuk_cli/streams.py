@@ -1,8 +1,7 @@
 """Standard streams that outlive whoever reads them.
 
-A run goes on when its terminal is closed, when the program behind a pipe leaves, and when the disk that holds its log
-is full: what is written then goes nowhere.
-"""
+A run goes on when its terminal is closed, when the program behind a pipe leaves, and when the disk
+that holds its log is full: what is written then goes nowhere."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from typing import Any, TextIO
 def open_closed_streams() -> None:
     """Give a process that was started without standard streams (`2>&-`) empty ones.
 
-    Otherwise the next file it opens becomes its stderr, and a library's complaint is written into that file.
-    """
+    Otherwise the next file it opens becomes its stderr, and a library's complaint is written into
+    that file."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -30,7 +29,8 @@ def open_closed_streams() -> None:
 
 
 def lasting(stream: TextIO) -> TextIO:
-    """The stream in a form whose writes never fail. One without a file beneath, as tests use, comes back as it is."""
+    """The stream in a form whose writes never fail. One without a file beneath, as tests use, comes
+    back as it is."""
     try:
         number = stream.fileno()
     except (OSError, ValueError):
@@ -38,7 +38,11 @@ def lasting(stream: TextIO) -> TextIO:
     raw = _Lasting(number, "w", closefd=False)
     errors = stream.errors or "backslashreplace"
     return io.TextIOWrapper(
-        io.BufferedWriter(raw), encoding=stream.encoding, errors=errors, line_buffering=True, newline=None
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=errors,
+        line_buffering=True,
+        newline=None,
     )
 
 

@@ -1,8 +1,11 @@
-"""Post-training for language models with MLX. Names are loaded when they are used: the import itself is free."""
+"""Post-training for language models with MLX. Names are loaded when they are used: the import
+itself is free."""
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # `typing` costs more than all of `chuk --version`; type checkers know the name
+TYPE_CHECKING = (
+    False  # `typing` costs more than all of `chuk --version`; type checkers know the name
+)
 
 if TYPE_CHECKING:
     from chuk_lib.data import SFTDataset as SFTDataset

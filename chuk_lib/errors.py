@@ -41,6 +41,7 @@ class ModelError(ChukError, ValueError):
 
 
 class TrainingError(ChukError, RuntimeError):
-    """Training stopped because going on would do harm: a loss that is not finite, a lost checkpoint."""
+    """Training stopped because going on would do harm: a loss that is not finite, a lost
+    checkpoint."""
 
     kind = "training"

@@ -1,8 +1,9 @@
-"""Events: everything that happens in a run, as plain data. Sinks receive them; displays are folds over them.
+"""Events: everything that happens in a run, as plain data. Sinks receive them; displays are folds
+over them.
 
-The file form is one JSON object a line: `{"v": 1, "t": …, "kind": …, "step": …, "data": {…}}`. A resumed run
-appends to the same file, so it can hold steps that were taken twice: `read_events` drops the abandoned ones.
-"""
+The file form is one JSON object a line: `{"v": 1, "t": …, "kind": …, "step": …, "data": {…}}`. A
+resumed run appends to the same file, so it can hold steps that were taken twice: `read_events`
+drops the abandoned ones."""
 
 from __future__ import annotations
 
@@ -16,14 +17,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-KINDS = ("started", "step", "moved", "eval", "saved", "sample", "completions", "note", "warning", "finished")
+KINDS = (
+    "started",
+    "step",
+    "moved",
+    "eval",
+    "saved",
+    "sample",
+    "completions",
+    "note",
+    "warning",
+    "finished",
+)
 PASSING = ("moved",)
-"""Kinds for those who look on just now (a step is done, an evaluation begins): no file or stream of events has them."""
+"""Kinds for those who look on just now (a step is done, an evaluation begins): no file or stream of
+events has them."""
 
 
 class Clock:
-    """Seconds since the epoch that never go back: where the machine's clock is set back, time goes on from the last
-    reading, so that no duration is negative."""
+    """Seconds since the epoch that never go back: where the machine's clock is set back, time goes
+    on from the last reading, so that no duration is negative."""
 
     def __init__(self, source: Callable[[], float] = time.time) -> None:
         self._source = source
@@ -45,7 +58,8 @@ now = Clock()
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened. `step` counts finished steps; `time` is in seconds since the epoch, by `now`."""
+    """One thing that happened. `step` counts finished steps; `time` is in seconds since the epoch,
+    by `now`."""
 
     kind: str
     step: int = 0
@@ -53,7 +67,8 @@ class Event:
     time: float = field(default_factory=now)
 
     def to_json(self) -> str:
-        """One line of `events.jsonl`. A number that JSON cannot hold (nan, inf) becomes a string."""
+        """One line of `events.jsonl`. A number that JSON cannot hold (nan, inf) becomes a
+        string."""
         record = {"v": 1, "t": round(self.time, 3), "kind": self.kind, "step": self.step}
         return json.dumps(record | {"data": _finite(self.data)}, ensure_ascii=False)
 
@@ -62,7 +77,8 @@ Sink = Callable[[Event], None]
 
 
 def parse(line: str) -> Event | None:
-    """What `to_json` wrote as an event, with the types that readers rely on; None for any other line."""
+    """What `to_json` wrote as an event, with the types that readers rely on; None for any other
+    line."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -70,7 +86,12 @@ def parse(line: str) -> Event | None:
     if not isinstance(record, dict):
         return None
     kind, step, data, at = (record.get(key) for key in ("kind", "step", "data", "t"))
-    if not isinstance(kind, str) or not isinstance(data, dict) or not isinstance(step, int) or isinstance(step, bool):
+    if (
+        not isinstance(kind, str)
+        or not isinstance(data, dict)
+        or not isinstance(step, int)
+        or isinstance(step, bool)
+    ):
         return None
     if step < 0 or isinstance(at, bool) or not isinstance(at, int | float) or not math.isfinite(at):
         return None
@@ -78,7 +99,8 @@ def parse(line: str) -> Event | None:
 
 
 def kept(events: Sequence[Event]) -> list[int]:
-    """Which events count, by number: all but those of steps that a later `started` went back before."""
+    """Which events count, by number: all but those of steps that a later `started` went back
+    before."""
     found, resumed_at = [], math.inf
     for number in reversed(range(len(events))):
         event = events[number]
@@ -91,7 +113,8 @@ def kept(events: Sequence[Event]) -> list[int]:
 
 
 def as_number(value: Any) -> float | None:
-    """A number of an event's data, or None; the text "nan" or "inf" (how the file form holds them) counts."""
+    """A number of an event's data, or None; the text "nan" or "inf" (how the file form holds them)
+    counts."""
     if isinstance(value, str) and value.lstrip("+-").lower() in ("nan", "inf", "infinity"):
         return float(value)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
@@ -108,7 +131,8 @@ def _finite(value: Any) -> Any:
 
 
 class JsonLines:
-    """A sink that writes each event as a line and flushes it, so that another process can follow."""
+    """A sink that writes each event as a line and flushes it, so that another process can
+    follow."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -135,7 +159,8 @@ class JsonLines:
 
 
 def fan_out(sinks: Iterable[Sink]) -> Sink:
-    """One sink that passes each event to all. A sink that raises is dropped, once, with a warning to the rest."""
+    """One sink that passes each event to all. A sink that raises is dropped, once, with a warning
+    to the rest."""
     alive = list(sinks)
 
     def emit(event: Event) -> None:
@@ -147,14 +172,20 @@ def fan_out(sinks: Iterable[Sink]) -> Sink:
             except Exception as error:  # a display or log must never stop a training run
                 alive.remove(sink)
                 name = getattr(sink, "__name__", type(sink).__name__)
-                emit(Event("warning", event.step, {"text": f"log `{name}` failed and was dropped: {error}"}))
+                emit(
+                    Event(
+                        "warning",
+                        event.step,
+                        {"text": f"log `{name}` failed and was dropped: {error}"},
+                    )
+                )
 
     return emit
 
 
 def read_events(path: Path) -> list[Event]:
-    """All events of a run in order, without the steps that a later resume took again and without torn lines.
-    `runs.log.read_log` tells more: how long each took, and what was damaged."""
+    """All events of a run in order, without the steps that a later resume took again and without
+    torn lines. `runs.log.read_log` tells more: how long each took, and what was damaged."""
     with path.open(encoding="utf-8", errors="replace") as lines:
         events = [event for event in map(parse, lines) if event is not None]
     return [events[number] for number in kept(events)]

@@ -1,9 +1,9 @@
 """Make the pictures in docs/screens from a real run: `python docs/screens.py [FOLDER OF A RUN]`.
 
-Without a run, one is trained first (a model of 99 thousand parameters learns additions; about a minute). Terminal
-pictures are SVG, drawn by the code that draws the live view. The report's are PNG and need a browser: chromium or
-chrome on the PATH; without one they stay as they are. By hand: `chuk runs report RUN`, open RUN/report.html, 1240 wide.
-"""
+Without a run, one is trained first (a model of 99 thousand parameters learns additions; about a
+minute). Terminal pictures are SVG, drawn by the code that draws the live view. The report's are PNG
+and need a browser: chromium or chrome on the PATH; without one they stay as they are. By hand:
+`chuk runs report RUN`, open RUN/report.html, 1240 wide."""
 
 from __future__ import annotations
 
@@ -66,7 +66,12 @@ def train(folder: Path) -> Path:
     chuk("model", "create", "--preset", "micro", "--output", "model", folder=folder)
     made = ("--types", "addition", "--difficulty", "3", "--samples", "60000", "--reverse-answers")
     chuk("data", "generate-math", *made, "--output", "addition", folder=folder)
-    settings = ("eval_steps=100", "checkpoint_interval=500", "keep_checkpoints=2", "lr_scheduler_type=cosine")
+    settings = (
+        "eval_steps=100",
+        "checkpoint_interval=500",
+        "keep_checkpoints=2",
+        "lr_scheduler_type=cosine",
+    )
     chuk(
         "train", "sft", "--model", "model", "--data", "addition", "--output", "runs/addition", "--batch-size", "64",
         "--learning-rate", "5e-3", "--warmup-steps", "50", "--max-steps", "1600",
@@ -102,10 +107,14 @@ def show(run: RunRecord) -> RenderableType:
 
 def save(picture: RenderableType, width: int, name: str) -> None:
     """A terminal of this width as SVG, without the web font that Rich would fetch."""
-    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console = Console(
+        record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
     console.print(picture)
     svg = console.export_svg(title=f"chuk, {width} columns", theme=THEME, unique_id=name)
-    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code", "DejaVu Sans Mono")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace(
+        "Fira Code", "DejaVu Sans Mono"
+    )
     (HERE / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 
@@ -120,7 +129,10 @@ def report(run: RunRecord, scratch: Path) -> None:
     text = to_html(run)
     for theme in ("light", "dark"):
         page = scratch / f"{theme}.html"
-        page.write_text(text.replace('<html lang="en">', f'<html lang="en" data-theme="{theme}">'), encoding="utf-8")
+        page.write_text(
+            text.replace('<html lang="en">', f'<html lang="en" data-theme="{theme}">'),
+            encoding="utf-8",
+        )
         switches = [f"--{switch}" for switch in (*SWITCHES, f"user-data-dir={scratch / 'browser'}")]
         picture = f"--screenshot={HERE / f'report-{theme}.png'}"
         command = [browser, *switches, "--window-size=1240,1180", picture, page.as_uri()]

@@ -2,9 +2,8 @@
 
     python examples/01_generate.py [MODEL]
 
-MODEL is a folder, a run or a hub id such as Qwen/Qwen3-0.6B. Without it a tiny model with random weights is made,
-and what it writes is noise.
-"""
+MODEL is a folder, a run or a hub id such as Qwen/Qwen3-0.6B. Without it a tiny model with random
+weights is made, and what it writes is noise."""
 
 from __future__ import annotations
 
@@ -26,9 +25,16 @@ def main(source: str | Path) -> None:
         print(chunk.text, end="", flush=True)
     print("\n")
 
-    drawn = SamplingConfig(temperature=0.7, top_p=0.9, max_tokens=40, seed=1)  # the same seed, the same answers
-    for prompt, answer in zip(PROMPTS, generate_many(model, tokenizer, PROMPTS, drawn), strict=True):
-        print(f"{prompt} -> {answer.text!r} ({answer.generation_tokens} tokens, ended by {answer.finish_reason})")
+    drawn = SamplingConfig(
+        temperature=0.7, top_p=0.9, max_tokens=40, seed=1
+    )  # the same seed, the same answers
+    for prompt, answer in zip(
+        PROMPTS, generate_many(model, tokenizer, PROMPTS, drawn), strict=True
+    ):
+        print(
+            f"{prompt} -> {answer.text!r} ({answer.generation_tokens} tokens, ended by"
+            f" {answer.finish_reason})"
+        )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python examples/02_sft.py [MODEL]
 
-MODEL is a folder or a hub id such as TinyLlama/TinyLlama-1.1B-Chat-v1.0. Without it a tiny one is made: it shows the
-way and learns next to nothing. What the run leaves behind goes into a new folder under runs/.
-"""
+MODEL is a folder or a hub id such as TinyLlama/TinyLlama-1.1B-Chat-v1.0. Without it a tiny one is
+made: it shows the way and learns next to nothing. What the run leaves behind goes into a new folder
+under runs/."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def main(source: str | Path, scratch: Path) -> None:
     print(f"{len(dataset):,} rows, {dataset.report.trained_share:.0%} of their tokens are learned")
 
     result = SFTTrainer(model, tokenizer, SFTConfig(epochs=3, max_steps=20)).train(dataset)
-    print(f"{result.reason} after {result.steps} steps, loss {result.metrics['loss']:.3f}: {result.run_dir}")
+    print(
+        f"{result.reason} after {result.steps} steps, loss {result.metrics['loss']:.3f}:"
+        f" {result.run_dir}"
+    )
     print(generate(model, tokenizer, "What is 17 + 25?", SamplingConfig(max_tokens=40)).text)
 
 

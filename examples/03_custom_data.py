@@ -2,8 +2,8 @@
 
     python examples/03_custom_data.py [MODEL]
 
-Before training it shows what is learned: in these conversations every assistant turn, and nothing else.
-"""
+Before training it shows what is learned: in these conversations every assistant turn, and nothing
+else."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""From adapters to a plain model: train LoRA, merge it into the weights, save a folder that everyone can load.
+"""From adapters to a plain model: train LoRA, merge it into the weights, save a folder that
+everyone can load.
 
     python examples/04_lora_fuse.py [MODEL [OUTPUT]]
 
-OUTPUT is a Hugging Face folder: mlx-lm, transformers and vLLM read it. `save_peft_adapter` writes the adapter alone,
-as PEFT does.
-"""
+OUTPUT is a Hugging Face folder: mlx-lm, transformers and vLLM read it. `save_peft_adapter` writes
+the adapter alone, as PEFT does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from pathlib import Path
 import mlx.core as mx
 
 from chuk_lib.data import SFTDataset
-from chuk_lib.models import LoRAConfig, adapters_off, create_model, fuse, load_model, save_peft_adapter, save_pretrained
+from chuk_lib.models import (
+    LoRAConfig,
+    adapters_off,
+    create_model,
+    fuse,
+    load_model,
+    save_peft_adapter,
+    save_pretrained,
+)
 from chuk_lib.training import SFTConfig, SFTTrainer
 
 ROWS = [{"prompt": f"{n} doubled is ", "completion": str(2 * n)} for n in range(50)]
@@ -29,7 +37,9 @@ def main(source: str | Path, output: Path) -> None:
     prompt = mx.array([tokenizer.encode("7 doubled is ")])
     adapted = model(prompt)
     with adapters_off(model):
-        print(f"the adapters move a logit by up to {mx.abs(model(prompt) - adapted).max().item():.3f}")
+        print(
+            f"the adapters move a logit by up to {mx.abs(model(prompt) - adapted).max().item():.3f}"
+        )
 
     for folder in (output, output.with_name(f"{output.name}-adapter")):
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +47,10 @@ def main(source: str | Path, output: Path) -> None:
     save_pretrained(fuse(model), tokenizer, output)
 
     again, _ = load_model(output)
-    print(f"merged, saved and loaded it differs by {mx.abs(again(prompt) - adapted).max().item():.1e}: {output}")
+    print(
+        "merged, saved and loaded it differs by"
+        f" {mx.abs(again(prompt) - adapted).max().item():.1e}: {output}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Watch a run from your own code: everything that happens is an event, and a sink is a function that takes one.
+"""Watch a run from your own code: everything that happens is an event, and a sink is a function
+that takes one.
 
     python examples/05_watch_events.py [MODEL]
 
-The sink below draws the loss as bars and ends the run when the loss is low enough. Events are written to
-events.jsonl in any case; `read_events` reads them back.
-"""
+The sink below draws the loss as bars and ends the run when the loss is low enough. Events are
+written to events.jsonl in any case; `read_events` reads them back."""
 
 from __future__ import annotations
 
@@ -41,11 +41,22 @@ def main(source: str | Path) -> None:
     """Train until the goal, then read the log."""
     model, tokenizer = load_model(source)
     bars = Bars(goal=2.5)
-    config = SFTConfig(num_epochs=100, batch_size=16, learning_rate=3e-3, lr_scheduler_type="constant", log_interval=5)
+    config = SFTConfig(
+        num_epochs=100,
+        batch_size=16,
+        learning_rate=3e-3,
+        lr_scheduler_type="constant",
+        log_interval=5,
+    )
     trainer = SFTTrainer(model, tokenizer, config)
-    result = trainer.train(SFTDataset(ROWS, tokenizer), sinks=[bars], should_stop=lambda: bars.reached)
+    result = trainer.train(
+        SFTDataset(ROWS, tokenizer), sinks=[bars], should_stop=lambda: bars.reached
+    )
     kinds = [event.kind for event in read_events(result.run_dir / "events.jsonl")]
-    print(f"{result.run_dir}/events.jsonl: {', '.join(f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds))}")
+    print(
+        f"{result.run_dir}/events.jsonl:"
+        f" {', '.join(f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds))}"
+    )
 
 
 if __name__ == "__main__":

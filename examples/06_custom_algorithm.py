@@ -2,8 +2,8 @@
 
     python examples/06_custom_algorithm.py [RUN]
 
-An algorithm says where updates come from and what the loss is, as a sum and a weight. A job gives it a run directory,
-checkpoints and a dashboard; with RUN it goes on exactly where that run stopped.
+An algorithm says where updates come from and what the loss is, as a sum and a weight. A job gives
+it a run directory, checkpoints and a dashboard; with RUN it goes on exactly where that run stopped.
 """
 
 import sys
@@ -23,11 +23,15 @@ from chuk_lib.training.run import Job, reopen, run_training
 from chuk_lib.training.sft_trainer import make_update
 from chuk_lib.training.utils.log_probs import target_stats
 
-ROWS = [{"prompt": f"Is {n} even? ", "completion": f"Let me see: {'yes' if n % 2 == 0 else 'no'}"} for n in range(64)]
+ROWS = [
+    {"prompt": f"Is {n} even? ", "completion": f"Let me see: {'yes' if n % 2 == 0 else 'no'}"}
+    for n in range(64)
+]
 
 
 class WeightedCrossEntropy(Algorithm):
-    """L = -sum w(y)·log p(y) / sum w(y); `weights` (V,) holds w for each token of the vocabulary."""
+    """L = -sum w(y)·log p(y) / sum w(y); `weights` (V,) holds w for each token of the
+    vocabulary."""
 
     def __init__(self, model: nn.Module, plan: BatchPlan, weights: mx.array) -> None:
         self.model, self.plan, self.weights, self.head = model, plan, weights, output_head(model)
@@ -38,9 +42,15 @@ class WeightedCrossEntropy(Algorithm):
         yield update._replace(weight=weight)
 
     def loss(self, model: nn.Module, batch: Arrays) -> Loss:
-        stats = target_stats(self.head, model, batch["input_ids"], batch["positions"], batch["targets"])
+        stats = target_stats(
+            self.head, model, batch["input_ids"], batch["positions"], batch["targets"]
+        )
         weights = self.weights[batch["targets"]]
-        return Loss(-(weights * stats.logps).sum(), weights.sum(), {"accuracy": (weights * stats.correct).sum()})
+        return Loss(
+            -(weights * stats.logps).sum(),
+            weights.sum(),
+            {"accuracy": (weights * stats.correct).sum()},
+        )
 
     def where(self, step: int) -> str:
         return f"step {step}"
@@ -51,9 +61,15 @@ if __name__ == "__main__":
         model, tokenizer = load_model(create_model("nano", Path(scratch) / "model"))
         set_trainable(model, lora=False)
         heavy = {token for word in ("yes", "no") for token in tokenizer.encode(word)}
-        weights = mx.array([3.0 if token in heavy else 1.0 for token in range(model.args.vocab_size)])
+        weights = mx.array(
+            [3.0 if token in heavy else 1.0 for token in range(model.args.vocab_size)]
+        )
         plan = BatchPlan(SFTDataset(ROWS, tokenizer).examples, batch_size=8, max_steps=30)
-        job = Job(algorithm=WeightedCrossEntropy(model, plan, weights), name="weighted", steps=plan.steps)
+        job = Job(
+            algorithm=WeightedCrossEntropy(model, plan, weights), name="weighted", steps=plan.steps
+        )
         config = RunConfig(learning_rate=3e-3, log_interval=10, checkpoint_interval=10)
-        result = run_training(job, config, open_run=(lambda: reopen(Path(sys.argv[1]))) if sys.argv[1:] else None)
+        result = run_training(
+            job, config, open_run=(lambda: reopen(Path(sys.argv[1]))) if sys.argv[1:] else None
+        )
         print(f"loss {result.metrics['loss']:.3f} after {result.steps} steps: {result.run_dir}")

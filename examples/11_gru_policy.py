@@ -1,10 +1,11 @@
-"""A policy that is no language model: a GRU that finds the better arm of a bandit, trained with chuk's PPO losses.
+"""A policy that is no language model: a GRU that finds the better arm of a bandit, trained with
+chuk's PPO losses.
 
     python examples/11_gru_policy.py [RUN]
 
-Each episode has arms of its own: one pays nine times in ten, the others once. The policy sees what it pulled last and
-what that paid, so only what it remembers can help it. The run has a directory, checkpoints and a curve in
-`chuk runs show`, and goes on exactly where it stopped when RUN is given.
+Each episode has arms of its own: one pays nine times in ten, the others once. The policy sees what
+it pulled last and what that paid, so only what it remembers can help it. The run has a directory,
+checkpoints and a curve in `chuk runs show`, and goes on exactly where it stopped when RUN is given.
 """
 
 import sys
@@ -33,8 +34,11 @@ class GRUPolicy(nn.Module):
         self.memory = nn.GRU(ARMS + 1, width)
         self.actor, self.critic = nn.Linear(width, ARMS), nn.Linear(width, 1)
 
-    def __call__(self, seen: mx.array, hidden: mx.array | None = None) -> tuple[mx.array, mx.array, mx.array]:
-        """Over `seen` (B, T, ARMS + 1) from `hidden` (B, H): logits (B, T, ARMS), values (B, T), hidden (B, H)."""
+    def __call__(
+        self, seen: mx.array, hidden: mx.array | None = None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Over `seen` (B, T, ARMS + 1) from `hidden` (B, H): logits (B, T, ARMS), values (B, T),
+        hidden (B, H)."""
         states = self.memory(seen, hidden)
         return self.actor(states), self.critic(states).squeeze(-1), states[:, -1]
 
@@ -45,21 +49,27 @@ def seen_after(pulls: mx.array, pays: mx.array) -> mx.array:
 
 
 class BanditPPO(Algorithm):
-    """A step plays a batch of episodes and learns from them a few times over, an update each time."""
+    """A step plays a batch of episodes and learns from them a few times over, an update each
+    time."""
 
     def __init__(self, model: GRUPolicy) -> None:
         self.model, self.pay = model, 0.0
 
     def play(self) -> Arrays:
-        """Episodes of the policy as it is. MLX's random state is seeded for the step, so a step repeats exactly."""
+        """Episodes of the policy as it is. MLX's random state is seeded for the step, so a step
+        repeats exactly."""
         best = mx.random.randint(0, ARMS, (EPISODES,))
         seen, hidden = mx.zeros((EPISODES, ARMS + 1)), None
-        columns: dict[str, list[mx.array]] = {name: [] for name in ("seen", "pulls", "logps", "values", "pays")}
+        columns: dict[str, list[mx.array]] = {
+            name: [] for name in ("seen", "pulls", "logps", "values", "pays")
+        }
         for _ in range(PULLS):
             logits, values, hidden = self.model(seen[:, None], hidden)
             logps = nn.log_softmax(logits[:, 0])
             pulls = mx.random.categorical(logps)
-            pays = mx.random.bernoulli(mx.where(pulls == best, PAYS, PAYS_SELDOM)).astype(mx.float32)
+            pays = mx.random.bernoulli(mx.where(pulls == best, PAYS, PAYS_SELDOM)).astype(
+                mx.float32
+            )
             taken = mx.take_along_axis(logps, pulls[:, None], 1)[:, 0]
             for name, column in zip(columns, (seen, pulls, taken, values[:, 0], pays), strict=True):
                 columns[name].append(column)
@@ -74,13 +84,21 @@ class BanditPPO(Algorithm):
         self.pay = float(pays.mean())
         estimate = gae(pays, np.array(played["values"]), gamma=0.9, lam=0.95)
         everywhere = mx.ones((EPISODES, PULLS))
-        share = mx.array(1 / (EPISODES * PULLS))  # each loss is a mean over all pulls, and an update weighs 1
+        share = mx.array(
+            1 / (EPISODES * PULLS)
+        )  # each loss is a mean over all pulls, and an update weighs 1
         batch = {
-            "seen": played["seen"], "pulls": played["pulls"], "old_logps": played["logps"],
-            "old_values": played["values"], "returns": mx.array(estimate.returns),
+            "seen": played["seen"],
+            "pulls": played["pulls"],
+            "old_logps": played["logps"],
+            "old_values": played["values"],
+            "returns": mx.array(estimate.returns),
             "advantages": mx.array(whiten(estimate.advantages, np.array(everywhere))),
-            "mask": everywhere, "value_mask": everywhere, "token_share": share, "value_share": share,
-        }  # fmt: skip
+            "mask": everywhere,
+            "value_mask": everywhere,
+            "token_share": share,
+            "value_share": share,
+        }
         for _ in range(EPOCHS):
             yield Update([batch], weight=1.0, counts={"pulls": EPISODES * PULLS})
 
@@ -104,6 +122,8 @@ if __name__ == "__main__":
     mx.eval(policy.parameters())  # before a step seeds the random state anew
     job = Job(algorithm=BanditPPO(policy), name="bandit", steps=80, updates_per_step=EPOCHS)
     config = RunConfig(learning_rate=1e-2, log_interval=10, checkpoint_interval=20)
-    result = run_training(job, config, open_run=(lambda: reopen(Path(sys.argv[1]))) if sys.argv[1:] else None)
+    result = run_training(
+        job, config, open_run=(lambda: reopen(Path(sys.argv[1]))) if sys.argv[1:] else None
+    )
     chance = (PAYS + (ARMS - 1) * PAYS_SELDOM) / ARMS
     print(f"reward {result.metrics['reward']:.3f} a pull, {chance:.3f} by chance: {result.run_dir}")

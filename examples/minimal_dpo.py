@@ -40,7 +40,9 @@ optimizer = optim.AdamW(optim.linear_schedule(rate, 0, steps), weight_decay=0, b
 def batch_of(step):
     """B pairs as ids and mask of the completions (2B, T): all chosen rows, then all rejected."""
     chosen = [pairs[(step * BATCH + at) % len(pairs)] for at in range(min(BATCH, len(pairs)))]
-    texts = [(one.prompt, one.chosen) for one in chosen] + [(one.prompt, one.rejected) for one in chosen]
+    texts = [(one.prompt, one.chosen) for one in chosen] + [
+        (one.prompt, one.rejected) for one in chosen
+    ]
     width = max(len(prompt) + len(completion) for prompt, completion in texts)
     ids, mask = np.zeros((len(texts), width), np.int32), np.zeros((len(texts), width), np.float32)
     for row, (prompt, completion) in enumerate(texts):

@@ -59,8 +59,9 @@ def advantages_of(rewards):
 
 
 def loss_of(model, rows, advantages):
-    """-sum ratio · advantage over all tokens (B, C), divided by their number: DAPO, the default loss.
-    The ratio of the policy to the one that sampled is 1 here; its gradient is that of log p."""
+    """-sum ratio · advantage over all tokens (B, C), divided by their number: DAPO, the default
+    loss. The ratio of the policy to the one that sampled is 1 here; its gradient is that of log p.
+    """
     logps = completion_stats(head, model, rows).logps
     ratio = mx.exp(logps - mx.stop_gradient(logps))
     return -(ratio * advantages * rows["mask"]).sum() / rows["mask"].sum()

@@ -45,7 +45,9 @@ def batch_of(step):
     The trainer draws a new order each epoch from (seed, epoch) and can pack several rows into one.
     There too a batch is a function of its step, so that resuming needs no memory of it.
     """
-    chosen = [examples[(step * BATCH + at) % len(examples)] for at in range(min(BATCH, len(examples)))]
+    chosen = [
+        examples[(step * BATCH + at) % len(examples)] for at in range(min(BATCH, len(examples)))
+    ]
     width = max(len(one) for one in chosen)
     pad = lambda values: np.pad(values, (0, width - len(values)))  # noqa: E731
     ids, mask = [pad(one.input_ids) for one in chosen], [pad(one.loss_mask) for one in chosen]

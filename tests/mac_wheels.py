@@ -1,7 +1,8 @@
-"""Is there a wheel of everything for every Mac and Python? `python -m tests.mac_wheels` asks the index, with pip.
+"""Is there a wheel of everything for every Mac and Python? `python -m tests.mac_wheels` asks the
+index, with pip.
 
-Names each requirement that pip would have to build, or that is not there at all; nothing is kept. Needs a network.
-"""
+Names each requirement that pip would have to build, or that is not there at all; nothing is kept.
+Needs a network."""
 
 from __future__ import annotations
 
@@ -29,10 +30,23 @@ def missing(mac: str, python: str, wanted: list[str]) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         for one in wanted:
             command = [
-                sys.executable, "-m", "pip", "download", one, "--quiet", "--disable-pip-version-check", "--no-deps",
-                "--only-binary", ":all:", "--platform", f"macosx_{mac}_arm64", "--python-version", python,
-                "--dest", folder,
-            ]  # fmt: skip
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                one,
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "--only-binary",
+                ":all:",
+                "--platform",
+                f"macosx_{mac}_arm64",
+                "--python-version",
+                python,
+                "--dest",
+                folder,
+            ]
             if subprocess.run(command, capture_output=True, check=False).returncode:
                 yield one
 
@@ -44,7 +58,10 @@ def main() -> int:
         for python in PYTHONS:
             found = list(missing(mac, python, wanted))
             lacking += len(found)
-            print(f"macOS {mac.replace('_0', '')}, Python {python}: {', '.join(found) or 'complete'}", flush=True)  # noqa: T201
+            line = (
+                f"macOS {mac.replace('_0', '')}, Python {python}: {', '.join(found) or 'complete'}"
+            )
+            print(line, flush=True)  # noqa: T201
     return int(lacking > 0)
 
 

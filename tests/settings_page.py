@@ -1,4 +1,5 @@
-"""Writes docs/settings.md from the settings themselves: `python -m tests.settings_page`. A test holds it current."""
+"""Writes docs/settings.md from the settings themselves: `python -m tests.settings_page`. A test
+holds it current."""
 
 from __future__ import annotations
 
@@ -28,14 +29,23 @@ A small policy in a Gymnasium environment (docs/experts.md). Of the settings of 
 
 
 def page() -> str:
-    """The whole page: what all trainers share, then what each has of its own or with another default."""
+    """The whole page: what all trainers share, then what each has of its own or with another
+    default."""
     shared = settings_of(TrainerConfig)
     parts = [HEAD, *_tables("All trainers", list(shared.values()))]
     for algorithm in RECIPES:
-        own = [item for name, item in settings_of(config_class(algorithm)).items() if _differs(item, shared.get(name))]
+        own = [
+            item
+            for name, item in settings_of(config_class(algorithm)).items()
+            if _differs(item, shared.get(name))
+        ]
         parts += _tables(f"`chuk train {algorithm}`", own)
     base = settings_of(RunConfig)
-    experts = [item for name, item in settings_of(ExpertPPOConfig).items() if _differs(item, base.get(name))]
+    experts = [
+        item
+        for name, item in settings_of(ExpertPPOConfig).items()
+        if _differs(item, base.get(name))
+    ]
     return "\n".join([*parts, EXPERT, *_tables("", experts)[1:]])
 
 
@@ -49,15 +59,25 @@ def _tables(title: str, settings: list[Setting]) -> list[str]:
     parts = [f"## {title}\n"]
     for panel, members in groupby(settings, key=lambda item: item.panel):
         rows = "\n".join(_row(item) for item in members)
-        parts.append(f"### {panel}\n\n| name | default | meaning | flag | also |\n|---|---|---|---|---|\n{rows}\n")
+        parts.append(
+            f"### {panel}\n\n| name | default | meaning | flag | also"
+            f" |\n|---|---|---|---|---|\n{rows}\n"
+        )
     return parts
 
 
 def _row(item: Setting) -> str:
     flag = f"`{', '.join(filter(None, [item.flag, item.short]))}`" if item.flag else ""
-    choices = f" One of {', '.join(item.choices)}." if item.choices and item.choices[0] not in item.help else ""
+    choices = (
+        f" One of {', '.join(item.choices)}."
+        if item.choices and item.choices[0] not in item.help
+        else ""
+    )
     also = ", ".join(f"`{alias}`" for alias in item.aliases)
-    return f"| `{item.name}` | {_default(item)} | {item.help}{choices}{_bounds(item)} | {flag} | {also} |"
+    return (
+        f"| `{item.name}` | {_default(item)} | {item.help}{choices}{_bounds(item)} | {flag} |"
+        f" {also} |"
+    )
 
 
 def _default(item: Setting) -> str:
@@ -69,7 +89,11 @@ def _default(item: Setting) -> str:
 def _bounds(item: Setting) -> str:
     low = f"above {item.above:g}" if item.above is not None else ""
     low = f"at least {item.minimum:g}" if item.minimum else low
-    high = f"at most {item.maximum:.9g}" if item.maximum is not None and item.maximum < 2**32 - 1 else ""
+    high = (
+        f"at most {item.maximum:.9g}"
+        if item.maximum is not None and item.maximum < 2**32 - 1
+        else ""
+    )
     both = ", ".join(filter(None, [low, high]))
     return f" ({both})" if both else ""
 

@@ -34,19 +34,30 @@ LINES = {"11_gru_policy.py": 120}
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the command `chuk`."""
     folder = tmp_path_factory.mktemp("bin")
-    (folder / "chuk").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m chuk_cli "$@"\n', encoding="utf-8")
+    (folder / "chuk").write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -m chuk_cli "$@"\n', encoding="utf-8"
+    )
     (folder / "chuk").chmod(0o755)
     return folder
 
 
-def run(name: str, folder: Path, *args: str, commands: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    name: str, folder: Path, *args: str, commands: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run an example as it stands; scripts of commands with two steps of training."""
     path = os.pathsep.join([str(commands), os.environ["PATH"]])
-    environment = chuk_environment({"PATH": path, "STEPS": "2", "SAMPLES": "200"} if commands else {})
+    environment = chuk_environment(
+        {"PATH": path, "STEPS": "2", "SAMPLES": "200"} if commands else {}
+    )
     return subprocess.run(
         ["bash" if commands else sys.executable, str(ROOT / "examples" / name), *args],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -77,7 +88,9 @@ def test_an_example_takes_a_model_of_one_s_own(tiny_model_dir: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("name", "steps", "cut_at"), [("06_custom_algorithm.py", 30, 20), ("11_gru_policy.py", 80, 60)]
 )
-def test_an_algorithm_of_one_s_own_goes_on_bit_for_bit(name: str, steps: int, cut_at: int, tmp_path: Path) -> None:
+def test_an_algorithm_of_one_s_own_goes_on_bit_for_bit(
+    name: str, steps: int, cut_at: int, tmp_path: Path
+) -> None:
     """Cut off after an earlier checkpoint, it ends as if it had not been."""
     assert run(name, tmp_path).returncode == 0
     (whole,) = (tmp_path / "runs").iterdir()
@@ -89,13 +102,16 @@ def test_an_algorithm_of_one_s_own_goes_on_bit_for_bit(name: str, steps: int, cu
     for file in ("model.safetensors", "optimizer.safetensors"):
         files = [folder / "checkpoints" / last / file for folder in (whole, cut)]
         assert files[0].read_bytes() == files[1].read_bytes()
-    starts = [line for line in (cut / "events.jsonl").read_text().splitlines() if '"started"' in line]
+    starts = [
+        line for line in (cut / "events.jsonl").read_text().splitlines() if '"started"' in line
+    ]
     assert len(starts) == 2
     assert f'"start_step":{cut_at}' in starts[1].replace(" ", "")
 
 
 def test_a_policy_learns_to_remember_what_an_arm_paid(tmp_path: Path, run_chuk: RunChuk) -> None:
-    """Without a memory 0.367 a pull is the best there is; `chuk runs show` draws the run as it does one of chuk's."""
+    """Without a memory 0.367 a pull is the best there is; `chuk runs show` draws the run as it does
+    one of chuk's."""
     done = run("11_gru_policy.py", tmp_path)
     assert float(done.stdout.split()[1]) > 0.65
     (path,) = (tmp_path / "runs").iterdir()
@@ -105,5 +121,7 @@ def test_a_policy_learns_to_remember_what_an_arm_paid(tmp_path: Path, run_chuk: 
 
 
 def test_the_examples_are_numbered_without_gaps() -> None:
-    assert [path.name[:2] for path in EXAMPLES] == [f"{number:02d}" for number in range(1, len(EXAMPLES) + 1)]
+    assert [path.name[:2] for path in EXAMPLES] == [
+        f"{number:02d}" for number in range(1, len(EXAMPLES) + 1)
+    ]
     assert set(SAYS) == {path.name for path in EXAMPLES}

@@ -1,4 +1,5 @@
-"""The README cannot lie: its commands run, in order, in one folder; its paths exist; its list of settings is current.
+"""The README cannot lie: its commands run, in order, in one folder; its paths exist; its list of
+settings is current.
 
 The tour goes on from `make demo`, so the demo's own script runs first, cut to a few steps.
 """
@@ -42,7 +43,9 @@ def blocks() -> list[Block]:
     return [Block(match[2], match[3], match[1] or "") for match in found]
 
 
-COMMANDS = [block for block in blocks() if block.language in ("bash", "python") and not block.not_run]
+COMMANDS = [
+    block for block in blocks() if block.language in ("bash", "python") and not block.not_run
+]
 
 
 def test_every_block_is_run_but_for_those_with_a_good_reason() -> None:
@@ -76,9 +79,15 @@ def run(command: list[str], folder: Path, **variables: str) -> subprocess.Comple
     path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
     environment = chuk_environment({"PATH": path, "NO_COLOR": "1", **variables})
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False,
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
 
 
 def short_demo(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -116,8 +125,9 @@ def shells() -> list[str]:
 
 @pytest.mark.parametrize("shell", shells())
 def test_what_is_pasted_into_a_shell_is_what_runs(shell: str, folder: Path) -> None:
-    """A pasted block is read line by line, without the options of a script: zsh then has no comments, and its patterns
-    that match nothing are errors. `chuk` is a stand-in that writes down its arguments."""
+    """A pasted block is read line by line, without the options of a script: zsh then has no
+    comments, and its patterns that match nothing are errors. `chuk` is a stand-in that writes down
+    its arguments."""
     here = folder / f"pasted-{shell}"
     (here / "bin").mkdir(parents=True)
     for name in ["chuk", "python", "make", "head", "sed", "cmp", "cat", "grep", "sleep"]:
@@ -130,10 +140,27 @@ def test_what_is_pasted_into_a_shell_is_what_runs(shell: str, folder: Path) -> N
     for text in simple:
         flags = ["-f", "-i"] if shell == "zsh" else ["--norc", "-i"]
         done = subprocess.run(
-            [shell, *flags], input=text, cwd=folder, capture_output=True, text=True, timeout=30, check=False,
-            env={"PATH": f"{here / 'bin'}:{os.environ['PATH']}", "ASKED": str(asked), "HOME": str(here), "PS1": ""},
-        )  # fmt: skip
-        for word in ("command not found", "no matches found", "parse error", "syntax error", "bad pattern"):
+            [shell, *flags],
+            input=text,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            env={
+                "PATH": f"{here / 'bin'}:{os.environ['PATH']}",
+                "ASKED": str(asked),
+                "HOME": str(here),
+                "PS1": "",
+            },
+        )
+        for word in (
+            "command not found",
+            "no matches found",
+            "parse error",
+            "syntax error",
+            "bad pattern",
+        ):
             assert word not in done.stderr, text
     lines = asked.read_text().splitlines()
     assert sum(line.startswith("chuk ") for line in lines) >= 12
@@ -146,28 +173,40 @@ def test_examples_parse_in_the_bash_that_macs_have() -> None:
     for script in sorted((ROOT / "examples").glob("*.sh")):
         text = script.read_text(encoding="utf-8")
         assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
-        assert not re.search(r"\$\{\w+(,,|\^\^)|\b(mapfile|readarray|coproc)\b|declare -A|&>>|\|&", text), script
-        assert not re.search(r"\bsed -i\b|\breadlink -f\b|\btimeout \d|\bnproc\b|\bstat -c\b", text), script
+        assert not re.search(
+            r"\$\{\w+(,,|\^\^)|\b(mapfile|readarray|coproc)\b|declare -A|&>>|\|&", text
+        ), script
+        assert not re.search(
+            r"\bsed -i\b|\breadlink -f\b|\btimeout \d|\bnproc\b|\bstat -c\b", text
+        ), script
 
 
 @needs_bash
-@pytest.mark.parametrize("block", COMMANDS, ids=lambda block: block.text.strip().splitlines()[0][:50])
+@pytest.mark.parametrize(
+    "block", COMMANDS, ids=lambda block: block.text.strip().splitlines()[0][:50]
+)
 def test_a_block_does_what_it_says(folder: Path, block: Block) -> None:
     if not (folder / "demo" / "run").exists():
         short_demo(folder)
     shell = ["zsh", "-f"] if shutil.which("zsh") else ["bash"]  # a Mac's own, where it can be had
-    command = [*shell, "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
+    command = (
+        [*shell, "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
+    )
     done = run([*command, block.text.replace("generate_batch(1000)", "generate_batch(40)")], folder)
     assert done.returncode == 0, done.stdout + done.stderr
     if "cmp " in block.text:
         assert "the same, bit for bit" in done.stdout
     if "origins.json" in block.text:
-        assert {"sft.yaml:1", "CHUK_SEED", "--set", "--lora"} <= set(re.findall(r'"([^"]+)",?$', done.stdout, re.M))
+        assert {"sft.yaml:1", "CHUK_SEED", "--set", "--lora"} <= set(
+            re.findall(r'"([^"]+)",?$', done.stdout, re.M)
+        )
 
 
 def test_paths_and_links_exist() -> None:
     made = ("demo/", "runs/", "checkpoints/", "data/", ".venv/", "base", "math/")
-    named = set(re.findall(r"`((?:[\w.]+/)+[\w.]*)`", README)) | set(re.findall(r"\]\((?!http)([^)]+)\)", README))
+    named = set(re.findall(r"`((?:[\w.]+/)+[\w.]*)`", README)) | set(
+        re.findall(r"\]\((?!http)([^)]+)\)", README)
+    )
     paths = {name for name in named if not name.startswith(made)}
     assert "chuk_lib/training/algorithm.py" in paths
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
@@ -183,9 +222,13 @@ def test_the_page_of_settings_is_current() -> None:
     assert written == settings_page.page(), "run `python -m tests.settings_page`"
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+)
 def test_commands_can_be_pasted_into_any_shell(page: str) -> None:
     """zsh takes a comment after a command for arguments."""
-    found = re.findall(r"```(?:bash|sh|shell)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    found = re.findall(
+        r"```(?:bash|sh|shell)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL
+    )
     lines = [line for block in found for line in block.splitlines()]
     assert not [line for line in lines if re.search(r"\s# ", line)]

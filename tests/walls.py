@@ -1,8 +1,8 @@
-"""Who knows whom: the packages of the project and what they import, directly and through each other.
+"""Who knows whom: the packages of the project and what they import, directly and through each
+other.
 
-An import counts wherever it stands: at the top, inside a function, under TYPE_CHECKING, and as a module that is named
-in a text (`"chuk_lib.x:y"`, `import_module(f"chuk_lib.x.{name}")`).
-"""
+An import counts wherever it stands: at the top, inside a function, under TYPE_CHECKING, and as a
+module that is named in a text (`"chuk_lib.x:y"`, `import_module(f"chuk_lib.x.{name}")`)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def rooms(root: Path) -> Edges:
 
 
 def reached(edges: Edges, room: str) -> dict[str, list[str]]:
-    """Every room that one knows, through others too, with the imports that lead there; itself if it is in a cycle."""
+    """Every room that one knows, through others too, with the imports that lead there; itself if it
+    is in a cycle."""
     ways: dict[str, list[str]] = {}
     waiting: list[tuple[str, list[str]]] = [(room, [])]
     while waiting:

@@ -1,1 +1,2 @@
-"""The commands of `chuk batch`, by what they do; `chuk_cli/commands/batch.py` puts them together."""
+"""The commands of `chuk batch`, by what they do; `chuk_cli/commands/batch.py` puts them
+together."""

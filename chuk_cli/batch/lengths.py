@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 _WIDTH = 40
-SourceArgument = Annotated[str, typer.Argument(help="Data (with --model), or a folder of batches.", metavar="DATA")]
+SourceArgument = Annotated[
+    str, typer.Argument(help="Data (with --model), or a folder of batches.", metavar="DATA")
+]
 WholeOption = Annotated[bool, typer.Option("--all", help="Look at every row instead of a sample.")]
 
 
@@ -36,11 +38,14 @@ def suggest(
     model: TokenizerOption = None,
     kind: KindOption = "sft",
     split: SplitOption = "train",
-    max_length: Annotated[int | None, typer.Option("--max-length", help="Unset: the best one.", min=2)] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", help="Unset: the best one.", min=2)
+    ] = None,
     buckets: BucketsOption = 16,
     multiple: MultipleOption = 8,
     keep: Annotated[
-        float, typer.Option("--keep", help="Share of rows and tokens to keep whole.", min=0.5, max=1)
+        float,
+        typer.Option("--keep", help="Share of rows and tokens to keep whole.", min=0.5, max=1),
     ] = 0.995,
     format: FormatOption = None,
     text_field: TextFieldOption = "text",
@@ -50,8 +55,8 @@ def suggest(
 ) -> None:
     """Suggest a max_length and the padded lengths that waste least.
 
-    The edges are the best that there are for the lengths found, by dynamic programming. The quiet output is the edges
-    as `chuk batch build --edges` takes them.
+    The edges are the best that there are for the lengths found, by dynamic programming. The quiet
+    output is the edges as `chuk batch build --edges` takes them.
 
     Examples:
       chuk batch suggest train.jsonl --model ./my-model
@@ -68,22 +73,38 @@ def suggest(
     best = rows[-1][1]
     cut = found.cut_at(lengths, limit)
     result = {
-        "max_length": limit, "edges": list(best.edges), "padding": round(best.padding, 4),
-        "rows_cut": round(cut.rows_cut, 4), "tokens_lost": round(cut.tokens_lost, 4), "share_seen": round(share, 4),
+        "max_length": limit,
+        "edges": list(best.edges),
+        "padding": round(best.padding, 4),
+        "rows_cut": round(cut.rows_cut, 4),
+        "tokens_lost": round(cut.tokens_lost, 4),
+        "share_seen": round(share, 4),
         "by_buckets": [{"buckets": n, "padding": round(made.padding, 4)} for n, made in rows],
-        "limits": [{"max_length": c.max_length, "rows_cut": round(c.rows_cut, 4),
-                    "tokens_lost": round(c.tokens_lost, 4)} for c in found.cuts(lengths)],
-    }  # fmt: skip
+        "limits": [
+            {
+                "max_length": c.max_length,
+                "rows_cut": round(c.rows_cut, 4),
+                "tokens_lost": round(c.tokens_lost, 4),
+            }
+            for c in found.cuts(lengths)
+        ],
+    }
     out.result(result, human=_suggestion(result, lengths), quiet=",".join(map(str, best.edges)))
     if out.human and model is not None:
         edges = ",".join(map(str, best.edges))
-        out.say(f"next: `chuk batch build --data {source} --model {model} --max-length {limit} --edges {edges} -o DIR`")
+        out.say(
+            f"next: `chuk batch build --data {source} --model {model} --max-length {limit} --edges"
+            f" {edges} -o DIR`"
+        )
 
 
 def _suggestion(result: dict[str, Any], lengths: np.ndarray) -> Any:
     from rich.console import Group
 
-    lost = f"{100 * result['rows_cut']:.2f} % of rows cut, {100 * result['tokens_lost']:.2f} % of tokens lost"
+    lost = (
+        f"{100 * result['rows_cut']:.2f} % of rows cut, {100 * result['tokens_lost']:.2f} % of"
+        " tokens lost"
+    )
     head = [
         f"max_length  {result['max_length']:,} ({lost})",
         f"edges       {', '.join(map(str, result['edges']))}",
@@ -92,12 +113,18 @@ def _suggestion(result: dict[str, Any], lengths: np.ndarray) -> Any:
     ]
     percent = lambda share: f"{100 * share:.2f} %"  # noqa: E731
     buckets = make_table(
-        "", ["buckets", "padding"], [[part["buckets"], percent(part["padding"])] for part in result["by_buckets"]]
+        "",
+        ["buckets", "padding"],
+        [[part["buckets"], percent(part["padding"])] for part in result["by_buckets"]],
     )
     limits = make_table(
-        "", ["max_length", "rows cut", "tokens lost"],
-        [[part["max_length"], percent(part["rows_cut"]), percent(part["tokens_lost"])] for part in result["limits"]],
-    )  # fmt: skip
+        "",
+        ["max_length", "rows cut", "tokens lost"],
+        [
+            [part["max_length"], percent(part["rows_cut"]), percent(part["tokens_lost"])]
+            for part in result["limits"]
+        ],
+    )
     return Group("\n".join(head), buckets, "", limits)
 
 
@@ -128,12 +155,18 @@ def histogram(
     longest = int(lengths.max())
     step = -(-longest // bins)
     counts = np.bincount((lengths - 1).clip(0) // step, minlength=1)
-    quantiles = {f"p{part}": int(np.percentile(lengths, part, method="higher")) for part in (50, 90, 95, 99)}
+    quantiles = {
+        f"p{part}": int(np.percentile(lengths, part, method="higher")) for part in (50, 90, 95, 99)
+    }
     result = {
-        "rows": len(lengths), "tokens": int(lengths.sum()), "mean": round(float(lengths.mean()), 2), **quantiles,
-        "longest": longest, "share_seen": round(share, 4),
+        "rows": len(lengths),
+        "tokens": int(lengths.sum()),
+        "mean": round(float(lengths.mean()), 2),
+        **quantiles,
+        "longest": longest,
+        "share_seen": round(share, 4),
         "bins": [{"up_to": (at + 1) * step, "rows": int(count)} for at, count in enumerate(counts)],
-    }  # fmt: skip
+    }
     out.result(result, human=_bars(result), quiet=str(quantiles["p50"]))
 
 
@@ -141,18 +174,33 @@ def _bars(result: dict[str, Any]) -> str:
     most = max(part["rows"] for part in result["bins"])
     lines = []
     for part in result["bins"]:
-        bar = glyph("█", "#", sys.stdout) * max(1 if part["rows"] else 0, round(_WIDTH * part["rows"] / most))
+        bar = glyph("█", "#", sys.stdout) * max(
+            1 if part["rows"] else 0, round(_WIDTH * part["rows"] / most)
+        )
         lines.append(f"up to {part['up_to']:>7,}  {part['rows']:>9,}  {bar}".rstrip())
-    quantiles = ", ".join(f"{100 * int(name[1:]) // 100} % {result[name]:,}" for name in ("p50", "p90", "p95", "p99"))
-    seen = "" if result["share_seen"] == 1 else f" (a sample: {100 * result['share_seen']:.1f} % of the data)"
+    quantiles = ", ".join(
+        f"{100 * int(name[1:]) // 100} % {result[name]:,}" for name in ("p50", "p90", "p95", "p99")
+    )
+    seen = (
+        ""
+        if result["share_seen"] == 1
+        else f" (a sample: {100 * result['share_seen']:.1f} % of the data)"
+    )
     lines.append(
-        f"{result['rows']:,} rows{seen}, {result['tokens']:,} tokens; up to: {quantiles}, all {result['longest']:,}"
+        f"{result['rows']:,} rows{seen}, {result['tokens']:,} tokens; up to: {quantiles}, all"
+        f" {result['longest']:,}"
     )
     return "\n".join(lines)
 
 
 def _lengths(
-    source: str, model: str | None, kind: str, split: str, format: str | None, text_field: str, whole: bool
+    source: str,
+    model: str | None,
+    kind: str,
+    split: str,
+    format: str | None,
+    text_field: str,
+    whole: bool,
 ) -> tuple[np.ndarray, float]:
     """Tokens of rows of data or batches, and the share of them that was looked at."""
     from chuk_lib.data.batches import BatchFolder, is_batch_folder

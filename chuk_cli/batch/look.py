@@ -1,4 +1,5 @@
-"""`chuk batch inspect`, `show`, `analyze`, `verify` and `bench`: what is in a folder of batches, and if it is sound."""
+"""`chuk batch inspect`, `show`, `analyze`, `verify` and `bench`: what is in a folder of batches,
+and if it is sound."""
 
 from __future__ import annotations
 
@@ -18,11 +19,15 @@ FilesOption = Annotated[int, typer.Option("--files", "-n", help="Files to list; 
 
 
 def inspect(
-    folder: FolderArgument, files: FilesOption = 10, json: JsonOption = False, quiet: QuietOption = False
+    folder: FolderArgument,
+    files: FilesOption = 10,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Say what a folder of batches holds and what it was built from.
 
-    The quiet output is the digest of the manifest, or the fingerprint of the files where there is none.
+    The quiet output is the digest of the manifest, or the fingerprint of the files where there is
+    none.
 
     Examples:
       chuk batch inspect ./batches
@@ -37,15 +42,23 @@ def inspect(
     listed = found.files[: files or None]
     manifest = found.manifest
     result: dict[str, Any] = {
-        "path": str(folder), "kind": found.kind, "files": len(found.files), "report": found.report.as_dict(),
-        "fingerprint": found.fingerprint, "listed": [asdict(entry) for entry in listed],
-    }  # fmt: skip
+        "path": str(folder),
+        "kind": found.kind,
+        "files": len(found.files),
+        "report": found.report.as_dict(),
+        "fingerprint": found.fingerprint,
+        "listed": [asdict(entry) for entry in listed],
+    }
     if manifest is not None:
         result |= {
-            "digest": manifest.digest, "settings": manifest.settings, "tokenizer": asdict(manifest.tokenizer),
+            "digest": manifest.digest,
+            "settings": manifest.settings,
+            "tokenizer": asdict(manifest.tokenizer),
             "sources": [asdict(entry) for entry in manifest.sources],
-        }  # fmt: skip
-    out.result(result, human=_inspection(found, result), quiet=result.get("digest", found.fingerprint))
+        }
+    out.result(
+        result, human=_inspection(found, result), quiet=result.get("digest", found.fingerprint)
+    )
 
 
 def _inspection(found: BatchFolder, result: dict[str, Any]) -> Any:
@@ -56,18 +69,32 @@ def _inspection(found: BatchFolder, result: dict[str, Any]) -> Any:
         "path": f"{found.source} ({found.kind})",
         "format": f"{report.format}: {report.how}" if report.format else report.how,
         "loss on": report.loss_on,
-        "tokens": f"{report.tokens:,}, {report.trained_tokens:,} learned, longest row {report.longest:,}",
-        "files": f"{len(found.files):,}, {humanize.size(sum(entry.bytes for entry in found.files))}",
+        "tokens": (
+            f"{report.tokens:,}, {report.trained_tokens:,} learned, longest row {report.longest:,}"
+        ),
+        "files": (
+            f"{len(found.files):,}, {humanize.size(sum(entry.bytes for entry in found.files))}"
+        ),
     }
     if manifest is not None:
-        sources = ", ".join(f"{entry.name} ({humanize.size(entry.bytes)})" for entry in manifest.sources)
+        sources = ", ".join(
+            f"{entry.name} ({humanize.size(entry.bytes)})" for entry in manifest.sources
+        )
         made = manifest.settings
-        size = f"{made['tokens_per_batch']:,} tokens" if made.get("tokens_per_batch") else f"{made['batch_size']} rows"
+        size = (
+            f"{made['tokens_per_batch']:,} tokens"
+            if made.get("tokens_per_batch")
+            else f"{made['batch_size']} rows"
+        )
         parts |= {
             "source": sources,
-            "batches": f"{size} each, packing {made.get('packing') or 'off'}, seed {made.get('seed')}",
+            "batches": (
+                f"{size} each, packing {made.get('packing') or 'off'}, seed {made.get('seed')}"
+            ),
             "edges": ", ".join(map(str, made.get("edges", []))),
-            "tokenizer": f"{manifest.tokenizer.fingerprint} ({manifest.tokenizer.vocab_size:,} tokens)",
+            "tokenizer": (
+                f"{manifest.tokenizer.fingerprint} ({manifest.tokenizer.vocab_size:,} tokens)"
+            ),
             "digest": manifest.digest[:16],
         }
     text = "\n".join(f"{name:<9}  {value}" for name, value in parts.items())
@@ -75,13 +102,20 @@ def _inspection(found: BatchFolder, result: dict[str, Any]) -> Any:
     names = ("name", "rows", "length", "documents", "tokens", "trained_tokens", "bytes")
     rows = [[entry[name] for name in names] for entry in result["listed"]]
     more = len(found.files) - len(rows)
-    return Group(text, "", make_table("", columns, rows), f"{more:,} more: --files 0 lists all" if more else "")
+    return Group(
+        text,
+        "",
+        make_table("", columns, rows),
+        f"{more:,} more: --files 0 lists all" if more else "",
+    )
 
 
 def show(
     folder: FolderArgument,
     model: ModelOption,
-    file: Annotated[int, typer.Option("--file", "-f", help="Which file, counted from 1.", min=1)] = 1,
+    file: Annotated[
+        int, typer.Option("--file", "-f", help="Which file, counted from 1.", min=1)
+    ] = 1,
     rows: Annotated[int, typer.Option("--rows", "-n", help="Rows to show.", min=1)] = 3,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -125,30 +159,54 @@ def analyze(folder: FolderArgument, json: JsonOption = False, quiet: QuietOption
     found = BatchFolder(folder)
     buckets = measure(found)
     report = found.report
-    slots, tokens = sum(bucket.slots for bucket in buckets), sum(bucket.tokens for bucket in buckets)
+    slots, tokens = (
+        sum(bucket.slots for bucket in buckets),
+        sum(bucket.tokens for bucket in buckets),
+    )
     lost = int(found.manifest.report.get("lost_tokens", 0)) if found.manifest is not None else 0
     result = {
-        "files": len(found.files), "slots": slots, "tokens": tokens, "padding": round(1 - tokens / slots, 6),
-        "bytes": sum(bucket.bytes for bucket in buckets), "truncated_rows": report.truncated, "lost_tokens": lost,
-        "lost_share": round(lost / max(1, tokens + lost), 6), "dropped_rows": report.dropped,
+        "files": len(found.files),
+        "slots": slots,
+        "tokens": tokens,
+        "padding": round(1 - tokens / slots, 6),
+        "bytes": sum(bucket.bytes for bucket in buckets),
+        "truncated_rows": report.truncated,
+        "lost_tokens": lost,
+        "lost_share": round(lost / max(1, tokens + lost), 6),
+        "dropped_rows": report.dropped,
         "buckets": [asdict(bucket) | {"padding": round(bucket.padding, 6)} for bucket in buckets],
-    }  # fmt: skip
+    }
     columns = ["length", "files", "rows", "tokens", "learned", "padding %", "bytes"]
     cells = [
-        [b.length, b.files, b.rows, b.tokens, b.trained_tokens, f"{100 * b.padding:.2f}", b.bytes] for b in buckets
+        [b.length, b.files, b.rows, b.tokens, b.trained_tokens, f"{100 * b.padding:.2f}", b.bytes]
+        for b in buckets
     ]
-    cells.append([
-        "all", result["files"], sum(b.rows for b in buckets), tokens, sum(b.trained_tokens for b in buckets),
-        f"{100 * (1 - tokens / slots):.2f}", result["bytes"],
-    ])  # fmt: skip
-    out.result(result, human=make_table("", columns, cells), quiet=f"{100 * (1 - tokens / slots):.2f}")
-    out.say(f"cut off: {lost:,} tokens of {report.truncated:,} rows; {report.dropped:,} rows had nothing to learn")
+    cells.append(
+        [
+            "all",
+            result["files"],
+            sum(b.rows for b in buckets),
+            tokens,
+            sum(b.trained_tokens for b in buckets),
+            f"{100 * (1 - tokens / slots):.2f}",
+            result["bytes"],
+        ]
+    )
+    out.result(
+        result, human=make_table("", columns, cells), quiet=f"{100 * (1 - tokens / slots):.2f}"
+    )
+    out.say(
+        f"cut off: {lost:,} tokens of {report.truncated:,} rows; {report.dropped:,} rows had"
+        " nothing to learn"
+    )
 
 
 def verify(
     folder: FolderArgument,
     model: TokenizerOption = None,
-    data: Annotated[str | None, typer.Option("--data", "-d", help="The source, to compare.", metavar="DATA")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="The source, to compare.", metavar="DATA")
+    ] = None,
     split: SplitOption = "train",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -166,7 +224,11 @@ def verify(
     out = Out.of(json, quiet)
     problems = check(folder, tokenizer_of(model), data, split)
     human = "\n".join(problems) if problems else f"`{folder}` is as it was built"
-    out.result({"path": str(folder), "sound": not problems, "problems": problems}, human=human, quiet=problems)
+    out.result(
+        {"path": str(folder), "sound": not problems, "problems": problems},
+        human=human,
+        quiet=problems,
+    )
     if problems:
         out.say(f"{len(problems):,} problems")
         raise typer.Exit(1)
@@ -174,7 +236,9 @@ def verify(
 
 def bench(
     folder: FolderArgument,
-    rounds: Annotated[int, typer.Option("--rounds", help="How often to read; the best counts.", min=1)] = 3,
+    rounds: Annotated[
+        int, typer.Option("--rounds", help="How often to read; the best counts.", min=1)
+    ] = 3,
     files: FilesOption = 0,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -196,11 +260,12 @@ def bench(
     speed = load_speed(BatchFolder(folder), rounds, files or None)
     result = asdict(speed) | {
         "files_per_second": round(speed.files / speed.seconds, 1),
-        "tokens_per_second": round(speed.tokens_per_second), "bytes_per_second": round(speed.bytes / speed.seconds),
-    }  # fmt: skip
+        "tokens_per_second": round(speed.tokens_per_second),
+        "bytes_per_second": round(speed.bytes / speed.seconds),
+    }
     text = (
-        f"{speed.files:,} files in {speed.seconds:.3f} s (first round {speed.first_seconds:.3f} s): "
-        f"{result['files_per_second']:,.0f} files, {humanize.count(result['tokens_per_second'])} tokens, "
-        f"{humanize.size(result['bytes_per_second'])} a second"
+        f"{speed.files:,} files in {speed.seconds:.3f} s (first round {speed.first_seconds:.3f} s):"
+        f" {result['files_per_second']:,.0f} files, {humanize.count(result['tokens_per_second'])}"
+        f" tokens, {humanize.size(result['bytes_per_second'])} a second"
     )
     out.result(result, human=text, quiet=str(result["tokens_per_second"]))

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 FolderArgument = Annotated[Path, typer.Argument(help="Folder of batches.", metavar="DIR")]
 TokenizerOption = Annotated[
-    str | None, typer.Option("--model", "-m", help="Model folder or hub id whose tokenizer to take.", metavar="MODEL")
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Model folder or hub id whose tokenizer to take.", metavar="MODEL"
+    ),
 ]
 SplitOption = Annotated[str, typer.Option("--split", help="train, valid or test.", metavar="NAME")]
 KindOption = Annotated[
@@ -35,18 +38,34 @@ EdgesOption = Annotated[
         metavar="EDGES",
     ),
 ]
-BucketsOption = Annotated[int, typer.Option("--buckets", help="Most edges that auto may choose.", min=1)]
-MultipleOption = Annotated[int, typer.Option("--multiple", help="Padded lengths are multiples of this.", min=1)]
-BatchSizeOption = Annotated[int, typer.Option("--batch-size", help="Rows (or pairs) in a batch.", min=1)]
+BucketsOption = Annotated[
+    int, typer.Option("--buckets", help="Most edges that auto may choose.", min=1)
+]
+MultipleOption = Annotated[
+    int, typer.Option("--multiple", help="Padded lengths are multiples of this.", min=1)
+]
+BatchSizeOption = Annotated[
+    int, typer.Option("--batch-size", help="Rows (or pairs) in a batch.", min=1)
+]
 TokensOption = Annotated[
-    int | None, typer.Option("--tokens-per-batch", help="Instead: as many rows as fit this many positions.", min=2)
+    int | None,
+    typer.Option(
+        "--tokens-per-batch", help="Instead: as many rows as fit this many positions.", min=2
+    ),
 ]
 PackingOption = Annotated[
-    str | None, typer.Option("--packing", help="Fill rows: bfd, bfd_split or wrapped.", metavar="NAME")
+    str | None,
+    typer.Option("--packing", help="Fill rows: bfd, bfd_split or wrapped.", metavar="NAME"),
 ]
-ShuffleOption = Annotated[bool, typer.Option("--shuffle/--no-shuffle", help="Mix rows within a window.")]
-WindowOption = Annotated[int, typer.Option("--window", help="Rows that are mixed and packed together.", min=1)]
-PrefixOption = Annotated[str | None, typer.Option("--prefix", help="File names. Unset: the split.", metavar="NAME")]
+ShuffleOption = Annotated[
+    bool, typer.Option("--shuffle/--no-shuffle", help="Mix rows within a window.")
+]
+WindowOption = Annotated[
+    int, typer.Option("--window", help="Rows that are mixed and packed together.", min=1)
+]
+PrefixOption = Annotated[
+    str | None, typer.Option("--prefix", help="File names. Unset: the split.", metavar="NAME")
+]
 CompletionOption = Annotated[
     bool | None,
     typer.Option(
@@ -59,9 +78,13 @@ AssistantOption = Annotated[
 ]
 FormatOption = Annotated[
     str | None,
-    typer.Option("--format", help="Record format; unset: recognised.", metavar="NAME", autocompletion=formats),
+    typer.Option(
+        "--format", help="Record format; unset: recognised.", metavar="NAME", autocompletion=formats
+    ),
 ]
-TextFieldOption = Annotated[str, typer.Option("--text-field", help="Column of plain text.", metavar="NAME")]
+TextFieldOption = Annotated[
+    str, typer.Option("--text-field", help="Column of plain text.", metavar="NAME")
+]
 
 
 def spec_of(**given: Any) -> BatchSpec:

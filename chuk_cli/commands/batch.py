@@ -1,4 +1,5 @@
-"""`chuk batch`: build batches once, look at them, measure them. The commands themselves live in `chuk_cli/batch/`."""
+"""`chuk batch`: build batches once, look at them, measure them. The commands themselves live in
+`chuk_cli/batch/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`chuk config`: the settings files that come with chuk, what each setting means, and whether a file is right."""
+"""`chuk config`: the settings files that come with chuk, what each setting means, and whether a
+file is right."""
 
 from __future__ import annotations
 
@@ -23,22 +24,36 @@ from chuk_lib.errors import ConfigError
 from chuk_lib.training.config import refuse_idle_settings
 from chuk_lib.training.recipes import RECIPES, config_class
 
-app = App(add_completion=False, no_args_is_help=True, help="List, show, check and convert settings files.")
+app = App(
+    add_completion=False, no_args_is_help=True, help="List, show, check and convert settings files."
+)
 
-_TYPES = {int: "integer", float: "number", int | float: "number", bool: "true or false", str: "text"}
+_TYPES = {
+    int: "integer",
+    float: "number",
+    int | float: "number",
+    bool: "true or false",
+    str: "text",
+}
 
 PIPELINE = "pipeline"
 ForOption = Annotated[
     str | None,
     typer.Option(
-        "--for", metavar="COMMAND",
-        help="The training command that the file is for; unset: the one its first comment names, else sft.",
+        "--for",
+        metavar="COMMAND",
+        help=(
+            "The training command that the file is for; unset: the one its first comment names,"
+            " else sft."
+        ),
     ),
-]  # fmt: skip
+]
 FileArgument = Annotated[
     str,
     typer.Argument(
-        help="A file, or the name of one that comes with chuk.", metavar="FILE", autocompletion=settings_files
+        help="A file, or the name of one that comes with chuk.",
+        metavar="FILE",
+        autocompletion=settings_files,
     ),
 ]
 
@@ -83,20 +98,29 @@ def show(
         known = settings_of(config_class(name))
         out.result(
             {key: _described(item) for key, item in known.items()},
-            human="\n".join(_setting_lines(known)), quiet=list(known),
-        )  # fmt: skip
+            human="\n".join(_setting_lines(known)),
+            quiet=list(known),
+        )
         return
     path = files.find(name)
     if json:
-        out.result({"path": str(path), "settings": _settings_of_file(path, files.algorithm_of(path), out)})
+        out.result(
+            {"path": str(path), "settings": _settings_of_file(path, files.algorithm_of(path), out)}
+        )
         return
     text = path.read_text(encoding="utf-8")
     out.result({}, human=text, quiet=text)
 
 
 @app.command()
-def check(file: FileArgument, command: ForOption = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Check a settings file: names, values, and settings that would do nothing. Exits with 2 when something is wrong.
+def check(
+    file: FileArgument,
+    command: ForOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Check a settings file: names, values, and settings that would do nothing. Exits with 2 when
+    something is wrong.
 
     Examples:
       chuk config check sft.yaml
@@ -111,7 +135,11 @@ def check(file: FileArgument, command: ForOption = None, json: JsonOption = Fals
     found = [{"message": error.message, "hint": error.hint} for error in problems]
     if not problems:
         text = f"{path}: {len(settings)} settings of chuk train {algorithm}, all in order"
-        out.result({"path": str(path), "ok": True, "problems": [], "settings": settings}, human=text, quiet=str(path))
+        out.result(
+            {"path": str(path), "ok": True, "problems": [], "settings": settings},
+            human=text,
+            quiet=str(path),
+        )
         return
     if json:
         out.result({"path": str(path), "ok": False, "problems": found, "settings": {}})
@@ -136,10 +164,15 @@ def cp(
       chuk config cp tiny/sft.yaml . --overwrite
     """
     source = files.find(name)
-    written = files.write(to / source.name if to.is_dir() else to, source.read_text(encoding="utf-8"), overwrite)
+    written = files.write(
+        to / source.name if to.is_dir() else to, source.read_text(encoding="utf-8"), overwrite
+    )
     out = Out.of(json, quiet)
     out.result({"path": str(written), "from": str(source)}, human=str(written), quiet=str(written))
-    out.say(f"next: `chuk train {files.algorithm_of(source)} --config {written} --model MODEL --data DATA`")
+    out.say(
+        f"next: `chuk train {files.algorithm_of(source)} --config {written} --model MODEL --data"
+        " DATA`"
+    )
 
 
 @app.command()
@@ -147,7 +180,8 @@ def migrate(
     file: FileArgument,
     command: ForOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="New file; unset: standard output.", metavar="FILE")
+        Path | None,
+        typer.Option("--output", "-o", help="New file; unset: standard output.", metavar="FILE"),
     ] = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
@@ -155,7 +189,8 @@ def migrate(
 ) -> None:
     """Turn a file of another tool into chuk's form, with a comment on what became of each key.
 
-    Files of mlx-lm, TRL, axolotl, LLaMA-Factory and unsloth are known by their keys, as is the old sectioned form.
+    Files of mlx-lm, TRL, axolotl, LLaMA-Factory and unsloth are known by their keys, as is the old
+    sectioned form.
 
     Examples:
       chuk config migrate lora_config.yaml --output new.yaml
@@ -167,7 +202,9 @@ def migrate(
     meant = _known_command(command) if command else files.algorithm_of(path)
     translation = translated(path, config_class(meant), meant)
     if translation is None:
-        raise ConfigError(f"`{path}` has chuk's form already", "`chuk config check` says whether it is right")
+        raise ConfigError(
+            f"`{path}` has chuk's form already", "`chuk config check` says whether it is right"
+        )
     text = migrated(translation)
     written = files.write(output, text, overwrite) if output else None
     result = {
@@ -177,18 +214,27 @@ def migrate(
         "settings": {item.setting: item.value for item in translation.mapped},
         "defaults": dict(translation.defaults),
         "left": [
-            {"key": item.entry.name, "line": item.entry.line, "reason": item.reason, "hint": item.hint}
+            {
+                "key": item.entry.name,
+                "line": item.entry.line,
+                "reason": item.reason,
+                "hint": item.hint,
+            }
             for item in translation.left
         ],
     }
-    out.result(result, human=str(written) if written else text, quiet=str(written) if written else text)
+    out.result(
+        result, human=str(written) if written else text, quiet=str(written) if written else text
+    )
     for item in translation.left:
         out.say(f"not taken over: {item.entry.name} (line {item.entry.line}): {item.reason}")
 
 
 def _known_command(name: str) -> str:
     if name not in (*RECIPES, PIPELINE):
-        raise ConfigError(f"`--for {name}` is no training command", f"one of: {', '.join((*RECIPES, PIPELINE))}")
+        raise ConfigError(
+            f"`--for {name}` is no training command", f"one of: {', '.join((*RECIPES, PIPELINE))}"
+        )
     return name
 
 
@@ -199,7 +245,11 @@ def _settings_of_file(path: Path, algorithm: str, out: Out) -> dict[str, Any]:
     from chuk_lib.training.pipeline.file import read_pipeline
 
     stages, shared = read_pipeline(path)
-    found = {name: {"value": value, "origin": layer.origin} for layer in shared for name, value in layer.values.items()}
+    found = {
+        name: {"value": value, "origin": layer.origin}
+        for layer in shared
+        for name, value in layer.values.items()
+    }
     return found | {"stages": {"value": [spec.name for spec in stages], "origin": path.name}}
 
 
@@ -270,11 +320,19 @@ def _given(settings: Resolved[Any]) -> dict[str, dict[str, Any]]:
 
 def _described(item: Setting) -> dict[str, Any]:
     return {
-        "type": _type(item), "optional": item.optional, "default": item.default, "help": item.help,
-        "panel": item.panel, "flag": item.flag, "aliases": list(item.aliases), "choices": list(item.choices),
-        "minimum": item.minimum, "above": item.above, "maximum": item.maximum,
+        "type": _type(item),
+        "optional": item.optional,
+        "default": item.default,
+        "help": item.help,
+        "panel": item.panel,
+        "flag": item.flag,
+        "aliases": list(item.aliases),
+        "choices": list(item.choices),
+        "minimum": item.minimum,
+        "above": item.above,
+        "maximum": item.maximum,
         "variable": f"CHUK_{item.name.upper()}",
-    }  # fmt: skip
+    }
 
 
 def _type(item: Setting) -> str:

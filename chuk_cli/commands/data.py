@@ -1,4 +1,5 @@
-"""`chuk data`: make data, look at it, clean it, split it. The commands themselves live in `chuk_cli/data/`."""
+"""`chuk data`: make data, look at it, clean it, split it. The commands themselves live in
+`chuk_cli/data/`."""
 
 from __future__ import annotations
 

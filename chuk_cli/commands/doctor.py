@@ -22,24 +22,31 @@ if TYPE_CHECKING:
 
 app = App(add_completion=False)
 
-_WHERE = "the parity fixtures come with the source (tests/fixtures/parity), not with the installed package"
+_WHERE = (
+    "the parity fixtures come with the source (tests/fixtures/parity), not with the installed"
+    " package"
+)
 
 
 @app.command()
 def doctor(
     parity: Annotated[
-        Path | None, typer.Option("--parity", help="Check all numbers against these fixtures.", metavar="DIR")
+        Path | None,
+        typer.Option("--parity", help="Check all numbers against these fixtures.", metavar="DIR"),
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", help="With --parity: these suites only, comma-separated.", metavar="NAMES")
+        str | None,
+        typer.Option(
+            "--only", help="With --parity: these suites only, comma-separated.", metavar="NAMES"
+        ),
     ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Check this machine: device, speed, versions, memory, and what to mend.
 
-    Exit code 1 when something prevents work or a parity check fails. Paste the output of `--json` into an
-    issue. The fixtures of `--parity` come with the source, not with the installed package.
+    Exit code 1 when something prevents work or a parity check fails. Paste the output of `--json`
+    into an issue. The fixtures of `--parity` come with the source, not with the installed package.
 
     Examples:
       chuk doctor
@@ -74,26 +81,39 @@ def _as_text(report: Checkup) -> str:
     if "device" in facts:
         lines |= _machine_lines(facts)
     memory, disk, hub = facts["memory"], facts["disk"], facts["hub"]
-    available = f", {size(memory['available_bytes'])} available" if memory["available_bytes"] else ""
+    available = (
+        f", {size(memory['available_bytes'])} available" if memory["available_bytes"] else ""
+    )
     lines["memory"] = size(memory["total_bytes"]) + available
     lines["disk"] = f"{size(disk['free_bytes'])} free in {disk['folder']}"
-    lines["hub cache"] = f"{hub['cache']}, {size(hub['size_bytes'])}{', offline' if hub['offline'] else ''}"
+    lines["hub cache"] = (
+        f"{hub['cache']}, {size(hub['size_bytes'])}{', offline' if hub['offline'] else ''}"
+    )
     lines |= {name: version for name, version in facts["versions"].items() if name != "chuk-mlx"}
     width = max(map(len, lines))
     text = "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
     if not report.problems:
         return f"{text}\n\nNo problems found."
-    return text + "\n" + "".join(f"\nproblem: {p.message}\n    fix: {p.fix}\n" for p in report.problems)
+    return (
+        text
+        + "\n"
+        + "".join(f"\nproblem: {p.message}\n    fix: {p.fix}\n" for p in report.problems)
+    )
 
 
 def _machine_lines(facts: dict[str, Any]) -> dict[str, str]:
-    device, dtype, blas, threads, speed = (facts[key] for key in ("device", "dtype", "blas", "threads", "speed"))
+    device, dtype, blas, threads, speed = (
+        facts[key] for key in ("device", "dtype", "blas", "threads", "speed")
+    )
     name = " ".join(part for part in (blas["name"], blas["version"]) if part)
     if blas["core"]:
         name += f" ({blas['core']})"
     if blas["threads"]:
         plural = "s" if blas["threads"] > 1 else ""
-        name += f", {blas['threads']} thread{plural} ({'adaptive, ' if threads['adaptive'] else ''}{threads['from']})"
+        name += (
+            f", {blas['threads']} thread{plural}"
+            f" ({'adaptive, ' if threads['adaptive'] else ''}{threads['from']})"
+        )
     matmul = f"{number(speed['matmul_gflops'])} GFLOP/s"
     if speed["wheel_matmul_gflops"]:
         matmul += f" (the wheel's own BLAS: {number(speed['wheel_matmul_gflops'])})"
@@ -118,7 +138,8 @@ def _gpu_lines(device: dict[str, Any]) -> dict[str, str]:
         lines["watchdog"] = watchdog
     if device.get("emulates_bfloat16"):
         lines["bfloat16"] = (
-            "made of float32 on this chip; --set dtype=float16 was measured faster by others, with less range"
+            "made of float32 on this chip; --set dtype=float16 was measured faster by others, with"
+            " less range"
         )
     return lines
 
@@ -136,7 +157,9 @@ def _check_parity(out: Out, folder: Path, only: list[str]) -> None:
         outcome = examine(folder, only)
     checks = list(outcome.checks)
     if not checks:
-        raise DataError(f"no parity check was run on `{folder}`", "see its README for the suites there are")
+        raise DataError(
+            f"no parity check was run on `{folder}`", "see its README for the suites there are"
+        )
     failed = [check for check in checks if not check.passed]
     out.result(
         {
@@ -146,7 +169,11 @@ def _check_parity(out: Out, folder: Path, only: list[str]) -> None:
             "unread": list(outcome.unread),
             "checks": [asdict(check) for check in checks],
         },
-        human=make_table("Parity", ("suite", "passed", "failed", "largest difference", "relative"), _suites(checks)),
+        human=make_table(
+            "Parity",
+            ("suite", "passed", "failed", "largest difference", "relative"),
+            _suites(checks),
+        ),
         quiet=[f"{check.suite}/{check.name}" for check in failed],
     )
     for path in outcome.missing:
@@ -162,7 +189,9 @@ def _check_parity(out: Out, folder: Path, only: list[str]) -> None:
 
 def _suites(checks: list[Check]) -> list[tuple[str, int, int, str, str]]:
     rows = []
-    for suite, members in groupby(sorted(checks, key=lambda check: check.suite), key=lambda check: check.suite):
+    for suite, members in groupby(
+        sorted(checks, key=lambda check: check.suite), key=lambda check: check.suite
+    ):
         group = list(members)
         passed = sum(check.passed for check in group)
         largest = number(max(check.difference for check in group))

@@ -1,4 +1,5 @@
-"""`chuk eval`: measure a model on data: exact match, loss, rewards, pass@k, alone or beside another model."""
+"""`chuk eval`: measure a model on data: exact match, loss, rewards, pass@k, alone or beside another
+model."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from chuk_cli.command import WORDS, App
-from chuk_cli.options import DataOption, ImplementationOption, JsonOption, ModelOption, OverwriteOption, QuietOption
+from chuk_cli.options import (
+    DataOption,
+    ImplementationOption,
+    JsonOption,
+    ModelOption,
+    OverwriteOption,
+    QuietOption,
+)
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
@@ -43,61 +51,102 @@ AdapterOption = Annotated[
 ]
 AgainstOption = Annotated[
     str | None,
-    typer.Option("--against", help="A second model: tell the difference, with its interval.", metavar="MODEL"),
+    typer.Option(
+        "--against", help="A second model: tell the difference, with its interval.", metavar="MODEL"
+    ),
 ]
 AgainstAdapterOption = Annotated[
-    str | None, typer.Option("--against-adapter", help="Adapter folder of the second model.", metavar="DIR")
+    str | None,
+    typer.Option("--against-adapter", help="Adapter folder of the second model.", metavar="DIR"),
 ]
 SplitOption = Annotated[
-    str | None, typer.Option("--split", help="Split of a data folder; default: test, else valid, else train.")
+    str | None,
+    typer.Option("--split", help="Split of a data folder; default: test, else valid, else train."),
 ]
-MaxRowsOption = Annotated[int | None, typer.Option("--max-rows", help="Use the first N rows.", min=1)]
+MaxRowsOption = Annotated[
+    int | None, typer.Option("--max-rows", help="Use the first N rows.", min=1)
+]
 MaxPromptOption = Annotated[
     int | None,
-    typer.Option("--max-prompt-length", help="Leave out prompts of more tokens, and count them.", min=1),
+    typer.Option(
+        "--max-prompt-length", help="Leave out prompts of more tokens, and count them.", min=1
+    ),
 ]
-BatchOption = Annotated[int, typer.Option("--batch-size", help="Rows in one batch of the loss.", min=1)]
+BatchOption = Annotated[
+    int, typer.Option("--batch-size", help="Rows in one batch of the loss.", min=1)
+]
 OutputFileOption = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="Write all completions to this file, as JSON lines.", metavar="FILE"),
+    typer.Option(
+        "--output", "-o", help="Write all completions to this file, as JSON lines.", metavar="FILE"
+    ),
 ]
 RewardOption = Annotated[
     list[str] | None,
     _reward_option(
         "--reward",
-        help="Score completions: NAME[:key=value,…][=weight] or file.py:function[=weight]. May be repeated.",
+        help=(
+            "Score completions: NAME[:key=value,…][=weight] or file.py:function[=weight]. May be"
+            " repeated."
+        ),
         metavar="REWARD",
     ),
 ]
 ListOption = Annotated[
-    bool, _reward_option("--list-rewards", help="List the built-in rewards.", callback=_list_rewards, is_eager=True)
+    bool,
+    _reward_option(
+        "--list-rewards", help="List the built-in rewards.", callback=_list_rewards, is_eager=True
+    ),
 ]
 ErrorsOption = Annotated[
-    str, _reward_option("--reward-errors", help="A reward that fails: raise stops, none leaves it unscored.")
+    str,
+    _reward_option(
+        "--reward-errors", help="A reward that fails: raise stops, none leaves it unscored."
+    ),
 ]
 PassScoreOption = Annotated[
-    float, _reward_option("--pass-score", help="A completion passes when the first reward gives this or more.")
+    float,
+    _reward_option(
+        "--pass-score", help="A completion passes when the first reward gives this or more."
+    ),
 ]
 KOption = Annotated[
-    str | None, _reward_option("--k", help="pass@k for these k, with commas between.  [default: 1,SAMPLES]")
+    str | None,
+    _reward_option("--k", help="pass@k for these k, with commas between.  [default: 1,SAMPLES]"),
 ]
-SamplesOption = Annotated[int, _sampling_option("--samples", help="Completions of each prompt.", min=1)]
+SamplesOption = Annotated[
+    int, _sampling_option("--samples", help="Completions of each prompt.", min=1)
+]
 TemperatureOption = Annotated[
-    float | None, _sampling_option("--temperature", "-t", help="0: greedy.  [default: 0 for one sample, 1 for more]")
+    float | None,
+    _sampling_option(
+        "--temperature", "-t", help="0: greedy.  [default: 0 for one sample, 1 for more]"
+    ),
 ]
-TopPOption = Annotated[float, _sampling_option("--top-p", help="Sample from the likeliest tokens with this mass.")]
-TopKOption = Annotated[int, _sampling_option("--top-k", help="Sample from this many tokens; 0: all.")]
-MinPOption = Annotated[float, _sampling_option("--min-p", help="Drop tokens this much less likely than the best.")]
+TopPOption = Annotated[
+    float, _sampling_option("--top-p", help="Sample from the likeliest tokens with this mass.")
+]
+TopKOption = Annotated[
+    int, _sampling_option("--top-k", help="Sample from this many tokens; 0: all.")
+]
+MinPOption = Annotated[
+    float, _sampling_option("--min-p", help="Drop tokens this much less likely than the best.")
+]
 StopOption = Annotated[
-    list[str] | None, _sampling_option("--stop", help="End before this text. May be repeated.", metavar="TEXT")
+    list[str] | None,
+    _sampling_option("--stop", help="End before this text. May be repeated.", metavar="TEXT"),
 ]
 MaxTokensOption = Annotated[
     int | None,
     _sampling_option(
-        "--max-tokens", help="Longest answer; default: a little over the longest target, 256 with rewards.", min=1
+        "--max-tokens",
+        help="Longest answer; default: a little over the longest target, 256 with rewards.",
+        min=1,
     ),
 ]
-DrawOption = Annotated[int, _sampling_option("--seed", help="Same seed, same samples.", min=0, max=2**32 - 1)]
+DrawOption = Annotated[
+    int, _sampling_option("--seed", help="Same seed, same samples.", min=0, max=2**32 - 1)
+]
 
 
 @app.command(name="eval")
@@ -135,11 +184,13 @@ def evaluate(
     Examples:
       chuk eval --model runs/my-run --data data/test.jsonl
       chuk eval --model my-model --data data --split valid --max-rows 200 --json
-      chuk eval --model my-model --data prompts.jsonl --reward numeric --reward format=0.2 --samples 8 --k 1,8
-      chuk eval --model runs/grpo --against base --data prompts.jsonl --reward rewards.py:brevity -o answers.jsonl
+      chuk eval -m my-model -d prompts.jsonl --reward numeric --samples 8 --k 1,8
+      chuk eval -m runs/grpo --against base -d prompts.jsonl --reward rewards.py:brevity
     """
     out = Out.of(json, quiet)
-    sampling = SamplingConfig(temperature or 0.0, top_p, top_k, min_p, stop=tuple(stop or ()), seed=seed)
+    sampling = SamplingConfig(
+        temperature or 0.0, top_p, top_k, min_p, stop=tuple(stop or ()), seed=seed
+    )
     if samples == 1:
         out.warn_of_idle([name for name in sampling.idle if name != "seed"])
     ks = _numbers(k)
@@ -150,14 +201,30 @@ def evaluate(
         from chuk_lib.training.measuring.measure import Question, read_question
 
     question = Question(
-        data, split, max_rows, max_tokens, batch_size, tuple(reward or ()), reward_errors, samples, ks, pass_score,
-        temperature, sampling, max_prompt_length, cast(Implementation, implementation),
-    )  # fmt: skip
-    models = [(model, adapter)] if against is None else [(model, adapter), (against, against_adapter)]
+        data,
+        split,
+        max_rows,
+        max_tokens,
+        batch_size,
+        tuple(reward or ()),
+        reward_errors,
+        samples,
+        ks,
+        pass_score,
+        temperature,
+        sampling,
+        max_prompt_length,
+        cast(Implementation, implementation),
+    )
+    models = (
+        [(model, adapter)] if against is None else [(model, adapter), (against, against_adapter)]
+    )
     _report(out, _answers(out, read_question(question), models), output)
 
 
-def _answers(out: Out, prepared: Prepared, models: Sequence[tuple[str, str | None]]) -> list[Measurement]:
+def _answers(
+    out: Out, prepared: Prepared, models: Sequence[tuple[str, str | None]]
+) -> list[Measurement]:
     """One model after the other, so that two need no more memory than one."""
     from chuk_lib.training.measuring.measure import answer
 
@@ -186,7 +253,9 @@ def _report(out: Out, measured: Sequence[Measurement], output: Path | None) -> N
 def _numbers(text: str | None) -> tuple[int, ...]:
     parts = [] if text is None else text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
-        raise ConfigError(f"`--k` should be whole numbers with commas between, not `{text}`", "such as --k 1,4")
+        raise ConfigError(
+            f"`--k` should be whole numbers with commas between, not `{text}`", "such as --k 1,4"
+        )
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
@@ -200,7 +269,9 @@ def _check_output(path: Path | None, overwrite: bool) -> None:
     if path.is_dir():
         raise ConfigError(f"`{path}` is a folder", "give the name of a file, such as answers.jsonl")
     if path.exists() and not overwrite:
-        raise ConfigError(f"`{path}` exists", "choose another --output, or replace it with --overwrite")
+        raise ConfigError(
+            f"`{path}` exists", "choose another --output, or replace it with --overwrite"
+        )
 
 
 def _write(path: Path, measured: Sequence[Measurement]) -> None:

@@ -15,7 +15,10 @@ from chuk_cli.plan import table
 
 app = App(add_completion=False, no_args_is_help=True)
 ExpertArgument = Annotated[
-    Path, typer.Argument(metavar="EXPERT", help="Run, checkpoint, or folder of an expert. Of a run, its best.")
+    Path,
+    typer.Argument(
+        metavar="EXPERT", help="Run, checkpoint, or folder of an expert. Of a run, its best."
+    ),
 ]
 
 
@@ -26,7 +29,9 @@ def experts() -> None:
 
 @app.command()
 def ls(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look for trained ones.")] = Path("runs"),
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", help="Where to look for trained ones.")
+    ] = Path("runs"),
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -39,13 +44,18 @@ def ls(
     from chuk_lib.experts.registry import PRESETS, create_preset, experts_in
 
     out = Out.of(json, quiet)
-    rows: list[dict[str, Any]] = [{"preset": name, **_sizes(create_preset(name))} for name in PRESETS]
-    rows += [{"path": str(path), "env": one.about.get("env"), **_sizes(one)} for path, one in experts_in(folder)]
+    rows: list[dict[str, Any]] = [
+        {"preset": name, **_sizes(create_preset(name))} for name in PRESETS
+    ]
+    rows += [
+        {"path": str(path), "env": one.about.get("env"), **_sizes(one)}
+        for path, one in experts_in(folder)
+    ]
     lines = [
-        f"{row.get('preset') or row['path']:<36} {row['kind']:<5} {row['hidden_dim']} × {row['num_layers']}  "
-        f"{count(row['parameters'])} parameters  {row.get('env') or 'preset'}"
+        f"{row.get('preset') or row['path']:<36} {row['kind']:<5} {row['hidden_dim']} ×"
+        f" {row['num_layers']}  {count(row['parameters'])} parameters  {row.get('env') or 'preset'}"
         for row in rows
-    ]  # fmt: skip
+    ]
     names = "\n".join(str(row.get("preset") or row["path"]) for row in rows)
     out.result({"experts": rows}, human="\n".join(lines), quiet=names)
 
@@ -70,9 +80,12 @@ def show(expert: ExpertArgument, json: JsonOption = False, quiet: QuietOption = 
 def run(
     expert: ExpertArgument,
     env: Annotated[
-        str | None, typer.Option("--env", metavar="gym:ID", help="Environment; unset: that it was trained in.")
+        str | None,
+        typer.Option("--env", metavar="gym:ID", help="Environment; unset: that it was trained in."),
     ] = None,
-    episodes: Annotated[int, typer.Option("--episodes", "-n", min=1, help="Episodes to play.")] = 20,
+    episodes: Annotated[
+        int, typer.Option("--episodes", "-n", min=1, help="Episodes to play.")
+    ] = 20,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Same seed, same episodes.")] = 0,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -90,7 +103,10 @@ def run(
 
     returns = play(load_expert(expert), episodes, seed, env)
     mean, spread = float(np.mean(returns)), float(np.std(returns))
-    human = f"return {mean:.2f} ± {spread:.2f} over {episodes} episodes, {min(returns):g} to {max(returns):g}"
+    human = (
+        f"return {mean:.2f} ± {spread:.2f} over {episodes} episodes, {min(returns):g} to"
+        f" {max(returns):g}"
+    )
     data = {"mean": mean, "std": spread, "returns": returns, "episodes": episodes, "seed": seed}
     Out.of(json, quiet).result(data, human=human, quiet=f"{mean:g}")
 
@@ -98,7 +114,12 @@ def run(
 def _sizes(expert: Any) -> dict[str, Any]:
     config = expert.config
     return {
-        "kind": expert.kind, "name": config.name, "obs_dim": config.obs_dim, "actions": config.outputs,
-        "discrete": config.discrete_actions, "hidden_dim": config.hidden_dim, "num_layers": config.num_layers,
+        "kind": expert.kind,
+        "name": config.name,
+        "obs_dim": config.obs_dim,
+        "actions": config.outputs,
+        "discrete": config.discrete_actions,
+        "hidden_dim": config.hidden_dim,
+        "num_layers": config.num_layers,
         "parameters": int(expert.flat.size),
-    }  # fmt: skip
+    }

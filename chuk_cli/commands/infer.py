@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from chuk_cli.command import App
-from chuk_cli.options import ImplementationOption, JsonOption, ModelOption, OverwriteOption, QuietOption
+from chuk_cli.options import (
+    ImplementationOption,
+    JsonOption,
+    ModelOption,
+    OverwriteOption,
+    QuietOption,
+)
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
@@ -38,46 +44,86 @@ def _rows_option(*names: str, help: str, metavar: str | None = None, **more: Any
 
 
 AdapterOption = Annotated[
-    str | None, typer.Option("--adapter", "-a", help="Adapter folder to put on the model.", metavar="DIR")
+    str | None,
+    typer.Option("--adapter", "-a", help="Adapter folder to put on the model.", metavar="DIR"),
 ]
 PromptOption = Annotated[
-    str | None, _prompt_option("--prompt", "-p", help="Text to answer, or - for stdin.", metavar="TEXT")
+    str | None,
+    _prompt_option("--prompt", "-p", help="Text to answer, or - for stdin.", metavar="TEXT"),
 ]
-SystemOption = Annotated[str | None, _prompt_option("--system", help="System message.", metavar="TEXT")]
+SystemOption = Annotated[
+    str | None, _prompt_option("--system", help="System message.", metavar="TEXT")
+]
 ChatOption = Annotated[
     bool | None,
     _prompt_option(
         "--chat/--no-chat",
-        help="Use the chat template, or go on with plain text. Unset: as in training, else if there is one.",
+        help=(
+            "Use the chat template, or go on with plain text. Unset: as in training, else if there"
+            " is one."
+        ),
     ),
 ]
-TemperatureOption = Annotated[float, _sampling_option("--temperature", "-t", help="0 takes the likeliest token.")]
-TopPOption = Annotated[float, _sampling_option("--top-p", help="Sample from the likeliest tokens with this mass.")]
-TopKOption = Annotated[int, _sampling_option("--top-k", help="Sample from this many tokens; 0: all.")]
-MinPOption = Annotated[float, _sampling_option("--min-p", help="Drop tokens this much less likely than the best.")]
-PenaltyOption = Annotated[float, _sampling_option("--repetition-penalty", help="Above 1: repeat less.")]
+TemperatureOption = Annotated[
+    float, _sampling_option("--temperature", "-t", help="0 takes the likeliest token.")
+]
+TopPOption = Annotated[
+    float, _sampling_option("--top-p", help="Sample from the likeliest tokens with this mass.")
+]
+TopKOption = Annotated[
+    int, _sampling_option("--top-k", help="Sample from this many tokens; 0: all.")
+]
+MinPOption = Annotated[
+    float, _sampling_option("--min-p", help="Drop tokens this much less likely than the best.")
+]
+PenaltyOption = Annotated[
+    float, _sampling_option("--repetition-penalty", help="Above 1: repeat less.")
+]
 MaxTokensOption = Annotated[int, _sampling_option("--max-tokens", "-n", help="Longest answer.")]
 StopOption = Annotated[
-    list[str] | None, _sampling_option("--stop", help="End before this text. May be repeated.", metavar="TEXT")
+    list[str] | None,
+    _sampling_option("--stop", help="End before this text. May be repeated.", metavar="TEXT"),
 ]
-DrawOption = Annotated[int | None, _sampling_option("--seed", help="Same seed, same answer. Unset: another each time.")]
+DrawOption = Annotated[
+    int | None, _sampling_option("--seed", help="Same seed, same answer. Unset: another each time.")
+]
 
 InputOption = Annotated[
     str | None,
-    _rows_option("--input", "-i", help="JSON lines with a prompt or messages each, or - for stdin.", metavar="FILE"),
+    _rows_option(
+        "--input",
+        "-i",
+        help="JSON lines with a prompt or messages each, or - for stdin.",
+        metavar="FILE",
+    ),
 ]
 AnswersOption = Annotated[
-    str | None, _rows_option("--output", "-o", help="Where answers go, as JSON lines; unset: stdout.", metavar="FILE")
+    str | None,
+    _rows_option(
+        "--output", "-o", help="Where answers go, as JSON lines; unset: stdout.", metavar="FILE"
+    ),
 ]
 ColumnOption = Annotated[
-    str | None, _rows_option("--column", help="Where the prompt is; unset: prompt or messages.", metavar="NAME")
+    str | None,
+    _rows_option(
+        "--column", help="Where the prompt is; unset: prompt or messages.", metavar="NAME"
+    ),
 ]
-SamplesOption = Annotated[int | None, _rows_option("--samples", help="Answers to each row; unset: 1.", min=1)]
+SamplesOption = Annotated[
+    int | None, _rows_option("--samples", help="Answers to each row; unset: 1.", min=1)
+]
 LogprobsOption = Annotated[
     int | None,
-    _rows_option("--logprobs", help="Tell each token's log-prob, and the likeliest K at its place.", min=0, max=20),
+    _rows_option(
+        "--logprobs",
+        help="Tell each token's log-prob, and the likeliest K at its place.",
+        min=0,
+        max=20,
+    ),
 ]
-ResumeOption = Annotated[bool, _rows_option("--resume", help="Go on after the answers that --output holds.")]
+ResumeOption = Annotated[
+    bool, _rows_option("--resume", help="Go on after the answers that --output holds.")
+]
 
 
 @app.command()
@@ -106,15 +152,17 @@ def infer(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Generate text from a prompt, a pipe or the rows of a file; on a terminal without a prompt, talk.
+    """Generate text from a prompt, a pipe or the rows of a file; on a terminal without a prompt,
+    talk.
 
-    The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an answer and
-    Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a row's own temperature, top_p,
-    top_k, min_p, repetition_penalty, max_tokens, stop and seed count for it.
+    The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an
+    answer and Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a
+    row's own temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, stop and seed count
+    for it.
 
     Examples:
       chuk infer --model runs/first --prompt "What is 2 + 3?"
-      chuk infer --model ./base --adapter ./adapter --prompt "Hello" --temperature 0.7 --top-p 0.9 --seed 1
+      chuk infer -m ./base --adapter ./adapter -p "Hello" --temperature 0.7 --top-p 0.9 --seed 1
       cat question.txt | chuk infer --model runs/first --quiet > answer.txt
       chuk infer --model runs/first
       chuk infer --model runs/first --input prompts.jsonl --output answers.jsonl --resume
@@ -125,10 +173,18 @@ def infer(
     job = job_of(input, output, column, samples, logprobs, resume, overwrite, prompt)
     sampling = SamplingConfig(
         temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
-    )  # fmt: skip
+    )
     if job is not None:
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
-        answer_all(job, sampling, chat, system, out, lambda: _load(out, model, adapter, implementation), made_with)
+        answer_all(
+            job,
+            sampling,
+            chat,
+            system,
+            out,
+            lambda: _load(out, model, adapter, implementation),
+            made_with,
+        )
         return
     out.warn_of_idle(sampling.idle)
     text = _given_prompt(prompt)
@@ -198,10 +254,13 @@ class _Writer:
     def tell(self, answer: _Answer) -> None:
         """The JSON line, or the numbers on stderr."""
         self.out.line(asdict(answer))
-        ended = {"eos": "", "stop": ", ended by a stop text", "length": ", cut at the limit"}[answer.finish_reason]
+        ended = {"eos": "", "stop": ", ended by a stop text", "length": ", cut at the limit"}[
+            answer.finish_reason
+        ]
         self.out.say(
-            f"{answer.generation_tokens} tokens in {answer.seconds:.1f} s ({answer.tokens_per_second:.0f} a second) "
-            f"after a prompt of {answer.prompt_tokens}{ended}"
+            f"{answer.generation_tokens} tokens in {answer.seconds:.1f} s"
+            f" ({answer.tokens_per_second:.0f} a second) after a prompt of"
+            f" {answer.prompt_tokens}{ended}"
         )
 
     def _write(self, text: str) -> None:
@@ -214,14 +273,17 @@ def _load(out: Out, model: str, adapter: str | None, implementation: str) -> tup
     with out.status(f"Loading `{model}` …"):
         from chuk_lib.models import load_model, provenance_of
 
-        loaded, tokenizer = load_model(model, adapter=adapter, implementation=cast(Implementation, implementation))
+        loaded, tokenizer = load_model(
+            model, adapter=adapter, implementation=cast(Implementation, implementation)
+        )
     for note in provenance_of(loaded).notes:
         out.say(f"note: {note}")
     return loaded, tokenizer
 
 
 def _given_prompt(prompt: str | None) -> str | None:
-    """The prompt from the option or the pipe; None when there is none and a person is at the keyboard."""
+    """The prompt from the option or the pipe; None when there is none and a person is at the
+    keyboard."""
     if prompt is not None and prompt != "-":
         return _checked(prompt, "`--prompt`")
     at_keyboard = sys.stdin is not None and sys.stdin.isatty()
@@ -229,7 +291,9 @@ def _given_prompt(prompt: str | None) -> str | None:
         return None
     text = "" if sys.stdin is None else _checked(sys.stdin.buffer.read(), "stdin")
     if not text:
-        raise ConfigError("there is no prompt: stdin is empty", "give `--prompt TEXT`, or pipe text in")
+        raise ConfigError(
+            "there is no prompt: stdin is empty", "give `--prompt TEXT`, or pipe text in"
+        )
     return text.removesuffix("\n")
 
 
@@ -240,12 +304,14 @@ def _checked(given: str | bytes, name: str) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         found = f"byte 0x{raw[error.start]:02x} at position {error.start + 1}"
-        raise DataError(f"{name} is not UTF-8 text ({found})", "convert it: iconv -f ENCODING -t UTF-8") from None
+        raise DataError(
+            f"{name} is not UTF-8 text ({found})", "convert it: iconv -f ENCODING -t UTF-8"
+        ) from None
 
 
 def _converse(writer: _Writer, system: str | None) -> None:
-    """Question and answer until the person ends it. A chat model sees all that was said, another only the
-    line."""
+    """Question and answer until the person ends it. A chat model sees all that was said, another
+    only the line."""
     chats = writer.tokenizer.has_chat_template if writer.chat is None else writer.chat
     said: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     writer.out.say("Ctrl-C stops an answer, Ctrl-D ends.")
@@ -263,8 +329,8 @@ def _converse(writer: _Writer, system: str | None) -> None:
 
 
 def _read_line() -> str | None:
-    """One line from the terminal, editable where there is readline; None at its end. The mark goes to stderr
-    when stdout is not the terminal."""
+    """One line from the terminal, editable where there is readline; None at its end. The mark goes
+    to stderr when stdout is not the terminal."""
     if not sys.stdout.isatty():
         sys.stderr.write("> ")
         sys.stderr.flush()

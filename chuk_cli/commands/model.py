@@ -1,4 +1,5 @@
-"""`chuk model`: show, fetch and make models. Most commands have a module of their own in `chuk_cli/model/`."""
+"""`chuk model`: show, fetch and make models. Most commands have a module of their own in
+`chuk_cli/model/`."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
     from chuk_lib.models.create import NewModel
     from chuk_lib.models.info import AdapterInfo, ModelInfo
 
-app = App(add_completion=False, no_args_is_help=True, help="Show, check, compare, merge, pack and make models.")
+app = App(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Show, check, compare, merge, pack and make models.",
+)
 
 app.command()(inspect.inspect)
 app.command()(diff.diff)
@@ -35,7 +40,12 @@ app.command()(convert.convert)
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="A folder, run, checkpoint, adapter or cached hub id.", metavar="MODEL")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A folder, run, checkpoint, adapter or cached hub id.", metavar="MODEL"
+        ),
+    ],
     revision: RevisionOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -63,22 +73,37 @@ def info(
 
 @app.command()
 def create(
-    preset: Annotated[str, typer.Option("--preset", "-p", help="Shape of the model; see above.", metavar="NAME")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.", metavar="DIR")],
+    preset: Annotated[
+        str, typer.Option("--preset", "-p", help="Shape of the model; see above.", metavar="NAME")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the new model.", metavar="DIR")
+    ],
     tokenizer: Annotated[
         str | None,
-        typer.Option("--tokenizer", help="char, bytes, or a folder to copy from. Unset: char.", metavar="NAME"),
+        typer.Option(
+            "--tokenizer",
+            help="char, bytes, or a folder to copy from. Unset: char.",
+            metavar="NAME",
+        ),
     ] = None,
     tokenizer_data: Annotated[
         str | None,
-        typer.Option("--tokenizer-data", help="Train a byte-level BPE tokenizer on this file.", metavar="DATA"),
+        typer.Option(
+            "--tokenizer-data",
+            help="Train a byte-level BPE tokenizer on this file.",
+            metavar="DATA",
+        ),
     ] = None,
     vocab_size: Annotated[
         int | None,
-        typer.Option("--vocab-size", help="Tokens to train, or embedding rows of a ready tokenizer.", min=1),
+        typer.Option(
+            "--vocab-size", help="Tokens to train, or embedding rows of a ready tokenizer.", min=1
+        ),
     ] = None,
     context_length: Annotated[
-        int | None, typer.Option("--context-length", help="Longest sequence. Unset: the preset's.", min=2)
+        int | None,
+        typer.Option("--context-length", help="Longest sequence. Unset: the preset's.", min=2),
     ] = None,
     chat_template: Annotated[
         str | None,
@@ -96,8 +121,8 @@ def create(
 ) -> None:
     """Make a new Llama model with random weights, to train from nothing or to test with.
 
-    Presets: nano (33 thousand weights), micro (99 thousand), tiny (1 million), mini (7 million), small (28 million),
-    base (135 million, the shape of SmolLM2-135M).
+    Presets: nano (33 thousand weights), micro (99 thousand), tiny (1 million), mini (7 million),
+    small (28 million), base (135 million, the shape of SmolLM2-135M).
 
     Examples:
       chuk model create --preset micro --output ./micro
@@ -109,10 +134,14 @@ def create(
 
     out = Out.of(json, quiet)
     settings: dict[str, Any] = {
-        "tokenizer": tokenizer, "tokenizer_texts": None if tokenizer_data is None else texts_of(tokenizer_data),
-        "vocab_size": vocab_size, "seed": seed, "context_length": context_length, "chat_template": chat_template,
+        "tokenizer": tokenizer,
+        "tokenizer_texts": None if tokenizer_data is None else texts_of(tokenizer_data),
+        "vocab_size": vocab_size,
+        "seed": seed,
+        "context_length": context_length,
+        "chat_template": chat_template,
         "overwrite": overwrite,
-    }  # fmt: skip
+    }
     if dry_run:
         _show_new(out, plan_model(preset, output, **settings))
         return
@@ -124,25 +153,44 @@ def create(
 def _show_made(out: Out, made: ModelInfo, preset: str, seed: int) -> None:
     folder = made.folder
     result = {
-        "path": folder, "preset": preset, "parameters": made.parameters, "vocabulary": made.tokenizer_vocabulary,
-        "context_length": made.context_length, "seed": seed, "disk_bytes": made.disk_bytes,
-    }  # fmt: skip
+        "path": folder,
+        "preset": preset,
+        "parameters": made.parameters,
+        "vocabulary": made.tokenizer_vocabulary,
+        "context_length": made.context_length,
+        "seed": seed,
+        "disk_bytes": made.disk_bytes,
+    }
     lines = {
-        "path": folder, "parameters": count(made.parameters), "vocabulary": f"{made.tokenizer_vocabulary:,}",
-        "context": f"{made.context_length:,} tokens", "disk": size(made.disk_bytes),
-    }  # fmt: skip
-    out.result(result, human="\n".join(f"{name:<10}  {value}" for name, value in lines.items()), quiet=folder)
+        "path": folder,
+        "parameters": count(made.parameters),
+        "vocabulary": f"{made.tokenizer_vocabulary:,}",
+        "context": f"{made.context_length:,} tokens",
+        "disk": size(made.disk_bytes),
+    }
+    out.result(
+        result,
+        human="\n".join(f"{name:<10}  {value}" for name, value in lines.items()),
+        quiet=folder,
+    )
     out.say(f"next: `chuk train sft --model {folder} --data DATA`")
 
 
 def _show_new(out: Out, made: NewModel) -> None:
     files = [*made.files, "model.safetensors"]
     result = {
-        "path": str(made.folder), "preset": made.shape.name, "parameters": made.parameters,
-        "vocabulary": made.vocabulary, "context_length": made.context_length, "disk_bytes": made.disk_bytes,
+        "path": str(made.folder),
+        "preset": made.shape.name,
+        "parameters": made.parameters,
+        "vocabulary": made.vocabulary,
+        "context_length": made.context_length,
+        "disk_bytes": made.disk_bytes,
         "files": files,
-    }  # fmt: skip
-    text = f"{made.folder}: {count(made.parameters)} parameters, {size(made.disk_bytes)}: {', '.join(files)}"
+    }
+    text = (
+        f"{made.folder}: {count(made.parameters)} parameters, {size(made.disk_bytes)}:"
+        f" {', '.join(files)}"
+    )
     out.result(result, human=text, quiet=str(made.folder))
     out.say("dry run: nothing was written")
 
@@ -153,21 +201,31 @@ def _model_lines(model: ModelInfo) -> Iterator[tuple[str, str]]:
     tied = ", head tied to the embeddings" if model.tied_head else ""
     yield "parameters", f"{count(model.parameters)}{tied}"
     for component, parameters in model.components.items():
-        yield f"  {component}", f"{count(parameters)}  {100 * parameters / max(model.parameters, 1):.1f} %"
+        yield (
+            f"  {component}",
+            f"{count(parameters)}  {100 * parameters / max(model.parameters, 1):.1f} %",
+        )
     if model.shape:
         shape = model.shape
         yield (
             "shape",
             (
-                f"{shape.layers} layers, hidden {shape.hidden_size}, inner {shape.intermediate_size}, "
-                f"{shape.heads} heads ({shape.kv_heads} KV) of {shape.head_dim}"
+                f"{shape.layers} layers, hidden {shape.hidden_size}, inner"
+                f" {shape.intermediate_size}, {shape.heads} heads ({shape.kv_heads} KV) of"
+                f" {shape.head_dim}"
             ),
         )
     yield from _storage(model)
     if model.quantization:
         packed = model.quantization
         group = f" in groups of {packed.group_size}" if packed.group_size else ""
-        yield "quantization", f"{packed.bits} bits{group} ({packed.method}), {packed.bits_per_weight:.2f} bits a weight"
+        yield (
+            "quantization",
+            (
+                f"{packed.bits} bits{group} ({packed.method}), {packed.bits_per_weight:.2f} bits a"
+                " weight"
+            ),
+        )
     yield from _context(model)
     yield from _tokenizer(model)
     if model.notes:
@@ -176,7 +234,13 @@ def _model_lines(model: ModelInfo) -> Iterator[tuple[str, str]]:
 
 def _adapter_lines(model: ModelInfo, adapter: AdapterInfo) -> Iterator[tuple[str, str]]:
     yield from _place(model)
-    yield "adapter", f"{adapter.type}, rank {adapter.rank}, scale {number(adapter.scale) if adapter.scale else '?'}"
+    yield (
+        "adapter",
+        (
+            f"{adapter.type}, rank {adapter.rank}, scale"
+            f" {number(adapter.scale) if adapter.scale else '?'}"
+        ),
+    )
     yield "base", adapter.base or "not named"
     yield "targets", f"{', '.join(adapter.targets)} in {adapter.layers} layers"
     yield "parameters", count(adapter.parameters)
@@ -193,7 +257,9 @@ def _place(model: ModelInfo) -> Iterator[tuple[str, str]]:
 
 
 def _storage(model: ModelInfo) -> Iterator[tuple[str, str]]:
-    files = f"{len(model.weight_files)} files" if len(model.weight_files) > 1 else model.weight_files[0]
+    files = (
+        f"{len(model.weight_files)} files" if len(model.weight_files) > 1 else model.weight_files[0]
+    )
     yield "weights", f"{', '.join(model.dtypes)} in {files}; {size(model.disk_bytes)} on disk"
 
 
@@ -202,7 +268,9 @@ def _context(model: ModelInfo) -> Iterator[tuple[str, str]]:
     if model.rope:
         factor = model.rope.scaling.get("factor")
         scaled = f", {model.rope.type} scaling" + (f" by {factor:g}" if factor else "")
-        rope = f", RoPE base {model.rope.theta:,.0f}" + ("" if model.rope.type == "default" else scaled)
+        rope = f", RoPE base {model.rope.theta:,.0f}" + (
+            "" if model.rope.type == "default" else scaled
+        )
     if model.context_length:
         yield "context", f"{model.context_length:,} tokens{rope}"
     if model.memory and model.kv_cache_bytes_per_token is not None:
@@ -213,8 +281,8 @@ def _context(model: ModelInfo) -> Iterator[tuple[str, str]]:
         yield (
             "to train",
             (
-                f"about {size(model.memory.train_full)} in full, {size(model.memory.train_lora)} with LoRA; "
-                "activations come on top"
+                f"about {size(model.memory.train_full)} in full, {size(model.memory.train_lora)}"
+                " with LoRA; activations come on top"
             ),
         )
 

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from chuk_lib.runs.record import RunRecord
     from chuk_lib.runs.summary import Summary
 
-app = App(no_args_is_help=True, add_completion=False, help="List, show, watch, compare and report runs.")
+app = App(
+    no_args_is_help=True, add_completion=False, help="List, show, watch, compare and report runs."
+)
 
 
 @app.command("ls")
@@ -38,17 +40,21 @@ def list_(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of runs.")] = Path("runs"),
     filters: Annotated[
         list[str] | None,
-        typer.Option("--filter", metavar="CONDITION", help="key=value, key!=value, key<value …; repeat it."),
+        typer.Option(
+            "--filter", metavar="CONDITION", help="key=value, key!=value, key<value …; repeat it."
+        ),
     ] = None,
-    sort: Annotated[str, typer.Option("--sort", metavar="KEY", help="Order by this; -KEY: largest first.")] = "-began",
+    sort: Annotated[
+        str, typer.Option("--sort", metavar="KEY", help="Order by this; -KEY: largest first.")
+    ] = "-began",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """List runs with their state, losses, age and size.
 
-    Keys are the columns (name, status, step, loss, eval_loss, best, seconds, age, size, algorithm, model), every
-    setting and every metric. Values may hold `*`. A run is running when a process trains in it, killed when none does
-    and the log has no end.
+    Keys are the columns (name, status, step, loss, eval_loss, best, seconds, age, size, algorithm,
+    model), every setting and every metric. Values may hold `*`. A run is running when a process
+    trains in it, killed when none does and the log has no end.
 
     Examples:
       chuk runs ls
@@ -68,7 +74,11 @@ def list_(
     known = spellings(TrainerConfig)
     chosen = arrange(select(runs, filters or [], known), sort, known) if runs else []
     if out.human and not chosen:
-        out.say(f"none of {len(runs)} runs fits" if runs else f"no runs in `{folder}`; `chuk train` makes one")
+        out.say(
+            f"none of {len(runs)} runs fits"
+            if runs
+            else f"no runs in `{folder}`; `chuk train` makes one"
+        )
         return
     if out.human:
         _tell_list(out, chosen)
@@ -89,12 +99,21 @@ def _tell_list(out: Out, runs: Sequence[Summary]) -> None:
 def show(
     run: RunArgument = None,
     completions: Annotated[
-        bool, typer.Option("--completions", help="Show what the model wrote while it was trained, with its rewards.")
+        bool,
+        typer.Option(
+            "--completions",
+            help="Show what the model wrote while it was trained, with its rewards.",
+        ),
     ] = False,
     step: Annotated[
-        int | None, typer.Option("--step", min=1, help="With --completions: of this step. Default: the last one.")
+        int | None,
+        typer.Option(
+            "--step", min=1, help="With --completions: of this step. Default: the last one."
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="With --completions: at most so many.")] = 16,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="With --completions: at most so many.")
+    ] = 16,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -131,7 +150,8 @@ def show(
 def watch(run: RunArgument = None, json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Watch a run that another process trains, until it ends. Ctrl-C leaves the run alone.
 
-    With --json every event is a line, as from `chuk train --json`. Exits with 1 when the run failed or was killed.
+    With --json every event is a line, as from `chuk train --json`. Exits with 1 when the run failed
+    or was killed.
 
     Examples:
       chuk runs watch
@@ -159,12 +179,17 @@ def _close_watch(out: Out, path: Path, board: Board) -> None:
 
 @app.command()
 def plot(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN…", help="Runs; default: the newest.")] = None,
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN…", help="Runs; default: the newest.")
+    ] = None,
     metric: MetricOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write .svg, or .png with matplotlib.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write .svg, or .png with matplotlib."),
     ] = None,
-    log: Annotated[bool, typer.Option("--log", help="Logarithmic values, in the terminal.")] = False,
+    log: Annotated[
+        bool, typer.Option("--log", help="Logarithmic values, in the terminal.")
+    ] = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -191,13 +216,20 @@ def plot(
         save_pictures(charts, output)
         out.result({"output": str(output)}, human=str(output), quiet=str(output))
         return
-    data = [{"title": chart.title, "lines": [vars(line) for line in chart.lines]} for chart in charts]
-    out.result(data, human=terminal(out, charts, log) if out.human else None, quiet=last_values(charts))
+    data = [
+        {"title": chart.title, "lines": [vars(line) for line in chart.lines]} for chart in charts
+    ]
+    out.result(
+        data, human=terminal(out, charts, log) if out.human else None, quiet=last_values(charts)
+    )
 
 
 @app.command(no_args_is_help=True)
 def compare(
-    runs: RunsArgument, metric: MetricOption = None, json: JsonOption = False, quiet: QuietOption = False
+    runs: RunsArgument,
+    metric: MetricOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compare runs: settings that differ, final metrics, curves over each other.
 
@@ -218,13 +250,20 @@ def compare(
 
 
 def _best_first(runs: list[RunRecord]) -> str:
-    """The run with the best evaluation, or the last loss or reward where none was evaluated: the highest reward when
-    all have one, else the lowest loss."""
-    by_reward = all(run.summary.reward is not None or run.summary.eval_reward is not None for run in runs)
+    """The run with the best evaluation, or the last loss or reward where none was evaluated: the
+    highest reward when all have one, else the lowest loss."""
+    by_reward = all(
+        run.summary.reward is not None or run.summary.eval_reward is not None for run in runs
+    )
     sign, last = (-1.0, "reward") if by_reward else (1.0, "loss")
-    values = [run.summary.best if run.summary.best is not None else getattr(run.summary, last) for run in runs]
+    values = [
+        run.summary.best if run.summary.best is not None else getattr(run.summary, last)
+        for run in runs
+    ]
     rank = [None if value is None else sign * value for value in values]
-    known = [(value, index) for index, value in enumerate(rank) if value is not None and value == value]
+    known = [
+        (value, index) for index, value in enumerate(rank) if value is not None and value == value
+    ]
     return str(runs[min(known)[1] if known else 0].path)
 
 
@@ -232,7 +271,10 @@ def _best_first(runs: list[RunRecord]) -> str:
 def report(
     run: RunArgument = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to; default: report.html in the run.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where to; default: report.html in the run."
+        ),
     ] = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
@@ -261,7 +303,11 @@ def report(
         write_pipeline_report(folder, target)
     else:
         write_report(load(str(folder), out), target)
-    out.result({"output": str(target), "bytes": target.stat().st_size}, human=str(target), quiet=str(target))
+    out.result(
+        {"output": str(target), "bytes": target.stat().st_size},
+        human=str(target),
+        quiet=str(target),
+    )
 
 
 def _folders(run: str | None) -> list[Path]:
@@ -275,7 +321,8 @@ def _folders(run: str | None) -> list[Path]:
 def export(
     run: RunArgument = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Table to write: .csv or .parquet.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Table to write: .csv or .parquet."),
     ] = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
@@ -291,15 +338,21 @@ def export(
 
     out = Out.of(json, quiet)
     if output is None:
-        raise ConfigError("no --output given", "name a .csv or .parquet file, for example `--output run.csv`")
+        raise ConfigError(
+            "no --output given", "name a .csv or .parquet file, for example `--output run.csv`"
+        )
     found = load(run, out)
     _refuse_existing(output, overwrite)
     rows = write(found.log, output)
-    out.result({"output": str(output), "rows": rows}, human=f"{output}: {rows:,} rows", quiet=str(output))
+    out.result(
+        {"output": str(output), "rows": rows}, human=f"{output}: {rows:,} rows", quiet=str(output)
+    )
 
 
 @app.command("rm", no_args_is_help=True)
-def remove(runs: RunsArgument, yes: YesOption = False, json: JsonOption = False, quiet: QuietOption = False) -> None:
+def remove(
+    runs: RunsArgument, yes: YesOption = False, json: JsonOption = False, quiet: QuietOption = False
+) -> None:
     """Remove runs for good. A running one is refused; files that are not chuk's stay.
 
     Examples:
@@ -314,10 +367,13 @@ def remove(runs: RunsArgument, yes: YesOption = False, json: JsonOption = False,
     paths = list(dict.fromkeys(locate(run) for run in runs))
     if running := [str(path) for path in paths if is_locked(path)]:
         raise TrainingError(
-            f"a process is training in `{running[0]}`; nothing was removed", "stop it with Ctrl-C first"
+            f"a process is training in `{running[0]}`; nothing was removed",
+            "stop it with Ctrl-C first",
         )
     total = sum(size_of(path) for path in paths)
-    named = ", ".join(f"`{path}`" for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    named = ", ".join(f"`{path}`" for path in paths[:3]) + (
+        f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    )
     out.confirm(f"Remove {named} ({humanize.size(total)})?", yes)
     removed = []
     for path in paths:
@@ -330,8 +386,13 @@ def remove(runs: RunsArgument, yes: YesOption = False, json: JsonOption = False,
 
 
 def _refuse_existing(output: Path, overwrite: bool) -> None:
-    """Raise ConfigError rather than replace a file unasked, or write into a folder that does not exist."""
+    """Raise ConfigError rather than replace a file unasked, or write into a folder that does not
+    exist."""
     if output.exists() and (output.is_dir() or not overwrite):
-        raise ConfigError(f"`{output}` exists already", "--overwrite replaces a file, or choose another --output")
+        raise ConfigError(
+            f"`{output}` exists already", "--overwrite replaces a file, or choose another --output"
+        )
     if not output.parent.is_dir():
-        raise ConfigError(f"there is no folder `{output.parent}`", "make it first, or choose another --output")
+        raise ConfigError(
+            f"there is no folder `{output.parent}`", "make it first, or choose another --output"
+        )

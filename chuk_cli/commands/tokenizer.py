@@ -1,4 +1,5 @@
-"""`chuk tokenizer`: train, use, compare and check tokenizers. The commands themselves live in `chuk_cli/tokenizer/`."""
+"""`chuk tokenizer`: train, use, compare and check tokenizers. The commands themselves live in
+`chuk_cli/tokenizer/`."""
 
 from __future__ import annotations
 

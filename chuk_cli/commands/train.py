@@ -17,25 +17,35 @@ class TrainGroup(LazyGroup):
 
     table: ClassVar[Table] = {
         "sft": LazyCommand(
-            "chuk_cli.train.sft:sft", "Supervised fine-tuning on text, prompts with completions, or conversations."
+            "chuk_cli.train.sft:sft",
+            "Supervised fine-tuning on text, prompts with completions, or conversations.",
         ),
-        "dpo": LazyCommand(f"{_PREFERENCES}:dpo", "Learn from pairs of answers, a chosen and a rejected one (DPO)."),
-        "kto": LazyCommand(f"{_PREFERENCES}:kto", "Learn from answers that are good or bad on their own (KTO)."),
+        "dpo": LazyCommand(
+            f"{_PREFERENCES}:dpo", "Learn from pairs of answers, a chosen and a rejected one (DPO)."
+        ),
+        "kto": LazyCommand(
+            f"{_PREFERENCES}:kto", "Learn from answers that are good or bad on their own (KTO)."
+        ),
         "orpo": LazyCommand(
-            f"{_PREFERENCES}:orpo", "Learn to answer and to prefer in one go, without a reference (ORPO)."
+            f"{_PREFERENCES}:orpo",
+            "Learn to answer and to prefer in one go, without a reference (ORPO).",
         ),
-        "cpo": LazyCommand(f"{_PREFERENCES}:cpo", "Learn from pairs without a reference (CPO, SimPO, AlphaPO)."),
+        "cpo": LazyCommand(
+            f"{_PREFERENCES}:cpo", "Learn from pairs without a reference (CPO, SimPO, AlphaPO)."
+        ),
         "grpo": LazyCommand(
             "chuk_cli.train.grpo:grpo",
-            "Reinforcement learning: completions of each prompt are compared with each other by rewards.",
+            "Reinforcement learning: completions of each prompt are compared with each other by"
+            " rewards.",
         ),
         "ppo": LazyCommand(
             "chuk_cli.train.ppo:ppo",
-            "Reinforcement learning with a value function: PPO, of a language model or, with --expert, of a small "
-            "policy.",
+            "Reinforcement learning with a value function: PPO, of a language model or, with"
+            " --expert, of a small policy.",
         ),
         "reward": LazyCommand(
-            f"{_PREFERENCES}:reward", "Train a reward model on pairs of answers: a score head on a language model."
+            f"{_PREFERENCES}:reward",
+            "Train a reward model on pairs of answers: a score head on a language model.",
         ),
         "pipeline": LazyCommand(
             "chuk_cli.train.pipeline:pipeline",
@@ -44,7 +54,8 @@ class TrainGroup(LazyGroup):
         ),
         "resume": LazyCommand(
             "chuk_cli.train.resume:resume",
-            "Go on with a run exactly where its newest checkpoint is, or with a pipeline where it stopped.",
+            "Go on with a run exactly where its newest checkpoint is, or with a pipeline where it"
+            " stopped.",
             no_args_is_help=True,
         ),
     }
@@ -57,7 +68,8 @@ class TrainGroup(LazyGroup):
 
 EXPERT = LazyCommand(
     "chuk_cli.train.expert:ppo",
-    "Reinforcement learning with a value function: PPO of an expert, a small policy that is no language model.",
+    "Reinforcement learning with a value function: PPO of an expert, a small policy that is no"
+    " language model.",
 )
 
 app = typer.Typer(cls=TrainGroup, no_args_is_help=True, add_completion=False)

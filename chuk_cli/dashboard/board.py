@@ -1,7 +1,7 @@
 """What a run looks like at a moment: a fold over its events, nothing else.
 
-Events come from other people's code and from old files, so every key may be missing and any number may be text.
-"""
+Events come from other people's code and from old files, so every key may be missing and any number
+may be text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from chuk_lib.events import Event, as_number
 from chuk_lib.utils.best import better_eval
 
 Point = tuple[int, float]
-MOST_POINTS = 4000  # more than any terminal can show; longer curves are thinned, so that drawing stays cheap
+MOST_POINTS = (
+    4000  # more than any terminal can show; longer curves are thinned, so that drawing stays cheap
+)
 
 
 def _whole(value: Any) -> int | None:
@@ -25,7 +27,9 @@ def _whole(value: Any) -> int | None:
 
 def printable(text: Any) -> str:
     """Text that is safe on a terminal: spaces stay, other control characters become `?`."""
-    return "".join(letter if letter.isprintable() or letter.isspace() else "?" for letter in str(text or ""))
+    return "".join(
+        letter if letter.isprintable() or letter.isspace() else "?" for letter in str(text or "")
+    )
 
 
 def last_part(path: Any) -> str:
@@ -36,7 +40,8 @@ def last_part(path: Any) -> str:
 
 @dataclass
 class Board:
-    """The state of a run. `see` is the only thing that changes it; `time` is that of the newest event."""
+    """The state of a run. `see` is the only thing that changes it; `time` is that of the newest
+    event."""
 
     about: dict[str, Any] = field(default_factory=dict)  # data of the last `started`
     step: int = 0
@@ -44,12 +49,18 @@ class Board:
     latest: dict[str, float] = field(default_factory=dict)  # newest value of every metric
     losses: list[Point] = field(default_factory=list)
     rewards: list[Point] = field(default_factory=list)
-    evals: list[Point] = field(default_factory=list)  # of what is watched: the loss, or the reward where there is one
-    bests: list[Point] = field(default_factory=list)  # evaluations that were the best when they came
+    evals: list[Point] = field(
+        default_factory=list
+    )  # of what is watched: the loss, or the reward where there is one
+    bests: list[Point] = field(
+        default_factory=list
+    )  # evaluations that were the best when they came
     saved_step: int | None = None
     best_step: int | None = None
     sample: dict[str, str] | None = None
-    completions: list[dict[str, Any]] = field(default_factory=list)  # rows of the newest `completions`
+    completions: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # rows of the newest `completions`
     notes: list[str] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
     doing: str = ""  # what goes on between steps, such as evaluating
@@ -62,11 +73,17 @@ class Board:
         """Take one event. Kinds it does not know only move the clock."""
         self.time = event.time
         handlers = {
-            "started": self._see_started, "step": self._see_step, "moved": self._see_moved,
-            "eval": self._see_eval, "saved": self._see_saved,
-            "sample": self._see_sample, "completions": self._see_completions, "note": self._see_note,
-            "warning": self._see_warning, "finished": self._see_finished,
-        }  # fmt: skip
+            "started": self._see_started,
+            "step": self._see_step,
+            "moved": self._see_moved,
+            "eval": self._see_eval,
+            "saved": self._see_saved,
+            "sample": self._see_sample,
+            "completions": self._see_completions,
+            "note": self._see_note,
+            "warning": self._see_warning,
+            "finished": self._see_finished,
+        }
         self.doing = ""
         if event.kind in handlers:
             handlers[event.kind](event, event.data or {})
@@ -111,15 +128,21 @@ class Board:
 
     def elapsed(self, now: float | None = None) -> float | None:
         """Seconds since this process started the run; the final figure once it has finished."""
-        if self.finished is not None and (seconds := as_number(self.finished.get("seconds"))) is not None:
+        if (
+            self.finished is not None
+            and (seconds := as_number(self.finished.get("seconds"))) is not None
+        ):
             return seconds
         end = self.time
         if now is not None and self.finished is None:
-            end = now if end is None else max(now, end)  # the clock of another process may be behind
+            end = (
+                now if end is None else max(now, end)
+            )  # the clock of another process may be behind
         return None if self.began is None or end is None else max(0.0, end - self.began)
 
     def remaining(self, now: float | None = None) -> float | None:
-        """Expected seconds to the end of the plan, from the pace of the last reports (evaluations included)."""
+        """Expected seconds to the end of the plan, from the pace of the last reports (evaluations
+        included)."""
         if not self.steps or len(self._recent) < 2 or self.finished is not None:
             return None
         (first_time, first_step), (last_time, last_step) = self._recent[0], self._recent[-1]
@@ -184,7 +207,9 @@ class Board:
 
     def _see_completions(self, event: Event, data: dict[str, Any]) -> None:
         rows = data.get("rows")
-        self.completions = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        self.completions = (
+            [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        )
 
     def _see_note(self, event: Event, data: dict[str, Any]) -> None:
         self.notes.append(printable(data.get("text") or "?"))

@@ -1,8 +1,8 @@
-"""The picture of a board: a pure function of what is known, the size of the terminal and whether it knows Unicode.
+"""The picture of a board: a pure function of what is known, the size of the terminal and whether it
+knows Unicode.
 
-Parts give way when the terminal is low: first the sample, then the plot, never the progress line. Labels are dim and
-states are words, so that nothing is said by colour alone.
-"""
+Parts give way when the terminal is low: first the sample, then the plot, never the progress line.
+Labels are dim and states are words, so that nothing is said by colour alone."""
 
 from __future__ import annotations
 
@@ -33,8 +33,11 @@ _ENDINGS = {
 }
 
 
-def draw(board: Board, width: int, height: int, ascii: bool = False, now: float | None = None) -> RenderableType:
-    """The frame for a terminal of this size. `now` (seconds since the epoch) moves the clocks between events."""
+def draw(
+    board: Board, width: int, height: int, ascii: bool = False, now: float | None = None
+) -> RenderableType:
+    """The frame for a terminal of this size. `now` (seconds since the epoch) moves the clocks
+    between events."""
     width = max(40, min(width, WIDEST))
     inner = width - 4
     top: list[RenderableType] = [_header(board, inner), _progress(board, inner, ascii, now)]
@@ -76,7 +79,10 @@ def _header(board: Board, width: int) -> Text:
 
 def parameters(board: Board) -> str:
     """How much is trained: `1.08 M of 494 M parameters`, or empty when nobody said."""
-    total, trained = as_number(board.about.get("parameters")), as_number(board.about.get("trainable_parameters"))
+    total, trained = (
+        as_number(board.about.get("parameters")),
+        as_number(board.about.get("trainable_parameters")),
+    )
     if not total:
         return ""
     share = "" if trained is None or trained == total else f"{humanize.count(trained)} of "
@@ -109,7 +115,9 @@ def _progress(board: Board, width: int, ascii: bool, now: float | None) -> Text:
     if epoch is not None and board.finished is None and width > 90:
         total = f"/{board.epochs}" if board.epochs else ""
         count.append(f"epoch {epoch:.2f}{total}  ", style="dim")
-    line = Text.assemble(_bar(board.share, max(8, width - len(count) - len(words)), ascii), count, words)
+    line = Text.assemble(
+        _bar(board.share, max(8, width - len(count) - len(words)), ascii), count, words
+    )
     line.truncate(width)
     return line
 
@@ -119,7 +127,9 @@ def _bar(share: float, width: int, ascii: bool) -> Text:
     full, tip, rest = ("#", "", "-") if ascii else ("━", "╸", "─")
     tip = tip if 0 < filled < width else ""
     done = full * (filled - len(tip)) + tip
-    return Text.assemble((done, "green" if share >= 1 else "cyan"), (rest * (width - len(done)), "dim"))
+    return Text.assemble(
+        (done, "green" if share >= 1 else "cyan"), (rest * (width - len(done)), "dim")
+    )
 
 
 def _middle(board: Board, width: int, room: int, ascii: bool) -> list[RenderableType]:
@@ -167,7 +177,11 @@ def _curve(board: Board, width: int, rows: int, ascii: bool) -> list[Text]:
     picture = plot(board.line, board.evals, width - _AXIS - 2, rows, ascii)
     if picture is None:
         return []
-    return [_legend(board, width, ascii), *_plot_lines(picture, rows, ascii), _axis(picture, width, ascii)]
+    return [
+        _legend(board, width, ascii),
+        *_plot_lines(picture, rows, ascii),
+        _axis(picture, width, ascii),
+    ]
 
 
 def _legend(board: Board, width: int, ascii: bool) -> Text:
@@ -178,7 +192,9 @@ def _legend(board: Board, width: int, ascii: bool) -> Text:
     if board.evals:
         legend.append("    " if board.line else "")
         legend.append("o" if ascii else "●", style=_STYLES[MARK])
-        legend.append(f" eval {name} ", style="dim").append(figure(board.evals[-1][1]), style="bold")
+        legend.append(f" eval {name} ", style="dim").append(
+            figure(board.evals[-1][1]), style="bold"
+        )
     if board.best_eval:
         step, value = board.best_eval
         legend.append(f"    best {figure(value)} at step {step:,}", style="dim")
@@ -210,20 +226,25 @@ def _facts_grid(facts: Sequence[Fact], columns: int, width: int) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for _ in range(columns):
         grid.add_column(width=14, style="dim", no_wrap=True)
-        grid.add_column(width=max(8, (width - 18 * columns + 2) // columns), no_wrap=True, overflow="ellipsis")
+        grid.add_column(
+            width=max(8, (width - 18 * columns + 2) // columns), no_wrap=True, overflow="ellipsis"
+        )
     for start in range(0, len(facts), columns):
         grid.add_row(*(cell for fact in facts[start : start + columns] for cell in fact))
     return grid
 
 
 def _written(board: Board, width: int, room: int, ascii: bool) -> list[Text]:
-    """What the model writes: completions with their rewards, the best first, else the last sample."""
+    """What the model writes: completions with their rewards, the best first, else the last
+    sample."""
     rows = [row for row in board.completions if isinstance(row.get("completion"), str)]
     if not rows:
         return _sample(board, width, ascii)
     rows.sort(key=lambda row: -(as_number(row.get("reward")) or 0.0))
     most = max(2, min(len(rows), room - 17))
-    shown = rows if len(rows) <= most else [*rows[: (most + 1) // 2], *rows[len(rows) - most // 2 :]]
+    shown = (
+        rows if len(rows) <= most else [*rows[: (most + 1) // 2], *rows[len(rows) - most // 2 :]]
+    )
     wide = 14 if width > 90 and any(row.get("wanted") for row in rows) else 0
     left = min(34, (width - 9 - wide) // 2)
     right = width - 9 - left - wide
@@ -235,7 +256,9 @@ def _written(board: Board, width: int, room: int, ascii: bool) -> list[Text]:
         prompt = _ending_of(" ".join(printable(row.get("prompt")).split()), left - 2, ascii)
         text = _cut(" ".join(printable(row["completion"]).split()), right, ascii)
         value = "-" if reward is None else f"{reward:.2f}"
-        wanted = _cut(" ".join(printable(row.get("wanted")).split()), wide - 2, ascii) if wide else ""
+        wanted = (
+            _cut(" ".join(printable(row.get("wanted")).split()), wide - 2, ascii) if wide else ""
+        )
         before = Text(_padded(prompt, left) + _padded(wanted, wide), style="dim")
         lines.append(Text.assemble(f"{value:>7}  ", before, text))
     return lines
@@ -261,9 +284,15 @@ def _sample(board: Board, width: int, ascii: bool) -> list[Text]:
         return []
     half = (width - 3) // 2
     sample = {key: " ".join(text.split()) for key, text in board.sample.items()}
-    left, right = _folded(sample["target"], half, 2, ascii), _folded(sample["completion"], half, 2, ascii)
+    left, right = (
+        _folded(sample["target"], half, 2, ascii),
+        _folded(sample["completion"], half, 2, ascii),
+    )
     beside = [_beside(Text("wanted", style="dim"), Text("written", style="dim"), half)]
-    beside += [_beside(Text(one), Text(other), half) for one, other in zip_longest(left, right, fillvalue="")]
+    beside += [
+        _beside(Text(one), Text(other), half)
+        for one, other in zip_longest(left, right, fillvalue="")
+    ]
     prompt = Text.assemble(("prompt  ", "dim"), _cut(sample["prompt"], width - 8, ascii))
     return [Text(), prompt, *beside]
 
@@ -277,12 +306,16 @@ def _told(board: Board, width: int, ascii: bool) -> list[RenderableType]:
     lines: list[RenderableType] = []
     for text, hint in board.warnings[-2:]:
         whole = f"{text} ({hint})" if hint else text
-        lines.append(Text.assemble(("warning: ", "yellow"), _cut(" ".join(whole.split()), width - 9, ascii)))
+        lines.append(
+            Text.assemble(("warning: ", "yellow"), _cut(" ".join(whole.split()), width - 9, ascii))
+        )
     hidden = len(board.warnings) - 2
     if hidden > 0:
         lines.append(Text(f"and {hidden} earlier, all in the run's events.jsonl", style="dim"))
     if not lines and board.notes:
-        lines.append(Text("note: " + _cut(" ".join(board.notes[-1].split()), width - 6, ascii), style="dim"))
+        lines.append(
+            Text("note: " + _cut(" ".join(board.notes[-1].split()), width - 6, ascii), style="dim")
+        )
     return [Text(), *lines] if lines else []
 
 
@@ -309,11 +342,19 @@ def _ends(high: float, low: float) -> tuple[str, str]:
     if short[0] != short[1]:
         return short
     wide = [(f"{high:.{digits}g}", f"{low:.{digits}g}") for digits in range(3, 8)]
-    return next((pair for pair in wide if pair[0] != pair[1] and max(map(len, pair)) <= _AXIS), wide[-1])
+    return next(
+        (pair for pair in wide if pair[0] != pair[1] and max(map(len, pair)) <= _AXIS), wide[-1]
+    )
 
 
 def _short(value: float) -> str:
-    return f"{value:.2f}" if 0.01 <= abs(value) < 1000 else f"{value:.1g}" if abs(value) < 0.01 else f"{value:.0e}"
+    return (
+        f"{value:.2f}"
+        if 0.01 <= abs(value) < 1000
+        else f"{value:.1g}"
+        if abs(value) < 0.01
+        else f"{value:.0e}"
+    )
 
 
 def _cut(text: str, width: int, ascii: bool) -> str:

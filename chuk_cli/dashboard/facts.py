@@ -1,8 +1,8 @@
-"""The figures beside the curve: label and value, in an order that keeps related things side by side in two columns.
+"""The figures beside the curve: label and value, in an order that keeps related things side by side
+in two columns.
 
-What leads depends on the run: rewards and completions where a model learns from its own, margins where it learns from
-preferences, else the pace and the tokens.
-"""
+What leads depends on the run: rewards and completions where a model learns from its own, margins
+where it learns from preferences, else the pace and the tokens."""
 
 from __future__ import annotations
 
@@ -39,9 +39,15 @@ def _rewards(board: Board) -> list[Fact]:
     latest = board.latest
     spread = latest.get("reward_std")
     reward = f"{board.rewards[-1][1]:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
-    names = [name.split("/")[1] for name in latest if name.startswith("rewards/") and name.endswith("/mean")]
+    names = [
+        name.split("/")[1]
+        for name in latest
+        if name.startswith("rewards/") and name.endswith("/mean")
+    ]
     parts = (
-        [(shorten(name, _LABEL), f"{latest[f'rewards/{name}/mean']:.3f}") for name in names] if len(names) > 1 else []
+        [(shorten(name, _LABEL), f"{latest[f'rewards/{name}/mean']:.3f}") for name in names]
+        if len(names) > 1
+        else []
     )
     kl = latest.get("kl", latest.get("objective/kl"))
     entropy = latest.get("entropy", latest.get("policy/entropy_avg"))
@@ -60,7 +66,9 @@ def _rewards(board: Board) -> list[Fact]:
 
 
 def _lengths(board: Board) -> str:
-    mean, low, high = (board.latest.get(f"completions/{part}_length") for part in ("mean", "min", "max"))
+    mean, low, high = (
+        board.latest.get(f"completions/{part}_length") for part in ("mean", "min", "max")
+    )
     if mean is None:
         return ""
     between = f" ({low:.0f} to {high:.0f})" if low is not None and high is not None else ""
@@ -70,9 +78,22 @@ def _lengths(board: Board) -> str:
 def _pace_of_rollouts(board: Board) -> list[Fact]:
     latest = board.latest
     return [
-        ("environment", _if_known(latest.get("env_steps_per_second"), lambda n: f"{humanize.count(n)} steps/s")),
-        ("rollout", _if_known(latest.get("rollout_tokens_per_second"), lambda n: f"{humanize.count(n)} tokens/s")),
-        ("training", _if_known(latest.get("training_tokens_per_second"), lambda n: f"{humanize.count(n)} tokens/s")),
+        (
+            "environment",
+            _if_known(latest.get("env_steps_per_second"), lambda n: f"{humanize.count(n)} steps/s"),
+        ),
+        (
+            "rollout",
+            _if_known(
+                latest.get("rollout_tokens_per_second"), lambda n: f"{humanize.count(n)} tokens/s"
+            ),
+        ),
+        (
+            "training",
+            _if_known(
+                latest.get("training_tokens_per_second"), lambda n: f"{humanize.count(n)} tokens/s"
+            ),
+        ),
     ]
 
 
@@ -134,7 +155,10 @@ def _if_known(value: float | None, show: Callable[[float], str]) -> str:
 
 
 def _speed(board: Board) -> str:
-    every, trained = board.latest.get("tokens_per_second"), board.latest.get("trained_tokens_per_second")
+    every, trained = (
+        board.latest.get("tokens_per_second"),
+        board.latest.get("trained_tokens_per_second"),
+    )
     if every is None:
         return ""
     share = f" ({trained / every:.0%} trained)" if trained is not None and every else ""
@@ -142,7 +166,10 @@ def _speed(board: Board) -> str:
 
 
 def _accuracy(board: Board) -> str:
-    train, held_out = board.latest.get("mean_token_accuracy"), board.latest.get("eval_mean_token_accuracy")
+    train, held_out = (
+        board.latest.get("mean_token_accuracy"),
+        board.latest.get("eval_mean_token_accuracy"),
+    )
     parts = [f"{train:.1%}"] if train is not None else []
     return ", ".join(parts + ([f"eval {held_out:.1%}"] if held_out is not None else []))
 

@@ -1,8 +1,7 @@
 """A run as plain lines, for logs and pipes: no colour, no control codes, one thing a line.
 
-Steps are told at the first one and then when five seconds or a twentieth of the run have passed; evaluations, best
-checkpoints, warnings and the end always.
-"""
+Steps are told at the first one and then when five seconds or a twentieth of the run have passed;
+evaluations, best checkpoints, warnings and the end always."""
 
 from __future__ import annotations
 
@@ -17,7 +16,8 @@ SECONDS, SHARE = 5.0, 0.05
 
 
 class Lines:
-    """A sink that writes to a stream. Time is that of the events, so a replay reads like the run."""
+    """A sink that writes to a stream. Time is that of the events, so a replay reads like the
+    run."""
 
     def __init__(self, stream: TextIO) -> None:
         self.board = Board()
@@ -27,9 +27,15 @@ class Lines:
     def __call__(self, event: Event) -> None:
         self.board.see(event)
         tellers = {
-            "started": self._started, "step": self._step, "eval": self._eval, "saved": self._saved,
-            "sample": self._sample, "note": self._note, "warning": self._warning, "finished": self._finished,
-        }  # fmt: skip
+            "started": self._started,
+            "step": self._step,
+            "eval": self._eval,
+            "saved": self._saved,
+            "sample": self._sample,
+            "note": self._note,
+            "warning": self._warning,
+            "finished": self._finished,
+        }
         if event.kind in tellers and (text := tellers[event.kind](event)):
             self._stream.write(text + "\n")
             self._stream.flush()
@@ -37,10 +43,17 @@ class Lines:
     def _started(self, event: Event) -> str:
         board, about = self.board, self.board.about
         self._told = None
-        what = f"{about.get('algorithm', 'training')} {last_part(about.get('model'))} on {last_part(about.get('data'))}"
+        what = (
+            f"{about.get('algorithm', 'training')} {last_part(about.get('model'))} on"
+            f" {last_part(about.get('data'))}"
+        )
         plan = [humanize.counted(board.steps, "step")] if board.steps else []
         plan += [humanize.counted(board.epochs, "epoch")] if board.epochs else []
-        machine = [parameters(board), device_name(about.get("device")), str(about.get("dtype") or "")]
+        machine = [
+            parameters(board),
+            device_name(about.get("device")),
+            str(about.get("dtype") or ""),
+        ]
         details = ", ".join(filter(None, [*plan, *machine]))
         head = ": ".join(filter(None, [board.stage, what, details]))
         goes_on = [f"goes on from step {board.step:,}"] if board.step else []
@@ -66,16 +79,19 @@ class Lines:
     def _measures(self) -> list[str]:
         latest, left = self.board.latest, self.board.remaining()
         shown = [
-            ("reward", "reward {}", lambda reward: f"{reward:.3f}"), ("loss", "loss {}", humanize.number),
+            ("reward", "reward {}", lambda reward: f"{reward:.3f}"),
+            ("loss", "loss {}", humanize.number),
             ("rewards/accuracies", "accuracy {}", lambda share: f"{share:.1%}"),
-            ("kl", "kl {}", lambda kl: f"{kl:.3g}"), ("completions/mean_length", "length {}", lambda n: f"{n:.1f}"),
+            ("kl", "kl {}", lambda kl: f"{kl:.3g}"),
+            ("completions/mean_length", "length {}", lambda n: f"{n:.1f}"),
             ("completions/clipped_ratio", "cut off {}", lambda share: f"{share:.0%}"),
             ("frac_reward_zero_std", "same reward {}", lambda share: f"{share:.0%}"),
             ("learning_rate", "lr {}", humanize.number),
-            ("grad_norm", "grad {}", lambda norm: f"{norm:.3g}"), ("tokens_per_second", "{} tokens/s", humanize.count),
+            ("grad_norm", "grad {}", lambda norm: f"{norm:.3g}"),
+            ("tokens_per_second", "{} tokens/s", humanize.count),
             ("env_steps_per_second", "{} steps/s", humanize.count),
             ("peak_memory_bytes", "peak {}", humanize.size),
-        ]  # fmt: skip
+        ]
         texts = [form.format(show(latest[key])) for key, form, show in shown if key in latest]
         return texts + ([f"{humanize.duration(left)} left"] if left else [])
 
@@ -101,7 +117,9 @@ class Lines:
 
     def _sample(self, event: Event) -> str:
         parts = self.board.sample or {}
-        shown = ", ".join(f"{name} {_quoted(parts.get(key, ''))}" for key, name in _SAMPLE_WORDS.items())
+        shown = ", ".join(
+            f"{name} {_quoted(parts.get(key, ''))}" for key, name in _SAMPLE_WORDS.items()
+        )
         return f"sample at step {event.step:,}: {shown}"
 
     def _note(self, event: Event) -> str:
@@ -114,7 +132,11 @@ class Lines:
     def _finished(self, event: Event) -> str:
         reason, seconds = str(event.data.get("reason", "done")), self.board.elapsed()
         after = f" in {humanize.duration(seconds)}" if seconds is not None else ""
-        steps = f": {humanize.counted(self.board.step, 'step')}" if self.board.step or self.board.steps else ""
+        steps = (
+            f": {humanize.counted(self.board.step, 'step')}"
+            if self.board.step or self.board.steps
+            else ""
+        )
         return f"{reason.replace('_', ' ')}{steps}{after}"
 
 

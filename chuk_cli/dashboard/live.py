@@ -1,7 +1,8 @@
-"""The live view: a sink that keeps a picture of the run on the terminal, redrawn at most four times a second.
+"""The live view: a sink that keeps a picture of the run on the terminal, redrawn at most four times
+a second.
 
-Drawing happens in its own thread and takes less than a hundredth of one core, so that it never slows training.
-"""
+Drawing happens in its own thread and takes less than a hundredth of one core, so that it never
+slows training."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ _MOST_OF_A_CORE = 0.009
 
 
 class LiveView:
-    """Use as a context manager around the run, and as a sink within it. The last frame stays on the screen."""
+    """Use as a context manager around the run, and as a sink within it. The last frame stays on the
+    screen."""
 
     def __init__(self, console: Console, ascii: bool = False) -> None:
         self.board = Board(began=now())
@@ -51,7 +53,9 @@ class LiveView:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._over.set()
         self._thread.join(timeout=2)
         if self._live is not None:
@@ -73,14 +77,16 @@ class LiveView:
             return draw(self.board, self._console.width, self._console.height, self._ascii, now())
 
     def _moving_frame(self) -> RenderableType:
-        """The frame and an empty line for the cursor: what is typed there (`^C`) cannot push the frame up."""
+        """The frame and an empty line for the cursor: what is typed there (`^C`) cannot push the
+        frame up."""
         from rich.console import Group
         from rich.text import Text
 
         return Group(self._frame(), Text())
 
     def _clear_after_resize(self) -> None:
-        """A narrower terminal wraps the lines of the old frame: nothing but a clean screen removes them."""
+        """A narrower terminal wraps the lines of the old frame: nothing but a clean screen removes
+        them."""
         from rich.control import Control
 
         if self._console.width != self._width:

@@ -1,7 +1,7 @@
 """Curves in characters: a train line in braille (eight dots a cell), evaluations as marks on top.
 
-Without braille each column gets one `*`. Marks differ from the line in shape, so colour is never needed.
-"""
+Without braille each column gets one `*`. Marks differ from the line in shape, so colour is never
+needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 Point = tuple[int, float]
 BLANK, LINE, MARK = "blank", "line", "mark"
-_DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # bit of each dot, by column and row of a cell
+_DOTS = (
+    (0x01, 0x02, 0x04, 0x40),
+    (0x08, 0x10, 0x20, 0x80),
+)  # bit of each dot, by column and row of a cell
 
 
 class Plot(NamedTuple):
@@ -25,11 +28,14 @@ class Plot(NamedTuple):
     last: int
 
 
-def plot(line: Sequence[Point], marks: Sequence[Point], width: int, height: int, ascii: bool = False) -> Plot | None:
-    """Draw points (step, value) into `width` x `height` cells; None when there is nothing finite to draw.
+def plot(
+    line: Sequence[Point], marks: Sequence[Point], width: int, height: int, ascii: bool = False
+) -> Plot | None:
+    """Draw points (step, value) into `width` x `height` cells; None when there is nothing finite to
+    draw.
 
-    The highest tenth of the first steps may be cut: a curve that starts at ten and ends at one still shows its end.
-    """
+    The highest tenth of the first steps may be cut: a curve that starts at ten and ends at one
+    still shows its end."""
     line = [point for point in line if math.isfinite(point[1])]
     marks = [point for point in marks if math.isfinite(point[1])]
     both = [*line, *marks]
@@ -39,7 +45,9 @@ def plot(line: Sequence[Point], marks: Sequence[Point], width: int, height: int,
     low, high = _range([value for _, value in line], [value for _, value in marks])
     across, down = (1, 1) if ascii else (2, 4)
     columns = _columns(line, first, last, width * across)
-    levels = [None if value is None else _level(value, low, high, height * down) for value in columns]
+    levels = [
+        None if value is None else _level(value, low, high, height * down) for value in columns
+    ]
     cells = _ascii_cells(levels, width, height) if ascii else _braille_cells(levels, width, height)
     for step, value in marks:
         column = round((step - first) / max(1, last - first) * (width - 1))
@@ -79,7 +87,9 @@ def _level(value: float, low: float, high: float, n_levels: int) -> int:
     return round((1 - share) * (n_levels - 1))
 
 
-def _braille_cells(levels: list[int | None], width: int, height: int) -> list[list[tuple[str, str]]]:
+def _braille_cells(
+    levels: list[int | None], width: int, height: int
+) -> list[list[tuple[str, str]]]:
     bits = [[0] * width for _ in range(height)]
     before: int | None = None
     for column, level in enumerate(levels):

@@ -1,4 +1,5 @@
-"""`chuk data generate-math`, `generate` and `tasks`: data made from a seed, with answers that can be checked."""
+"""`chuk data generate-math`, `generate` and `tasks`: data made from a seed, with answers that can
+be checked."""
 
 from __future__ import annotations
 
@@ -16,8 +17,12 @@ from chuk_lib.errors import ConfigError
 if TYPE_CHECKING:
     from chuk_lib.data.generators import TrainingSample
 
-FolderOption = Annotated[str, typer.Option("--output", "-o", help="Folder, or - for standard output.", metavar="DIR")]
-ValidOption = Annotated[float, typer.Option("--valid", help="Share of the validation split.", min=0)]
+FolderOption = Annotated[
+    str, typer.Option("--output", "-o", help="Folder, or - for standard output.", metavar="DIR")
+]
+ValidOption = Annotated[
+    float, typer.Option("--valid", help="Share of the validation split.", min=0)
+]
 TestOption = Annotated[float, typer.Option("--test", help="Share of the test split.", min=0)]
 
 TypesOption = Annotated[
@@ -25,27 +30,39 @@ TypesOption = Annotated[
     typer.Option("--types", help="Comma-separated. Unset: all but addition.", metavar="NAMES"),
 ]
 DifficultyOption = Annotated[
-    str, typer.Option("--difficulty", help="One level or a range of 1 to 5; digits of addition.", metavar="LEVELS")
+    str,
+    typer.Option(
+        "--difficulty", help="One level or a range of 1 to 5; digits of addition.", metavar="LEVELS"
+    ),
 ]
 MathFormatOption = Annotated[
     str,
     typer.Option(
         "--format",
-        help="completion, messages, tools, text, preference, preference_messages, prompt or prompt_messages.",
+        help=(
+            "completion, messages, tools, text, preference, preference_messages, prompt or"
+            " prompt_messages."
+        ),
         metavar="NAME",
     ),
 ]
 ReverseAnswersOption = Annotated[
-    bool, typer.Option("--reverse-answers", help="Addition: write answers with the last digit first.")
+    bool,
+    typer.Option("--reverse-answers", help="Addition: write answers with the last digit first."),
 ]
 ReverseNumbersOption = Annotated[
-    bool, typer.Option("--reverse-numbers", help="Addition: write every number with the last digit first.")
+    bool,
+    typer.Option(
+        "--reverse-numbers", help="Addition: write every number with the last digit first."
+    ),
 ]
 
 
 def generate_math(
     output: FolderOption,
-    samples: Annotated[int, typer.Option("--samples", "-n", help="Problems in all splits together.", min=1)] = 10_000,
+    samples: Annotated[
+        int, typer.Option("--samples", "-n", help="Problems in all splits together.", min=1)
+    ] = 10_000,
     types: TypesOption = None,
     difficulty: DifficultyOption = "1-3",
     format: MathFormatOption = "completion",
@@ -61,10 +78,11 @@ def generate_math(
 ) -> None:
     """Make math problems with exact answers: train.jsonl, valid.jsonl and test.jsonl.
 
-    No problem comes twice, in other words or in another order of its numbers either, so no problem is in two splits.
-    Types: arithmetic, fractions, percentages, word_problem, multi_step, comparison, addition. Formats: `preference`
-    pairs a right answer with a wrong one of its form and length, `prompt` has the answer in a column for rewards,
-    `tools` has calls whose results stand in turns of the tool, which are not learned with --assistant-only-loss.
+    No problem comes twice, in other words or in another order of its numbers either, so no problem
+    is in two splits. Types: arithmetic, fractions, percentages, word_problem, multi_step,
+    comparison, addition. Formats: `preference` pairs a right answer with a wrong one of its form
+    and length, `prompt` has the answer in a column for rewards, `tools` has calls whose results
+    stand in turns of the tool, which are not learned with --assistant-only-loss.
 
     Examples:
       chuk data generate-math --samples 10000 --output ./math
@@ -93,19 +111,36 @@ def generate_math(
     result = {"path": str(folder), "rows": sizes, "format": format, "seed": seed, **_tally(made)}
     paths = [str(folder / f"{name}.jsonl") for name in sizes]
     out.result(result, human=_summary(result, table[0]), quiet=paths)
-    train = "grpo" if format.startswith("prompt") else "dpo" if format.startswith("preference") else "sft"
-    say = "dry run: nothing was written" if dry_run else f"next: `chuk train {train} --model MODEL --data {folder}`"
+    train = (
+        "grpo"
+        if format.startswith("prompt")
+        else "dpo"
+        if format.startswith("preference")
+        else "sft"
+    )
+    say = (
+        "dry run: nothing was written"
+        if dry_run
+        else f"next: `chuk train {train} --model MODEL --data {folder}`"
+    )
     out.say(say)
 
 
 def generate(
-    task: Annotated[str, typer.Argument(help="A task's name; `chuk data tasks` lists them.", metavar="TASK")],
+    task: Annotated[
+        str, typer.Argument(help="A task's name; `chuk data tasks` lists them.", metavar="TASK")
+    ],
     output: FolderOption,
-    samples: Annotated[int, typer.Option("--samples", "-n", help="Problems in all splits together.", min=1)] = 1000,
+    samples: Annotated[
+        int, typer.Option("--samples", "-n", help="Problems in all splits together.", min=1)
+    ] = 1000,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of the task; repeatable.", metavar="NAME=VALUE")
+        list[str] | None,
+        typer.Option("--set", help="A setting of the task; repeatable.", metavar="NAME=VALUE"),
     ] = None,
-    messages: Annotated[bool, typer.Option("--messages", help="Write prompts as messages for a chat model.")] = False,
+    messages: Annotated[
+        bool, typer.Option("--messages", help="Write prompts as messages for a chat model.")
+    ] = False,
     valid: ValidOption = 0.05,
     test: TestOption = 0.05,
     seed: SeedOption = 42,
@@ -116,8 +151,8 @@ def generate(
 ) -> None:
     """Make prompts with answers of a reasoning task: train.jsonl, valid.jsonl and test.jsonl.
 
-    Rows have the columns prompt, answer, task and metadata: what the task's own scorer needs. No prompt comes twice,
-    so none is in two splits. Needs the package reasoning-gym.
+    Rows have the columns prompt, answer, task and metadata: what the task's own scorer needs. No
+    prompt comes twice, so none is in two splits. Needs the package reasoning-gym.
 
     Examples:
       chuk data generate chain_sum --samples 2000 --output ./sums
@@ -143,11 +178,17 @@ def generate(
     result = {"path": str(folder), "rows": sizes, "task": task, "seed": seed}
     said = f"{folder}: " + ", ".join(f"{size:,} {name}" for name, size in sizes.items())
     out.result(result, human=said, quiet=[str(folder / f"{name}.jsonl") for name in sizes])
-    out.say("dry run: nothing was written" if dry_run else f"next: `chuk train grpo --model MODEL --data {folder}`")
+    out.say(
+        "dry run: nothing was written"
+        if dry_run
+        else f"next: `chuk train grpo --model MODEL --data {folder}`"
+    )
 
 
 def tasks(
-    task: Annotated[str | None, typer.Argument(help="Show the settings of one task.", metavar="TASK")] = None,
+    task: Annotated[
+        str | None, typer.Argument(help="Show the settings of one task.", metavar="TASK")
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -168,7 +209,9 @@ def tasks(
     if task not in known:
         next(gym.problems(task, 1))
     settings = gym.settings_of(task)
-    table = make_table("", ["setting", "default"], [(name, str(value)) for name, value in settings.items()])
+    table = make_table(
+        "", ["setting", "default"], [(name, str(value)) for name, value in settings.items()]
+    )
     out.result({"task": task, "settings": settings}, human=table, quiet=list(settings))
 
 
@@ -181,7 +224,9 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
     try:
         return {name: yaml.safe_load(value) for name, value in parse_pairs(texts, "--set").items()}
     except yaml.YAMLError:
-        raise ConfigError("a value of --set cannot be read", "write lists as [1, 2] and text in quotes") from None
+        raise ConfigError(
+            "a value of --set cannot be read", "write lists as [1, 2] and text in quotes"
+        ) from None
 
 
 def _levels(text: str) -> tuple[int, int]:
@@ -190,7 +235,9 @@ def _levels(text: str) -> tuple[int, int]:
     try:
         return int(low), int(high or low)
     except ValueError:
-        raise ConfigError(f"--difficulty `{text}` is no level", "write it as `1-3`, or `3` for one level") from None
+        raise ConfigError(
+            f"--difficulty `{text}` is no level", "write it as `1-3`, or `3` for one level"
+        ) from None
 
 
 def _tally(samples: list[TrainingSample]) -> dict[str, dict[str, int]]:
@@ -210,7 +257,9 @@ def _summary(result: dict[str, Any], first: dict[str, Any]) -> str:
         "path": result["path"],
         "rows": ", ".join(f"{count:,} {name}" for name, count in result["rows"].items()),
         "types": ", ".join(f"{name} {count:,}" for name, count in result["types"].items()),
-        "difficulty": ", ".join(f"{level}: {count:,}" for level, count in result["difficulties"].items()),
+        "difficulty": ", ".join(
+            f"{level}: {count:,}" for level, count in result["difficulties"].items()
+        ),
         "first row": rows.to_line(first).rstrip(),
     }
     return "\n".join(f"{name:<10}  {value}" for name, value in parts.items())

@@ -1,4 +1,5 @@
-"""Rows that a command writes: to a file, or to stdout as JSON lines; then what is said about them goes to stderr."""
+"""Rows that a command writes: to a file, or to stdout as JSON lines; then what is said about them
+goes to stderr."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 Columns = Mapping[str, Any]
 
 
-def write(out: Out, rows: Iterable[Columns | Record], output: str, overwrite: bool, dry_run: bool) -> int:
+def write(
+    out: Out, rows: Iterable[Columns | Record], output: str, overwrite: bool, dry_run: bool
+) -> int:
     """Write rows and return how many; a dry run makes and counts them, and keeps nothing."""
     from chuk_lib.data.types import Record
     from chuk_lib.data.writer import check_target, open_rows
@@ -38,7 +41,10 @@ def write(out: Out, rows: Iterable[Columns | Record], output: str, overwrite: bo
 def warn_of_nulls(out: Out, rows: int) -> None:
     """Say that numbers were written as null, in how many rows."""
     if rows:
-        out.warn(f"{rows:,} rows hold NaN or infinity, which JSON does not have: they are null in what was written")
+        out.warn(
+            f"{rows:,} rows hold NaN or infinity, which JSON does not have: they are null in what"
+            " was written"
+        )
 
 
 class _Nowhere:
@@ -51,7 +57,8 @@ class _Nowhere:
 
 @contextmanager
 def removed_rows(path: Path | None, overwrite: bool, dry_run: bool) -> Iterator[Any]:
-    """What takes the rows that a command leaves out: a function, or None when nobody asked for them."""
+    """What takes the rows that a command leaves out: a function, or None when nobody asked for
+    them."""
     if path is None or dry_run:
         yield None
         return
@@ -62,7 +69,8 @@ def removed_rows(path: Path | None, overwrite: bool, dry_run: bool) -> Iterator[
 
 
 def report(out: Out, result: dict[str, Any], output: str, said: str, dry_run: bool) -> None:
-    """The result of a command whose rows are written. When they are on stdout it is told on stderr."""
+    """The result of a command whose rows are written. When they are on stdout it is told on
+    stderr."""
     if output != "-":
         out.result(result, human=said, quiet=output)
     elif out.json:

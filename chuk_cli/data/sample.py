@@ -9,14 +9,24 @@ import typer
 from chuk_cli.completion import rewards, words
 from chuk_cli.data.options import RowsOption, SourceArgument, SplitOption
 from chuk_cli.data.output import report, write
-from chuk_cli.options import DryRunOption, JsonOption, ModelOption, OverwriteOption, QuietOption, SeedOption
+from chuk_cli.options import (
+    DryRunOption,
+    JsonOption,
+    ModelOption,
+    OverwriteOption,
+    QuietOption,
+    SeedOption,
+)
 from chuk_cli.out import Out
 from chuk_lib.inference.config import SamplingConfig
 
 RewardOption = Annotated[
     list[str],
     typer.Option(
-        "--reward", "-r", help="NAME or FILE.py:FUNCTION, with :args and =weight; repeatable.", autocompletion=rewards
+        "--reward",
+        "-r",
+        help="NAME or FILE.py:FUNCTION, with :args and =weight; repeatable.",
+        autocompletion=rewards,
     ),
 ]
 ToOption = Annotated[
@@ -32,7 +42,8 @@ MarginOption = Annotated[
     float, typer.Option("--margin", help="Least difference of reward in a preference pair.", min=0)
 ]
 AdapterOption = Annotated[
-    str | None, typer.Option("--adapter", "-a", help="Adapter folder to put on the model.", metavar="DIR")
+    str | None,
+    typer.Option("--adapter", "-a", help="Adapter folder to put on the model.", metavar="DIR"),
 ]
 
 
@@ -41,17 +52,31 @@ def sample(
     model: ModelOption,
     reward: RewardOption,
     output: RowsOption = "-",
-    answers: Annotated[int, typer.Option("--answers", "-n", help="Answers to each prompt.", min=1)] = 4,
-    threshold: Annotated[float, typer.Option("--threshold", help="Least reward that is kept.")] = 1.0,
-    keep: Annotated[str, typer.Option("--keep", help="Of each prompt the best answer, or all good ones.")] = "best",
+    answers: Annotated[
+        int, typer.Option("--answers", "-n", help="Answers to each prompt.", min=1)
+    ] = 4,
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="Least reward that is kept.")
+    ] = 1.0,
+    keep: Annotated[
+        str, typer.Option("--keep", help="Of each prompt the best answer, or all good ones.")
+    ] = "best",
     to: ToOption = "prompt_completion",
     margin: MarginOption = 0.0,
     adapter: AdapterOption = None,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", help="Above 0: answers differ.", min=0)] = 1.0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens with this mass.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", "-t", help="Above 0: answers differ.", min=0)
+    ] = 1.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Sample from the likeliest tokens with this mass.")
+    ] = 1.0,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.", min=1)] = 512,
-    batch: Annotated[int, typer.Option("--batch", help="Prompts that are asked together.", min=1)] = 32,
-    rows: Annotated[int | None, typer.Option("--rows", help="Prompts to take; unset: all.", min=1)] = None,
+    batch: Annotated[
+        int, typer.Option("--batch", help="Prompts that are asked together.", min=1)
+    ] = 32,
+    rows: Annotated[
+        int | None, typer.Option("--rows", help="Prompts to take; unset: all.", min=1)
+    ] = None,
     split: SplitOption = "train",
     seed: SeedOption = 42,
     dry_run: DryRunOption = False,
@@ -61,13 +86,14 @@ def sample(
 ) -> None:
     """Let a model answer prompts and keep the answers that rewards accept, as data for SFT or DPO.
 
-    Answers cut at --max-tokens are never kept. The same seed gives the same rows whatever --batch is. One batch of
-    prompts is in memory. A dry run answers the first batch only and writes nothing.
+    Answers cut at --max-tokens are never kept. The same seed gives the same rows whatever --batch
+    is. One batch of prompts is in memory. A dry run answers the first batch only and writes
+    nothing.
 
     Examples:
-      chuk data sample math/train.jsonl --model ./my-model --reward exact_match --output better.jsonl
-      chuk data sample prompts.jsonl --model ./my-model --reward ./mine.py:short --to preference -n 8 -o pairs.jsonl
-      chuk data generate countdown -n 500 -o - | chuk data sample - -m ./my-model --reward reasoning_gym -o solved.jsonl
+      chuk data sample math/train.jsonl --model ./my-model --reward exact_match -o better.jsonl
+      chuk data sample prompts.jsonl -m ./my-model -r mine.py:short --to preference -o pairs.jsonl
+      chuk data generate countdown -o - | chuk data sample - -m my-model -r reasoning_gym
     """
     from itertools import islice
 
@@ -82,17 +108,23 @@ def sample(
     loaded, tokenizer = _load(out, model, adapter)
     rewards = load_rewards(reward, tokenizer=tokenizer, max_completion_length=max_tokens)
     counts = SampleCounts()
-    stream = sampled(loaded, tokenizer, records, rewards, config, rules, counts, prompts_at_once=batch)
+    stream = sampled(
+        loaded, tokenizer, records, rewards, config, rules, counts, prompts_at_once=batch
+    )
     with out.status(f"answering {data}"):
         write(out, stream, output, overwrite, dry_run)
     result = {"path": output, **vars(counts), "seed": seed}
     said = (
-        f"{counts.rows:,} rows from {counts.prompts:,} prompts, {counts.solved:,} of them solved; "
-        f"{counts.accepted:,} of {counts.answers:,} answers accepted, {counts.cut:,} cut at {max_tokens:,} tokens"
+        f"{counts.rows:,} rows from {counts.prompts:,} prompts, {counts.solved:,} of them solved;"
+        f" {counts.accepted:,} of {counts.answers:,} answers accepted, {counts.cut:,} cut at"
+        f" {max_tokens:,} tokens"
     )
     report(out, result, output, said, dry_run)
     if not counts.rows:
-        out.warn("no answer was kept", "lower --threshold, raise --max-tokens or --answers, or train the model first")
+        out.warn(
+            "no answer was kept",
+            "lower --threshold, raise --max-tokens or --answers, or train the model first",
+        )
 
 
 def _load(out: Out, model: str, adapter: str | None) -> tuple[Any, Any]:

@@ -51,23 +51,42 @@ class RowsJob:
         if self.input == "-":
             return
         if not Path(self.input).is_file():
-            raise DataError(f"`{self.input}` is no file", "give a file of JSON lines, or - for stdin")
-        if self.output != "-" and Path(self.output).exists() and Path(self.output).samefile(self.input):
+            raise DataError(
+                f"`{self.input}` is no file", "give a file of JSON lines, or - for stdin"
+            )
+        if (
+            self.output != "-"
+            and Path(self.output).exists()
+            and Path(self.output).samefile(self.input)
+        ):
             raise ConfigError("`--input` and `--output` are the same file", "give another --output")
 
 
 def job_of(
-    input: str | None, output: str | None, column: str | None, samples: int | None, logprobs: int | None,
-    resume: bool, overwrite: bool, prompt: str | None,
-) -> RowsJob | None:  # fmt: skip
-    """The job, None without `--input`. Raises ConfigError for options that mean nothing then, or beside it."""
+    input: str | None,
+    output: str | None,
+    column: str | None,
+    samples: int | None,
+    logprobs: int | None,
+    resume: bool,
+    overwrite: bool,
+    prompt: str | None,
+) -> RowsJob | None:
+    """The job, None without `--input`. Raises ConfigError for options that mean nothing then, or
+    beside it."""
     if input is None:
         given = {
-            "--output": output is not None, "--column": column is not None, "--samples": samples is not None,
-            "--logprobs": logprobs is not None, "--resume": resume, "--overwrite": overwrite,
-        }  # fmt: skip
+            "--output": output is not None,
+            "--column": column is not None,
+            "--samples": samples is not None,
+            "--logprobs": logprobs is not None,
+            "--resume": resume,
+            "--overwrite": overwrite,
+        }
         if alone := next((name for name, there in given.items() if there), None):
-            raise ConfigError(f"`{alone}` needs `--input`", "add `--input FILE` with a prompt in each line")
+            raise ConfigError(
+                f"`{alone}` needs `--input`", "add `--input FILE` with a prompt in each line"
+            )
         return None
     if prompt is not None:
         raise ConfigError("`--prompt` and `--input` exclude each other", "give one of them")
@@ -127,10 +146,16 @@ class _Stdout:
 
 
 def answer_all(
-    job: RowsJob, sampling: SamplingConfig, chat: bool | None, system: str | None, out: Out,
-    load: Callable[[], tuple[Any, Any]], made_with: dict[str, str | None],
-) -> None:  # fmt: skip
-    """Load the model, answer all rows, tell what came of it, and exit 1 when a row could not be answered.
+    job: RowsJob,
+    sampling: SamplingConfig,
+    chat: bool | None,
+    system: str | None,
+    out: Out,
+    load: Callable[[], tuple[Any, Any]],
+    made_with: dict[str, str | None],
+) -> None:
+    """Load the model, answer all rows, tell what came of it, and exit 1 when a row could not be
+    answered.
 
     `made_with` names what else decides the answers: sources of models and how they run.
     """
@@ -158,7 +183,13 @@ def answer_all(
 
 
 def _run(
-    model: Any, tokenizer: Any, lines: Iterable[bytes], settings: BatchSettings, sink: _Sink, counts: _Counts, out: Out
+    model: Any,
+    tokenizer: Any,
+    lines: Iterable[bytes],
+    settings: BatchSettings,
+    sink: _Sink,
+    counts: _Counts,
+    out: Out,
 ) -> None:
     from chuk_lib.inference.batch import answer_rows, read_rows
 
@@ -174,7 +205,9 @@ def _run(
     sink.check_end()
     counts.resumed, counts.errors = sink.rows, counts.errors + sink.errors
     counts.seconds = round(time.perf_counter() - began, 4)
-    counts.tokens_per_second = round(counts.generation_tokens / counts.seconds, 2) if counts.seconds else 0.0
+    counts.tokens_per_second = (
+        round(counts.generation_tokens / counts.seconds, 2) if counts.seconds else 0.0
+    )
 
 
 @contextmanager
@@ -234,8 +267,8 @@ def _tell(job: RowsJob, counts: _Counts, out: Out) -> None:
         more = f" and {len(counts.carried) - 8} more" if len(counts.carried) > 8 else ""
         out.say(f"note: not read, only carried along in `input`: {names}{more}")
     said = (
-        f"{counts.answers:,} answers to {counts.rows:,} rows: {counts.generation_tokens:,} tokens in "
-        f"{counts.seconds:.1f} s ({counts.tokens_per_second:,.0f} a second)"
+        f"{counts.answers:,} answers to {counts.rows:,} rows: {counts.generation_tokens:,} tokens"
+        f" in {counts.seconds:.1f} s ({counts.tokens_per_second:,.0f} a second)"
     )
     said += f"; {counts.resumed:,} were there" if counts.resumed else ""
     said += f"; {counts.errors:,} rows could not be answered" if counts.errors else ""
@@ -256,7 +289,9 @@ def _lines(input: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _sink(job: RowsJob, settings: BatchSettings, tokenizer: Any, made_with: dict[str, str | None]) -> Iterator[_Sink]:
+def _sink(
+    job: RowsJob, settings: BatchSettings, tokenizer: Any, made_with: dict[str, str | None]
+) -> Iterator[_Sink]:
     if job.output == "-":
         yield _Stdout()
         return

@@ -14,20 +14,33 @@ from chuk_cli.out import Out
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="A folder, run, checkpoint, adapter, cached hub id or GGUF file.", metavar="SRC")
+        str,
+        typer.Argument(
+            help="A folder, run, checkpoint, adapter, cached hub id or GGUF file.", metavar="SRC"
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="New folder, or a file x.gguf.", metavar="DST")],
-    to: Annotated[str, typer.Option("--to", help="hf, mlx, peft, mlx-adapter or gguf.", metavar="FORM")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="New folder, or a file x.gguf.", metavar="DST")
+    ],
+    to: Annotated[
+        str, typer.Option("--to", help="hf, mlx, peft, mlx-adapter or gguf.", metavar="FORM")
+    ],
     kind: Annotated[
         str | None,
         typer.Option(
             "--type",
-            help="f32, f16, bf16; for GGUF also q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q6_k. Unset: as it is; GGUF: f16.",
+            help=(
+                "f32, f16, bf16; for GGUF also q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q6_k. Unset: as"
+                " it is; GGUF: f16."
+            ),
             metavar="TYPE",
         ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", help="Base of an adapter. Unset: the one that it names.", metavar="MODEL")
+        str | None,
+        typer.Option(
+            "--base", help="Base of an adapter. Unset: the one that it names.", metavar="MODEL"
+        ),
     ] = None,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
@@ -36,7 +49,8 @@ def convert(
 ) -> None:
     """Write a model or an adapter in the form that another tool reads.
 
-    GGUF files, for llama.cpp, hold the tokenizer and the chat template too. What a form cannot hold is refused.
+    GGUF files, for llama.cpp, hold the tokenizer and the chat template too. What a form cannot hold
+    is refused.
 
     Examples:
       chuk model convert ./my-model -o my-model.gguf --to gguf --type q8_0
@@ -51,9 +65,13 @@ def convert(
         with out.status(f"writing {output}"):
             plan.write()
     data = {
-        "path": str(output), "to": to, "tensors": plan.tensors, "bytes": plan.n_bytes, "types": plan.kinds,
+        "path": str(output),
+        "to": to,
+        "tensors": plan.tensors,
+        "bytes": plan.n_bytes,
+        "types": plan.kinds,
         "dry_run": dry_run,
-    }  # fmt: skip
+    }
     kinds = ", ".join(f"{count} as {kind}" for kind, count in plan.kinds.items())
     verb = "would write" if dry_run else "wrote"
     line = f"{verb} `{output}`: {counted(plan.tensors, 'tensor')}, {size(plan.n_bytes)}" + (

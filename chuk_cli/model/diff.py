@@ -21,17 +21,24 @@ def diff(
     first: ModelArgument,
     second: ModelArgument,
     stats: Annotated[
-        bool, typer.Option("--stats", help="Compare the numbers: relative distance and cosine by kind of tensor.")
+        bool,
+        typer.Option(
+            "--stats", help="Compare the numbers: relative distance and cosine by kind of tensor."
+        ),
     ] = False,
     tokens: Annotated[
-        str | None, typer.Option("--tokens", help="Run both on this text: KL, same likeliest token.", metavar="FILE")
+        str | None,
+        typer.Option(
+            "--tokens", help="Run both on this text: KL, same likeliest token.", metavar="FILE"
+        ),
     ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Compare two models: config, tokenizer, chat template and tensors.
 
-    Without --stats only headers and checksums of the weights are read. Quiet output is `same` or `different`.
+    Without --stats only headers and checksums of the weights are read. Quiet output is `same` or
+    `different`.
 
     Examples:
       chuk model diff ./base ./tuned
@@ -57,24 +64,43 @@ def _probe(first: str, second: str, text: str) -> Probed:
     from chuk_lib.models import load_model
     from chuk_lib.models.probe import compare
 
-    (one, words), (two, others) = (load_model(source, local_only=True) for source in (first, second))
+    (one, words), (two, others) = (
+        load_model(source, local_only=True) for source in (first, second)
+    )
     if fingerprint(words) != fingerprint(others):
-        raise ModelError("their tokenizers differ, so they cannot be compared token by token", "leave out --tokens")
+        raise ModelError(
+            "their tokenizers differ, so they cannot be compared token by token",
+            "leave out --tokens",
+        )
     return compare(one, two, token_rows(text, words))
 
 
 def _as_data(found: TensorDifference, probed: Probed | None) -> dict[str, Any]:
     tensors = [
-        {"name": change.name, "shapes": change.shapes, "dtypes": change.dtypes, "distance": change.distance,
-         "cosine": change.cosine}
+        {
+            "name": change.name,
+            "shapes": change.shapes,
+            "dtypes": change.dtypes,
+            "distance": change.distance,
+            "cosine": change.cosine,
+        }
         for change in found.tensors
-        if change.distance is not None or change.shapes[0] != change.shapes[1] or change.dtypes[0] != change.dtypes[1]
-    ]  # fmt: skip
+        if change.distance is not None
+        or change.shapes[0] != change.shapes[1]
+        or change.dtypes[0] != change.dtypes[1]
+    ]
     return {
-        "same": found.is_same, "folders": found.folders, "config": found.config, "tokenizer_same": found.tokenizer,
-        "template_same": found.template, "weights_same": found.same_bytes, "only_first": found.only_first,
-        "only_second": found.only_second, "tensors": tensors, "tokens": probed,
-    }  # fmt: skip
+        "same": found.is_same,
+        "folders": found.folders,
+        "config": found.config,
+        "tokenizer_same": found.tokenizer,
+        "template_same": found.template,
+        "weights_same": found.same_bytes,
+        "only_first": found.only_first,
+        "only_second": found.only_second,
+        "tensors": tensors,
+        "tokens": probed,
+    }
 
 
 def _lines(found: TensorDifference, probed: Probed | None) -> Iterator[str]:
@@ -84,13 +110,17 @@ def _lines(found: TensorDifference, probed: Probed | None) -> Iterator[str]:
             yield f"           {name}: {_first(change)}"
     for name, same in (("tokenizer", found.tokenizer), ("template", found.template)):
         yield f"{name:<9}  {'none' if same is None else 'the same' if same else 'different'}"
-    yield f"config     {'the same' if not found.config else counted(len(found.config), 'key') + ' differ'}"
+    yield (
+        "config    "
+        f" {'the same' if not found.config else counted(len(found.config), 'key') + ' differ'}"
+    )
     for key, (one, two) in found.config.items():
         yield f"           {key}: {_brief(one)} -> {_brief(two)}"
     if probed is not None:
         yield (
-            f"on text    KL {number(probed.kl)}, same likeliest token {100 * probed.same_argmax:.2f} %, "
-            f"loss {probed.loss:.4f} -> {probed.other_loss:.4f} ({counted(probed.tokens, 'token')})"
+            f"on text    KL {number(probed.kl)}, same likeliest token"
+            f" {100 * probed.same_argmax:.2f} %, loss {probed.loss:.4f} -> {probed.other_loss:.4f}"
+            f" ({counted(probed.tokens, 'token')})"
         )
 
 
@@ -123,10 +153,16 @@ def _table(found: TensorDifference) -> Any:
 
     rows = []
     for name, changes in by_layer(found.tensors).items():
-        apart = [change for change in changes if change.distance is not None and change.cosine is not None]
+        apart = [
+            change
+            for change in changes
+            if change.distance is not None and change.cosine is not None
+        ]
         if apart:
             far = max(apart, key=lambda change: change.distance or 0.0)
             mean = sum(change.distance or 0.0 for change in apart) / len(apart)
             least = min(change.cosine for change in apart if change.cosine is not None)
-            rows.append([name, len(apart), number(mean), number(far.distance or 0.0), f"{least:.6f}"])
+            rows.append(
+                [name, len(apart), number(mean), number(far.distance or 0.0), f"{least:.6f}"]
+            )
     return make_table("", ["tensor", "times", "mean distance", "largest", "least cosine"], rows)

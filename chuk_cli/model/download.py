@@ -21,16 +21,22 @@ def download(
     model_id: Annotated[str, typer.Argument(help="Hub id, such as Qwen/Qwen3-0.6B.", metavar="ID")],
     revision: RevisionOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder. Unset: the hub cache.", metavar="DIR")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder. Unset: the hub cache.", metavar="DIR"),
     ] = None,
     include: Annotated[
-        list[str] | None, typer.Option("--include", help="Only files like this. Again for more.", metavar="GLOB")
+        list[str] | None,
+        typer.Option("--include", help="Only files like this. Again for more.", metavar="GLOB"),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", help="No files like this. Again for more.", metavar="GLOB")
+        list[str] | None,
+        typer.Option("--exclude", help="No files like this. Again for more.", metavar="GLOB"),
     ] = None,
     quantize: Annotated[
-        int | None, typer.Option("--quantize", help="Pack to so many bits and write that to --output.", metavar="BITS")
+        int | None,
+        typer.Option(
+            "--quantize", help="Pack to so many bits and write that to --output.", metavar="BITS"
+        ),
     ] = None,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
@@ -39,8 +45,9 @@ def download(
 ) -> None:
     """Fetch a model from the Hugging Face hub and print its folder.
 
-    Fetches configs, safetensors weights, tokenizer and chat template; never pickles or code. The disk is checked first,
-    and what is there is not fetched again. With --quantize the model goes to the cache and its packed form to --output.
+    Fetches configs, safetensors weights, tokenizer and chat template; never pickles or code. The
+    disk is checked first, and what is there is not fetched again. With --quantize the model goes to
+    the cache and its packed form to --output.
 
     Examples:
       chuk model download Qwen/Qwen3-0.6B
@@ -54,7 +61,9 @@ def download(
     if quantize is not None:
         _check_quantize(output, choice, FileChoice())
     elif overwrite:
-        raise ConfigError("`--overwrite` is for --quantize", "leave it out: what is there is not fetched again")
+        raise ConfigError(
+            "`--overwrite` is for --quantize", "leave it out: what is there is not fetched again"
+        )
     if dry_run:
         _show_plan(out, model_id, revision, output, choice)
         return
@@ -78,17 +87,29 @@ def _quantized(out: Out, folder: Path, output: Path, bits: int, overwrite: bool)
     from chuk_lib.models.quantizing import make_packing
 
     with out.status(f"quantizing into {output}"):
-        return quantize_model(folder, output, QuantizeConfig(make_packing(bits, None)), overwrite=overwrite).folder
+        return quantize_model(
+            folder, output, QuantizeConfig(make_packing(bits, None)), overwrite=overwrite
+        ).folder
 
 
-def _show_plan(out: Out, model_id: str, revision: str | None, output: Path | None, choice: FileChoice) -> None:
+def _show_plan(
+    out: Out, model_id: str, revision: str | None, output: Path | None, choice: FileChoice
+) -> None:
     with out.status(f"asking the hub about {model_id}"):
         from chuk_lib.models.hub import plan_download
 
         found = plan_download(model_id, revision=revision, output=output, choice=choice)
     missing = sum(item.size or 0 for item in found if item.missing)
-    rows = [[item.name, size(item.size) if item.size else None, "fetch" if item.missing else "here"] for item in found]
+    rows = [
+        [item.name, size(item.size) if item.size else None, "fetch" if item.missing else "here"]
+        for item in found
+    ]
     files = [{"name": item.name, "bytes": item.size, "missing": item.missing} for item in found]
-    result = {"model": model_id, "to": str(output or "the hub cache"), "bytes": missing, "files": files}
+    result = {
+        "model": model_id,
+        "to": str(output or "the hub cache"),
+        "bytes": missing,
+        "files": files,
+    }
     out.result(result, human=make_table("", ["file", "size", ""], rows), quiet=str(missing))
     out.say(f"dry run: {size(missing)} would be fetched into {result['to']}; nothing was written")

@@ -21,20 +21,35 @@ def fuse(
     model: ModelArgument,
     output: NewFolderOption,
     adapter: Annotated[
-        Path | None, typer.Option("--adapter", help="Adapter or run; MODEL is its base then.", metavar="DIR")
+        Path | None,
+        typer.Option("--adapter", help="Adapter or run; MODEL is its base then.", metavar="DIR"),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. Unset: as the base.", metavar="TYPE")
+        str | None,
+        typer.Option(
+            "--dtype", help="float32, bfloat16 or float16. Unset: as the base.", metavar="TYPE"
+        ),
     ] = None,
-    bits: Annotated[int | None, typer.Option("--bits", help="Pack all layers to so many bits.")] = None,
-    group_size: Annotated[int | None, typer.Option("--group-size", help="Weights that share a scale.")] = None,
+    bits: Annotated[
+        int | None, typer.Option("--bits", help="Pack all layers to so many bits.")
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option("--group-size", help="Weights that share a scale.")
+    ] = None,
     keep_quantized: Annotated[
         bool,
-        typer.Option("--keep-quantized", help="Pack merged layers as the base's; stops when that loses them."),
+        typer.Option(
+            "--keep-quantized", help="Pack merged layers as the base's; stops when that loses them."
+        ),
     ] = False,
-    dequantize: Annotated[bool, typer.Option("--dequantize", help="Make every layer float.")] = False,
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="Make every layer float.")
+    ] = False,
     probe: Annotated[
-        str | None, typer.Option("--probe", help="Compare adapter and result on this text or data.", metavar="FILE")
+        str | None,
+        typer.Option(
+            "--probe", help="Compare adapter and result on this text or data.", metavar="FILE"
+        ),
     ] = None,
     revision: RevisionOption = None,
     dry_run: DryRunOption = False,
@@ -44,8 +59,9 @@ def fuse(
 ) -> None:
     """Merge an adapter into its base model and write the result as a model folder.
 
-    MODEL is an adapter, a LoRA run or checkpoint, or a base with --adapter. Layers are merged in float32 and rounded
-    once. Where the base is quantized, merged layers get 8 bits and the others stay: at 4 bits an adapter is often lost.
+    MODEL is an adapter, a LoRA run or checkpoint, or a base with --adapter. Layers are merged in
+    float32 and rounded once. Where the base is quantized, merged layers get 8 bits and the others
+    stay: at 4 bits an adapter is often lost.
 
     Examples:
       chuk model fuse runs/first -o ./tuned
@@ -55,11 +71,22 @@ def fuse(
     from chuk_lib.models.fusing import FuseConfig, fuse_model
 
     out = Out.of(json, quiet)
-    rows = None if probe is None or dry_run else rows_for(probe, model, adapter=adapter, revision=revision)
+    rows = (
+        None
+        if probe is None or dry_run
+        else rows_for(probe, model, adapter=adapter, revision=revision)
+    )
     config = FuseConfig(bits, group_size, keep_quantized, dequantize, dtype)
     with out.status(f"merging into {output}"):
         made = fuse_model(
-            model, output, config, adapter=adapter, revision=revision, overwrite=overwrite, probe=rows, dry_run=dry_run
+            model,
+            output,
+            config,
+            adapter=adapter,
+            revision=revision,
+            overwrite=overwrite,
+            probe=rows,
+            dry_run=dry_run,
         )
     _show(out, made, dry_run)
 
@@ -78,14 +105,15 @@ def _show(out: Out, made: Fused, dry_run: bool) -> None:
     if made.probed is not None and made.base is not None:
         found = made.probed
         lines.append(
-            f"on {counted(found.tokens, 'token')}: loss {found.loss:.4f} with the adapter, {found.other_loss:.4f} "
-            f"merged (base {made.base.other_loss:.4f}); KL {number(found.kl)}, same likeliest token "
-            f"{100 * found.same_argmax:.2f} %"
+            f"on {counted(found.tokens, 'token')}: loss {found.loss:.4f} with the adapter,"
+            f" {found.other_loss:.4f} merged (base {made.base.other_loss:.4f}); KL"
+            f" {number(found.kl)}, same likeliest token {100 * found.same_argmax:.2f} %"
         )
     out.result(data, human="\n".join(lines), quiet=str(made.folder))
     if made.lost > LOST and made.probed is None:
         out.warn(
-            f"rounding changes the merged weights {made.lost:.1f} times as much as the adapter does",
+            f"rounding changes the merged weights {made.lost:.1f} times as much as the adapter"
+            " does",
             "compare them: --probe FILE; more bits keep more: --bits 8",
         )
     if dry_run:

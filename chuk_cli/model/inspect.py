@@ -17,14 +17,23 @@ if TYPE_CHECKING:
 
 def inspect(
     model: Annotated[
-        str, typer.Argument(help="A folder, run, checkpoint, adapter, cached hub id, or one file.", metavar="PATH")
+        str,
+        typer.Argument(
+            help="A folder, run, checkpoint, adapter, cached hub id, or one file.", metavar="PATH"
+        ),
     ],
     tensors: Annotated[
-        str | None, typer.Option("--tensors", "-t", help="Those of this name or shell pattern.", metavar="GLOB")
+        str | None,
+        typer.Option(
+            "--tensors", "-t", help="Those of this name or shell pattern.", metavar="GLOB"
+        ),
     ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Read the numbers: extremes, norm, zeros, NaN.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Read the numbers: extremes, norm, zeros, NaN.")
+    ] = False,
     sort: Annotated[
-        str | None, typer.Option("--sort", help="name, size or norm, the largest first.", metavar="ORDER")
+        str | None,
+        typer.Option("--sort", help="name, size or norm, the largest first.", metavar="ORDER"),
     ] = None,
     revision: RevisionOption = None,
     json: JsonOption = False,
@@ -32,8 +41,9 @@ def inspect(
 ) -> None:
     """List the tensors of a model, a checkpoint with its optimizer, an adapter or one file.
 
-    Reads headers only, unless statistics are asked for, which read one tensor at a time. Packed weights are shown as
-    what they stand for. Without options, tensors of different blocks stand together. Quiet output is their names.
+    Reads headers only, unless statistics are asked for, which read one tensor at a time. Packed
+    weights are shown as what they stand for. Without options, tensors of different blocks stand
+    together. Quiet output is their names.
 
     Examples:
       chuk model inspect ./my-model
@@ -56,14 +66,25 @@ def inspect(
 
 def _as_data(found: Inspected) -> dict[str, Any]:
     rows = [
-        {"name": row.name, "dtype": row.dtype, "shape": list(row.shape), "bytes": row.n_bytes, "file": row.file,
-         **({"stats": row.stats} if row.stats else {})}
+        {
+            "name": row.name,
+            "dtype": row.dtype,
+            "shape": list(row.shape),
+            "bytes": row.n_bytes,
+            "file": row.file,
+            **({"stats": row.stats} if row.stats else {}),
+        }
         for row in found.rows
-    ]  # fmt: skip
+    ]
     return {
-        "path": str(found.path), "kind": found.kind, "files": list(found.files), "count": found.tensors,
-        "numbers": found.numbers, "bytes": found.n_bytes, "tensors": rows,
-    }  # fmt: skip
+        "path": str(found.path),
+        "kind": found.kind,
+        "files": list(found.files),
+        "count": found.tensors,
+        "numbers": found.numbers,
+        "bytes": found.n_bytes,
+        "tensors": rows,
+    }
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -82,13 +103,24 @@ def _by_block(found: Inspected) -> Any:
 
 def _each(found: Inspected) -> Any:
     head = ["tensor", "type", "shape", "bytes"]
-    rows: list[list[Any]] = [[row.name, row.dtype, _shape(row.shape), size(row.n_bytes)] for row in found.rows]
+    rows: list[list[Any]] = [
+        [row.name, row.dtype, _shape(row.shape), size(row.n_bytes)] for row in found.rows
+    ]
     if any(row.stats for row in found.rows):
         head += ["min", "max", "rms", "norm", "zeros", "NaN", "inf"]
         for cells, row in zip(rows, found.rows, strict=True):
             stat = row.stats
             cells += (
-                [number(stat.minimum), number(stat.maximum), number(stat.rms), number(stat.norm), stat.zeros, stat.nan,
-                 stat.inf] if stat else [None] * 7
-            )  # fmt: skip
+                [
+                    number(stat.minimum),
+                    number(stat.maximum),
+                    number(stat.rms),
+                    number(stat.norm),
+                    stat.zeros,
+                    stat.nan,
+                    stat.inf,
+                ]
+                if stat
+                else [None] * 7
+            )
     return make_table("", head, rows)

@@ -8,9 +8,13 @@ from typing import Annotated
 import typer
 
 ModelArgument = Annotated[
-    str, typer.Argument(help="A folder, run, checkpoint, adapter or cached hub id.", metavar="MODEL")
+    str,
+    typer.Argument(help="A folder, run, checkpoint, adapter or cached hub id.", metavar="MODEL"),
 ]
 RevisionOption = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.", metavar="NAME")
+    str | None,
+    typer.Option("--revision", help="Branch, tag or commit of a hub model.", metavar="NAME"),
 ]
-NewFolderOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.", metavar="DIR")]
+NewFolderOption = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder of the new model.", metavar="DIR")
+]

@@ -16,11 +16,14 @@ from chuk_cli.out import Out, make_table
 
 def list_(
     places: Annotated[
-        list[Path] | None, typer.Argument(help="Folders to look in. None: here, runs and the cache.", metavar="DIR")
+        list[Path] | None,
+        typer.Argument(help="Folders to look in. None: here, runs and the cache.", metavar="DIR"),
     ] = None,
     cache: Annotated[bool, typer.Option("--cache", help="The hub's cache.")] = False,
     runs: Annotated[bool, typer.Option("--runs", help="The folder `runs`.")] = False,
-    sort: Annotated[str, typer.Option("--sort", help="name, size or date (newest first).", metavar="ORDER")] = "name",
+    sort: Annotated[
+        str, typer.Option("--sort", help="name, size or date (newest first).", metavar="ORDER")
+    ] = "name",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -44,16 +47,29 @@ def list_(
         chosen = [Path(), *([Path("runs")] if Path("runs").is_dir() else [])]
     found = list_models(chosen, cache=cache or anywhere, sort=sort)
     rows = [
-        [one.name, one.kind, count(one.parameters) if one.parameters else None, size(one.n_bytes),
-         time.strftime("%Y-%m-%d", time.localtime(one.changed)), one.note]
+        [
+            one.name,
+            one.kind,
+            count(one.parameters) if one.parameters else None,
+            size(one.n_bytes),
+            time.strftime("%Y-%m-%d", time.localtime(one.changed)),
+            one.note,
+        ]
         for one in found
-    ]  # fmt: skip
+    ]
     columns = ["model", "kind", "parameters", "disk", "changed", ""]
     data = [
-        {"name": one.name, "path": str(one.path), "kind": one.kind, "parameters": one.parameters,
-         "bytes": one.n_bytes, "changed": one.changed, "note": one.note}
+        {
+            "name": one.name,
+            "path": str(one.path),
+            "kind": one.kind,
+            "parameters": one.parameters,
+            "bytes": one.n_bytes,
+            "changed": one.changed,
+            "note": one.note,
+        }
         for one in found
-    ]  # fmt: skip
+    ]
     human = make_table("", columns, rows) if rows else "no models here"
     out.result(data, human=human, quiet=[one.name for one in found])
     if found:
@@ -61,7 +77,9 @@ def list_(
 
 
 def rm(
-    models: Annotated[list[str], typer.Argument(help="Cached hub ids, model or adapter folders.", metavar="MODEL")],
+    models: Annotated[
+        list[str], typer.Argument(help="Cached hub ids, model or adapter folders.", metavar="MODEL")
+    ],
     revision: RevisionOption = None,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
@@ -70,8 +88,9 @@ def rm(
 ) -> None:
     """Remove models from the hub's cache, or model folders; says the bytes first and asks.
 
-    Never touches anything else: a folder that is no model, or has other folders in it, is refused. Runs have
-    `chuk runs`. With --revision one revision of a cached model goes, and what no other revision needs.
+    Never touches anything else: a folder that is no model, or has other folders in it, is refused.
+    Runs have `chuk runs`. With --revision one revision of a cached model goes, and what no other
+    revision needs.
 
     Examples:
       chuk model rm Qwen/Qwen3-0.6B
@@ -83,14 +102,24 @@ def rm(
     out = Out.of(json, quiet)
     planned = [plan_removal(name, revision) for name in models]
     for one in planned:
-        out.say(f"{one.name}: {size(one.n_bytes)}, {counted(len(one.paths), 'path')} such as `{one.paths[0]}`")
+        out.say(
+            f"{one.name}: {size(one.n_bytes)}, {counted(len(one.paths), 'path')} such as"
+            f" `{one.paths[0]}`"
+        )
     total = sum(one.n_bytes for one in planned)
     if not dry_run:
         out.confirm(f"remove {size(total)}?", yes)
         for one in planned:
             remove(one)
-    data = [{"name": one.name, "paths": list(map(str, one.paths)), "bytes": one.n_bytes} for one in planned]
+    data = [
+        {"name": one.name, "paths": list(map(str, one.paths)), "bytes": one.n_bytes}
+        for one in planned
+    ]
     verb = "would free" if dry_run else "freed"
-    out.result({"removed": data, "bytes": total, "done": not dry_run}, human=f"{verb} {size(total)}", quiet=str(total))
+    out.result(
+        {"removed": data, "bytes": total, "done": not dry_run},
+        human=f"{verb} {size(total)}",
+        quiet=str(total),
+    )
     if dry_run:
         out.say("dry run: nothing was removed")

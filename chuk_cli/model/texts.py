@@ -9,8 +9,9 @@ TEXT_ENDINGS = (".txt", ".md", ".text")
 
 
 def token_rows(source: str, tokenizer: Any, tokens: int = 8192) -> list[list[int]]:
-    """Token ids of a source, in rows of at most 512: a text file in windows, or each row of a data source as training
-    renders it, about the first `tokens` in all. Raises DataError when there is nothing to predict."""
+    """Token ids of a source, in rows of at most 512: a text file in windows, or each row of a data
+    source as training renders it, about the first `tokens` in all. Raises DataError when there is
+    nothing to predict."""
     from chuk_lib.errors import DataError
     from chuk_lib.models.probe import WINDOW, windows
 
@@ -21,7 +22,10 @@ def token_rows(source: str, tokenizer: Any, tokens: int = 8192) -> list[list[int
     else:
         from chuk_lib.data import SFTDataset
 
-        rows = [example.input_ids.tolist() for example in SFTDataset(source, tokenizer, max_length=WINDOW)]
+        rows = [
+            example.input_ids.tolist()
+            for example in SFTDataset(source, tokenizer, max_length=WINDOW)
+        ]
     kept, taken = [], 0
     for row in rows:
         if taken >= tokens:
@@ -33,9 +37,14 @@ def token_rows(source: str, tokenizer: Any, tokens: int = 8192) -> list[list[int
     return kept
 
 
-def rows_for(source: str, model: str, *, adapter: Path | None = None, revision: str | None = None) -> list[list[int]]:
-    """`token_rows` by the tokenizer of a model, whatever names it. Raises ModelError when it cannot be found."""
+def rows_for(
+    source: str, model: str, *, adapter: Path | None = None, revision: str | None = None
+) -> list[list[int]]:
+    """`token_rows` by the tokenizer of a model, whatever names it. Raises ModelError when it cannot
+    be found."""
     from chuk_lib.data.tokenizers import load_tokenizer
     from chuk_lib.models import locate
 
-    return token_rows(source, load_tokenizer(locate(model, adapter=adapter, revision=revision).folder))
+    return token_rows(
+        source, load_tokenizer(locate(model, adapter=adapter, revision=revision).folder)
+    )

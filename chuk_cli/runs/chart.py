@@ -1,4 +1,5 @@
-"""Several curves in one braille chart. Each has a colour, and a letter at its end so that colour is never needed."""
+"""Several curves in one braille chart. Each has a colour, and a letter at its end so that colour is
+never needed."""
 
 from __future__ import annotations
 
@@ -12,7 +13,10 @@ from rich.text import Text
 from chuk_cli import humanize
 
 COLOURS = ("cyan", "yellow", "magenta", "green", "bright_blue", "red")
-_DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # bit of each dot, by column and row of a cell
+_DOTS = (
+    (0x01, 0x02, 0x04, 0x40),
+    (0x08, 0x10, 0x20, 0x80),
+)  # bit of each dot, by column and row of a cell
 _LABEL = 8
 Cell = tuple[str, str]  # character, style
 
@@ -37,16 +41,20 @@ class _Frame:
     rows: int
 
     def column(self, step: int, across: int) -> int:
-        return round((step - self.first) / max(1, self.last - self.first) * (self.width * across - 1))
+        return round(
+            (step - self.first) / max(1, self.last - self.first) * (self.width * across - 1)
+        )
 
     def level(self, value: float, down: int) -> int:
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return round((1 - share) * (self.rows * down - 1))
 
 
-def chart(series: Sequence[Series], width: int, rows: int, ascii: bool = False, log: bool = False) -> list[Text]:
-    """Plot, axis and legend, `width` columns wide; empty when no curve has a finite point. `log` leaves out what is
-    not above 0."""
+def chart(
+    series: Sequence[Series], width: int, rows: int, ascii: bool = False, log: bool = False
+) -> list[Text]:
+    """Plot, axis and legend, `width` columns wide; empty when no curve has a finite point. `log`
+    leaves out what is not above 0."""
     curves = [[(step, _scaled(value, log)) for step, value in item.points] for item in series]
     curves = [[(step, value) for step, value in curve if math.isfinite(value)] for curve in curves]
     if not any(curves):
@@ -57,7 +65,11 @@ def chart(series: Sequence[Series], width: int, rows: int, ascii: bool = False, 
         if curve:
             _name_end(cells[frame.level(curve[-1][1], 1)], frame.column(curve[-1][0], 1), index)
     lines = [_line(index, row, frame, ascii, log) for index, row in enumerate(cells)]
-    return [*lines, _axis(frame, ascii), *(_legend(index, item) for index, item in enumerate(series))]
+    return [
+        *lines,
+        _axis(frame, ascii),
+        *(_legend(index, item) for index, item in enumerate(series)),
+    ]
 
 
 def letter(index: int) -> str:
@@ -77,17 +89,24 @@ def _scaled(value: float, log: bool) -> float:
 
 
 def _frame(curves: Sequence[Sequence[tuple[int, float]]], width: int, rows: int) -> _Frame:
-    """The highest points may be cut: curves that start at ten and end at one still show their ends."""
+    """The highest points may be cut: curves that start at ten and end at one still show their
+    ends."""
     steps = [step for curve in curves for step, _ in curve]
     low = min(value for curve in curves for _, value in curve)
-    high = max(sorted(value for _, value in curve)[int((len(curve) - 1) * 0.97)] for curve in curves if curve)
+    high = max(
+        sorted(value for _, value in curve)[int((len(curve) - 1) * 0.97)]
+        for curve in curves
+        if curve
+    )
     if high - low < 1e-9 * max(1.0, abs(high)):
         margin = abs(high) * 0.1 or 1.0
         low, high = low - margin, high + margin
     return _Frame(min(steps), max(steps), low, high, max(2, width), rows)
 
 
-def _cells(curves: Sequence[Sequence[tuple[int, float]]], frame: _Frame, ascii: bool) -> list[list[Cell]]:
+def _cells(
+    curves: Sequence[Sequence[tuple[int, float]]], frame: _Frame, ascii: bool
+) -> list[list[Cell]]:
     """Later curves lie on top where two meet in one cell."""
     grid: list[list[Cell]] = [[(" ", "")] * (frame.width + len(curves)) for _ in range(frame.rows)]
     across, down = (1, 1) if ascii else (2, 4)
@@ -108,26 +127,39 @@ def _name_end(row: list[Cell], column: int, index: int) -> None:
         row[free[0]] = (letter(index), f"bold {colour(index)}")
 
 
-def _dots(curve: Sequence[tuple[int, float]], frame: _Frame, across: int, down: int) -> list[tuple[int, int]]:
-    """(column, level) of every dot: the mean of the points in a column, and lines between columns."""
+def _dots(
+    curve: Sequence[tuple[int, float]], frame: _Frame, across: int, down: int
+) -> list[tuple[int, int]]:
+    """(column, level) of every dot: the mean of the points in a column, and lines between
+    columns."""
     sums: dict[int, tuple[float, int]] = {}
     for step, value in curve:
         column = frame.column(step, across)
         total, count = sums.get(column, (0.0, 0))
         sums[column] = (total + value, count + 1)
-    levels = [(column, frame.level(total / count, down)) for column, (total, count) in sorted(sums.items())]
+    levels = [
+        (column, frame.level(total / count, down))
+        for column, (total, count) in sorted(sums.items())
+    ]
     dots = levels[:1]
     for (left, start), (right, end) in pairwise(levels):
         length = max(right - left, abs(end - start))
         for part in range(1, length + 1):
-            dots.append((left + round((right - left) * part / length), start + round((end - start) * part / length)))
+            dots.append(
+                (
+                    left + round((right - left) * part / length),
+                    start + round((end - start) * part / length),
+                )
+            )
     return dots
 
 
 def _line(index: int, row: list[Cell], frame: _Frame, ascii: bool, log: bool) -> Text:
     shown = {0: frame.high, frame.rows - 1: frame.low}
     if frame.rows >= 7:
-        shown[frame.rows // 2] = frame.high - (frame.high - frame.low) * (frame.rows // 2) / (frame.rows - 1)
+        shown[frame.rows // 2] = frame.high - (frame.high - frame.low) * (frame.rows // 2) / (
+            frame.rows - 1
+        )
     value = shown.get(index)
     text = "" if value is None else _short(10**value if log else value)
     edge = "|" if ascii else "│" if value is None else "┤"
@@ -145,7 +177,9 @@ def _axis(frame: _Frame, ascii: bool) -> Text:
 
 
 def _legend(index: int, item: Series) -> Text:
-    line = Text.assemble((" " * _LABEL, ""), (letter(index), f"bold {colour(index)}"), f"  {item.label}")
+    line = Text.assemble(
+        (" " * _LABEL, ""), (letter(index), f"bold {colour(index)}"), f"  {item.label}"
+    )
     if item.points:
         line.append(f"  {humanize.number(item.points[-1][1])}", style="dim")
     return line

@@ -1,4 +1,5 @@
-"""Runs beside each other: what differs in their settings, how they ended, and their losses in one chart."""
+"""Runs beside each other: what differs in their settings, how they ended, and their losses in one
+chart."""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
 
 _LOWER = ("loss", "perplexity", "seconds", "padding")  # endings of metrics of which less is better
 _HIGHER = ("accuracy", "per_second", "reward", "match", "margins")
-_LEFT_OUT = ("epoch", "num_tokens", "learning_rate", "memory_bytes", "cache_memory_bytes", "eval_seconds")
+_LEFT_OUT = (
+    "epoch",
+    "num_tokens",
+    "learning_rate",
+    "memory_bytes",
+    "cache_memory_bytes",
+    "eval_seconds",
+)
 
 
 def as_dict(runs: Sequence[RunRecord]) -> dict[str, Any]:
@@ -33,11 +41,16 @@ def as_dict(runs: Sequence[RunRecord]) -> dict[str, Any]:
         "settings": differences([run.settings for run in runs]),
         "metrics": final_metrics(runs),
         "curves": {
-            name: [{"steps": run.curves[name].steps, "values": run.curves[name].values} if name in run.curves else None
-                   for run in runs]
-            for name in USUAL if any(name in run.curves for run in runs)
+            name: [
+                {"steps": run.curves[name].steps, "values": run.curves[name].values}
+                if name in run.curves
+                else None
+                for run in runs
+            ]
+            for name in USUAL
+            if any(name in run.curves for run in runs)
         },
-    }  # fmt: skip
+    }
 
 
 def final_metrics(runs: Sequence[RunRecord]) -> dict[str, list[float | None]]:
@@ -51,18 +64,27 @@ def page(runs: Sequence[RunRecord], charts: Sequence[Picture], width: int, ascii
     from chuk_lib.runs.settings import differences
 
     settings = differences([run.settings for run in runs])
-    setting_rows = [(name, [value_text(value) for value in values], None) for name, values in settings.items()]
+    setting_rows = [
+        (name, [value_text(value) for value in values], None) for name, values in settings.items()
+    ]
     parts: list[RenderableType] = [_table(_about(runs), runs)]
     if setting_rows:
         parts += [Text("\nSettings that differ", style="bold"), _table(setting_rows, runs)]
     else:
         parts += [Text("\nAll settings are the same.")]
-    metrics = [(name, *_metric(name, values)) for name, values in final_metrics(runs).items() if name not in _LEFT_OUT]
+    metrics = [
+        (name, *_metric(name, values))
+        for name, values in final_metrics(runs).items()
+        if name not in _LEFT_OUT
+    ]
     if metrics:
         parts += [Text("\nAt the end", style="bold"), _table(metrics, runs)]
     for picture in charts:
         series = [Series(line.label, line.points) for line in picture.lines]
-        parts += [Text(f"\n{picture.title}", style="bold"), *chart(series, min(width, 120), 12, ascii)]
+        parts += [
+            Text(f"\n{picture.title}", style="bold"),
+            *chart(series, min(width, 120), 12, ascii),
+        ]
     return Group(*parts)
 
 
@@ -80,7 +102,9 @@ def _about(runs: Sequence[RunRecord]) -> list[Row]:
 
 def _metric(name: str, values: Sequence[float | None]) -> tuple[list[str], int | None]:
     show = _form(name)
-    known = [(value, index) for index, value in enumerate(values) if value is not None and value == value]
+    known = [
+        (value, index) for index, value in enumerate(values) if value is not None and value == value
+    ]
     best = None
     if len({value for value, _ in known}) > 1:
         if name.endswith((*_LOWER, "_bytes", "seconds_per_step")):
@@ -101,9 +125,14 @@ def _table(rows: Sequence[Row], runs: Sequence[RunRecord]) -> Table:
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     grid.add_column("", style="dim", no_wrap=True)
     for index, run in enumerate(runs):
-        head = Text.assemble((letter(index), f"bold {colour(index)}"), f" {printable(run.summary.name)}")
+        head = Text.assemble(
+            (letter(index), f"bold {colour(index)}"), f" {printable(run.summary.name)}"
+        )
         grid.add_column(head, overflow="fold", justify="left")
     for label, cells, best in rows:
-        shown = [Text(f"{cell} *", style="bold") if index == best else Text(cell) for index, cell in enumerate(cells)]
+        shown = [
+            Text(f"{cell} *", style="bold") if index == best else Text(cell)
+            for index, cell in enumerate(cells)
+        ]
         grid.add_row(label, *shown)
     return grid

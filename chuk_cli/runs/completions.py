@@ -19,14 +19,19 @@ _FILE = "completions.jsonl"
 
 
 def show_completions(out: Out, run: Path, step: int | None, limit: int) -> None:
-    """Print the completions of a step, the best rewards first; as JSON a list of them as they are kept.
+    """Print the completions of a step, the best rewards first; as JSON a list of them as they are
+    kept.
 
     Raises ModelError when the run kept none, or none of that step.
     """
     rows = _of_step(run, step)
     rows.sort(key=lambda row: -(as_number(row.get("reward")) or 0.0))
     shown = rows[:limit]
-    out.result(shown, human=_drawn(shown) if out.human else None, quiet="\n".join(_one_line(row) for row in shown))
+    out.result(
+        shown,
+        human=_drawn(shown) if out.human else None,
+        quiet="\n".join(_one_line(row) for row in shown),
+    )
     if len(rows) > limit:
         out.say(f"and {len(rows) - limit} more: --limit {len(rows)}, or {run / _FILE}")
 
@@ -36,7 +41,10 @@ def _of_step(run: Path, step: int | None) -> list[dict[str, Any]]:
 
     path = run / _FILE
     if not path.exists():
-        raise ModelError(f"`{run}` kept no completions", "GRPO and PPO keep them; `chuk runs show` shows other runs")
+        raise ModelError(
+            f"`{run}` kept no completions",
+            "GRPO and PPO keep them; `chuk runs show` shows other runs",
+        )
     found: list[dict[str, Any]] = []
     first = last = None
     for row in read_completions(path):
@@ -48,7 +56,9 @@ def _of_step(run: Path, step: int | None) -> list[dict[str, Any]]:
         if step in (None, number_of_step):
             found.append(row)
     if not found:
-        raise ModelError(f"`{run}` has no completions of step {step}", f"it has steps {first} to {last}")
+        raise ModelError(
+            f"`{run}` has no completions of step {step}", f"it has steps {first} to {last}"
+        )
     return found
 
 
@@ -60,10 +70,16 @@ def _drawn(rows: list[dict[str, Any]]) -> Group:
     parts: list[Any] = []
     for row in rows:
         scores = row.get("rewards") if isinstance(row.get("rewards"), dict) else {}
-        detail = [f"{name} {_figure(value)}" for name, value in (scores or {}).items()] if len(scores or {}) > 1 else []
+        detail = (
+            [f"{name} {_figure(value)}" for name, value in (scores or {}).items()]
+            if len(scores or {}) > 1
+            else []
+        )
         detail += [f"advantage {_figure(row['advantage'])}"] if "advantage" in row else []
         detail += [f"{row.get('tokens')} tokens, {row.get('finish_reason')}"]
-        head = Text.assemble((f"reward {_figure(row.get('reward'))}", "bold"), ("  " + ", ".join(detail), "dim"))
+        head = Text.assemble(
+            (f"reward {_figure(row.get('reward'))}", "bold"), ("  " + ", ".join(detail), "dim")
+        )
         prompt, written = (printable(row.get(key)).strip() for key in ("prompt", "completion"))
         wanted = printable(row.get("wanted")).strip()
         told = [Text(prompt, style="dim"), Text(written)]

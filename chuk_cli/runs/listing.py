@@ -14,7 +14,13 @@ from chuk_cli.dashboard.board import last_part, printable
 if TYPE_CHECKING:
     from chuk_lib.runs.summary import Summary
 
-STATUS_STYLES = {"running": "bold cyan", "done": "green", "stopped": "yellow", "failed": "bold red", "killed": "red"}
+STATUS_STYLES = {
+    "running": "bold cyan",
+    "done": "green",
+    "stopped": "yellow",
+    "failed": "bold red",
+    "killed": "red",
+}
 _GAP = 2
 
 
@@ -65,7 +71,9 @@ def table(runs: Sequence[Summary], width: int) -> tuple[Table, list[str]]:
     grid = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
     for title in cells:
         numeric = _COLUMNS[title][1]
-        grid.add_column(Text(title), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+        grid.add_column(
+            Text(title), justify="right" if numeric else "left", no_wrap=numeric, overflow="fold"
+        )
     for row, run in enumerate(runs):
         grid.add_row(*(_cell(title, column[row], run) for title, column in cells.items()))
     return grid, hidden
@@ -76,5 +84,7 @@ def _cell(title: str, text: str, run: Summary) -> Text:
 
 
 def _width(cells: dict[str, list[str]]) -> int:
-    longest = [max(Text(text).cell_len for text in [title, *column]) for title, column in cells.items()]
+    longest = [
+        max(Text(text).cell_len for text in [title, *column]) for title, column in cells.items()
+    ]
     return sum(longest) + _GAP * (len(longest) - 1)

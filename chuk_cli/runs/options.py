@@ -37,11 +37,17 @@ RunArgument = Annotated[
 ]
 RunsArgument = Annotated[
     list[str],
-    typer.Argument(metavar="RUN…", help="Runs: paths or names under runs/.", autocompletion=complete_run),
+    typer.Argument(
+        metavar="RUN…", help="Runs: paths or names under runs/.", autocompletion=complete_run
+    ),
 ]
 MetricOption = Annotated[
     str | None,
-    typer.Option("--metric", help="Metrics, with commas between. Default: rewards and losses.", metavar="LIST"),
+    typer.Option(
+        "--metric",
+        help="Metrics, with commas between. Default: rewards and losses.",
+        metavar="LIST",
+    ),
 ]
 
 
@@ -73,11 +79,14 @@ def load(run: str | None, out: Out) -> RunRecord:
 
 
 def load_all(runs: list[str]) -> list[RunRecord]:
-    """Read several runs, all stages of pipelines among them; one that is named twice is read once."""
+    """Read several runs, all stages of pipelines among them; one that is named twice is read
+    once."""
     from chuk_lib.runs.find import find_runs
     from chuk_lib.runs.record import read_run
 
-    return [read_run(path) for path in dict.fromkeys(path for run in runs for path in find_runs(run))]
+    return [
+        read_run(path) for path in dict.fromkeys(path for run in runs for path in find_runs(run))
+    ]
 
 
 def width_of(out: Out) -> int:

@@ -33,10 +33,14 @@ if TYPE_CHECKING:
 _FIRST = ("Reward", "Loss", "Preference accuracy", "Margin of implicit rewards", "Token accuracy")
 """Charts of a stage that come first; the others stand in the report of its own run."""
 _TILES = (
-    ("eval_exact_match", "Exact match"), ("eval_reward", "Eval reward"), ("reward", "Reward"),
-    ("eval_rewards/accuracies", "Eval preference accuracy"), ("rewards/accuracies", "Preference accuracy"),
-    ("eval_loss", "Eval loss"), ("loss", "Loss"),
-)  # fmt: skip
+    ("eval_exact_match", "Exact match"),
+    ("eval_reward", "Eval reward"),
+    ("reward", "Reward"),
+    ("eval_rewards/accuracies", "Eval preference accuracy"),
+    ("rewards/accuracies", "Preference accuracy"),
+    ("eval_loss", "Eval loss"),
+    ("loss", "Loss"),
+)
 
 
 def write_pipeline_report(path: Path, output: Path) -> None:
@@ -52,15 +56,23 @@ def to_html(path: Path) -> str:
     from chuk_lib.training.pipeline.manifest import read_manifest
 
     manifest = read_manifest(path)
-    runs = {record.name: read_run(path / record.run) for record in manifest.records if record.kind != "eval"}
+    runs = {
+        record.name: read_run(path / record.run)
+        for record in manifest.records
+        if record.kind != "eval"
+    }
     parts = {
         "title": escape(f"{path.resolve().name}, a chuk pipeline"),
         "css": asset("report.css"),
         "head": _head(path, manifest),
         "tiles": "".join(map(_stage_tile, manifest.records)),
         "sections": "".join(_sections(path, manifest, runs)),
-        "foot": escape(f"Written by chuk {__version__} on {date(time.time())}. This page holds all its data."),
-        "data": to_script_json({"charts": list(_charts(runs)), "steps": max(_steps(runs), default=None)}),
+        "foot": escape(
+            f"Written by chuk {__version__} on {date(time.time())}. This page holds all its data."
+        ),
+        "data": to_script_json(
+            {"charts": list(_charts(runs)), "steps": max(_steps(runs), default=None)}
+        ),
         "js": asset("report.js"),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], asset("report.html"))
@@ -72,13 +84,22 @@ def _steps(runs: dict[str, RunRecord]) -> list[int]:
 
 def _head(path: Path, manifest: PipelineManifest) -> str:
     done = sum(record.state == "finished" for record in manifest.records)
-    count, states = len(manifest.plan) or len(manifest.records), [record.state for record in manifest.records]
+    count, states = (
+        len(manifest.plan) or len(manifest.records),
+        [record.state for record in manifest.records],
+    )
     state = "done" if done == count else states[-1] if states else "running"
     what = " → ".join(text(stage["name"]) for stage in manifest.plan)
     seconds = sum(record.seconds for record in manifest.records)
-    facts = f"{done} of {count} stages · {humanize.duration(seconds)} · from {text(last_part(manifest.model))}"
-    errors = "".join(f'<p class="error">{text(one.name)}: {text(one.error)}</p>'
-                     for one in manifest.records if one.error)  # fmt: skip
+    facts = (
+        f"{done} of {count} stages · {humanize.duration(seconds)} · from"
+        f" {text(last_part(manifest.model))}"
+    )
+    errors = "".join(
+        f'<p class="error">{text(one.name)}: {text(one.error)}</p>'
+        for one in manifest.records
+        if one.error
+    )
     name = text(path.resolve().name)
     return (
         f"<h1>{name} <span class='status {text(state)}'>{text(state)}</span></h1>"
@@ -91,7 +112,11 @@ def _stage_tile(record: StageRecord) -> str:
     for name, label in _TILES:
         value = record.metrics.get(name)
         if isinstance(value, float):
-            shown = f"{value:.1%}" if label.lower().endswith(("match", "accuracy")) else humanize.number(value)
+            shown = (
+                f"{value:.1%}"
+                if label.lower().endswith(("match", "accuracy"))
+                else humanize.number(value)
+            )
             return tile(record.name, shown, label.lower())
     return tile(record.name, record.state, "")
 
@@ -115,17 +140,30 @@ def _sections(path: Path, manifest: PipelineManifest, runs: dict[str, RunRecord]
 def _row(record: StageRecord) -> list[str]:
     steps = f"{record.steps:,}" if record.steps else ""
     model = last_part(record.model)
-    return [record.name, record.kind, record.state, steps, humanize.duration(record.seconds), model, record.run]
+    return [
+        record.name,
+        record.kind,
+        record.state,
+        steps,
+        humanize.duration(record.seconds),
+        model,
+        record.run,
+    ]
 
 
 def _evaluations(evals: dict[str, StageRecord]) -> str:
     names = list(dict.fromkeys(metric for record in evals.values() for metric in record.metrics))
-    rows = [[name, *(_figure(record.metrics.get(metric)) for metric in names)] for name, record in evals.items()]
+    rows = [
+        [name, *(_figure(record.metrics.get(metric)) for metric in names)]
+        for name, record in evals.items()
+    ]
     return table(["stage", *(name.removeprefix("eval_").replace("_", " ") for name in names)], rows)
 
 
 def _figure(value: Any) -> str:
-    return humanize.number(value) if isinstance(value, float) else "" if value is None else str(value)
+    return (
+        humanize.number(value) if isinstance(value, float) else "" if value is None else str(value)
+    )
 
 
 def _wrong(name: str, folder: Path) -> str:
@@ -135,15 +173,27 @@ def _wrong(name: str, folder: Path) -> str:
     except (OSError, ValueError, AttributeError):
         return ""
     keys = ("prompt", "completion", "target")
-    rows = [[str(answer.get(key, "")) for key in keys] for answer in found[:10] if isinstance(answer, dict)]
-    return section(f"{name}: wrong answers", table(["prompt", "written", "wanted"], rows)) if rows else ""
+    rows = [
+        [str(answer.get(key, "")) for key in keys]
+        for answer in found[:10]
+        if isinstance(answer, dict)
+    ]
+    return (
+        section(f"{name}: wrong answers", table(["prompt", "written", "wanted"], rows))
+        if rows
+        else ""
+    )
 
 
 def _charts(runs: dict[str, RunRecord]) -> Iterator[dict[str, Any]]:
     for name, run in runs.items():
         charts = charts_of(run)
-        shown = (chart for chart in charts if chart["title"] in _FIRST and _says_something(chart, run))
-        yield from ({**chart, "group": name, "title": f"{name}: {chart['title']}"} for chart in shown)
+        shown = (
+            chart for chart in charts if chart["title"] in _FIRST and _says_something(chart, run)
+        )
+        yield from (
+            {**chart, "group": name, "title": f"{name}: {chart['title']}"} for chart in shown
+        )
 
 
 def _says_something(chart: dict[str, Any], run: RunRecord) -> bool:

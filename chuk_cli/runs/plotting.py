@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
 
 def last_values(charts: Sequence[Picture]) -> list[str]:
-    """What each line ends at: its metric, its run where a chart has several, and the value, with tabs between."""
+    """What each line ends at: its metric, its run where a chart has several, and the value, with
+    tabs between."""
     lines = [(chart.title, line) for chart in charts for line in chart.lines if line.points]
-    return ["\t".join(dict.fromkeys((title, line.label))) + f"\t{line.points[-1][1]:.6g}" for title, line in lines]
+    return [
+        "\t".join(dict.fromkeys((title, line.label))) + f"\t{line.points[-1][1]:.6g}"
+        for title, line in lines
+    ]
 
 
 def terminal(out: Out, charts: Sequence[Picture], log: bool) -> Any:

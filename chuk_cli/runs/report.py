@@ -1,8 +1,8 @@
-"""A run as one HTML page that holds all it needs: tables written here, curves drawn by the page's own script.
+"""A run as one HTML page that holds all it needs: tables written here, curves drawn by the page's
+own script.
 
-Whatever a run logged may contain markup: text goes through `html.escape`, data through JSON in which `<`, `>` and `&`
-are escaped. A content security policy in the page forbids every request.
-"""
+Whatever a run logged may contain markup: text goes through `html.escape`, data through JSON in
+which `<`, `>` and `&` are escaped. A content security policy in the page forbids every request."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def to_html(run: RunRecord) -> str:
         "head": _head(run),
         "tiles": "".join(tile(*one) for one in tiles(run)),
         "sections": "".join(_sections(run)),
-        "foot": escape(f"Written by chuk {__version__} on {date(time.time())}. This page holds all its data."),
+        "foot": escape(
+            f"Written by chuk {__version__} on {date(time.time())}. This page holds all its data."
+        ),
         "data": to_script_json({"charts": charts_of(run), "steps": run.summary.steps}),
         "js": asset("report.js"),
     }
@@ -52,7 +54,8 @@ def to_html(run: RunRecord) -> str:
 
 
 def to_script_json(data: Any) -> str:
-    """JSON that may stand inside `<script>`: no text in it can end the element or begin a comment."""
+    """JSON that may stand inside `<script>`: no text in it can end the element or begin a
+    comment."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -70,8 +73,16 @@ def _head(run: RunRecord) -> str:
         part
         for part in (
             f"<b>{text(summary.algorithm)}</b>" if summary.algorithm else "",
-            f"<span title='{text(summary.model)}'>{text(last_part(summary.model))}</span>" if summary.model else "",
-            f"on <span title='{text(summary.data)}'>{text(last_part(summary.data))}</span>" if summary.data else "",
+            (
+                f"<span title='{text(summary.model)}'>{text(last_part(summary.model))}</span>"
+                if summary.model
+                else ""
+            ),
+            (
+                f"on <span title='{text(summary.data)}'>{text(last_part(summary.data))}</span>"
+                if summary.data
+                else ""
+            ),
         )
         if part
     )
@@ -81,7 +92,10 @@ def _head(run: RunRecord) -> str:
     status = f'<span class="status {summary.status}">{summary.status}</span>'
     facts = " · ".join(text(part) for part in [steps, humanize.duration(summary.seconds), *when])
     error = f'<p class="error">{text(summary.error)}</p>' if summary.error else ""
-    return f"<h1>{text(summary.name)} {status}</h1><p class='what'>{what}</p><p class='facts'>{facts}</p>{error}"
+    return (
+        f"<h1>{text(summary.name)} {status}</h1><p class='what'>{what}</p><p"
+        f" class='facts'>{facts}</p>{error}"
+    )
 
 
 def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
@@ -95,19 +109,36 @@ def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
     if summary.best is not None:
         what = "Best eval loss" if summary.eval_reward is None else "Best eval reward"
         found.append((what, humanize.number(summary.best), f"at step {summary.best_step:,}"))
-    for label, name in (("Preference accuracy", "rewards/accuracies"), ("Token accuracy", "mean_token_accuracy")):
+    for label, name in (
+        ("Preference accuracy", "rewards/accuracies"),
+        ("Token accuracy", "mean_token_accuracy"),
+    ):
         value, held_out = metrics.get(name), metrics.get(f"eval_{name}")
         shown = held_out if held_out is not None else value
         if shown is not None:
-            found.append((label, f"{shown:.1%}", f"training {value:.1%}" if held_out is not None and value else ""))
+            found.append(
+                (
+                    label,
+                    f"{shown:.1%}",
+                    f"training {value:.1%}" if held_out is not None and value else "",
+                )
+            )
     if (speed := metrics.get("tokens_per_second")) is not None:
         trained = metrics.get("trained_tokens_per_second")
         found.append(
-            ("Tokens per second", humanize.count(speed), f"{humanize.count(trained)} trained" if trained else "")
+            (
+                "Tokens per second",
+                humanize.count(speed),
+                f"{humanize.count(trained)} trained" if trained else "",
+            )
         )
     tokens = metrics.get("num_tokens")
     found.append(
-        ("Training time", humanize.duration(summary.seconds), f"{humanize.count(tokens)} tokens" if tokens else "")
+        (
+            "Training time",
+            humanize.duration(summary.seconds),
+            f"{humanize.count(tokens)} tokens" if tokens else "",
+        )
     )
     if (peak := metrics.get("peak_memory_bytes")) is not None:
         found.append(("Peak memory", humanize.size(peak), ""))
@@ -116,14 +147,20 @@ def tiles(run: RunRecord) -> list[tuple[str, str, str]]:
 
 def tile(label: str, value: str, note: str) -> str:
     """A key figure with its label and a note."""
-    return f"<div class='tile'><span>{text(label)}</span><b>{text(value)}</b><small>{text(note)}</small></div>"
+    return (
+        f"<div class='tile'><span>{text(label)}</span><b>{text(value)}</b>"
+        f"<small>{text(note)}</small></div>"
+    )
 
 
 def _sections(run: RunRecord) -> Iterable[str]:
     if run.warnings or run.log.damaged:
         yield section("Warnings", _warnings(run))
     if run.notes:
-        yield section("Notes", f"<ul class='warnings'>{''.join(f'<li>{text(note)}</li>' for note in run.notes)}</ul>")
+        yield section(
+            "Notes",
+            f"<ul class='warnings'>{''.join(f'<li>{text(note)}</li>' for note in run.notes)}</ul>",
+        )
     if run.completions:
         yield section("Completions", _completions(run))
     if run.samples:
@@ -135,7 +172,10 @@ def _sections(run: RunRecord) -> Iterable[str]:
     if machine := environment(run.environment):
         yield section("Environment", _facts(machine))
     if run.checkpoints:
-        rows = [[item.name, humanize.size(item.bytes), ", ".join(item.marks)] for item in run.checkpoints]
+        rows = [
+            [item.name, humanize.size(item.bytes), ", ".join(item.marks)]
+            for item in run.checkpoints
+        ]
         yield section("Checkpoints", table(["checkpoint", "size", ""], rows))
 
 
@@ -149,7 +189,8 @@ def _warnings(run: RunRecord) -> str:
     if run.log.damaged:
         items.append(("log", f"{run.log.damaged} damaged lines of events.jsonl were skipped", ""))
     rows = [
-        f"<li><span>{text(where)}</span> {text(what)}{f' <em>{text(hint)}</em>' if hint else ''}</li>"
+        f"<li><span>{text(where)}</span>"
+        f" {text(what)}{f' <em>{text(hint)}</em>' if hint else ''}</li>"
         for where, what, hint in items
     ]
     return f"<ul class='warnings'>{''.join(rows)}</ul>"
@@ -159,7 +200,11 @@ def samples(samples: Sequence[dict[str, Any]]) -> str:
     """The newest first; older ones folded away."""
     cards = [_sample(sample) for sample in reversed(samples[-_MOST_SAMPLES:])]
     shown, older = cards[:_SAMPLES_OPEN], cards[_SAMPLES_OPEN:]
-    more = f"<details><summary>{len(older)} earlier</summary>{''.join(older)}</details>" if older else ""
+    more = (
+        f"<details><summary>{len(older)} earlier</summary>{''.join(older)}</details>"
+        if older
+        else ""
+    )
     return "".join(shown) + more
 
 
@@ -167,7 +212,8 @@ def _sample(sample: dict[str, Any]) -> str:
     target, written = sample["target"].strip(), sample["completion"].strip()
     mark = " same" if target and target == written else ""
     return (
-        f"<article class='sample{mark}'><h3>step {sample['step']:,}{' <i>exact</i>' if mark else ''}</h3>"
+        f"<article class='sample{mark}'><h3>step"
+        f" {sample['step']:,}{' <i>exact</i>' if mark else ''}</h3>"
         f"<pre class='prompt'>{text(sample['prompt'])}</pre><div>"
         f"<div><h4>wanted</h4><pre>{text(target) or '-'}</pre></div>"
         f"<div><h4>written</h4><pre>{text(written) or '-'}</pre></div></div></article>"
@@ -176,10 +222,17 @@ def _sample(sample: dict[str, Any]) -> str:
 
 def _completions(run: RunRecord) -> str:
     """The completions of the newest log record, and those of a few earlier ones folded away."""
-    earlier = [event for event in run.log.of("completions")[:-1] if isinstance(event.data.get("rows"), list)]
-    few = [earlier[index * len(earlier) // 4] for index in range(4)] if len(earlier) > 4 else earlier
+    earlier = [
+        event
+        for event in run.log.of("completions")[:-1]
+        if isinstance(event.data.get("rows"), list)
+    ]
+    few = (
+        [earlier[index * len(earlier) // 4] for index in range(4)] if len(earlier) > 4 else earlier
+    )
     folded = "".join(
-        f"<details><summary>step {event.step:,}</summary>{completions_table(event.data['rows'])}</details>"
+        "<details><summary>step"
+        f" {event.step:,}</summary>{completions_table(event.data['rows'])}</details>"
         for event in reversed(few)
     )
     return completions_table(run.completions) + folded
@@ -188,18 +241,25 @@ def _completions(run: RunRecord) -> str:
 def completions_table(found: Sequence[Any]) -> str:
     """Completions, the best first: each reward, what was asked, wanted and written."""
     rows = sorted(
-        (row for row in found if isinstance(row, dict)), key=lambda row: -(as_number(row.get("reward")) or 0.0)
+        (row for row in found if isinstance(row, dict)),
+        key=lambda row: -(as_number(row.get("reward")) or 0.0),
     )
     names = list(dict.fromkeys(name for row in rows for name in row.get("rewards") or {}))
     shown = names if len(names) > 1 else []
     has_wanted = any(row.get("wanted") for row in rows)
     cells = [
-        [_figure(row.get("reward")), *(_figure((row.get("rewards") or {}).get(name)) for name in shown),
-         str(row.get("prompt") or ""), *([str(row.get("wanted") or "")] if has_wanted else []),
-         str(row.get("completion") or "")]
+        [
+            _figure(row.get("reward")),
+            *(_figure((row.get("rewards") or {}).get(name)) for name in shown),
+            str(row.get("prompt") or ""),
+            *([str(row.get("wanted") or "")] if has_wanted else []),
+            str(row.get("completion") or ""),
+        ]
         for row in rows
-    ]  # fmt: skip
-    return table(["reward", *shown, "prompt", *(["wanted"] if has_wanted else []), "written"], cells)
+    ]
+    return table(
+        ["reward", *shown, "prompt", *(["wanted"] if has_wanted else []), "written"], cells
+    )
 
 
 def _figure(value: Any) -> str:
@@ -212,9 +272,15 @@ def settings(run: RunRecord) -> str:
     changed = table(["setting", "value", "default", "from"], [_row(item) for item in chosen(run)])
     everything = table(
         ["setting", "value", "from"],
-        [[name, value_text(value), str(run.origins.get(name, ""))] for name, value in run.settings.items()],
+        [
+            [name, value_text(value), str(run.origins.get(name, ""))]
+            for name, value in run.settings.items()
+        ],
     )
-    return f"{changed}<details><summary>all {len(run.settings)} settings</summary>{everything}</details>"
+    return (
+        f"{changed}<details><summary>all {len(run.settings)}"
+        f" settings</summary>{everything}</details>"
+    )
 
 
 def _row(item: ChosenSetting) -> list[str]:
@@ -227,23 +293,42 @@ def _data_facts(run: RunRecord) -> list[tuple[str, str]]:
     if not isinstance(report, dict):
         return []
     names = (
-        ("source", "source"), ("split", "split"), ("format", "format"), ("how", "read as"), ("loss_on", "loss on"),
-        ("rows", "rows"), ("dropped", "dropped"), ("truncated", "truncated"), ("tokens", "tokens"),
-        ("trained_tokens", "trained tokens"), ("longest", "longest row"),
-    )  # fmt: skip
+        ("source", "source"),
+        ("split", "split"),
+        ("format", "format"),
+        ("how", "read as"),
+        ("loss_on", "loss on"),
+        ("rows", "rows"),
+        ("dropped", "dropped"),
+        ("truncated", "truncated"),
+        ("tokens", "tokens"),
+        ("trained_tokens", "trained tokens"),
+        ("longest", "longest row"),
+    )
     found = [(label, report[key]) for key, label in names if report.get(key) not in (None, "", 0)]
-    return [(label, f"{value:,}" if isinstance(value, int) else str(value)) for label, value in found]
+    return [
+        (label, f"{value:,}" if isinstance(value, int) else str(value)) for label, value in found
+    ]
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
-    return "<dl>" + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in facts) + "</dl>"
+    return (
+        "<dl>"
+        + "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in facts)
+        + "</dl>"
+    )
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of texts."""
     head = "".join(f"<th>{text(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    body = "".join(
+        "<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return (
+        "<div"
+        f" class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def text(value: Any) -> str:

@@ -1,4 +1,5 @@
-"""One run on the terminal: its last frame, then what made it: settings, samples, environment, checkpoints."""
+"""One run on the terminal: its last frame, then what made it: settings, samples, environment,
+checkpoints."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def board_of(run: RunRecord) -> Board:
     for event in run.log.events:
         board.see(event)
     if run.summary.status == "killed" and run.log.events:
-        board.see(Event("finished", run.summary.step, {"reason": "killed"}, run.log.events[-1].time))
+        board.see(
+            Event("finished", run.summary.step, {"reason": "killed"}, run.log.events[-1].time)
+        )
     if board.finished is not None:
         board.finished["seconds"] = run.summary.seconds
     return board
@@ -76,7 +79,10 @@ def environment(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("device", " ".join(str(device[key]) for key in ("backend", "name") if device.get(key))),
         ("memory", humanize.size(memory) if isinstance(memory, int | float) else ""),
-        ("dtype", f"{dtype.get('trained')} ({dtype.get('reason')})" if dtype.get("trained") else ""),
+        (
+            "dtype",
+            f"{dtype.get('trained')} ({dtype.get('reason')})" if dtype.get("trained") else "",
+        ),
         ("blas", " ".join(str(blas[key]) for key in ("name", "version", "core") if blas.get(key))),
         ("platform", str(found.get("platform") or "")),
         ("python", str(found.get("python") or "")),
@@ -98,12 +104,17 @@ def chosen(run: RunRecord) -> list[ChosenSetting]:
     from chuk_lib.training.recipes import defaults_of
 
     if run.summary.algorithm == NAME:
-        return run.chosen({name: item.default for name, item in settings_of(ExpertPPOConfig).items()})
+        return run.chosen(
+            {name: item.default for name, item in settings_of(ExpertPPOConfig).items()}
+        )
     return run.chosen(defaults_of(run.summary.algorithm))
 
 
 def _settings(run: RunRecord) -> RenderableType | None:
-    rows = [[item.name, value_text(item.value), value_text(item.default), item.origin] for item in chosen(run)]
+    rows = [
+        [item.name, value_text(item.value), value_text(item.default), item.origin]
+        for item in chosen(run)
+    ]
     return _grid(["setting", "value", "default", "from"], rows) if rows else None
 
 
@@ -126,12 +137,16 @@ def _samples(run: RunRecord) -> RenderableType | None:
 def _checkpoints(run: RunRecord) -> RenderableType | None:
     if not run.checkpoints:
         return None
-    rows = [[item.name, humanize.size(item.bytes), ", ".join(item.marks)] for item in run.checkpoints]
+    rows = [
+        [item.name, humanize.size(item.bytes), ", ".join(item.marks)] for item in run.checkpoints
+    ]
     return _grid(["checkpoint", "size", ""], rows)
 
 
 def _warnings(run: RunRecord) -> RenderableType | None:
-    lines = [f"step {item['step']:,}: {printable(item['text'])}" for item in run.warnings[-_WARNINGS:]]
+    lines = [
+        f"step {item['step']:,}: {printable(item['text'])}" for item in run.warnings[-_WARNINGS:]
+    ]
     if run.log.damaged:
         lines.append(f"{run.log.damaged} damaged lines of events.jsonl were skipped")
     return Text("\n".join(lines)) if lines else None

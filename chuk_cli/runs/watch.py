@@ -1,4 +1,5 @@
-"""Another process's run, live: its events are followed on disk and shown as `chuk train` shows its own."""
+"""Another process's run, live: its events are followed on disk and shown as `chuk train` shows its
+own."""
 
 from __future__ import annotations
 
@@ -38,8 +39,11 @@ def watch(run: Path, out: Out) -> Board:
     return board
 
 
-def _events(follow: Callable[[], tuple[list[Event], bool]], is_running: Callable[[], bool]) -> Iterator[Event]:
-    """New events until the process is gone. The lock is asked before the file is read: the end is not missed."""
+def _events(
+    follow: Callable[[], tuple[list[Event], bool]], is_running: Callable[[], bool]
+) -> Iterator[Event]:
+    """New events until the process is gone. The lock is asked before the file is read: the end is
+    not missed."""
     while True:
         running = is_running()
         found, _ = follow()

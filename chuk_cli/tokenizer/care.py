@@ -1,4 +1,5 @@
-"""`chuk tokenizer doctor` and `template`: what is wrong with a tokenizer, and what its chat template makes."""
+"""`chuk tokenizer doctor` and `template`: what is wrong with a tokenizer, and what its chat
+template makes."""
 
 from __future__ import annotations
 
@@ -22,7 +23,10 @@ ReadyOption = Annotated[
     str | None,
     typer.Option(
         "--template",
-        help="chatml, llama3, gemma, mistral, phi, zephyr, alpaca or a Jinja file, instead of its own.",
+        help=(
+            "chatml, llama3, gemma, mistral, phi, zephyr, alpaca or a Jinja file, instead of its"
+            " own."
+        ),
         metavar="NAME",
     ),
 ]
@@ -31,17 +35,20 @@ ReadyOption = Annotated[
 def doctor(
     tokenizer: TokenizerArgument,
     fix: Annotated[
-        Path | None, typer.Option("--fix", help="Write a corrected copy to this folder.", metavar="OUT")
+        Path | None,
+        typer.Option("--fix", help="Write a corrected copy to this folder.", metavar="OUT"),
     ] = None,
     template: ReadyOption = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Check a tokenizer: special tokens, round trips, chat template, and what training would learn from it.
+    """Check a tokenizer: special tokens, round trips, chat template, and what training would learn
+    from it.
 
-    Exit code 1 when there is a problem; warnings do not count. A chat template that loops or makes endless output is
-    stopped after five seconds or 16 million characters. Quiet output is the names of the failed checks.
+    Exit code 1 when there is a problem; warnings do not count. A chat template that loops or makes
+    endless output is stopped after five seconds or 16 million characters. Quiet output is the names
+    of the failed checks.
 
     Examples:
       chuk tokenizer doctor ./my-model
@@ -53,14 +60,20 @@ def doctor(
 
     out = Out.of(json, quiet)
     if fix is None and (template is not None or overwrite):
-        raise ConfigError("--template and --overwrite are for --fix", "name the folder of the copy: --fix OUT")
+        raise ConfigError(
+            "--template and --overwrite are for --fix", "name the folder of the copy: --fix OUT"
+        )
     loaded, done = load(tokenizer), None
     if fix is None:
         found = examine(loaded, folder_of(tokenizer))
     else:
         done, found = mend(loaded, fix, template, overwrite)
     wrong = problems(found)
-    result: dict[str, Any] = {"tokenizer": tokenizer, "ok": not wrong, "findings": [asdict(each) for each in found]}
+    result: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "ok": not wrong,
+        "findings": [asdict(each) for each in found],
+    }
     if done is not None:
         result |= {"path": str(fix), "changes": done}
         out.say("changed: " + "; ".join(done) if done else "nothing had to be changed")
@@ -74,9 +87,10 @@ def doctor(
 
 def _report(found: list[Finding]) -> str:
     marks = {
-        "ok": (glyph("✓", "ok", sys.stdout), "success"), "warning": ("!", "warning"),
+        "ok": (glyph("✓", "ok", sys.stdout), "success"),
+        "warning": ("!", "warning"),
         "problem": (glyph("✗", "x", sys.stdout), "error"),
-    }  # fmt: skip
+    }
     lines = []
     for each in found:
         mark, style = marks[each.state]
@@ -90,33 +104,46 @@ def template(
     tokenizer: TokenizerArgument,
     messages: Annotated[
         str | None,
-        typer.Argument(help="File with messages or rows, JSON or JSONL; -: stdin. Unset: a sample.", metavar="FILE"),
+        typer.Argument(
+            help="File with messages or rows, JSON or JSONL; -: stdin. Unset: a sample.",
+            metavar="FILE",
+        ),
     ] = None,
     tools: Annotated[
         Path | None, typer.Option("--tools", help="JSON file with a list of tools.", metavar="FILE")
     ] = None,
     generation_prompt: Annotated[
-        bool, typer.Option("--generation-prompt", "-g", help="Show the prompt that an answer would follow.")
+        bool,
+        typer.Option(
+            "--generation-prompt", "-g", help="Show the prompt that an answer would follow."
+        ),
     ] = False,
     use: Annotated[
         str | None,
-        typer.Option("--template", help="A ready template or a Jinja file, instead of its own.", metavar="NAME"),
+        typer.Option(
+            "--template",
+            help="A ready template or a Jinja file, instead of its own.",
+            metavar="NAME",
+        ),
     ] = None,
     all_tokens: Annotated[
-        bool, typer.Option("--all-tokens", help="Mask as without assistant_only_loss: every token is learned.")
+        bool,
+        typer.Option(
+            "--all-tokens", help="Mask as without assistant_only_loss: every token is learned."
+        ),
     ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Render messages with the chat template, and show what training would learn of them.
 
-    Learned tokens stand between ⟦ and ⟧. Quiet output is the text alone. Messages are a JSON list of them, an object
-    with `messages` (and `tools`), or such rows as JSONL.
+    Learned tokens stand between ⟦ and ⟧. Quiet output is the text alone. Messages are a JSON list
+    of them, an object with `messages` (and `tools`), or such rows as JSONL.
 
     Examples:
       chuk tokenizer template ./my-model
       chuk tokenizer template ./my-model chat.json --tools tools.json
-      echo '[{"role": "user", "content": "Hi"}]' | chuk tokenizer template ./my-model - --generation-prompt
+      echo '[{"role": "user", "content": "Hi"}]' | chuk tokenizer template ./my-model -
     """
     from chuk_cli.tokenizer.chats import read_chats, show_masks, show_prompts
 
@@ -149,7 +176,11 @@ def _tools(path: Path | None) -> list[Any] | None:
     except ValueError as error:
         if isinstance(error, DataError | ConfigError):
             raise
-        raise DataError(f"`{path}` is not JSON: {error}", "tools are a JSON list of objects") from None
+        raise DataError(
+            f"`{path}` is not JSON: {error}", "tools are a JSON list of objects"
+        ) from None
     if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
-        raise DataError(f"`{path}` holds no list of tools", 'a tool is {"type": "function", "function": {…}}')
+        raise DataError(
+            f"`{path}` holds no list of tools", 'a tool is {"type": "function", "function": {…}}'
+        )
     return found

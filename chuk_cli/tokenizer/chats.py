@@ -11,12 +11,15 @@ from chuk_lib.utils.text import first_line
 
 
 def read_chats(source: tuple[str, str] | None, tools: list[Any] | None) -> list[Any]:
-    """Records with `messages`, from a text and its name; a sample for None. Raises DataError naming the line."""
+    """Records with `messages`, from a text and its name; a sample for None. Raises DataError naming
+    the line."""
     from chuk_lib.data.tokenizer_doctor.template_checks import CALL, TALK, TOOL
     from chuk_lib.data.types import Record, Source
 
     if source is None:
-        rows: list[Any] = [{"messages": TALK}] if tools is None else [{"messages": CALL, "tools": [TOOL]}]
+        rows: list[Any] = (
+            [{"messages": TALK}] if tools is None else [{"messages": CALL, "tools": [TOOL]}]
+        )
         name = "sample"
     else:
         text, name = source
@@ -25,7 +28,9 @@ def read_chats(source: tuple[str, str] | None, tools: list[Any] | None) -> list[
     for number, row in enumerate(rows, 1):
         where = Source(name, number, "row")
         if not isinstance(row, dict):
-            raise DataError(f"{where} is no object with `messages`", 'a row is {"messages": [{"role": …}]}')
+            raise DataError(
+                f"{where} is no object with `messages`", 'a row is {"messages": [{"role": …}]}'
+            )
         found.append(Record(row if tools is None else {**row, "tools": tools}, where))
     return found
 
@@ -36,7 +41,11 @@ def _rows(text: str, name: str) -> list[Any]:
         value = json.loads(text)
     except ValueError as error:
         return _lines(text, name, error)
-    if isinstance(value, list) and value and all(isinstance(item, dict) and "role" in item for item in value):
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(item, dict) and "role" in item for item in value)
+    ):
         return [{"messages": value}]
     rows = value if isinstance(value, list) else [value]
     if not rows:
@@ -53,7 +62,9 @@ def _lines(text: str, name: str, whole: ValueError) -> list[Any]:
             row = json.loads(line)
         except ValueError as error:
             reason = whole if number == 1 else error
-            raise DataError(f"`{name}` line {number} is not JSON: {reason}", "messages are JSON or JSONL") from None
+            raise DataError(
+                f"`{name}` line {number} is not JSON: {reason}", "messages are JSON or JSONL"
+            ) from None
         rows.append({"messages": row} if isinstance(row, list) else row)
     if not rows:
         raise DataError(f"`{name}` holds no messages", 'give [{"role": "user", "content": "…"}]')
@@ -68,16 +79,23 @@ def show_masks(out: Out, records: list[Any], tokenizer: Any, assistant_only: boo
     from chuk_lib.data import preview_rows
 
     shown = preview_rows(
-        records, tokenizer, rows=len(records), max_length=None, assistant_only_loss=assistant_only,
+        records,
+        tokenizer,
+        rows=len(records),
+        max_length=None,
+        assistant_only_loss=assistant_only,
         completion_only_loss=None,
-    )  # fmt: skip
+    )
     texts = ["".join(part.text for part in row.fragments) for row in shown]
     result = [{**asdict(row), "text": text} for row, text in zip(shown, texts, strict=True)]
-    out.result(result[0] if len(result) == 1 else result, human=draw_rows(shown).rstrip("\n"), quiet=texts)
+    out.result(
+        result[0] if len(result) == 1 else result, human=draw_rows(shown).rstrip("\n"), quiet=texts
+    )
 
 
 def show_prompts(out: Out, records: list[Any], tokenizer: Any) -> None:
-    """The prompt that the model would continue: messages up to the last that the assistant did not write."""
+    """The prompt that the model would continue: messages up to the last that the assistant did not
+    write."""
     from chuk_lib.data import messages as chat
     from chuk_lib.data.tokenizers import templates
     from chuk_lib.data.tokenizers.encoder import Encoder
@@ -94,7 +112,11 @@ def show_prompts(out: Out, records: list[Any], tokenizer: Any) -> None:
             texts.append(encoder.render(said, record.columns.get("tools"), prompt=True))
         except templates.ERRORS as error:
             reason = first_line(error)
-            raise DataError(f"{record.source}: the chat template refuses this conversation: {reason}") from None
+            raise DataError(
+                f"{record.source}: the chat template refuses this conversation: {reason}"
+            ) from None
     ids = [encoder.encode([text], special=False)[0].ids for text in texts]
-    result = [{"text": text, "ids": row, "tokens": len(row)} for text, row in zip(texts, ids, strict=True)]
+    result = [
+        {"text": text, "ids": row, "tokens": len(row)} for text, row in zip(texts, ids, strict=True)
+    ]
     out.result(result[0] if len(result) == 1 else result, human="\n".join(texts), quiet=texts)

@@ -11,7 +11,14 @@ import typer
 
 from chuk_cli.options import JsonOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out, make_table
-from chuk_cli.tokenizer.options import DataOption, FieldOption, RowsOption, TokenizerArgument, load, texts
+from chuk_cli.tokenizer.options import (
+    DataOption,
+    FieldOption,
+    RowsOption,
+    TokenizerArgument,
+    load,
+    texts,
+)
 from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +26,9 @@ if TYPE_CHECKING:
     from chuk_lib.data.tokenizers.measure import TokenCounts
 
 
-def info(tokenizer: TokenizerArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
+def info(
+    tokenizer: TokenizerArgument, json: JsonOption = False, quiet: QuietOption = False
+) -> None:
     """Show kind, size, special tokens, chat template and fingerprints of a tokenizer.
 
     Examples:
@@ -55,22 +64,37 @@ def _template_line(found: TokenizerInfo) -> str:
         return "none"
     parts = [
         "with generation markers" if found.markers else "no generation markers",
-        "tools" if found.tools else "no tools", "thinking" if found.thinking else "no thinking",
-    ]  # fmt: skip
+        "tools" if found.tools else "no tools",
+        "thinking" if found.thinking else "no thinking",
+    ]
     return f"{'its own' if found.template == 'own' else found.template}: {', '.join(parts)}"
 
 
 def vocab(
     tokenizer: TokenizerArgument,
-    search: Annotated[str | None, typer.Argument(help="Text that tokens must hold.", metavar="SEARCH")] = None,
-    regex: Annotated[bool, typer.Option("--regex", help="The search is a regular expression.")] = False,
+    search: Annotated[
+        str | None, typer.Argument(help="Text that tokens must hold.", metavar="SEARCH")
+    ] = None,
+    regex: Annotated[
+        bool, typer.Option("--regex", help="The search is a regular expression.")
+    ] = False,
     special: Annotated[bool, typer.Option("--special", help="Special tokens only.")] = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", help="Tokens to show; 0: all.", min=0)] = 50,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", help="Tokens to show; 0: all.", min=0)
+    ] = 50,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Export all that are found to this file.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Export all that are found to this file.", metavar="FILE"
+        ),
     ] = None,
     format: Annotated[
-        str, typer.Option("--format", help="Of the export: json, csv, or legacy (chuk's predecessor).", metavar="NAME")
+        str,
+        typer.Option(
+            "--format",
+            help="Of the export: json, csv, or legacy (chuk's predecessor).",
+            metavar="NAME",
+        ),
     ] = "json",
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
@@ -87,7 +111,9 @@ def vocab(
 
     out = Out.of(json, quiet)
     if output is not None and output.exists() and not overwrite:
-        raise ConfigError(f"`{output}` exists", "choose another --output, or replace it with --overwrite")
+        raise ConfigError(
+            f"`{output}` exists", "choose another --output, or replace it with --overwrite"
+        )
     loaded = load(tokenizer)
     entries: Iterator[VocabularyEntry] = facts.vocabulary(loaded)
     if search is not None:
@@ -96,12 +122,16 @@ def vocab(
     if output is not None:
         _write(output, facts.export(loaded, found, format))
         out.result(
-            {"path": str(output), "tokens": len(found)}, human=f"{output}: {len(found):,} tokens", quiet=str(output)
+            {"path": str(output), "tokens": len(found)},
+            human=f"{output}: {len(found):,} tokens",
+            quiet=str(output),
         )
         return
     shown = found[:limit] if limit else found
     table = make_table("", ["id", "token", "text", ""], [_vocab_row(entry) for entry in shown])
-    out.result([asdict(entry) for entry in shown], human=table, quiet=[entry.token for entry in shown])
+    out.result(
+        [asdict(entry) for entry in shown], human=table, quiet=[entry.token for entry in shown]
+    )
     if len(shown) < len(found):
         out.say(f"{len(found) - len(shown):,} more; show them with `--limit 0`")
 
@@ -122,7 +152,9 @@ def _write(path: Path, text: str) -> None:
 def compare(
     first: Annotated[str, typer.Argument(help="A tokenizer.", metavar="TOKENIZER")],
     second: Annotated[str, typer.Argument(help="Another one.", metavar="OTHER")],
-    text: Annotated[list[str] | None, typer.Argument(help="Texts to encode.", metavar="TEXT")] = None,
+    text: Annotated[
+        list[str] | None, typer.Argument(help="Texts to encode.", metavar="TEXT")
+    ] = None,
     data: DataOption = None,
     text_field: FieldOption = None,
     rows: RowsOption = 0,
@@ -131,7 +163,8 @@ def compare(
 ) -> None:
     """Compare two tokenizers on the same text: tokens, bytes a token, unknowns, round trips, speed.
 
-    Quiet output is the number of tokens of each. Speeds of short texts or a busy machine mean little.
+    Quiet output is the number of tokens of each. Speeds of short texts or a busy machine mean
+    little.
 
     Examples:
       chuk tokenizer compare ./my-model ./other "The quick brown fox"
@@ -149,25 +182,41 @@ def compare(
     names, prints = (first, second), [fingerprint(each) for each in loaded]
     result = {
         "tokenizers": [
-            {"tokenizer": name, "fingerprint": print, "vocabulary": len(unwrap(each)), **tally.as_dict()}
+            {
+                "tokenizer": name,
+                "fingerprint": print,
+                "vocabulary": len(unwrap(each)),
+                **tally.as_dict(),
+            }
             for name, print, each, tally in zip(names, prints, loaded, found, strict=True)
         ],
         "same": prints[0] == prints[1],
-    }  # fmt: skip
+    }
     shown = [_pieces(each, text or []) for each in loaded] if text else None
-    out.result(result, human=_comparison(names, result, found, shown), quiet=[str(tally.tokens) for tally in found])
+    out.result(
+        result,
+        human=_comparison(names, result, found, shown),
+        quiet=[str(tally.tokens) for tally in found],
+    )
 
 
 def _pieces(tokenizer: Any, given: list[str]) -> str:
     from chuk_lib.data.tokenizers.protocol import unwrap
 
     hf = unwrap(tokenizer)
-    ids = [token for each in given for token in hf(each, add_special_tokens=False, verbose=False)["input_ids"]]
+    ids = [
+        token
+        for each in given
+        for token in hf(each, add_special_tokens=False, verbose=False)["input_ids"]
+    ]
     return "|".join(hf.decode([token]) for token in ids)
 
 
 def _comparison(
-    names: tuple[str, str], result: dict[str, Any], found: list[TokenCounts], shown: list[str] | None
+    names: tuple[str, str],
+    result: dict[str, Any],
+    found: list[TokenCounts],
+    shown: list[str] | None,
 ) -> Any:
     sizes = [each["vocabulary"] for each in result["tokenizers"]]
     rows: list[list[Any]] = [
@@ -186,10 +235,13 @@ def _comparison(
     return make_table("", ["", *names], rows)
 
 
-def fingerprint(tokenizer: TokenizerArgument, json: JsonOption = False, quiet: QuietOption = False) -> None:
+def fingerprint(
+    tokenizer: TokenizerArgument, json: JsonOption = False, quiet: QuietOption = False
+) -> None:
     """Print a hash of what decides ids: tokenizers with equal hashes give equal ids.
 
-    It covers vocabulary, merges, normalization and added tokens, not the chat template, whose hash --json adds.
+    It covers vocabulary, merges, normalization and added tokens, not the chat template, whose hash
+    --json adds.
 
     Examples:
       chuk tokenizer fingerprint ./my-model
@@ -200,7 +252,9 @@ def fingerprint(tokenizer: TokenizerArgument, json: JsonOption = False, quiet: Q
     out = Out.of(json, quiet)
     loaded = load(tokenizer)
     found, of_template = tokenizers.fingerprint(loaded), tokenizers.template_fingerprint(loaded)
-    out.result({"fingerprint": found, "template_fingerprint": of_template}, human=found, quiet=found)
+    out.result(
+        {"fingerprint": found, "template_fingerprint": of_template}, human=found, quiet=found
+    )
 
 
 def bench(
@@ -208,11 +262,14 @@ def bench(
     data: DataOption = None,
     text_field: FieldOption = None,
     rows: RowsOption = 1000,
-    seconds: Annotated[float, typer.Option("--seconds", help="How long to measure.", min=0.1)] = 3.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", help="How long to measure.", min=0.1)
+    ] = 3.0,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure how fast a tokenizer encodes and decodes. Without --data it reads a few lines many times.
+    """Measure how fast a tokenizer encodes and decodes. Without --data it reads a few lines many
+    times.
 
     Quiet output is the speed of encoding many texts at once, in MB/s.
 
@@ -225,11 +282,18 @@ def bench(
 
     out = Out.of(json, quiet)
     loaded = load(tokenizer)
-    given = texts(data, text_field, rows) if data else (" ".join(TEXTS) * 4 for _ in range(rows or 1000))
+    given = (
+        texts(data, text_field, rows)
+        if data
+        else (" ".join(TEXTS) * 4 for _ in range(rows or 1000))
+    )
     with out.status(f"encoding for about {seconds:g} seconds"):
         speed = measure.bench(loaded, given, seconds)
     lines = {
-        "texts at once": f"{speed.batch_megabytes_per_second:.2f} MB/s, {speed.batch_tokens_per_second:,.0f} tokens/s",
+        "texts at once": (
+            f"{speed.batch_megabytes_per_second:.2f} MB/s, {speed.batch_tokens_per_second:,.0f}"
+            " tokens/s"
+        ),
         "one by one": f"{speed.single_megabytes_per_second:.2f} MB/s",
         "decoding": f"{speed.decode_tokens_per_second:,.0f} tokens/s",
         "measured on": f"{speed.megabytes:.3f} MB, {speed.tokens:,} tokens",

@@ -13,23 +13,36 @@ from chuk_lib.errors import ConfigError, DataError
 
 TokenizerArgument = Annotated[
     str,
-    typer.Argument(help="A model, run or tokenizer folder, a tokenizer.json, or a cached hub id.", metavar="TOKENIZER"),
+    typer.Argument(
+        help="A model, run or tokenizer folder, a tokenizer.json, or a cached hub id.",
+        metavar="TOKENIZER",
+    ),
 ]
 DataOption = Annotated[
     str | None,
-    typer.Option("--data", "-d", help="Data: a file, a folder, a hub dataset id, or - for stdin.", metavar="DATA"),
+    typer.Option(
+        "--data",
+        "-d",
+        help="Data: a file, a folder, a hub dataset id, or - for stdin.",
+        metavar="DATA",
+    ),
 ]
 FieldOption = Annotated[
-    str | None, typer.Option("--text-field", help="Column to take text from. Unset: all text.", metavar="NAME")
+    str | None,
+    typer.Option("--text-field", help="Column to take text from. Unset: all text.", metavar="NAME"),
 ]
-RowsOption = Annotated[int, typer.Option("--rows", "-n", help="Read this many texts at most; 0: all.", min=0)]
+RowsOption = Annotated[
+    int, typer.Option("--rows", "-n", help="Read this many texts at most; 0: all.", min=0)
+]
 FileOption = Annotated[
-    Path | None, typer.Option("--file", "-f", help="Read from this file instead; - is stdin.", metavar="FILE")
+    Path | None,
+    typer.Option("--file", "-f", help="Read from this file instead; - is stdin.", metavar="FILE"),
 ]
 
 
 def load(source: str) -> Any:
-    """The tokenizer that a name stands for: files here, or in the hub's cache; nothing is fetched."""
+    """The tokenizer that a name stands for: files here, or in the hub's cache; nothing is
+    fetched."""
     from chuk_lib.data.tokenizers.loader import load_tokenizer
 
     path = Path(source).expanduser()
@@ -49,7 +62,8 @@ def folder_of(source: str) -> Path:
 
 
 def given_text(words: Sequence[str] | None, file: Path | None) -> list[str]:
-    """The texts on the command line, or the one in a file or on stdin. Raises ConfigError when there is none."""
+    """The texts on the command line, or the one in a file or on stdin. Raises ConfigError when
+    there is none."""
     if words and file is not None:
         raise ConfigError("text is given both as arguments and with --file", "give one of them")
     if words and list(words) != ["-"]:
@@ -58,7 +72,8 @@ def given_text(words: Sequence[str] | None, file: Path | None) -> list[str]:
         return [_decoded(_bytes_of(file), str(file))]
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError(
-            "there is no text", 'give text as an argument, with --file, or pipe it in: echo "Hi" | chuk …'
+            "there is no text",
+            'give text as an argument, with --file, or pipe it in: echo "Hi" | chuk …',
         )
     return [_decoded(sys.stdin.buffer.read(), "stdin")]
 

@@ -18,19 +18,29 @@ from chuk_lib.utils.text import shorten
 
 def encode(
     tokenizer: TokenizerArgument,
-    text: Annotated[list[str] | None, typer.Argument(help="Texts; none or -: read stdin.", metavar="TEXT")] = None,
+    text: Annotated[
+        list[str] | None, typer.Argument(help="Texts; none or -: read stdin.", metavar="TEXT")
+    ] = None,
     file: FileOption = None,
-    lines: Annotated[bool, typer.Option("--lines", help="Each line of the input is a text of its own.")] = False,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Each line of the input is a text of its own.")
+    ] = False,
     special: Annotated[
-        bool, typer.Option("--special/--no-special", help="Add what the tokenizer adds to plain text (BOS).")
+        bool,
+        typer.Option(
+            "--special/--no-special", help="Add what the tokenizer adds to plain text (BOS)."
+        ),
     ] = True,
-    tokens: Annotated[bool, typer.Option("--tokens", "-t", help="Show each token with its id and text.")] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", "-t", help="Show each token with its id and text.")
+    ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Turn text into token ids: one line of ids a text.
 
-    With --json, each text gives an object with `text`, `ids` and `tokens`; with --lines one such object a line.
+    With --json, each text gives an object with `text`, `ids` and `tokens`; with --lines one such
+    object a line.
 
     Examples:
       chuk tokenizer encode ./my-model "Hello, world!"
@@ -65,22 +75,28 @@ def _token_table(tokenizer: Any, rows: list[dict[str, Any]]) -> Any:
 
     hf = unwrap(tokenizer)
     pairs = [pair for row in rows for pair in zip(row["ids"], row["tokens"], strict=True)]
-    return make_table("", ["id", "token", "text"], [[str(i), token, repr(hf.decode([i]))] for i, token in pairs])
+    return make_table(
+        "", ["id", "token", "text"], [[str(i), token, repr(hf.decode([i]))] for i, token in pairs]
+    )
 
 
 def decode(
     tokenizer: TokenizerArgument,
-    ids: Annotated[list[str] | None, typer.Argument(help="Ids; none or -: read stdin.", metavar="IDS")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="Ids; none or -: read stdin.", metavar="IDS")
+    ] = None,
     file: FileOption = None,
     skip_special: Annotated[
-        bool, typer.Option("--skip-special/--keep-special", help="Leave special tokens out of the text.")
+        bool,
+        typer.Option("--skip-special/--keep-special", help="Leave special tokens out of the text."),
     ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Turn token ids into text: ids as arguments, or one row of ids a line on stdin or in a file.
 
-    A line holds numbers, a JSON list, or a JSON object with `ids` or `input_ids`, as `encode --json` writes it.
+    A line holds numbers, a JSON list, or a JSON object with `ids` or `input_ids`, as `encode
+    --json` writes it.
 
     Examples:
       chuk tokenizer decode ./my-model 72 101 108 108 111
@@ -90,7 +106,10 @@ def decode(
     out = Out.of(json, quiet)
     rows = list(_rows(" ".join(ids) if ids and ids != ["-"] else given_text(None, file)[0]))
     loaded = load(tokenizer)
-    found = [{"ids": row, "text": _decoded(loaded, row, number, skip_special)} for number, row in enumerate(rows, 1)]
+    found = [
+        {"ids": row, "text": _decoded(loaded, row, number, skip_special)}
+        for number, row in enumerate(rows, 1)
+    ]
     texts = [str(each["text"]) for each in found]
     out.result(found[0] if len(found) == 1 else found, human="\n".join(texts), quiet=texts)
 
@@ -123,5 +142,8 @@ def _decoded(tokenizer: Any, ids: list[int], number: int, skip: bool) -> str:
     hf = unwrap(tokenizer)
     wrong = next((token for token in ids if not 0 <= token < len(hf)), None)
     if wrong is not None:
-        raise DataError(f"row {number}: {wrong} is not one of the tokenizer's {len(hf):,} ids", "check the tokenizer")
+        raise DataError(
+            f"row {number}: {wrong} is not one of the tokenizer's {len(hf):,} ids",
+            "check the tokenizer",
+        )
     return str(hf.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False))

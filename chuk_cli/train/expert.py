@@ -28,11 +28,12 @@ def ppo(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Reinforcement learning with a value function: PPO of an expert, a small policy that is no language model.
+    """Reinforcement learning with a value function: PPO of an expert, a small policy that is no
+    language model.
 
-    It learns in copies of a Gymnasium environment, with a memory (gru, lstm) or without (mlp); the best checkpoint is
-    that of the highest mean of greedy episodes. Prints the run directory. Ctrl-C finishes the step and saves; a second
-    one quits at once.
+    It learns in copies of a Gymnasium environment, with a memory (gru, lstm) or without (mlp); the
+    best checkpoint is that of the highest mean of greedy episodes. Prints the run directory. Ctrl-C
+    finishes the step and saves; a second one quits at once.
 
     Examples:
       chuk train ppo --expert gru --env gym:CartPole-v1
@@ -49,7 +50,11 @@ def ppo(
         from chuk_lib.experts.trainer import train_expert
 
         return train_expert(
-            settings.value, origins=settings.origins, sinks=sinks, should_stop=should_stop, overwrite=overwrite
+            settings.value,
+            origins=settings.origins,
+            sinks=sinks,
+            should_stop=should_stop,
+            overwrite=overwrite,
         )
 
     watch(out, train)
@@ -72,13 +77,23 @@ def _lines(plan: ExpertPlan) -> Iterator[str]:
 def _facts(plan: ExpertPlan) -> Iterator[tuple[str, str]]:
     config, sizes = plan.config, plan.sizes
     rollout = config.num_envs * config.num_steps
-    acts = f"one of {sizes.num_actions}" if sizes.discrete_actions else f"{sizes.action_dim} numbers between bounds"
+    acts = (
+        f"one of {sizes.num_actions}"
+        if sizes.discrete_actions
+        else f"{sizes.action_dim} numbers between bounds"
+    )
     yield "run directory", plan.output
     yield "device", f"{plan.device}, gradients in {'NumPy' if plan.backend == 'numpy' else 'MLX'}"
     yield "expert", f"{config.expert}, {count(plan.parameters)} parameters"
     yield "environment", f"{config.env}: {sizes.obs_dim} numbers seen, {acts} done"
     yield (
         "steps",
-        f"{config.steps:,} rollouts of {config.num_envs} × {config.num_steps}: {config.steps * rollout:,} steps",
+        (
+            f"{config.steps:,} rollouts of {config.num_envs} × {config.num_steps}:"
+            f" {config.steps * rollout:,} steps"
+        ),
     )
-    yield "update", f"{config.updates_per_step} a rollout, of {rollout // config.num_mini_batches} steps each"
+    yield (
+        "update",
+        f"{config.updates_per_step} a rollout, of {rollout // config.num_mini_batches} steps each",
+    )

@@ -19,7 +19,10 @@ from chuk_lib.training.online.grpo_config import GRPOConfig, trl_values
 PresetOption = Annotated[
     str | None,
     typer.Option(
-        "--preset", metavar="NAME", help="trl: TRL 1.16's defaults where chuk has others.", autocompletion=words("trl")
+        "--preset",
+        metavar="NAME",
+        help="trl: TRL 1.16's defaults where chuk has others.",
+        autocompletion=words("trl"),
     ),
 ]
 
@@ -36,21 +39,25 @@ def grpo(
 ) -> None:
     """Reinforcement learning: completions of each prompt are compared with each other by rewards.
 
-    Data: rows with `prompt` (text or messages) and the columns that rewards need, such as `answer`; rows for
-    supervised fine-tuning do too. RLOO and REINFORCE++ by --advantage-estimator, other losses by --loss-type. Prints
-    the run directory. Ctrl-C finishes the step and saves; a second one quits at once.
+    Data: rows with `prompt` (text or messages) and the columns that rewards need, such as `answer`;
+    rows for supervised fine-tuning do too. RLOO and REINFORCE++ by --advantage-estimator, other
+    losses by --loss-type. Prints the run directory. Ctrl-C finishes the step and saves; a second
+    one quits at once.
 
     Examples:
       chuk train grpo --model my-model --data sums.jsonl --reward exact_match --max-steps 100
-      chuk train grpo --model Qwen/Qwen3-0.6B --data math.jsonl --reward numeric --reward format=0.2 --lora
+      chuk train grpo -m Qwen/Qwen3-0.6B -d math.jsonl --reward numeric --reward format=0.2 --lora
       chuk train grpo --model my-model --data prompts.jsonl --reward rewards.py:brevity --dry-run
       chuk train grpo --model my-model --data sums.jsonl --reward numeric --preset trl
     """
-    run_or_plan(Out.of(json, quiet), "grpo", with_preset(settings, preset), reward, dry_run, overwrite)
+    run_or_plan(
+        Out.of(json, quiet), "grpo", with_preset(settings, preset), reward, dry_run, overwrite
+    )
 
 
 def with_preset(settings: Resolved[GRPOConfig], preset: str | None) -> Resolved[GRPOConfig]:
-    """The settings with TRL's values where nobody gave one. Raises ConfigError for an unknown preset."""
+    """The settings with TRL's values where nobody gave one. Raises ConfigError for an unknown
+    preset."""
     if preset is None:
         return settings
     if preset != "trl":

@@ -22,15 +22,26 @@ if TYPE_CHECKING:
 RewardOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--reward", "-r", metavar="NAME", rich_help_panel="Rewards", autocompletion=rewards,
-        help="What completions are worth: NAME[:args][=weight] or file.py:function[=weight]; repeat it. "
-        "Setting `rewards`.",
+        "--reward",
+        "-r",
+        metavar="NAME",
+        rich_help_panel="Rewards",
+        autocompletion=rewards,
+        help=(
+            "What completions are worth: NAME[:args][=weight] or file.py:function[=weight]; repeat"
+            " it. Setting `rewards`."
+        ),
     ),
-]  # fmt: skip
+]
 
 
 def run_or_plan(
-    out: Out, algorithm: str, settings: Resolved[Any], reward: list[str] | None, dry_run: bool, overwrite: bool
+    out: Out,
+    algorithm: str,
+    settings: Resolved[Any],
+    reward: list[str] | None,
+    dry_run: bool,
+    overwrite: bool,
 ) -> None:
     """Train with `algorithm`, or print what the run would be; then nothing is written."""
     settings = _with_rewards(settings, reward)
@@ -49,7 +60,9 @@ def _with_rewards(settings: Resolved[Any], reward: list[str] | None) -> Resolved
     """The settings with the rewards that were typed, which replace those of files."""
     if not reward:
         return settings
-    return Resolved(replace(settings.value, rewards=tuple(reward)), settings.origins | {"rewards": "--reward"})
+    return Resolved(
+        replace(settings.value, rewards=tuple(reward)), settings.origins | {"rewards": "--reward"}
+    )
 
 
 def _lines(plan: DryRun) -> Iterator[str]:
@@ -76,10 +89,19 @@ def _facts(plan: DryRun) -> Iterator[tuple[str, str]]:
     yield from heading(plan)
     dropped = f", {report.dropped:,} left out" if report.dropped else ""
     yield "prompts", f"{report.kept:,}{dropped}; up to {report.longest:,} tokens"
-    yield "rewards", ", ".join(name if weight == 1 else f"{name} × {weight:g}" for name, weight in weights)
+    yield (
+        "rewards",
+        ", ".join(name if weight == 1 else f"{name} × {weight:g}" for name, weight in weights),
+    )
     yield "steps", f"{plan.steps:,} ({plan.epochs:.2f} epochs)"
     group, prompts = config.num_generations, plan.prompts_per_step
     updates = "1 update" if plan.updates_per_step == 1 else f"{plan.updates_per_step} updates"
-    yield "step", f"{prompts} prompts × {group} = {plan.completions_per_step} completions, {updates}"
+    yield (
+        "step",
+        f"{prompts} prompts × {group} = {plan.completions_per_step} completions, {updates}",
+    )
     yield "time, memory", "not estimated: they depend on how long the completions get"
-    yield "completions", f"up to {config.max_completion_length:,} tokens, temperature {config.temperature:g}"
+    yield (
+        "completions",
+        f"up to {config.max_completion_length:,} tokens, temperature {config.temperature:g}",
+    )

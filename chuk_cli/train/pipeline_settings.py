@@ -1,4 +1,5 @@
-"""The options of `chuk train pipeline`: those that all trainers share, each for every stage that knows the setting."""
+"""The options of `chuk train pipeline`: those that all trainers share, each for every stage that
+knows the setting."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Given:
-    """What stood on the command line: files, `--set` texts, and the flags that were typed, by setting."""
+    """What stood on the command line: files, `--set` texts, and the flags that were typed, by
+    setting."""
 
     files: Sequence[Path]
     overrides: Sequence[str]
@@ -35,19 +37,23 @@ class Given:
 
 
 def with_shared_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the settings that all trainers share as options. Its parameter `settings` receives a `Given`."""
+    """Give a command the settings that all trainers share as options. Its parameter `settings`
+    receives a `Given`."""
 
     def with_options(ctx: typer.Context, **given: Any) -> Any:
         flags = {name: given.pop(name) for name in flagged(TrainerConfig)}
         files, overrides = given.pop("config") or [], given.pop("set_values") or []
-        typed = {name: value for name, value in flags.items() if was_typed(ctx, name)} | ctx.meta.get(FLAGS, {})
+        typed = {
+            name: value for name, value in flags.items() if was_typed(ctx, name)
+        } | ctx.meta.get(FLAGS, {})
         return command(settings=Given(files, overrides, typed), **given)
 
     return dressed(with_options, command, TrainerConfig, _all_names)
 
 
 def _all_names() -> dict[str, Setting]:
-    """The settings of all kinds of stages, by every name: `beta` is DPO's own rather than an alias of PPO's."""
+    """The settings of all kinds of stages, by every name: `beta` is DPO's own rather than an alias
+    of PPO's."""
     from chuk_lib.training.pipeline.config import kinds, settings_class
 
     classes = [*map(settings_class, kinds()), TrainerConfig]
@@ -56,7 +62,8 @@ def _all_names() -> dict[str, Setting]:
 
 
 def to_pipeline(given: Given, stages: str | None, rewards: Sequence[str] | None = None) -> Pipeline:
-    """The pipeline that is meant: `--stages`, else those of a file, else those that the folder was begun with.
+    """The pipeline that is meant: `--stages`, else those of a file, else those that the folder was
+    begun with.
 
     Raises ConfigError that names the option, file and line, or variable.
     """
@@ -75,7 +82,9 @@ def to_pipeline(given: Given, stages: str | None, rewards: Sequence[str] | None 
         specs, model = _begun(Path(given.output))
     if not specs:
         raise ConfigError(
-            "no stages given", "add `--stages sft,dpo,eval`, `stages:` in a --config file, or the --output to go on in"
+            "no stages given",
+            "add `--stages sft,dpo,eval`, `stages:` in a --config file, or the --output to go"
+            " on in",
         )
     return make_pipeline(specs, [*model, *shared], _layers(given, specs, rewards))
 
@@ -103,19 +112,28 @@ def _layers(given: Given, specs: Sequence[StageSpec], rewards: Sequence[str] | N
 
     classes = [settings_class(spec.kind) for spec in specs]
     variables = {f"CHUK_{name.upper()}": name for cls in classes for name in settings_of(cls)}
-    layers = [Layer(key, {name: os.environ[key]}) for key, name in variables.items() if os.environ.get(key)]
+    layers = [
+        Layer(key, {name: os.environ[key]})
+        for key, name in variables.items()
+        if os.environ.get(key)
+    ]
     overrides = [Layer("--set", _assignment(text)) for text in given.overrides]
     to_one = [layer for layer in overrides if any("." in key for key in layer.values)]
     known = _all_names()
-    flags = [Layer(flag_name(known[name], value), {name: value}) for name, value in given.flags.items()]
+    flags = [
+        Layer(flag_name(known[name], value), {name: value}) for name, value in given.flags.items()
+    ]
     flags += [Layer("--reward", {"rewards": tuple(rewards)})] if rewards else []
     return [*layers, *(layer for layer in overrides if layer not in to_one), *flags, *to_one]
 
 
 def _assignment(text: str) -> dict[str, str]:
-    """`sft-2.learning-rate=1e-4` as a key and a value; the name of a stage stays as it is written."""
+    """`sft-2.learning-rate=1e-4` as a key and a value; the name of a stage stays as it is
+    written."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"`--set {text}` is not KEY=VALUE", "for example `--set sft.learning_rate=1e-4`")
+        raise ConfigError(
+            f"`--set {text}` is not KEY=VALUE", "for example `--set sft.learning_rate=1e-4`"
+        )
     stage, dot, name = key.strip().rpartition(".")
     return {f"{stage}{dot}{name.replace('-', '_')}": value.strip()}

@@ -11,7 +11,13 @@ from chuk_cli.plan import batch_facts, heading, settings_lines, table, tell_plan
 from chuk_cli.settings import with_settings
 from chuk_cli.train.watching import require, run
 from chuk_lib.config.settings import Resolved, as_dict
-from chuk_lib.training.preference.config import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig
+from chuk_lib.training.preference.config import (
+    CPOConfig,
+    DPOConfig,
+    KTOConfig,
+    ORPOConfig,
+    RewardConfig,
+)
 
 if TYPE_CHECKING:
     from chuk_lib.training.planning.dry_run import DryRun
@@ -30,7 +36,11 @@ def _command(config: type) -> Callable[[Callable[[], None]], Callable[..., Any]]
         ) -> None:
             _run_or_plan(Out.of(json, quiet), named.__name__, settings, dry_run, overwrite)
 
-        command.__name__, command.__qualname__, command.__doc__ = named.__name__, named.__qualname__, named.__doc__
+        command.__name__, command.__qualname__, command.__doc__ = (
+            named.__name__,
+            named.__qualname__,
+            named.__doc__,
+        )
         return with_settings(config)(command)
 
     return decorate
@@ -40,15 +50,16 @@ def _command(config: type) -> Callable[[Callable[[], None]], Callable[..., Any]]
 def dpo() -> None:
     """Learn from pairs of answers, a chosen and a rejected one (DPO).
 
-    Data: rows with `chosen` and `rejected`, text or messages, and `prompt`; without it the prompt is what both begin
-    with. The reference is the model as it was: with --lora nothing is copied. Other losses, alone or together, by
-    --loss-type; ORPO, CPO and SimPO, which need no reference, are `chuk train orpo` and `cpo`; answers with labels in
-    place of pairs `chuk train kto`. Prints the run directory.
+    Data: rows with `chosen` and `rejected`, text or messages, and `prompt`; without it the prompt
+    is what both begin with. The reference is the model as it was: with --lora nothing is copied.
+    Other losses, alone or together, by --loss-type; ORPO, CPO and SimPO, which need no reference,
+    are `chuk train orpo` and `cpo`; answers with labels in place of pairs `chuk train kto`. Prints
+    the run directory.
 
     Examples:
       chuk train dpo --model Qwen/Qwen3-0.6B --data pairs.jsonl --lora
       chuk train dpo --model runs/sft --data pairs.jsonl --beta 0.05 --output runs/dpo
-      chuk train dpo --model my-model --data pairs.jsonl --loss-type sigmoid,bco_pair,sft --loss-weights 0.8,0.2,1
+      chuk train dpo -m my-model -d pairs.jsonl --loss-type sigmoid,sft --loss-weights 0.8,1
       chuk train dpo --model my-model --data pairs.jsonl --dry-run
     """
 
@@ -57,8 +68,8 @@ def dpo() -> None:
 def kto() -> None:
     """Learn from answers that are good or bad on their own (KTO).
 
-    Data: rows with `prompt`, `completion` and `label` (true or false); pairs of `chosen` and `rejected` are taken
-    apart. Prints the run directory.
+    Data: rows with `prompt`, `completion` and `label` (true or false); pairs of `chosen` and
+    `rejected` are taken apart. Prints the run directory.
 
     Examples:
       chuk train kto --model Qwen/Qwen3-0.6B --data feedback.jsonl --lora
@@ -71,8 +82,8 @@ def kto() -> None:
 def orpo() -> None:
     """Learn to answer and to prefer in one go, without a reference (ORPO).
 
-    Data: pairs as for `chuk train dpo`. The chosen rows are learned as in supervised fine-tuning, prompts too. Prints
-    the run directory.
+    Data: pairs as for `chuk train dpo`. The chosen rows are learned as in supervised fine-tuning,
+    prompts too. Prints the run directory.
 
     Examples:
       chuk train orpo --model Qwen/Qwen3-0.6B --data pairs.jsonl --lora
@@ -84,12 +95,12 @@ def orpo() -> None:
 def cpo() -> None:
     """Learn from pairs without a reference (CPO, SimPO, AlphaPO).
 
-    Data: pairs as for `chuk train dpo`. SimPO is --loss-type simpo with --cpo-alpha 0; above 0 the chosen answers are
-    learned as well. Prints the run directory.
+    Data: pairs as for `chuk train dpo`. SimPO is --loss-type simpo with --cpo-alpha 0; above 0 the
+    chosen answers are learned as well. Prints the run directory.
 
     Examples:
       chuk train cpo --model Qwen/Qwen3-0.6B --data pairs.jsonl --lora
-      chuk train cpo --model my-model --data pairs.jsonl --loss-type simpo --cpo-alpha 0 --beta 2 --simpo-gamma 1
+      chuk train cpo -m my-model -d pairs.jsonl --loss-type simpo --cpo-alpha 0 --simpo-gamma 1
     """
 
 
@@ -97,9 +108,9 @@ def cpo() -> None:
 def reward() -> None:
     """Train a reward model on pairs of answers: a score head on a language model.
 
-    Data: pairs as for `chuk train dpo`, maybe with a column `margin`. Checkpoints of full fine-tuning are what
-    `AutoModelForSequenceClassification` of transformers reads, with one label. Prints the run directory, which
-    `chuk train grpo --reward` takes.
+    Data: pairs as for `chuk train dpo`, maybe with a column `margin`. Checkpoints of full
+    fine-tuning are what `AutoModelForSequenceClassification` of transformers reads, with one label.
+    Prints the run directory, which `chuk train grpo --reward` takes.
 
     Examples:
       chuk train reward --model Qwen/Qwen3-0.6B --data pairs.jsonl --output runs/reward
@@ -108,7 +119,9 @@ def reward() -> None:
     """
 
 
-def _run_or_plan(out: Out, algorithm: str, settings: Resolved[Any], dry_run: bool, overwrite: bool) -> None:
+def _run_or_plan(
+    out: Out, algorithm: str, settings: Resolved[Any], dry_run: bool, overwrite: bool
+) -> None:
     """Train with `algorithm`, or print what the run would be; then nothing is written."""
     require(settings.value)
     settings.value.check()
@@ -118,7 +131,9 @@ def _run_or_plan(out: Out, algorithm: str, settings: Resolved[Any], dry_run: boo
     with out.status("dry run: loading model and data"):
         from chuk_lib.training.preference.plan import plan_preferences
 
-        plan = plan_preferences(algorithm, settings.value, origins=settings.origins, overwrite=overwrite)
+        plan = plan_preferences(
+            algorithm, settings.value, origins=settings.origins, overwrite=overwrite
+        )
     tell_plan(out, plan, _lines(plan), plan.steps)
 
 
@@ -138,6 +153,9 @@ def _facts(plan: DryRun) -> Iterator[tuple[str, str]]:
     yield from heading(plan)
     yield "reference", str(plan.reference)
     yield "steps", f"{plan.steps:,} ({plan.epochs:.2f} epochs)"
-    yield "update", f"{config.batch_size} × {config.gradient_accumulation_steps} = {window} rows of data"
+    yield (
+        "update",
+        f"{config.batch_size} × {config.gradient_accumulation_steps} = {window} rows of data",
+    )
     yield from batch_facts(plan, "sequences")
     yield "time, memory", "not estimated"

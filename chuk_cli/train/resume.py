@@ -20,14 +20,20 @@ if TYPE_CHECKING:
 
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
-    max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="New last step.")] = None,
-    num_epochs: Annotated[float | None, typer.Option("--num-epochs", min=0, help="New number of epochs.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option("--max-steps", min=1, help="New last step.")
+    ] = None,
+    num_epochs: Annotated[
+        float | None, typer.Option("--num-epochs", min=0, help="New number of epochs.")
+    ] = None,
     allow_changed: Annotated[
         bool,
         typer.Option(
             "--allow-changed",
             "--allow-changed-data",
-            help="Go on although data, weights, rewards or the order of rows are not what they were.",
+            help=(
+                "Go on although data, weights, rewards or the order of rows are not what they were."
+            ),
         ),
     ] = False,
     json: JsonOption = False,
@@ -40,14 +46,18 @@ def resume(
       chuk train resume runs/first --max-steps 2000
     """
     if (run / "pipeline.json").is_file():
-        _resume_pipeline(Out.of(json, quiet), run, changed=bool(max_steps or num_epochs or allow_changed))
+        _resume_pipeline(
+            Out.of(json, quiet), run, changed=bool(max_steps or num_epochs or allow_changed)
+        )
         return
     given: dict[str, object] = {"max_steps": max_steps, "num_epochs": num_epochs}
     changes = {name: value for name, value in given.items() if value is not None}
 
     def train(sinks: Sequence[Sink], should_stop: Callable[[], bool]) -> RunResult:
         go_on = _goes_on(run)
-        return go_on(run, changes=changes, sinks=sinks, should_stop=should_stop, allow_changed=allow_changed)
+        return go_on(
+            run, changes=changes, sinks=sinks, should_stop=should_stop, allow_changed=allow_changed
+        )
 
     watch(Out.of(json, quiet), train)
 

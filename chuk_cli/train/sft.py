@@ -22,8 +22,8 @@ def sft(
 ) -> None:
     """Supervised fine-tuning on text, prompts with completions, or conversations.
 
-    Prints the run directory. Ctrl-C finishes the step and saves; a second one quits at once. Closing the terminal
-    saves too; under `nohup` the run goes on.
+    Prints the run directory. Ctrl-C finishes the step and saves; a second one quits at once.
+    Closing the terminal saves too; under `nohup` the run goes on.
 
     Examples:
       chuk train sft --model Qwen/Qwen3-0.6B --data train.jsonl --lora

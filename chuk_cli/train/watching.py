@@ -34,9 +34,13 @@ def run(out: Out, algorithm: str, settings: Resolved[Any], overwrite: bool) -> N
         from chuk_lib.training.jobs import train as start
 
         return start(
-            algorithm, settings.value, origins=settings.origins, sinks=sinks, should_stop=should_stop,
+            algorithm,
+            settings.value,
+            origins=settings.origins,
+            sinks=sinks,
+            should_stop=should_stop,
             overwrite=overwrite,
-        )  # fmt: skip
+        )
 
     watch(out, train)
 
@@ -45,11 +49,14 @@ def require(config: TrainerConfig) -> None:
     """Raise ConfigError that names the option for what nobody gave."""
     for name, value in (("model", config.model), ("data", config.data)):
         if not value:
-            raise ConfigError(f"no {name} given", f"add `--{name} …`, or `{name}:` to a `--config` file")
+            raise ConfigError(
+                f"no {name} given", f"add `--{name} …`, or `{name}:` to a `--config` file"
+            )
 
 
 def watch(out: Out, train: Train) -> None:
-    """Run a training job under the display that fits the mode, say what came of it, and exit 129 and up if stopped.
+    """Run a training job under the display that fits the mode, say what came of it, and exit 129
+    and up if stopped.
 
     The run does not need those who read along: a terminal or a pipe may close.
     """
@@ -58,7 +65,9 @@ def watch(out: Out, train: Train) -> None:
     board = Board()
     with lasting_stdout():
         with ExitStack() as stack:
-            stop = stack.enter_context(Stop(on_first=lambda: out.say(STOPPING), on_second=lambda: show_cursor()))
+            stop = stack.enter_context(
+                Stop(on_first=lambda: out.say(STOPPING), on_second=lambda: show_cursor())
+            )
             sinks = [board.see, lambda event: arm(stop, event), *displays(out, stack)]
             result = train(sinks, stop)
         _tell_result(out, board, result, stopped=stop() and result.reason == "stopped")
@@ -78,7 +87,10 @@ def _tell_result(out: Out, board: Board, result: RunResult, stopped: bool) -> No
     elif board.about.get("algorithm") == EXPERT:
         out.say(f"next: `chuk experts run {shlex.quote(nearest(result.run_dir))}`")
     elif board.about.get("algorithm") == "reward":
-        out.say(f"next: `chuk train grpo --reward reward_model:path={shlex.quote(nearest(result.run_dir))} …`")
+        out.say(
+            "next: `chuk train grpo --reward"
+            f" reward_model:path={shlex.quote(nearest(result.run_dir))} …`"
+        )
     else:
         out.say(f"next: `{_next_command(board, result)}`")
     _print_path(out, result)
@@ -118,7 +130,8 @@ def displays(out: Out, stack: ExitStack) -> list[Sink]:
 
 
 def _summary(board: Board) -> str:
-    """The losses and the pace; how it ended and how long it took stand in the display's last line."""
+    """The losses and the pace; how it ended and how long it took stand in the display's last
+    line."""
     speed = board.latest.get("tokens_per_second")
     parts = [f"{board.watched} {humanize.number(board.line[-1][1])}"] if board.line else []
     parts += [f"eval {board.watched} {humanize.number(board.evals[-1][1])}"] if board.evals else []
@@ -132,8 +145,14 @@ def _summary(board: Board) -> str:
 def _next_command(board: Board, result: RunResult) -> str:
     """The command that tries the model out, with the last sample's prompt when it is short."""
     sampled = (board.sample or {}).get("prompt", "")
-    prompt = sampled if 0 < len(sampled) <= 60 and "\n" not in sampled and "`" not in sampled else "Hello"
-    return f"chuk infer --model {shlex.quote(nearest(result.run_dir))} --prompt {shlex.quote(prompt)}"
+    prompt = (
+        sampled
+        if 0 < len(sampled) <= 60 and "\n" not in sampled and "`" not in sampled
+        else "Hello"
+    )
+    return (
+        f"chuk infer --model {shlex.quote(nearest(result.run_dir))} --prompt {shlex.quote(prompt)}"
+    )
 
 
 def nearest(path: Path) -> str:

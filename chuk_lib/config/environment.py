@@ -1,4 +1,5 @@
-"""Which `CHUK_…` variables mean something: one for each setting (`CHUK_LEARNING_RATE`), and those below."""
+"""Which `CHUK_…` variables mean something: one for each setting (`CHUK_LEARNING_RATE`), and those
+below."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ VARIABLES = {
     "CHUK_CACHE": "the folder for compiled GPU kernels",
     "CHUK_CPU_MATH": "off leaves all computing on a CPU to MLX",
     "CHUK_DEVICE": "cpu or gpu: where to compute, whatever MLX would choose",
-    "CHUK_PRETEND_METAL": "for tests: a Mac of so many GB, `16` or `16:M2`, stands in for this machine's device",
+    "CHUK_PRETEND_METAL": (
+        "for tests: a Mac of so many GB, `16` or `16:M2`, stands in for this machine's device"
+    ),
     "CHUK_DEBUG": "1 shows the traceback of an explained failure",
     "CHUK_KEEP_PEFT": "the folder where tests leave adapters for PEFT to read",
     "CHUK_PARITY": "the folder of numbers that tests compare with",
@@ -23,15 +26,24 @@ VARIABLES = {
 """Variables that are no settings, with what they say."""
 
 
-def refuse_unknown(environment: Mapping[str, str], of_settings: Callable[[], Iterable[str]]) -> None:
-    """Raise ConfigError for a variable that begins with `CHUK_` and means nothing, with the nearest that does.
-    `of_settings` gives the variables of all settings; it is asked only where it matters."""
+def refuse_unknown(
+    environment: Mapping[str, str], of_settings: Callable[[], Iterable[str]]
+) -> None:
+    """Raise ConfigError for a variable that begins with `CHUK_` and means nothing, with the nearest
+    that does. `of_settings` gives the variables of all settings; it is asked only where it matters.
+    """
     strange = [name for name, value in environment.items() if name.startswith("CHUK_") and value]
     strange = [name for name in strange if name not in VARIABLES]
     if not strange:
         return
     known = {*VARIABLES, *of_settings()}
     for name in sorted(set(strange) - known):
-        near = difflib.get_close_matches(name[5:], sorted(variable[5:] for variable in known), n=1, cutoff=0.7)
-        hint = f"did you mean `CHUK_{near[0]}`?" if near else "unset it; `CHUK_SEED=1` sets the setting `seed`"
+        near = difflib.get_close_matches(
+            name[5:], sorted(variable[5:] for variable in known), n=1, cutoff=0.7
+        )
+        hint = (
+            f"did you mean `CHUK_{near[0]}`?"
+            if near
+            else "unset it; `CHUK_SEED=1` sets the setting `seed`"
+        )
         raise ConfigError(f"the variable `{name}` means nothing", hint)

@@ -1,4 +1,5 @@
-"""The settings files that come with chuk: `shipped/` here, in a checkout a link to `training_config/`."""
+"""The settings files that come with chuk: `shipped/` here, in a checkout a link to
+`training_config/`."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def shipped() -> list[Shipped]:
 
 
 def find(name: str) -> Path:
-    """A file by path, else one that comes with chuk, with or without `.yaml`. Raises ConfigError with a suggestion."""
+    """A file by path, else one that comes with chuk, with or without `.yaml`. Raises ConfigError
+    with a suggestion."""
     path = Path(name)
     if path.is_file():
         return path
@@ -41,13 +43,18 @@ def find(name: str) -> Path:
             return known[candidate]
     bare = [item.removesuffix(".yaml") for item in known]
     near = difflib.get_close_matches(name.removesuffix(".yaml"), bare, n=1, cutoff=0.7)
-    hint = f"did you mean `{near[0]}`?" if near else "`chuk config ls` lists the files that come with chuk"
+    hint = (
+        f"did you mean `{near[0]}`?"
+        if near
+        else "`chuk config ls` lists the files that come with chuk"
+    )
     raise ConfigError(f"`{name}` is neither a file nor a name of one that comes with chuk", hint)
 
 
 def algorithm_of(path: Path) -> str:
-    """The training command that a file is for, as its first comment lines say it (`chuk train dpo --config …`), or as
-    another tool's form does (`rl: dpo`); else sft, also for what cannot be read."""
+    """The training command that a file is for, as its first comment lines say it (`chuk train dpo
+    --config …`), or as another tool's form does (`rl: dpo`); else sft, also for what cannot be
+    read."""
     from chuk_lib.config.forms import command_of
 
     comments: list[str] = []
@@ -67,8 +74,8 @@ def _about(path: Path) -> str:
 
 
 def write(path: Path, text: str, overwrite: bool = False) -> Path:
-    """Write a file whole or not at all. Raises ConfigError when it exists and may not be replaced, or cannot be
-    written."""
+    """Write a file whole or not at all. Raises ConfigError when it exists and may not be replaced,
+    or cannot be written."""
     if path.exists() and not overwrite:
         raise ConfigError(f"`{path}` exists", "choose another name, or replace it with --overwrite")
     try:

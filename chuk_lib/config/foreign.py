@@ -1,22 +1,34 @@
-"""Names of other tools' settings (TRL, transformers, mlx-lm, axolotl) that are no setting here, and what to do."""
+"""Names of other tools' settings (TRL, transformers, mlx-lm, axolotl) that are no setting here, and
+what to do."""
 
 from __future__ import annotations
 
-_CHECKPOINTS = "`checkpoint_interval` says after how many steps a checkpoint is written; the last step is always saved"
+_CHECKPOINTS = (
+    "`checkpoint_interval` says after how many steps a checkpoint is written; the last step is"
+    " always saved"
+)
 _EVALUATION = "`eval_steps` says after how many steps the validation data is measured"
-_BEST = "the best step (by evaluation loss or reward) is marked `best` by itself, and used when the run is named"
+_BEST = (
+    "the best step (by evaluation loss or reward) is marked `best` by itself, and used when the run"
+    " is named"
+)
 _QUANTIZED = (
-    "`chuk model quantize --bits 8` makes a model of 8 bits: name that, with `use_lora`; or `load_in_4bit: true`"
+    "`chuk model quantize --bits 8` makes a model of 8 bits: name that, with `use_lora`; or"
+    " `load_in_4bit: true`"
 )
 _UPLOAD = "chuk uploads nothing: `hf upload` takes the run's folder"
 _READING = "leave it out: rows are read while training goes on"
 
 _INSTEAD = {
     "adapter": "`use_lora: true`",
-    "adapter_path": "`output` is where adapters are written; `model` may name adapters to go on with",
+    "adapter_path": (
+        "`output` is where adapters are written; `model` may name adapters to go on with"
+    ),
     "base_model": "`model`",
     "bf16": "`dtype: bfloat16` (unset: what the machine computes well)",
-    "chat_template_kwargs": 'write it in the rows: a column of that name, such as {"enable_thinking": false}',
+    "chat_template_kwargs": (
+        'write it in the rows: a column of that name, such as {"enable_thinking": false}'
+    ),
     "dataloader_num_workers": _READING,
     "dataset_num_proc": _READING,
     "datasets": "`data`",
@@ -26,21 +38,32 @@ _INSTEAD = {
     "evaluation_strategy": _EVALUATION,
     "fine_tune_type": "`use_lora: true` or `false`, and `use_dora: true` for DoRA",
     "fp16": "`dtype: float16`",
-    "generation_kwargs": "`temperature`, `top_p`, `top_k`, `min_p`, `repetition_penalty` and `stop`, each on its own",
+    "generation_kwargs": (
+        "`temperature`, `top_p`, `top_k`, `min_p`, `repetition_penalty` and `stop`, each on its own"
+    ),
     "hub_model_id": _UPLOAD,
-    "label_smoothing_factor": "there is no label smoothing for supervised fine-tuning; leave it out",
+    "label_smoothing_factor": (
+        "there is no label smoothing for supervised fine-tuning; leave it out"
+    ),
     "load_best_model_at_end": _BEST,
     "load_in_8bit": _QUANTIZED,
-    "lora_parameters": "`lora_rank`, `lora_alpha` (mlx-lm's scale times the rank) and `lora_dropout`, each on its own",
+    "lora_parameters": (
+        "`lora_rank`, `lora_alpha` (mlx-lm's scale times the rank) and `lora_dropout`, each on"
+        " its own"
+    ),
     "lora_target_linear": "`lora_target_modules: all-linear`",
     "mask_prompt": "`completion_only_loss: true`, or `assistant_only_loss: true` for conversations",
     "metric_for_best_model": _BEST,
     "micro_batch_size": "`batch_size`",
     "neftune_noise_alpha": "there is no noise on embeddings; leave it out",
     "push_to_hub": _UPLOAD,
-    "resume_adapter_file": "`model` may be a run or a folder of adapters: training goes on with them",
+    "resume_adapter_file": (
+        "`model` may be a run or a folder of adapters: training goes on with them"
+    ),
     "resume_from_checkpoint": "`chuk train resume RUN` goes on with a run",
-    "reward_weights": "`rewards: [exact_match=1, length:max=9=0.5]`: the weight stands behind the name",
+    "reward_weights": (
+        "`rewards: [exact_match=1, length:max=9=0.5]`: the weight stands behind the name"
+    ),
     "run_name": "`output` is the run's folder, and its name",
     "sample_packing": "`packing: true`",
     "save_strategy": _CHECKPOINTS,

@@ -1,8 +1,9 @@
-"""Settings that name files: which they are says their `kind`, and here is all that is done with them.
+"""Settings that name files: which they are says their `kind`, and here is all that is done with
+them.
 
-`path` is a file or folder, `model` one too (or a hub id, or `stage:NAME` in a pipeline), `rewards` a list of rewards
-that may stand in files. A relative path in a settings file means one beside that file where it exists.
-"""
+`path` is a file or folder, `model` one too (or a hub id, or `stage:NAME` in a pipeline), `rewards`
+a list of rewards that may stand in files. A relative path in a settings file means one beside that
+file where it exists."""
 
 from __future__ import annotations
 
@@ -25,12 +26,14 @@ def names_of(cls: type, *kinds: str) -> tuple[str, ...]:
 
 
 def beside(file: Path, item: Setting, value: Any) -> Any:
-    """A value of a settings file with its relative paths as seen from here, where what they mean stands beside it."""
+    """A value of a settings file with its relative paths as seen from here, where what they mean
+    stands beside it."""
     return moved(item, value, lambda text: _beside(file, text))
 
 
 def absolute(config: Config) -> Config:
-    """Settings with local paths made absolute, so that they hold from any folder. What does not exist stays."""
+    """Settings with local paths made absolute, so that they hold from any folder. What does not
+    exist stays."""
     return with_paths(config, absolute_path, "path", "model", "rewards")
 
 
@@ -55,7 +58,8 @@ def moved(item: Setting, value: Any, move: Move) -> Any:
 
 
 def reward_paths(specs: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(file, or model of a `reward_model`; which of the two: `file` or `model`) of rewards that stand in one."""
+    """(file, or model of a `reward_model`; which of the two: `file` or `model`) of rewards that
+    stand in one."""
     from chuk_lib.config.reward_spec import parse_spec
 
     for spec in specs:

@@ -3,9 +3,8 @@
     NAME[:key=value,key=value][=weight]          numeric    format=0.2    length:max=200=0.5
     FILE.py:function[:key=value,…][=weight]      rewards.py:brevity=0.1
 
-Every argument has one `=`, so the next one begins the weight. A value that holds `,` or `=` stands in quotes, single or
-double; a quote within is doubled.
-"""
+Every argument has one `=`, so the next one begins the weight. A value that holds `,` or `=` stands
+in quotes, single or double; a quote within is doubled."""
 
 from __future__ import annotations
 
@@ -41,7 +40,9 @@ def parse_spec(text: str) -> RewardSpec:
         if not name:
             raise ConfigError(f"reward `{text}` names no function", f"write `{file}:function`")
         if not name.isidentifier():
-            raise ConfigError(f"reward `{text}`: `{name}` cannot be a function's name", f"write `{file}:function`")
+            raise ConfigError(
+                f"reward `{text}`: `{name}` cannot be a function's name", f"write `{file}:function`"
+            )
         return _finish(text, name, file, rest)
     plain = _NAME.fullmatch(text.strip())
     if not plain:
@@ -60,7 +61,9 @@ def _arguments(text: str, rest: str) -> tuple[dict[str, str], str]:
     while rest and (rest[0] == ":" if not found else rest[0] == ","):
         key = _KEY.match(rest, 1)
         if not key:
-            raise ConfigError(f"reward `{text}`: `{rest[1:]}` is not `key=value`", f"write {SYNTAX}")
+            raise ConfigError(
+                f"reward `{text}`: `{rest[1:]}` is not `key=value`", f"write {SYNTAX}"
+            )
         value = _VALUE.match(rest, key.end())
         single, double, bare = value.groups() if value else (None, None, "")
         if key[1] in found:

@@ -1,10 +1,9 @@
-"""One definition per setting. A dataclass field made with `setting()` is the YAML key, the flag, the default, the
-help line, the bounds and the origin that `--dry-run` shows.
+"""One definition per setting. A dataclass field made with `setting()` is the YAML key, the flag,
+the default, the help line, the bounds and the origin that `--dry-run` shows.
 
-`resolve` merges layers (defaults < files < environment < --set < flags), converts by declared type (YAML reads
-`1e-5` as text; the type says it is a number), refuses unknown names with a suggestion, and remembers where each
-value came from.
-"""
+`resolve` merges layers (defaults < files < environment < --set < flags), converts by declared type
+(YAML reads `1e-5` as text; the type says it is a number), refuses unknown names with a suggestion,
+and remembers where each value came from."""
 
 from __future__ import annotations
 
@@ -43,7 +42,9 @@ class Setting:
     above: float | None = None
     maximum: float | None = None
     whole_from: float | None = None  # from here on whole numbers only
-    synonyms: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # other tools' values, and ours
+    synonyms: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # other tools' values, and ours
     kind: str = "value"  # path, model or rewards: see `paths`
 
     @property
@@ -73,16 +74,26 @@ def setting(
     synonyms: Mapping[str, Any] | None = None,
     kind: str = "value",
 ) -> Any:
-    """A dataclass field that is a setting. `flag=True` makes `--field-name`; bounds: minimum <= value <= maximum,
-    value > above, and whole numbers from `whole_from` on. `synonyms`: other tools' values (in lower case) for ours.
-    `kind` is path, model or rewards for one that names files."""
+    """A dataclass field that is a setting. `flag=True` makes `--field-name`; bounds: minimum <=
+    value <= maximum, value > above, and whole numbers from `whole_from` on. `synonyms`: other
+    tools' values (in lower case) for ours. `kind` is path, model or rewards for one that names
+    files."""
     if kind not in ("value", "path", "model", "rewards"):
         raise AssertionError(f"a setting of kind {kind}")
     meta = {
-        "help": help, "panel": panel, "flag": flag, "short": short, "aliases": tuple(aliases),
-        "choices": tuple(choices), "minimum": minimum, "above": above, "maximum": maximum,
-        "whole_from": whole_from, "synonyms": synonyms or {}, "kind": kind,
-    }  # fmt: skip
+        "help": help,
+        "panel": panel,
+        "flag": flag,
+        "short": short,
+        "aliases": tuple(aliases),
+        "choices": tuple(choices),
+        "minimum": minimum,
+        "above": above,
+        "maximum": maximum,
+        "whole_from": whole_from,
+        "synonyms": synonyms or {},
+        "kind": kind,
+    }
     return dataclasses.field(default=default, metadata={_META: meta})
 
 
@@ -107,8 +118,9 @@ def settings_of(cls: type) -> dict[str, Setting]:
 
 @dataclass(frozen=True)
 class Layer:
-    """Values from one place. `origin` is shown to the user: a file name, `--set`, or `CHUK_` + name, or the flag.
-    `weak` ones, another tool's defaults, give way to whatever is given, also before them."""
+    """Values from one place. `origin` is shown to the user: a file name, `--set`, or `CHUK_` +
+    name, or the flag. `weak` ones, another tool's defaults, give way to whatever is given, also
+    before them."""
 
     origin: str
     values: Mapping[str, Any]
@@ -117,7 +129,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Resolved(Generic[T]):
-    """A settings object and, for every value, where it came from ("default" when nobody gave it)."""
+    """A settings object and, for every value, where it came from ("default" when nobody gave
+    it)."""
 
     value: T
     origins: dict[str, str]
@@ -125,11 +138,14 @@ class Resolved(Generic[T]):
 
 def spellings(cls: type) -> dict[str, str]:
     """Every accepted name of a setting, those of other tools included, to its own name."""
-    return {name: item.name for item in settings_of(cls).values() for name in (*item.aliases, item.name)}
+    return {
+        name: item.name for item in settings_of(cls).values() for name in (*item.aliases, item.name)
+    }
 
 
 def resolve(cls: type[T], layers: Sequence[Layer]) -> Resolved[T]:
-    """Merge layers, later ones win. Raises ConfigError that names the layer, the setting and the way out."""
+    """Merge layers, later ones win. Raises ConfigError that names the layer, the setting and the
+    way out."""
     known = settings_of(cls)
     names = spellings(cls)
     values: dict[str, Any] = {}
@@ -147,13 +163,20 @@ def resolve(cls: type[T], layers: Sequence[Layer]) -> Resolved[T]:
 def unknown_name(name: str, known: Sequence[str], origin: str) -> ConfigError:
     """The error for a name that does not exist, with the nearest one that does."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    listed = ", ".join(sorted(known)) if len(known) <= 12 else "`chuk config show sft` lists them (dpo, grpo … alike)"
-    hint = instead_of(name) or (f"did you mean `{near[0]}`?" if near else f"known settings: {listed}")
+    listed = (
+        ", ".join(sorted(known))
+        if len(known) <= 12
+        else "`chuk config show sft` lists them (dpo, grpo … alike)"
+    )
+    hint = instead_of(name) or (
+        f"did you mean `{near[0]}`?" if near else f"known settings: {listed}"
+    )
     return ConfigError(f"unknown setting `{name}` in {origin}", hint)
 
 
 def convert(item: Setting, raw: Any, origin: str) -> Any:
-    """A raw value (YAML, environment, command line) as the declared type, inside the declared bounds."""
+    """A raw value (YAML, environment, command line) as the declared type, inside the declared
+    bounds."""
     word = str(raw).strip().lower()
     raw = item.synonyms.get(word, raw) if isinstance(raw, str | int | float) else raw
     if raw is None or (item.optional and isinstance(raw, str) and raw.lower() in ("none", "null")):
@@ -171,7 +194,13 @@ def convert(item: Setting, raw: Any, origin: str) -> Any:
 def _check_bounds(item: Setting, value: Any, origin: str) -> None:
     if item.choices and value not in item.choices:
         near = difflib.get_close_matches(str(value), item.choices, n=1)
-        raise _wrong(item, value, origin, f"should be one of {', '.join(item.choices)}", near[0] if near else None)
+        raise _wrong(
+            item,
+            value,
+            origin,
+            f"should be one of {', '.join(item.choices)}",
+            near[0] if near else None,
+        )
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if not math.isfinite(value):
@@ -203,16 +232,26 @@ def _is_union(declared: Any) -> bool:
 
 def type_name(declared: Any) -> str:
     """A declared type in the words of messages: a whole number, true or false, a list."""
-    names = {int: "a whole number", float: "a number", int | float: "a number", bool: "true or false", str: "text"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        int | float: "a number",
+        bool: "true or false",
+        str: "text",
+    }
     return names.get(declared, "a list")
 
 
 def to_type(declared: Any, raw: Any) -> Any:
-    """A raw value or text as a declared type: bool, int, float, str or a tuple of one of them. Raises TypeError,
-    ValueError or OverflowError for what cannot be one."""
+    """A raw value or text as a declared type: bool, int, float, str or a tuple of one of them.
+    Raises TypeError, ValueError or OverflowError for what cannot be one."""
     if typing.get_origin(declared) in (tuple, list):
         inner = typing.get_args(declared)[0]
-        parts = [part.strip() for part in raw.split(",") if part.strip()] if isinstance(raw, str) else list(raw)
+        parts = (
+            [part.strip() for part in raw.split(",") if part.strip()]
+            if isinstance(raw, str)
+            else list(raw)
+        )
         return tuple(to_type(inner, part) for part in parts)
     if declared is bool:
         return _to_bool(raw)
@@ -233,7 +272,16 @@ def to_type(declared: Any, raw: Any) -> Any:
 def _to_bool(raw: Any) -> bool:
     if isinstance(raw, bool):
         return raw
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    words = {
+        "true": True,
+        "yes": True,
+        "on": True,
+        "1": True,
+        "false": False,
+        "no": False,
+        "off": False,
+        "0": False,
+    }
     return words[str(raw).lower()] if str(raw).lower() in words else _refuse(raw)
 
 
@@ -251,11 +299,16 @@ def _refuse(raw: Any) -> Any:
 def as_dict(config: Any) -> dict[str, Any]:
     """The settings of an object by name: what `config.yaml` holds and `resolve` reads back."""
     values = {name: getattr(config, name) for name in settings_of(type(config))}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }
 
 
 def validate(config: T) -> T:
-    """Check an object that was made in code as `resolve` checks files and flags. Raises ConfigError."""
+    """Check an object that was made in code as `resolve` checks files and flags. Raises
+    ConfigError."""
     known = settings_of(type(config))
-    values = {name: convert(item, getattr(config, name), "given in code") for name, item in known.items()}
+    values = {
+        name: convert(item, getattr(config, name), "given in code") for name, item in known.items()
+    }
     return cast(T, dataclasses.replace(cast(Any, config), **values))

@@ -1,4 +1,5 @@
-"""YAML settings files as entries that know their line. Safe loading only; a key that stands twice is an error."""
+"""YAML settings files as entries that know their line. Safe loading only; a key that stands twice
+is an error."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from chuk_lib.errors import ConfigError
 
 @dataclass(frozen=True)
 class Entry:
-    """A value and the keys that lead to it (`("optimizer", "eps")`), with the line of the last key."""
+    """A value and the keys that lead to it (`("optimizer", "eps")`), with the line of the last
+    key."""
 
     keys: tuple[Any, ...]
     value: Any
@@ -25,8 +27,9 @@ class Entry:
 
 
 def read_entries(path: Path, sections: Collection[str] = ()) -> list[Entry]:
-    """The entries of a YAML mapping. Mappings whose dotted name is among `sections` give their own entries in their
-    place (an empty one counts as None). Raises ConfigError naming file and line."""
+    """The entries of a YAML mapping. Mappings whose dotted name is among `sections` give their own
+    entries in their place (an empty one counts as None). Raises ConfigError naming file and line.
+    """
     import yaml
 
     try:
@@ -40,13 +43,17 @@ def read_entries(path: Path, sections: Collection[str] = ()) -> list[Entry]:
     except yaml.YAMLError as error:
         raise _yaml_error(path, error) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"`{path}` is not UTF-8 text", "`--config` takes a YAML file of settings") from None
+        raise ConfigError(
+            f"`{path}` is not UTF-8 text", "`--config` takes a YAML file of settings"
+        ) from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(f"cannot read `{path}`: {reason}", "check `--config`") from None
 
 
-def _entries(loader: Any, node: Any, above: tuple[Any, ...], path: Path, sections: Collection[str]) -> Iterator[Entry]:
+def _entries(
+    loader: Any, node: Any, above: tuple[Any, ...], path: Path, sections: Collection[str]
+) -> Iterator[Entry]:
     import yaml
 
     seen: dict[str, int] = {}
@@ -54,7 +61,9 @@ def _entries(loader: Any, node: Any, above: tuple[Any, ...], path: Path, section
         line = key_node.start_mark.line + 1
         key = loader.construct_object(key_node, deep=True)
         if seen.setdefault(str(key), line) != line:
-            raise ConfigError(f"`{path}` line {line}: `{key}` is already set in line {seen[str(key)]}", "keep one")
+            raise ConfigError(
+                f"`{path}` line {line}: `{key}` is already set in line {seen[str(key)]}", "keep one"
+            )
         name = ".".join(map(str, (*above, key)))
         if name in sections and isinstance(value_node, yaml.MappingNode):
             yield from _entries(loader, value_node, (*above, key), path, sections)

@@ -19,16 +19,42 @@ if TYPE_CHECKING:
     from chuk_lib.data.types import Batch, Example, Record, Source, Span
 
 _WHERE = {
-    "Batch": "types", "BatchPlan": "batching", "DataReport": "report", "Example": "types", "Record": "types",
-    "Renderer": "rendering", "SFTDataset": "sft_dataset", "Source": "types", "Span": "types",
-    "has_split": "reader", "pack": "packing", "preview_rows": "preview", "read_records": "reader",
-    "PairDataset": "preference_dataset", "PromptDataset": "prompt_dataset", "UnpairedDataset": "preference_dataset",
-}  # fmt: skip
+    "Batch": "types",
+    "BatchPlan": "batching",
+    "DataReport": "report",
+    "Example": "types",
+    "Record": "types",
+    "Renderer": "rendering",
+    "SFTDataset": "sft_dataset",
+    "Source": "types",
+    "Span": "types",
+    "has_split": "reader",
+    "pack": "packing",
+    "preview_rows": "preview",
+    "read_records": "reader",
+    "PairDataset": "preference_dataset",
+    "PromptDataset": "prompt_dataset",
+    "UnpairedDataset": "preference_dataset",
+}
 
 __all__ = [
-    "Batch", "BatchPlan", "DataReport", "Example", "PairDataset", "PromptDataset", "Record", "Renderer", "SFTDataset",
-    "Source", "Span", "UnpairedDataset", "has_split", "pack", "preview_rows", "read_records",
-]  # fmt: skip
+    "Batch",
+    "BatchPlan",
+    "DataReport",
+    "Example",
+    "PairDataset",
+    "PromptDataset",
+    "Record",
+    "Renderer",
+    "SFTDataset",
+    "Source",
+    "Span",
+    "UnpairedDataset",
+    "has_split",
+    "pack",
+    "preview_rows",
+    "read_records",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,16 +22,26 @@ def _input(columns: Mapping[str, Any], source: Source) -> str:
 
 
 def alpaca_wording(columns: Mapping[str, Any], source: Source) -> str:
-    """A row in the wording that Alpaca-trained models know (Taori et al. 2023), up to where the response starts.
-    As LLaMA-Factory words it, `system` takes the place of the first sentences and `history` comes before the
-    question, in the same headings."""
+    """A row in the wording that Alpaca-trained models know (Taori et al. 2023), up to where the
+    response starts. As LLaMA-Factory words it, `system` takes the place of the first sentences and
+    `history` comes before the question, in the same headings."""
     ask, extra = string(columns, "instruction", source), _input(columns, source)
     context = ", paired with an input that provides further context" if extra else ""
     first = conversation.text_of(columns, "system", source) or (
-        f"Below is an instruction that describes a task{context}. Write a response that appropriately completes the "
-        "request."
+        f"Below is an instruction that describes a task{context}. Write a response that"
+        " appropriately completes the request."
     )
     headings = {"user": "### Instruction:\n", "assistant": "### Response:\n"}
-    parts = [first, *(headings[turn["role"]] + turn["content"] for turn in conversation.history(columns, source))]
-    parts += [f"### Instruction:\n{ask}", *([f"### Input:\n{extra}"] if extra else []), "### Response:\n"]
+    parts = [
+        first,
+        *(
+            headings[turn["role"]] + turn["content"]
+            for turn in conversation.history(columns, source)
+        ),
+    ]
+    parts += [
+        f"### Instruction:\n{ask}",
+        *([f"### Input:\n{extra}"] if extra else []),
+        "### Response:\n",
+    ]
     return "\n\n".join(parts)

@@ -1,8 +1,8 @@
 """Rows of Parquet and Arrow files, a few megabytes of them at a time.
 
-Arrow fills in nulls where the structs of one column have different keys, and cannot tell them from nulls that were
-written: inside nested values nulls are left out. An index that pandas wrote by itself is left out too.
-"""
+Arrow fills in nulls where the structs of one column have different keys, and cannot tell them from
+nulls that were written: inside nested values nulls are left out. An index that pandas wrote by
+itself is left out too."""
 
 from __future__ import annotations
 
@@ -25,18 +25,22 @@ _TURNS = ({"role", "content"}, {"from", "value"})
 
 
 def parse_parquet(path: Path, broken: Broken = refuse) -> Iterator[Record]:
-    """The rows of a Parquet file. Raises DataError for one that is damaged, with the last row that could be read."""
+    """The rows of a Parquet file. Raises DataError for one that is damaged, with the last row that
+    could be read."""
     import pyarrow
     import pyarrow.parquet
 
     rows = _Rows(path, "Parquet")
     try:
-        # Without a buffer of its own for each column, and without reading ahead, memory grows with the row group.
+        # Without a buffer of its own for each column, and without reading ahead, memory grows with
+        # the row group.
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
             _check_names(file.schema_arrow, path)
             for group in range(file.num_row_groups):
                 size = rows.batch_rows(file.metadata.row_group(group))
-                for batch in file.iter_batches(batch_size=size, row_groups=[group], use_threads=False):
+                for batch in file.iter_batches(
+                    batch_size=size, row_groups=[group], use_threads=False
+                ):
                     yield from rows.of(batch)
     except DataError:
         raise
@@ -45,7 +49,8 @@ def parse_parquet(path: Path, broken: Broken = refuse) -> Iterator[Record]:
 
 
 def parse_arrow(path: Path, broken: Broken = refuse) -> Iterator[Record]:
-    """The rows of an Arrow file or stream (`.arrow`, `.feather`). Raises DataError for one that is damaged."""
+    """The rows of an Arrow file or stream (`.arrow`, `.feather`). Raises DataError for one that is
+    damaged."""
     import pyarrow
 
     rows = _Rows(path, "Arrow")
@@ -54,11 +59,16 @@ def parse_arrow(path: Path, broken: Broken = refuse) -> Iterator[Record]:
             mark = file.read(len(_MARK))
             file.seek(0)
             if mark.startswith(_FEATHER_1):
-                raise DataError(f"`{path}` is Feather version 1", "write it again: pyarrow.feather.write_feather")
+                raise DataError(
+                    f"`{path}` is Feather version 1",
+                    "write it again: pyarrow.feather.write_feather",
+                )
             is_file = mark == _MARK
             reader = pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
             _check_names(reader.schema, path)
-            batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
+            batches = (
+                map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
+            )
             for batch in batches:
                 yield from rows.sliced(batch)
     except DataError:
@@ -76,7 +86,8 @@ class _Rows:
         self._column = ""
 
     def batch_rows(self, group: Any) -> int:
-        """How many rows of a Parquet row group are read at once. Raises DataError when a row must be too long."""
+        """How many rows of a Parquet row group are read at once. Raises DataError when a row must
+        be too long."""
         average = int(group.total_byte_size) // max(1, group.num_rows)
         if average > LONGEST_LINE:
             raise self._too_long(self._number + 1)
@@ -90,7 +101,8 @@ class _Rows:
             yield from self.of(batch.slice(start, size))
 
     def of(self, batch: Any) -> Iterator[Record]:
-        """The records of a batch. Raises DataError for a row that is too long and a column that is no Python value."""
+        """The records of a batch. Raises DataError for a row that is too long and a column that is
+        no Python value."""
         if batch.nbytes > max(LONGEST_LINE, 2 * _BATCH_BYTES) and len(batch) == 1:
             raise self._too_long(self._number + 1)
         names = [name for name in batch.schema.names if not _is_index(name, batch.schema)]
@@ -113,14 +125,18 @@ class _Rows:
         return DataError(found, "write or download the file again")
 
     def _too_long(self, row: int) -> DataError:
-        found = f"`{self._path}` row {row} or one after it is longer than {LONGEST_LINE // 2**20} MiB"
+        found = (
+            f"`{self._path}` row {row} or one after it is longer than {LONGEST_LINE // 2**20} MiB"
+        )
         return DataError(found, "check the file: no row is that long")
 
 
 def _check_names(schema: Any, path: Path) -> None:
     twice, count = Counter(schema.names).most_common(1)[0] if schema.names else ("", 0)
     if count > 1:
-        raise DataError(f"`{path}` names the column `{twice}` twice", "give each column a name of its own")
+        raise DataError(
+            f"`{path}` names the column `{twice}` twice", "give each column a name of its own"
+        )
 
 
 def _is_index(name: str, schema: Any) -> bool:
@@ -134,7 +150,9 @@ def _values(column: Any) -> list[Any]:
     target = _readable(column.type)
     if target != column.type:
         try:
-            column = column.cast(_readable(column.type, exact=False))  # to microseconds, where nothing is lost
+            column = column.cast(
+                _readable(column.type, exact=False)
+            )  # to microseconds, where nothing is lost
         except pyarrow.ArrowInvalid:
             column = column.cast(target)
     found = [_without_none(value) for value in column.to_pylist(maps_as_pydicts="strict")]
@@ -142,7 +160,8 @@ def _values(column: Any) -> list[Any]:
 
 
 def _readable(kind: Any, exact: bool = True) -> Any:
-    """A type with its nanoseconds, which Python's times do not have, as text, or (`exact=False`) as microseconds."""
+    """A type with its nanoseconds, which Python's times do not have, as text, or (`exact=False`) as
+    microseconds."""
     import pyarrow
 
     if pyarrow.types.is_timestamp(kind) and kind.unit == "ns":
@@ -161,12 +180,16 @@ def _readable(kind: Any, exact: bool = True) -> Any:
 
 
 def _holds_turns(kind: Any) -> bool:
-    """Whether messages stand as a struct of lists, one for roles and one for contents, as `datasets` wrote them."""
+    """Whether messages stand as a struct of lists, one for roles and one for contents, as
+    `datasets` wrote them."""
     import pyarrow
 
     if not pyarrow.types.is_struct(kind):
         return False
-    lists = all(pyarrow.types.is_list(field.type) or pyarrow.types.is_large_list(field.type) for field in kind)
+    lists = all(
+        pyarrow.types.is_list(field.type) or pyarrow.types.is_large_list(field.type)
+        for field in kind
+    )
     return lists and any({field.name for field in kind} >= names for names in _TURNS)
 
 

@@ -1,7 +1,7 @@
 """Separated fields under a header. All values are text.
 
-Which sign separates them is read off the header, because spreadsheets write what the language of their user asks for.
-"""
+Which sign separates them is read off the header, because spreadsheets write what the language of
+their user asks for."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 def parse_csv(path: Path, broken: Broken = refuse) -> Iterator[Record]:
-    """The rows under the header. Fields are separated by commas (tabs in `.tsv`), or by semicolons, tabs or bars where
-    those are in the header and commas are not, or by what a first line such as `sep=;` names; where a space follows
-    each separator of the header, it belongs to the separator."""
+    """The rows under the header. Fields are separated by commas (tabs in `.tsv`), or by semicolons,
+    tabs or bars where those are in the header and commas are not, or by what a first line such as
+    `sep=;` names; where a space follows each separator of the header, it belongs to the separator.
+    """
     csv.field_size_limit(LONGEST_FIELD)
     lines = file_lines(path, broken)
     first = next(lines, "")
@@ -63,8 +64,9 @@ def parse_csv(path: Path, broken: Broken = refuse) -> Iterator[Record]:
 
 
 class _Lines:
-    """Lines on their way to `csv.reader`, which does not say where a field that never ends began: `began` is the line
-    of the last quote that opened in the row being read, `number` the last line given."""
+    """Lines on their way to `csv.reader`, which does not say where a field that never ends began:
+    `began` is the line of the last quote that opened in the row being read, `number` the last line
+    given."""
 
     def __init__(self, lines: Iterable[str], before: int) -> None:
         self.number = before
@@ -92,16 +94,31 @@ def _separator(first: str, usual: str) -> str:
 
 def _broken_row(place: Source, lines: _Lines, reason: str) -> DataError:
     if lines.began and ("unexpected end" in reason or "field larger" in reason):
-        until = "the file ends" if "unexpected end" in reason else f"{LONGEST_FIELD // 2**20} MiB follow"
+        until = (
+            "the file ends"
+            if "unexpected end" in reason
+            else f"{LONGEST_FIELD // 2**20} MiB follow"
+        )
         found = f"{place} is not CSV: a quote opens there and is not closed before {until}"
-        return DataError(found, 'close it; quotes inside of a field are written twice: "say ""yes"""')
+        return DataError(
+            found, 'close it; quotes inside of a field are written twice: "say ""yes"""'
+        )
     if "field larger" in reason:
         reason = f"a field is longer than {LONGEST_FIELD // 2**20} MiB"
-    where = f" (line {lines.number}, in the field that opens in line {place.line})" if lines.began else ""
-    return DataError(f"{place} is not CSV: {reason}{where if lines.number != place.line else ''}", "check its quotes")
+    where = (
+        f" (line {lines.number}, in the field that opens in line {place.line})"
+        if lines.began
+        else ""
+    )
+    return DataError(
+        f"{place} is not CSV: {reason}{where if lines.number != place.line else ''}",
+        "check its quotes",
+    )
 
 
 def _check_header(header: list[str], source: Source) -> None:
     name, count = Counter(header).most_common(1)[0] if header else ("", 0)
     if count > 1:
-        raise DataError(f"{source} names the column `{name}` twice", "give each column a name of its own")
+        raise DataError(
+            f"{source} names the column `{name}` twice", "give each column a name of its own"
+        )

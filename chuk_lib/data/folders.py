@@ -1,4 +1,5 @@
-"""Which files of a folder hold a split: by their names, or as `datasets` saved them with `save_to_disk`."""
+"""Which files of a folder hold a split: by their names, or as `datasets` saved them with
+`save_to_disk`."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _SHARD = r"(?:[-_.]?\d+(?:-of-\d+)?)?"
 
 
 def folder_files(folder: Path, split: str) -> list[Path]:
-    """The files of a folder that hold a split, in order. Raises DataError when there is none or several kinds."""
+    """The files of a folder that hold a split, in order. Raises DataError when there is none or
+    several kinds."""
     saved = _saved(folder)
     if saved is not None:
         if split_name(saved, split) is None:
@@ -33,16 +35,24 @@ def folder_files(folder: Path, split: str) -> list[Path]:
         names = ", ".join(sorted(file.name for file in files)[:6]) or "no data file"
         raise no_split(f"`{folder}`", split, splits_of(files), f"found: {names}")
     kinds = {(file.parent, suffix_of(file)) for file in chosen}
-    if len(kinds) > 1 or (len(chosen) > 1 and any(not re.search(r"\d$", _stem(file)) for file in chosen)):
+    if len(kinds) > 1 or (
+        len(chosen) > 1 and any(not re.search(r"\d$", _stem(file)) for file in chosen)
+    ):
         names = ", ".join(str(file.relative_to(folder)) for file in chosen)
-        raise DataError(f"`{folder}` has several {split} files: {names}", "keep one, or give the file itself")
+        raise DataError(
+            f"`{folder}` has several {split} files: {names}", "keep one, or give the file itself"
+        )
     return chosen
 
 
 def folder_has(folder: Path, split: str) -> bool:
     """Whether a folder holds a file of this split."""
     saved = _saved(folder)
-    return bool(split_files(data_files(folder), split)) if saved is None else split_name(saved, split) is not None
+    return (
+        bool(split_files(data_files(folder), split))
+        if saved is None
+        else split_name(saved, split) is not None
+    )
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -53,14 +63,16 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def split_files(files: Iterable[Path], split: str) -> list[Path]:
-    """Those named after a split (`train.jsonl`, `train-00000-of-00002.parquet`, `validation.json`), in order."""
+    """Those named after a split (`train.jsonl`, `train-00000-of-00002.parquet`, `validation.json`),
+    in order."""
     names = "|".join(re.escape(name) for name in SPLITS.get(split, (split,)))
     pattern = re.compile(f"(?:{names}){_SHARD}", re.IGNORECASE)
     return sorted(file for file in files if pattern.fullmatch(_stem(file)))
 
 
 def splits_of(files: Iterable[Path]) -> list[str]:
-    """The names that the files could have as splits: `train_sft` of `train_sft-00000-of-00003.parquet`."""
+    """The names that the files could have as splits: `train_sft` of
+    `train_sft-00000-of-00003.parquet`."""
     return sorted({re.sub(rf"(?<=.){_SHARD}$", "", _stem(file)) for file in files})
 
 
@@ -76,12 +88,16 @@ def no_split(what: str, split: str, names: Iterable[str], found: str) -> DataErr
     known = [name for name in names if name.lower() not in ("dataset_info", "state")]
     hint = f"name it {usual}, or give the file itself"
     if known:
-        hint += f"; or name a split that is there (`#{known[0]}` behind the path): {', '.join(known[:8])}"
+        hint += (
+            f"; or name a split that is there (`#{known[0]}` behind the path):"
+            f" {', '.join(known[:8])}"
+        )
     return DataError(f"{what} has no {split} file ({found})", hint)
 
 
 def _saved(folder: Path) -> dict[str, list[Path]] | None:
-    """The splits of a folder that `save_to_disk` wrote, each with its Arrow files in order; else None."""
+    """The splits of a folder that `save_to_disk` wrote, each with its Arrow files in order; else
+    None."""
     parts = _described(folder / "dataset_dict.json", "splits")
     if parts is not None:
         return {name: _shards(folder / name) or [] for name in map(str, parts)}
@@ -93,7 +109,9 @@ def _shards(folder: Path) -> list[Path] | None:
     files = _described(folder / "state.json", "_data_files")
     if files is None:
         return None
-    names = [str(item["filename"]) for item in files if isinstance(item, dict) and "filename" in item]
+    names = [
+        str(item["filename"]) for item in files if isinstance(item, dict) and "filename" in item
+    ]
     return [folder / Path(name).name for name in names]
 
 

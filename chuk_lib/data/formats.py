@@ -1,8 +1,7 @@
 """Recognising what rows mean: the first row decides the format, every later row must fit it.
 
-A row becomes one of four shapes: `Text`, `PromptCompletion` (both as plain text), `Chat` (messages for the chat
-template, maybe with a boundary between prompt and completion) or `Tokens`.
-"""
+A row becomes one of four shapes: `Text`, `PromptCompletion` (both as plain text), `Chat` (messages
+for the chat template, maybe with a boundary between prompt and completion) or `Tokens`."""
 
 from __future__ import annotations
 
@@ -28,8 +27,8 @@ class Text:
 
 @dataclass(frozen=True)
 class PromptCompletion:
-    """Plain text in two parts, joined as they stand. `unshown` names columns of the row that only a chat template
-    would show; rendering refuses such rows."""
+    """Plain text in two parts, joined as they stand. `unshown` names columns of the row that only a
+    chat template would show; rendering refuses such rows."""
 
     prompt: str
     completion: str
@@ -38,7 +37,8 @@ class PromptCompletion:
 
 @dataclass(frozen=True)
 class Chat:
-    """Messages; the first `prompt_count` are the prompt (None: no boundary). `options` go to the template."""
+    """Messages; the first `prompt_count` are the prompt (None: no boundary). `options` go to the
+    template."""
 
     messages: list[dict[str, Any]]
     prompt_count: int | None = None
@@ -70,18 +70,25 @@ class Format:
 
     def missing(self, columns: Mapping[str, Any]) -> list[str]:
         """What a row lacks to be of this format."""
-        return [" or ".join(group) for group in self.columns if not any(name in columns for name in group)]
+        return [
+            " or ".join(group)
+            for group in self.columns
+            if not any(name in columns for name in group)
+        ]
 
 
 class Recogniser:
-    """Turns records into rows of one format. `format=None` takes the first that fits the first record.
+    """Turns records into rows of one format. `format=None` takes the first that fits the first
+    record.
 
-    `has_template`: string pairs other than prompt/completion become a user and an assistant turn when the tokenizer
-    has a chat template, which is what instruct models expect; `how` says what was done. Raises DataError, naming the
-    row, for columns that fit no format or not the first row's, and for values of the wrong kind.
-    """
+    `has_template`: string pairs other than prompt/completion become a user and an assistant turn
+    when the tokenizer has a chat template, which is what instruct models expect; `how` says what
+    was done. Raises DataError, naming the row, for columns that fit no format or not the first
+    row's, and for values of the wrong kind."""
 
-    def __init__(self, format: str | None = None, text_field: str = "text", has_template: bool = False) -> None:
+    def __init__(
+        self, format: str | None = None, text_field: str = "text", has_template: bool = False
+    ) -> None:
         self.text_field = text_field
         self.has_template = has_template
         self._formats = formats(text_field)
@@ -104,7 +111,10 @@ class Recogniser:
             self.first, self.conversational = record, isinstance(row, Chat)
         elif isinstance(row, Chat) != self.conversational:
             first, this = ("messages", "text") if self.conversational else ("text", "messages")
-            raise DataError(f"{record.source} holds {this}, the first row holds {first}", "keep one format per file")
+            raise DataError(
+                f"{record.source} holds {this}, the first row holds {first}",
+                "keep one format per file",
+            )
         return row
 
     @property
@@ -118,7 +128,8 @@ class Recogniser:
         key = ALIASES.get(name.lower().replace("-", "_"), name.lower().replace("-", "_"))
         if key not in self._formats:
             raise ConfigError(
-                f"`format` should be one of {', '.join(self._formats)}, not `{name}`", "or leave it unset"
+                f"`format` should be one of {', '.join(self._formats)}, not `{name}`",
+                "or leave it unset",
             )
         return self._formats[key]
 
@@ -128,22 +139,31 @@ class Recogniser:
             raise DataError(
                 f"{record.source} has the columns {_names(record.columns)}, which fit no format",
                 misfit_hint(record)
-                or f"formats by columns: {self._known()}; plain text under another name: set text_field",
+                or f"formats by columns: {self._known()}; "
+                "plain text under another name: set text_field",
             )
-        within = ("input_output",) if fitting[0].name == "alpaca" else ()  # whose columns Alpaca rows always have
+        # Alpaca rows always have the columns of input_output too.
+        within = ("input_output",) if fitting[0].name == "alpaca" else ()
         return fitting[0], tuple(item.name for item in fitting[1:] if item.name not in within)
 
     def _known(self) -> str:
-        return "; ".join(" + ".join(group[0] for group in item.columns) for item in self._formats.values())
+        return "; ".join(
+            " + ".join(group[0] for group in item.columns) for item in self._formats.values()
+        )
 
     def _misfit(self, wanted: Format, record: Record, missing: list[str]) -> DataError:
         lacks = " and ".join(f"`{name}`" for name in missing)
         if self.first is None:
-            others = [item.name for item in self._formats.values() if not item.missing(record.columns)]
+            others = [
+                item.name for item in self._formats.values() if not item.missing(record.columns)
+            ]
             hint = f"the columns {_names(record.columns)} fit: {', '.join(others) or 'no format'}"
-            return DataError(f"{record.source} has no {lacks}, which format {wanted.name} needs", hint)
+            return DataError(
+                f"{record.source} has no {lacks}, which format {wanted.name} needs", hint
+            )
         return DataError(
-            f"{record.source} has no {lacks} (it has {_names(record.columns)}), but the first row is {wanted.name}",
+            f"{record.source} has no {lacks} (it has {_names(record.columns)}), but the first row"
+            f" is {wanted.name}",
             "keep one format per file: mend the row or move it to a file of its own",
         )
 
@@ -153,38 +173,66 @@ def formats(text_field: str = "text") -> dict[str, Format]:
     made = (
         Format("tokens", (("input_ids",),), _tokens, "", "token ids as they stand"),
         Format("messages", (("messages",),), _messages, "messages through the chat template", ""),
-        Format("sharegpt", (("conversations",),), _sharegpt, "conversations through the chat template", ""),
         Format(
-            "prompt_completion", (("prompt",), ("completion",)), _prompt_completion,
+            "sharegpt",
+            (("conversations",),),
+            _sharegpt,
+            "conversations through the chat template",
+            "",
+        ),
+        Format(
+            "prompt_completion",
+            (("prompt",), ("completion",)),
+            _prompt_completion,
             "prompt and completion messages through the chat template",
             "prompt and completion joined as they stand, then the end-of-text token",
         ),
         Format(
-            "prompt_response", (("prompt",), ("response",)), _prompt_response,
-            "prompt as a user turn and response as an assistant turn of the chat template (for plain text rename "
-            "`response` to `completion`)",
-            "prompt and response joined as they stand (no chat template), then the end-of-text token",
+            "prompt_response",
+            (("prompt",), ("response",)),
+            _prompt_response,
+            "prompt as a user turn and response as an assistant turn of the chat template (for"
+            " plain text rename `response` to `completion`)",
+            "prompt and response joined as they stand (no chat template), then the end-of-text"
+            " token",
         ),
         Format(
-            "alpaca", (("instruction",), ("output", "response")), _alpaca,
-            "instruction and input as a user turn and output as an assistant turn of the chat template",
-            "instruction, input and output in the Alpaca wording (no chat template), then the end-of-text token",
+            "alpaca",
+            (("instruction",), ("output", "response")),
+            _alpaca,
+            "instruction and input as a user turn and output as an assistant turn of the chat"
+            " template",
+            "instruction, input and output in the Alpaca wording (no chat template), then the"
+            " end-of-text token",
         ),
         Format(
-            "input_output", (("input",), ("output",)), _input_output,
-            "input as a user turn and output as an assistant turn of the chat template (for plain text name the "
-            "columns `prompt` and `completion`)",
+            "input_output",
+            (("input",), ("output",)),
+            _input_output,
+            "input as a user turn and output as an assistant turn of the chat template (for plain"
+            " text name the columns `prompt` and `completion`)",
             "input and output joined as they stand (no chat template), then the end-of-text token",
         ),
-        Format("text", ((text_field,),), _text, "", f"`{text_field}` as it stands, then the end-of-text token"),
-    )  # fmt: skip
+        Format(
+            "text",
+            ((text_field,),),
+            _text,
+            "",
+            f"`{text_field}` as it stands, then the end-of-text token",
+        ),
+    )
     return {item.name: item for item in made}
 
 
 ALIASES = {
-    "chat": "messages", "openai": "messages", "conversations": "sharegpt", "instruction": "alpaca",
-    "completion": "prompt_completion", "input_ids": "tokens", "pretokenized": "tokens",
-}  # fmt: skip
+    "chat": "messages",
+    "openai": "messages",
+    "conversations": "sharegpt",
+    "instruction": "alpaca",
+    "completion": "prompt_completion",
+    "input_ids": "tokens",
+    "pretokenized": "tokens",
+}
 
 
 def _names(columns: Mapping[str, Any]) -> str:
@@ -218,15 +266,23 @@ def _input_output(recogniser: Recogniser, columns: dict[str, Any], source: Sourc
     return _turns(recogniser, columns, "input", "output", source)
 
 
-def _turns(recogniser: Recogniser, columns: dict[str, Any], ask: str, answer: str, source: Source) -> Row:
-    if isinstance(columns[ask], list) or isinstance(columns[answer], list) or recogniser.has_template:
+def _turns(
+    recogniser: Recogniser, columns: dict[str, Any], ask: str, answer: str, source: Source
+) -> Row:
+    if (
+        isinstance(columns[ask], list)
+        or isinstance(columns[answer], list)
+        or recogniser.has_template
+    ):
         return _pair_of_messages(columns, ask, answer, source)
     return _plain_pair(columns, ask, answer, source)
 
 
 def _plain_pair(columns: dict[str, Any], ask: str, answer: str, source: Source) -> PromptCompletion:
     prompt = string(columns, ask, source)
-    return PromptCompletion(prompt, string(columns, answer, source), conversation.unshown(columns, prompt, source))
+    return PromptCompletion(
+        prompt, string(columns, answer, source), conversation.unshown(columns, prompt, source)
+    )
 
 
 def _pair_of_messages(columns: dict[str, Any], ask: str, answer: str, source: Source) -> Row:
@@ -236,7 +292,9 @@ def _pair_of_messages(columns: dict[str, Any], ask: str, answer: str, source: So
     return chat_of(columns, prompt + answers, len(prompt), source)
 
 
-def _as_messages(columns: dict[str, Any], name: str, role: str, source: Source) -> list[dict[str, Any]]:
+def _as_messages(
+    columns: dict[str, Any], name: str, role: str, source: Source
+) -> list[dict[str, Any]]:
     if isinstance(columns[name], list):
         return chat.parse(columns[name], name, source)
     return [{"role": role, "content": string(columns, name, source)}]
@@ -244,11 +302,18 @@ def _as_messages(columns: dict[str, Any], name: str, role: str, source: Source) 
 
 def _alpaca(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> Row:
     answer = string(columns, "output" if "output" in columns else "response", source)
-    asked = [*conversation.history(columns, source), {"role": "user", "content": alpaca_ask(columns, source)}]
+    asked = [
+        *conversation.history(columns, source),
+        {"role": "user", "content": alpaca_ask(columns, source)},
+    ]
     if recogniser.has_template:
-        return chat_of(columns, [*asked, {"role": "assistant", "content": answer}], len(asked), source)
+        return chat_of(
+            columns, [*asked, {"role": "assistant", "content": answer}], len(asked), source
+        )
     prompt = alpaca_wording(columns, source)
-    unshown = tuple(name for name in conversation.unshown(columns, prompt, source) if name != "history")
+    unshown = tuple(
+        name for name in conversation.unshown(columns, prompt, source) if name != "history"
+    )
     return PromptCompletion(prompt, answer, unshown)
 
 
@@ -260,7 +325,8 @@ def chat_of(
     *,
     wrapped: bool = False,
 ) -> Chat:
-    """Messages with what stands beside them in other columns; see `conversation`. Raises DataError."""
+    """Messages with what stands beside them in other columns; see `conversation`. Raises
+    DataError."""
     found = conversation.with_system(columns, turns, source)
     count = None if prompt_count is None else prompt_count + len(found) - len(turns)
     tools = conversation.tools_of(columns, source, wrapped=wrapped)
@@ -270,7 +336,10 @@ def chat_of(
 def _tokens(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> Row:
     ids = columns["input_ids"]
     if not isinstance(ids, list) or not all(isinstance(token, int) and token >= 0 for token in ids):
-        raise DataError(f"{source}: `input_ids` should be a list of token ids", "or give text or messages instead")
+        raise DataError(
+            f"{source}: `input_ids` should be a list of token ids",
+            "or give text or messages instead",
+        )
     loss = _loss_mask(columns, ids, source)
     completion = _aligned(columns, "completion_mask", ids, source)
     start, end = _attended(columns, ids, source)
@@ -279,11 +348,15 @@ def _tokens(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> 
 
 
 def _loss_mask(columns: Mapping[str, Any], ids: list[int], source: Source) -> list[bool] | None:
-    """What `labels`, or `assistant_masks` and `loss_mask` together, say of each token; None without them."""
+    """What `labels`, or `assistant_masks` and `loss_mask` together, say of each token; None without
+    them."""
     labels = _aligned(columns, "labels", ids, source)
     if labels is not None:
         if any(label not in (-100, token) for label, token in zip(labels, ids, strict=True)):
-            raise DataError(f"{source}: `labels` should equal `input_ids` or be -100", "labels are not shifted here")
+            raise DataError(
+                f"{source}: `labels` should equal `input_ids` or be -100",
+                "labels are not shifted here",
+            )
         return [label != -100 for label in labels]
     loss: list[bool] | None = None
     for name in ("assistant_masks", "loss_mask"):
@@ -294,7 +367,8 @@ def _loss_mask(columns: Mapping[str, Any], ids: list[int], source: Source) -> li
 
 
 def _attended(columns: Mapping[str, Any], ids: list[int], source: Source) -> tuple[int, int]:
-    """Start and end of the tokens that `attention_mask` shows: padding before and after them is left out."""
+    """Start and end of the tokens that `attention_mask` shows: padding before and after them is
+    left out."""
     mask = _aligned(columns, "attention_mask", ids, source)
     if mask is None or 0 not in mask:
         return 0, len(ids)
@@ -302,16 +376,22 @@ def _attended(columns: Mapping[str, Any], ids: list[int], source: Source) -> tup
     start, end = (seen[0], seen[-1] + 1) if seen else (0, 0)
     if len(seen) != end - start:
         raise DataError(
-            f"{source}: `attention_mask` hides tokens in the middle of the row", "only padding at its ends is left out"
+            f"{source}: `attention_mask` hides tokens in the middle of the row",
+            "only padding at its ends is left out",
         )
     return start, end
 
 
-def _aligned(columns: Mapping[str, Any], name: str, ids: Sequence[int], source: Source) -> list[Any] | None:
+def _aligned(
+    columns: Mapping[str, Any], name: str, ids: Sequence[int], source: Source
+) -> list[Any] | None:
     values = columns.get(name)
     if values is None:
         return None
     if not isinstance(values, list) or len(values) != len(ids):
         size = len(values) if isinstance(values, list) else kind_of(values)
-        raise DataError(f"{source}: `{name}` ({size}) should be as long as `input_ids` ({len(ids)})", "one per token")
+        raise DataError(
+            f"{source}: `{name}` ({size}) should be as long as `input_ids` ({len(ids)})",
+            "one per token",
+        )
     return values

@@ -1,8 +1,9 @@
-"""Data sets of the Hugging Face hub: from the local cache when they are there, else downloaded, only the files needed.
+"""Data sets of the Hugging Face hub: from the local cache when they are there, else downloaded,
+only the files needed.
 
-An id is `owner/name`, or `owner/name:configuration` (also `owner/name/folder`) for one configuration of many. The data
-set's card says which files are which split of which configuration; where it says nothing, their names do.
-"""
+An id is `owner/name`, or `owner/name:configuration` (also `owner/name/folder`) for one
+configuration of many. The data set's card says which files are which split of which configuration;
+where it says nothing, their names do."""
 
 from __future__ import annotations
 
@@ -17,13 +18,15 @@ from chuk_lib.utils.text import first_line
 
 
 def fetch(source: str, split: str, cache_dir: str | Path | None = None) -> list[Path]:
-    """Local paths of a data set's files of one split. Raises DataError when it is neither cached nor reachable, has
-    no such split, or has several configurations of which none was named."""
+    """Local paths of a data set's files of one split. Raises DataError when it is neither cached
+    nor reachable, has no such split, or has several configurations of which none was named."""
     owner, name, *folder = source.replace(":", "/").split("/")
     repo, config = f"{owner}/{name}", folder[0] if folder else None
     cached = _cached(repo, cache_dir)
     if cached is not None:
-        names = [file.relative_to(cached).as_posix() for file in cached.rglob("*") if file.is_file()]
+        names = [
+            file.relative_to(cached).as_posix() for file in cached.rglob("*") if file.is_file()
+        ]
         card = (cached / "README.md").read_text("utf-8", "replace") if "README.md" in names else ""
         listed = _described(card, names, config, split, source)
         if listed is not None or split_files(_data_files(names, config), split):
@@ -40,13 +43,16 @@ def _cached(repo: str, cache_dir: str | Path | None) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, repo_type="dataset", cache_dir=cache_dir, local_files_only=True))
+        return Path(
+            snapshot_download(repo, repo_type="dataset", cache_dir=cache_dir, local_files_only=True)
+        )
     except LocalEntryNotFoundError:
         return None
 
 
 def _listed(repo: str, source: str) -> list[str]:
-    """The names of a repository's files. One request without retries: a mistyped path is told at once."""
+    """The names of a repository's files. One request without retries: a mistyped path is told at
+    once."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 
@@ -61,8 +67,13 @@ def _listed(repo: str, source: str) -> list[str]:
             "check the spelling; a private one needs `hf auth login`",
         ) from None
     except (HTTPError, OSError) as error:
-        hint = f"check the path, or fetch it where there is a network: hf download --repo-type dataset {repo}"
-        raise DataError(f"`{source}` is not here, and the hub cannot be reached{_why(error)}", hint) from None
+        hint = (
+            "check the path, or fetch it where there is a network: hf download --repo-type dataset"
+            f" {repo}"
+        )
+        raise DataError(
+            f"`{source}` is not here, and the hub cannot be reached{_why(error)}", hint
+        ) from None
 
 
 def _downloaded(repo: str, name: str, cache_dir: str | Path | None) -> Path:
@@ -72,7 +83,9 @@ def _downloaded(repo: str, name: str, cache_dir: str | Path | None) -> Path:
     try:
         return Path(hf_hub_download(repo, name, repo_type="dataset", cache_dir=cache_dir))
     except (HTTPError, OSError) as error:
-        raise DataError(f"`{name}` of data set `{repo}` cannot be downloaded{_why(error)}", "try again later") from None
+        raise DataError(
+            f"`{name}` of data set `{repo}` cannot be downloaded{_why(error)}", "try again later"
+        ) from None
 
 
 def _why(error: Exception) -> str:
@@ -96,7 +109,9 @@ def _choose(names: Sequence[str], folder: str | None, split: str, source: str) -
     if not chosen:
         found = ", ".join(sorted(file.name for file in files)[:6]) or "no data file"
         raise _no_split(source, split, splits_of(files), f"found: {found}")
-    usual = [name for name in folders if PurePosixPath(name).name in ("", "data", "default", "main")]
+    usual = [
+        name for name in folders if PurePosixPath(name).name in ("", "data", "default", "main")
+    ]
     if len(folders) > 1 and len(usual) != 1:
         raise _several(source, folders)
     wanted = usual[0] if len(folders) > 1 else folders[0]
@@ -105,13 +120,19 @@ def _choose(names: Sequence[str], folder: str | None, split: str, source: str) -
     return [file.as_posix() for file in inside if file.suffix == kinds[0]]
 
 
-def _described(card: str, names: Sequence[str], config: str | None, split: str, source: str) -> list[str] | None:
-    """The files of a split as the data set's card lists them under `configs`; None where it lists nothing, or not the
-    configuration that was named, which then is a folder."""
+def _described(
+    card: str, names: Sequence[str], config: str | None, split: str, source: str
+) -> list[str] | None:
+    """The files of a split as the data set's card lists them under `configs`; None where it lists
+    nothing, or not the configuration that was named, which then is a folder."""
     configs = _configs(card)
     if not configs or (config is not None and config not in configs):
         return None
-    usual = [name for name in ("default", *configs) if name in configs and (name == "default" or len(configs) == 1)]
+    usual = [
+        name
+        for name in ("default", *configs)
+        if name in configs and (name == "default" or len(configs) == 1)
+    ]
     usual += [name for name in configs if configs[name][1]]
     if config is None and not usual:
         raise _several(source, list(configs))
@@ -119,7 +140,12 @@ def _described(card: str, names: Sequence[str], config: str | None, split: str, 
     name = split_name(splits, split)
     if name is None:
         raise _no_split(source, split, splits, f"splits: {', '.join(splits)}")
-    return sorted(file for file in names if any(fnmatchcase(file, pattern) for pattern in splits[name])) or None
+    return (
+        sorted(
+            file for file in names if any(fnmatchcase(file, pattern) for pattern in splits[name])
+        )
+        or None
+    )
 
 
 def _configs(card: str) -> dict[str, tuple[dict[str, list[str]], bool]]:
@@ -134,7 +160,10 @@ def _configs(card: str) -> dict[str, tuple[dict[str, list[str]], bool]]:
             files = item.get("data_files")
             listed = [{"split": "train", "path": files}] if isinstance(files, str) else files or ()
             paths = {str(one["split"]): one["path"] for one in listed}
-            splits = {name: [path] if isinstance(path, str) else list(path) for name, path in paths.items()}
+            splits = {
+                name: [path] if isinstance(path, str) else list(path)
+                for name, path in paths.items()
+            }
             if splits:
                 found[str(item.get("config_name", "default"))] = (splits, bool(item.get("default")))
     except (yaml.YAMLError, AttributeError, KeyError, TypeError):
@@ -145,7 +174,8 @@ def _configs(card: str) -> dict[str, tuple[dict[str, list[str]], bool]]:
 def _several(source: str, names: Sequence[str]) -> DataError:
     plain = source.split(":")[0]
     return DataError(
-        f"data set `{source}` has several configurations: {', '.join(names[:8])}", f"name one: {plain}:{names[0]}"
+        f"data set `{source}` has several configurations: {', '.join(names[:8])}",
+        f"name one: {plain}:{names[0]}",
     )
 
 

@@ -1,9 +1,10 @@
-"""A `.json` file as a stream of rows: an array, an object with an array under `data` or `rows`, one row, JSON lines.
+"""A `.json` file as a stream of rows: an array, an object with an array under `data` or `rows`, one
+row, JSON lines.
 
-A document may be larger than the memory. Its text comes in pieces; values are decoded one after the other from what is
-there, and where a value does not end in it, more is read and the value decoded again. Reading twice as much each time
-keeps the work linear, and the limit for a row bounds the memory.
-"""
+A document may be larger than the memory. Its text comes in pieces; values are decoded one after the
+other from what is there, and where a value does not end in it, more is read and the value decoded
+again. Reading twice as much each time keeps the work linear, and the limit for a row bounds the
+memory."""
 
 from __future__ import annotations
 
@@ -32,16 +33,16 @@ from chuk_lib.errors import DataError
 _PIECE = 2**18
 """Bytes read at once, at least."""
 _NEAR_END = 16
-"""Characters. A complaint this near to the end of what was read may be about the cut: no literal, escape or tail of a
-number is longer, and a string that does not end says so itself."""
+"""Characters. A complaint this near to the end of what was read may be about the cut: no literal,
+escape or tail of a number is longer, and a string that does not end says so itself."""
 _BLANK = codecs.BOM_UTF8 + b" \t\r\n"
 _SPACE = re.compile(r"[ \t\n\r]*")
 _HINT = "a `.json` file holds an array of rows; one row a line is `.jsonl`"
 
 
 def parse_json(path: Path, broken: Broken = refuse) -> Iterator[Record]:
-    """The rows of a JSON document, or JSON lines under the wrong suffix, which are common. Raises DataError with line
-    and column for what is not JSON."""
+    """The rows of a JSON document, or JSON lines under the wrong suffix, which are common. Raises
+    DataError with line and column for what is not JSON."""
     if _holds_lines(path):
         yield from parse_jsonl(path, broken)
         return
@@ -79,7 +80,8 @@ def _holds_lines(path: Path) -> bool:
 
 
 class _Text:
-    """The text of a file from the first value that is not taken yet; `at` is where that begins in what was read."""
+    """The text of a file from the first value that is not taken yet; `at` is where that begins in
+    what was read."""
 
     def __init__(self, path: Path) -> None:
         self.at = 0
@@ -99,7 +101,8 @@ class _Text:
                 return ""
 
     def take(self, wanted: str, otherwise: str) -> str:
-        """The next character, which must be one of `wanted`; else `otherwise` is what the error says."""
+        """The next character, which must be one of `wanted`; else `otherwise` is what the error
+        says."""
         found = self.peek()
         if not found or found not in wanted:
             raise self.error(otherwise, self.at)
@@ -107,8 +110,8 @@ class _Text:
         return found
 
     def value(self, what: object) -> tuple[Any, int]:
-        """The value that begins here, and where it began. Raises DataError for what is not JSON, and for a value of
-        more than `LONGEST_LINE` characters, `what` being its name."""
+        """The value that begins here, and where it began. Raises DataError for what is not JSON,
+        and for a value of more than `LONGEST_LINE` characters, `what` being its name."""
         self.peek()
         while True:
             start = self.at
@@ -117,16 +120,24 @@ class _Text:
                 error = None
             except (ValueError, RecursionError) as problem:
                 end, error = len(self._text), problem
-            if (end < len(self._text) and error is None) or not self._may_go_on(error) or not self._more():
+            if (
+                (end < len(self._text) and error is None)
+                or not self._may_go_on(error)
+                or not self._more()
+            ):
                 if error is not None:
                     raise self._not_json(error)
                 self.at = end
                 return found, start
             if len(self._text) - self.at > LONGEST_LINE:
-                raise DataError(f"{what} is longer than {LONGEST_LINE // 2**20} MiB", "check the file: no row is")
+                raise DataError(
+                    f"{what} is longer than {LONGEST_LINE // 2**20} MiB",
+                    "check the file: no row is",
+                )
 
     def record(self, row: Any, start: int, source: Source) -> Record:
-        """A value that `value` returned, as a row. Raises DataError naming it for what is no row."""
+        """A value that `value` returned, as a row. Raises DataError naming it for what is no
+        row."""
         return self._decoder.record(row, self._text, start, self.at, source)
 
     def error(self, reason: str, position: int) -> DataError:
@@ -137,10 +148,13 @@ class _Text:
         return DataError(f"`{self._path}` line {line} column {column} is not JSON: {reason}", _HINT)
 
     def _may_go_on(self, error: Exception | None) -> bool:
-        """Whether more text could mend an error. One in the middle of what was read is told at once."""
+        """Whether more text could mend an error. One in the middle of what was read is told at
+        once."""
         if not isinstance(error, json.JSONDecodeError):
             return error is None
-        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _NEAR_END
+        return (
+            error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _NEAR_END
+        )
 
     def _not_json(self, error: Exception) -> DataError:
         if isinstance(error, json.JSONDecodeError):
@@ -148,7 +162,8 @@ class _Text:
         return self.error(json_reason(error, 0), self.at)
 
     def _more(self) -> bool:
-        """Read on: as much again as there is, without what was taken. False at the end of the file."""
+        """Read on: as much again as there is, without what was taken. False at the end of the
+        file."""
         piece, left = next(self._pieces, ""), len(self._text) - self.at
         if not piece:
             return False
@@ -211,7 +226,8 @@ def _array(text: _Text, path: Path, broken: Broken) -> Iterator[Record]:
 
 
 def _object(text: _Text, path: Path, broken: Broken) -> Iterator[Record]:
-    """The rows under `data` or `rows` of the object that begins here, or the object as the only row."""
+    """The rows under `data` or `rows` of the object that begins here, or the object as the only
+    row."""
     columns: dict[str, Any] = {}
     under = ""
     text.take("{", "Expecting value")
@@ -219,10 +235,14 @@ def _object(text: _Text, path: Path, broken: Broken) -> Iterator[Record]:
     while sign == ",":
         name = _name(text)
         if name in columns or name == under:
-            raise DataError(f"`{path}` has the key `{name[:60]}` twice", "one would be lost: remove one")
+            raise DataError(
+                f"`{path}` has the key `{name[:60]}` twice", "one would be lost: remove one"
+            )
         if name in ("data", "rows") and text.peek() == "[":
             if under:
-                raise DataError(f"`{path}` holds rows under `data` and under `rows`", "keep one of the two")
+                raise DataError(
+                    f"`{path}` holds rows under `data` and under `rows`", "keep one of the two"
+                )
             under = name
             yield from _array(text, path, broken)
         else:
@@ -242,7 +262,10 @@ def _name(text: _Text) -> str:
 
 def _only_row(columns: dict[str, Any], path: Path, broken: Broken) -> Iterator[Record]:
     """An object that is a row: it holds no lists but of messages."""
-    if any(isinstance(value, list) and key not in ("messages", "conversations") for key, value in columns.items()):
+    if any(
+        isinstance(value, list) and key not in ("messages", "conversations")
+        for key, value in columns.items()
+    ):
         raise _no_rows(path, f"an object with {', '.join(columns)}")
     whole = json.dumps(columns, ensure_ascii=True)
     source = Source(str(path), 1, "row")
@@ -256,5 +279,6 @@ def _only_row(columns: dict[str, Any], path: Path, broken: Broken) -> Iterator[R
 
 def _no_rows(path: Path, found: str) -> DataError:
     return DataError(
-        f"`{path}` holds {found[:200]}, not rows", "it should hold an array of rows, alone or under `data`"
+        f"`{path}` holds {found[:200]}, not rows",
+        "it should hold an array of rows, alone or under `data`",
     )

@@ -1,8 +1,8 @@
 """Packing: which pieces of which documents share a row, so that little of a batch is padding.
 
-`bfd` cuts documents at the capacity and fits them whole, best fit decreasing (Ding et al. 2024); `bfd_split` cuts
-long ones into pieces first; `wrapped` joins everything and cuts every `capacity` tokens. Rows equal TRL's.
-"""
+`bfd` cuts documents at the capacity and fits them whole, best fit decreasing (Ding et al. 2024);
+`bfd_split` cuts long ones into pieces first; `wrapped` joins everything and cuts every `capacity`
+tokens. Rows equal TRL's."""
 
 from __future__ import annotations
 
@@ -29,14 +29,20 @@ PackedRow = list[Piece]
 def pack(lengths: Sequence[int], capacity: int, strategy: str = "bfd") -> list[PackedRow]:
     """Rows of pieces for documents of these lengths. Empty documents are left out."""
     if capacity < 1:
-        raise ConfigError(f"packing needs rows of at least one token, not {capacity}", "set max_length")
+        raise ConfigError(
+            f"packing needs rows of at least one token, not {capacity}", "set max_length"
+        )
     if strategy not in STRATEGIES:
-        raise ConfigError(f"there is no packing strategy `{strategy}`", f"strategies: {', '.join(STRATEGIES)}")
+        raise ConfigError(
+            f"there is no packing strategy `{strategy}`", f"strategies: {', '.join(STRATEGIES)}"
+        )
     return STRATEGIES[strategy](lengths, capacity)
 
 
 def _bfd(lengths: Sequence[int], capacity: int) -> list[PackedRow]:
-    return _best_fit([Piece(i, 0, min(size, capacity)) for i, size in enumerate(lengths) if size], capacity)
+    return _best_fit(
+        [Piece(i, 0, min(size, capacity)) for i, size in enumerate(lengths) if size], capacity
+    )
 
 
 def _bfd_split(lengths: Sequence[int], capacity: int) -> list[PackedRow]:
@@ -64,13 +70,15 @@ def _wrapped(lengths: Sequence[int], capacity: int) -> list[PackedRow]:
 
 
 STRATEGIES: dict[str, Callable[[Sequence[int], int], list[PackedRow]]] = {
-    "bfd": _bfd, "bfd_split": _bfd_split, "wrapped": _wrapped,
-}  # fmt: skip
+    "bfd": _bfd,
+    "bfd_split": _bfd_split,
+    "wrapped": _wrapped,
+}
 
 
 def _best_fit(pieces: Sequence[Piece], capacity: int) -> list[PackedRow]:
-    """Longest piece first, into the row with the least space that holds it; of several, the one that got to that
-    space first; else into a new row. O(n log capacity)."""
+    """Longest piece first, into the row with the least space that holds it; of several, the one
+    that got to that space first; else into a new row. O(n log capacity)."""
     sizes = np.array([piece.end - piece.start for piece in pieces], dtype=np.int64)
     rows: list[PackedRow] = []
     by_space: list[deque[PackedRow]] = [deque() for _ in range(capacity)]
@@ -94,8 +102,8 @@ def _best_fit(pieces: Sequence[Piece], capacity: int) -> list[PackedRow]:
 
 
 class _Spaces:
-    """A set of numbers 1..capacity-1 that finds its smallest member of at least n in O(log capacity): a tree of
-    bit words, of which Python's integers hold any number of bits."""
+    """A set of numbers 1..capacity-1 that finds its smallest member of at least n in O(log
+    capacity): a tree of bit words, of which Python's integers hold any number of bits."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity

@@ -1,7 +1,7 @@
 """Bytes to lines to records: what all parsers share, and those of JSON lines and plain text.
 
-A row that cannot be read goes to `broken`, which raises, or takes note of it so that the rows after it are still read.
-"""
+A row that cannot be read goes to `broken`, which raises, or takes note of it so that the rows after
+it are still read."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 """Suffixes behind the suffix. All are read, `.gz` is written too."""
 ROW_EXAMPLE = '{"text": "…"} or {"messages": […]}'
 LONGEST_LINE = 2**26
-"""Bytes of a row of any kind of file. No row is that long; a damaged or hostile file may be, and would fill the
-memory."""
+"""Bytes of a row of any kind of file. No row is that long; a damaged or hostile file may be, and
+would fill the memory."""
 DEEPEST = 100
-"""Brackets in brackets. Parsers and writers recurse, and no row that means something nests like that."""
+"""Brackets in brackets. Parsers and writers recurse, and no row that means something nests like
+that."""
 _SPACES = " \t\n\r"
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -96,7 +97,10 @@ def unreadable(path: Path | str, error: Exception, line: int = 0) -> DataError:
     elif isinstance(error, OSError) and error.errno is not None:
         hint = "check the file and its permissions"
     else:
-        hint = "check the file: it is cut off, damaged or not what its suffix says; fetch or write it again"
+        hint = (
+            "check the file: it is cut off, damaged or not what its suffix says; fetch or write it"
+            " again"
+        )
     return DataError(f"`{path}` cannot be read{place}: {reason}", hint)
 
 
@@ -105,8 +109,9 @@ UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 def file_lines(path: Path, broken: Broken = refuse) -> Iterator[str]:
-    """Decoded lines with their line ends, from a file packed or not. A line that is not UTF-8 comes out empty. Raises
-    DataError for a file that cannot be read to its end, or with a line of more than `LONGEST_LINE` bytes."""
+    """Decoded lines with their line ends, from a file packed or not. A line that is not UTF-8 comes
+    out empty. Raises DataError for a file that cannot be read to its end, or with a line of more
+    than `LONGEST_LINE` bytes."""
     number = 0
     try:
         with open_bytes(path) as file:
@@ -137,8 +142,12 @@ def decoded(lines: Iterable[bytes], name: str, broken: Broken = refuse) -> Itera
 
 def not_utf8(byte: int, position: int, name: str, line: int) -> EncodingError:
     """What is said of a byte that is no UTF-8; `position` counts the bytes of its line from 1."""
-    hint = f"save it as UTF-8: iconv -f ENCODING -t UTF-8 {'' if name == 'stdin' else name}".rstrip()
-    return EncodingError(f"`{name}` line {line} is not UTF-8 (byte 0x{byte:02x} at position {position})", hint)
+    hint = (
+        f"save it as UTF-8: iconv -f ENCODING -t UTF-8 {'' if name == 'stdin' else name}".rstrip()
+    )
+    return EncodingError(
+        f"`{name}` line {line} is not UTF-8 (byte 0x{byte:02x} at position {position})", hint
+    )
 
 
 def parse_jsonl(path: Path, broken: Broken = refuse) -> Iterator[Record]:
@@ -164,9 +173,9 @@ def parse_json_lines(lines: Iterable[str], name: str, broken: Broken = refuse) -
 class JsonDecoder:
     """JSON to values, and what else makes a row of one.
 
-    The standard library's decoder: it is fast enough (300 MB/s and more), streams out of a longer text, and can tell
-    that an object has one key twice, of which every decoder keeps the last and forgets the other.
-    """
+    The standard library's decoder: it is fast enough (300 MB/s and more), streams out of a longer
+    text, and can tell that an object has one key twice, of which every decoder keeps the last and
+    forgets the other."""
 
     def __init__(self) -> None:
         self._twice: str | None = None
@@ -179,10 +188,14 @@ class JsonDecoder:
         return row
 
     def record(self, row: Any, text: str, start: int, end: int, source: Source) -> Record:
-        """The row that was decoded from `text[start:end]`. Raises DataError naming it for what is no row."""
+        """The row that was decoded from `text[start:end]`. Raises DataError naming it for what is
+        no row."""
         twice, self._twice = self._twice, None
         if twice is not None:
-            raise DataError(f"{source} has the key `{twice[:60]}` twice", "one of the two would be lost: remove one")
+            raise DataError(
+                f"{source} has the key `{twice[:60]}` twice",
+                "one of the two would be lost: remove one",
+            )
         if text.count("[", start, end) + text.count("{", start, end) > DEEPEST:
             _refuse_depth(row, source)
         if _HALF.search(text, start, end):
@@ -196,7 +209,9 @@ def record_of(decoder: JsonDecoder, line: str, source: Source) -> Record:
     try:
         row, end = decoder.raw_decode(line, begin)
         if end != length:
-            raise json.JSONDecodeError("Extra data", line, end + len(line[end:]) - len(line[end:].lstrip(_SPACES)))
+            raise json.JSONDecodeError(
+                "Extra data", line, end + len(line[end:]) - len(line[end:].lstrip(_SPACES))
+            )
     except (ValueError, RecursionError) as error:
         reason = json_reason(error, len(line.rstrip()))
         raise DataError(f"{source} is not JSON: {reason}", _jsonl_hint(line, source.line)) from None
@@ -215,13 +230,16 @@ def _refuse_depth(row: Any, source: Source) -> None:
     while level:
         depth += 1
         if depth > DEEPEST:
-            raise DataError(f"{source} nests more than {DEEPEST} levels deep", "mend the row, or remove it")
+            raise DataError(
+                f"{source} nests more than {DEEPEST} levels deep", "mend the row, or remove it"
+            )
         inner = (value.values() if isinstance(value, dict) else value for value in level)
         level = [value for values in inner for value in values if isinstance(value, dict | list)]
 
 
 def _refuse_half_characters(row: Any, source: Source) -> None:
-    """An escape such as `\\ud83d` without its other half is JSON but no text: no tokenizer takes it."""
+    """An escape such as `\\ud83d` without its other half is JSON but no text: no tokenizer takes
+    it."""
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -242,7 +260,10 @@ def as_object(row: Any, source: Source) -> dict[str, Any]:
     """A parsed value as a row. Raises DataError when it is no object."""
     if isinstance(row, dict):
         return row
-    raise DataError(f"{source} is {kind_of(row)}, not an object", f"each row must be an object such as {ROW_EXAMPLE}")
+    raise DataError(
+        f"{source} is {kind_of(row)}, not an object",
+        f"each row must be an object such as {ROW_EXAMPLE}",
+    )
 
 
 def parse_text(path: Path, broken: Broken = refuse) -> Iterator[Record]:

@@ -1,9 +1,9 @@
-"""Preferences as token ids: pairs of completions, and completions that are good or bad on their own. TRL's rules.
+"""Preferences as token ids: pairs of completions, and completions that are good or bad on their
+own. TRL's rules.
 
-Rows are rendered as prompts with completions are (see `rendering`): plain text gets the end-of-text token, messages
-what their chat template writes. A pair's prompt is what stands before the point where either completion begins, the
-earlier of the two.
-"""
+Rows are rendered as prompts with completions are (see `rendering`): plain text gets the end-of-text
+token, messages what their chat template writes. A pair's prompt is what stands before the point
+where either completion begins, the earlier of the two."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from chuk_lib.errors import DataError
 
 @dataclass(frozen=True)
 class PairExample:
-    """A prompt with two completions, token ids int32 each; `margin` is how much better the chosen should score."""
+    """A prompt with two completions, token ids int32 each; `margin` is how much better the chosen
+    should score."""
 
     prompt: np.ndarray
     chosen: np.ndarray
@@ -58,8 +59,9 @@ class PairExample:
 
 @dataclass(frozen=True)
 class UnpairedExample:
-    """A prompt with one completion, token ids int32 each, and whether it is a good one. `whole` is the completion as
-    it was before it was cut (None: it was not), for what puts it behind another prompt."""
+    """A prompt with one completion, token ids int32 each, and whether it is a good one. `whole` is
+    the completion as it was before it was cut (None: it was not), for what puts it behind another
+    prompt."""
 
     prompt: np.ndarray
     completion: np.ndarray
@@ -81,10 +83,13 @@ class UnpairedExample:
         return float(self.label)
 
     def cut(self, limit: int) -> UnpairedExample:
-        """With a completion that reaches no further than `limit` tokens; the whole one is kept beside it."""
+        """With a completion that reaches no further than `limit` tokens; the whole one is kept
+        beside it."""
         if len(self) <= limit:
             return self
-        return replace(self, completion=self.completion[: max(0, limit - len(self.prompt))], whole=self.uncut)
+        return replace(
+            self, completion=self.completion[: max(0, limit - len(self.prompt))], whole=self.uncut
+        )
 
     @property
     def uncut(self) -> np.ndarray:
@@ -98,12 +103,12 @@ AnyExample = PairExample | UnpairedExample
 class PairDataset:
     """The pairs of one split of a source, in file order, and a report of what became of the rows.
 
-    Columns: `chosen` and `rejected`, text or messages, and `prompt`; without it the prompt is what both begin with.
-    `margin`, `tools` and `chat_template_kwargs` are optional. Completions that reach beyond `max_length` are cut, rows
-    whose prompt fills it are dropped and counted; with `keep_ends` every longer row is dropped, for what reads their
-    last token. Raises DataError naming the row for one without a completion, with
-    two equal ones, or with values of the wrong kind.
-    """
+    Columns: `chosen` and `rejected`, text or messages, and `prompt`; without it the prompt is what
+    both begin with. `margin`, `tools` and `chat_template_kwargs` are optional. Completions that
+    reach beyond `max_length` are cut, rows whose prompt fills it are dropped and counted; with
+    `keep_ends` every longer row is dropped, for what reads their last token. Raises DataError
+    naming the row for one without a completion, with two equal ones, or with values of the wrong
+    kind."""
 
     def __init__(
         self,
@@ -116,9 +121,20 @@ class PairDataset:
     ) -> None:
         renderer = _renderer(tokenizer)
         has_template = renderer.recogniser.has_template
-        made = _pairs(renderer, (read_pair(record, has_template) for record in read_records(source, split)))
+        made = _pairs(
+            renderer, (read_pair(record, has_template) for record in read_records(source, split))
+        )
         self.examples: list[PairExample] = []
-        report = _keep(made, self.examples, max_length, source, split, renderer, "chosen against rejected", keep_ends)
+        report = _keep(
+            made,
+            self.examples,
+            max_length,
+            source,
+            split,
+            renderer,
+            "chosen against rejected",
+            keep_ends,
+        )
         self.report = replace(report, notes=(*report.notes, *_equal_pairs(self.examples)))
         self.source = self.report.source
 
@@ -135,25 +151,34 @@ class PairDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all ids, boundaries and margins: equal when and only when training would see the same rows."""
+        """SHA-256 of all ids, boundaries and margins: equal when and only when training would see
+        the same rows."""
         return _fingerprint(self.examples)
 
 
 class UnpairedDataset:
-    """Completions with labels of one split of a source, in file order, and a report of what became of the rows.
+    """Completions with labels of one split of a source, in file order, and a report of what became
+    of the rows.
 
-    Columns: `prompt`, `completion` and `label` (true or false); or pairs, of which each makes a good row and a bad
-    one, all good ones first as in TRL. Raises DataError as `PairDataset` does.
+    Columns: `prompt`, `completion` and `label` (true or false); or pairs, of which each makes a
+    good row and a bad one, all good ones first as in TRL. Raises DataError as `PairDataset` does.
     """
 
     def __init__(
-        self, source: DataSource, tokenizer: Tokenizer, *, split: str = "train", max_length: int | None = 1024
+        self,
+        source: DataSource,
+        tokenizer: Tokenizer,
+        *,
+        split: str = "train",
+        max_length: int | None = 1024,
     ) -> None:
         renderer = _renderer(tokenizer)
         rows = read_unpaired(read_records(source, split), renderer.recogniser.has_template)
         made = _singles(renderer, rows)
         self.examples: list[UnpairedExample] = []
-        self.report = _keep(made, self.examples, max_length, source, split, renderer, "good and bad completions")
+        self.report = _keep(
+            made, self.examples, max_length, source, split, renderer, "good and bad completions"
+        )
         self.source = self.report.source
 
     def __len__(self) -> int:
@@ -164,7 +189,8 @@ class UnpairedDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all ids, boundaries and labels: equal when and only when training would see the same rows."""
+        """SHA-256 of all ids, boundaries and labels: equal when and only when training would see
+        the same rows."""
         return _fingerprint(self.examples)
 
 
@@ -189,12 +215,16 @@ def _pairs(renderer: Renderer, rows: Iterable[PreferencePair]) -> Iterator[PairE
         if has_margin != (row.margin is not None):
             here, first = ("a", "none") if row.margin is not None else ("no", "one")
             raise DataError(
-                f"{chosen.source} has {here} `margin`, the first row has {first}", "give all rows one or none"
+                f"{chosen.source} has {here} `margin`, the first row has {first}",
+                "give all rows one or none",
             )
         yield PairExample(
-            chosen.input_ids[:start], chosen.input_ids[start:], rejected.input_ids[start:], row.margin,
+            chosen.input_ids[:start],
+            chosen.input_ids[start:],
+            rejected.input_ids[start:],
+            row.margin,
             chosen.source,
-        )  # fmt: skip
+        )
 
 
 def _singles(renderer: Renderer, rows: Iterable[Unpaired]) -> Iterator[UnpairedExample]:
@@ -226,7 +256,8 @@ def _keep(
     loss_on: str,
     keep_ends: bool = False,
 ) -> DataReport:
-    """Cut rows at `limit` tokens into `kept`, leave out those whose prompt fills it, and say what became of them."""
+    """Cut rows at `limit` tokens into `kept`, leave out those whose prompt fills it, and say what
+    became of them."""
     name = str(source) if isinstance(source, str | Path) else ""
     rows = truncated = 0
     for example in made:
@@ -237,24 +268,44 @@ def _keep(
             truncated += limit is not None and len(example) > limit
     if not kept:
         what = "rows are longer than" if keep_ends else "prompts fill"
-        hint = f"{what} max_length ({limit} tokens): raise it" if rows else "give data with at least one row"
+        hint = (
+            f"{what} max_length ({limit} tokens): raise it"
+            if rows
+            else "give data with at least one row"
+        )
         raise DataError(f"`{name}`: none of the {rows} rows has room for a completion", hint)
     lengths = [len(one.prompt) + len(part) for one in kept for part in one.completions]
     form = "unpaired preference" if isinstance(kept[0], UnpairedExample) else "preference"
     return DataReport(
-        source=name, split=split, format=form, how=renderer.recogniser.how, loss_on=loss_on, rows=rows, kept=len(kept),
-        dropped=rows - len(kept), truncated=truncated, tokens=sum(lengths),
-        trained_tokens=sum(len(part) for one in kept for part in one.completions), max_length=limit,
-        longest=max(lengths), conversational=renderer.recogniser.conversational, lengths=length_bins(lengths),
+        source=name,
+        split=split,
+        format=form,
+        how=renderer.recogniser.how,
+        loss_on=loss_on,
+        rows=rows,
+        kept=len(kept),
+        dropped=rows - len(kept),
+        truncated=truncated,
+        tokens=sum(lengths),
+        trained_tokens=sum(len(part) for one in kept for part in one.completions),
+        max_length=limit,
+        longest=max(lengths),
+        conversational=renderer.recogniser.conversational,
+        lengths=length_bins(lengths),
         notes=renderer.notes,
-    )  # fmt: skip
+    )
 
 
 def _equal_pairs(examples: Sequence[PairExample]) -> tuple[str, ...]:
     same = sum(np.array_equal(one.chosen, one.rejected) for one in examples)
     if not same:
         return ()
-    return (f"{same:,} pairs have equal tokens, cut at max_length or made so by the template: they teach nothing",)
+    return (
+        (
+            f"{same:,} pairs have equal tokens, cut at max_length or made so by the template: they"
+            " teach nothing"
+        ),
+    )
 
 
 def _fingerprint(examples: Sequence[AnyExample]) -> str:

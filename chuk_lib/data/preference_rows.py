@@ -1,7 +1,8 @@
-"""What preference rows mean, before any token is made: prompts, chosen and rejected completions, labels.
+"""What preference rows mean, before any token is made: prompts, chosen and rejected completions,
+labels.
 
-Without `prompt`, `question` (Intel/orca_dpo_pairs) or Alpaca's `instruction` is the user's turn; `system`, `tools` and
-other columns beside them go along to the renderer.
+Without `prompt`, `question` (Intel/orca_dpo_pairs) or Alpaca's `instruction` is the user's turn;
+`system`, `tools` and other columns beside them go along to the renderer.
 
 Every complaint names the row and the column as the file has them.
 """
@@ -22,7 +23,14 @@ from chuk_lib.errors import DataError
 
 PAIR_EXAMPLE = '{"prompt": "…", "chosen": "…", "rejected": "…"}'
 UNPAIRED_EXAMPLE = '{"prompt": "…", "completion": "…", "label": true}'
-_LABELS: dict[Any, bool] = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
+_LABELS: dict[Any, bool] = {
+    True: True,
+    False: False,
+    "true": True,
+    "false": False,
+    "1": True,
+    "0": False,
+}
 
 Value = str | list[dict[str, Any]]
 """Text, or messages."""
@@ -53,10 +61,14 @@ def read_pair(record: Record, has_template: bool = True) -> PreferencePair:
             raise DataError(f"{source} has no `{name}`", f"a preference row is {PAIR_EXAMPLE}")
     chosen, rejected = _value(columns, "chosen", source), _value(columns, "rejected", source)
     if isinstance(chosen, list) != isinstance(rejected, list):
-        raise DataError(f"{source}: one of `chosen` and `rejected` is text, the other messages", "make both the same")
+        raise DataError(
+            f"{source}: one of `chosen` and `rejected` is text, the other messages",
+            "make both the same",
+        )
     if chosen == rejected:
         raise DataError(
-            f"{source}: `chosen` and `rejected` are equal", "nothing can be learned from it: remove the row"
+            f"{source}: `chosen` and `rejected` are equal",
+            "nothing can be learned from it: remove the row",
         )
     prompt, chosen, rejected = _with_prompt(columns, chosen, rejected, source)
     beside = _beside(columns)
@@ -70,12 +82,15 @@ def read_pair(record: Record, has_template: bool = True) -> PreferencePair:
 
 
 def read_unpaired(records: Iterable[Record], has_template: bool = True) -> Iterator[Unpaired]:
-    """Rows with a label as they come, or those that pairs are made of: the chosen ones, then the rejected ones."""
+    """Rows with a label as they come, or those that pairs are made of: the chosen ones, then the
+    rejected ones."""
     bad: list[Unpaired] = []
     is_paired: bool | None = None
     for record in records:
         columns = record.columns
-        is_paired = "completion" not in columns and "chosen" in columns if is_paired is None else is_paired
+        is_paired = (
+            "completion" not in columns and "chosen" in columns if is_paired is None else is_paired
+        )
         if not is_paired:
             yield _read_labelled(record, has_template)
             continue
@@ -89,26 +104,41 @@ def _read_labelled(record: Record, has_template: bool) -> Unpaired:
     columns, source = asked(record, ("completion",), has_template), record.source
     for name in ("prompt", "completion", "label"):
         if columns.get(name) is None:
-            raise DataError(f"{source} has no `{name}`", f"a row is {UNPAIRED_EXAMPLE}, or {PAIR_EXAMPLE}")
+            raise DataError(
+                f"{source} has no `{name}`", f"a row is {UNPAIRED_EXAMPLE}, or {PAIR_EXAMPLE}"
+            )
     label = columns["label"]
-    known = _LABELS.get(label.strip().lower() if isinstance(label, str) else label) if _is_plain(label) else None
+    known = (
+        _LABELS.get(label.strip().lower() if isinstance(label, str) else label)
+        if _is_plain(label)
+        else None
+    )
     if known is None:
         raise DataError(
-            f"{source}: `label` should be true or false, not {_shown(label)}", f"a row is {UNPAIRED_EXAMPLE}"
+            f"{source}: `label` should be true or false, not {_shown(label)}",
+            f"a row is {UNPAIRED_EXAMPLE}",
         )
     prompt, completion = _value(columns, "prompt", source), _value(columns, "completion", source)
     if isinstance(prompt, list) != isinstance(completion, list):
-        raise DataError(f"{source}: one of `prompt` and `completion` is text, the other messages", "make both the same")
+        raise DataError(
+            f"{source}: one of `prompt` and `completion` is text, the other messages",
+            "make both the same",
+        )
     _check_learned(completion, "completion", source)
-    return Unpaired(Record({"prompt": prompt, "completion": completion, **_beside(columns)}, source), known)
+    return Unpaired(
+        Record({"prompt": prompt, "completion": completion, **_beside(columns)}, source), known
+    )
 
 
 def asked(record: Record, answers: tuple[str, ...], has_template: bool = True) -> dict[str, Any]:
-    """The columns of a row with its question as `prompt`, where there is none: the text of `question`, or
-    `instruction` with its `input`, to which the columns `answers` are answers in text. With a chat template it is a
-    user's turn after those of `history` and the answers are the assistant's, without one all stays text."""
+    """The columns of a row with its question as `prompt`, where there is none: the text of
+    `question`, or `instruction` with its `input`, to which the columns `answers` are answers in
+    text. With a chat template it is a user's turn after those of `history` and the answers are the
+    assistant's, without one all stays text."""
     columns = record.columns
-    name = next((name for name in ("question", "instruction") if isinstance(columns.get(name), str)), None)
+    name = next(
+        (name for name in ("question", "instruction") if isinstance(columns.get(name), str)), None
+    )
     plain = all(isinstance(columns.get(answer), str) for answer in answers)
     if columns.get("prompt") is not None or name is None or not plain:
         return columns
@@ -117,7 +147,10 @@ def asked(record: Record, answers: tuple[str, ...], has_template: bool = True) -
         return {**columns, "prompt": ask}
     turns = [*conversation.history(columns, record.source), {"role": "user", "content": ask}]
     said = {answer: [{"role": "assistant", "content": columns[answer]}] for answer in answers}
-    return {key: value for key, value in columns.items() if key != "history"} | {"prompt": turns, **said}
+    return {key: value for key, value in columns.items() if key != "history"} | {
+        "prompt": turns,
+        **said,
+    }
 
 
 def _beside(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,8 +176,11 @@ def _value(columns: Mapping[str, Any], name: str, source: Source) -> Value:
     return string(columns, name, source)
 
 
-def _with_prompt(columns: Mapping[str, Any], chosen: Value, rejected: Value, source: Source) -> tuple[Value, ...]:
-    """Prompt, chosen and rejected apart. A prompt in text beside messages is a copy of what those begin with."""
+def _with_prompt(
+    columns: Mapping[str, Any], chosen: Value, rejected: Value, source: Source
+) -> tuple[Value, ...]:
+    """Prompt, chosen and rejected apart. A prompt in text beside messages is a copy of what those
+    begin with."""
     prompt = columns.get("prompt")
     is_chat = isinstance(chosen, list)
     if prompt is not None and isinstance(prompt, list) == is_chat:
@@ -153,7 +189,8 @@ def _with_prompt(columns: Mapping[str, Any], chosen: Value, rejected: Value, sou
         raise DataError(f"{source}: `prompt` holds messages, `chosen` text", "make them the same")
     if prompt is not None and not isinstance(prompt, str):
         raise DataError(
-            f"{source}: `prompt` should be text or messages, not {kind_of(prompt)}", f"as in {PAIR_EXAMPLE}"
+            f"{source}: `prompt` should be text or messages, not {kind_of(prompt)}",
+            f"as in {PAIR_EXAMPLE}",
         )
     start = _common(chosen, rejected)
     if is_chat and start == 0:
@@ -163,8 +200,8 @@ def _with_prompt(columns: Mapping[str, Any], chosen: Value, rejected: Value, sou
 
 
 def _common(chosen: Value, rejected: Value) -> int:
-    """How many characters or messages are the prompt: those that both begin with, without a last space and without
-    the last of all, so that something is left of both."""
+    """How many characters or messages are the prompt: those that both begin with, without a last
+    space and without the last of all, so that something is left of both."""
     size = min(len(chosen), len(rejected))
     start = next((at for at in range(size) if chosen[at] != rejected[at]), max(0, size - 1))
     return start - 1 if start and isinstance(chosen, str) and chosen[start - 1] == " " else start
@@ -179,5 +216,7 @@ def _margin(columns: Mapping[str, Any], source: Source) -> float | None:
     except (TypeError, ValueError):
         margin = math.nan
     if not math.isfinite(margin):
-        raise DataError(f"{source}: `margin` should be a number, not {_shown(given)}", "or leave the column out")
+        raise DataError(
+            f"{source}: `margin` should be a number, not {_shown(given)}", "or leave the column out"
+        )
     return margin

@@ -1,4 +1,5 @@
-"""Rows as training sees them: the text that the tokens stand for, cut where a role or the loss mask changes."""
+"""Rows as training sees them: the text that the tokens stand for, cut where a role or the loss mask
+changes."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Fragment:
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """One row: where it stood, its fragments, and its counts. `cut` tokens lie beyond `max_length`."""
+    """One row: where it stood, its fragments, and its counts. `cut` tokens lie beyond
+    `max_length`."""
 
     source: str
     fragments: tuple[Fragment, ...]
@@ -46,34 +48,56 @@ def preview_rows(
     format: str | None = None,
     text_field: str = "text",
 ) -> list[PreviewRow]:
-    """The first rows as `SFTDataset` with the same settings makes them, rows that it would drop included."""
+    """The first rows as `SFTDataset` with the same settings makes them, rows that it would drop
+    included."""
     renderer = Renderer(
-        tokenizer, completion_only_loss=completion_only_loss, assistant_only_loss=assistant_only_loss,
-        format=format, text_field=text_field, spans=True,
-    )  # fmt: skip
-    return [_row(example, tokenizer, max_length) for example in renderer.render(islice(records, rows))]
+        tokenizer,
+        completion_only_loss=completion_only_loss,
+        assistant_only_loss=assistant_only_loss,
+        format=format,
+        text_field=text_field,
+        spans=True,
+    )
+    return [
+        _row(example, tokenizer, max_length) for example in renderer.render(islice(records, rows))
+    ]
 
 
 def _row(example: Example, tokenizer: Tokenizer, max_length: int | None) -> PreviewRow:
     kept = example if max_length is None else truncate(example, max_length)
     fragments = tuple(_fragments(kept, tokenizer))
-    return PreviewRow(str(example.source), fragments, len(kept), kept.trained_tokens, len(example) - len(kept))
+    return PreviewRow(
+        str(example.source), fragments, len(kept), kept.trained_tokens, len(example) - len(kept)
+    )
 
 
 def _fragments(example: Example, tokenizer: Tokenizer) -> Iterable[Fragment]:
-    """Text of a part = text up to its end minus text up to its start: tokens decoded alone lose spaces."""
+    """Text of a part = text up to its end minus text up to its start: tokens decoded alone lose
+    spaces."""
     roles = np.full(len(example), "", dtype=object)
     for span in example.spans:
         roles[span.start : span.end] = span.role
     mask = example.loss_mask
-    edges = [at for at in range(1, len(example)) if mask[at] != mask[at - 1] or roles[at] != roles[at - 1]]
+    edges = [
+        at
+        for at in range(1, len(example))
+        if mask[at] != mask[at - 1] or roles[at] != roles[at - 1]
+    ]
     shown, start = "", 0
     for end in [*edges, len(example)]:
         text = _decoded(example.input_ids[:end], tokenizer)
-        new = text[len(shown) :] if text.startswith(shown) else _decoded(example.input_ids[start:end], tokenizer)
+        new = (
+            text[len(shown) :]
+            if text.startswith(shown)
+            else _decoded(example.input_ids[start:end], tokenizer)
+        )
         yield Fragment(new, str(roles[start]), bool(mask[start]), end - start)
         shown, start = text, end
 
 
 def _decoded(ids: np.ndarray, tokenizer: Tokenizer) -> str:
-    return str(tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    return str(
+        tokenizer.decode(
+            ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+    )

@@ -1,10 +1,10 @@
 """Prompts to write on from, with the columns that rewards read. The rules are TRL's.
 
-A text prompt stays text (no chat template). Messages go through the template with the header of the assistant's turn;
-a last turn of the assistant is continued. Rows of other kinds are taken too: `messages` or `conversations` and
-prompt/completion rows give their prompt, and the answer they end with becomes the column `answer`, or `completion`
-beside a column `answer`; `question`, and Alpaca's `instruction` with its `input`, are a user's turn.
-"""
+A text prompt stays text (no chat template). Messages go through the template with the header of the
+assistant's turn; a last turn of the assistant is continued. Rows of other kinds are taken too:
+`messages` or `conversations` and prompt/completion rows give their prompt, and the answer they end
+with becomes the column `answer`, or `completion` beside a column `answer`; `question`, and Alpaca's
+`instruction` with its `input`, are a user's turn."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ _TEMPLATE = ("tools", "functions", "chat_template_kwargs")
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt: as the data has it (text or messages), its token ids, all other columns, and where it stood."""
+    """A prompt: as the data has it (text or messages), its token ids, all other columns, and where
+    it stood."""
 
     prompt: Prompt
     ids: list[int]
@@ -64,7 +65,8 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class PromptReport:
-    """What became of a source: rows read and kept, `dropped` for their length, tokens of the prompts."""
+    """What became of a source: rows read and kept, `dropped` for their length, tokens of the
+    prompts."""
 
     source: str
     split: str
@@ -82,30 +84,41 @@ class PromptReport:
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON has it."""
         bins = [{"up_to": bound, "rows": count} for bound, count in self.lengths]
-        return vars(self) | {"columns": list(self.columns), "lengths": bins, "notes": list(self.notes)}
+        return vars(self) | {
+            "columns": list(self.columns),
+            "lengths": bins,
+            "notes": list(self.notes),
+        }
 
 
 class PromptDataset:
     """The prompts of one split of a source, in file order.
 
-    Prompts of more than `max_prompt_length` tokens are left out and counted. Raises DataError naming the row for rows
-    without a prompt, and when none is left; ModelError when messages meet a tokenizer without a chat template.
-    """
+    Prompts of more than `max_prompt_length` tokens are left out and counted. Raises DataError
+    naming the row for rows without a prompt, and when none is left; ModelError when messages meet a
+    tokenizer without a chat template."""
 
     def __init__(
-        self, source: DataSource, tokenizer: Tokenizer, *, split: str = "train", max_prompt_length: int | None = None
+        self,
+        source: DataSource,
+        tokenizer: Tokenizer,
+        *,
+        split: str = "train",
+        max_prompt_length: int | None = None,
     ) -> None:
         self.source = str(source) if isinstance(source, str | Path) else "rows"
         reader = _PromptReader(Encoder(tokenizer))
         found = reader.rows(read_records(source, split))
         if self.source == "rows":
             self.source = found[0].source.name
-        self.rows = [row for row in found if max_prompt_length is None or len(row) <= max_prompt_length]
+        self.rows = [
+            row for row in found if max_prompt_length is None or len(row) <= max_prompt_length
+        ]
         if not self.rows:
             shortest = min(len(row) for row in found)
             raise DataError(
-                f"`{self.source}`: all {len(found)} prompts have more than max_prompt_length ({max_prompt_length}) "
-                "tokens",
+                f"`{self.source}`: all {len(found)} prompts have more than max_prompt_length"
+                f" ({max_prompt_length}) tokens",
                 f"the shortest has {shortest}: raise max_prompt_length",
             )
         self.columns = tuple(columns_of(self.rows))
@@ -122,35 +135,53 @@ class PromptDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all prompts' ids and all columns: equal when and only when training would see the same rows."""
+        """SHA-256 of all prompts' ids and all columns: equal when and only when training would see
+        the same rows."""
         digest = hashlib.sha256()
         for row in self.rows:
             digest.update(np.array([len(row), *row.ids], dtype="<i4").tobytes())
-            digest.update(json.dumps(row.columns, sort_keys=True, default=str, ensure_ascii=False).encode())
+            digest.update(
+                json.dumps(row.columns, sort_keys=True, default=str, ensure_ascii=False).encode()
+            )
         return digest.hexdigest()
 
     def check_context(self, limit: int | None, words: str = "") -> None:
-        """Raise DataError for a prompt that leaves no room in a context of `limit` tokens (None: unknown), which
-        `words` tell of."""
+        """Raise DataError for a prompt that leaves no room in a context of `limit` tokens (None:
+        unknown), which `words` tell of."""
         for row in self.rows:
             if limit is not None and len(row) >= limit:
                 raise DataError(
                     f"{row.source}: the prompt has {len(row):,} tokens, "
                     + (words or f"the model's context holds {limit:,}"),
-                    f"shorten it, or leave such prompts out with max_prompt_length={limit - 1} or less",
+                    f"shorten it, or leave such prompts out with max_prompt_length={limit - 1} or"
+                    " less",
                 )
 
-    def _report(self, split: str, rows: int, limit: int | None, said: Sequence[str]) -> PromptReport:
+    def _report(
+        self, split: str, rows: int, limit: int | None, said: Sequence[str]
+    ) -> PromptReport:
         lengths, dropped = [len(row) for row in self.rows], rows - len(self.rows)
         notes = list(said)
-        partial = [name for name in self.columns if any(name not in row.columns for row in self.rows)]
+        partial = [
+            name for name in self.columns if any(name not in row.columns for row in self.rows)
+        ]
         if partial:
             names = ", ".join(f"`{name}`" for name in partial)
             notes.append(f"not all rows have the columns {names}: rewards see null there")
         return PromptReport(
-            self.source, split, rows, len(self.rows), dropped, sum(lengths), max(lengths), limit,
-            not isinstance(self.rows[0].prompt, str), self.columns, length_bins(lengths), tuple(notes),
-        )  # fmt: skip
+            self.source,
+            split,
+            rows,
+            len(self.rows),
+            dropped,
+            sum(lengths),
+            max(lengths),
+            limit,
+            not isinstance(self.rows[0].prompt, str),
+            self.columns,
+            length_bins(lengths),
+            tuple(notes),
+        )
 
 
 def columns_of(rows: Sequence[PromptRow]) -> dict[str, list[Any]]:
@@ -171,37 +202,48 @@ class _PromptReader:
     def notes(self) -> tuple[str, ...]:
         """What became of the rows read so far, with counts."""
         bare = (
-            f"in {self._bare_answers:,} rows the answer holds calls of tools or reasoning, which rewards do not see: "
-            "they read its text"
+            f"in {self._bare_answers:,} rows the answer holds calls of tools or reasoning, which"
+            " rewards do not see: they read its text"
         )
         return (*self._prepare.notes, *([bare] if self._bare_answers else []))
 
     def rows(self, records: Iterable[Record]) -> list[PromptRow]:
-        """All rows; texts are made one by one, so that errors name their row, and tokenised together."""
+        """All rows; texts are made one by one, so that errors name their row, and tokenised
+        together."""
         parts: list[tuple[Prompt, dict[str, Any], Source]] = []
         texts: list[str] = []
         for record in records:
             prompt, columns = split_prompt(record, self._encoder.has_template)
             if parts and isinstance(prompt, str) != isinstance(parts[0][0], str):
-                this, first = ("text", "messages") if isinstance(prompt, str) else ("messages", "text")
+                this, first = (
+                    ("text", "messages") if isinstance(prompt, str) else ("messages", "text")
+                )
                 raise DataError(
-                    f"{record.source} holds {this}, the first row holds {first}", "keep one kind of prompt in a file"
+                    f"{record.source} holds {this}, the first row holds {first}",
+                    "keep one kind of prompt in a file",
                 )
             texts.append(prompt if isinstance(prompt, str) else self._rendered(prompt, record))
             self._bare_answers += _is_bare(record)
             parts.append((prompt, columns, record.source))
         plain = bool(parts) and isinstance(parts[0][0], str)
         encodings = self._encoder.encode(texts, special=plain, goes_on=True)
-        rows = [PromptRow(part[0], list(found.ids), *part[1:]) for part, found in zip(parts, encodings, strict=True)]
+        rows = [
+            PromptRow(part[0], list(found.ids), *part[1:])
+            for part, found in zip(parts, encodings, strict=True)
+        ]
         for row in rows:
             if not row.ids:
-                raise DataError(f"{row.source}: the prompt is empty", "give at least one token to continue")
+                raise DataError(
+                    f"{row.source}: the prompt is empty", "give at least one token to continue"
+                )
         return rows
 
     def _rendered(self, turns: list[dict[str, Any]], record: Record) -> str:
         """Messages as text, up to where the assistant writes on."""
         source = record.source
-        tools = conversation.tools_of(record.columns, source, wrapped="conversations" in record.columns)
+        tools = conversation.tools_of(
+            record.columns, source, wrapped="conversations" in record.columns
+        )
         row = Chat(turns, None, tools, conversation.options_of(record.columns, source))
         row = self._prepare(row, source)
         goes_on = turns[-1]["role"] == "assistant"
@@ -214,14 +256,20 @@ class _PromptReader:
 
 
 def split_prompt(record: Record, has_template: bool = True) -> tuple[Prompt, dict[str, Any]]:
-    """The prompt of a record and its other columns, without those that only a template reads. What the record ends
-    with becomes `answer`, or `completion` when it has an `answer`. Raises DataError when there is no prompt."""
+    """The prompt of a record and its other columns, without those that only a template reads. What
+    the record ends with becomes `answer`, or `completion` when it has an `answer`. Raises DataError
+    when there is no prompt."""
     columns, source = dict(record.columns), record.source
     refuse_bad_reference(columns, source)
-    name = next((name for name in ("prompt", *_CHATS, "question", "instruction") if name in columns), None)
+    name = next(
+        (name for name in ("prompt", *_CHATS, "question", "instruction") if name in columns), None
+    )
     if name is None:
         names = ", ".join(f"`{key}`" for key in columns) or "none"
-        raise DataError(f"{source} has no `prompt` (it has {names})", "give `prompt` (text or messages) or `messages`")
+        raise DataError(
+            f"{source} has no `prompt` (it has {names})",
+            "give `prompt` (text or messages) or `messages`",
+        )
     value = columns.pop(name)
     beside = {key: columns.pop(key) for key in _TEMPLATE if key in columns}
     if name in _CHATS:
@@ -239,11 +287,14 @@ def split_prompt(record: Record, has_template: bool = True) -> tuple[Prompt, dic
 
 
 def _plain(record: Record, name: str, text: str, beside: Mapping[str, Any]) -> str:
-    """A prompt that stays text. Raises DataError when the row has columns that only a template shows."""
+    """A prompt that stays text. Raises DataError when the row has columns that only a template
+    shows."""
     if name == "instruction":
         text = alpaca_wording(record.columns, record.source)
     system = {"system": record.columns.get("system")}
-    conversation.refuse_unshown(conversation.unshown({**beside, **system}, text, record.source), record.source)
+    conversation.refuse_unshown(
+        conversation.unshown({**beside, **system}, text, record.source), record.source
+    )
     return text
 
 
@@ -255,7 +306,10 @@ def _completion(columns: dict[str, Any], source: Source) -> str | None:
     if isinstance(value, list):
         return str(chat.parse(value, "completion", source)[-1]["content"])
     if not isinstance(value, str):
-        raise DataError(f"{source}: `completion` should be text or messages, not {kind_of(value)}", "or leave it out")
+        raise DataError(
+            f"{source}: `completion` should be text or messages, not {kind_of(value)}",
+            "or leave it out",
+        )
     return value
 
 
@@ -277,7 +331,11 @@ def _without_answer(turns: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
 
 
 def _with_answer(columns: dict[str, Any], answer: str | None) -> dict[str, Any]:
-    return columns if answer is None else columns | {"completion" if "answer" in columns else "answer": answer}
+    return (
+        columns
+        if answer is None
+        else columns | {"completion" if "answer" in columns else "answer": answer}
+    )
 
 
 def _up_to_last_words(text: str, words: str, source: Source) -> str:
@@ -285,6 +343,9 @@ def _up_to_last_words(text: str, words: str, source: Source) -> str:
     `continue_final_message` cuts it."""
     start = text.rfind(words.strip())
     if start < 0:
-        raise DataError(f"{source}: the chat template does not show the last turn", "end the prompt with a user's turn")
+        raise DataError(
+            f"{source}: the chat template does not show the last turn",
+            "end the prompt with a user's turn",
+        )
     whole = text[start : start + len(words.lstrip())] == words.lstrip()
     return text[: start + len(words.lstrip() if whole else words.strip())]

@@ -1,8 +1,8 @@
-"""Reading records: JSONL, JSON, Parquet, Arrow, CSV, TSV, text, stdin, a folder with train/valid/test files or from
-`save_to_disk`, a hub data set.
+"""Reading records: JSONL, JSON, Parquet, Arrow, CSV, TSV, text, stdin, a folder with
+train/valid/test files or from `save_to_disk`, a hub data set.
 
-Rows stream and keep their file and line, so that every complaint can say where. Text is UTF-8 and nothing else.
-"""
+Rows stream and keep their file and line, so that every complaint can say where. Text is UTF-8 and
+nothing else."""
 
 from __future__ import annotations
 
@@ -57,13 +57,17 @@ class SupportsWrite(Protocol):
 
 
 DataSource = str | Path | Iterable[Mapping[str, Any]] | Iterable[Record]
-"""What records are read from: a path, "-" for stdin, a hub id, or rows or records that are already in memory."""
+"""What records are read from: a path, "-" for stdin, a hub id, or rows or records that are already
+in memory."""
 
 
-def read_records(source: DataSource, split: str = "train", *, broken: Broken = refuse) -> Iterator[Record]:
-    """The records of a source in file order, as a stream. Raises DataError naming file and line, and when no record
-    is there at all; a missing file is reported at once, not at the first record. With a `broken` of one's own, rows
-    and files that cannot be read are told to it, and reading goes on after them."""
+def read_records(
+    source: DataSource, split: str = "train", *, broken: Broken = refuse
+) -> Iterator[Record]:
+    """The records of a source in file order, as a stream. Raises DataError naming file and line,
+    and when no record is there at all; a missing file is reported at once, not at the first record.
+    With a `broken` of one's own, rows and files that cannot be read are told to it, and reading
+    goes on after them."""
     if not isinstance(source, str | Path):
         return _read_rows(source)
     if str(source) == "-":
@@ -72,17 +76,23 @@ def read_records(source: DataSource, split: str = "train", *, broken: Broken = r
 
 
 def has_split(source: DataSource, split: str) -> bool:
-    """Whether a local folder holds a file of this split. Files, stdin and rows are train only; the hub is not asked."""
+    """Whether a local folder holds a file of this split. Files, stdin and rows are train only; the
+    hub is not asked."""
     if not isinstance(source, str | Path) or not Path(source).is_dir():
         return split == "train"
     return folder_has(Path(source), split)
 
 
 def named_split(source: str | Path) -> tuple[str, str | None]:
-    """A source and the split that its name asks for: `owner/name#train_sft` is the split `train_sft` of `owner/name`,
-    wherever training data is named. A path that is there, `#` and all, asks for none."""
+    """A source and the split that its name asks for: `owner/name#train_sft` is the split
+    `train_sft` of `owner/name`, wherever training data is named. A path that is there, `#` and all,
+    asks for none."""
     base, mark, name = str(source).rpartition("#")
-    return (base, name) if mark and base and name and not Path(source).exists() else (str(source), None)
+    return (
+        (base, name)
+        if mark and base and name and not Path(source).exists()
+        else (str(source), None)
+    )
 
 
 def find_files(source: str | Path, split: str = "train") -> list[Path]:
@@ -90,12 +100,16 @@ def find_files(source: str | Path, split: str = "train") -> list[Path]:
     base, name = named_split(source)
     if name is not None:
         if split != "train":
-            raise DataError(f"`{source}` is one split and has no {split} split", f"give it as `{base}#{split}`")
+            raise DataError(
+                f"`{source}` is one split and has no {split} split", f"give it as `{base}#{split}`"
+            )
         return find_files(base, name)
     path = Path(source)
     if path.is_file():
         if split != "train":
-            raise DataError(f"`{source}` is one file and has no {split} split", f"give the {split} file itself")
+            raise DataError(
+                f"`{source}` is one file and has no {split} split", f"give the {split} file itself"
+            )
         return [path]
     if path.is_dir():
         try:
@@ -103,10 +117,16 @@ def find_files(source: str | Path, split: str = "train") -> list[Path]:
         except DataError as error:
             if not _HUB_ID.fullmatch(str(source)):
                 raise
-            hides = "the folder hides the data set of this name on the hub: move it, or run chuk elsewhere"
+            hides = (
+                "the folder hides the data set of this name on the hub: move it, or run chuk"
+                " elsewhere"
+            )
             raise DataError(error.message, f"{error.hint}; {hides}") from None
     if path.is_symlink():
-        raise DataError(f"`{source}` is a link to `{path.readlink()}`, which does not exist", "mend or remove the link")
+        raise DataError(
+            f"`{source}` is a link to `{path.readlink()}`, which does not exist",
+            "mend or remove the link",
+        )
     if _is_hub_id(str(source)):
         from chuk_lib.data.hub import fetch
 
@@ -115,8 +135,11 @@ def find_files(source: str | Path, split: str = "train") -> list[Path]:
 
 
 def _is_hub_id(source: str) -> bool:
-    """Whether a path that does not exist can be meant as `owner/name`: not when `owner` is a folder here."""
-    shaped = _HUB_ID.fullmatch(source) is not None and not plain_name(source).endswith(READ_SUFFIXES)
+    """Whether a path that does not exist can be meant as `owner/name`: not when `owner` is a folder
+    here."""
+    shaped = _HUB_ID.fullmatch(source) is not None and not plain_name(source).endswith(
+        READ_SUFFIXES
+    )
     return shaped and not Path(source.split("/")[0]).is_dir()
 
 
@@ -125,8 +148,14 @@ def _nearest_hint(path: Path) -> str:
 
     if not path.parent.is_dir():
         return f"the folder `{path.parent}` does not exist either"
-    near = difflib.get_close_matches(path.name, [item.name for item in path.parent.iterdir()], n=1, cutoff=0.6)
-    return f"did you mean `{path.parent / near[0]}`?" if near else "check the path; a hub data set is `owner/name`"
+    near = difflib.get_close_matches(
+        path.name, [item.name for item in path.parent.iterdir()], n=1, cutoff=0.6
+    )
+    return (
+        f"did you mean `{path.parent / near[0]}`?"
+        if near
+        else "check the path; a hub data set is `owner/name`"
+    )
 
 
 def _read_files(files: list[Path], source: str | Path, broken: Broken) -> Iterator[Record]:
@@ -148,7 +177,9 @@ def _read_files(files: list[Path], source: str | Path, broken: Broken) -> Iterat
                 raise
             note(Source(str(path), 0, "file"), error)
     if not found:
-        raise DataError(f"`{source}` holds no records", f"a record is one row such as {ROW_EXAMPLE}")
+        raise DataError(
+            f"`{source}` holds no records", f"a record is one row such as {ROW_EXAMPLE}"
+        )
 
 
 def _read_rows(rows: Iterable[Any]) -> Iterator[Record]:
@@ -158,17 +189,23 @@ def _read_rows(rows: Iterable[Any]) -> Iterator[Record]:
             yield row
             continue
         if not isinstance(row, Mapping):
-            raise DataError(f"row {number} is {kind_of(row)}, not a mapping of columns", f"a row is {ROW_EXAMPLE}")
+            raise DataError(
+                f"row {number} is {kind_of(row)}, not a mapping of columns",
+                f"a row is {ROW_EXAMPLE}",
+            )
         yield Record(dict(row), Source("rows", number, "row"))
     if number == 0:
         raise DataError("there are no rows", f"a row is {ROW_EXAMPLE}")
 
 
 def read_stdin(copy: SupportsWrite | None = None, broken: Broken = refuse) -> Iterator[Record]:
-    """Records piped in as JSONL; their bytes also go to `copy`, so that they can be read again. Raises DataError as
-    `read_records` does, and at once when nothing is piped in."""
+    """Records piped in as JSONL; their bytes also go to `copy`, so that they can be read again.
+    Raises DataError as `read_records` does, and at once when nothing is piped in."""
     if sys.stdin is None or sys.stdin.isatty():
-        raise DataError("data is `-`, but nothing is piped in", "pipe JSONL: cat train.jsonl | chuk train sft --data -")
+        raise DataError(
+            "data is `-`, but nothing is piped in",
+            "pipe JSONL: cat train.jsonl | chuk train sft --data -",
+        )
     lines = bounded(sys.stdin.buffer)
     return _piped(lines if copy is None else _copied(lines, copy), broken)
 
@@ -192,17 +229,25 @@ def _piped(lines: Iterable[bytes], broken: Broken) -> Iterator[Record]:
             found = True
             yield record
     except OSError as error:
-        raise DataError(f"stdin cannot be read: {error}", "check what writes into the pipe") from None
+        raise DataError(
+            f"stdin cannot be read: {error}", "check what writes into the pipe"
+        ) from None
     if not found:
-        raise DataError("stdin holds no records", f"pipe JSONL: one row a line, such as {ROW_EXAMPLE}")
+        raise DataError(
+            "stdin holds no records", f"pipe JSONL: one row a line, such as {ROW_EXAMPLE}"
+        )
 
 
 def parser_of(path: Path) -> Parser:
     """The parser for a file, by its suffix. Raises DataError for a suffix that is not known."""
     kind = suffix_of(path)
     if kind not in PARSERS:
-        known = f"known suffixes: {', '.join(READ_SUFFIXES)}, packed as {', '.join(COMPRESSED)} or not"
+        known = (
+            f"known suffixes: {', '.join(READ_SUFFIXES)}, packed as {', '.join(COMPRESSED)} or not"
+        )
         raise DataError(f"`{path}` has no suffix that says what it holds", known)
     if kind in _BINARY and path.name.lower().endswith(COMPRESSED):
-        raise DataError(f"`{path}` is compressed twice", "unpack it: such files are compressed inside")
+        raise DataError(
+            f"`{path}` is compressed twice", "unpack it: such files are compressed inside"
+        )
     return PARSERS[kind]

@@ -1,9 +1,10 @@
-"""The one renderer: records to token ids, the mask of learned tokens and spans by role. The rules are TRL's.
+"""The one renderer: records to token ids, the mask of learned tokens and spans by role. The rules
+are TRL's.
 
-Plain text gets the end-of-text token unless it ends with it; conversations get only what their chat template writes.
-A completion starts at the longest common token prefix of the prompt and of both together, which is not always the
-length of the prompt. Conversations are prepared by `preparation`, assistant turns found by `turns`.
-"""
+Plain text gets the end-of-text token unless it ends with it; conversations get only what their chat
+template writes. A completion starts at the longest common token prefix of the prompt and of both
+together, which is not always the length of the prompt. Conversations are prepared by `preparation`,
+assistant turns found by `turns`."""
 
 from __future__ import annotations
 
@@ -32,12 +33,13 @@ _CHUNK = 1000
 
 
 class Renderer:
-    """Renders records with one tokenizer and one set of loss rules; the first record decides the format.
+    """Renders records with one tokenizer and one set of loss rules; the first record decides the
+    format.
 
-    `completion_only_loss=None` means yes when the first row has a prompt and a completion. `spans=True` adds the
-    roles of every message, which costs a rendering a message. Raises DataError naming the row for rows that cannot
-    be rendered, ModelError when messages meet a tokenizer without a chat template.
-    """
+    `completion_only_loss=None` means yes when the first row has a prompt and a completion.
+    `spans=True` adds the roles of every message, which costs a rendering a message. Raises
+    DataError naming the row for rows that cannot be rendered, ModelError when messages meet a
+    tokenizer without a chat template."""
 
     def __init__(
         self,
@@ -80,14 +82,20 @@ class Renderer:
     def notes(self) -> tuple[str, ...]:
         """What the user should know about how these rows were rendered."""
         also = ", ".join(self.recogniser.also)
-        columns = [f"the columns also fit {also}; pin the choice with the setting `format`"] if also else []
+        columns = (
+            [f"the columns also fit {also}; pin the choice with the setting `format`"]
+            if also
+            else []
+        )
         tokens, shown = self._notes.said()
         return (*columns, *tokens, *self._prepare.notes, *shown)
 
     def _check(self, row: Row, source: Source) -> None:
         """The loss rules against the first row."""
         self._started = True
-        bounded = isinstance(row, PromptCompletion) or (isinstance(row, Chat) and row.prompt_count is not None)
+        bounded = isinstance(row, PromptCompletion) or (
+            isinstance(row, Chat) and row.prompt_count is not None
+        )
         masked = isinstance(row, Tokens) and row.completion_mask is not None
         if isinstance(row, Chat) and not self._encoder.has_template:
             raise no_template(f"{source} holds messages, but the tokenizer has no chat template")
@@ -104,11 +112,19 @@ class Renderer:
                 "give messages, or leave assistant_only_loss off",
             )
         if self._assistant_only and isinstance(row, Tokens) and row.loss_mask is None:
-            raise DataError(f"assistant_only_loss is on, but {source} has no `assistant_masks`", "add the column")
+            raise DataError(
+                f"assistant_only_loss is on, but {source} has no `assistant_masks`",
+                "add the column",
+            )
 
     def _examples(self, rows: Sequence[Row], sources: Sequence[Source]) -> Iterator[Example]:
         """The rows of one chunk; a format makes one kind of row."""
-        by_kind = {Text: self._texts, PromptCompletion: self._pairs, Chat: self._chats, Tokens: self._tokens}
+        by_kind = {
+            Text: self._texts,
+            PromptCompletion: self._pairs,
+            Chat: self._chats,
+            Tokens: self._tokens,
+        }
         return by_kind[type(rows[0])](rows, sources)
 
     def _with_end(self, text: str) -> str:
@@ -124,7 +140,9 @@ class Renderer:
         for row, source in zip(rows, sources, strict=True):
             refuse_unshown(row.unshown, source)
         prompts = self._encoder.encode([row.prompt for row in rows], special=True, goes_on=True)
-        wholes = self._encoder.encode([row.prompt + self._with_end(row.completion) for row in rows], special=True)
+        wholes = self._encoder.encode(
+            [row.prompt + self._with_end(row.completion) for row in rows], special=True
+        )
         for prompt, whole, source in zip(prompts, wholes, sources, strict=True):
             start = self._boundary(prompt, whole)
             mask = np.ones(len(whole.ids), dtype=bool)
@@ -142,7 +160,10 @@ class Renderer:
             size = self._encoder.vocab_size
             if max(row.input_ids, default=0) >= size:
                 hint = "tokenise the data with this model's tokenizer"
-                raise DataError(f"{source}: token {max(row.input_ids)} is not one of the tokenizer's {size}", hint)
+                raise DataError(
+                    f"{source}: token {max(row.input_ids)} is not one of the tokenizer's {size}",
+                    hint,
+                )
             mask = np.ones(len(row.input_ids), dtype=bool)
             if row.loss_mask is not None:
                 mask &= np.asarray(row.loss_mask, dtype=bool)
@@ -155,7 +176,9 @@ class Renderer:
         shown = [self._shown(row, source) for row, source in zip(rows, sources, strict=True)]
         picked = [self._picked(*each) for each in zip(rows, shown, sources, strict=True)]
         offsets = any(ranges is not None for ranges in picked)
-        encodings = self._encoder.encode([each.text for each in shown], special=False, offsets=offsets)
+        encodings = self._encoder.encode(
+            [each.text for each in shown], special=False, offsets=offsets
+        )
         starts = self._completion_starts(rows, sources, encodings)
         for index, (row, source, encoding) in enumerate(zip(rows, sources, encodings, strict=True)):
             self._prepare.account(row, shown[index].text, source)
@@ -174,11 +197,14 @@ class Renderer:
             raise refused(source, error) from None
 
     def _picked(self, row: Chat, shown: Rendered, source: Source) -> list[Range] | None:
-        """The characters that the loss rules pick out: those that are learned with assistant_only_loss, and those
-        that are not without it. None where all tokens are learned."""
+        """The characters that the loss rules pick out: those that are learned with
+        assistant_only_loss, and those that are not without it. None where all tokens are learned.
+        """
         whole = all(map(is_learned, row.messages))
         if not whole:
-            self._prepare.count("messages with `weight: 0` or `train: false` are not learned", source)
+            self._prepare.count(
+                "messages with `weight: 0` or `train: false` are not learned", source
+            )
         if self._assistant_only:
             self._notes.answers(row, self._encoder, self._turns)
             return self._turns.learned(row, shown, source)
@@ -213,7 +239,9 @@ class Renderer:
         return spans
 
 
-def _example(ids: Sequence[int], mask: np.ndarray, spans: Sequence[Span], source: Source) -> Example:
+def _example(
+    ids: Sequence[int], mask: np.ndarray, spans: Sequence[Span], source: Source
+) -> Example:
     return Example(np.asarray(ids, dtype=np.int32), mask, tuple(spans), source)
 
 
@@ -227,7 +255,11 @@ def refused(source: Source, error: Exception) -> ChukError:
         return broken(error)
     reason = first_line(error)
     if is_endless(error):
-        return ModelError(f"{source}: the chat template was stopped: {reason}", "mend the template, or take another")
+        return ModelError(
+            f"{source}: the chat template was stopped: {reason}",
+            "mend the template, or take another",
+        )
     return DataError(
-        f"{source}: the chat template refuses this conversation: {reason}", "mend the messages, or remove the row"
+        f"{source}: the chat template refuses this conversation: {reason}",
+        "mend the messages, or remove the row",
     )

@@ -1,4 +1,5 @@
-"""What became of a data source: format, rows, what was cut or left out, tokens, and how long rows are."""
+"""What became of a data source: format, rows, what was cut or left out, tokens, and how long rows
+are."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class DataReport:
-    """Counts over one split. `conversational` rows went through the chat template; `dropped` rows had no token to
-    learn, `truncated` ones were cut at `max_length`; `how` says what was made of a row; `lengths` are (longest, rows)
-    bins of the rows kept."""
+    """Counts over one split. `conversational` rows went through the chat template; `dropped` rows
+    had no token to learn, `truncated` ones were cut at `max_length`; `how` says what was made of a
+    row; `lengths` are (longest, rows) bins of the rows kept."""
 
     source: str
     split: str
@@ -45,7 +46,8 @@ class DataReport:
 
 
 def length_bins(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Rows by length in bins that double: (16, n) counts rows of up to 16 tokens. Empty for no rows."""
+    """Rows by length in bins that double: (16, n) counts rows of up to 16 tokens. Empty for no
+    rows."""
     if not len(lengths):
         return ()
     exponents = np.maximum(4, np.ceil(np.log2(np.maximum(lengths, 1)))).astype(int)

@@ -1,10 +1,12 @@
 """Calls of tools as rows hold them, in the one form that chat templates read.
 
-    {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}      or the inner object alone
+    {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
 
-OpenAI writes the arguments as JSON text and `""` for none; LLaMA-Factory writes the whole call as the text of a
-`function_call` turn. Text that is no JSON object is refused with its row: a model would learn to write it.
-"""
+or the inner object alone.
+
+OpenAI writes the arguments as JSON text and `""` for none; LLaMA-Factory writes the whole call as
+the text of a `function_call` turn. Text that is no JSON object is refused with its row: a model
+would learn to write it."""
 
 from __future__ import annotations
 
@@ -22,18 +24,20 @@ _HINT = 'a call is {"name": "…", "arguments": {…}}'
 
 
 def calls_of(value: Any, where: str) -> list[Call]:
-    """The calls of a message with arguments that are objects, or JSON text of one as it stood. Raises DataError
-    naming what is wrong with one."""
+    """The calls of a message with arguments that are objects, or JSON text of one as it stood.
+    Raises DataError naming what is wrong with one."""
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(call, dict) for call in value):
-        raise DataError(f"{where}: `tool_calls` should be a list of calls, not {kind_of(value)}", _HINT)
+        raise DataError(
+            f"{where}: `tool_calls` should be a list of calls, not {kind_of(value)}", _HINT
+        )
     return [_call(call, where) for call in value]
 
 
 def called_in_text(value: Any, where: str) -> tuple[str, list[Call]]:
-    """The words before a call that is written as text (a `<think>` block, usually nothing), and the calls. Raises
-    DataError for text that is no call."""
+    """The words before a call that is written as text (a `<think>` block, usually nothing), and the
+    calls. Raises DataError for text that is no call."""
     thought, found = "", value
     if isinstance(value, str):
         start = _THOUGHT.match(value)
@@ -41,9 +45,13 @@ def called_in_text(value: Any, where: str) -> tuple[str, list[Call]]:
         try:
             found = json.loads(value[len(thought) :])
         except (ValueError, RecursionError):
-            raise DataError(f"{where} is a call of a tool that is not JSON: {value[:40]!r}", _HINT) from None
+            raise DataError(
+                f"{where} is a call of a tool that is not JSON: {value[:40]!r}", _HINT
+            ) from None
     calls = found if isinstance(found, list) else [found]
-    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+    if not calls or not all(
+        isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls
+    ):
         raise DataError(f"{where} is a call of a tool without a name", _HINT)
     return thought.lstrip(), [{"type": "function", "function": call} for call in calls]
 
@@ -67,16 +75,22 @@ def tool_names(tools: Iterable[Any] | None) -> list[str]:
 
 def has_text_arguments(messages: Iterable[dict[str, Any]]) -> bool:
     """Whether arguments of calls are JSON text, as in OpenAI's API."""
-    return any(isinstance(call.get("arguments"), str) for message in messages for call in functions(message))
+    return any(
+        isinstance(call.get("arguments"), str)
+        for message in messages
+        for call in functions(message)
+    )
 
 
 def with_parsed_arguments(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Copies whose calls have arguments as objects: most templates print them with `tojson`, which would quote a
-    text a second time, or go through them with `items`, which takes objects only."""
+    """Copies whose calls have arguments as objects: most templates print them with `tojson`, which
+    would quote a text a second time, or go through them with `items`, which takes objects only."""
     return [
-        {**message, "tool_calls": [_parsed(call) for call in message["tool_calls"]]}
-        if message.get("tool_calls")
-        else message
+        (
+            {**message, "tool_calls": [_parsed(call) for call in message["tool_calls"]]}
+            if message.get("tool_calls")
+            else message
+        )
         for message in messages
     ]
 
@@ -116,4 +130,6 @@ def _check_arguments(inner: Call, given: Any, where: str) -> None:
             "mend them, or remove the row: a model would learn to write them",
         ) from None
     if not isinstance(made, dict):
-        raise DataError(f"{where} calls `{name}` with arguments that are {kind_of(made)}, not an object", _HINT)
+        raise DataError(
+            f"{where} calls `{name}` with arguments that are {kind_of(made)}, not an object", _HINT
+        )

@@ -1,13 +1,13 @@
 """Finding the assistant's turns in a rendered conversation.
 
-Where the chat template marks them with `{% generation %}`, its marks are taken. Elsewhere a turn starts where the
-rendering of the messages before it, with the assistant's header, ends; it ends after the end-of-turn token. What a
-template puts there is learned from two short probes. Templates that rewrite earlier turns (dropping their reasoning,
-say) are searched for the assistant's header instead, and refused when that fails.
+Where the chat template marks them with `{% generation %}`, its marks are taken. Elsewhere a turn
+starts where the rendering of the messages before it, with the assistant's header, ends; it ends
+after the end-of-turn token. What a template puts there is learned from two short probes. Templates
+that rewrite earlier turns (dropping their reasoning, say) are searched for the assistant's header
+instead, and refused when that fails.
 
-In the comments `H` is the header before an answer and `E` the token after it: ChatML's `<|im_start|>assistant\\n` and
-`<|im_end|>`.
-"""
+In the comments `H` is the header before an answer and `E` the token after it: ChatML's
+`<|im_start|>assistant\\n` and `<|im_end|>`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ Range = tuple[int, int]
 
 
 class Frame(NamedTuple):
-    """What a template puts around an assistant turn, "" where it has none: the header before it, the end-of-turn token
-    after it, and the token after turns in the middle where that is another one (gpt-oss)."""
+    """What a template puts around an assistant turn, "" where it has none: the header before it,
+    the end-of-turn token after it, and the token after turns in the middle where that is another
+    one (gpt-oss)."""
 
     header: str
     end: str
@@ -50,16 +51,20 @@ class TurnFinder:
         self._frames: dict[str, Frame] = {}
 
     def learned(self, row: Chat, shown: Rendered, source: Source) -> list[Range]:
-        """The characters that the assistant wrote in the messages that are learned, with their end-of-turn tokens.
-        Raises DataError when a turn cannot be found."""
+        """The characters that the assistant wrote in the messages that are learned, with their
+        end-of-turn tokens. Raises DataError when a turn cannot be found."""
         if self._encoder.has_markers(row.tools is not None) and all(map(is_learned, row.messages)):
             return shown.ranges
         turns = self._assistant_turns(row, shown, source)
-        return [turn for message, turn in zip(_answers(row.messages), turns, strict=True) if is_learned(message)]
+        return [
+            turn
+            for message, turn in zip(_answers(row.messages), turns, strict=True)
+            if is_learned(message)
+        ]
 
     def unlearned(self, row: Chat, shown: Rendered, source: Source) -> list[Range]:
-        """The characters of the messages that are not learned: an answer with its end-of-turn token, the words of
-        any other message. Raises DataError when they cannot be found."""
+        """The characters of the messages that are not learned: an answer with its end-of-turn
+        token, the words of any other message. Raises DataError when they cannot be found."""
         turns = iter(self._assistant_turns(row, shown, source))
         ranges: list[Range] = []
         at = 0
@@ -75,12 +80,14 @@ class TurnFinder:
         return ranges
 
     def header(self) -> str:
-        """What stands before an assistant's turn in a conversation, "" where that cannot be told."""
+        """What stands before an assistant's turn in a conversation, "" where that cannot be
+        told."""
         return self._frame(None, {}).header
 
     @cached_property
     def rewrites_history(self) -> bool:
-        """Whether an earlier turn with reasoning looks different from the same turn at the end (Qwen3, DeepSeek)."""
+        """Whether an earlier turn with reasoning looks different from the same turn at the end
+        (Qwen3, DeepSeek)."""
         reply = {"role": "assistant", "content": f"<think>\nplan\n</think>\n\n{_PROBE}"}
         talk = [{"role": "user", "content": "a"}, reply]
         last = self._encoder.tried(talk)
@@ -93,19 +100,24 @@ class TurnFinder:
             return self._search(row, shown.text, source)
         if len(shown.ranges) != len(_answers(row.messages)):
             raise DataError(
-                f"{source}: the chat template does not mark one stretch for each answer, so those that are not to be "
-                "learned cannot be told",
-                "remove `weight` and `train` from the messages, or use a template with one mark for each answer",
+                f"{source}: the chat template does not mark one stretch for each answer, so those"
+                " that are not to be learned cannot be told",
+                "remove `weight` and `train` from the messages, or use a template with one mark for"
+                " each answer",
             )
         return shown.ranges
 
     def _search(self, row: Chat, full: str, source: Source) -> list[Range]:
         def render(part: Messages, prompt: bool = False) -> str | None:
-            return self._encoder.tried(part, row.tools, row.options, prompt=prompt) if part else None
+            return (
+                self._encoder.tried(part, row.tools, row.options, prompt=prompt) if part else None
+            )
 
         frame = self._frame(row.tools, row.options)
         messages = row.messages
-        indices = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        indices = [
+            index for index, message in enumerate(messages) if message["role"] == "assistant"
+        ]
         starts: list[int] = []
         for index in indices:
             start = self._start(messages[:index], full, starts[-1] if starts else 0, frame, render)
@@ -127,44 +139,63 @@ class TurnFinder:
         return self._frames[key]
 
     def _probe(self, tools: list[Any] | None, options: Mapping[str, Any]) -> Frame:
-        """The frame, read off a conversation that ends with an answer and one that goes on after it."""
+        """The frame, read off a conversation that ends with an answer and one that goes on after
+        it."""
         ask = [{"role": "user", "content": "a"}]
         talk = [*ask, {"role": "assistant", "content": _PROBE}]
         before, last, longer = (
-            self._encoder.tried(part, tools, options) for part in (ask, talk, [*talk, {"role": "user", "content": "b"}])
+            self._encoder.tried(part, tools, options)
+            for part in (ask, talk, [*talk, {"role": "user", "content": "b"}])
         )
-        if before is None or last is None or longer is None or _PROBE not in last or _PROBE not in longer:
+        if (
+            before is None
+            or last is None
+            or longer is None
+            or _PROBE not in last
+            or _PROBE not in longer
+        ):
             return Frame("", "", "")
         tail = last.split(_PROBE, 1)[1].rstrip()
         head, after = longer.split(_PROBE, 1)
-        # `[INST] a [/INST] answer</s>`: the user's turn ends where the answer begins, so there is no header.
-        header = head[len(before) :] if head.startswith(before) and head[len(before) :].strip() else ""
+        # `[INST] a [/INST] answer</s>`: the user's turn ends where the answer begins, so there is
+        # no header.
+        header = (
+            head[len(before) :] if head.startswith(before) and head[len(before) :].strip() else ""
+        )
         # ChatML: the same E after every answer.
         if after.startswith(tail):
             return Frame(header, tail, tail)
-        # Phi-3 writes `<|end|>\n` after every answer and `<eos>` after the last: E is what both have in common.
-        # gpt-oss ends answers with `<|end|>` and the last with `<|return|>`: nothing in common, two different ends.
+        # Phi-3 writes `<|end|>\n` after every answer and `<eos>` after the last: E is what both
+        # have in common. gpt-oss ends answers with `<|end|>` and the last with `<|return|>`:
+        # nothing in common, two different ends.
         shared = _TOKENS.match(tail[: common_prefix(tail, after)])
         first = _TOKEN.match(after)
-        return Frame(header, shared.group().rstrip() if shared else "", first.group() if first else "")
+        return Frame(
+            header, shared.group().rstrip() if shared else "", first.group() if first else ""
+        )
 
     def _start(
-        self, before: Messages, full: str, cursor: int, frame: Frame, render: Callable[..., str | None]
+        self,
+        before: Messages,
+        full: str,
+        cursor: int,
+        frame: Frame,
+        render: Callable[..., str | None],
     ) -> int | None:
         """Where the answer to the messages `before` starts in `full`; None when nothing tells."""
         prompt = render(before, True)
         if prompt is not None and full.startswith(prompt):
-            # Most templates: the prompt, H included, is what the conversation begins with. Zephyr's kind, which
-            # knows no generation prompt, writes H after it.
+            # Most templates: the prompt, H included, is what the conversation begins with. Zephyr's
+            # kind, which knows no generation prompt, writes H after it.
             doubled = frame.header and full.startswith(frame.header, len(prompt))
             return len(prompt) + (len(frame.header) if doubled else 0)
         shown = render(before)
         if prompt is not None and shown is not None and full.startswith(shown):
-            # DeepSeek-R1 and Qwen3 prompts end with `<think>\n`, or with an empty thought, that the answer in the
-            # conversation does not have, or has otherwise.
+            # DeepSeek-R1 and Qwen3 prompts end with `<think>\n`, or with an empty thought, that the
+            # answer in the conversation does not have, or has otherwise.
             return self._divergence(prompt, full)
-        # Qwen3 shows earlier answers without their reasoning once a question follows, and some templates refuse a
-        # system message alone: the next H after the last answer's start.
+        # Qwen3 shows earlier answers without their reasoning once a question follows, and some
+        # templates refuse a system message alone: the next H after the last answer's start.
         found = full.find(frame.header, cursor) if frame.header else -1
         return found + len(frame.header) if found >= 0 else None
 
@@ -177,12 +208,15 @@ class TurnFinder:
 
 
 def last_answer(encoder: Encoder, ids: Sequence[int]) -> int | None:
-    """Where the words of the assistant's last turn start in the ids of a conversation; None when no header of such a
-    turn is found in it."""
+    """Where the words of the assistant's last turn start in the ids of a conversation; None when no
+    header of such a turn is found in it."""
     if not encoder.has_template:
         return None
     header = TurnFinder(encoder).header()
-    for text in (header, header.rstrip()):  # a header's last line end may be one token with what follows
+    for text in (
+        header,
+        header.rstrip(),
+    ):  # a header's last line end may be one token with what follows
         wanted = encoder.encode([text], special=False)[0].ids if text else []
         for start in range(len(ids) - len(wanted) - 1, -1, -1):
             if wanted and list(ids[start : start + len(wanted)]) == wanted:
@@ -195,26 +229,35 @@ def _answers(messages: Messages) -> Messages:
 
 
 def _end(
-    messages: Messages, index: int, full: str, within: Range, frame: Frame, render: Callable[..., str | None]
+    messages: Messages,
+    index: int,
+    full: str,
+    within: Range,
+    frame: Frame,
+    render: Callable[..., str | None],
 ) -> int | None:
-    """Where turn `index` ends: after E, or where the rendering of the messages up to it ends. None when neither
-    tells."""
+    """Where turn `index` ends: after E, or where the rendering of the messages up to it ends. None
+    when neither tells."""
     start, limit = within
     if index == len(messages) - 1:
         return _without_tail(full, start, limit, frame)
-    # Llama 3.1 ends calls of tools with `<|eom_id|>` and answers with `<|eot_id|>`: after a call E may be that of a
-    # later turn, so there the rendering comes first.
+    # Llama 3.1 ends calls of tools with `<|eom_id|>` and answers with `<|eot_id|>`: after a call E
+    # may be that of a later turn, so there the rendering comes first.
     calls = bool(messages[index].get("tool_calls"))
     token = None if calls else _by_token(messages[index], frame.end, full, within)
     if token is None:
-        # No E (`### assistant\nanswer\n`), or the answer quotes it: the rendering up to here, if nothing later
-        # changes it.
+        # No E (`### assistant\nanswer\n`), or the answer quotes it: the rendering up to here, if
+        # nothing later changes it.
         shown = render(messages[: index + 1])
         if shown is not None and full.startswith(shown):
             return _without_tail(full, start, len(shown), frame)
         # gpt-oss: the end of turns in the middle is another one.
         token = _by_token(messages[index], frame.end if calls else frame.middle, full, within)
-    return None if token is None or _reaches(messages[index + 1], messages[index], full[start:token]) else token
+    return (
+        None
+        if token is None or _reaches(messages[index + 1], messages[index], full[start:token])
+        else token
+    )
 
 
 def _by_token(message: dict[str, Any], end: str, full: str, within: Range) -> int | None:
@@ -226,7 +269,8 @@ def _by_token(message: dict[str, Any], end: str, full: str, within: Range) -> in
 
 
 def _reaches(following: dict[str, Any], message: dict[str, Any], turn: str) -> bool:
-    """Whether a turn holds the text of the next message, which is not its own: then its end was missed."""
+    """Whether a turn holds the text of the next message, which is not its own: then its end was
+    missed."""
     text = str(following["content"]).strip()
     return bool(text) and text in turn and _as_text(text)[1:-1] not in _as_text(message)
 
@@ -243,8 +287,8 @@ def _without_tail(full: str, start: int, end: int, frame: Frame) -> int:
 
 
 def role_ranges(row: Chat, full: str, encoder: Encoder) -> list[tuple[str, int, int]]:
-    """Role, start and end of each message in a rendered conversation, headers included; for display. A message that
-    the template merges into the next one has no range."""
+    """Role, start and end of each message in a rendered conversation, headers included; for
+    display. A message that the template merges into the next one has no range."""
     marks = [0]
     for count in range(1, len(row.messages)):
         shown = encoder.tried(row.messages[:count], row.tools, row.options)
@@ -259,7 +303,9 @@ def common_prefix(first: Any, second: Any) -> int:
     if second[: len(first)] == first:
         return len(first)
     pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (left, right) in pairs if left != right), min(len(first), len(second)))
+    return next(
+        (index for index, (left, right) in pairs if left != right), min(len(first), len(second))
+    )
 
 
 def template_errors() -> tuple[type[Exception], ...]:
@@ -271,8 +317,8 @@ def template_errors() -> tuple[type[Exception], ...]:
 
 def _lost(index: int, source: Source) -> DataError:
     return DataError(
-        f"{source}: the chat template shows message {index + 1} differently in the middle of a conversation, so its "
-        "tokens cannot be told from the rest",
-        "add {% generation %} markers to the chat template, give prompt and completion messages, or train without "
-        "assistant_only_loss",
+        f"{source}: the chat template shows message {index + 1} differently in the middle of a"
+        " conversation, so its tokens cannot be told from the rest",
+        "add {% generation %} markers to the chat template, give prompt and completion messages, or"
+        " train without assistant_only_loss",
     )

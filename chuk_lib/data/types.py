@@ -1,6 +1,6 @@
-"""The words that data is made of: a record is a parsed row, an example is a record as ids and mask, a batch is what
-a model sees at once. NumPy only: batches are made while another step runs, possibly in another thread.
-"""
+"""The words that data is made of: a record is a parsed row, an example is a record as ids and mask,
+a batch is what a model sees at once. NumPy only: batches are made while another step runs, possibly
+in another thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Source:
-    """Where a record came from, for messages: `train.jsonl` line 17. `unit` is "row" where files have no lines."""
+    """Where a record came from, for messages: `train.jsonl` line 17. `unit` is "row" where files
+    have no lines."""
 
     name: str
     line: int
@@ -26,9 +27,14 @@ class Source:
 def kind_of(value: Any) -> str:
     """What a value is, in the words of messages: a list, text, a number, null."""
     names = {
-        list: "a list", dict: "an object", str: "text", bool: "true or false", int: "a number", float: "a number",
+        list: "a list",
+        dict: "an object",
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
         type(None): "null",
-    }  # fmt: skip
+    }
     return names.get(type(value), type(value).__name__)
 
 
@@ -42,7 +48,8 @@ class Record:
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens start..end (end excluded) written by one role: system, user, assistant, tool, prompt, completion, text."""
+    """Tokens start..end (end excluded) written by one role: system, user, assistant, tool, prompt,
+    completion, text."""
 
     role: str
     start: int
@@ -53,9 +60,8 @@ class Span:
 class Example:
     """A record as token ids and the mask of tokens that are learned.
 
-    `input_ids` int32 (T,); `loss_mask` bool (T,): True where the token itself is a target, so position 0 never
-    counts in the loss whatever its mask says.
-    """
+    `input_ids` int32 (T,); `loss_mask` bool (T,): True where the token itself is a target, so
+    position 0 never counts in the loss whatever its mask says."""
 
     input_ids: np.ndarray
     loss_mask: np.ndarray
@@ -75,11 +81,10 @@ class Example:
 class Batch:
     """One micro-batch, right-padded.
 
-    `input_ids` int32 (B, T); `loss_mask` bool (B, T): True where the token is a target (column 0 and the first token
-    of every packed document are always False); `lengths` int32 (B,): tokens before padding; `segment_ids` int32
-    (B, T) when rows hold several documents: 1, 2, … per document and 0 on padding, else None; `rows`: which
-    examples it holds.
-    """
+    `input_ids` int32 (B, T); `loss_mask` bool (B, T): True where the token is a target (column 0
+    and the first token of every packed document are always False); `lengths` int32 (B,): tokens
+    before padding; `segment_ids` int32 (B, T) when rows hold several documents: 1, 2, … per
+    document and 0 on padding, else None; `rows`: which examples it holds."""
 
     input_ids: np.ndarray
     loss_mask: np.ndarray

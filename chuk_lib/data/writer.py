@@ -1,8 +1,8 @@
 """Writing rows: JSONL, JSON, CSV, TSV, Parquet or text by the suffix, or JSONL into a stream.
 
-A file is written under another name beside its place and renamed when it is whole. Kinds that need all columns before
-the first row (CSV, Parquet) keep the rows in a temporary file on disk until then; memory does not grow with them.
-"""
+A file is written under another name beside its place and renamed when it is whole. Kinds that need
+all columns before the first row (CSV, Parquet) keep the rows in a temporary file on disk until
+then; memory does not grow with them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from datetime import date, time
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from chuk_lib.data.parsers import COMPRESSED, SUFFIXES, suffix_of
 from chuk_lib.data.types import Source
@@ -30,20 +30,24 @@ _BATCH = 1000
 
 
 class RowWriter(Protocol):
-    """Takes rows one at a time. `rows` counts them, `nulled` those in which a number that JSON does not have (NaN,
-    infinity) was written as null."""
+    """Takes rows one at a time. `rows` counts them, `nulled` those in which a number that JSON does
+    not have (NaN, infinity) was written as null."""
 
     rows: int
     nulled: int
 
     def write(self, columns: Columns, source: Source | None = None) -> None:
-        """Take one row, which stood at `source`. Raises DataError for values that the kind of file cannot hold."""
+        """Take one row, which stood at `source`. Raises DataError for values that the kind of file
+        cannot hold."""
 
 
 @contextmanager
-def open_rows(target: str | Path, *, overwrite: bool = False, stream: IO[bytes] | None = None) -> Iterator[RowWriter]:
-    """A writer for a file, or for `stream` when the target is `-`. The file appears when the block ends well and not
-    at all otherwise. Raises ConfigError when it is there already or its suffix says nothing."""
+def open_rows(
+    target: str | Path, *, overwrite: bool = False, stream: IO[bytes] | None = None
+) -> Iterator[RowWriter]:
+    """A writer for a file, or for `stream` when the target is `-`. The file appears when the block
+    ends well and not at all otherwise. Raises ConfigError when it is there already or its suffix
+    says nothing."""
     if str(target) == "-":
         if stream is None:
             raise ConfigError("there is no standard output to write to", "name a file")
@@ -52,7 +56,11 @@ def open_rows(target: str | Path, *, overwrite: bool = False, stream: IO[bytes] 
     path = Path(target)
     check_target(path, overwrite)
     make_folder(path.parent)
-    with replace_file(path, shared=True) as draft, draft.open("wb") as file, _writer_into(path, file) as writer:
+    with (
+        replace_file(path, shared=True) as draft,
+        draft.open("wb") as file,
+        _writer_into(path, file) as writer,
+    ):
         yield writer
 
 
@@ -68,7 +76,8 @@ def check_target(path: Path, overwrite: bool = False) -> None:
     """Raise ConfigError when rows must not or cannot be written to `path`. Changes nothing."""
     if suffix_of(path) not in SUFFIXES:
         raise ConfigError(
-            f"`{path}` has no suffix that says what to write", f"known suffixes: {', '.join(SUFFIXES)}; - is stdout"
+            f"`{path}` has no suffix that says what to write",
+            f"known suffixes: {', '.join(SUFFIXES)}; - is stdout",
         )
     packed = next((end for end in COMPRESSED if path.name.lower().endswith(end)), "")
     if packed and suffix_of(path) == ".parquet":
@@ -79,19 +88,24 @@ def check_target(path: Path, overwrite: bool = False) -> None:
     if path.is_dir():
         raise ConfigError(f"`{path}` is a folder", "choose another --output")
     if path.exists() and not overwrite:
-        raise ConfigError(f"`{path}` exists", "choose another --output, or replace the file with --overwrite")
+        raise ConfigError(
+            f"`{path}` exists", "choose another --output, or replace the file with --overwrite"
+        )
 
 
 def to_line(columns: Columns, where: object = "a row") -> str:
-    """A row as a line of JSON. Dates become text; numbers that JSON does not have (NaN, infinity) become null. Raises
-    DataError for bytes, with the name of their column; `where` is what the row is called."""
+    """A row as a line of JSON. Dates become text; numbers that JSON does not have (NaN, infinity)
+    become null. Raises DataError for bytes, with the name of their column; `where` is what the row
+    is called."""
     return _line(columns, where)[0]
 
 
 def _line(columns: Columns, where: object) -> tuple[str, bool]:
     """A line, and whether a number became null."""
     try:
-        return json.dumps(columns, ensure_ascii=False, allow_nan=False, default=_as_json) + "\n", False
+        return json.dumps(
+            columns, ensure_ascii=False, allow_nan=False, default=_as_json
+        ) + "\n", False
     except ValueError:  # no finite number, or bytes
         name = next((name for name, value in columns.items() if _holds_bytes(value)), None)
     if name is not None:
@@ -113,7 +127,11 @@ def _as_json(value: Any) -> Any:
 def _holds_bytes(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(map(_holds_bytes, value.values()))
-    return any(map(_holds_bytes, value)) if isinstance(value, list | tuple) else isinstance(value, bytes)
+    return (
+        any(map(_holds_bytes, value))
+        if isinstance(value, list | tuple)
+        else isinstance(value, bytes)
+    )
 
 
 def _finite(value: Any) -> Any:
@@ -127,9 +145,10 @@ def _finite(value: Any) -> Any:
 @contextmanager
 def _writer_into(path: Path, file: IO[bytes]) -> Iterator[RowWriter]:
     if path.name.lower().endswith(".gz"):
-        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed, _plain_writer(path, packed) as writer:  # type: ignore[arg-type]
-            yield writer
-        return
+        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+            with _plain_writer(path, cast(IO[bytes], packed)) as writer:
+                yield writer
+            return
     with _plain_writer(path, file) as writer:
         yield writer
 
@@ -229,7 +248,8 @@ def _write_csv(path: Path, file: IO[bytes], spool: _Spool) -> None:
 
 
 def _cell(value: Any) -> str:
-    """Text as it is; everything else as JSON, which the reader takes back where it expects lists and objects."""
+    """Text as it is; everything else as JSON, which the reader takes back where it expects lists
+    and objects."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -242,14 +262,18 @@ def _write_parquet(path: Path, file: IO[bytes], spool: _Spool) -> None:
     names = list(spool.columns)
     schema = None
     for part in _parts(spool.read()):
-        found = pyarrow.schema([(name, _typed(pyarrow.array, part, name, path).type) for name in names])
+        found = pyarrow.schema(
+            [(name, _typed(pyarrow.array, part, name, path).type) for name in names]
+        )
         schema = found if schema is None else _merged(schema, found, path)
     if schema is None:
         schema = pyarrow.schema([])
     try:
         with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
             for part in _parts(spool.read()):
-                columns = [_typed(partial(_array, field.type), part, field.name, path) for field in schema]
+                columns = [
+                    _typed(partial(_array, field.type), part, field.name, path) for field in schema
+                ]
                 writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
     except (pyarrow.ArrowException, OSError) as error:
         raise _not_parquet(path, str(error)) from None
@@ -260,7 +284,9 @@ def _parts(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield part
 
 
-def _typed(make: Callable[[list[Any]], Any], part: list[dict[str, Any]], name: str, path: Path) -> Any:
+def _typed(
+    make: Callable[[list[Any]], Any], part: list[dict[str, Any]], name: str, path: Path
+) -> Any:
     import pyarrow
 
     values = [row.get(name) for row in part]

@@ -1,5 +1,5 @@
-"""Experts: small policies that are no language models, recurrent or not, and PPO that trains them in Gymnasium
-environments. Names are loaded when they are used."""
+"""Experts: small policies that are no language models, recurrent or not, and PPO that trains them
+in Gymnasium environments. Names are loaded when they are used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 _EXPORTS = {
     **dict.fromkeys(("FeedForwardExpert", "GRUExpert", "LSTMExpert", "RNNExpertBase"), "base"),
     **dict.fromkeys(("ExpertConfig", "ExpertPPOConfig"), "config"),
-    **dict.fromkeys(("ExpertRegistry", "create_expert", "create_preset", "load_expert"), "registry"),
+    **dict.fromkeys(
+        ("ExpertRegistry", "create_expert", "create_preset", "load_expert"), "registry"
+    ),
 }
 
 

@@ -1,12 +1,13 @@
-"""What a policy head's outputs mean: one of several actions, or numbers between bounds; with exact log-probabilities.
+"""What a policy head's outputs mean: one of several actions, or numbers between bounds; with exact
+log-probabilities.
 
     choice     p = softmax(outputs)
     numbers    u ~ N(outputs, e^log_std), action = low + (high − low)·(tanh(u) + 1)/2
                log p(action) = Σ log N(u) − log(1 − tanh²(u)) − log((high − low)/2)
 
-`raw` is what a rollout keeps: the number of the choice, (…,) int64, or u, (…, A), from which both parts follow exactly.
-What tanh and the bounds take off does not depend on the weights, so neither does a ratio of two policies on it.
-"""
+`raw` is what a rollout keeps: the number of the choice, (…,) int64, or u, (…, A), from which both
+parts follow exactly. What tanh and the bounds take off does not depend on the weights, so neither
+does a ratio of two policies on it."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ class Actions:
             for bound in (config.action_low, config.action_high)
         )
 
-    def sample(self, outputs: np.ndarray, log_std: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    def sample(
+        self, outputs: np.ndarray, log_std: np.ndarray | None, rng: np.random.Generator
+    ) -> np.ndarray:
         """Draw `raw` from outputs (B, A)."""
         if log_std is None:
             chances = np.exp(_log_softmax(outputs)).cumsum(-1)
@@ -62,8 +65,8 @@ class Actions:
         return found
 
     def judge(self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray) -> Judged:
-        """Log-probabilities of `raw` under outputs (…, A), and entropies: of numbers that of the normal distribution
-        before tanh, as the entropy after it has no closed form."""
+        """Log-probabilities of `raw` under outputs (…, A), and entropies: of numbers that of the
+        normal distribution before tanh, as the entropy after it has no closed form."""
         if log_std is None:
             logps = _log_softmax(outputs)
             taken = np.take_along_axis(logps, raw[..., None], -1)[..., 0]
@@ -74,15 +77,23 @@ class Actions:
         return Judged((normal - self._squash(raw)).sum(-1), entropy)
 
     def slopes(
-        self, outputs: np.ndarray, log_std: np.ndarray | None, raw: np.ndarray, rise: np.ndarray, entropy: float
+        self,
+        outputs: np.ndarray,
+        log_std: np.ndarray | None,
+        raw: np.ndarray,
+        rise: np.ndarray,
+        entropy: float,
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The gradient with respect to outputs and log_std of Σ rise·log p + entropy·Σ entropy; `rise` is (T, B)."""
+        """The gradient with respect to outputs and log_std of Σ rise·log p + entropy·Σ entropy;
+        `rise` is (T, B)."""
         if log_std is None:
             logps = _log_softmax(outputs)
             chances = np.exp(logps)
             found = -chances * rise[..., None]
             taken = raw[..., None]
-            np.put_along_axis(found, taken, np.take_along_axis(found, taken, -1) + rise[..., None], -1)
+            np.put_along_axis(
+                found, taken, np.take_along_axis(found, taken, -1) + rise[..., None], -1
+            )
             if entropy:
                 found -= entropy * chances * (logps - (chances * logps).sum(-1, keepdims=True))
             return found, None
@@ -92,12 +103,16 @@ class Actions:
         return rise[..., None] * distance / spread, of_std + entropy * rise.size
 
     def _squash(self, raw: np.ndarray) -> np.ndarray:
-        """log(1 − tanh²(u)) + log((high − low)/2), the first as 2·(log 2 − u − log(1 + e^−2u)), which does not round
-        to log 0."""
-        found: np.ndarray = 2 * (math.log(2) - raw - np.logaddexp(0, -2 * raw)) + np.log((self.high - self.low) / 2)
+        """log(1 − tanh²(u)) + log((high − low)/2), the first as 2·(log 2 − u − log(1 + e^−2u)),
+        which does not round to log 0."""
+        found: np.ndarray = 2 * (math.log(2) - raw - np.logaddexp(0, -2 * raw)) + np.log(
+            (self.high - self.low) / 2
+        )
         return found
 
-    def judge_mlx(self, outputs: mx.array, log_std: mx.array | None, raw: mx.array) -> tuple[mx.array, mx.array]:
+    def judge_mlx(
+        self, outputs: mx.array, log_std: mx.array | None, raw: mx.array
+    ) -> tuple[mx.array, mx.array]:
         """`judge` in MLX."""
         if log_std is None:
             logps = nn.log_softmax(outputs)

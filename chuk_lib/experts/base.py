@@ -1,10 +1,10 @@
-"""Experts: small policies, recurrent or not, with functional state. One set of weights, run in NumPy or in MLX.
+"""Experts: small policies, recurrent or not, with functional state. One set of weights, run in
+NumPy or in MLX.
 
     observation → normalised → tanh(W·x + b) → layers with a memory → policy head, value head
 
-An expert keeps nothing between calls: who plays holds the state (B, S) and gives it back with the next observation.
-Arrays over time are (T, B, ·); `keep` (T, B) is 0 where an episode begins.
-"""
+An expert keeps nothing between calls: who plays holds the state (B, S) and gives it back with the
+next observation. Arrays over time are (T, B, ·); `keep` (T, B) is 0 where an episode begins."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ _NORM = "normalizer."
 
 
 class RunningNorm:
-    """Mean and variance of all that was seen so far, in float64: (x − mean)/√(var + 1e-8), within ±10."""
+    """Mean and variance of all that was seen so far, in float64: (x − mean)/√(var + 1e-8), within
+    ±10."""
 
     def __init__(self, size: int) -> None:
         self.mean, self.var, self.count = np.zeros(size), np.ones(size), np.array(1e-4)
@@ -46,8 +47,9 @@ class RunningNorm:
 
 
 class ExpertStep(NamedTuple):
-    """What an expert does for rows of observations: `action` for the environment, `raw` as `Actions` has it, and
-    `log_prob`, `value`, `entropy` (B,); `state` (B, S) is for the next call."""
+    """What an expert does for rows of observations: `action` for the environment, `raw` as
+    `Actions` has it, and `log_prob`, `value`, `entropy` (B,); `state` (B, S) is for the next call.
+    """
 
     action: np.ndarray
     raw: np.ndarray
@@ -58,7 +60,8 @@ class ExpertStep(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Of a forward pass: policy head (T, B, A), values (T, B), the state after it (B, S), and what `backward` reads."""
+    """Of a forward pass: policy head (T, B, A), values (T, B), the state after it (B, S), and what
+    `backward` reads."""
 
     policy: np.ndarray
     values: np.ndarray
@@ -67,12 +70,12 @@ class Outputs(NamedTuple):
 
 
 class RNNExpertBase:
-    """A policy network of a kind. Weights are float32 arrays by name, each a view of one vector, `flat`.
+    """A policy network of a kind. Weights are float32 arrays by name, each a view of one vector,
+    `flat`.
 
-    >>> expert = GRUExpert(ExpertConfig(name="cart", obs_dim=4, discrete_actions=True, num_actions=2))
-    >>> state = expert.initial_state(1)
-    >>> choice = expert(observation[None], state, deterministic=True)
-    """
+    >>> expert = GRUExpert(ExpertConfig(name="cart", obs_dim=4, discrete_actions=True,
+    num_actions=2)) >>> state = expert.initial_state(1) >>> choice = expert(observation[None],
+    state, deterministic=True)"""
 
     kind: ClassVar[str]
     gates: ClassVar[int]
@@ -103,8 +106,8 @@ class RNNExpertBase:
         """Observations (…, D) as the network takes them. Raises ConfigError for another width."""
         if rows.shape[-1] != self.config.obs_dim:
             raise ConfigError(
-                f"expert `{self.config.name}` takes observations of {self.config.obs_dim} numbers, not "
-                f"{rows.shape[-1]}",
+                f"expert `{self.config.name}` takes observations of {self.config.obs_dim} numbers,"
+                f" not {rows.shape[-1]}",
                 "give what it was trained on",
             )
         return self.norm(rows) if self.norm is not None else np.asarray(rows, self.flat.dtype)
@@ -116,19 +119,31 @@ class RNNExpertBase:
         deterministic: bool = False,
         rng: np.random.Generator | None = None,
     ) -> ExpertStep:
-        """Act on observations (B, D) as they come from the environment. Without `deterministic` an action is drawn
-        with `rng`, which is needed then."""
+        """Act on observations (B, D) as they come from the environment. Without `deterministic` an
+        action is drawn with `rng`, which is needed then."""
         state = self.initial_state(len(observations)) if state is None else state
-        return self.act(self.observe(observations), state, None if deterministic else rng or np.random.default_rng())
+        return self.act(
+            self.observe(observations),
+            state,
+            None if deterministic else rng or np.random.default_rng(),
+        )
 
     def act(
-        self, seen: np.ndarray, state: np.ndarray, rng: np.random.Generator | None, keep: np.ndarray | None = None
+        self,
+        seen: np.ndarray,
+        state: np.ndarray,
+        rng: np.random.Generator | None,
+        keep: np.ndarray | None = None,
     ) -> ExpertStep:
         """Act on observations (B, D) as `observe` gives them; greedily without `rng`."""
         keep = np.ones(len(seen), seen.dtype) if keep is None else keep
         found = self.forward(seen[None], state, keep[None])
         outputs, spread = found.policy[0], self.weights.get("log_std")
-        raw = self.actions.greedy(outputs) if rng is None else self.actions.sample(outputs, spread, rng)
+        raw = (
+            self.actions.greedy(outputs)
+            if rng is None
+            else self.actions.sample(outputs, spread, rng)
+        )
         logps, entropy = self.actions.judge(outputs, spread, raw)
         return ExpertStep(self.actions.of(raw), raw, logps, found.values[0], entropy, found.state)
 
@@ -143,13 +158,17 @@ class RNNExpertBase:
             passes.append(made)
             states.append(made.state)
             x = made.outputs
-        values = cells.linear(self._of("value"), x)[..., 0] if self.config.use_value_head else np.zeros_like(keep)
+        values = (
+            cells.linear(self._of("value"), x)[..., 0]
+            if self.config.use_value_head
+            else np.zeros_like(keep)
+        )
         after = states[0] if len(states) == 1 else np.concatenate(states, axis=1)
         return Outputs(cells.linear(self._of("policy"), x), values, after, tuple(passes))
 
     def backward(self, kept: tuple[Any, ...], policy: np.ndarray, values: np.ndarray) -> Weights:
-        """Gradients of all weights but log_std, by name, from those of the policy head's outputs (T, B, A) and of the
-        values (T, B): backpropagation through the T steps."""
+        """Gradients of all weights but log_std, by name, from those of the policy head's outputs
+        (T, B, A) and of the values (T, B): backpropagation through the T steps."""
         top = kept[-1].outputs
         found: Weights = {}
         rise, part = cells.linear_backward(self._of("policy"), top, policy)
@@ -159,7 +178,9 @@ class RNNExpertBase:
             _put(found, "value", part)
             rise = rise + more
         for layer in reversed(range(self.config.num_layers)):
-            rise, part = type(self).backward_cell(self._of(f"layers.{layer}"), kept[layer + 1].kept, rise)
+            rise, part = type(self).backward_cell(
+                self._of(f"layers.{layer}"), kept[layer + 1].kept, rise
+            )
             _put(found, f"layers.{layer}", part)
         _, part = cells.dense_backward(self._of("encoder"), kept[0].kept, rise)
         _put(found, "encoder", part)
@@ -169,7 +190,10 @@ class RNNExpertBase:
         """Take weights over by name. Raises ModelError when they are another network's."""
         for name, value in self.weights.items():
             if name not in weights or weights[name].shape != value.shape:
-                raise ModelError(f"the weights are not those of expert `{self.config.name}`: `{name}` does not fit")
+                raise ModelError(
+                    f"the weights are not those of expert `{self.config.name}`: `{name}` does"
+                    " not fit"
+                )
             value[...] = weights[name]
 
     def to(self, dtype: Any) -> RNNExpertBase:
@@ -184,14 +208,21 @@ class RNNExpertBase:
         """Write weights, normalisation and sizes: `model.safetensors` and `expert.json`."""
         from safetensors.numpy import save_file
 
-        norm = {} if self.norm is None else {f"{_NORM}{name}": value for name, value in vars(self.norm).items()}
-        arrays = {name: np.ascontiguousarray(value) for name, value in (self.weights | norm).items()}
+        norm = (
+            {}
+            if self.norm is None
+            else {f"{_NORM}{name}": value for name, value in vars(self.norm).items()}
+        )
+        arrays = {
+            name: np.ascontiguousarray(value) for name, value in (self.weights | norm).items()
+        }
         save_file(arrays, folder / WEIGHTS, metadata={"format": "chuk-expert"})
         about = {"kind": self.kind, "config": asdict(self.config), **self.about}
         (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     def read(self, folder: Path) -> None:
-        """Take back what `save` wrote. Raises ModelError when it is another network's, or damaged."""
+        """Take back what `save` wrote. Raises ModelError when it is another network's, or
+        damaged."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -223,15 +254,23 @@ class RNNExpertBase:
         width = config.hidden_dim
         made = _dense(rng, "encoder", width, config.obs_dim, 2**0.5)
         for layer in range(config.num_layers):
-            made |= {f"layers.{layer}.{name}": value for name, value in self._new_cell(rng, width).items()}
+            made |= {
+                f"layers.{layer}.{name}": value
+                for name, value in self._new_cell(rng, width).items()
+            }
         made |= _dense(rng, "policy", config.outputs, width, 0.01)
         if config.use_value_head:
             made |= _dense(rng, "value", 1, width, 1.0)
-        return made if config.discrete_actions else made | {"log_std": np.zeros(config.outputs, np.float32)}
+        return (
+            made
+            if config.discrete_actions
+            else made | {"log_std": np.zeros(config.outputs, np.float32)}
+        )
 
     def _new_cell(self, rng: np.random.Generator, width: int) -> Weights:
         return {
-            name: np.concatenate([_orthogonal(rng, width, width) for _ in range(self.gates)]) for name in ("Wx", "Wh")
+            name: np.concatenate([_orthogonal(rng, width, width) for _ in range(self.gates)])
+            for name in ("Wx", "Wh")
         }
 
 
@@ -247,10 +286,14 @@ class GRUExpert(RNNExpertBase):
 
 
 class LSTMExpert(RNNExpertBase):
-    """Long short-term memory: for what has to be held over many steps. The forget gate's bias begins at 1."""
+    """Long short-term memory: for what has to be held over many steps. The forget gate's bias
+    begins at 1."""
 
     kind, gates, memories = "lstm", 4, 2
-    forward_cell, backward_cell = staticmethod(cells.lstm_forward), staticmethod(cells.lstm_backward)
+    forward_cell, backward_cell = (
+        staticmethod(cells.lstm_forward),
+        staticmethod(cells.lstm_backward),
+    )
 
     def _new_cell(self, rng: np.random.Generator, width: int) -> Weights:
         bias = np.zeros(4 * width, np.float32)
@@ -262,10 +305,16 @@ class FeedForwardExpert(RNNExpertBase):
     """No memory: layers of tanh. It sees the present observation and nothing else."""
 
     kind, gates, memories = "mlp", 1, 0
-    forward_cell, backward_cell = staticmethod(cells.dense_forward), staticmethod(cells.dense_backward)
+    forward_cell, backward_cell = (
+        staticmethod(cells.dense_forward),
+        staticmethod(cells.dense_backward),
+    )
 
     def _new_cell(self, rng: np.random.Generator, width: int) -> Weights:
-        return {"weight": _orthogonal(rng, width, width, 2**0.5), "bias": np.zeros(width, np.float32)}
+        return {
+            "weight": _orthogonal(rng, width, width, 2**0.5),
+            "bias": np.zeros(width, np.float32),
+        }
 
 
 def _put(found: Weights, group: str, part: Weights) -> None:
@@ -273,7 +322,10 @@ def _put(found: Weights, group: str, part: Weights) -> None:
 
 
 def _dense(rng: np.random.Generator, name: str, rows: int, columns: int, gain: float) -> Weights:
-    return {f"{name}.weight": _orthogonal(rng, rows, columns, gain), f"{name}.bias": np.zeros(rows, np.float32)}
+    return {
+        f"{name}.weight": _orthogonal(rng, rows, columns, gain),
+        f"{name}.bias": np.zeros(rows, np.float32),
+    }
 
 
 def _orthogonal(rng: np.random.Generator, rows: int, columns: int, gain: float = 1.0) -> np.ndarray:

@@ -1,16 +1,18 @@
-"""Layers in NumPy, forward and backward by hand: what a CPU runs, where a step of MLX costs ten times as much.
+"""Layers in NumPy, forward and backward by hand: what a CPU runs, where a step of MLX costs ten
+times as much.
 
-Arrays are time-major, (T, B, ·), with T steps of B environments. `keep` (T, B) is 0 where an episode begins: what was
-remembered before that step is forgotten, and no gradient goes back over it. The state of a layer is one array (B, S):
-h for a GRU, h and c side by side for an LSTM, nothing (S = 0) without memory. Gates and names of weights are those of
-`mlx.nn.GRU` and `mlx.nn.LSTM`, so either reads the other's:
+Arrays are time-major, (T, B, ·), with T steps of B environments. `keep` (T, B) is 0 where an
+episode begins: what was remembered before that step is forgotten, and no gradient goes back over
+it. The state of a layer is one array (B, S): h for a GRU, h and c side by side for an LSTM, nothing
+(S = 0) without memory. Gates and names of weights are those of `mlx.nn.GRU` and `mlx.nn.LSTM`, so
+either reads the other's:
 
     GRU   r, z = σ(Wx·x + Wh·h + b)    n = tanh(Wx·x + b + r·(Wh·h + bhn))    h' = (1 − z)·n + z·h
     LSTM  i, f, o = σ(Wx·x + Wh·h + bias)    g = tanh(…)    c' = f·c + i·g    h' = o·tanh(c')
 
-A backward function gives the gradient with respect to the input and to each weight. The loops go over time alone: the
-products with the input, and those that give the gradients of the weights, are one for all steps.
-"""
+A backward function gives the gradient with respect to the input and to each weight. The loops go
+over time alone: the products with the input, and those that give the gradients of the weights, are
+one for all steps."""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ Weights = dict[str, np.ndarray]
 
 
 class Pass(NamedTuple):
-    """A layer's outputs (T, B, H), its state after the last step (B, S), and what the backward pass reads."""
+    """A layer's outputs (T, B, H), its state after the last step (B, S), and what the backward pass
+    reads."""
 
     outputs: np.ndarray
     state: np.ndarray
@@ -41,7 +44,9 @@ def one_thread() -> AbstractContextManager[Any]:
 
 @cache
 def _pools() -> ThreadpoolController:
-    return ThreadpoolController()  # looks through the libraries of the process, which takes a millisecond
+    return (
+        ThreadpoolController()
+    )  # looks through the libraries of the process, which takes a millisecond
 
 
 def gru_forward(weights: Weights, x: np.ndarray, state: np.ndarray, keep: np.ndarray) -> Pass:
@@ -51,7 +56,11 @@ def gru_forward(weights: Weights, x: np.ndarray, state: np.ndarray, keep: np.nda
     given = _product(x, weights["Wx"]) + weights["b"]
     into, bias = np.ascontiguousarray(weights["Wh"].T), weights["bhn"]
     befores, outputs = (np.empty((steps, rows, width), x.dtype) for _ in range(2))
-    gates, offers, news = np.empty((steps, rows, 2 * width), x.dtype), np.empty_like(outputs), np.empty_like(outputs)
+    gates, offers, news = (
+        np.empty((steps, rows, 2 * width), x.dtype),
+        np.empty_like(outputs),
+        np.empty_like(outputs),
+    )
     h = state
     for t in range(steps):
         before = np.multiply(h, keep[t][:, None], out=befores[t])
@@ -72,7 +81,9 @@ def gru_forward(weights: Weights, x: np.ndarray, state: np.ndarray, keep: np.nda
     return Pass(outputs, h.copy(), (x, keep, befores, gates, offers, news))
 
 
-def gru_backward(weights: Weights, kept: tuple[Any, ...], rise: np.ndarray) -> tuple[np.ndarray, Weights]:
+def gru_backward(
+    weights: Weights, kept: tuple[Any, ...], rise: np.ndarray
+) -> tuple[np.ndarray, Weights]:
     """Gradients from those with respect to the outputs, `rise` (T, B, H)."""
     x, keep, befores, gates, offers, news = kept
     steps, rows, width = befores.shape
@@ -81,8 +92,12 @@ def gru_backward(weights: Weights, kept: tuple[Any, ...], rise: np.ndarray) -> t
     to_new = (1 - updates) * (1 - news * news)
     to_update = (befores - news) * updates * (1 - updates)
     to_reset = offers * resets * (1 - resets)
-    slopes = np.empty((steps, rows, 3 * width), x.dtype)  # of the gates before their functions, by way of the input
-    recalled = np.empty_like(slopes)  # the same by way of the state: the third goes through the reset gate
+    slopes = np.empty(
+        (steps, rows, 3 * width), x.dtype
+    )  # of the gates before their functions, by way of the input
+    recalled = np.empty_like(
+        slopes
+    )  # the same by way of the state: the third goes through the reset gate
     back = np.zeros((rows, width), x.dtype)
     for t in range(steps - 1, -1, -1):
         back += rise[t]
@@ -134,13 +149,17 @@ def lstm_forward(weights: Weights, x: np.ndarray, state: np.ndarray, keep: np.nd
     return Pass(outputs, np.concatenate([h, c], axis=1), (x, keep, befores, cells, bounded, gates))
 
 
-def lstm_backward(weights: Weights, kept: tuple[Any, ...], rise: np.ndarray) -> tuple[np.ndarray, Weights]:
+def lstm_backward(
+    weights: Weights, kept: tuple[Any, ...], rise: np.ndarray
+) -> tuple[np.ndarray, Weights]:
     """Gradients from those with respect to the outputs, `rise` (T, B, H)."""
     x, keep, befores, cells, bounded, gates = kept
     steps, rows, width = befores.shape
     i, f, g, o = (gates[..., part * width : (part + 1) * width] for part in range(4))
     to_cell = o * (1 - bounded * bounded)
-    factors = np.concatenate([g * i * (1 - i), cells * f * (1 - f), i * (1 - g * g), bounded * o * (1 - o)], axis=2)
+    factors = np.concatenate(
+        [g * i * (1 - i), cells * f * (1 - f), i * (1 - g * g), bounded * o * (1 - o)], axis=2
+    )
     slopes = np.empty_like(gates)
     back, back_cell = np.zeros((rows, width), x.dtype), np.zeros((rows, width), x.dtype)
     for t in range(steps - 1, -1, -1):
@@ -170,7 +189,9 @@ def dense_forward(weights: Weights, x: np.ndarray, state: np.ndarray, keep: np.n
     return Pass(outputs, state, (x, outputs))
 
 
-def dense_backward(weights: Weights, kept: tuple[Any, ...], rise: np.ndarray) -> tuple[np.ndarray, Weights]:
+def dense_backward(
+    weights: Weights, kept: tuple[Any, ...], rise: np.ndarray
+) -> tuple[np.ndarray, Weights]:
     """Gradients from those with respect to the outputs."""
     x, outputs = kept
     return linear_backward(weights, x, rise * (1 - outputs * outputs))
@@ -182,7 +203,9 @@ def linear(weights: Weights, x: np.ndarray) -> np.ndarray:
     return found
 
 
-def linear_backward(weights: Weights, x: np.ndarray, rise: np.ndarray) -> tuple[np.ndarray, Weights]:
+def linear_backward(
+    weights: Weights, x: np.ndarray, rise: np.ndarray
+) -> tuple[np.ndarray, Weights]:
     """Gradients of `linear`."""
     flat = rise.reshape(-1, rise.shape[-1])
     gradients = {"weight": flat.T @ x.reshape(-1, x.shape[-1]), "bias": flat.sum(0)}

@@ -1,8 +1,8 @@
-"""Updates in NumPy: the gradient of the losses of PPO by hand, backpropagation through time, Adam on one vector.
+"""Updates in NumPy: the gradient of the losses of PPO by hand, backpropagation through time, Adam
+on one vector.
 
-What `Updater` with MLX's autograd and Adam does at ten times the price for networks of this size; tests hold both to
-the same numbers.
-"""
+What `Updater` with MLX's autograd and Adam does at ten times the price for networks of this size;
+tests hold both to the same numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ Batch = dict[str, Any]
 def losses_and_gradients(
     expert: RNNExpertBase, batch: Batch, config: ExpertPPOConfig
 ) -> tuple[dict[str, float], Weights]:
-    """The sums of `ExpertPPO.loss` over a batch, and the gradients of its total divided by its steps."""
+    """The sums of `ExpertPPO.loss` over a batch, and the gradients of its total divided by its
+    steps."""
     found = expert.forward(batch["seen"], batch["state"], batch["keep"])
     outputs, values, raw = found.policy, found.values, batch["raw"]
     spread = expert.weights.get("log_std")
@@ -38,17 +39,23 @@ def losses_and_gradients(
     plain, clipped = -advantages * ratio, -advantages * np.clip(ratio, 1 - clip, 1 + clip)
     decided = clipped > plain
     of_logps = np.where(decided, 0, -advantages * ratio) / size
-    of_outputs, of_std = expert.actions.slopes(outputs, spread, raw, of_logps, -config.entropy_coef / size)
+    of_outputs, of_std = expert.actions.slopes(
+        outputs, spread, raw, of_logps, -config.entropy_coef / size
+    )
     value_sum, of_values = _values(values, batch, config)
     gradients = expert.backward(found.kept, of_outputs, config.vf_coef * of_values / size)
     if of_std is not None:
         gradients["log_std"] = of_std
     policy, entropy = float(np.maximum(plain, clipped).sum()), float(judged.entropy.sum())
     sums = {
-        "total": policy + config.vf_coef * value_sum - config.entropy_coef * entropy, "weight": float(size),
-        "loss/policy_avg": policy, "loss/value_avg": value_sum, "policy/entropy_avg": entropy,
-        "policy/clipfrac_avg": float(decided.sum()), "policy/approxkl_avg": 0.5 * float(np.square(difference).sum()),
-    }  # fmt: skip
+        "total": policy + config.vf_coef * value_sum - config.entropy_coef * entropy,
+        "weight": float(size),
+        "loss/policy_avg": policy,
+        "loss/value_avg": value_sum,
+        "policy/entropy_avg": entropy,
+        "policy/clipfrac_avg": float(decided.sum()),
+        "policy/approxkl_avg": 0.5 * float(np.square(difference).sum()),
+    }
     return sums, gradients
 
 
@@ -58,22 +65,34 @@ def _values(values: np.ndarray, batch: Batch, config: ExpertPPOConfig) -> tuple[
     if config.cliprange_value is None:
         return 0.5 * float(np.square(plain).sum()), plain
     moved = values - batch["values"]
-    near = batch["values"] + np.clip(moved, -config.cliprange_value, config.cliprange_value) - batch["returns"]
+    near = (
+        batch["values"]
+        + np.clip(moved, -config.cliprange_value, config.cliprange_value)
+        - batch["returns"]
+    )
     decided = np.square(near) > np.square(plain)
     slope = np.where(decided, np.where(np.abs(moved) <= config.cliprange_value, near, 0), plain)
     return 0.5 * float(np.maximum(np.square(plain), np.square(near)).sum()), slope
 
 
 class NumpyLearner(Learner):
-    """Adam, with decoupled weight decay where `decayed` (names of weights) says so, on an expert in place."""
+    """Adam, with decoupled weight decay where `decayed` (names of weights) says so, on an expert in
+    place."""
 
-    def __init__(self, expert: RNNExpertBase, config: ExpertPPOConfig, decayed: frozenset[str]) -> None:
+    def __init__(
+        self, expert: RNNExpertBase, config: ExpertPPOConfig, decayed: frozenset[str]
+    ) -> None:
         self._expert, self._config = expert, config
         self._gradient = np.zeros_like(expert.flat)
         self._first, self._second = np.zeros_like(expert.flat), np.zeros_like(expert.flat)
         self._count = 0
-        marks = [np.full(value.size, name in decayed, np.float32) for name, value in expert.weights.items()]
-        self._decayed = np.concatenate(marks) if config.optimizer == "adamw" and config.weight_decay else None
+        marks = [
+            np.full(value.size, name in decayed, np.float32)
+            for name, value in expert.weights.items()
+        ]
+        self._decayed = (
+            np.concatenate(marks) if config.optimizer == "adamw" and config.weight_decay else None
+        )
 
     @property
     def state(self) -> Any:
@@ -82,14 +101,19 @@ class NumpyLearner(Learner):
         return tree_unflatten([*moments.items(), ("count", mx.array(self._count))])
 
     def restore(self, arrays: dict[str, mx.array]) -> None:
-        """Go on from a saved `state`. Raises ModelError when it is another optimizer's, or another network's."""
+        """Go on from a saved `state`. Raises ModelError when it is another optimizer's, or another
+        network's."""
         if set(arrays) != {"first", "second", "count"} or arrays["first"].size != self._first.size:
-            raise ModelError("the saved optimizer state does not fit this expert", "go on with the backend it had")
+            raise ModelError(
+                "the saved optimizer state does not fit this expert",
+                "go on with the backend it had",
+            )
         self._first, self._second = np.array(arrays["first"]), np.array(arrays["second"])
         self._count = int(np.array(arrays["count"]))
 
     def __call__(self, update: Update, learning_rate: float) -> dict[str, float]:
-        """Apply an update of one micro-batch. Raises FloatingPointError, weights untouched, when it is not finite."""
+        """Apply an update of one micro-batch. Raises FloatingPointError, weights untouched, when it
+        is not finite."""
         (batch,) = update.micro_batches
         sums, gradients = losses_and_gradients(self._expert, batch, self._config)
         begin = 0
@@ -98,7 +122,9 @@ class NumpyLearner(Learner):
             begin += weight.size
         norm = math.sqrt(float(np.dot(self._gradient, self._gradient)))
         if not math.isfinite(norm) or not math.isfinite(sums["total"]):
-            raise FloatingPointError(f"loss {sums['total'] / update.weight:.4g}, gradient norm {norm:.4g}")
+            raise FloatingPointError(
+                f"loss {sums['total'] / update.weight:.4g}, gradient norm {norm:.4g}"
+            )
         factor = clip_factor(norm, self._config.max_grad_norm)
         if factor != 1:
             self._gradient *= np.float32(factor)
@@ -116,4 +142,6 @@ class NumpyLearner(Learner):
         spread = np.sqrt(self._second)
         spread *= np.float32(1 / math.sqrt(1 - config.adam_beta2**self._count))
         spread += np.float32(config.adam_epsilon)
-        self._expert.flat -= np.float32(rate / (1 - config.adam_beta1**self._count)) * self._first / spread
+        self._expert.flat -= (
+            np.float32(rate / (1 - config.adam_beta1**self._count)) * self._first / spread
+        )

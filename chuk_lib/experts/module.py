@@ -1,4 +1,5 @@
-"""The same networks in MLX: what a GPU learns with, and what the hand-written gradients are checked against."""
+"""The same networks in MLX: what a GPU learns with, and what the hand-written gradients are checked
+against."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ Cell = Callable[[Any, mx.array, mx.array, mx.array], mx.array]
 
 
 class ExpertModule(nn.Module):
-    """An expert's weights as an MLX module, by the same names. `write_back` gives what was learned to the expert."""
+    """An expert's weights as an MLX module, by the same names. `write_back` gives what was learned
+    to the expert."""
 
     def __init__(self, expert: RNNExpertBase) -> None:
         super().__init__()
@@ -25,23 +27,37 @@ class ExpertModule(nn.Module):
         for name, value in tree.items():
             setattr(self, name, value)
 
-    def __call__(self, seen: mx.array, state: mx.array, keep: mx.array) -> tuple[mx.array, mx.array]:
+    def __call__(
+        self, seen: mx.array, state: mx.array, keep: mx.array
+    ) -> tuple[mx.array, mx.array]:
         """Policy head (T, B, A) and values (T, B) over `seen` (T, B, D) from `state` (B, S)."""
         expert = self._expert[0]
         x = _dense(self["encoder"], seen, state, keep)
         size = expert.memories * expert.config.hidden_dim
         for layer in range(expert.config.num_layers):
-            x = CELLS[expert.kind](self["layers"][layer], x, state[:, layer * size : (layer + 1) * size], keep)
-        values = _linear(self["value"], x)[..., 0] if expert.config.use_value_head else mx.zeros(keep.shape)
+            x = CELLS[expert.kind](
+                self["layers"][layer], x, state[:, layer * size : (layer + 1) * size], keep
+            )
+        values = (
+            _linear(self["value"], x)[..., 0]
+            if expert.config.use_value_head
+            else mx.zeros(keep.shape)
+        )
         return _linear(self["policy"], x), values
 
     def write_back(self) -> None:
         """Copy the weights into the expert."""
-        self._expert[0].set_weights({name: np.array(value) for name, value in tree_flatten(self.parameters())})
+        self._expert[0].set_weights(
+            {name: np.array(value) for name, value in tree_flatten(self.parameters())}
+        )
 
     def read(self) -> None:
         """Take the expert's weights."""
-        self.update(tree_unflatten([(name, mx.array(value)) for name, value in self._expert[0].weights.items()]))
+        self.update(
+            tree_unflatten(
+                [(name, mx.array(value)) for name, value in self._expert[0].weights.items()]
+            )
+        )
 
 
 def _linear(weights: Any, x: mx.array) -> mx.array:

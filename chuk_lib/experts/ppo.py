@@ -1,9 +1,9 @@
 """PPO of an expert: a step plays a rollout of all copies and learns from it a few times over.
 
-Gradients go back through all T steps of a rollout, over no beginning of an episode; the state that it begins with is as
-it was played. A time limit is no end: what would have come after it is worth the value there (Pardo et al. 2018).
-Played is with NumPy, learned with NumPy or MLX; the losses are those of `chuk_lib/training/losses/ppo.py`.
-"""
+Gradients go back through all T steps of a rollout, over no beginning of an episode; the state that
+it begins with is as it was played. A time limit is no end: what would have come after it is worth
+the value there (Pardo et al. 2018). Played is with NumPy, learned with NumPy or MLX; the losses are
+those of `chuk_lib/training/losses/ppo.py`."""
 
 from __future__ import annotations
 
@@ -46,9 +46,12 @@ class ExpertRollout(NamedTuple):
 
 
 class ExpertPPO(Algorithm):
-    """Where the updates of an expert come from. `steps` is the length of the run, which `clip_schedule` counts on."""
+    """Where the updates of an expert come from. `steps` is the length of the run, which
+    `clip_schedule` counts on."""
 
-    def __init__(self, expert: RNNExpertBase, environments: Environments, config: ExpertPPOConfig) -> None:
+    def __init__(
+        self, expert: RNNExpertBase, environments: Environments, config: ExpertPPOConfig
+    ) -> None:
         self.expert, self.environments, self.config = expert, environments, config
         self.module = ExpertModule(expert)
         self.model = self.module
@@ -75,7 +78,11 @@ class ExpertPPO(Algorithm):
         for epoch in range(config.num_epochs):
             order = rng.permutation(config.num_envs) if parts > 1 else np.arange(config.num_envs)
             for rows in np.split(order, parts):
-                chosen = batch if parts == 1 else {name: _rows(name, value, rows) for name, value in batch.items()}
+                chosen = (
+                    batch
+                    if parts == 1
+                    else {name: _rows(name, value, rows) for name, value in batch.items()}
+                )
                 weight = config.num_steps * len(rows)
                 counts = {"env_steps": weight if epoch == 0 else 0}
                 yield Update([_with_advantages(chosen, self.learns_in_mlx)], float(weight), counts)
@@ -102,7 +109,9 @@ class ExpertPPO(Algorithm):
             found = (seen, choice.raw, keep, choice.log_prob, choice.value, rewards, self._begins)
             for column, value in zip(columns.values(), found, strict=True):
                 column.append(value)
-        after = expert.act(self._norm(self.environments.observations), self._state, None, 1 - self._begins)
+        after = expert.act(
+            self._norm(self.environments.observations), self._state, None, 1 - self._begins
+        )
         stacked = {name: np.stack(column) for name, column in columns.items()}
         return ExpertRollout(**stacked, state=began_with, last_values=after.value)
 
@@ -111,14 +120,21 @@ class ExpertPPO(Algorithm):
         outputs, values = model(batch["seen"], batch["state"], batch["keep"])
         spread = model.get("log_std")
         logps, entropy = self.expert.actions.judge_mlx(outputs, spread, batch["raw"])
-        policy, clipped = policy_loss(logps, batch["logps"], batch["advantages"], batch["cliprange"])
-        value, _ = value_loss(values, batch["values"], batch["returns"], config.cliprange_value or float("inf"))
+        policy, clipped = policy_loss(
+            logps, batch["logps"], batch["advantages"], batch["cliprange"]
+        )
+        value, _ = value_loss(
+            values, batch["values"], batch["returns"], config.cliprange_value or float("inf")
+        )
         total = policy.sum() + config.vf_coef * value.sum() - config.entropy_coef * entropy.sum()
         difference = mx.stop_gradient(logps - batch["logps"])
         metrics = {
-            "loss/policy_avg": policy.sum(), "loss/value_avg": value.sum(), "policy/entropy_avg": entropy.sum(),
-            "policy/clipfrac_avg": clipped.sum(), "policy/approxkl_avg": 0.5 * mx.square(difference).sum(),
-        }  # fmt: skip
+            "loss/policy_avg": policy.sum(),
+            "loss/value_avg": value.sum(),
+            "policy/entropy_avg": entropy.sum(),
+            "policy/clipfrac_avg": clipped.sum(),
+            "policy/approxkl_avg": 0.5 * mx.square(difference).sum(),
+        }
         return Loss(total, mx.array(float(values.size)), metrics)
 
     def where(self, step: int) -> str:
@@ -126,19 +142,33 @@ class ExpertPPO(Algorithm):
 
     def finish(self, step: int) -> Report:
         warnings, self._warnings = self._warnings, []
-        steps, seconds = self.config.num_envs * self.config.num_steps, time.perf_counter() - self._began
-        metrics = {"env_steps_per_second": steps / seconds, "rollout_steps_per_second": steps / self._seconds}
+        steps, seconds = (
+            self.config.num_envs * self.config.num_steps,
+            time.perf_counter() - self._began,
+        )
+        metrics = {
+            "env_steps_per_second": steps / seconds,
+            "rollout_steps_per_second": steps / self._seconds,
+        }
         if self._recent:
-            metrics |= {"reward": float(np.mean(self._recent)), "episode_length": float(np.mean(self._lengths))}
+            metrics |= {
+                "reward": float(np.mean(self._recent)),
+                "episode_length": float(np.mean(self._lengths)),
+            }
         return Report(metrics, warnings=warnings)
 
     def memory(self) -> Memory:
         arrays = {"state": mx.array(self._state)} if self._state.size else {}
         values = {
-            "environments": self.environments.memory(), "begins": self._begins.tolist(),
-            "returns": self._returns.tolist(), "recent": list(self._recent), "lengths": list(self._lengths),
-            "scale": {name: np.asarray(value).tolist() for name, value in vars(self._scale).items()},
-        }  # fmt: skip
+            "environments": self.environments.memory(),
+            "begins": self._begins.tolist(),
+            "returns": self._returns.tolist(),
+            "recent": list(self._recent),
+            "lengths": list(self._lengths),
+            "scale": {
+                name: np.asarray(value).tolist() for name, value in vars(self._scale).items()
+            },
+        }
         return Memory(arrays, values)
 
     def recall(self, memory: Memory) -> None:
@@ -170,7 +200,8 @@ class ExpertPPO(Algorithm):
         return np.clip(rewards / np.sqrt(self._scale.var + 1e-8), -_MOST_REWARD, _MOST_REWARD)
 
     def _values_of(self, lasts: dict[int, np.ndarray]) -> np.ndarray:
-        """Values (B,) of the last observations of episodes that a time limit cut, 0 for other copies."""
+        """Values (B,) of the last observations of episodes that a time limit cut, 0 for other
+        copies."""
         copies = list(lasts)
         found = np.zeros(self.config.num_envs)
         seen = self._norm(np.stack(list(lasts.values())))
@@ -180,15 +211,25 @@ class ExpertPPO(Algorithm):
     def _batch(self, rollout: ExpertRollout, step: int) -> dict[str, np.ndarray]:
         config = self.config
         estimate = gae(
-            rollout.rewards.T, rollout.values.T, gamma=config.gamma, lam=config.lam, dones=rollout.dones.T,
+            rollout.rewards.T,
+            rollout.values.T,
+            gamma=config.gamma,
+            lam=config.lam,
+            dones=rollout.dones.T,
             last_values=rollout.last_values,
-        )  # fmt: skip
+        )
         left = 1 - step / config.steps if config.clip_schedule == "linear" else 1.0
         return {
-            "seen": rollout.seen, "raw": rollout.raw, "keep": rollout.keep, "state": rollout.state,
-            "logps": rollout.logps, "values": rollout.values, "advantages": estimate.advantages.T,
-            "returns": estimate.returns.T, "cliprange": np.array(config.cliprange * max(left, 0.0), np.float32),
-        }  # fmt: skip
+            "seen": rollout.seen,
+            "raw": rollout.raw,
+            "keep": rollout.keep,
+            "state": rollout.state,
+            "logps": rollout.logps,
+            "values": rollout.values,
+            "advantages": estimate.advantages.T,
+            "returns": estimate.returns.T,
+            "cliprange": np.array(config.cliprange * max(left, 0.0), np.float32),
+        }
 
 
 def _rows(name: str, value: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Experts by name: kinds, sizes for known uses, and a registry of experts that are played one step at a time."""
+"""Experts by name: kinds, sizes for known uses, and a registry of experts that are played one step
+at a time."""
 
 from __future__ import annotations
 
@@ -12,25 +13,51 @@ from typing import Any
 import numpy as np
 
 from chuk_lib.errors import ConfigError, ModelError
-from chuk_lib.experts.base import ABOUT, ExpertStep, FeedForwardExpert, GRUExpert, LSTMExpert, RNNExpertBase
+from chuk_lib.experts.base import (
+    ABOUT,
+    ExpertStep,
+    FeedForwardExpert,
+    GRUExpert,
+    LSTMExpert,
+    RNNExpertBase,
+)
 from chuk_lib.experts.config import ExpertConfig
 
-EXPERTS: dict[str, type[RNNExpertBase]] = {"gru": GRUExpert, "lstm": LSTMExpert, "mlp": FeedForwardExpert}
+EXPERTS: dict[str, type[RNNExpertBase]] = {
+    "gru": GRUExpert,
+    "lstm": LSTMExpert,
+    "mlp": FeedForwardExpert,
+}
 
 PRESETS: dict[str, tuple[str, ExpertConfig]] = {
     "physics_controller": (
-        "gru", ExpertConfig(name="physics_controller", obs_dim=10, action_dim=2, hidden_dim=64, num_layers=2)
+        "gru",
+        ExpertConfig(
+            name="physics_controller", obs_dim=10, action_dim=2, hidden_dim=64, num_layers=2
+        ),
     ),
-    "scheduler": ("gru", ExpertConfig(name="scheduler", obs_dim=35, action_dim=12, hidden_dim=128, num_layers=2)),
-    "planner": ("lstm", ExpertConfig(name="planner", obs_dim=20, action_dim=5, hidden_dim=128, num_layers=3)),
+    "scheduler": (
+        "gru",
+        ExpertConfig(name="scheduler", obs_dim=35, action_dim=12, hidden_dim=128, num_layers=2),
+    ),
+    "planner": (
+        "lstm",
+        ExpertConfig(name="planner", obs_dim=20, action_dim=5, hidden_dim=128, num_layers=3),
+    ),
     "arc_solver": (
         "lstm",
         ExpertConfig(
-            name="arc_solver", obs_dim=1805, discrete_actions=True, num_actions=20, hidden_dim=256, num_layers=2
+            name="arc_solver",
+            obs_dim=1805,
+            discrete_actions=True,
+            num_actions=20,
+            hidden_dim=256,
+            num_layers=2,
         ),
     ),
-}  # fmt: skip
-"""Ready sizes: kind and config. The scheduler's are for ten tasks (3 numbers a task and 5; an action a task and 2)."""
+}
+"""Ready sizes: kind and config. The scheduler's are for ten tasks (3 numbers a task and 5; an
+action a task and 2)."""
 
 
 def create_expert(kind: str, config: ExpertConfig, seed: int = 0) -> RNNExpertBase:
@@ -41,7 +68,8 @@ def create_expert(kind: str, config: ExpertConfig, seed: int = 0) -> RNNExpertBa
 
 
 def create_preset(name: str, seed: int = 0, **changes: Any) -> RNNExpertBase:
-    """A new expert of a ready size, with changes of it. Raises ConfigError for a name that does not exist."""
+    """A new expert of a ready size, with changes of it. Raises ConfigError for a name that does not
+    exist."""
     if name not in PRESETS:
         raise ConfigError(f"unknown preset `{name}`", f"one of: {', '.join(PRESETS)}")
     kind, config = PRESETS[name]
@@ -49,17 +77,22 @@ def create_preset(name: str, seed: int = 0, **changes: Any) -> RNNExpertBase:
 
 
 def load_expert(path: Path) -> RNNExpertBase:
-    """The expert of a folder, a checkpoint, or a run: of its best checkpoint, else of its newest. Raises ModelError."""
+    """The expert of a folder, a checkpoint, or a run: of its best checkpoint, else of its newest.
+    Raises ModelError."""
     folder = _folder(path)
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         kind, config = about.pop("kind"), about.pop("config")
-        sizes: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+        sizes: Any = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in config.items()
+        }
         expert = create_expert(kind, ExpertConfig(**sizes))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(
             f"`{path}` holds no expert: `{ABOUT}` is missing or unreadable",
-            "name a run of `chuk train ppo --expert`, one of its checkpoints, or a folder of `expert.save`",
+            "name a run of `chuk train ppo --expert`, one of its checkpoints, or a folder of"
+            " `expert.save`",
         ) from None
     expert.about = about
     expert.read(folder)
@@ -90,10 +123,13 @@ class ExpertRegistry:
         self._states: dict[str, np.ndarray] = {}
 
     def register(self, expert: RNNExpertBase, name: str | None = None) -> None:
-        """Add an expert under a name, else under that of its config. Raises ConfigError when the name is taken."""
+        """Add an expert under a name, else under that of its config. Raises ConfigError when the
+        name is taken."""
         name = name or expert.config.name
         if name in self._experts:
-            raise ConfigError(f"there is an expert `{name}` already", "register it under another name")
+            raise ConfigError(
+                f"there is an expert `{name}` already", "register it under another name"
+            )
         self._experts[name] = expert
         self.reset(name)
 
@@ -131,7 +167,9 @@ class ExpertRegistry:
     def __getitem__(self, name: str) -> RNNExpertBase:
         """An expert. Raises ConfigError for a name that is not registered."""
         if name not in self._experts:
-            raise ConfigError(f"unknown expert `{name}`", f"registered: {', '.join(self._experts) or 'none'}")
+            raise ConfigError(
+                f"unknown expert `{name}`", f"registered: {', '.join(self._experts) or 'none'}"
+            )
         return self._experts[name]
 
     def __contains__(self, name: object) -> bool:

@@ -39,8 +39,8 @@ def train_expert(
     should_stop: Callable[[], bool] = lambda: False,
     overwrite: bool = False,
 ) -> RunResult:
-    """Train a new expert. Raises ConfigError for a setting, an environment or a folder that will not do; nothing is
-    written before the first step can be taken."""
+    """Train a new expert. Raises ConfigError for a setting, an environment or a folder that will
+    not do; nothing is written before the first step can be taken."""
     config, output = _checked_start(config, overwrite)
     config = replace(config, output=str(output.resolve()))
     job = make_job(config)
@@ -56,14 +56,20 @@ def resume_expert(
     should_stop: Callable[[], bool] = lambda: False,
     allow_changed: bool = False,
 ) -> RunResult:
-    """Go on exactly where a run stopped. `changes` are settings to change on the way. Raises ModelError when there is
-    no run or no valid checkpoint, ConfigError for a change that will not do."""
+    """Go on exactly where a run stopped. `changes` are settings to change on the way. Raises
+    ModelError when there is no run or no valid checkpoint, ConfigError for a change that will not
+    do."""
     run = reopen(run_path)
     try:
-        layers = [Layer("config.yaml", run.directory.read_config()), Layer("the command line", changes or {})]
+        layers = [
+            Layer("config.yaml", run.directory.read_config()),
+            Layer("the command line", changes or {}),
+        ]
         config = checked(resolve(ExpertPPOConfig, layers).value)
         run = replace(run, allow_changed=allow_changed, changes=tuple(changes or ()))
-        return run_training(make_job(config), config, sinks=sinks, should_stop=should_stop, open_run=lambda: run)
+        return run_training(
+            make_job(config), config, sinks=sinks, should_stop=should_stop, open_run=lambda: run
+        )
     finally:
         run.directory.close()
 
@@ -75,7 +81,9 @@ def make_job(config: ExpertPPOConfig) -> Job:
     algorithm = ExpertPPO(expert, environments, config)
     in_numpy = config.backend == "numpy" or (config.backend == "auto" and runtime.on_cpu())
     algorithm.learns_in_mlx = not in_numpy
-    learner = NumpyLearner(expert, config, decayed_parameters(algorithm.module)) if in_numpy else None
+    learner = (
+        NumpyLearner(expert, config, decayed_parameters(algorithm.module)) if in_numpy else None
+    )
 
     def save(folder: Path) -> None:
         if not in_numpy:
@@ -83,32 +91,51 @@ def make_job(config: ExpertPPOConfig) -> Job:
         expert.save(folder)
 
     return Job(
-        algorithm=algorithm, name=NAME, steps=config.steps, save=save, restore=expert.read, learner=learner,
-        about=_about(expert, config, in_numpy), evaluate=_evaluation(algorithm, config), watched="eval_reward",
-        greater_is_better=True, newest_of_equals=True, updates_per_step=config.updates_per_step, compiled=False,
-    )  # fmt: skip
+        algorithm=algorithm,
+        name=NAME,
+        steps=config.steps,
+        save=save,
+        restore=expert.read,
+        learner=learner,
+        about=_about(expert, config, in_numpy),
+        evaluate=_evaluation(algorithm, config),
+        watched="eval_reward",
+        greater_is_better=True,
+        newest_of_equals=True,
+        updates_per_step=config.updates_per_step,
+        compiled=False,
+    )
 
 
 def new_expert(config: ExpertPPOConfig, environments: Environments) -> RNNExpertBase:
     """An expert of the sizes that an environment asks for, with first weights from the seed."""
     spaces = environments.spaces
     sizes = ExpertConfig(
-        name=str(config.env).removeprefix(GYM), obs_dim=spaces.obs_dim, hidden_dim=config.hidden_dim,
-        num_layers=config.num_layers, **spaces.head,
-    )  # fmt: skip
+        name=str(config.env).removeprefix(GYM),
+        obs_dim=spaces.obs_dim,
+        hidden_dim=config.hidden_dim,
+        num_layers=config.num_layers,
+        **spaces.head,
+    )
     expert = create_expert(config.expert, sizes, config.seed)
     expert.norm = RunningNorm(spaces.obs_dim) if config.normalize_observations else None
     expert.about = {"env": config.env, "observe": list(config.observe) if config.observe else None}
     return expert
 
 
-def play(expert: RNNExpertBase, episodes: int, seed: int = 0, env: str | None = None) -> list[float]:
-    """Returns of greedy episodes of an expert, in the environment that it was trained in or another. Raises ModelError
-    when neither is known, ConfigError when the two do not fit."""
+def play(
+    expert: RNNExpertBase, episodes: int, seed: int = 0, env: str | None = None
+) -> list[float]:
+    """Returns of greedy episodes of an expert, in the environment that it was trained in or
+    another. Raises ModelError when neither is known, ConfigError when the two do not fit."""
     name = env or expert.about.get("env")
     if not name:
-        raise ModelError("the expert does not say which environment it is for", "give one with `--env gym:ID`")
-    environments = Environments(str(name), expert.about.get("observe"), episodes, step_seed(seed, _EVALUATION))
+        raise ModelError(
+            "the expert does not say which environment it is for", "give one with `--env gym:ID`"
+        )
+    environments = Environments(
+        str(name), expert.about.get("observe"), episodes, step_seed(seed, _EVALUATION)
+    )
     act = lambda observations, state: expert(observations, state, deterministic=True)  # noqa: E731
     try:
         with one_thread():
@@ -129,15 +156,21 @@ def _evaluation(algorithm: ExpertPPO, config: ExpertPPOConfig) -> Callable[[int]
 
 def _about(expert: RNNExpertBase, config: ExpertPPOConfig, in_numpy: bool) -> dict[str, Any]:
     return {
-        "model": f"{expert.kind} {config.hidden_dim}×{config.num_layers}", "data": config.env,
-        "parameters": expert.flat.size, "trainable_parameters": expert.flat.size, "dtype": "float32",
+        "model": f"{expert.kind} {config.hidden_dim}×{config.num_layers}",
+        "data": config.env,
+        "parameters": expert.flat.size,
+        "trainable_parameters": expert.flat.size,
+        "dtype": "float32",
         "backend": "numpy" if in_numpy else "mlx",
-    }  # fmt: skip
+    }
 
 
 def _checked_start(config: ExpertPPOConfig, overwrite: bool) -> tuple[ExpertPPOConfig, Path]:
     config = checked(config)
-    output = Path(config.output or default_run_path("ppo", f"{config.expert}-{str(config.env).removeprefix(GYM)}"))
+    output = Path(
+        config.output
+        or default_run_path("ppo", f"{config.expert}-{str(config.env).removeprefix(GYM)}")
+    )
     check_output(output, overwrite)
     make_sinks(config.report_to)
     return config, output
@@ -145,7 +178,8 @@ def _checked_start(config: ExpertPPOConfig, overwrite: bool) -> tuple[ExpertPPOC
 
 @dataclass(frozen=True)
 class ExpertPlan:
-    """What a run would be: `sizes` are those of the expert, `space` its observations and actions in words."""
+    """What a run would be: `sizes` are those of the expert, `space` its observations and actions in
+    words."""
 
     config: ExpertPPOConfig
     origins: Mapping[str, str]
@@ -160,24 +194,40 @@ class ExpertPlan:
         """Plain data, as `--json` writes it."""
         config, settings = self.config, as_dict(self.config)
         return {
-            "settings": {name: {"value": value, "origin": self.origins[name]} for name, value in settings.items()},
-            "output": self.output, "device": self.device, "backend": self.backend, "parameters": self.parameters,
-            "observation": self.sizes.obs_dim, "actions": self.sizes.outputs, "discrete": self.sizes.discrete_actions,
-            "steps": config.steps, "timesteps": config.steps * config.num_envs * config.num_steps,
-            "updates_per_step": config.updates_per_step, "notes": list(self.notes),
-        }  # fmt: skip
+            "settings": {
+                name: {"value": value, "origin": self.origins[name]}
+                for name, value in settings.items()
+            },
+            "output": self.output,
+            "device": self.device,
+            "backend": self.backend,
+            "parameters": self.parameters,
+            "observation": self.sizes.obs_dim,
+            "actions": self.sizes.outputs,
+            "discrete": self.sizes.discrete_actions,
+            "steps": config.steps,
+            "timesteps": config.steps * config.num_envs * config.num_steps,
+            "updates_per_step": config.updates_per_step,
+            "notes": list(self.notes),
+        }
 
 
 def plan_expert(
     config: ExpertPPOConfig, *, origins: Mapping[str, str] | None = None, overwrite: bool = False
 ) -> ExpertPlan:
-    """What `train_expert` would do; the environment is made and closed, nothing is written. Raises what it raises."""
+    """What `train_expert` would do; the environment is made and closed, nothing is written. Raises
+    what it raises."""
     config, output = _checked_start(config, overwrite)
     job = make_job(config)
     assert isinstance(job.algorithm, ExpertPPO)
     job.algorithm.environments.close()
     expert = job.algorithm.expert
     return ExpertPlan(
-        config, dict(origins or dict.fromkeys(as_dict(config), "given in code")), str(output),
-        runtime.prepare().device, str(job.about["backend"]), expert.flat.size, expert.config,
-    )  # fmt: skip
+        config,
+        dict(origins or dict.fromkeys(as_dict(config), "given in code")),
+        str(output),
+        runtime.prepare().device,
+        str(job.about["backend"]),
+        expert.flat.size,
+        expert.config,
+    )

@@ -30,14 +30,20 @@ from chuk_lib.inference.text import decode
 from chuk_lib.inference.vocabulary import check_prompt_tokens
 
 WINDOW = 1024
-"""Answers that are asked for at most before the first of them is given: what is read ahead and held in memory."""
+"""Answers that are asked for at most before the first of them is given: what is read ahead and held
+in memory."""
 MOST_LOGPROBS = 20
 _STEP = 256  # tokens of one forward pass when likelier tokens are looked up
 _WORDS = {float: "a number", int: "a whole number"}
 _OWN: dict[str, type] = {
-    "temperature": float, "top_p": float, "top_k": int, "min_p": float, "repetition_penalty": float,
-    "max_tokens": int, "seed": int,
-}  # fmt: skip
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "repetition_penalty": float,
+    "max_tokens": int,
+    "seed": int,
+}
 ROW_SETTINGS = (*_OWN, "stop")
 """Columns that are the row's own sampling settings; null means that of all rows."""
 
@@ -46,11 +52,11 @@ ROW_SETTINGS = (*_OWN, "stop")
 class BatchSettings:
     """What holds for all rows of a batch.
 
-    `sampling`: where a row gives no setting of its own. Without a seed there, each line gets one of its own, `drawn`
-    and the line's number added up. `column` holds the prompt (None: `prompt`, else `messages`), `samples` answers are
-    given to each row, `logprobs` (None: none) likeliest tokens are told beside the log-prob of each token.
-    `chat` and `system`: see `encode_prompt`; a row's own system message takes the place of `system`.
-    """
+    `sampling`: where a row gives no setting of its own. Without a seed there, each line gets one of
+    its own, `drawn` and the line's number added up. `column` holds the prompt (None: `prompt`, else
+    `messages`), `samples` answers are given to each row, `logprobs` (None: none) likeliest tokens
+    are told beside the log-prob of each token. `chat` and `system`: see `encode_prompt`; a row's
+    own system message takes the place of `system`."""
 
     sampling: SamplingConfig
     drawn: int = 0
@@ -69,7 +75,8 @@ class BatchSettings:
 
 @dataclass(frozen=True)
 class InputRow:
-    """A line of the input by its number, counted from 1: its `columns`, or why it has none (`error`)."""
+    """A line of the input by its number, counted from 1: its `columns`, or why it has none
+    (`error`)."""
 
     line: int
     columns: dict[str, Any] | None
@@ -98,13 +105,14 @@ def answer_rows(
     window: int = WINDOW,
     there: Callable[[InputRow], int] = lambda row: 0,
 ) -> None:
-    """Give `on_row` the answers to all rows in their order, `settings.samples` for each, or one with `error`.
+    """Give `on_row` the answers to all rows in their order, `settings.samples` for each, or one
+    with `error`.
 
-    An answer has `line`, `sample` (when there are several), `input` (the row's columns), `text`, `finish_reason`,
-    `prompt_tokens`, `generation_tokens`, `seed` (unless greedy), and `logprobs` when asked for. `token_budget` bounds
-    rows × columns of cache. `there` says how many of a row's answers exist already: those are not given.
-    Raises ModelError when the model's output is not a number; what was given until then stands.
-    """
+    An answer has `line`, `sample` (when there are several), `input` (the row's columns), `text`,
+    `finish_reason`, `prompt_tokens`, `generation_tokens`, `seed` (unless greedy), and `logprobs`
+    when asked for. `token_budget` bounds rows × columns of cache. `there` says how many of a row's
+    answers exist already: those are not given. Raises ModelError when the model's output is not a
+    number; what was given until then stands."""
     with Decoder(model, tokenizer, token_budget=token_budget) as decoder:
         work = _Work(model, tokenizer, decoder, settings, iter(rows), on_row, window, there)
         while work.fill():
@@ -134,13 +142,19 @@ class _Work:
         window: int,
         there: Callable[[InputRow], int],
     ) -> None:
-        self._model, self._tokenizer, self._decoder, self._settings = model, tokenizer, decoder, settings
+        self._model, self._tokenizer, self._decoder, self._settings = (
+            model,
+            tokenizer,
+            decoder,
+            settings,
+        )
         self._rows, self._on_row, self._window, self._there = rows, on_row, window, there
         self._waiting: deque[_Answer] = deque()  # in the order of the input
         self._running: dict[Row, _Answer] = {}
 
     def fill(self) -> bool:
-        """Read rows until the window is full, and let them wait; whether any row waits or runs then."""
+        """Read rows until the window is full, and let them wait; whether any row waits or runs
+        then."""
         requests: list[Request] = []
         asked: list[_Answer] = []
         while len(self._waiting) < self._window and (row := next(self._rows, None)) is not None:
@@ -161,7 +175,8 @@ class _Work:
         return bool(self._running)
 
     def ended(self, row: Row) -> None:
-        """A row has ended: give what is next in order, and read on once half of the window is free."""
+        """A row has ended: give what is next in order, and read on once half of the window is
+        free."""
         answer = self._running.pop(row)
         answer.result = self._result(answer, row)
         self._give()
@@ -180,8 +195,14 @@ class _Work:
         settings = self._settings
         config = _sampling(row, settings)
         prompt = _prompt(row.columns, settings.column)
-        own = isinstance(prompt, list) and isinstance(prompt[0], dict) and prompt[0].get("role") == "system"
-        ids = encode_prompt(self._tokenizer, prompt, chat=settings.chat, system=None if own else settings.system)
+        own = (
+            isinstance(prompt, list)
+            and isinstance(prompt[0], dict)
+            and prompt[0].get("role") == "system"
+        )
+        ids = encode_prompt(
+            self._tokenizer, prompt, chat=settings.chat, system=None if own else settings.system
+        )
         check_prompt_tokens(self._model, self._tokenizer, [ids])
         room(self._model, len(ids), config.max_tokens)
         return [Request(ids, config, member=member) for member in range(settings.samples)]
@@ -204,21 +225,37 @@ class _Work:
         temperature = row.request.config.temperature or 1.0
         ids, own = row.ids.tolist(), row.logps.tolist()
         tops = top_logprobs(self._model, row.request.ids, ids, likelier, temperature)
-        named = [{**self._token(token, logp), "top": []} for token, logp in zip(ids, own, strict=True)]
+        named = [
+            {**self._token(token, logp), "top": []} for token, logp in zip(ids, own, strict=True)
+        ]
         for entry, top in zip(named, tops, strict=True):
             # What was drawn has the one log-prob that the decoder drew it with.
-            entry["top"] = [self._token(t, entry["logprob"] if t == entry["token"] else logp) for t, logp in top]
-        return named if likelier else [{k: v for k, v in entry.items() if k != "top"} for entry in named]
+            entry["top"] = [
+                self._token(t, entry["logprob"] if t == entry["token"] else logp) for t, logp in top
+            ]
+        return (
+            named
+            if likelier
+            else [{k: v for k, v in entry.items() if k != "top"} for entry in named]
+        )
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        return {"token": token, "text": decode(self._tokenizer, [token]), "logprob": round(logprob, 6)}
+        return {
+            "token": token,
+            "text": decode(self._tokenizer, [token]),
+            "logprob": round(logprob, 6),
+        }
 
 
 def top_logprobs(
-    model: nn.Module, prompt: Sequence[int], answer: Sequence[int], count: int, temperature: float = 1.0
+    model: nn.Module,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    count: int,
+    temperature: float = 1.0,
 ) -> list[list[tuple[int, float]]]:
-    """For each token of an answer the `count` likeliest at its place, likeliest first, with their log-probs under
-    softmax(logits / temperature). The answer is run through the model once more."""
+    """For each token of an answer the `count` likeliest at its place, likeliest first, with their
+    log-probs under softmax(logits / temperature). The answer is run through the model once more."""
     from mlx_lm.models.cache import make_prompt_cache
 
     if not count:
@@ -235,16 +272,23 @@ def top_logprobs(
         scaled = logits.astype(mx.float32) / temperature
         scores = np.array(scaled - mx.logsumexp(scaled, axis=-1, keepdims=True))
         best = np.argsort(-scores, axis=-1, kind="stable")[:, :count]
-        found += [[(int(t), float(line[t])) for t in top] for line, top in zip(scores, best, strict=True)]
+        found += [
+            [(int(t), float(line[t])) for t in top] for line, top in zip(scores, best, strict=True)
+        ]
     return found
 
 
 def _failed(row: InputRow, reason: str) -> dict[str, Any]:
-    return {"line": row.line, **({} if row.columns is None else {"input": row.columns}), "error": reason}
+    return {
+        "line": row.line,
+        **({} if row.columns is None else {"input": row.columns}),
+        "error": reason,
+    }
 
 
 def _columns(raw: bytes) -> dict[str, Any]:
-    """The object of a line. Raises ValueError for what is none, or could not be written again as it is."""
+    """The object of a line. Raises ValueError for what is none, or could not be written again as it
+    is."""
     row = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
     if not isinstance(row, dict):
         raise ValueError("it is no JSON object")
@@ -264,7 +308,10 @@ def _why(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"it is not JSON: {error.msg[0].lower()}{error.msg[1:]} at column {error.pos + 1}"
     if isinstance(error, UnicodeDecodeError):
-        return f"it is not UTF-8 (byte 0x{error.object[error.start]:02x} at position {error.start + 1})"
+        return (
+            f"it is not UTF-8 (byte 0x{error.object[error.start]:02x} at position"
+            f" {error.start + 1})"
+        )
     if isinstance(error, UnicodeEncodeError):
         return "it holds half a character: text was cut inside one"
     if isinstance(error, RecursionError):
@@ -278,7 +325,9 @@ def _prompt(columns: dict[str, Any], column: str | None) -> Any:
         there = [name for name in ("prompt", "messages") if columns.get(name) is not None]
         if len(there) != 1:
             raise DataError(
-                "it has both `prompt` and `messages`" if there else "it has neither `prompt` nor `messages`"
+                "it has both `prompt` and `messages`"
+                if there
+                else "it has neither `prompt` nor `messages`"
             )
         column = there[0]
     prompt = columns.get(column)
@@ -292,7 +341,10 @@ def _prompt(columns: dict[str, Any], column: str | None) -> Any:
         kinds == {dict} and all(isinstance(item.get("role"), str) for item in items)
     ):
         return items
-    raise DataError(f"`{column}` must be text, a list of messages with a role each, or a list of token ids, not empty")
+    raise DataError(
+        f"`{column}` must be text, a list of messages with a role each, or a list of token ids, not"
+        " empty"
+    )
 
 
 def _sampling(row: InputRow, settings: BatchSettings) -> SamplingConfig:
@@ -311,4 +363,8 @@ def _sampling(row: InputRow, settings: BatchSettings) -> SamplingConfig:
             raise DataError("`stop` must be text, or a list of texts")
         own["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
     config = replace(settings.sampling, **own)
-    return config if config.seed is not None else replace(config, seed=(settings.drawn + row.line) % 2**32)
+    return (
+        config
+        if config.seed is not None
+        else replace(config, seed=(settings.drawn + row.line) % 2**32)
+    )

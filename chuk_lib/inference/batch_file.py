@@ -1,8 +1,7 @@
 """The file that answers are written to: append-only, so that a killed run goes on where it ended.
 
-Beside it lies `NAME.settings.json`: what the answers were made with. A run goes on only with the same, on the same
-input: each answer holds its line's number and columns, and they are compared.
-"""
+Beside it lies `NAME.settings.json`: what the answers were made with. A run goes on only with the
+same, on the same input: each answer holds its line's number and columns, and they are compared."""
 
 from __future__ import annotations
 
@@ -24,7 +23,8 @@ DRAWN = "drawn_seed"
 
 
 def line_of(answer: Mapping[str, Any]) -> bytes:
-    """An answer as one line of JSON for every reader: some take NEL, LS and PS for ends of lines."""
+    """An answer as one line of JSON for every reader: some take NEL, LS and PS for ends of
+    lines."""
     text = json.dumps(answer, ensure_ascii=False)
     for mark in ("\x85", "\u2028", "\u2029"):
         text = text.replace(mark, f"\\u{ord(mark):04x}")
@@ -52,10 +52,11 @@ def drawn_seed(path: Path, resume: bool, fresh: int) -> int:
 
 
 class AnswerFile:
-    """An output of which one process at a time is the writer. With `resume` it begins after the answers that are there.
+    """An output of which one process at a time is the writer. With `resume` it begins after the
+    answers that are there.
 
-    Raises ConfigError when it was made with other settings, has none beside it, is being written, or cannot be.
-    """
+    Raises ConfigError when it was made with other settings, has none beside it, is being written,
+    or cannot be."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
         self._path = path
@@ -118,7 +119,9 @@ class AnswerFile:
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(f"`{self._path}` is being written by another process", "wait for it to end") from None
+            raise ConfigError(
+                f"`{self._path}` is being written by another process", "wait for it to end"
+            ) from None
         beside = settings_file(self._path)
         if resume and self._path.stat().st_size:
             _compare(self._path, _read_settings(self._path), settings)
@@ -169,7 +172,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
-        raise ConfigError(f"`{path}` has no `{settings_file(path).name}`, so nothing says how it was made", _AGAIN)
+        raise ConfigError(
+            f"`{path}` has no `{settings_file(path).name}`, so nothing says how it was made", _AGAIN
+        )
     return found
 
 
@@ -177,7 +182,10 @@ def _compare(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> No
     for name in sorted({*there, *now}):
         if there.get(name) != now.get(name):
             was, wanted = _text(there.get(name))[:80], _text(now.get(name))[:80]
-            raise ConfigError(f"`{path}` was made with another {name.replace('_', ' ')}: {was}, now {wanted}", _AGAIN)
+            raise ConfigError(
+                f"`{path}` was made with another {name.replace('_', ' ')}: {was}, now {wanted}",
+                _AGAIN,
+            )
 
 
 def _text(value: Any) -> str:

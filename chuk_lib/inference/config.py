@@ -1,5 +1,5 @@
-"""How tokens are chosen and when writing ends. Light: dataclasses only, so that help and defaults cost
-nothing."""
+"""How tokens are chosen and when writing ends. Light: dataclasses only, so that help and defaults
+cost nothing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from chuk_lib.errors import ConfigError
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """The defaults are greedy: the same model and prompt give the same answer, which is what looking at a
-    trained model needs. Filters apply to what temperature has made, as in transformers and vLLM.
+    """The defaults are greedy: the same model and prompt give the same answer, which is what
+    looking at a trained model needs. Filters apply to what temperature has made, as in transformers
+    and vLLM.
 
     `temperature` 0 takes the likeliest token. `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing.
-    `repetition_penalty` 1 changes nothing; it sees all tokens of prompt and answer. `stop`: texts that end
-    the answer and are not part of it. `seed` None draws from MLX's global random state.
-    """
+    `repetition_penalty` 1 changes nothing; it sees all tokens of prompt and answer. `stop`: texts
+    that end the answer and are not part of it. `seed` None draws from MLX's global random state."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -34,11 +34,17 @@ class SamplingConfig:
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
         _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
         _check("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
-        _check("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0")
+        _check(
+            "repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0"
+        )
         _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
         _check("seed", self.seed or 0, 0 <= (self.seed or 0) < 2**32, f"from 0 to {2**32 - 1}")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
-            raise ConfigError("stop must be a list of texts that are not empty", 'for one text: stop=["\\n"]')
+        if isinstance(self.stop, str) or not all(
+            isinstance(text, str) and text for text in self.stop
+        ):
+            raise ConfigError(
+                "stop must be a list of texts that are not empty", 'for one text: stop=["\\n"]'
+            )
 
     @property
     def greedy(self) -> bool:
@@ -49,9 +55,14 @@ class SamplingConfig:
     def idle(self) -> tuple[str, ...]:
         """Fields that are given and change nothing, because nothing is left to chance."""
         unset = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": None}
-        return tuple(name for name, value in unset.items() if self.greedy and getattr(self, name) != value)
+        return tuple(
+            name for name, value in unset.items() if self.greedy and getattr(self, name) != value
+        )
 
 
 def _check(name: str, value: float, right: bool, expected: str) -> None:
     if not right or not math.isfinite(value):
-        raise ConfigError(f"{name} is {value}, it must be {expected}", f"unset it is {getattr(SamplingConfig, name)}")
+        raise ConfigError(
+            f"{name} is {value}, it must be {expected}",
+            f"unset it is {getattr(SamplingConfig, name)}",
+        )

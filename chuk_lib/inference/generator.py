@@ -23,9 +23,9 @@ BATCH_ROWS = 256
 
 @dataclass(frozen=True)
 class Chunk:
-    """One token of a stream. `text` is what became certain with it and may be empty; `logprob` is that of
-    softmax(logits / temperature), before filters (temperature 1 when sampling is greedy). The last chunk has the
-    `finish_reason`."""
+    """One token of a stream. `text` is what became certain with it and may be empty; `logprob` is
+    that of softmax(logits / temperature), before filters (temperature 1 when sampling is greedy).
+    The last chunk has the `finish_reason`."""
 
     text: str
     token: int
@@ -35,9 +35,9 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote. `tokens` holds all that was generated, a final end token included; `text` ends
-    before it, and before a stop text. `seconds` is the whole call, shared by rows that ran together.
-    `logprobs`, when asked for: one a token, as of a `Chunk`."""
+    """What a model wrote. `tokens` holds all that was generated, a final end token included; `text`
+    ends before it, and before a stop text. `seconds` is the whole call, shared by rows that ran
+    together. `logprobs`, when asked for: one a token, as of a `Chunk`."""
 
     text: str
     tokens: tuple[int, ...]
@@ -68,8 +68,8 @@ def stream(
 ) -> Iterator[Chunk]:
     """Yield a Chunk a token. For `prompt`, `chat` and `system` see `encode_prompt`.
 
-    Raises ModelError when the prompt does not fit the context or the model's output is not a number.
-    """
+    Raises ModelError when the prompt does not fit the context or the model's output is not a
+    number."""
     config = _with_seed(config or SamplingConfig())
     chat = expects_chat(model) if chat is None and system is None else chat
     ids = encode_prompt(tokenizer, prompt, chat=chat, system=system)
@@ -80,7 +80,9 @@ def stream(
             step = decoder.step()
             token, logprob = int(step.tokens[0]), float(step.logps[0])
             reason: Any = row.reason
-            yield Chunk(text.add(token) if reason is None else text.rest(row.text), token, logprob, reason)
+            yield Chunk(
+                text.add(token) if reason is None else text.rest(row.text), token, logprob, reason
+            )
 
 
 def generate(
@@ -94,7 +96,9 @@ def generate(
     logprobs: bool = False,
 ) -> Completion:
     """The completion of one prompt; see `stream`."""
-    return generate_many(model, tokenizer, [prompt], config, chat=chat, system=system, logprobs=logprobs)[0]
+    return generate_many(
+        model, tokenizer, [prompt], config, chat=chat, system=system, logprobs=logprobs
+    )[0]
 
 
 def generate_many(
@@ -110,10 +114,9 @@ def generate_many(
 ) -> list[Completion]:
     """Completions of many prompts in their order, decoded together, at most `batch_rows` at once.
 
-    Rows that end make room for rows that wait. What a row gets depends on its prompt, its place in `prompts`
-    and the seed, not on the rows beside it, but for ties in the last bits: the first row is what `generate` and
-    `stream` give, and each what `rollouts` gives for that prompt.
-    """
+    Rows that end make room for rows that wait. What a row gets depends on its prompt, its place in
+    `prompts` and the seed, not on the rows beside it, but for ties in the last bits: the first row
+    is what `generate` and `stream` give, and each what `rollouts` gives for that prompt."""
     config = _with_seed(config or SamplingConfig())
     began = time.perf_counter()
     chat = expects_chat(model) if chat is None and system is None else chat
@@ -134,7 +137,9 @@ def _with_seed(config: SamplingConfig) -> SamplingConfig:
 def _completion(row: Row, seconds: float, logprobs: bool) -> Completion:
     reason: Any = row.reason
     scores = tuple(row.logps.tolist()) if logprobs else None
-    return Completion(row.text, tuple(row.ids.tolist()), reason, len(row.request.ids), seconds, scores)
+    return Completion(
+        row.text, tuple(row.ids.tolist()), reason, len(row.request.ids), seconds, scores
+    )
 
 
 class _Text:

@@ -1,5 +1,5 @@
-"""From what the user gives (text, messages or ids) to the token ids a model continues, and to the room it has
-left."""
+"""From what the user gives (text, messages or ids) to the token ids a model continues, and to the
+room it has left."""
 
 from __future__ import annotations
 
@@ -14,31 +14,38 @@ Prompt = str | Sequence[Message] | Sequence[int]
 _STRETCHING = ("linear", "dynamic", "yarn")
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt, *, chat: bool | None = None, system: str | None = None) -> list[int]:
+def encode_prompt(
+    tokenizer: Any, prompt: Prompt, *, chat: bool | None = None, system: str | None = None
+) -> list[int]:
     """Token ids of a prompt.
 
-    Text becomes a user's message when the tokenizer has a chat template (`chat` None) or must have one
-    (True), and stays text with `chat` False. Messages always go through the template; a last message of the
-    assistant is continued. Ids are taken as they are. A begin token is never put twice.
-    """
+    Text becomes a user's message when the tokenizer has a chat template (`chat` None) or must have
+    one (True), and stays text with `chat` False. Messages always go through the template; a last
+    message of the assistant is continued. Ids are taken as they are. A begin token is never put
+    twice."""
     if not isinstance(prompt, str):
         items: list[Any] = list(prompt)
         if items and isinstance(items[0], Mapping):
             return _from_messages(tokenizer, [dict(message) for message in items], system)
         if system is not None:
-            raise ConfigError("a system message cannot be put before token ids", "give text or messages")
+            raise ConfigError(
+                "a system message cannot be put before token ids", "give text or messages"
+            )
         return _not_empty([int(token) for token in items])
     if chat is None:
         chat = bool(tokenizer.has_chat_template)
     if chat:
         return _from_messages(tokenizer, [{"role": "user", "content": prompt}], system)
     if system is not None:
-        raise ConfigError("a system message needs a chat", "leave out `--system`, or leave out `--no-chat`")
+        raise ConfigError(
+            "a system message needs a chat", "leave out `--system`, or leave out `--no-chat`"
+        )
     return _from_text(tokenizer, prompt)
 
 
 def expects_chat(model: Any) -> bool | None:
-    """Whether a model that chuk trained saw its chat template in training; None when that is not known."""
+    """Whether a model that chuk trained saw its chat template in training; None when that is not
+    known."""
     from chuk_lib.models.provenance import find_provenance, was_conversational
 
     found = find_provenance(model)
@@ -64,8 +71,8 @@ def room(model: Any, prompt_tokens: int, wanted: int) -> int:
 
 
 def context_length(model: Any) -> int | None:
-    """The longest text that the model is right for: positions it was made for, by its config, or a sliding window that
-    MLX-LM passes over when that is shorter; None when neither is known."""
+    """The longest text that the model is right for: positions it was made for, by its config, or a
+    sliding window that MLX-LM passes over when that is shorter; None when neither is known."""
     made_for, window = made_for_length(model), window_limit(model)
     return min((limit for limit in (made_for, window) if limit is not None), default=None)
 
@@ -79,7 +86,8 @@ def limit_words(model: Any) -> str:
 
 
 def window_limit(model: Any) -> int | None:
-    """A sliding window that MLX-LM passes over: longer texts would be wrong. None when there is none."""
+    """A sliding window that MLX-LM passes over: longer texts would be wrong. None when there is
+    none."""
     config = _config_of(model)
     return None if config is None else ignored_window(config)
 
@@ -101,12 +109,14 @@ def made_for_length(model: Any) -> int | None:
     limit = config.get("max_position_embeddings")
     if not isinstance(limit, int):
         return None
-    return round(limit * _stretch(config.get("rope_scaling") or config.get("rope_parameters"), limit))
+    return round(
+        limit * _stretch(config.get("rope_scaling") or config.get("rope_parameters"), limit)
+    )
 
 
 def _stretch(rope: Any, limit: int) -> float:
-    """Qwen and others write the length before scaling and a factor beside it; where both are scaled already
-    it is 1."""
+    """Qwen and others write the length before scaling and a factor beside it; where both are scaled
+    already it is 1."""
     if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type")) not in _STRETCHING:
         return 1.0
     factor = rope.get("factor")
@@ -116,7 +126,10 @@ def _stretch(rope: Any, limit: int) -> float:
 
 def _from_messages(tokenizer: Any, messages: list[dict[str, Any]], system: str | None) -> list[int]:
     if not tokenizer.has_chat_template:
-        raise ModelError("the tokenizer has no chat template", "give plain text with `--no-chat`, or use a chat model")
+        raise ModelError(
+            "the tokenizer has no chat template",
+            "give plain text with `--no-chat`, or use a chat model",
+        )
     if system is not None:
         messages = [{"role": "system", "content": system}, *messages]
     goes_on = messages[-1].get("role") == "assistant"
@@ -126,18 +139,24 @@ def _from_messages(tokenizer: Any, messages: list[dict[str, Any]], system: str |
     from chuk_lib.data.tokenizers.templates import ERRORS
 
     try:
-        Encoder(tokenizer).render(messages, prompt=not goes_on)  # within limits: a template may loop for ever
+        Encoder(tokenizer).render(
+            messages, prompt=not goes_on
+        )  # within limits: a template may loop for ever
         ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=not goes_on, **({"continue_final_message": True} if goes_on else {})
+            messages,
+            add_generation_prompt=not goes_on,
+            **({"continue_final_message": True} if goes_on else {}),
         )
     except jinja2.TemplateSyntaxError as error:
         reason = f"the chat template is broken in line {error.lineno}: {error.message}"
         raise ModelError(
-            reason, "mend the chat template in the model folder, or give plain text with `--no-chat`"
+            reason,
+            "mend the chat template in the model folder, or give plain text with `--no-chat`",
         ) from error
     except ERRORS as error:
         raise ModelError(
-            f"the chat template does not take these messages: {error}", "check their roles and order"
+            f"the chat template does not take these messages: {error}",
+            "check their roles and order",
         ) from error
     return _not_empty(list(ids))
 

@@ -1,8 +1,7 @@
 """From tokens, as they come, to text that is never taken back.
 
-Two things are held until they are certain: the bytes of a character whose end has not come, and text that may
-be the beginning of a stop text.
-"""
+Two things are held until they are certain: the bytes of a character whose end has not come, and
+text that may be the beginning of a stop text."""
 
 from __future__ import annotations
 
@@ -11,16 +10,15 @@ from typing import Any
 
 UNKNOWN = "\ufffd"
 LONGEST = 3
-"""A character of UTF-8 has four bytes at most: more undecodable ones than this at the end will not become
-one."""
+"""A character of UTF-8 has four bytes at most: more undecodable ones than this at the end will not
+become one."""
 
 
 class TextStream:
     """Decodes one answer token by token; all pieces together are `tokenizer.decode` of all tokens.
 
-    A tokenizer may decode a token differently after another (spaces, bytes), so each piece is what a short
-    window of tokens says beyond what its beginning said.
-    """
+    A tokenizer may decode a token differently after another (spaces, bytes), so each piece is what
+    a short window of tokens says beyond what its beginning said."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -38,7 +36,11 @@ class TextStream:
         piece = certain[self._given :]
         if open_end == 0 and text:
             self._window = self._window[self._settled :]
-            self._settled, self._settled_text, self._given = len(self._window), self._decode(self._window), 0
+            self._settled, self._settled_text, self._given = (
+                len(self._window),
+                self._decode(self._window),
+                0,
+            )
         else:
             self._given = max(self._given, len(certain))
         return piece
@@ -63,7 +65,8 @@ class StopText:
         self.found = False
 
     def add(self, piece: str) -> str:
-        """The text that is certainly not part of a stop text. Once one is `found`, nothing more comes."""
+        """The text that is certainly not part of a stop text. Once one is `found`, nothing more
+        comes."""
         if self.found:
             return ""
         text = self._held + piece
@@ -83,7 +86,9 @@ class StopText:
 
 def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
     """Text of tokens: special tokens left out, spaces as they are."""
-    return str(tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return str(
+        tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    )
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -1,5 +1,5 @@
-"""Token ids that a model's embedding has no row for: MLX would read memory beyond the table, so they are refused before
-anything runs."""
+"""Token ids that a model's embedding has no row for: MLX would read memory beyond the table, so
+they are refused before anything runs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ Texts = Iterable[tuple[str, Sequence[int] | np.ndarray]]
 
 
 def check_tokens(model: nn.Module, tokenizer: Any, texts: Texts) -> None:
-    """Raise DataError that names the first text with a token that the embedding has no row for, the token, its id, and
-    how many texts have one. `texts` are only read when the tokenizer has such a token."""
+    """Raise DataError that names the first text with a token that the embedding has no row for, the
+    token, its id, and how many texts have one. `texts` are only read when the tokenizer has such a
+    token."""
     rows = embedding_rows(model)
     if rows is not None and highest_id(tokenizer) >= rows:
         check_ids(rows, tokenizer, texts)
@@ -29,7 +30,9 @@ def check_prompt_tokens(model: nn.Module, tokenizer: Any, prompts: Sequence[Sequ
     rows = embedding_rows(model)
     if rows is None or max((max(ids, default=0) for ids in prompts), default=0) < rows:
         return
-    names = ["the prompt"] if len(prompts) == 1 else [f"prompt {at + 1}" for at in range(len(prompts))]
+    names = (
+        ["the prompt"] if len(prompts) == 1 else [f"prompt {at + 1}" for at in range(len(prompts))]
+    )
     check_ids(rows, tokenizer, zip(names, prompts, strict=True))
 
 
@@ -47,8 +50,8 @@ def check_ids(rows: int, tokenizer: Any, texts: Texts) -> None:
     name, token = first
     others = f"; {bad:,} of {count:,} rows have such tokens" if count > 1 else ""
     raise DataError(
-        f"{name}: token `{tokenizer.convert_ids_to_tokens(token)}` (id {token}) has no row in the model's embedding of "
-        f"{rows:,} rows{others}",
+        f"{name}: token `{tokenizer.convert_ids_to_tokens(token)}` (id {token}) has no row in the"
+        f" model's embedding of {rows:,} rows{others}",
         "resize the embedding to the tokenizer, or take the tokenizer that belongs to the model",
     )
 

@@ -1,4 +1,5 @@
-"""Models: finding, loading, adapting, saving, making and describing them. Nothing is loaded until a name is used."""
+"""Models: finding, loading, adapting, saving, making and describing them. Nothing is loaded until a
+name is used."""
 
 from __future__ import annotations
 

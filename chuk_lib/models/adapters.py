@@ -1,8 +1,8 @@
 """Adapter folders: mlx-lm's form (read and written) and PEFT's form (read and written).
 
-mlx-lm's `lora_a` is PEFT's A transposed, `lora_b` is B transposed; the scale is a number in mlx-lm's config and
-alpha/rank (alpha/√rank) in PEFT's. Which modules are adapted is read off the tensor names, so any target rule works.
-"""
+mlx-lm's `lora_a` is PEFT's A transposed, `lora_b` is B transposed; the scale is a number in
+mlx-lm's config and alpha/rank (alpha/√rank) in PEFT's. Which modules are adapted is read off the
+tensor names, so any target rule works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from chuk_lib.models.changes import ENDS, Changes, apply_changes, changed_tensor
 from chuk_lib.models.config import LoRAConfig
 from chuk_lib.models.headers import read_headers, read_json
 from chuk_lib.models.hf_config import is_hf_named
-from chuk_lib.models.lora import ADAPTER_LEAVES, AdapterSpec, adapters_of, add_adapters, set_trainable
+from chuk_lib.models.lora import (
+    ADAPTER_LEAVES,
+    AdapterSpec,
+    adapters_of,
+    add_adapters,
+    set_trainable,
+)
 from chuk_lib.models.peft import PEFT_WEIGHTS, expert_adapters, read_peft
 from chuk_lib.models.provenance import Provenance, find_provenance, update_provenance
 from chuk_lib.models.sources import ADAPTER_CONFIG, fingerprint
@@ -32,10 +38,12 @@ MLX_WEIGHTS = "adapters.safetensors"
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter read from disk: settings, one spec per path, and tensors by parameter name (`….q_proj.lora_a`).
+    """An adapter read from disk: settings, one spec per path, and tensors by parameter name
+    (`….q_proj.lora_a`).
 
-    `changes` is what it does to the weights themselves. With `untie` a tied head gets a matrix of its own before the
-    adapter is applied: it means one side of the two. `config` is the adapter_config.json."""
+    `changes` is what it does to the weights themselves. With `untie` a tied head gets a matrix of
+    its own before the adapter is applied: it means one side of the two. `config` is the
+    adapter_config.json."""
 
     folder: Path
     lora: LoRAConfig
@@ -47,18 +55,23 @@ class Adapter:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read an adapter folder of either form. Raises ModelError for what is damaged or what chuk cannot apply."""
+    """Read an adapter folder of either form. Raises ModelError for what is damaged or what chuk
+    cannot apply."""
     config = read_json(folder / ADAPTER_CONFIG)
     read = {MLX_WEIGHTS: _from_mlx, PEFT_WEIGHTS: _from_peft}
     name = next((name for name in read if (folder / name).is_file()), None)
     if name is None:
-        raise ModelError(f"adapter `{folder}` has no weights", f"it should hold {MLX_WEIGHTS} or {PEFT_WEIGHTS}")
+        raise ModelError(
+            f"adapter `{folder}` has no weights", f"it should hold {MLX_WEIGHTS} or {PEFT_WEIGHTS}"
+        )
     try:
         return read[name](folder, config)
     except ModelError:
         raise
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise _damaged(f"`{folder / ADAPTER_CONFIG}` and `{name}` make no adapter: {error}") from None
+        raise _damaged(
+            f"`{folder / ADAPTER_CONFIG}` and `{name}` make no adapter: {error}"
+        ) from None
 
 
 def _from_mlx(folder: Path, config: dict[str, Any]) -> Adapter:
@@ -81,7 +94,9 @@ def _from_mlx(folder: Path, config: dict[str, Any]) -> Adapter:
         targets = tuple(sorted({path.rsplit(".", 1)[-1] for path in _paths(folder, tensors)}))
         lora = LoRAConfig(rank, scale * rank, dropout, targets, use_dora=kind == "dora")
     specs = _specs(folder, tensors, scale, dropout, kind == "dora")
-    return Adapter(folder, lora, specs, tensors, Changes(weights=weights), bool(ours.get("untied")), config)
+    return Adapter(
+        folder, lora, specs, tensors, Changes(weights=weights), bool(ours.get("untied")), config
+    )
 
 
 def _from_peft(folder: Path, config: dict[str, Any]) -> Adapter:
@@ -95,7 +110,9 @@ def _damaged(message: str) -> ModelError:
 
 
 def _misfit(adapter: Adapter, why: str) -> ModelError:
-    return ModelError(f"adapter `{adapter.folder}` does not fit: {why}", "load it on the model it was trained on")
+    return ModelError(
+        f"adapter `{adapter.folder}` does not fit: {why}", "load it on the model it was trained on"
+    )
 
 
 def _load(path: Path) -> dict[str, mx.array]:
@@ -130,15 +147,16 @@ def _specs(
     folder: Path, tensors: dict[str, mx.array], scale: float, dropout: float, dora: bool
 ) -> dict[str, AdapterSpec]:
     paths = _paths(folder, tensors)
-    return {path: AdapterSpec(_rank(tensors[f"{path}.lora_a"]), scale, dropout, dora) for path in paths}
+    return {
+        path: AdapterSpec(_rank(tensors[f"{path}.lora_a"]), scale, dropout, dora) for path in paths
+    }
 
 
 def mount(model: nn.Module, adapter: Adapter, wanted: LoRAConfig | None = None) -> None:
     """Put an adapter from disk on a model and make it what is trained.
 
-    `wanted`: the settings asked for in going on to train it. Dropout may differ, all else must be what the adapter
-    has (ConfigError). Raises ModelError when it does not fit the model.
-    """
+    `wanted`: the settings asked for in going on to train it. Dropout may differ, all else must be
+    what the adapter has (ConfigError). Raises ModelError when it does not fit the model."""
     lora = adapter.lora
     if wanted is not None:
         _check_wanted(model, adapter, wanted)
@@ -153,14 +171,17 @@ def mount(model: nn.Module, adapter: Adapter, wanted: LoRAConfig | None = None) 
     _tell_changes(model)
     if not fitted.specs:
         return
-    add_adapters(model, {path: replace(spec, dropout=lora.dropout) for path, spec in fitted.specs.items()})
+    add_adapters(
+        model, {path: replace(spec, dropout=lora.dropout) for path, spec in fitted.specs.items()}
+    )
     put_tensors(model, fitted)
     set_trainable(model, lora=True)
     update_provenance(model, lora=lora)
 
 
 def _tell_changes(model: nn.Module) -> None:
-    """Note what the adapter does besides its low-rank layers: it is frozen when training goes on."""
+    """Note what the adapter does besides its low-rank layers: it is frozen when training goes
+    on."""
     found = find_provenance(model)
     if found is None:
         return
@@ -168,10 +189,18 @@ def _tell_changes(model: nn.Module) -> None:
     if found.changed:
         more = f" and {len(found.changed) - 1} more" if len(found.changed) > 1 else ""
         notes += (
-            f"the adapter brings weights of its own, which training leaves as they are: {found.changed[0]}{more}",
+            (
+                "the adapter brings weights of its own, which training leaves as they are:"
+                f" {found.changed[0]}{more}"
+            ),
         )
     if found.untied:
-        notes += ("the head was tied to the embeddings and has a matrix of its own now, as the adapter needs it",)
+        notes += (
+            (
+                "the head was tied to the embeddings and has a matrix of its own now, as the"
+                " adapter needs it"
+            ),
+        )
     update_provenance(model, notes=notes)
 
 
@@ -181,7 +210,8 @@ def _fitted(model: nn.Module, adapter: Adapter) -> Adapter:
     if changes and (changes.weights or changes.biases) and not is_hf_named(model):
         name = next(iter((*changes.weights, *changes.biases)))
         raise ModelError(
-            f"adapter `{adapter.folder}` changes `{name}`, and chuk does not know this family's weights by that name",
+            f"adapter `{adapter.folder}` changes `{name}`, and chuk does not know this family's"
+            " weights by that name",
             "merge it with PEFT first",
         )
     moved = _moved(model, adapter)
@@ -194,7 +224,11 @@ def _fitted(model: nn.Module, adapter: Adapter) -> Adapter:
 def _moved(model: nn.Module, adapter: Adapter) -> Adapter:
     """PEFT knows Mixtral's blocks as `mlp`, its files and MLX-LM as `block_sparse_moe`."""
     paths = dict(model.named_modules())
-    other = {path: path.replace(".mlp.", ".block_sparse_moe.") for path in adapter.specs if path not in paths}
+    other = {
+        path: path.replace(".mlp.", ".block_sparse_moe.")
+        for path in adapter.specs
+        if path not in paths
+    }
     other = {path: new for path, new in other.items() if new in paths}
     if not other:
         return adapter
@@ -211,19 +245,22 @@ def _check_wanted(model: nn.Module, adapter: Adapter, wanted: LoRAConfig) -> Non
     for name in ("rank", "alpha", "use_rslora", "use_dora"):
         if getattr(has, name) != getattr(wanted, name):
             raise ConfigError(
-                f"adapter `{adapter.folder}` has {name} {getattr(has, name)}, not {getattr(wanted, name)}",
+                f"adapter `{adapter.folder}` has {name} {getattr(has, name)}, not"
+                f" {getattr(wanted, name)}",
                 "leave the LoRA settings out to go on training it, or merge it and start a new one",
             )
     if wanted.targets is None:
         return
     if resolve_targets(model, wanted.targets, wanted.num_layers) != list(adapter.specs):
         raise ConfigError(
-            f"adapter `{adapter.folder}` is on other modules than `lora_target_modules` names", "leave that setting out"
+            f"adapter `{adapter.folder}` is on other modules than `lora_target_modules` names",
+            "leave that setting out",
         )
 
 
 def put_tensors(model: nn.Module, adapter: Adapter) -> None:
-    """Load an adapter's tensors into the adapters already on a model. Raises ModelError when names or shapes differ."""
+    """Load an adapter's tensors into the adapters already on a model. Raises ModelError when names
+    or shapes differ."""
     own = adapter_tensors(model)
     for name in [*own, *adapter.tensors]:
         if name not in adapter.tensors:
@@ -240,11 +277,17 @@ def put_tensors(model: nn.Module, adapter: Adapter) -> None:
 def adapter_tensors(model: nn.Module) -> dict[str, mx.array]:
     """The adapters' own parameters by name."""
     layers = adapters_of(model)
-    return {f"{path}.{leaf}": layer[leaf] for path, layer in layers.items() for leaf in ADAPTER_LEAVES if leaf in layer}
+    return {
+        f"{path}.{leaf}": layer[leaf]
+        for path, layer in layers.items()
+        for leaf in ADAPTER_LEAVES
+        if leaf in layer
+    }
 
 
 def save_mlx_adapter(model: nn.Module, folder: Path) -> None:
-    """Write the adapters as `mlx_lm.generate --adapter-path` reads them, with what chuk needs to find their base."""
+    """Write the adapters as `mlx_lm.generate --adapter-path` reads them, with what chuk needs to
+    find their base."""
     layers = adapters_of(model)
     first = next(iter(layers.values()))
     found = find_provenance(model)
@@ -254,9 +297,12 @@ def save_mlx_adapter(model: nn.Module, folder: Path) -> None:
         "fine_tune_type": "dora" if "m" in first else "lora",
         "num_layers": num_layers,
         "lora_parameters": {
-            "rank": _rank(first.lora_a), "scale": first.scale, "dropout": first.dropout.p, "keys": keys,
+            "rank": _rank(first.lora_a),
+            "scale": first.scale,
+            "dropout": first.dropout.p,
+            "keys": keys,
         },
-    }  # fmt: skip
+    }
     if found is not None:
         config["model"] = found.base
         config["chuk"] = {"version": 1, "base": _base_record(found, folder)}
@@ -272,7 +318,8 @@ def save_mlx_adapter(model: nn.Module, folder: Path) -> None:
 
 
 def _mlx_keys(model: nn.Module, paths: list[str]) -> tuple[int, list[str]]:
-    """mlx-lm's way to say which modules: paths inside a block, for the last N blocks; or whole paths."""
+    """mlx-lm's way to say which modules: paths inside a block, for the last N blocks; or whole
+    paths."""
     prefix, modules = block_prefix(model), set(adaptable(model)) | set(paths)
     inner = [path for path in paths if path.startswith(prefix)]
     outer = [path for path in paths if not path.startswith(prefix)]
@@ -289,5 +336,8 @@ def _base_record(found: Provenance, folder: Path) -> dict[str, Any]:
     base = found.folder.resolve()
     record = {"name": found.base, "folder": str(base), "revision": found.revision}
     if base.is_dir():
-        record |= {"relative": os.path.relpath(base, folder.resolve()), "fingerprint": fingerprint(base)}
+        record |= {
+            "relative": os.path.relpath(base, folder.resolve()),
+            "fingerprint": fingerprint(base),
+        }
     return record | {"quantized_on_load": found.quantized_on_load}

@@ -1,7 +1,8 @@
-"""Build a model of a folder's config and put its weights in, with every file checked before and every name after.
+"""Build a model of a folder's config and put its weights in, with every file checked before and
+every name after.
 
-MLX-LM does the building, with its own classes or chuk's; nothing is read here but headers, for its arrays are lazy.
-"""
+MLX-LM does the building, with its own classes or chuk's; nothing is read here but headers, for its
+arrays are lazy."""
 
 from __future__ import annotations
 
@@ -29,8 +30,9 @@ from chuk_lib.models.weights import check_fit
 def build(
     folder: Path, config: Config, classes: tuple[Any, Any], load_weights: bool, untie: bool = False
 ) -> tuple[nn.Module, Config]:
-    """The model as mlx-lm builds it, and its config as the folder says it, with `quantization` when it has that. With
-    `untie` a tied head gets a matrix of its own. Raises ModelError for files and configs that do not go together."""
+    """The model as mlx-lm builds it, and its config as the folder says it, with `quantization` when
+    it has that. With `untie` a tied head gets a matrix of its own. Raises ModelError for files and
+    configs that do not go together."""
     from mlx_lm.utils import load_model as mlx_load
 
     model_class, args_class = classes
@@ -49,12 +51,18 @@ def build(
         )
     untie = untie and not any(header.name == "lm_head.weight" for header in headers)
     if untie:
-        config, readable = config | {"tie_word_embeddings": False}, readable | {"tie_word_embeddings": False}
+        config, readable = (
+            config | {"tie_word_embeddings": False},
+            readable | {"tie_word_embeddings": False},
+        )
     readable = _with_tying(readable, headers)
     checked = _checking(model_class, folder, untie)
     try:
         model, loaded = mlx_load(
-            folder, lazy=True, model_config=readable, get_model_classes=lambda config: (checked, args_class)
+            folder,
+            lazy=True,
+            model_config=readable,
+            get_model_classes=lambda config: (checked, args_class),
         )
     except ModelError:
         raise
@@ -65,7 +73,9 @@ def build(
     return model, config | {name: loaded[name] for name in names if name in loaded}
 
 
-def _with_random_weights(folder: Path, config: Config, model_class: Any, args_class: Any) -> nn.Module:
+def _with_random_weights(
+    folder: Path, config: Config, model_class: Any, args_class: Any
+) -> nn.Module:
     try:
         model: nn.Module = model_class(args_class.from_dict(config))
         own = dict(tree_flatten(model.parameters()))
@@ -79,8 +89,8 @@ def _with_random_weights(folder: Path, config: Config, model_class: Any, args_cl
 
 
 def _checking(model_class: Any, folder: Path, untie: bool) -> Any:
-    """`model_class` with a `load_weights` that names what does not fit, for the time of loading. With `untie` the head
-    gets a copy of the embeddings."""
+    """`model_class` with a `load_weights` that names what does not fit, for the time of loading.
+    With `untie` the head gets a copy of the embeddings."""
 
     def sanitize(self: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         if untie:
@@ -88,19 +98,27 @@ def _checking(model_class: Any, folder: Path, untie: bool) -> Any:
         sane = getattr(model_class, "sanitize", None)
         return weights if sane is None else cast("dict[str, mx.array]", sane(self, weights))
 
-    def load_weights(self: nn.Module, weights: list[tuple[str, mx.array]], strict: bool = True) -> nn.Module:
+    def load_weights(
+        self: nn.Module, weights: list[tuple[str, mx.array]], strict: bool = True
+    ) -> nn.Module:
         own = {name: tuple(value.shape) for name, value in tree_flatten(self.parameters())}
         check_fit(folder, own, {name: tuple(value.shape) for name, value in weights})
         loaded: nn.Module = model_class.load_weights(self, weights, strict)
         return loaded
 
-    names = {"load_weights": load_weights, "sanitize": sanitize, "__module__": model_class.__module__}
+    names = {
+        "load_weights": load_weights,
+        "sanitize": sanitize,
+        "__module__": model_class.__module__,
+    }
     return type(model_class.__name__, (model_class,), names)
 
 
 def _head_of(folder: Path, model: nn.Module, weights: dict[str, mx.array]) -> mx.array:
     """The embeddings as a head of their own, unpacked where they are packed."""
-    name = next((name for name in weights if name.endswith(("embed_tokens.weight", "wte.weight"))), None)
+    name = next(
+        (name for name in weights if name.endswith(("embed_tokens.weight", "wte.weight"))), None
+    )
     if name is None or "lm_head" not in model:
         raise ModelError(
             f"`{folder}`: its head cannot be untied from its embeddings, which this adapter needs",
@@ -113,14 +131,18 @@ def _head_of(folder: Path, model: nn.Module, weights: dict[str, mx.array]) -> mx
     own = settings.get(path)
     chosen = settings | own if isinstance(own, dict) else settings
     return mx.dequantize(
-        weights[name], weights[f"{path}.scales"], weights.get(f"{path}.biases"), group_size=chosen["group_size"],
-        bits=chosen["bits"], mode=chosen.get("mode", "affine"),
-    )  # fmt: skip
+        weights[name],
+        weights[f"{path}.scales"],
+        weights.get(f"{path}.biases"),
+        group_size=chosen["group_size"],
+        bits=chosen["bits"],
+        mode=chosen.get("mode", "affine"),
+    )
 
 
 def classes_for(folder: Path, config: Config, implementation: Implementation) -> tuple[Any, Any]:
-    """Model and argument classes for a config: chuk's where mlx-lm would compute something else, else mlx-lm's.
-    Raises ModelError for an architecture that is unknown."""
+    """Model and argument classes for a config: chuk's where mlx-lm would compute something else,
+    else mlx-lm's. Raises ModelError for an architecture that is unknown."""
     from mlx_lm.utils import _get_classes
 
     try:
@@ -146,29 +168,54 @@ def _unknown_architecture(kind: str) -> ModelError:
     files = [path.stem for folder in folders for path in Path(folder).glob("*.py")]
     known = sorted({*files, *MODEL_REMAPPING})
     near = difflib.get_close_matches(kind, known, n=3, cutoff=0.5)
-    hint = f"nearest: {', '.join(near)}" if near else "chuk loads what mlx-lm can run: llama, qwen3, gemma3_text …"
+    hint = (
+        f"nearest: {', '.join(near)}"
+        if near
+        else "chuk loads what mlx-lm can run: llama, qwen3, gemma3_text …"
+    )
     return ModelError(f"unknown architecture: model_type `{kind}`", hint)
 
 
 def _reads_rope_parameters(args_class: Any) -> bool:
-    return isinstance(args_class, type) and "rope_parameters" in inspect.signature(args_class).parameters
+    return (
+        isinstance(args_class, type)
+        and "rope_parameters" in inspect.signature(args_class).parameters
+    )
 
 
 def _with_tying(config: Config, headers: list[TensorHeader]) -> Config:
-    """Say whether the head is tied when the config does not: mlx-lm would assume it and drop a head of its own."""
+    """Say whether the head is tied when the config does not: mlx-lm would assume it and drop a head
+    of its own."""
     has_head = any(header.name == "lm_head.weight" for header in headers)
-    return config if "tie_word_embeddings" in config or not has_head else config | {"tie_word_embeddings": False}
+    return (
+        config
+        if "tie_word_embeddings" in config or not has_head
+        else config | {"tie_word_embeddings": False}
+    )
 
 
 def _no_weights(folder: Path) -> ModelError:
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf", ".npz"))
-    hint = f"it has `{others[0]}`: convert that to safetensors first" if others else "copy or download the weights too"
+    others = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix in (".bin", ".pt", ".pth", ".gguf", ".npz")
+    )
+    hint = (
+        f"it has `{others[0]}`: convert that to safetensors first"
+        if others
+        else "copy or download the weights too"
+    )
     return ModelError(f"`{folder}` has no weights: no model.safetensors in it", hint)
 
 
 def _cannot_build(folder: Path, error: Exception) -> ModelError:
     absent = re.search(r"missing \d+ required positional arguments?: (.*)", str(error))
     if absent:
-        return ModelError(f"`{folder / 'config.json'}` lacks {absent.group(1)}", "take the one of the same model")
+        return ModelError(
+            f"`{folder / 'config.json'}` lacks {absent.group(1)}", "take the one of the same model"
+        )
     text = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}").strip()[:200]
-    return ModelError(f"`{folder}` cannot be built: {text}", "is its config.json the one that belongs to the weights?")
+    return ModelError(
+        f"`{folder}` cannot be built: {text}",
+        "is its config.json the one that belongs to the weights?",
+    )

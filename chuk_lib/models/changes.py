@@ -1,9 +1,9 @@
 """What an adapter brings that is no low-rank layer, and putting it into a model's own weights.
 
-PEFT saves trained copies of whole weights (`modules_to_save`, biases, rows of chosen tokens, resized embeddings) and
-forms that no MLX layer has (a bias beside B, DoRA on embeddings). All of them have an exact value as changed weights of
-the base model: that is how chuk loads them, and `changed_tensors` is how it saves them.
-"""
+PEFT saves trained copies of whole weights (`modules_to_save`, biases, rows of chosen tokens,
+resized embeddings) and forms that no MLX layer has (a bias beside B, DoRA on embeddings). All of
+them have an exact value as changed weights of the base model: that is how chuk loads them, and
+`changed_tensors` is how it saves them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ ENDS = ("embed_tokens", "wte", "embed_in", "lm_head", "embed_out")
 
 @dataclass(frozen=True)
 class Factors:
-    """A low-rank change of an embedding or of experts as PEFT has it: `scale`·B·A, and the magnitude if it is DoRA."""
+    """A low-rank change of an embedding or of experts as PEFT has it: `scale`·B·A, and the
+    magnitude if it is DoRA."""
 
     a: mx.array
     b: mx.array
@@ -36,9 +37,10 @@ class Factors:
 
 @dataclass(frozen=True)
 class Changes:
-    """`copies`: base weights as the adapter's maker had them, by parameter name. `weights` replace parameters, `biases`
-    are added to a module's bias, `rows` replace rows (ids, values) of a module's weight, `columns` are DoRA on
-    embeddings, by module path. `experts` are factors of a block's experts, by their path in PEFT."""
+    """`copies`: base weights as the adapter's maker had them, by parameter name. `weights` replace
+    parameters, `biases` are added to a module's bias, `rows` replace rows (ids, values) of a
+    module's weight, `columns` are DoRA on embeddings, by module path. `experts` are factors of a
+    block's experts, by their path in PEFT."""
 
     copies: dict[str, mx.array] = field(default_factory=dict)
     weights: dict[str, mx.array] = field(default_factory=dict)
@@ -76,12 +78,16 @@ def apply_changes(model: nn.Module, changes: Changes) -> None:
         _put_rows(modules, _sides(model, path), ids, values, changed)
     if changed:
         _remember(model, changed)
-    replace_layers(model, {path: modules[path] for path in (name.rpartition(".")[0] for name in changed)})
+    replace_layers(
+        model, {path: modules[path] for path in (name.rpartition(".")[0] for name in changed)}
+    )
 
 
-def _put_copies(model: nn.Module, modules: dict[str, Any], copies: Mapping[str, mx.array], changed: list[str]) -> None:
-    """Base weights that differ from the model's: a vocabulary that grew, or another base. Of a head that was tied to
-    the embeddings PEFT has one matrix, so both sides get it."""
+def _put_copies(
+    model: nn.Module, modules: dict[str, Any], copies: Mapping[str, mx.array], changed: list[str]
+) -> None:
+    """Base weights that differ from the model's: a vocabulary that grew, or another base. Of a head
+    that was tied to the embeddings PEFT has one matrix, so both sides get it."""
     for name, value in copies.items():
         path, _, leaf = name.rpartition(".")
         if path not in modules and _is_of_tied(path, value, copies):
@@ -126,13 +132,17 @@ def _sides(model: nn.Module, path: str) -> list[str]:
     return [path] if twin is None else [path, twin]
 
 
-def _put_rows(modules: dict[str, Any], paths: list[str], ids: list[int], values: mx.array, changed: list[str]) -> None:
+def _put_rows(
+    modules: dict[str, Any], paths: list[str], ids: list[int], values: mx.array, changed: list[str]
+) -> None:
     for path in paths:
         weight = float_weight(_module(modules, path))
-        if values.shape != (len(ids), weight.shape[1]) or not all(0 <= token < weight.shape[0] for token in ids):
+        if values.shape != (len(ids), weight.shape[1]) or not all(
+            0 <= token < weight.shape[0] for token in ids
+        ):
             raise ModelError(
-                f"the adapter's rows of `{path}` do not fit: {list(values.shape)} for {len(ids)} tokens of "
-                f"{weight.shape[0]:,}",
+                f"the adapter's rows of `{path}` do not fit: {list(values.shape)} for {len(ids)}"
+                f" tokens of {weight.shape[0]:,}",
                 "load it on the model it was trained on",
             )
         whole = mx.array(weight)
@@ -141,7 +151,8 @@ def _put_rows(modules: dict[str, Any], paths: list[str], ids: list[int], values:
 
 
 def _merged_columns(module: Any, factors: Factors) -> mx.array:
-    """PEFT's DoRA on embeddings: the norm is of a column, over the vocabulary. A (r, V), B (dim, r), m (dim,)."""
+    """PEFT's DoRA on embeddings: the norm is of a column, over the vocabulary. A (r, V), B (dim,
+    r), m (dim,)."""
     full = float_weight(module).astype(mx.float32) + factors.scale * (factors.b @ factors.a).T
     if factors.magnitude is None:
         return full
@@ -154,7 +165,8 @@ def _put(modules: dict[str, Any], name: str, value: mx.array, changed: list[str]
     module = _module(modules, path)
     if leaf not in module and leaf != "bias":
         raise ModelError(
-            f"the model has no `{name}`, which the adapter brings", "load it on the model it was trained on"
+            f"the model has no `{name}`, which the adapter brings",
+            "load it on the model it was trained on",
         )
     if leaf == "weight":
         _check_shape(name, float_weight(module).shape, value.shape, path.endswith(ENDS))
@@ -183,7 +195,8 @@ def _set(module: Any, leaf: str, value: mx.array) -> None:
 def _module(modules: Mapping[str, Any], path: str) -> Any:
     if path not in modules:
         raise ModelError(
-            f"the model has no `{path}`, which the adapter changes", "load it on the model it was trained on"
+            f"the model has no `{path}`, which the adapter changes",
+            "load it on the model it was trained on",
         )
     return modules[path]
 
@@ -192,7 +205,10 @@ def _remember(model: nn.Module, changed: list[str]) -> None:
     found = find_provenance(model)
     if found is None:
         return
-    rows = next((module.weight.shape[0] for path, module in model.named_modules() if path.endswith(ENDS)), None)
+    rows = next(
+        (module.weight.shape[0] for path, module in model.named_modules() if path.endswith(ENDS)),
+        None,
+    )
     config = dict(found.config)
     if rows is not None and isinstance(config.get("vocab_size"), int):
         config["vocab_size"] = rows
@@ -201,10 +217,17 @@ def _remember(model: nn.Module, changed: list[str]) -> None:
 
 
 BIAS_SWITCHES: dict[str, dict[str, str]] = {
-    **{family: {"self_attn": "attention_bias", "mlp": "mlp_bias"} for family in ("llama", "granite")},
-    **{family: {"self_attn": "attention_bias"} for family in ("qwen3", "gemma", "gemma2", "gemma3_text")},
+    **{
+        family: {"self_attn": "attention_bias", "mlp": "mlp_bias"}
+        for family in ("llama", "granite")
+    },
+    **{
+        family: {"self_attn": "attention_bias"}
+        for family in ("qwen3", "gemma", "gemma2", "gemma3_text")
+    },
 }
-"""The config's words for biases on all linear layers of a block's part, for families that have none as a rule."""
+"""The config's words for biases on all linear layers of a block's part, for families that have none
+as a rule."""
 
 
 def new_biases(model: nn.Module) -> list[str]:
@@ -217,14 +240,15 @@ def new_biases(model: nn.Module) -> list[str]:
 
 
 def settle_biases(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a plain model that has biases where its family has none: switched on, with zeros on the layers that
-    go without. Raises ModelError for a family that cannot have them."""
+    """The config of a plain model that has biases where its family has none: switched on, with
+    zeros on the layers that go without. Raises ModelError for a family that cannot have them."""
     switches = BIAS_SWITCHES.get(str(config.get("model_type")), {})
     for name in new_biases(model):
         part = name.removesuffix(".bias").rpartition(".")[0].rpartition(".")[2]
         if part not in switches:
             raise ModelError(
-                f"a `{config.get('model_type')}` has no place for `{name}`, which the adapter brings",
+                f"a `{config.get('model_type')}` has no place for `{name}`, which the adapter"
+                " brings",
                 "keep the adapter, and name it beside its base",
             )
         config = config | {switches[part]: True}

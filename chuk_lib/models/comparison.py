@@ -18,8 +18,8 @@ _NOT_COMPARED = ("_name_or_path", "transformers_version", "chuk")
 
 @dataclass(frozen=True)
 class Change:
-    """A tensor that both models have. `distance` is ‖A − B‖ / ‖A‖ and `cosine` that of the angle between them, None
-    unless values were compared."""
+    """A tensor that both models have. `distance` is ‖A − B‖ / ‖A‖ and `cosine` that of the angle
+    between them, None unless values were compared."""
 
     name: str
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
@@ -30,8 +30,9 @@ class Change:
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """`config` maps a key to both values; `tokenizer` and `template` say whether they are the same (None: neither model
-    has one). `same_bytes`: whether the weight files are equal. `tensors` are all that both have."""
+    """`config` maps a key to both values; `tokenizer` and `template` say whether they are the same
+    (None: neither model has one). `same_bytes`: whether the weight files are equal. `tensors` are
+    all that both have."""
 
     folders: tuple[Path, Path]
     config: dict[str, tuple[Any, Any]]
@@ -50,12 +51,18 @@ class TensorDifference:
     @property
     def is_same(self) -> bool:
         """Whether nothing differs."""
-        return self.same_bytes and not self.config and self.tokenizer is not False and self.template is not False
+        return (
+            self.same_bytes
+            and not self.config
+            and self.tokenizer is not False
+            and self.template is not False
+        )
 
 
 def diff(first: str | Path, second: str | Path, *, stats: bool = False) -> TensorDifference:
-    """Compare two folders, runs, adapters or cached hub models. With `stats` the values of all tensors are compared,
-    one pair in memory at a time; packed ones by what they stand for. Raises ModelError when one cannot be read."""
+    """Compare two folders, runs, adapters or cached hub models. With `stats` the values of all
+    tensors are compared, one pair in memory at a time; packed ones by what they stand for. Raises
+    ModelError when one cannot be read."""
     folders = locate_folder(first), locate_folder(second)
     configs = [_config(folder) for folder in folders]
     one, two = (_weights(folder, config) for folder, config in zip(folders, configs, strict=True))
@@ -63,9 +70,15 @@ def diff(first: str | Path, second: str | Path, *, stats: bool = False) -> Tenso
     words = [_home_of_tokenizer(folder) for folder in folders]
     tensors = tuple(_change(one[name], two[name], stats) for name in one if name in two)
     return TensorDifference(
-        folders, _differing(*configs), _same_tokenizer(*words), _same_template(*words), same_bytes,
-        tuple(name for name in one if name not in two), tuple(name for name in two if name not in one), tensors,
-    )  # fmt: skip
+        folders,
+        _differing(*configs),
+        _same_tokenizer(*words),
+        _same_template(*words),
+        same_bytes,
+        tuple(name for name in one if name not in two),
+        tuple(name for name in two if name not in one),
+        tensors,
+    )
 
 
 def fingerprint_of(folder: Path) -> str:
@@ -90,11 +103,14 @@ def _weights(folder: Path, config: dict[str, Any]) -> dict[str, Weight]:
 
 def _differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     names = sorted(name for name in one.keys() | two.keys() if name not in _NOT_COMPARED)
-    return {name: (one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)}
+    return {
+        name: (one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)
+    }
 
 
 def _home_of_tokenizer(folder: Path) -> Path:
-    """The folder with the tokenizer and template that a folder is used with: an adapter takes those of its base."""
+    """The folder with the tokenizer and template that a folder is used with: an adapter takes those
+    of its base."""
     if (folder / "tokenizer.json").is_file() or (folder / "config.json").is_file():
         return folder
     try:
@@ -107,7 +123,9 @@ def _same_tokenizer(one: Path, two: Path) -> bool | None:
     from chuk_lib.data.tokenizers.identity import fingerprint as of_tokenizer
     from chuk_lib.data.tokenizers.loader import load_tokenizer
 
-    loaded = [load_tokenizer(folder) for folder in (one, two) if (folder / "tokenizer.json").is_file()]
+    loaded = [
+        load_tokenizer(folder) for folder in (one, two) if (folder / "tokenizer.json").is_file()
+    ]
     if len(loaded) < 2:
         return False if loaded else None
     return of_tokenizer(loaded[0]) == of_tokenizer(loaded[1])

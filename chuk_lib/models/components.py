@@ -1,8 +1,9 @@
-"""Count a model's parameters by component, from tensor headers. Packed weights count as what they stand for.
+"""Count a model's parameters by component, from tensor headers. Packed weights count as what they
+stand for.
 
-Quantized forms: MLX (`weight` of 32-bit words beside `scales`), GPTQ and AWQ (`qweight`), MXFP4 blocks (`*_blocks`),
-bitsandbytes 4-bit (`weight` of bytes beside `weight.quant_state…`). Scales and offsets are storage, not parameters.
-"""
+Quantized forms: MLX (`weight` of 32-bit words beside `scales`), GPTQ and AWQ (`qweight`), MXFP4
+blocks (`*_blocks`), bitsandbytes 4-bit (`weight` of bytes beside `weight.quant_state…`). Scales and
+offsets are storage, not parameters."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ _PATTERNS = (
 
 @dataclass(frozen=True)
 class Quantization:
-    """How weights are packed. `bits_per_weight` counts scales in and averages over the whole model."""
+    """How weights are packed. `bits_per_weight` counts scales in and averages over the whole
+    model."""
 
     method: str
     bits: int | None
@@ -42,7 +44,8 @@ def component_of(name: str) -> str:
 
 
 def count_parameters(tensors: Sequence[TensorHeader], config: dict[str, Any]) -> dict[str, int]:
-    """Parameters by component, true counts for packed weights; components without any are left out."""
+    """Parameters by component, true counts for packed weights; components without any are left
+    out."""
     names = {tensor.name for tensor in tensors}
     totals = dict.fromkeys(COMPONENTS, 0)
     for tensor in tensors:
@@ -78,7 +81,8 @@ def _mlx_bits(module: str, config: dict[str, Any]) -> int:
 
 
 def mlx_quantization(config: dict[str, Any]) -> dict[str, Any]:
-    """MLX's `quantization` section: bits and group_size, and per-module exceptions by path. Empty when not packed."""
+    """MLX's `quantization` section: bits and group_size, and per-module exceptions by path. Empty
+    when not packed."""
     for key in ("quantization", "quantization_config"):
         section = config.get(key)
         if isinstance(section, dict) and "group_size" in section and "quant_method" not in section:
@@ -92,14 +96,23 @@ def matrix_shape(tensor: TensorHeader, names: set[str], config: dict[str, Any]) 
     return tensor.shape[0], tensor.shape[-1] * weights // words
 
 
-def quantization_of(tensors: Sequence[TensorHeader], config: dict[str, Any], parameters: int) -> Quantization | None:
+def quantization_of(
+    tensors: Sequence[TensorHeader], config: dict[str, Any], parameters: int
+) -> Quantization | None:
     """How the weights are packed, or None when they are not."""
     bits_per_weight = 8 * sum(tensor.n_bytes for tensor in tensors) / max(parameters, 1)
     own = mlx_quantization(config)
     if own and any(tensor.name.endswith(".scales") for tensor in tensors):
-        return Quantization(f"mlx {own.get('mode', 'affine')}", own.get("bits"), own.get("group_size"), bits_per_weight)
+        return Quantization(
+            f"mlx {own.get('mode', 'affine')}",
+            own.get("bits"),
+            own.get("group_size"),
+            bits_per_weight,
+        )
     foreign = config.get("quantization_config")
     if isinstance(foreign, dict) and "quant_method" in foreign:
         bits = foreign.get("bits") or (4 if foreign.get("load_in_4bit") else None)
-        return Quantization(str(foreign["quant_method"]), bits, foreign.get("group_size"), bits_per_weight)
+        return Quantization(
+            str(foreign["quant_method"]), bits, foreign.get("group_size"), bits_per_weight
+        )
     return None

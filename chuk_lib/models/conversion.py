@@ -23,14 +23,15 @@ from chuk_lib.models.writing import (
     write_json,
     write_provenance,
     write_tensors,
-)  # fmt: skip
+)
 
 FORMS = ("hf", "mlx", "peft", "mlx-adapter", "gguf")
 
 
 @dataclass(frozen=True)
 class PlannedConversion:
-    """What a conversion will write: how many tensors, bytes (0: not known before), what to say; `write` does it."""
+    """What a conversion will write: how many tensors, bytes (0: not known before), what to say;
+    `write` does it."""
 
     output: Path
     form: str
@@ -41,12 +42,18 @@ class PlannedConversion:
 
 
 def plan_conversion(
-    source: str, output: Path, form: str, kind: str | None = None, base: str | None = None, overwrite: bool = False
+    source: str,
+    output: Path,
+    form: str,
+    kind: str | None = None,
+    base: str | None = None,
+    overwrite: bool = False,
 ) -> PlannedConversion:
-    """Plan a conversion of `source` to `form`, numbers stored as `kind` (a word of `gguf.TYPES`). `base` is the base
-    model of an adapter. Nothing is written yet.
+    """Plan a conversion of `source` to `form`, numbers stored as `kind` (a word of `gguf.TYPES`).
+    `base` is the base model of an adapter. Nothing is written yet.
 
-    Raises ConfigError for settings that do not go together or an output that is there, ModelError for the rest."""
+    Raises ConfigError for settings that do not go together or an output that is there, ModelError
+    for the rest."""
     if form not in FORMS:
         raise ConfigError(f"there is no form `{form}`", f"--to is one of {', '.join(FORMS)}")
     if kind is not None and kind not in gguf.TYPES:
@@ -54,34 +61,50 @@ def plan_conversion(
     if form in ("peft", "mlx-adapter"):
         return _adapter(source, output, form, kind, base, overwrite)
     if base is not None:
-        raise ConfigError("--base is for adapters", "leave it out, or use --to peft or --to mlx-adapter")
+        raise ConfigError(
+            "--base is for adapters", "leave it out, or use --to peft or --to mlx-adapter"
+        )
     if form == "gguf":
         return _to_gguf(source, output, kind or "f16", overwrite)
     if kind is not None and kind not in gguf.FLOAT_WORDS:
-        raise ConfigError(f"a folder does not hold `{kind}`", f"--type is one of {', '.join(gguf.FLOAT_WORDS)} here")
+        raise ConfigError(
+            f"a folder does not hold `{kind}`",
+            f"--type is one of {', '.join(gguf.FLOAT_WORDS)} here",
+        )
     check_output(output, overwrite)
     if Path(source).expanduser().is_file():
         plan = gguf.plan_folder(Path(source).expanduser(), kind)
         check_room(output, plan.n_bytes)
         return PlannedConversion(
-            output, form, len(plan.tensors), plan.n_bytes, lambda: gguf.write_folder(plan, output, overwrite),
+            output,
+            form,
+            len(plan.tensors),
+            plan.n_bytes,
+            lambda: gguf.write_folder(plan, output, overwrite),
             {plan.kind: len(plan.tensors)},
-        )  # fmt: skip
+        )
     return _to_folder(_model_folder(source), output, form, kind, overwrite)
 
 
 def _model_folder(source: str) -> Path:
     found = locate(source, local_only=True)
     if found.adapter_folder is not None:
-        raise ModelError(f"`{source}` is an adapter, not a whole model", "fuse it first, or use --to peft")
+        raise ModelError(
+            f"`{source}` is an adapter, not a whole model", "fuse it first, or use --to peft"
+        )
     return found.folder
 
 
 def _to_gguf(source: str, output: Path, kind: str, overwrite: bool) -> PlannedConversion:
     if output.suffix != ".gguf":
-        raise ConfigError(f"`{output}` should end in .gguf", f"name the file: `--output {output}.gguf`")
+        raise ConfigError(
+            f"`{output}` should end in .gguf", f"name the file: `--output {output}.gguf`"
+        )
     if output.is_dir() or (output.exists() and not overwrite):
-        raise ConfigError(f"`{output}` is there already", "choose another --output, or replace it with --overwrite")
+        raise ConfigError(
+            f"`{output}` is there already",
+            "choose another --output, or replace it with --overwrite",
+        )
     if Path(source).expanduser().is_file():
         raise ModelError(f"`{source}` is a file", "convert it to a folder first: --to hf")
     export = gguf.plan_gguf(_model_folder(source), kind)
@@ -91,19 +114,32 @@ def _to_gguf(source: str, output: Path, kind: str, overwrite: bool) -> PlannedCo
         output.parent.mkdir(parents=True, exist_ok=True)
         gguf.write_export(export, output)
 
-    return PlannedConversion(output, "gguf", len(export.tensors), export.n_bytes, write, export.kinds)
+    return PlannedConversion(
+        output, "gguf", len(export.tensors), export.n_bytes, write, export.kinds
+    )
 
 
-def _to_folder(folder: Path, output: Path, form: str, kind: str | None, overwrite: bool) -> PlannedConversion:
-    """The model of a folder with its packed weights unpacked and its floats in another type, when one is given."""
+def _to_folder(
+    folder: Path, output: Path, form: str, kind: str | None, overwrite: bool
+) -> PlannedConversion:
+    """The model of a folder with its packed weights unpacked and its floats in another type, when
+    one is given."""
     config = read_config(folder)
     if config["model_type"] not in HF_NAMED and form == "hf":
-        raise ModelError(f"chuk does not know Hugging Face's names of a `{config['model_type']}` model's tensors")
+        raise ModelError(
+            f"chuk does not know Hugging Face's names of a `{config['model_type']}` model's tensors"
+        )
     packed = "quantization" in config
     word = None if kind is None else gguf.FLOAT_WORDS[kind]
-    weights = weights_of([one for path in weight_files(folder) for one in stored_tensors(path)], config)
+    weights = weights_of(
+        [one for path in weight_files(folder) for one in stored_tensors(path)], config
+    )
     tensors = [_retyped(weight, word or ("BF16" if weight.packing else None)) for weight in weights]
-    config = {name: value for name, value in config.items() if name not in ("quantization", "quantization_config")}
+    config = {
+        name: value
+        for name, value in config.items()
+        if name not in ("quantization", "quantization_config")
+    }
     chosen = kind or ("bf16" if packed else None)
     if chosen:
         config["torch_dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[chosen]
@@ -129,7 +165,9 @@ def _retyped(weight: Weight, word: str | None) -> Planned:
     from chuk_lib.models.gguf.quants import pack
 
     if not weight.is_number or word is None:
-        word, kind = (weight.dtype, weight.dtype.lower()) if weight.is_number else (weight.dtype, "")
+        word, kind = (
+            (weight.dtype, weight.dtype.lower()) if weight.is_number else (weight.dtype, "")
+        )
     else:
         kind = word.lower()
 
@@ -146,18 +184,25 @@ def _retyped(weight: Weight, word: str | None) -> Planned:
 def _adapter(
     source: str, output: Path, form: str, kind: str | None, base: str | None, overwrite: bool
 ) -> PlannedConversion:
-    """An adapter in the other form. It is loaded on its base, so that what it means there is what is written."""
+    """An adapter in the other form. It is loaded on its base, so that what it means there is what
+    is written."""
     from chuk_lib.models.adapters import save_mlx_adapter
     from chuk_lib.models.peft import save_peft_adapter
 
     if kind is not None:
-        raise ConfigError("--type is for whole models", "an adapter keeps its type: leave --type out")
+        raise ConfigError(
+            "--type is for whole models", "an adapter keeps its type: leave --type out"
+        )
     folder = locate_adapter(source)
-    located = locate(base, adapter=folder, local_only=True) if base else locate(folder, local_only=True)
+    located = (
+        locate(base, adapter=folder, local_only=True) if base else locate(folder, local_only=True)
+    )
     check_output(output, overwrite)
     file = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
     if file is None:
-        raise ModelError(f"adapter `{folder}` has no weights", f"its {ADAPTER_CONFIG} is there alone")
+        raise ModelError(
+            f"adapter `{folder}` has no weights", f"its {ADAPTER_CONFIG} is there alone"
+        )
     stored = stored_tensors(file)
     save = save_peft_adapter if form == "peft" else save_mlx_adapter
 
@@ -169,4 +214,6 @@ def _adapter(
             save(model, staged)
             write_provenance(staged, "convert", [folder, located.folder], {"to": form})
 
-    return PlannedConversion(output, form, len(stored), sum(one.header.n_bytes for one in stored), write)
+    return PlannedConversion(
+        output, form, len(stored), sum(one.header.n_bytes for one in stored), write
+    )

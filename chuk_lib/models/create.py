@@ -1,10 +1,10 @@
-"""Make a small model from nothing: a Llama folder with random weights, a tokenizer and a chat template that mlx-lm,
-transformers and chuk load like any other.
+"""Make a small model from nothing: a Llama folder with random weights, a tokenizer and a chat
+template that mlx-lm, transformers and chuk load like any other.
 
-Weights are normal with std √(2 / (5·hidden)) (Nguyen and Salazar 2019: 0.026 at 576; the usual 0.02 leaves a model of
-width 64 on a plateau for thousands of steps), those that write to the residual stream (`o_proj`, `down_proj`) scaled
-by 1/√(2·layers) as in GPT-2, norms 1. The same seed gives the same bytes. The folder is written beside and renamed.
-"""
+Weights are normal with std √(2 / (5·hidden)) (Nguyen and Salazar 2019: 0.026 at 576; the usual 0.02
+leaves a model of width 64 on a plateau for thousands of steps), those that write to the residual
+stream (`o_proj`, `down_proj`) scaled by 1/√(2·layers) as in GPT-2, norms 1. The same seed gives the
+same bytes. The folder is written beside and renamed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,15 @@ if TYPE_CHECKING:
 
 DEFAULT_TRAINED_VOCABULARY = 4096
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True)
@@ -54,15 +60,22 @@ def create_model(
 ) -> Path:
     """Write a new model of a preset's shape to the folder `output` and return it.
 
-    `tokenizer` is `char` (default), `bytes` or a folder to copy from; with `tokenizer_texts` a byte-level BPE
-    of `vocab_size` tokens is trained on them. Without it `vocab_size` is the number of embedding rows, at least the
-    tokenizer's. `chat_template`: None keeps the tokenizer's own or adds ChatML, `none` adds nothing, else a Jinja file.
-    Raises ConfigError for wrong settings or a folder that is not empty, DataError and ModelError for unusable inputs.
-    """
+    `tokenizer` is `char` (default), `bytes` or a folder to copy from; with `tokenizer_texts` a
+    byte-level BPE of `vocab_size` tokens is trained on them. Without it `vocab_size` is the number
+    of embedding rows, at least the tokenizer's. `chat_template`: None keeps the tokenizer's own or
+    adds ChatML, `none` adds nothing, else a Jinja file. Raises ConfigError for wrong settings or a
+    folder that is not empty, DataError and ModelError for unusable inputs."""
     made = plan_model(
-        preset, output, tokenizer=tokenizer, tokenizer_texts=tokenizer_texts, vocab_size=vocab_size,
-        context_length=context_length, chat_template=chat_template, seed=seed, overwrite=overwrite,
-    )  # fmt: skip
+        preset,
+        output,
+        tokenizer=tokenizer,
+        tokenizer_texts=tokenizer_texts,
+        vocab_size=vocab_size,
+        context_length=context_length,
+        chat_template=chat_template,
+        seed=seed,
+        overwrite=overwrite,
+    )
     folder = made.folder
     with new_folder(folder, overwrite, made.disk_bytes) as partial:
         for name, content in made.files.items():
@@ -105,7 +118,8 @@ def plan_model(
     chat_template: str | Path | None = None,
     overwrite: bool = False,
 ) -> NewModel:
-    """What `create_model` would write with these settings; raises what it would raise and writes nothing."""
+    """What `create_model` would write with these settings; raises what it would raise and writes
+    nothing."""
     shape = find_preset(preset)
     folder = Path(output)
     _check_settings(seed, context_length)
@@ -113,7 +127,11 @@ def plan_model(
     context = context_length or shape.context_length
     parts = _tokenizer_files(tokenizer, tokenizer_texts, vocab_size or shape.vocab_size, context)
     rows = _embedding_rows(shape, parts.size, vocab_size if tokenizer_texts is None else None)
-    files = parts.files | _template_files(parts.files, chat_template) | _config_files(shape, parts, rows, context)
+    files = (
+        parts.files
+        | _template_files(parts.files, chat_template)
+        | _config_files(shape, parts, rows, context)
+    )
     return NewModel(folder, shape, files, parts.size, rows, context)
 
 
@@ -126,7 +144,10 @@ def _check_settings(seed: int, context_length: int | None) -> None:
 
 def _embedding_rows(shape: Preset, tokens: int, wanted: int | None) -> int:
     if wanted is not None and wanted < tokens:
-        raise ConfigError(f"--vocab-size {wanted} is below the tokenizer's {tokens} tokens", f"use {tokens} or more")
+        raise ConfigError(
+            f"--vocab-size {wanted} is below the tokenizer's {tokens} tokens",
+            f"use {tokens} or more",
+        )
     return wanted or max(tokens, shape.vocab_size or 0)
 
 
@@ -137,7 +158,10 @@ def _tokenizer_files(
 
     if texts is not None:
         if tokenizer is not None:
-            raise ConfigError("a tokenizer is either given or trained", "leave out --tokenizer or --tokenizer-data")
+            raise ConfigError(
+                "a tokenizer is either given or trained",
+                "leave out --tokenizer or --tokenizer-data",
+            )
         made = train.train_bpe(texts, vocab_size or DEFAULT_TRAINED_VOCABULARY)
     elif tokenizer in (None, "char"):
         made = char.char_tokenizer()
@@ -154,17 +178,26 @@ def _tokenizer_files(
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
     }
-    files = {"tokenizer.json": made.to_str(pretty=True).encode(), "tokenizer_config.json": _json(config)}
+    files = {
+        "tokenizer.json": made.to_str(pretty=True).encode(),
+        "tokenizer_config.json": _json(config),
+    }
     ids = {token: index for index, token in enumerate(char.SPECIAL_TOKENS)}
-    return _TokenizerFiles(files, made.get_vocab_size(), ids[char.PAD], (ids[char.TURN_END], ids[char.END_OF_TEXT]))
+    return _TokenizerFiles(
+        files, made.get_vocab_size(), ids[char.PAD], (ids[char.TURN_END], ids[char.END_OF_TEXT])
+    )
 
 
 def _copied_tokenizer(folder: Path) -> _TokenizerFiles:
-    """The tokenizer of another model folder. Raises ModelError when it has no `tokenizer.json` or no EOS token."""
-    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    """The tokenizer of another model folder. Raises ModelError when it has no `tokenizer.json` or
+    no EOS token."""
+    files = {
+        name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()
+    }
     if "tokenizer.json" not in files:
         raise ModelError(
-            f"`{folder}` has no tokenizer.json", "give char, bytes or a model folder, or use --tokenizer-data"
+            f"`{folder}` has no tokenizer.json",
+            "give char, bytes or a model folder, or use --tokenizer-data",
         )
     from tokenizers import Tokenizer
 
@@ -173,9 +206,15 @@ def _copied_tokenizer(folder: Path) -> _TokenizerFiles:
         config = json.loads(files.get("tokenizer_config.json", b"{}"))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ModelError(f"`{folder}` has a tokenizer that cannot be read: {error}") from None
-    ids = {name: made.token_to_id(_content(config.get(f"{name}_token")) or "") for name in ("pad", "eos", "bos")}
+    ids = {
+        name: made.token_to_id(_content(config.get(f"{name}_token")) or "")
+        for name in ("pad", "eos", "bos")
+    }
     if ids["eos"] is None:
-        raise ModelError(f"`{folder}` names no end-of-sequence token", "set `eos_token` in its tokenizer_config.json")
+        raise ModelError(
+            f"`{folder}` names no end-of-sequence token",
+            "set `eos_token` in its tokenizer_config.json",
+        )
     size = max(made.get_vocab(with_added_tokens=True).values()) + 1
     return _TokenizerFiles(files, size, ids["pad"], (ids["eos"],), ids["bos"])
 
@@ -192,29 +231,39 @@ def _template_files(files: dict[str, bytes], chat_template: str | Path | None) -
     own = name in files or "chat_template" in json.loads(files.get("tokenizer_config.json", b"{}"))
     if str(chat_template) == "none" or (chat_template is None and own):
         return {}
-    _check_template_tokens(files["tokenizer.json"], str(chat_template or "chatml"), chat_template is None)
+    _check_template_tokens(
+        files["tokenizer.json"], str(chat_template or "chatml"), chat_template is None
+    )
     return {name: find_template(chat_template or "chatml").encode()}
 
 
 def _check_template_tokens(tokenizer: bytes, template: str, by_default: bool) -> None:
-    """Raise ConfigError when a ready template that was asked for writes tokens that the tokenizer does not have."""
+    """Raise ConfigError when a ready template that was asked for writes tokens that the tokenizer
+    does not have."""
     from tokenizers import Tokenizer
 
     from chuk_lib.data.tokenizers.ready import READY
 
     made = Tokenizer.from_str(tokenizer.decode())
     lacking = (
-        [token for token in READY[template].tokens if made.token_to_id(token) is None] if template in READY else []
+        [token for token in READY[template].tokens if made.token_to_id(token) is None]
+        if template in READY
+        else []
     )
     if lacking and not by_default:
         raise ConfigError(
-            f"chat template `{template}` needs tokens that the tokenizer does not have: {', '.join(lacking)}",
+            f"chat template `{template}` needs tokens that the tokenizer does not have:"
+            f" {', '.join(lacking)}",
             f"train one that has them: `chuk tokenizer train --chat-template {template}`",
         )
 
 
-def _config_files(shape: Preset, tokenizer: _TokenizerFiles, rows: int, context: int) -> dict[str, bytes]:
-    eos: int | list[int] = tokenizer.eos_ids[0] if len(tokenizer.eos_ids) == 1 else list(tokenizer.eos_ids)
+def _config_files(
+    shape: Preset, tokenizer: _TokenizerFiles, rows: int, context: int
+) -> dict[str, bytes]:
+    eos: int | list[int] = (
+        tokenizer.eos_ids[0] if len(tokenizer.eos_ids) == 1 else list(tokenizer.eos_ids)
+    )
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos, "pad_token_id": tokenizer.pad_id}
     config = {
         "architectures": ["LlamaForCausalLM"],

@@ -1,7 +1,8 @@
-"""What a model's config says about attention and memory: RoPE in both config forms, KV cache, memory to run and train.
+"""What a model's config says about attention and memory: RoPE in both config forms, KV cache,
+memory to run and train.
 
-Estimates with their assumptions beside them; activations are not in them, since they depend on batch and length.
-"""
+Estimates with their assumptions beside them; activations are not in them, since they depend on
+batch and length."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ ADAMW_BYTES = 16
 
 @dataclass(frozen=True)
 class RopeSettings:
-    """Rotary embedding. `scaling` holds the other values as configured (factor, low_freq_factor, …)."""
+    """Rotary embedding. `scaling` holds the other values as configured (factor, low_freq_factor,
+    …)."""
 
     theta: float
     type: str
@@ -41,7 +43,8 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def rope_of(config: dict[str, Any]) -> RopeSettings | None:
-    """RoPE from `rope_theta` + `rope_scaling`, or from `rope_parameters` (transformers 5); None when it has none.
+    """RoPE from `rope_theta` + `rope_scaling`, or from `rope_parameters` (transformers 5); None
+    when it has none.
 
     Where layer types differ (Gemma 3), the one of full attention.
     """
@@ -55,13 +58,15 @@ def rope_of(config: dict[str, Any]) -> RopeSettings | None:
     kind = values.pop("rope_type", None) or values.pop("type", None) or "default"
     values.pop("type", None)
     return RopeSettings(
-        float(theta or 10_000.0), str(kind), {key: value for key, value in values.items() if value is not None}
+        float(theta or 10_000.0),
+        str(kind),
+        {key: value for key, value in values.items() if value is not None},
     )
 
 
 def kv_layers(config: dict[str, Any]) -> tuple[int, int]:
-    """Layers that cache keys and values for the whole context, and those that keep a sliding window of them, as MLX-LM
-    computes it."""
+    """Layers that cache keys and values for the whole context, and those that keep a sliding window
+    of them, as MLX-LM computes it."""
     from chuk_lib.models.honoured import ignored_window
 
     layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
@@ -78,7 +83,8 @@ def kv_layers(config: dict[str, Any]) -> tuple[int, int]:
 
 
 def kv_values_per_token(config: dict[str, Any]) -> int:
-    """Numbers one layer caches for one token: keys and values of all KV heads, or the latent of MLA."""
+    """Numbers one layer caches for one token: keys and values of all KV heads, or the latent of
+    MLA."""
     if config.get("kv_lora_rank"):
         return int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0)
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 0)
@@ -95,9 +101,16 @@ def kv_cache_bytes(config: dict[str, Any], tokens: int, bytes_each: int) -> int:
 
 
 def estimate_memory(
-    config: dict[str, Any], *, parameters: int, weight_bytes: int, context: int, kv_bytes: int, lora_parameters: int
+    config: dict[str, Any],
+    *,
+    parameters: int,
+    weight_bytes: int,
+    context: int,
+    kv_bytes: int,
+    lora_parameters: int,
 ) -> ModelMemory:
-    """Memory to run one sequence at full context, and to train. `kv_bytes`: bytes of one cached number."""
+    """Memory to run one sequence at full context, and to train. `kv_bytes`: bytes of one cached
+    number."""
     cache = kv_cache_bytes(config, context, kv_bytes)
     return ModelMemory(
         run=weight_bytes + cache,
@@ -106,7 +119,10 @@ def estimate_memory(
         train_lora=weight_bytes + ADAMW_BYTES * lora_parameters,
         lora_parameters=lora_parameters,
         assumptions=(
-            f"run: weights as stored, one sequence of {context:,} tokens, {8 * kv_bytes}-bit KV cache",
+            (
+                f"run: weights as stored, one sequence of {context:,} tokens, {8 * kv_bytes}-bit KV"
+                " cache"
+            ),
             f"full training: AdamW in float32, {ADAMW_BYTES} bytes a parameter",
             f"LoRA: rank {LORA_RANK} on q_proj and v_proj, the other weights as stored",
             "activations are not counted: they grow with batch size and length",

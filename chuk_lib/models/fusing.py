@@ -1,9 +1,10 @@
-"""Merge an adapter into its base and write a model folder, tensor by tensor; and how much of the adapter is left.
+"""Merge an adapter into its base and write a model folder, tensor by tensor; and how much of the
+adapter is left.
 
-Layers are merged in float32 and rounded once. Rounding to few bits can undo an adapter: what it changes in a weight is
-often smaller than a step between two packed values. `lost` measures that: the size of the rounding error over the size
-of what the adapter changed (4 bits in groups of 64: 3 to 5; 8 bits: 0.2 to 0.3).
-"""
+Layers are merged in float32 and rounded once. Rounding to few bits can undo an adapter: what it
+changes in a weight is often smaller than a step between two packed values. `lost` measures that:
+the size of the rounding error over the size of what the adapter changed (4 bits in groups of 64: 3
+to 5; 8 bits: 0.2 to 0.3)."""
 
 from __future__ import annotations
 
@@ -41,8 +42,8 @@ from chuk_lib.models.writing import check_output, new_folder, write_provenance
 
 DEFAULT_BITS = 8
 LOST = 0.75
-"""Rounding errors above this, in sizes of the adapter's change, count as losing it where no text tells: at 1.1 all of
-an adapter was gone, at 0.3 nothing."""
+"""Rounding errors above this, in sizes of the adapter's change, count as losing it where no text
+tells: at 1.1 all of an adapter was gone, at 0.3 nothing."""
 LOST_KL = 0.25
 """The same in KL: of the distance between base and adapter, on text."""
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -50,11 +51,11 @@ _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16
 
 @dataclass(frozen=True)
 class FuseConfig:
-    """How the merged model is stored. Nothing given: as the base is, but a packed base's merged layers get 8 bits.
+    """How the merged model is stored. Nothing given: as the base is, but a packed base's merged
+    layers get 8 bits.
 
-    `bits` (with `group_size`) packs every layer, `keep_quantized` packs merged layers as the base's were, `dequantize`
-    makes all float. `dtype` is that of float weights.
-    """
+    `bits` (with `group_size`) packs every layer, `keep_quantized` packs merged layers as the base's
+    were, `dequantize` makes all float. `dtype` is that of float weights."""
 
     bits: int | None = None
     group_size: int | None = None
@@ -71,16 +72,22 @@ class FuseConfig:
             raise ConfigError("`group_size` does nothing without `bits`", "give --bits too")
         if self.dtype is not None and self.dtype not in _DTYPES:
             raise ConfigError(f"`dtype` should be one of {', '.join(_DTYPES)}, not `{self.dtype}`")
-        for value, allowed in ((self.bits, MODES["affine"].bits), (self.group_size, MODES["affine"].groups)):
+        for value, allowed in (
+            (self.bits, MODES["affine"].bits),
+            (self.group_size, MODES["affine"].groups),
+        ):
             if value is not None and value not in allowed:
-                raise ConfigError(f"MLX has no {value}", f"it has {', '.join(map(str, sorted(allowed)))}")
+                raise ConfigError(
+                    f"MLX has no {value}", f"it has {', '.join(map(str, sorted(allowed)))}"
+                )
 
 
 @dataclass(frozen=True)
 class Fused:
-    """A merged model. `layers` were merged and `changed` weights replaced; `packings` counts the layers by how they are
-    stored; `lost` is the rounding error over the adapter's change, 0 when nothing merged is packed. `probed` compares
-    adapter (first) and result, `base` the adapter and its base."""
+    """A merged model. `layers` were merged and `changed` weights replaced; `packings` counts the
+    layers by how they are stored; `lost` is the rounding error over the adapter's change, 0 when
+    nothing merged is packed. `probed` compares adapter (first) and result, `base` the adapter and
+    its base."""
 
     folder: Path
     layers: int
@@ -102,18 +109,20 @@ def fuse_model(
     probe: Rows | None = None,
     dry_run: bool = False,
 ) -> Fused:
-    """Merge the adapter of `source` (an adapter, a LoRA run or checkpoint, or a base with `adapter`) into `output`.
+    """Merge the adapter of `source` (an adapter, a LoRA run or checkpoint, or a base with
+    `adapter`) into `output`.
 
-    With `probe` (token ids) adapter and result are compared before the folder is put in its place. Raises ModelError
-    when there is no adapter, or when `keep_quantized` would lose it.
-    """
+    With `probe` (token ids) adapter and result are compared before the folder is put in its place.
+    Raises ModelError when there is no adapter, or when `keep_quantized` would lose it."""
     config.check()
     folder = Path(output)
     check_output(folder, overwrite)
     model = open_model(source, adapter=adapter, revision=revision, local_only=False)
     adapters, found = adapters_of(model), provenance_of(model)
     if not adapters and not found.changed:
-        raise ModelError(f"`{source}` has no adapter to merge", "name the adapter or run, or give --adapter DIR")
+        raise ModelError(
+            f"`{source}` has no adapter to merge", "name the adapter or run, or give --adapter DIR"
+        )
     was_packed = any(is_packed(base_layer(layer)) for layer in adapters.values())
     chosen = _packings(model, adapters, config)
     lost = _lost(adapters, chosen)
@@ -135,13 +144,18 @@ def fuse_model(
 def _write(model: nn.Module, folder: Path, settings: Mapping[str, Any]) -> None:
     found = provenance_of(model)
     beside = [found.adapter_folder] if found.adapter_folder is not None else []
-    update_provenance(model, conversational=was_conversational(found), lora=None, quantized_on_load=False)
+    update_provenance(
+        model, conversational=was_conversational(found), lora=None, quantized_on_load=False
+    )
     write_model(model, folder, beside)
     write_provenance(folder, "fuse", [found.folder, *beside], settings)
 
 
-def _packings(model: nn.Module, adapters: Mapping[str, Any], config: FuseConfig) -> dict[str, Packing]:
-    """How each merged layer, and with `bits` each other one, is to be packed; what is not in it stays as it is."""
+def _packings(
+    model: nn.Module, adapters: Mapping[str, Any], config: FuseConfig
+) -> dict[str, Packing]:
+    """How each merged layer, and with `bits` each other one, is to be packed; what is not in it
+    stays as it is."""
     chosen: dict[str, Packing | None] = {}
     for path, layer in adapters.items():
         own = packing_of(base_layer(layer))
@@ -152,7 +166,10 @@ def _packings(model: nn.Module, adapters: Mapping[str, Any], config: FuseConfig)
             chosen[path] = Packing(max(DEFAULT_BITS, own.bits), group)
     if config.bits is not None:
         wanted = Packing(config.bits, config.group_size or 64)
-        layers = {**packable(model), **{path: base_layer(layer) for path, layer in adapters.items()}}
+        layers = {
+            **packable(model),
+            **{path: base_layer(layer) for path, layer in adapters.items()},
+        }
         for path, layer in layers.items():
             inside = any(path.startswith(f"{other}.") for other in adapters)
             own = packing_of(layer)
@@ -162,7 +179,8 @@ def _packings(model: nn.Module, adapters: Mapping[str, Any], config: FuseConfig)
 
 
 def _lost(adapters: Mapping[str, Any], chosen: Mapping[str, Packing]) -> float:
-    """‖round(W + Δ) − (W + Δ)‖ / ‖Δ‖ over all merged layers that are packed, one layer in memory at a time."""
+    """‖round(W + Δ) − (W + Δ)‖ / ‖Δ‖ over all merged layers that are packed, one layer in memory at
+    a time."""
     error = change = 0.0
     for path, layer in adapters.items():
         if path not in chosen:
@@ -178,11 +196,22 @@ def _lost(adapters: Mapping[str, Any], chosen: Mapping[str, Packing]) -> float:
     return math.sqrt(error / change) if change else math.inf
 
 
-def _merge(model: nn.Module, adapters: Mapping[str, Any], chosen: Mapping[str, Packing], config: FuseConfig) -> None:
+def _merge(
+    model: nn.Module, adapters: Mapping[str, Any], chosen: Mapping[str, Packing], config: FuseConfig
+) -> None:
     dtype = _DTYPES[config.dtype] if config.dtype else None
-    replace_layers(model, {path: merged(layer, chosen.get(path), dtype) for path, layer in adapters.items()})
-    others = {path: layer for path, layer in packable(model).items() if path in chosen and path not in adapters}
-    layers = {path: packed(with_weight(layer, float_weight(layer)), chosen[path]) for path, layer in others.items()}
+    replace_layers(
+        model, {path: merged(layer, chosen.get(path), dtype) for path, layer in adapters.items()}
+    )
+    others = {
+        path: layer
+        for path, layer in packable(model).items()
+        if path in chosen and path not in adapters
+    }
+    layers = {
+        path: packed(with_weight(layer, float_weight(layer)), chosen[path])
+        for path, layer in others.items()
+    }
     replace_layers(model, layers)
     if config.dequantize:
         unpack(model, dtype)
@@ -194,7 +223,11 @@ def _counted(model: nn.Module) -> dict[str, int]:
     counts: dict[str, int] = {}
     for module in packable(model).values():
         packing = packing_of(module)
-        word = str(packing) if packing is not None else str(module.weight.dtype).removeprefix("mlx.core.")
+        word = (
+            str(packing)
+            if packing is not None
+            else str(module.weight.dtype).removeprefix("mlx.core.")
+        )
         counts[word] = counts.get(word, 0) + 1
     return counts
 
@@ -206,7 +239,12 @@ def _stored_bytes(model: nn.Module) -> int:
 
 
 def _probed(
-    result: Fused, source: str | Path, adapter: str | Path | None, revision: str | None, folder: Path, probe: Rows
+    result: Fused,
+    source: str | Path,
+    adapter: str | Path | None,
+    revision: str | None,
+    folder: Path,
+    probe: Rows,
 ) -> Fused:
     tuned, _ = load_model(source, adapter=adapter, revision=revision)
     after, _ = load_model(folder)
@@ -223,14 +261,18 @@ def _refuse_lost(result: Fused, config: FuseConfig) -> None:
         raise _would_be_lost(result.lost, result.probed, result.base)
 
 
-def _would_be_lost(lost: float, probed: Probed | None = None, base: Probed | None = None) -> ModelError:
+def _would_be_lost(
+    lost: float, probed: Probed | None = None, base: Probed | None = None
+) -> ModelError:
     told = f"rounding would change the merged weights {lost:.1f} times as much as the adapter does"
     if probed is not None and base is not None:
         told += (
-            f"; on the text the loss would go from {probed.loss:.4f} to {probed.other_loss:.4f} "
-            f"(base {base.other_loss:.4f}), the KL to the adapter would be {probed.kl:.4f} (base {base.kl:.4f})"
+            f"; on the text the loss would go from {probed.loss:.4f} to {probed.other_loss:.4f}"
+            f" (base {base.other_loss:.4f}), the KL to the adapter would be {probed.kl:.4f} (base"
+            f" {base.kl:.4f})"
         )
     return ModelError(
         f"the adapter would be lost: {told}",
-        "leave out --keep-quantized (8 bits), or use --bits 6 or --dequantize; --probe FILE decides by what text loses",
+        "leave out --keep-quantized (8 bits), or use --bits 6 or --dequantize; --probe FILE decides"
+        " by what text loses",
     )

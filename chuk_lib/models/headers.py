@@ -1,8 +1,8 @@
-"""Read what safetensors files say about themselves: names, types and shapes, without touching the weights.
+"""Read what safetensors files say about themselves: names, types and shapes, without touching the
+weights.
 
-A file is 8 bytes of header length (little endian), a JSON header, then the tensors. Plain Python, so that it costs
-nothing to ask.
-"""
+A file is 8 bytes of header length (little endian), a JSON header, then the tensors. Plain Python,
+so that it costs nothing to ask."""
 
 from __future__ import annotations
 
@@ -19,17 +19,36 @@ ADAPTER_FILES = ("adapters.safetensors", "adapter_model.safetensors")
 """What MLX-LM and PEFT call an adapter's weights."""
 _NOT_MODELS = ("optimizer.safetensors", *ADAPTER_FILES)
 BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
-    "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I8": 8, "U8": 8,
-    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-}  # fmt: skip
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+    "C64": 64,
+    "F32": 32,
+    "I32": 32,
+    "U32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "I16": 16,
+    "U16": 16,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "I8": 8,
+    "U8": 8,
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+}
 """Bits of one stored number, by safetensors' word for its type."""
 
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """One tensor as its file declares it. `dtype` in safetensors' words (`F32`, `BF16`, `U32`); `begin` is where its
-    bytes begin in the file."""
+    """One tensor as its file declares it. `dtype` in safetensors' words (`F32`, `BF16`, `U32`);
+    `begin` is where its bytes begin in the file."""
 
     name: str
     dtype: str
@@ -44,7 +63,8 @@ class TensorHeader:
 
 
 def read_headers(path: Path) -> list[TensorHeader]:
-    """The tensors of one file, in its order. Raises ModelError when the file is cut short or no safetensors file."""
+    """The tensors of one file, in its order. Raises ModelError when the file is cut short or no
+    safetensors file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
@@ -66,7 +86,10 @@ def read_headers(path: Path) -> list[TensorHeader]:
     if size < 8 + length + end:
         raise _cut_short(path, size, 8 + length + end)
     if size > 8 + length + end:
-        raise _broken(path, f"contradicts itself: {size - 8 - length - end:,} bytes at its end belong to no tensor")
+        raise _broken(
+            path,
+            f"contradicts itself: {size - 8 - length - end:,} bytes at its end belong to no tensor",
+        )
     return tensors
 
 
@@ -86,9 +109,13 @@ def _parse(path: Path, raw: Any, data: int) -> tuple[list[TensorHeader], int]:
             if name == "__metadata__":
                 continue
             begin, end = entry["data_offsets"]
-            if any(type(number) is not int or number < 0 for number in (begin, end, *entry["shape"])):
+            if any(
+                type(number) is not int or number < 0 for number in (begin, end, *entry["shape"])
+            ):
                 raise _broken(path, f"contradicts itself about tensor `{name}`")
-            tensor = TensorHeader(name, str(entry["dtype"]), tuple(entry["shape"]), end - begin, data + begin)
+            tensor = TensorHeader(
+                name, str(entry["dtype"]), tuple(entry["shape"]), end - begin, data + begin
+            )
             bits = BITS.get(tensor.dtype)
             if bits is not None and -(-tensor.elements * bits // 8) != tensor.n_bytes:
                 raise _broken(path, f"contradicts itself about tensor `{name}`")
@@ -102,7 +129,10 @@ def _parse(path: Path, raw: Any, data: int) -> tuple[list[TensorHeader], int]:
             raise
         raise _broken(path, "has a header that cannot be read") from None
     taken.sort()
-    if any(begin < former for (begin, _), former in zip(taken, [0, *(end for _, end in taken)], strict=False)):
+    if any(
+        begin < former
+        for (begin, _), former in zip(taken, [0, *(end for _, end in taken)], strict=False)
+    ):
         raise _broken(path, "contradicts itself: two tensors lie in the same place")
     return tensors, last
 
@@ -127,7 +157,8 @@ def weight_files(folder: Path) -> list[Path]:
         missing = [path.name for path in files if not path.is_file()]
         if missing:
             raise ModelError(
-                f"`{folder}` lacks {len(missing)} of {len(files)} weight files, such as {missing[0]}",
+                f"`{folder}` lacks {len(missing)} of {len(files)} weight files, such as"
+                f" {missing[0]}",
                 "fetch or copy the model again",
             )
         return files
@@ -137,19 +168,26 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> file name, from `model.safetensors.index.json`. Raises ModelError when it is damaged."""
+    """Tensor name -> file name, from `model.safetensors.index.json`. Raises ModelError when it is
+    damaged."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"`{index}` has no weight_map", "fetch or copy the model again")
     names = {str(name): str(file) for name, file in weight_map.items()}
-    outside = next((file for file in names.values() if Path(file).name != file or "\\" in file), None)
+    outside = next(
+        (file for file in names.values() if Path(file).name != file or "\\" in file), None
+    )
     if outside is not None:
-        raise ModelError(f"`{index}` names `{outside}`, which is no file of its folder", "do not trust this model")
+        raise ModelError(
+            f"`{index}` names `{outside}`, which is no file of its folder",
+            "do not trust this model",
+        )
     return names
 
 
 def read_tensors(folder: Path) -> tuple[list[Path], list[TensorHeader]]:
-    """Weight files and all tensors of a model folder. Raises ModelError when a tensor of the index is in no file."""
+    """Weight files and all tensors of a model folder. Raises ModelError when a tensor of the index
+    is in no file."""
     files = weight_files(folder)
     tensors = [tensor for path in files for tensor in read_headers(path)]
     index = folder / "model.safetensors.index.json"

@@ -1,9 +1,10 @@
-"""Where a model ends and its output head begins, so that logits can be made for a few positions at a time.
+"""Where a model ends and its output head begins, so that logits can be made for a few positions at
+a time.
 
-mlx-lm's models return logits only. Their shape is a body and a head (a linear layer or the tied embedding),
-sometimes with a scale or a soft cap. `output_head` reads that shape off the model and then *checks* it on a probe:
-when body-then-head does not give the model's own logits, the whole model is used as it is.
-"""
+mlx-lm's models return logits only. Their shape is a body and a head (a linear layer or the tied
+embedding), sometimes with a scale or a soft cap. `output_head` reads that shape off the model and
+then *checks* it on a probe: when body-then-head does not give the model's own logits, the whole
+model is used as it is."""
 
 from __future__ import annotations
 
@@ -19,17 +20,24 @@ from chuk_lib.models.transforms import LogitTransform, logit_transform
 from chuk_lib.runtime import uncompiled
 
 _BODIES = ("model", "transformer", "backbone", "gpt_neox")
-_EMBEDDINGS = ("embed_tokens", "wte", "tok_embeddings", "embedding", "embeddings", "word_embeddings")
+_EMBEDDINGS = (
+    "embed_tokens",
+    "wte",
+    "tok_embeddings",
+    "embedding",
+    "embeddings",
+    "word_embeddings",
+)
 
 
 @dataclass(frozen=True)
 class OutputHead:
     """How to get from token ids to hidden states, and from hidden states to logits.
 
-    `wrapper` is the path to the language model inside a multimodal one, `body` the attribute that makes hidden
-    states, `head` the attribute of the head (None: the tied embedding `embedding` of the body). `split` is False when
-    the model could not be taken apart: then `hidden` gives logits already and `logits` changes nothing.
-    """
+    `wrapper` is the path to the language model inside a multimodal one, `body` the attribute that
+    makes hidden states, `head` the attribute of the head (None: the tied embedding `embedding` of
+    the body). `split` is False when the model could not be taken apart: then `hidden` gives logits
+    already and `logits` changes nothing."""
 
     split: bool
     wrapper: str = ""
@@ -38,8 +46,11 @@ class OutputHead:
     embedding: str = ""
     transform: LogitTransform | None = None
 
-    def hidden(self, model: nn.Module, input_ids: mx.array, segment_ids: mx.array | None = None) -> mx.array:
-        """Hidden states (B, T, H) after the final norm, or logits (B, T, V) when the model is not split."""
+    def hidden(
+        self, model: nn.Module, input_ids: mx.array, segment_ids: mx.array | None = None
+    ) -> mx.array:
+        """Hidden states (B, T, H) after the final norm, or logits (B, T, V) when the model is not
+        split."""
         cache = None if segment_ids is None else segment_caches(model, segment_ids)
         run = getattr(self._language_model(model), self.body) if self.split else model
         return cast(mx.array, run(input_ids, cache=cache))
@@ -59,7 +70,11 @@ class OutputHead:
     def module(self, model: nn.Module) -> Any:
         """The layer whose weight is the head: a linear layer, or the tied embedding."""
         inner = self._language_model(model)
-        return getattr(inner, self.head) if self.head else getattr(getattr(inner, self.body), self.embedding)
+        return (
+            getattr(inner, self.head)
+            if self.head
+            else getattr(getattr(inner, self.body), self.embedding)
+        )
 
     def _language_model(self, model: nn.Module) -> Any:
         return getattr(model, self.wrapper) if self.wrapper else model
@@ -79,8 +94,8 @@ def output_head(model: nn.Module) -> OutputHead:
 
 
 def embedding_rows(model: nn.Module) -> int | None:
-    """How many tokens the input embedding of a model (or of a score model on its body) knows; None when it cannot be
-    told."""
+    """How many tokens the input embedding of a model (or of a score model on its body) knows; None
+    when it cannot be told."""
     inner = model["language_model"] if isinstance(model.get("language_model"), nn.Module) else model
     for body in (inner[name] for name in _BODIES if isinstance(inner.get(name), nn.Module)):
         for name in _EMBEDDINGS:
@@ -98,7 +113,11 @@ def _read_off(model: nn.Module) -> OutputHead | None:
     if body is None:
         return None
     head = "lm_head" if isinstance(inner.get("lm_head"), nn.Module) else None
-    embedding = next((name for name in _EMBEDDINGS if hasattr(inner[body].get(name), "as_linear")), None)
+    embedding = next(
+        (name for name in _EMBEDDINGS if hasattr(inner[body].get(name), "as_linear")), None
+    )
     if head is None and embedding is None:
         return None
-    return OutputHead(True, wrapper, body, head, embedding or "", logit_transform(getattr(inner, "args", None)))
+    return OutputHead(
+        True, wrapper, body, head, embedding or "", logit_transform(getattr(inner, "args", None))
+    )

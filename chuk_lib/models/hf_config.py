@@ -1,8 +1,8 @@
 """A model folder's `config.json`: reading it, and the two ways in which RoPE settings are written.
 
-transformers 5 keeps them in `rope_parameters` only, at times one dictionary per layer type; mlx-lm reads top-level keys
-(`rope_theta`, `rope_scaling`, `partial_rotary_factor`, …) and silently uses its defaults when they are missing.
-"""
+transformers 5 keeps them in `rope_parameters` only, at times one dictionary per layer type; mlx-lm
+reads top-level keys (`rope_theta`, `rope_scaling`, `partial_rotary_factor`, …) and silently uses
+its defaults when they are missing."""
 
 from __future__ import annotations
 
@@ -22,37 +22,72 @@ _LOCAL_THETA = ("rope_local_base_freq", "swa_rope_theta", "rope_local_theta")
 _PATTERNED = ("gemma3_text", "cohere2")
 _NOT_SCALING = ("rope_theta", "partial_rotary_factor")
 _SIZES = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
-    "vocab_size", "max_position_embeddings", "n_embd", "n_layer", "n_head",
-)  # fmt: skip
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "n_embd",
+    "n_layer",
+    "n_head",
+)
 
 
-HF_NAMED = frozenset({
-    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "phi3", "starcoder2", "olmo2",
-    "olmo3", "smollm3", "stablelm", "cohere", "glm4", "seed_oss",
-})  # fmt: skip
-"""Families whose mlx-lm parameters have Hugging Face's names, shapes and values. Others are saved in mlx-lm's own
-layout, which mlx-lm and chuk load and transformers does not."""
+HF_NAMED = frozenset(
+    {
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "granite",
+        "phi3",
+        "starcoder2",
+        "olmo2",
+        "olmo3",
+        "smollm3",
+        "stablelm",
+        "cohere",
+        "glm4",
+        "seed_oss",
+    }
+)
+"""Families whose mlx-lm parameters have Hugging Face's names, shapes and values. Others are saved
+in mlx-lm's own layout, which mlx-lm and chuk load and transformers does not."""
 
 
 def is_hf_named(model: Any) -> bool:
-    """Whether a model's parameters have the names, shapes and values that Hugging Face's files give them."""
+    """Whether a model's parameters have the names, shapes and values that Hugging Face's files give
+    them."""
     return getattr(model, "model_type", None) in HF_NAMED
 
 
 def read_config(folder: Path) -> Config:
-    """The folder's `config.json`. Raises ModelError when it is missing, broken or asks for code of its own."""
+    """The folder's `config.json`. Raises ModelError when it is missing, broken or asks for code of
+    its own."""
     path = folder / "config.json"
     if not path.is_file():
         if (folder / "expert.json").is_file():
-            raise ModelError(f"`{folder}` is an expert, no language model", f"`chuk experts run {folder}` plays it")
-        raise ModelError(f"`{folder}` is not a model folder: it has no config.json", "name a Hugging Face model folder")
+            raise ModelError(
+                f"`{folder}` is an expert, no language model",
+                f"`chuk experts run {folder}` plays it",
+            )
+        raise ModelError(
+            f"`{folder}` is not a model folder: it has no config.json",
+            "name a Hugging Face model folder",
+        )
     config = read_json(path)
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"`{path}` names no model_type", "is this the config of a language model?")
     if config.get("model_file"):
         raise ModelError(
-            f"`{folder}` wants to run its own code (`{config['model_file']}`)", "chuk loads data only, never code"
+            f"`{folder}` wants to run its own code (`{config['model_file']}`)",
+            "chuk loads data only, never code",
         )
     check_sizes(path, config)
     return config
@@ -64,7 +99,11 @@ def check_sizes(path: Path, config: Mapping[str, Any]) -> None:
     for part in (config, inner if isinstance(inner, Mapping) else {}):
         for name in _SIZES:
             value = part.get(name)  # some families write one size a block
-            if value is not None and not isinstance(value, list) and (type(value) is not int or value < 1):
+            if (
+                value is not None
+                and not isinstance(value, list)
+                and (type(value) is not int or value < 1)
+            ):
                 raise ModelError(
                     f"`{path}`: `{name}` should be a whole number above 0, not `{value}`",
                     "take the config.json that belongs to the weights",
@@ -78,7 +117,11 @@ _RENAMED = {"qwen3_moe": {"num_experts": "num_local_experts"}}
 def renamed(config: Config) -> Config:
     """`config` with the keys that mlx-lm reads where transformers 5 has other names for them."""
     names = _RENAMED.get(config["model_type"], {})
-    return config | {ours: config[theirs] for ours, theirs in names.items() if ours not in config and theirs in config}
+    return config | {
+        ours: config[theirs]
+        for ours, theirs in names.items()
+        if ours not in config and theirs in config
+    }
 
 
 def flatten_rope(config: Mapping[str, Any]) -> Config:
@@ -113,7 +156,10 @@ def _flatten_one(flat: Config, rope: dict[str, Any]) -> None:
     if partial is not None:
         flat["partial_rotary_factor"] = partial
     if flat["model_type"] == "gpt_neox":
-        flat |= {"rotary_emb_base": theta or 10_000, "rotary_pct": 0.25 if partial is None else partial}
+        flat |= {
+            "rotary_emb_base": theta or 10_000,
+            "rotary_pct": 0.25 if partial is None else partial,
+        }
     scaling = {name: value for name, value in rope.items() if name not in _NOT_SCALING}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if (kind != "default" or len(scaling) > 1) and not flat.get("rope_scaling"):
@@ -124,9 +170,14 @@ def _flatten_one(flat: Config, rope: dict[str, Any]) -> None:
 
 
 def _flatten_pattern(flat: Config) -> None:
-    """Which blocks attend globally: transformers 5 lists `layer_types`, mlx-lm wants the period, where there is one."""
+    """Which blocks attend globally: transformers 5 lists `layer_types`, mlx-lm wants the period,
+    where there is one."""
     kinds = flat.get("layer_types")
-    if flat.get("model_type") not in _PATTERNED or "sliding_window_pattern" in flat or not isinstance(kinds, list):
+    if (
+        flat.get("model_type") not in _PATTERNED
+        or "sliding_window_pattern" in flat
+        or not isinstance(kinds, list)
+    ):
         return
     is_global = [kind != "sliding_attention" for kind in kinds]
     period = is_global.index(True) + 1 if True in is_global else len(kinds) + 1
@@ -138,7 +189,9 @@ def check_pattern(flat: Mapping[str, Any]) -> None:
     """Raise ModelError when flattened keys ask for blocks in an order that mlx-lm cannot build."""
     patterned = flat.get("model_type") in _PATTERNED and isinstance(flat.get("layer_types"), list)
     if patterned and "sliding_window_pattern" not in flat:
-        raise ModelError("config.json: `layer_types` does not repeat; mlx-lm cannot build this model")
+        raise ModelError(
+            "config.json: `layer_types` does not repeat; mlx-lm cannot build this model"
+        )
 
 
 def both_rope_forms(config: Mapping[str, Any]) -> Config:
@@ -153,7 +206,12 @@ def both_rope_forms(config: Mapping[str, Any]) -> Config:
         own = {"rope_theta": both["rope_theta"], **scaling}
         if "partial_rotary_factor" in both:
             own["partial_rotary_factor"] = both["partial_rotary_factor"]
-        both["rope_parameters"] = own if local is None else {
-            "full_attention": own, "sliding_attention": {"rope_theta": local, "rope_type": "default"},
-        }  # fmt: skip
+        both["rope_parameters"] = (
+            own
+            if local is None
+            else {
+                "full_attention": own,
+                "sliding_attention": {"rope_theta": local, "rope_type": "default"},
+            }
+        )
     return both

@@ -1,9 +1,9 @@
-"""What MLX-LM computes of a config, and what it passes over: one table for activations and one for sliding windows.
+"""What MLX-LM computes of a config, and what it passes over: one table for activations and one for
+sliding windows.
 
-MLX-LM reads the keys that its model files name and ignores the others without a word. An activation that it does not
-compute is refused by name; a sliding window that it does not compute bounds the length: up to the window every token
-sees all before it, with the window and without.
-"""
+MLX-LM reads the keys that its model files name and ignores the others without a word. An activation
+that it does not compute is refused by name; a sliding window that it does not compute bounds the
+length: up to the window every token sees all before it, with the window and without."""
 
 from __future__ import annotations
 
@@ -18,33 +18,110 @@ from chuk_lib.models.footprint import text_config
 Config = Mapping[str, Any]
 
 _SILU = ("silu", "swish")
-_GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # MLX-LM has one form of them each: 3e-3 apart at most
+_GELU = (
+    "gelu",
+    "gelu_new",
+    "gelu_pytorch_tanh",
+    "gelu_fast",
+)  # MLX-LM has one form of them each: 3e-3 apart at most
 _RELU2 = ("relu2", "relu_squared")
 ACTIVATIONS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys((
-        "Klear", "afm7", "afmoe", "baichuan_m1", "bailing_moe", "cohere", "cohere2", "deepseek", "deepseek_v2",
-        "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5", "ernie4_5_moe", "exaone", "exaone4", "exaone_moe", "glm",
-        "glm4", "glm4_moe", "glm4_moe_lite", "granite", "granitemoe", "helium", "hunyuan", "hunyuan_v1_dense",
-        "internlm2", "internlm3", "lfm2", "lfm2_moe", "llama", "llama4", "llama4_text", "longcat_flash", "mimo",
-        "mimo_v2_flash", "minicpm", "minicpm3", "ministral3", "mistral3", "mistral4", "mixtral", "olmo", "olmo2",
-        "olmo3", "olmoe", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_moe", "qwen3_next",
-        "qwen3_vl", "qwen3_vl_moe", "seed_oss", "smollm3", "stablelm", "telechat3", "youtu_llm",
-    ), _SILU),
-    **dict.fromkeys((
-        "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma4", "gemma4_text", "gpt2", "gpt_bigcode",
-        "gpt_neox", "gptj", "phi", "recurrent_gemma", "starcoder2",
-    ), _GELU),
+    **dict.fromkeys(
+        (
+            "Klear",
+            "afm7",
+            "afmoe",
+            "baichuan_m1",
+            "bailing_moe",
+            "cohere",
+            "cohere2",
+            "deepseek",
+            "deepseek_v2",
+            "deepseek_v3",
+            "deepseek_v32",
+            "dots1",
+            "ernie4_5",
+            "ernie4_5_moe",
+            "exaone",
+            "exaone4",
+            "exaone_moe",
+            "glm",
+            "glm4",
+            "glm4_moe",
+            "glm4_moe_lite",
+            "granite",
+            "granitemoe",
+            "helium",
+            "hunyuan",
+            "hunyuan_v1_dense",
+            "internlm2",
+            "internlm3",
+            "lfm2",
+            "lfm2_moe",
+            "llama",
+            "llama4",
+            "llama4_text",
+            "longcat_flash",
+            "mimo",
+            "mimo_v2_flash",
+            "minicpm",
+            "minicpm3",
+            "ministral3",
+            "mistral3",
+            "mistral4",
+            "mixtral",
+            "olmo",
+            "olmo2",
+            "olmo3",
+            "olmoe",
+            "phi3",
+            "phimoe",
+            "qwen2",
+            "qwen2_moe",
+            "qwen2_vl",
+            "qwen3",
+            "qwen3_moe",
+            "qwen3_next",
+            "qwen3_vl",
+            "qwen3_vl_moe",
+            "seed_oss",
+            "smollm3",
+            "stablelm",
+            "telechat3",
+            "youtu_llm",
+        ),
+        _SILU,
+    ),
+    **dict.fromkeys(
+        (
+            "gemma",
+            "gemma2",
+            "gemma3",
+            "gemma3_text",
+            "gemma3n",
+            "gemma4",
+            "gemma4_text",
+            "gpt2",
+            "gpt_bigcode",
+            "gpt_neox",
+            "gptj",
+            "phi",
+            "recurrent_gemma",
+            "starcoder2",
+        ),
+        _GELU,
+    ),
     **dict.fromkeys(("bitnet", "nanochat", "nemotron", "nemotron_h"), _RELU2),
-}  # fmt: skip
-"""What each of MLX-LM's model files computes, whatever the config says. Files that read the config, or whose
-activation has no such name, are not in it."""
+}
+"""What each of MLX-LM's model files computes, whatever the config says. Files that read the config,
+or whose activation has no such name, are not in it."""
 
 _ACTIVATION_KEYS = ("hidden_activation", "hidden_act", "mlp_hidden_act", "activation_function")
 
 
 class IgnoredWindow(NamedTuple):
-    """A family whose sliding window MLX-LM passes over: the key of its size, and whether the layer of a number (from 0)
-    has it when the config does not list `layer_types`."""
+    """A family whose sliding window MLX-LM passes over: the key of its size, and whether the layer
+    of a number (from 0) has it when the config does not list `layer_types`."""
 
     key: str
     has_it: Callable[[Config, int], bool]
@@ -79,9 +156,9 @@ IGNORED_WINDOWS: dict[str, IgnoredWindow] = {
     "dots1": IgnoredWindow("sliding_window", _upper(62)),
     "gemma2": IgnoredWindow("sliding_window", _every_second),
     "plamo2": IgnoredWindow("attention_window_size", _every),
-}  # fmt: skip
-"""By the config's model_type, as transformers computes them. Every other family that has windows (Gemma 3, Cohere 2,
-OLMo 3, EXAONE 4, gpt-oss …) has them in MLX-LM too."""
+}
+"""By the config's model_type, as transformers computes them. Every other family that has windows
+(Gemma 3, Cohere 2, OLMo 3, EXAONE 4, gpt-oss …) has them in MLX-LM too."""
 
 _READS_LAYER_TYPES = ("mistral",)  # MLX-LM's llama file: windows where `layer_types` says so
 
@@ -89,24 +166,29 @@ _READS_LAYER_TYPES = ("mistral",)  # MLX-LM's llama file: windows where `layer_t
 def check_activation(folder: Path, config: Config) -> None:
     """Raise ModelError for an activation that MLX-LM does not compute."""
     text = text_config(dict(config))
-    computed = ACTIVATIONS.get(_file_of(str(text["model_type"]))) or ACTIVATIONS.get(_file_of(config["model_type"]))
+    computed = ACTIVATIONS.get(_file_of(str(text["model_type"]))) or ACTIVATIONS.get(
+        _file_of(config["model_type"])
+    )
     key = next((key for key in _ACTIVATION_KEYS if isinstance(text.get(key), str)), None)
     if computed is None or key is None or text[key] in computed:
         return
     raise ModelError(
-        f"`{folder / 'config.json'}`: MLX-LM computes {computed[0]} for `{text['model_type']}`, not `{key}` "
-        f"{text[key]}: every number would be wrong",
-        "take a model whose activation it computes, or mend the config if it is not what the weights were trained with",
+        f"`{folder / 'config.json'}`: MLX-LM computes {computed[0]} for `{text['model_type']}`, not"
+        f" `{key}` {text[key]}: every number would be wrong",
+        "take a model whose activation it computes, or mend the config if it is not what the"
+        " weights were trained with",
     )
 
 
 def ignored_window(config: Config) -> int | None:
-    """Tokens up to which a model is right although MLX-LM passes over its sliding window; None when it has none, or
-    MLX-LM computes it, or chuk's own implementation does."""
+    """Tokens up to which a model is right although MLX-LM passes over its sliding window; None when
+    it has none, or MLX-LM computes it, or chuk's own implementation does."""
     if config.get("model_type") in FAMILIES:
         return None
     text = text_config(dict(config))
-    found = IGNORED_WINDOWS.get(str(text.get("model_type"))) or IGNORED_WINDOWS.get(str(config.get("model_type")))
+    found = IGNORED_WINDOWS.get(str(text.get("model_type"))) or IGNORED_WINDOWS.get(
+        str(config.get("model_type"))
+    )
     size = text.get(found.key) if found else None
     if found is None or not isinstance(size, int):
         return None
@@ -122,7 +204,10 @@ def ignored_window(config: Config) -> int | None:
 
 def window_words(window: int) -> str:
     """How a message ends that names such a window."""
-    return f"MLX-LM leaves out this model's sliding window of {window:,} tokens, so longer texts would be wrong"
+    return (
+        f"MLX-LM leaves out this model's sliding window of {window:,} tokens, so longer texts would"
+        " be wrong"
+    )
 
 
 def _file_of(model_type: str) -> str:

@@ -1,4 +1,5 @@
-"""Describe a model from its headers and configs alone: no weights are read and no array library is loaded.
+"""Describe a model from its headers and configs alone: no weights are read and no array library is
+loaded.
 
 Works on model folders, runs, checkpoints, adapters and hub models in the local cache.
 """
@@ -22,15 +23,33 @@ from chuk_lib.models.footprint import (
     rope_of,
     text_config,
 )
-from chuk_lib.models.headers import ADAPTER_FILES, TensorHeader, read_headers, read_json, read_tensors
+from chuk_lib.models.headers import (
+    ADAPTER_FILES,
+    TensorHeader,
+    read_headers,
+    read_json,
+    read_tensors,
+)
 from chuk_lib.models.hf_config import check_sizes
 from chuk_lib.models.honoured import ignored_window, window_words
 from chuk_lib.models.sources import ADAPTER_CONFIG, locate_folder
 
-_ADAPTER_TENSOR = re.compile(r"^(?:base_model\.model\.)?(.*?)\.(?:lora_[aA]|lora_[bB]|lora_magnitude_vector|m)(?:\.|$)")
+_ADAPTER_TENSOR = re.compile(
+    r"^(?:base_model\.model\.)?(.*?)\.(?:lora_[aA]|lora_[bB]|lora_magnitude_vector|m)(?:\.|$)"
+)
 _LARGEST_TOKENIZER = 20_000_000
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3",
-           "F8_E5M2": "float8_e5m2", "U32": "uint32", "I32": "int32", "U8": "uint8", "I8": "int8"}  # fmt: skip
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3",
+    "F8_E5M2": "float8_e5m2",
+    "U32": "uint32",
+    "I32": "int32",
+    "U8": "uint8",
+    "I8": "int8",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +67,8 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """An adapter. `scale` is the factor on B·A; `targets` are the adapted modules, in `layers` blocks."""
+    """An adapter. `scale` is the factor on B·A; `targets` are the adapted modules, in `layers`
+    blocks."""
 
     type: str
     rank: int | None
@@ -63,7 +83,8 @@ class AdapterInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known without loading. Sizes in bytes; `dtypes` maps a dtype to the bytes stored in it."""
+    """What is known without loading. Sizes in bytes; `dtypes` maps a dtype to the bytes stored in
+    it."""
 
     source: str
     folder: str
@@ -101,7 +122,10 @@ def describe_model(source: str | Path, revision: str | None = None) -> ModelInfo
     elif (folder / ADAPTER_CONFIG).is_file():
         found = _describe_adapter(str(source), folder)
     else:
-        raise ModelError(f"`{folder}` is no model: it has no config.json", "name a folder with a model or an adapter")
+        raise ModelError(
+            f"`{folder}` is no model: it has no config.json",
+            "name a folder with a model or an adapter",
+        )
     step = _step_of(folder)
     return found if step is None else replace(found, checkpoint=folder.name, step=step)
 
@@ -118,28 +142,47 @@ def _describe_full(source: str, folder: Path) -> ModelInfo:
     check_sizes(folder / "config.json", config)
     files, tensors = read_tensors(folder)
     if not files:
-        raise ModelError(f"`{folder}` has no safetensors weights", "convert the model, or download it again")
+        raise ModelError(
+            f"`{folder}` has no safetensors weights", "convert the model, or download it again"
+        )
     text = text_config(config)
     counts = count_parameters(tensors, config)
     total, weight_bytes = sum(counts.values()), sum(tensor.n_bytes for tensor in tensors)
     context, kv_bytes = _context_length(text), _kv_bytes(tensors)
     memory = estimate_memory(
-        text, parameters=total, weight_bytes=weight_bytes, context=context or 0, kv_bytes=kv_bytes,
+        text,
+        parameters=total,
+        weight_bytes=weight_bytes,
+        context=context or 0,
+        kv_bytes=kv_bytes,
         lora_parameters=_lora_parameters(tensors, config),
-    )  # fmt: skip
+    )
     vocabulary = tokenizer_vocabulary(folder, text)
     architectures = config.get("architectures")
     return ModelInfo(
-        source=source, folder=str(folder), kind="model",
-        architecture=architectures[0] if isinstance(architectures, list) and architectures else None,
-        model_type=config.get("model_type"), parameters=total, components=counts, shape=_shape_of(text),
-        tied_head="head" not in counts, dtypes=_dtypes(tensors),
-        quantization=quantization_of(tensors, config, total), context_length=context,
-        rope=rope_of(text), kv_cache_bytes_per_token=kv_cache_bytes(text, 1, kv_bytes),
-        disk_bytes=_disk_bytes(folder), weight_files=tuple(path.name for path in files), memory=memory,
-        tokenizer_vocabulary=vocabulary, chat_template=_has_chat_template(folder),
+        source=source,
+        folder=str(folder),
+        kind="model",
+        architecture=(
+            architectures[0] if isinstance(architectures, list) and architectures else None
+        ),
+        model_type=config.get("model_type"),
+        parameters=total,
+        components=counts,
+        shape=_shape_of(text),
+        tied_head="head" not in counts,
+        dtypes=_dtypes(tensors),
+        quantization=quantization_of(tensors, config, total),
+        context_length=context,
+        rope=rope_of(text),
+        kv_cache_bytes_per_token=kv_cache_bytes(text, 1, kv_bytes),
+        disk_bytes=_disk_bytes(folder),
+        weight_files=tuple(path.name for path in files),
+        memory=memory,
+        tokenizer_vocabulary=vocabulary,
+        chat_template=_has_chat_template(folder),
         notes=_notes(text, counts, vocabulary),
-    )  # fmt: skip
+    )
 
 
 def _describe_adapter(source: str, folder: Path) -> ModelInfo:
@@ -149,47 +192,75 @@ def _describe_adapter(source: str, folder: Path) -> ModelInfo:
     tensors = read_headers(path)
     adapter = _adapter_of(read_json(folder / ADAPTER_CONFIG), tensors)
     return ModelInfo(
-        source=source, folder=str(folder), kind="adapter",
-        parameters=adapter.parameters, dtypes=_dtypes(tensors), disk_bytes=_disk_bytes(folder),
-        weight_files=(path.name,), adapter=adapter, tokenizer_vocabulary=tokenizer_vocabulary(folder, {}),
+        source=source,
+        folder=str(folder),
+        kind="adapter",
+        parameters=adapter.parameters,
+        dtypes=_dtypes(tensors),
+        disk_bytes=_disk_bytes(folder),
+        weight_files=(path.name,),
+        adapter=adapter,
+        tokenizer_vocabulary=tokenizer_vocabulary(folder, {}),
         chat_template=_has_chat_template(folder),
-    )  # fmt: skip
+    )
 
 
 def _adapter_of(config: dict[str, Any], tensors: Sequence[TensorHeader]) -> AdapterInfo:
     """From mlx-lm's or PEFT's adapter config; targets and layers from the tensors themselves."""
-    modules = {found.group(1) for tensor in tensors if (found := _ADAPTER_TENSOR.match(tensor.name))}
-    layers = {found.group(1) for module in modules if (found := re.search(r"(?:layers|h)\.(\d+)\.", module))}
+    modules = {
+        found.group(1) for tensor in tensors if (found := _ADAPTER_TENSOR.match(tensor.name))
+    }
+    layers = {
+        found.group(1)
+        for module in modules
+        if (found := re.search(r"(?:layers|h)\.(\d+)\.", module))
+    }
     mlx = config.get("lora_parameters") or {}
     rank, alpha = mlx.get("rank", config.get("r")), config.get("lora_alpha", mlx.get("alpha"))
     scale = mlx.get("scale")
     if scale is None and rank and alpha is not None:
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     dora = config.get("use_dora") or config.get("fine_tune_type") == "dora"
-    kind = "dora" if dora else str(config.get("fine_tune_type") or config.get("peft_type") or "lora").lower()
+    kind = (
+        "dora"
+        if dora
+        else str(config.get("fine_tune_type") or config.get("peft_type") or "lora").lower()
+    )
     return AdapterInfo(
-        type=kind, rank=rank, alpha=alpha, scale=scale,
+        type=kind,
+        rank=rank,
+        alpha=alpha,
+        scale=scale,
         dropout=float(mlx.get("dropout", config.get("lora_dropout")) or 0.0),
-        targets=tuple(sorted({module.rpartition(".")[2] for module in modules})), layers=len(layers),
+        targets=tuple(sorted({module.rpartition(".")[2] for module in modules})),
+        layers=len(layers),
         parameters=sum(tensor.elements for tensor in tensors),
         base=config.get("base_model_name_or_path") or config.get("model"),
-    )  # fmt: skip
+    )
 
 
 def _shape_of(config: dict[str, Any]) -> ModelShape:
     heads = config.get("num_attention_heads", config.get("n_head"))
     hidden = config.get("hidden_size", config.get("n_embd"))
     return ModelShape(
-        layers=config.get("num_hidden_layers", config.get("n_layer")), hidden_size=hidden,
-        intermediate_size=config.get("intermediate_size"), heads=heads,
+        layers=config.get("num_hidden_layers", config.get("n_layer")),
+        hidden_size=hidden,
+        intermediate_size=config.get("intermediate_size"),
+        heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or (hidden // heads if hidden and heads else None),
         vocab_size=config.get("vocab_size"),
-    )  # fmt: skip
+    )
 
 
 def _context_length(config: dict[str, Any]) -> int | None:
-    for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "model_max_length"):
+    for key in (
+        "max_position_embeddings",
+        "n_positions",
+        "max_sequence_length",
+        "seq_length",
+        "model_max_length",
+    ):
         if isinstance(config.get(key), int):
             return int(config[key])
     return None
@@ -214,7 +285,9 @@ def _lora_parameters(tensors: Sequence[TensorHeader], config: dict[str, Any]) ->
     """Weights of rank-8 adapters on every q_proj and v_proj (a fused projection counts as one)."""
     names = {tensor.name for tensor in tensors}
     wanted = re.compile(r"\.(q_proj|v_proj|qkv_proj|c_attn|query_key_value)\.(weight|qweight)$")
-    shapes = [matrix_shape(tensor, names, config) for tensor in tensors if wanted.search(tensor.name)]
+    shapes = [
+        matrix_shape(tensor, names, config) for tensor in tensors if wanted.search(tensor.name)
+    ]
     return LORA_RANK * sum(outputs + inputs for outputs, inputs in shapes)
 
 
@@ -243,10 +316,15 @@ def _has_chat_template(folder: Path) -> bool:
     return path.is_file() and bool(read_json(path).get("chat_template"))
 
 
-def _notes(config: dict[str, Any], counts: dict[str, int], vocabulary: int | None) -> tuple[str, ...]:
+def _notes(
+    config: dict[str, Any], counts: dict[str, int], vocabulary: int | None
+) -> tuple[str, ...]:
     notes = []
     if config.get("tie_word_embeddings") is False and "head" not in counts:
-        notes.append("the config says the head is not tied, yet there is no head: the embeddings serve as one")
+        notes.append(
+            "the config says the head is not tied, yet there is no head: the embeddings serve"
+            " as one"
+        )
     rows = config.get("vocab_size")
     if vocabulary and rows and vocabulary > rows:
         notes.append(f"the tokenizer knows {vocabulary:,} tokens, the model only {rows:,}")

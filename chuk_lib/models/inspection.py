@@ -1,8 +1,8 @@
-"""What is in a model's files, tensor by tensor: a folder, a checkpoint with its optimizer, an adapter, or one file.
+"""What is in a model's files, tensor by tensor: a folder, a checkpoint with its optimizer, an
+adapter, or one file.
 
-Headers only, unless statistics are asked for: then the numbers are read too, a piece of a tensor in memory at a time.
-No array library is loaded for headers.
-"""
+Headers only, unless statistics are asked for: then the numbers are read too, a piece of a tensor in
+memory at a time. No array library is loaded for headers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SORTS = ("name", "size", "norm")
 
 @dataclass(frozen=True)
 class TensorStats:
-    """Of a tensor's numbers: extremes and root mean square of those that are finite, and how many are zero, NaN or
-    infinite. `norm` is the Euclidean norm."""
+    """Of a tensor's numbers: extremes and root mean square of those that are finite, and how many
+    are zero, NaN or infinite. `norm` is the Euclidean norm."""
 
     minimum: float
     maximum: float
@@ -37,7 +37,8 @@ class TensorStats:
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor. `shape` is what it stands for; `dtype` as stored, such as `BF16` or `4-bit affine/64`."""
+    """One tensor. `shape` is what it stands for; `dtype` as stored, such as `BF16` or `4-bit
+    affine/64`."""
 
     name: str
     dtype: str
@@ -49,7 +50,8 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class Inspected:
-    """`kind`: model, adapter, checkpoint or file. `rows` are the tensors that were asked for, of `tensors` in all."""
+    """`kind`: model, adapter, checkpoint or file. `rows` are the tensors that were asked for, of
+    `tensors` in all."""
 
     source: str
     path: Path
@@ -69,40 +71,55 @@ def inspect(
     stats: bool = False,
     sort: str | None = None,
 ) -> Inspected:
-    """The tensors of a model, those whose name matches the shell pattern `tensors`, in the order of the files, by name,
-    or the largest first by `size` or `norm`.
+    """The tensors of a model, those whose name matches the shell pattern `tensors`, in the order of
+    the files, by name, or the largest first by `size` or `norm`.
 
-    Raises ModelError when a file is damaged, ConfigError for a pattern that matches nothing or an unknown order.
-    """
+    Raises ModelError when a file is damaged, ConfigError for a pattern that matches nothing or an
+    unknown order."""
     if sort is not None and sort not in SORTS:
         raise ConfigError(f"cannot sort by `{sort}`", f"sort by {', '.join(SORTS)}")
     path, kind, weights = _open(source, revision)
-    chosen = [weight for weight in weights if tensors is None or fnmatch.fnmatchcase(weight.name, tensors)]
+    chosen = [
+        weight for weight in weights if tensors is None or fnmatch.fnmatchcase(weight.name, tensors)
+    ]
     if not chosen and tensors is not None:
         names = ", ".join(list(dict.fromkeys(by_block(weight.name) for weight in weights))[:4])
         raise ConfigError(f"no tensor matches `{tensors}`", f"there are {names} …")
     rows = [_row(weight, stats or sort == "norm") for weight in chosen]
     return Inspected(
-        str(source), path, kind, tuple(dict.fromkeys(weight.file for weight in weights)), len(weights),
-        sum(weight.elements for weight in weights), sum(weight.n_bytes for weight in weights),
+        str(source),
+        path,
+        kind,
+        tuple(dict.fromkeys(weight.file for weight in weights)),
+        len(weights),
+        sum(weight.elements for weight in weights),
+        sum(weight.n_bytes for weight in weights),
         tuple(_sorted(rows, sort)),
-    )  # fmt: skip
+    )
 
 
 def _open(source: str | Path, revision: str | None) -> tuple[Path, str, list[Weight]]:
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise ModelError(f"`{path}` is no safetensors file", "name one, or the folder of a model")
+            raise ModelError(
+                f"`{path}` is no safetensors file", "name one, or the folder of a model"
+            )
         return path, "file", weights_of(stored_tensors(path), _config(path.parent))
     folder = locate_folder(path if path.is_dir() else source, revision)
     files = tensor_files(folder)
     if not files:
-        raise ModelError(f"`{folder}` has no safetensors weights", "name the folder of a model or an adapter")
+        raise ModelError(
+            f"`{folder}` has no safetensors weights", "name the folder of a model or an adapter"
+        )
     config = _config(folder)
     kind = "adapter" if (folder / ADAPTER_CONFIG).is_file() and not config else "model"
     kind = "checkpoint" if (folder / "state.json").is_file() else kind
-    return folder, kind, weights_of([stored for file in files for stored in stored_tensors(file)], config)
+    return (
+        folder,
+        kind,
+        weights_of([stored for file in files for stored in stored_tensors(file)], config),
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -131,7 +148,9 @@ def stats_of(weight: Weight) -> TensorStats:
             zeros, finite = zeros + int((piece == 0).sum()), finite + piece.size
     if not finite:
         return TensorStats(math.nan, math.nan, math.nan, math.nan, zeros, nan, inf)
-    return TensorStats(least, most, math.sqrt(squares / finite), math.sqrt(squares), zeros, nan, inf)
+    return TensorStats(
+        least, most, math.sqrt(squares / finite), math.sqrt(squares), zeros, nan, inf
+    )
 
 
 def _sorted(rows: Sequence[TensorRow], sort: str | None) -> list[TensorRow]:

@@ -1,8 +1,7 @@
 """Load a model and its tokenizer from whatever the user named. See `sources` for what that may be.
 
-mlx-lm builds the model; before it does, every file is checked, and RoPE settings are put where mlx-lm looks for them.
-Loading is data only and leaves MLX's random generator as it was.
-"""
+mlx-lm builds the model; before it does, every file is checked, and RoPE settings are put where
+mlx-lm looks for them. Loading is data only and leaves MLX's random generator as it was."""
 
 from __future__ import annotations
 
@@ -49,23 +48,33 @@ def load_model(
 ) -> tuple[nn.Module, Any]:
     """The model, in eval mode, and its tokenizer.
 
-    `source`: a model folder, a run (its best checkpoint, else the latest), a checkpoint, an adapter (its base is found
-    from its config) or a hub id; a LoadConfig says all at once and stands alone. `lora` puts new adapters on, or goes
-    on with those that `source` has when they agree. `dtype` "auto": float32 on a CPU, bfloat16 on a GPU; adapters are
-    float32 always. `implementation` "auto": chuk's own where MLX-LM's would compute something else than the config
-    says (see `architectures`). Raises ModelError for what cannot be read, ConfigError for settings that cannot be.
+    `source`: a model folder, a run (its best checkpoint, else the latest), a checkpoint, an adapter
+    (its base is found from its config) or a hub id; a LoadConfig says all at once and stands alone.
+    `lora` puts new adapters on, or goes on with those that `source` has when they agree. `dtype`
+    "auto": float32 on a CPU, bfloat16 on a GPU; adapters are float32 always. `implementation`
+    "auto": chuk's own where MLX-LM's would compute something else than the config says (see
+    `architectures`). Raises ModelError for what cannot be read, ConfigError for settings that
+    cannot be.
 
-    On a CPU chuk computes without `mx.compile` and leaves yours on: `runtime.prepare(compile=False)` switches it off
-    for the calls of the model that are your own.
+    On a CPU chuk computes without `mx.compile` and leaves yours on:
+    `runtime.prepare(compile=False)` switches it off for the calls of the model that are your own.
     """
     given = LoadConfig(
-        str(source), use_lora=lora is not None, lora_config=lora or LoRAConfig(), local_only=local_only,
-        adapter=None if adapter is None else str(adapter), dtype=dtype, implementation=implementation,
-        revision=revision, seed=seed,
-    )  # fmt: skip
+        str(source),
+        use_lora=lora is not None,
+        lora_config=lora or LoRAConfig(),
+        local_only=local_only,
+        adapter=None if adapter is None else str(adapter),
+        dtype=dtype,
+        implementation=implementation,
+        revision=revision,
+        seed=seed,
+    )
     if isinstance(source, LoadConfig):
         if replace(given, model_name="") != LoadConfig(""):
-            raise ConfigError("a LoadConfig stands alone", "put lora, adapter, dtype and the rest into it")
+            raise ConfigError(
+                "a LoadConfig stands alone", "put lora, adapter, dtype and the rest into it"
+            )
         given = source
     with uncompiled():
         return _load(replace(given, load_weights=False) if _random_weights.get() else given)
@@ -80,16 +89,19 @@ def open_model(
     implementation: Implementation = "auto",
     trusted: bool = False,
 ) -> nn.Module:
-    """The model as `load_model` makes it, but with every weight in its stored type and not read yet: an array is read
-    when it is computed with. For commands that write a model tensor by tensor. `trusted`: checksums are not compared.
-    Raises as `load_model` does."""
+    """The model as `load_model` makes it, but with every weight in its stored type and not read
+    yet: an array is read when it is computed with. For commands that write a model tensor by
+    tensor. `trusted`: checksums are not compared. Raises as `load_model` does."""
     from chuk_lib.runtime import prepare
 
     prepare()
     asked = LoadConfig(
-        str(source), adapter=None if adapter is None else str(adapter), revision=revision, local_only=local_only,
+        str(source),
+        adapter=None if adapter is None else str(adapter),
+        revision=revision,
+        local_only=local_only,
         implementation=implementation,
-    )  # fmt: skip
+    )
     with uncompiled():
         found = _found(asked, trusted)
         return _opened(found, asked, _parts(found, asked), lazy=True)
@@ -113,7 +125,9 @@ def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
     from chuk_lib.runtime import prepare
 
     if asked.dtype not in ("auto", *_DTYPES):
-        raise ConfigError(f"`dtype` should be one of auto, {', '.join(_DTYPES)}, not `{asked.dtype}`")
+        raise ConfigError(
+            f"`dtype` should be one of auto, {', '.join(_DTYPES)}, not `{asked.dtype}`"
+        )
     prepare()
     found = _found(asked)
     parts = _parts(found, asked)
@@ -122,8 +136,17 @@ def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
 
 
 def _found(asked: LoadConfig, trusted: bool = False) -> Located:
-    found = locate(asked.model_name, adapter=asked.adapter, revision=asked.revision, local_only=asked.local_only)
-    for folder in set() if trusted or not asked.load_weights else {found.folder, found.adapter_folder or found.folder}:
+    found = locate(
+        asked.model_name,
+        adapter=asked.adapter,
+        revision=asked.revision,
+        local_only=asked.local_only,
+    )
+    for folder in (
+        set()
+        if trusted or not asked.load_weights
+        else {found.folder, found.adapter_folder or found.folder}
+    ):
         check_weights(folder)
     return found
 
@@ -144,7 +167,9 @@ class _Parts(NamedTuple):
 def _parts(found: Located, asked: LoadConfig) -> _Parts:
     config = read_config(found.folder)
     adapter = read_adapter(found.adapter_folder) if found.adapter_folder is not None else None
-    untied = config | {"tie_word_embeddings": False} if adapter is not None and adapter.untie else config
+    untied = (
+        config | {"tie_word_embeddings": False} if adapter is not None and adapter.untie else config
+    )
     return _Parts(config, classes_for(found.folder, untied, asked.implementation), adapter)
 
 
@@ -154,7 +179,9 @@ def _opened(found: Located, asked: LoadConfig, parts: _Parts, *, lazy: bool) -> 
     four_bit = asked.use_4bit or _was_quantized_on_load(found)
     with untouched_random_state():
         mx.random.seed(asked.seed)
-        model, config = build(found.folder, parts.config, parts.classes, asked.load_weights, parts.untie)
+        model, config = build(
+            found.folder, parts.config, parts.classes, asked.load_weights, parts.untie
+        )
         if not lazy:
             dtype = default_dtype(False) if asked.dtype == "auto" else _DTYPES[asked.dtype]
             model.update(cast_floating(model, model.parameters(), dtype))
@@ -163,7 +190,10 @@ def _opened(found: Located, asked: LoadConfig, parts: _Parts, *, lazy: bool) -> 
         if not lazy:
             mx.eval(model.parameters())
             _check_numbers(found.folder, model)
-    untied = config.get("tie_word_embeddings") is False and parts.config.get("tie_word_embeddings") is not False
+    untied = (
+        config.get("tie_word_embeddings") is False
+        and parts.config.get("tie_word_embeddings") is not False
+    )
     remember(model, replace(_provenance(found, config, asked, four_bit), untied=untied))
     wanted = asked.lora_config if asked.use_lora else None
     if parts.adapter is not None:
@@ -175,8 +205,8 @@ def _opened(found: Located, asked: LoadConfig, parts: _Parts, *, lazy: bool) -> 
 
 
 def _check_numbers(folder: Path, model: nn.Module) -> None:
-    """Raise ModelError when a weight is NaN or infinite. A sum tells, at the price of one look at the weights; where a
-    sum is not finite (float16 overflows) each number is looked at."""
+    """Raise ModelError when a weight is NaN or infinite. A sum tells, at the price of one look at
+    the weights; where a sum is not finite (float16 overflows) each number is looked at."""
     floats = [(name, value) for name, value in tree_flatten(model.parameters()) if _is_float(value)]
     if not floats:
         return
@@ -184,7 +214,8 @@ def _check_numbers(folder: Path, model: nn.Module) -> None:
     for (name, value), total in zip(floats, sums, strict=True):
         if not np.isfinite(total) and not mx.isfinite(value).all().item():
             raise ModelError(
-                f"`{folder}`: the weight `{name}` holds NaN or infinity: every answer would be meaningless",
+                f"`{folder}`: the weight `{name}` holds NaN or infinity: every answer would be"
+                " meaningless",
                 f"fetch or train it again; `chuk model verify {folder}` looks at every tensor",
             )
 
@@ -202,22 +233,35 @@ def _provenance(found: Located, config: Config, asked: LoadConfig, four_bit: boo
     if window is not None and window < (config.get("max_position_embeddings") or window + 1):
         notes += (f"texts can have up to {window:,} tokens: {window_words(window)}",)
     return Provenance(
-        found.source, found.base, found.folder, config, revision=found.revision, dtype=asked.dtype,
-        quantized_on_load=four_bit, notes=notes,
-    )  # fmt: skip
+        found.source,
+        found.base,
+        found.folder,
+        config,
+        revision=found.revision,
+        dtype=asked.dtype,
+        quantized_on_load=four_bit,
+        notes=notes,
+    )
 
 
 def _was_quantized_on_load(found: Located) -> bool:
     if found.adapter_folder is None:
         return False
-    return bool(base_record(read_json(found.adapter_folder / ADAPTER_CONFIG)).get("quantized_on_load"))
+    return bool(
+        base_record(read_json(found.adapter_folder / ADAPTER_CONFIG)).get("quantized_on_load")
+    )
 
 
 def _quantize(model: nn.Module, config: Config) -> dict[str, Any]:
-    """Quantize linear layers and embeddings to 4 bits, in groups of 64, or 32 where 64 does not divide them."""
+    """Quantize linear layers and embeddings to 4 bits, in groups of 64, or 32 where 64 does not
+    divide them."""
     if config.get("quantization") or config.get("quantization_config"):
         raise ConfigError("the model is quantized already", "leave out load_in_4bit")
-    layers = [module for module in model.modules() if hasattr(module, "to_quantized") and "weight" in module]
+    layers = [
+        module
+        for module in model.modules()
+        if hasattr(module, "to_quantized") and "weight" in module
+    ]
     widths = {module.weight.shape[-1] for module in layers}
     group = 64 if all(width % 64 == 0 for width in widths) else 32
     accepts = getattr(model, "quant_predicate", None) or (lambda path, module: True)

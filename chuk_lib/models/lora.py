@@ -1,9 +1,10 @@
-"""Low-rank adapters on a model: LoRA, rsLoRA, DoRA, and on quantized bases QLoRA, with mlx-lm's layers.
+"""Low-rank adapters on a model: LoRA, rsLoRA, DoRA, and on quantized bases QLoRA, with mlx-lm's
+layers.
 
-W' = W + scale·(A·B)ᵀ with A (in, rank) from U(-1/√in, 1/√in) and B (rank, out) zero, so a new adapter changes nothing.
-PEFT's numbers: scale = alpha/rank (alpha/√rank with rsLoRA); mlx-lm's own default scale of 20 is never used. Every A
-is drawn from (seed, path), so the same module gets the same A whatever else is adapted. Adapters are float32.
-"""
+W' = W + scale·(A·B)ᵀ with A (in, rank) from U(-1/√in, 1/√in) and B (rank, out) zero, so a new
+adapter changes nothing. PEFT's numbers: scale = alpha/rank (alpha/√rank with rsLoRA); mlx-lm's own
+default scale of 20 is never used. Every A is drawn from (seed, path), so the same module gets the
+same A whatever else is adapted. Adapters are float32."""
 
 from __future__ import annotations
 
@@ -64,11 +65,13 @@ class Trained:
 def apply_lora(model: nn.Module, config: LoRAConfig, seed: int = 0) -> list[str]:
     """Put new adapters on a model, freeze all else, and return the paths adapted.
 
-    Raises ConfigError for targets that do not exist, too many layers, bad numbers, or a model that has adapters.
-    """
+    Raises ConfigError for targets that do not exist, too many layers, bad numbers, or a model that
+    has adapters."""
     _check_numbers(config)
     if adapters_of(model):
-        raise ConfigError("the model has adapters already", "train those, or merge them first with fuse(model)")
+        raise ConfigError(
+            "the model has adapters already", "train those, or merge them first with fuse(model)"
+        )
     paths = resolve_targets(model, config.targets, config.num_layers)
     spec = AdapterSpec(config.rank, config.scale, config.dropout, config.use_dora)
     add_adapters(model, dict.fromkeys(paths, spec), seed)
@@ -101,7 +104,9 @@ def add_adapters(model: nn.Module, specs: Mapping[str, AdapterSpec], seed: int =
     """Wrap the modules at these paths. Raises ConfigError when one cannot take the adapter."""
     modules = adaptable(model)
     with untouched_random_state():
-        layers = {path: _new_adapter(path, modules[path], spec, seed) for path, spec in specs.items()}
+        layers = {
+            path: _new_adapter(path, modules[path], spec, seed) for path, spec in specs.items()
+        }
     replace_layers(model, layers)
     mx.eval([layer[leaf] for layer in layers.values() for leaf in ADAPTER_LEAVES if leaf in layer])
 
@@ -125,7 +130,9 @@ def _wrapped(path: str, base: nn.Module, spec: AdapterSpec) -> Any:
     is_linear = isinstance(base, nn.Linear | nn.QuantizedLinear)
     if spec.dora and not is_linear:
         kind = type(base).__name__
-        raise ConfigError(f"DoRA works on linear layers only, `{path}` is {kind}", "leave it out of the targets")
+        raise ConfigError(
+            f"DoRA works on linear layers only, `{path}` is {kind}", "leave it out of the targets"
+        )
     if not spec.dora and hasattr(base, "to_lora"):
         return base.to_lora(r=spec.rank, scale=spec.scale, dropout=0.0)
     if is_linear:
@@ -142,16 +149,20 @@ def _wrapped(path: str, base: nn.Module, spec: AdapterSpec) -> Any:
 def _in_input_dtype(plain: Any) -> Any:
     """mlx-lm's LoRALinear with its two small products in the type of the input.
 
-    The adapter itself stays float32. mlx-lm multiplies float32 with bfloat16, which turns every input into a float32
-    copy; mixed precision computes in the lower type, as PyTorch's autocast does.
-    """
+    The adapter itself stays float32. mlx-lm multiplies float32 with bfloat16, which turns every
+    input into a float32 copy; mixed precision computes in the lower type, as PyTorch's autocast
+    does."""
 
     def call(self: Any, x: mx.array) -> mx.array:
         down, up = self.lora_a.astype(x.dtype), self.lora_b.astype(x.dtype)
         change = self.scale * ((self.dropout(x) @ down) @ up)
         return cast(mx.array, self.linear(x) + change.astype(x.dtype))
 
-    return type(plain.__name__, (plain,), {"__call__": call, "__doc__": plain.__doc__, "__module__": plain.__module__})
+    return type(
+        plain.__name__,
+        (plain,),
+        {"__call__": call, "__doc__": plain.__doc__, "__module__": plain.__module__},
+    )
 
 
 def input_width(linear: Any) -> int:
@@ -168,12 +179,12 @@ def _key(seed: int, path: str) -> mx.array:
 
 
 def set_trainable(model: nn.Module, lora: bool, num_layers: int | None = None) -> Trained:
-    """Decide what is trained: adapters alone, or without `lora` every parameter (embeddings, norms and head too).
+    """Decide what is trained: adapters alone, or without `lora` every parameter (embeddings, norms
+    and head too).
 
-    With `num_layers` only the last N blocks are. Full training of a model loaded with dtype "auto" turns what is
-    trained to the runtime's dtype for trained weights. Raises ConfigError when that cannot be: no adapters, a
-    quantized base, fewer blocks.
-    """
+    With `num_layers` only the last N blocks are. Full training of a model loaded with dtype "auto"
+    turns what is trained to the runtime's dtype for trained weights. Raises ConfigError when that
+    cannot be: no adapters, a quantized base, fewer blocks."""
     model.freeze()
     if lora:
         what = _unfreeze_adapters(model, num_layers)
@@ -185,7 +196,8 @@ def set_trainable(model: nn.Module, lora: bool, num_layers: int | None = None) -
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Numbers in all parameters of a model, and in those that are trained. What stands in two places counts once."""
+    """Numbers in all parameters of a model, and in those that are trained. What stands in two
+    places counts once."""
     every, trained = (
         sum({id(leaf): leaf.size for _, leaf in tree_flatten(tree)}.values())
         for tree in (model.parameters(), model.trainable_parameters())
@@ -206,9 +218,14 @@ def _unfreeze_adapters(model: nn.Module, num_layers: int | None) -> str:
 
 def _unfreeze_weights(model: nn.Module, num_layers: int | None) -> str:
     if adapters_of(model):
-        raise ConfigError("the model has adapters, its full weights cannot be trained", "merge them first: fuse(model)")
+        raise ConfigError(
+            "the model has adapters, its full weights cannot be trained",
+            "merge them first: fuse(model)",
+        )
     if any(is_packed(module) for module in model.modules()):
-        raise ConfigError("a quantized model cannot be trained in full", "train adapters, or take the float model")
+        raise ConfigError(
+            "a quantized model cannot be trained in full", "train adapters, or take the float model"
+        )
     if num_layers is None:
         model.unfreeze()
         return "all weights"
@@ -227,7 +244,8 @@ def _widen(model: nn.Module) -> None:
 
 
 def cast_floating(model: nn.Module, parameters: Any, dtype: mx.Dtype) -> Any:
-    """A parameter tree with its floating-point arrays in `dtype`, but for those that the family keeps as they are."""
+    """A parameter tree with its floating-point arrays in `dtype`, but for those that the family
+    keeps as they are."""
     may_cast = getattr(model, "cast_predicate", lambda path: True)
 
     def cast(path: str, value: mx.array) -> mx.array:
@@ -239,13 +257,16 @@ def cast_floating(model: nn.Module, parameters: Any, dtype: mx.Dtype) -> Any:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
-    """The base model, for as long as the `with` block lasts: policy and reference from one copy of the weights.
+    """The base model, for as long as the `with` block lasts: policy and reference from one copy of
+    the weights.
 
     Raises ModelError when there are no adapters, for then the reference would be the policy itself.
     """
     adapters = adapters_of(model)
     if not adapters:
-        raise ModelError("the model has no adapters to switch off", "a full model needs a second copy")
+        raise ModelError(
+            "the model has no adapters to switch off", "a full model needs a second copy"
+        )
     replace_layers(model, {path: base_layer(layer) for path, layer in adapters.items()})
     try:
         yield model
@@ -256,13 +277,16 @@ def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
 def fuse(model: nn.Module, requantize: bool = False) -> nn.Module:
     """Merge the adapters into the weights, in place; the model is a plain one afterwards.
 
-    A quantized base becomes float everywhere, so that nothing of the adapter is rounded away; with `requantize` the
-    merged layers are quantized again with the base's own settings. Raises ModelError without adapters.
-    """
+    A quantized base becomes float everywhere, so that nothing of the adapter is rounded away; with
+    `requantize` the merged layers are quantized again with the base's own settings. Raises
+    ModelError without adapters."""
     adapters = adapters_of(model)
     if not adapters:
         raise ModelError("the model has no adapters to merge", "load it with its adapter first")
-    packings = {path: packing_of(base_layer(layer)) if requantize else None for path, layer in adapters.items()}
+    packings = {
+        path: packing_of(base_layer(layer)) if requantize else None
+        for path, layer in adapters.items()
+    }
     replace_layers(model, {path: merged(layer, packings[path]) for path, layer in adapters.items()})
     found = find_provenance(model)
     changes: dict[str, Any] = {"lora": None, "adapter_folder": None}
@@ -279,14 +303,17 @@ def fuse(model: nn.Module, requantize: bool = False) -> nn.Module:
 
 def merged_weight(layer: Any) -> mx.array:
     """The weight of an adapter's layer with the adapter in it, in float32; lazily computed."""
-    full: mx.array = float_weight(base_layer(layer)).astype(mx.float32) + layer.scale * _product(layer)
+    full: mx.array = float_weight(base_layer(layer)).astype(mx.float32) + layer.scale * _product(
+        layer
+    )
     if "m" in layer:
         full = full * (layer.m / mx.linalg.norm(full, axis=1))[:, None]
     return full
 
 
 def _product(layer: Any) -> mx.array:
-    """A·B in the shape of the weight: linear (out, in), experts (E, out, in), embedding (V, dim)."""
+    """A·B in the shape of the weight: linear (out, in), experts (E, out, in), embedding (V,
+    dim)."""
     if layer.lora_a.ndim == 3:
         return cast(mx.array, layer.lora_b @ layer.lora_a)
     product = layer.lora_a @ layer.lora_b
@@ -294,8 +321,10 @@ def _product(layer: Any) -> mx.array:
 
 
 def merged(layer: Any, packing: Packing | None = None, dtype: mx.Dtype | None = None) -> nn.Module:
-    """The plain layer that computes what an adapter and its base do: merged in float32, then in `dtype` (unset: the
-    base's), and packed when a packing is given."""
+    """The plain layer that computes what an adapter and its base do: merged in float32, then in
+    `dtype` (unset: the base's), and packed when a packing is given."""
     base = base_layer(layer)
-    plain: nn.Module = with_weight(base, merged_weight(layer).astype(dtype or float_weight(base).dtype))
+    plain: nn.Module = with_weight(
+        base, merged_weight(layer).astype(dtype or float_weight(base).dtype)
+    )
     return plain if packing is None else cast(nn.Module, packed(plain, packing))

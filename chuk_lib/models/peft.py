@@ -1,9 +1,9 @@
 """PEFT's form of an adapter folder, read and written.
 
-`base_model.model.P.lora_A.weight` is A (r, in), `lora_B.weight` B (out, r); the scale is alpha/r, alpha/√r with rsLoRA,
-where alpha and r may depend on the module (`alpha_pattern`, `rank_pattern`). MLX layers have one scale: where PEFT's
-differ, B is multiplied by what is left. What MLX layers cannot carry becomes changed weights (see `changes`).
-"""
+`base_model.model.P.lora_A.weight` is A (r, in), `lora_B.weight` B (out, r); the scale is alpha/r,
+alpha/√r with rsLoRA, where alpha and r may depend on the module (`alpha_pattern`, `rank_pattern`).
+MLX layers have one scale: where PEFT's differ, B is multiplied by what is left. What MLX layers
+cannot carry becomes changed weights (see `changes`)."""
 
 from __future__ import annotations
 
@@ -29,23 +29,57 @@ from chuk_lib.utils.paths import make_folder
 PEFT_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _LEAVES = {
-    "lora_A.weight": "a", "lora_B.weight": "b", "lora_embedding_A": "a", "lora_embedding_B": "b",
-    "lora_B.bias": "bias", "lora_magnitude_vector.weight": "m", "lora_magnitude_vector": "m",
+    "lora_A.weight": "a",
+    "lora_B.weight": "b",
+    "lora_embedding_A": "a",
+    "lora_embedding_B": "b",
+    "lora_B.bias": "bias",
+    "lora_magnitude_vector.weight": "m",
+    "lora_magnitude_vector": "m",
     "token_adapter.trainable_tokens_delta": "rows",
-}  # fmt: skip
+}
 _READ = (
-    "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias",
-    "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters", "init_lora_weights",
-    "fan_in_fan_out", "ensure_weight_tying",
-)  # fmt: skip
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "bias",
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "init_lora_weights",
+    "fan_in_fan_out",
+    "ensure_weight_tying",
+)
 _HARMLESS = (
-    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_config", "megatron_core",
-    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "qalora_group_size",
-)  # fmt: skip
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "megatron_config",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "runtime_config",
+    "qalora_group_size",
+)
 """Settings that say how an adapter was made or where it goes, which its tensors say too."""
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Ways to begin that leave the base weights as they are; others (pissa, olora, corda, loftq …) change them."""
+"""Ways to begin that leave the base weights as they are; others (pissa, olora, corda, loftq …)
+change them."""
 
 
 @dataclass
@@ -65,9 +99,15 @@ def read_peft(folder: Path, config: Mapping[str, Any], stored: Mapping[str, mx.a
     """
     _refuse(folder, config)
     modules, experts, copies, weights = _sorted_tensors(folder, config, stored)
-    scales = {path: scale_of(config, path, part) for path, part in modules.items() if "a" in part.parts}
+    scales = {
+        path: scale_of(config, path, part) for path, part in modules.items() if "a" in part.parts
+    }
     lora = _settings(config, modules)
-    specs, tensors, changes = {}, dict[str, mx.array](), Changes(copies=copies, weights=weights, experts=experts)
+    specs, tensors, changes = (
+        {},
+        dict[str, mx.array](),
+        Changes(copies=copies, weights=weights, experts=experts),
+    )
     for path in sorted(modules, key=natural):
         parts = modules[path].parts
         if "rows" in parts:
@@ -84,7 +124,9 @@ def read_peft(folder: Path, config: Mapping[str, Any], stored: Mapping[str, mx.a
             continue
         specs[path] = AdapterSpec(parts["a"].shape[0], lora.scale, lora.dropout, "m" in parts)
         tensors[f"{path}.lora_a"] = parts["a"].T
-        tensors[f"{path}.lora_b"] = parts["b"].T if scale == lora.scale else (scale / lora.scale) * parts["b"].T
+        tensors[f"{path}.lora_b"] = (
+            parts["b"].T if scale == lora.scale else (scale / lora.scale) * parts["b"].T
+        )
         if "m" in parts:
             tensors[f"{path}.m"] = parts["m"].reshape(-1)
     return lora, specs, tensors, changes
@@ -92,31 +134,45 @@ def read_peft(folder: Path, config: Mapping[str, Any], stored: Mapping[str, mx.a
 
 def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
-        raise ModelError(f"adapter `{folder}` is of type `{config.get('peft_type')}`", "chuk reads PEFT's LORA")
+        raise ModelError(
+            f"adapter `{folder}` is of type `{config.get('peft_type')}`", "chuk reads PEFT's LORA"
+        )
     known = {*_READ, *_HARMLESS}
-    odd = [name for name, value in config.items() if name not in known and value not in (None, False, [], {}, "")]
+    odd = [
+        name
+        for name, value in config.items()
+        if name not in known and value not in (None, False, [], {}, "")
+    ]
     init = config.get("init_lora_weights", True)
     if init not in _PLAIN_INITS:
         odd.append(f"init_lora_weights {init}, which changes the base weights")
     if odd:
         raise ModelError(
             f"adapter `{folder}` uses {', '.join(odd)}: chuk cannot apply that",
-            "merge it with PEFT, unless it is on a tied embedding or head, which PEFT merges wrongly",
+            "merge it with PEFT, unless it is on a tied embedding or head, which PEFT merges"
+            " wrongly",
         )
 
 
 def _settings(config: Mapping[str, Any], modules: Mapping[str, _Module]) -> LoRAConfig:
-    targets = tuple(sorted({path.rsplit(".", 1)[-1] for path, part in modules.items() if "a" in part.parts}))
+    targets = tuple(
+        sorted({path.rsplit(".", 1)[-1] for path, part in modules.items() if "a" in part.parts})
+    )
     return LoRAConfig(
-        int(config["r"]), float(config["lora_alpha"]), float(config.get("lora_dropout") or 0.0), targets,
-        use_rslora=bool(config.get("use_rslora")), use_dora=bool(config.get("use_dora")),
-    )  # fmt: skip
+        int(config["r"]),
+        float(config["lora_alpha"]),
+        float(config.get("lora_dropout") or 0.0),
+        targets,
+        use_rslora=bool(config.get("use_rslora")),
+        use_dora=bool(config.get("use_dora")),
+    )
 
 
 def _sorted_tensors(
     folder: Path, config: Mapping[str, Any], stored: Mapping[str, mx.array]
 ) -> tuple[dict[str, _Module], dict[str, list[Factors]], dict[str, mx.array], dict[str, mx.array]]:
-    """Tensors of a file by what they are: parts of modules, factors of experts, base weights, trained weights."""
+    """Tensors of a file by what they are: parts of modules, factors of experts, base weights,
+    trained weights."""
     modules: dict[str, _Module] = {}
     copies, weights = dict[str, mx.array](), dict[str, mx.array]()
     for name, value in stored.items():
@@ -128,13 +184,21 @@ def _sorted_tensors(
         elif inner.endswith(".base_layer.weight"):
             copies[inner.replace(".base_layer.", ".")] = value
         elif "lora_" in inner or not inner.endswith((".weight", ".bias")):
-            raise ModelError(f"adapter `{folder}` holds `{name}`, which chuk cannot apply", "save it with PEFT again")
-        elif inner.endswith(tuple(f"{end}.weight" for end in ENDS)) and not config.get("modules_to_save"):
+            raise ModelError(
+                f"adapter `{folder}` holds `{name}`, which chuk cannot apply",
+                "save it with PEFT again",
+            )
+        elif inner.endswith(tuple(f"{end}.weight" for end in ENDS)) and not config.get(
+            "modules_to_save"
+        ):
             copies[inner] = value  # the embeddings of a vocabulary that grew
         else:
             weights[inner.replace(".base_layer.", ".")] = value
     if config.get("fan_in_fan_out") and any(value.ndim > 1 for value in weights.values()):
-        raise ModelError(f"adapter `{folder}` has trained copies of transposed weights", "merge it with PEFT first")
+        raise ModelError(
+            f"adapter `{folder}` has trained copies of transposed weights",
+            "merge it with PEFT first",
+        )
     named = config.get("target_parameters") or ()
     experts = {path for path in modules if named and re.search(r"\.experts(\.base_layer)*$", path)}
     grouped: dict[str, list[Factors]] = {}
@@ -165,20 +229,26 @@ def _token_ids(folder: Path, config: Mapping[str, Any], path: str) -> list[int]:
     """The tokens whose rows a module's `trainable_tokens_delta` holds."""
     given = config.get("trainable_token_indices")
     if isinstance(given, dict):
-        given = next((ids for name, ids in given.items() if path == name or path.endswith(f".{name}")), None)
+        given = next(
+            (ids for name, ids in given.items() if path == name or path.endswith(f".{name}")), None
+        )
     if not isinstance(given, list) or not all(type(token) is int for token in given):
         raise _damaged(f"`{folder / ADAPTER_CONFIG}` does not say which tokens' rows `{path}` has")
     return given
 
 
 def expert_adapters(
-    model: nn.Module, config: Mapping[str, Any], experts: Mapping[str, list[Factors]], lora: LoRAConfig
+    model: nn.Module,
+    config: Mapping[str, Any],
+    experts: Mapping[str, list[Factors]],
+    lora: LoRAConfig,
 ) -> tuple[dict[str, AdapterSpec], dict[str, mx.array]]:
-    """Specs and tensors of MLX's expert layers for PEFT's `target_parameters`, told apart by their shapes.
+    """Specs and tensors of MLX's expert layers for PEFT's `target_parameters`, told apart by their
+    shapes.
 
-    PEFT keeps gate and up in one tensor of (experts, 2·inner, hidden), and the factors of all experts in one A
-    (r·experts, in) and one B (out, r·experts). Raises ModelError when the model has no such experts.
-    """
+    PEFT keeps gate and up in one tensor of (experts, 2·inner, hidden), and the factors of all
+    experts in one A (r·experts, in) and one B (out, r·experts). Raises ModelError when the model
+    has no such experts."""
     specs, tensors = {}, dict[str, mx.array]()
     modules = dict(model.named_modules())
     for path, factors in experts.items():
@@ -209,7 +279,8 @@ def _switch_layers(modules: Mapping[str, Any], path: str) -> dict[str, Any]:
     }
     if not {"gate_proj", "up_proj", "down_proj"} <= found.keys():
         raise ModelError(
-            f"the adapter is on experts, `{path}`, that the model does not have", "name the right base model"
+            f"the adapter is on experts, `{path}`, that the model does not have",
+            "name the right base model",
         )
     return found
 
@@ -223,7 +294,8 @@ def _targeted(inside: Mapping[str, Any], one: Factors, path: str) -> list[str]:
     if (outputs, inputs) == sizes["down_proj"]:
         return ["down_proj"]
     raise ModelError(
-        f"the adapter's experts `{path}` are {outputs} x {inputs}, which no layer of the model's experts is",
+        f"the adapter's experts `{path}` are {outputs} x {inputs}, which no layer of the model's"
+        " experts is",
         "load it on the model it was trained on",
     )
 
@@ -233,16 +305,18 @@ def _damaged(message: str) -> ModelError:
 
 
 def save_peft_adapter(model: nn.Module, folder: Path) -> None:
-    """Write the adapters and the weights changed with them as PEFT reads them, for a model whose module names are
-    Hugging Face's.
+    """Write the adapters and the weights changed with them as PEFT reads them, for a model whose
+    module names are Hugging Face's.
 
-    Raises ModelError without adapters, for adapted experts, and for DoRA on part of the modules only.
-    """
+    Raises ModelError without adapters, for adapted experts, and for DoRA on part of the modules
+    only."""
     layers, found = adapters_of(model), provenance_of(model)
     if not layers or found.lora is None:
         raise ModelError("the model has no adapters to save")
     if len({"m" in layer for layer in layers.values()}) > 1:
-        raise ModelError("PEFT has DoRA on all modules or on none", "use save_pretrained, or merge it with fuse")
+        raise ModelError(
+            "PEFT has DoRA on all modules or on none", "use save_pretrained, or merge it with fuse"
+        )
     tied = _tied_head(model, layers)
     tensors = dict[str, mx.array]()
     for path, layer in layers.items():
@@ -250,8 +324,9 @@ def save_peft_adapter(model: nn.Module, folder: Path) -> None:
     if tied:
         embedding = layers[tied]
         tensors |= {
-            f"{_PREFIX}lm_head.lora_A.weight": embedding.lora_b, f"{_PREFIX}lm_head.lora_B.weight": embedding.lora_a,
-        }  # fmt: skip
+            f"{_PREFIX}lm_head.lora_A.weight": embedding.lora_b,
+            f"{_PREFIX}lm_head.lora_B.weight": embedding.lora_a,
+        }
     changed = _on_both_sides(model, changed_tensors(model))
     biases = {name: changed.pop(name) for name in new_biases(model)}
     tensors |= {f"{_PREFIX}{_peft_place(name, layers)}": value for name, value in changed.items()}
@@ -260,35 +335,52 @@ def save_peft_adapter(model: nn.Module, folder: Path) -> None:
     make_folder(folder)
     write_safetensors(folder / PEFT_WEIGHTS, planned(tensors))
     write_json(
-        folder / ADAPTER_CONFIG, _peft_config(found, found.lora, layers, changed, tied) | {"lora_bias": bool(biases)}
+        folder / ADAPTER_CONFIG,
+        _peft_config(found, found.lora, layers, changed, tied) | {"lora_bias": bool(biases)},
     )
 
 
 def _tied_head(model: nn.Module, layers: Mapping[str, Any]) -> str:
-    """The adapted embedding whose matrix is the head too, if there is one: MLX adapts both sides with it."""
+    """The adapted embedding whose matrix is the head too, if there is one: MLX adapts both sides
+    with it."""
     path = next((path for path, layer in layers.items() if "embedding" in layer), "")
     return path if path and "lm_head" not in model else ""
 
 
 def _on_both_sides(model: nn.Module, changed: dict[str, mx.array]) -> dict[str, mx.array]:
-    """With the head of a tied model beside its changed embeddings: PEFT's copies of modules are not tied."""
-    ends = [value for name, value in changed.items() if name.removesuffix(".weight").endswith(ENDS[:3])]
+    """With the head of a tied model beside its changed embeddings: PEFT's copies of modules are not
+    tied."""
+    ends = [
+        value for name, value in changed.items() if name.removesuffix(".weight").endswith(ENDS[:3])
+    ]
     return changed | {"lm_head.weight": ends[0]} if ends and "lm_head" not in model else changed
 
 
-def _beside_b(biases: Mapping[str, mx.array], layers: Mapping[str, Any]) -> Iterable[tuple[str, mx.array]]:
+def _beside_b(
+    biases: Mapping[str, mx.array], layers: Mapping[str, Any]
+) -> Iterable[tuple[str, mx.array]]:
     """Biases that the base does not have: PEFT adds them with B, times the scale."""
     for name, value in biases.items():
         path = name.removesuffix(".bias")
         if path not in layers or "m" in layers[path]:
-            raise ModelError(f"`{name}` cannot be written in PEFT's form", "use save_pretrained, or merge it with fuse")
+            raise ModelError(
+                f"`{name}` cannot be written in PEFT's form",
+                "use save_pretrained, or merge it with fuse",
+            )
         yield f"{path}.lora_B.bias", value / layers[path].scale
 
 
 def _peft_tensors(path: str, layer: Any) -> Iterable[tuple[str, mx.array]]:
     if layer.lora_a.ndim != 2:
-        raise ModelError(f"`{path}` cannot be written in PEFT's form", "use save_pretrained, or merge it with fuse")
-    names = ("lora_embedding_A", "lora_embedding_B") if "embedding" in layer else ("lora_A.weight", "lora_B.weight")
+        raise ModelError(
+            f"`{path}` cannot be written in PEFT's form",
+            "use save_pretrained, or merge it with fuse",
+        )
+    names = (
+        ("lora_embedding_A", "lora_embedding_B")
+        if "embedding" in layer
+        else ("lora_A.weight", "lora_B.weight")
+    )
     yield names[0], layer.lora_a.T
     yield names[1], layer.lora_b.T
     if "m" in layer:
@@ -302,7 +394,11 @@ def _peft_place(name: str, layers: Mapping[str, Any]) -> str:
 
 
 def _peft_config(
-    found: Provenance, lora: LoRAConfig, layers: Mapping[str, Any], changed: Iterable[str], tied: str
+    found: Provenance,
+    lora: LoRAConfig,
+    layers: Mapping[str, Any],
+    changed: Iterable[str],
+    tied: str,
 ) -> dict[str, Any]:
     ranks = {path: int(layer.lora_a.shape[1]) for path, layer in layers.items()}
     other = {path: rank for path, rank in ranks.items() if rank != lora.rank}
@@ -312,10 +408,22 @@ def _peft_config(
     biases = any(name.endswith(".bias") for name in changed)
     saved = sorted({name.rpartition(".")[0] for name in names if name.endswith(".weight")})
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "all" if biases else "none",
-        "base_model_name_or_path": found.base, "revision": found.revision, "r": lora.rank,
-        "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_rslora": lora.use_rslora,
-        "use_dora": any("m" in layer for layer in layers.values()), "fan_in_fan_out": False, "init_lora_weights": True,
-        "target_modules": list(layers), "rank_pattern": other, "alpha_pattern": alphas,
-        "modules_to_save": saved or None, "ensure_weight_tying": bool(tied),
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "bias": "all" if biases else "none",
+        "base_model_name_or_path": found.base,
+        "revision": found.revision,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.use_rslora,
+        "use_dora": any("m" in layer for layer in layers.values()),
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "target_modules": list(layers),
+        "rank_pattern": other,
+        "alpha_pattern": alphas,
+        "modules_to_save": saved or None,
+        "ensure_weight_tying": bool(tied),
+    }

@@ -1,7 +1,8 @@
-"""Shapes of the models that `create_model` makes: all Llama blocks (RMSNorm, RoPE, SwiGLU) with a tied head.
+"""Shapes of the models that `create_model` makes: all Llama blocks (RMSNorm, RoPE, SwiGLU) with a
+tied head.
 
-The sizes in `about` hold for the character tokenizer; a larger vocabulary adds `hidden_size` weights a token.
-"""
+The sizes in `about` hold for the character tokenizer; a larger vocabulary adds `hidden_size`
+weights a token."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from chuk_lib.errors import ConfigError
 
 @dataclass(frozen=True)
 class Preset:
-    """One shape. `vocab_size` is the least number of embedding rows; None takes the tokenizer's size."""
+    """One shape. `vocab_size` is the least number of embedding rows; None takes the tokenizer's
+    size."""
 
     name: str
     about: str
@@ -46,7 +48,18 @@ PRESETS = {
         Preset("tiny", "1 million: tool calls and short texts", 128, 512, 4, 4, 2, 1024),
         Preset("mini", "7 million: small experiments on a laptop", 256, 896, 8, 8, 4, 2048),
         Preset("small", "28 million: benchmarks", 512, 1792, 8, 8, 4, 2048),
-        Preset("base", "135 million: the shape of SmolLM2-135M", 576, 1536, 30, 9, 3, 8192, 100_000.0, 49_152),
+        Preset(
+            "base",
+            "135 million: the shape of SmolLM2-135M",
+            576,
+            1536,
+            30,
+            9,
+            3,
+            8192,
+            100_000.0,
+            49_152,
+        ),
     )
 }
 
@@ -57,4 +70,6 @@ def find_preset(name: str) -> Preset:
         return PRESETS[name]
     near = difflib.get_close_matches(name, PRESETS, n=1)
     known = ", ".join(PRESETS)
-    raise ConfigError(f"unknown preset `{name}`", f"did you mean `{near[0]}`?" if near else f"presets: {known}")
+    raise ConfigError(
+        f"unknown preset `{name}`", f"did you mean `{near[0]}`?" if near else f"presets: {known}"
+    )

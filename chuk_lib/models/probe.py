@@ -1,4 +1,5 @@
-"""Compare two models by what they say: mean loss, KL divergence and agreement of the likeliest token on given text."""
+"""Compare two models by what they say: mean loss, KL divergence and agreement of the likeliest
+token on given text."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ Forward = Callable[[mx.array], Any]
 
 @dataclass(frozen=True)
 class Probed:
-    """Over `tokens` predicted tokens: the mean loss (nats) of both, the mean KL(first ‖ second) (nats), and the share
-    of tokens where both find the same one likeliest."""
+    """Over `tokens` predicted tokens: the mean loss (nats) of both, the mean KL(first ‖ second)
+    (nats), and the share of tokens where both find the same one likeliest."""
 
     tokens: int
     loss: float
@@ -30,13 +31,15 @@ class Probed:
 
 
 def windows(ids: Sequence[int], length: int = WINDOW) -> list[list[int]]:
-    """A long text in pieces of at most `length` tokens; the last is left out when it is one token."""
+    """A long text in pieces of at most `length` tokens; the last is left out when it is one
+    token."""
     pieces = [list(ids[start : start + length]) for start in range(0, len(ids), length)]
     return [piece for piece in pieces if len(piece) > 1]
 
 
 def mean_loss(model: Forward, rows: Rows) -> float:
-    """Mean cross-entropy in nats over all next tokens of `rows`. Raises DataError when there are none."""
+    """Mean cross-entropy in nats over all next tokens of `rows`. Raises DataError when there are
+    none."""
     total, count = 0.0, 0
     for ids, logits in _logits(model, rows):
         losses = -mx.take_along_axis(_log_softmax(logits), ids[1:, None], axis=-1)

@@ -1,4 +1,5 @@
-"""Where a loaded model came from. Saving an adapter, resuming and reports need it; it travels on the model itself."""
+"""Where a loaded model came from. Saving an adapter, resuming and reports need it; it travels on
+the model itself."""
 
 from __future__ import annotations
 
@@ -15,11 +16,12 @@ _ATTRIBUTE = "_chuk_provenance"
 
 @dataclass(frozen=True)
 class Provenance:
-    """`source` is what the user named, `base` the base model's own name (a hub id or a folder), `folder` where its
-    weights were read, `config` its config.json (with `quantization` when chuk quantized it). `lora` are the adapters
-    on the model, `adapter_folder` where they were read, if they were. `conversational`: what the adapters that
-    were merged in saw in training, if that is known. `changed` names parameters of the base that an adapter changed;
-    `untied`: its tied head got a matrix of its own. `notes` are things the user should see."""
+    """`source` is what the user named, `base` the base model's own name (a hub id or a folder),
+    `folder` where its weights were read, `config` its config.json (with `quantization` when chuk
+    quantized it). `lora` are the adapters on the model, `adapter_folder` where they were read, if
+    they were. `conversational`: what the adapters that were merged in saw in training, if that is
+    known. `changed` names parameters of the base that an adapter changed; `untied`: its tied head
+    got a matrix of its own. `notes` are things the user should see."""
 
     source: str
     base: str
@@ -40,7 +42,9 @@ def provenance_of(model: Any) -> Provenance:
     """What `load_model` knows about a model. Raises ModelError for a model that it did not make."""
     found = find_provenance(model)
     if found is None:
-        raise ModelError("this model did not come from load_model", "load it with chuk_lib.models.load_model")
+        raise ModelError(
+            "this model did not come from load_model", "load it with chuk_lib.models.load_model"
+        )
     return found
 
 
@@ -50,12 +54,14 @@ def find_provenance(model: Any) -> Provenance | None:
 
 
 def was_conversational(found: Provenance) -> bool | None:
-    """Whether a model was last trained by chuk on conversations: as the adapters merged into it say, its checkpoint, or
-    the config of a merged model; None when nothing says it."""
+    """Whether a model was last trained by chuk on conversations: as the adapters merged into it
+    say, its checkpoint, or the config of a merged model; None when nothing says it."""
     if found.conversational is not None:
         return found.conversational
     try:
-        state = json.loads(((found.adapter_folder or found.folder) / "state.json").read_text(encoding="utf-8"))
+        state = json.loads(
+            ((found.adapter_folder or found.folder) / "state.json").read_text(encoding="utf-8")
+        )
     except (OSError, ValueError):
         state = None
     said = state.get("conversational") if isinstance(state, dict) else None

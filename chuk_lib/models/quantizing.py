@@ -1,4 +1,5 @@
-"""Packed weights (MLX's affine, mxfp4, mxfp8 and nvfp4 forms): packing, unpacking, and what a config says of them.
+"""Packed weights (MLX's affine, mxfp4, mxfp8 and nvfp4 forms): packing, unpacking, and what a
+config says of them.
 
 All of it is lazy: a weight is read and packed when it is written or computed with.
 """
@@ -60,14 +61,20 @@ class Packing:
 
 
 def make_packing(bits: int | None, group_size: int | None, mode: str = "affine") -> Packing:
-    """A packing with what is usual where nothing is given. Raises ConfigError for what MLX has not."""
+    """A packing with what is usual where nothing is given. Raises ConfigError for what MLX has
+    not."""
     if mode not in MODES:
         raise ConfigError(f"unknown mode `{mode}`", f"there are {', '.join(MODES)}")
     known = MODES[mode]
     found = Packing(
-        known.bits[0] if bits is None else bits, known.groups[0] if group_size is None else group_size, mode
+        known.bits[0] if bits is None else bits,
+        known.groups[0] if group_size is None else group_size,
+        mode,
     )
-    for what, value, allowed in (("bits", found.bits, known.bits), ("group size", found.group_size, known.groups)):
+    for what, value, allowed in (
+        ("bits", found.bits, known.bits),
+        ("group size", found.group_size, known.groups),
+    ):
         if value not in allowed:
             choices = ", ".join(map(str, sorted(allowed)))
             raise ConfigError(f"{mode} has no {what} {value}", f"it has {choices}")
@@ -90,13 +97,18 @@ def float_weight(module: Any) -> mx.array:
     if not is_packed(module):
         return weight
     return mx.dequantize(
-        weight, module.scales, module.get("biases"), group_size=module.group_size, bits=module.bits, mode=module.mode
+        weight,
+        module.scales,
+        module.get("biases"),
+        group_size=module.group_size,
+        bits=module.bits,
+        mode=module.mode,
     )
 
 
 def with_weight(module: Any, weight: mx.array) -> Any:
-    """A plain layer of a module's kind with this weight (float) and the module's bias. Raises ModelError for a kind
-    that chuk does not know."""
+    """A plain layer of a module's kind with this weight (float) and the module's bias. Raises
+    ModelError for a kind that chuk does not know."""
     from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
     with untouched_random_state():
@@ -108,7 +120,8 @@ def with_weight(module: Any, weight: mx.array) -> Any:
             plain = SwitchLinear(1, 1, 1, bias=False)
         else:
             raise ModelError(
-                f"`{type(module).__name__}` cannot be made float", "chuk unpacks linear layers, embeddings"
+                f"`{type(module).__name__}` cannot be made float",
+                "chuk unpacks linear layers, embeddings",
             )
     plain.weight = weight
     if "bias" in module:
@@ -125,9 +138,10 @@ def packed(plain: Any, packing: Packing) -> Any:
 def packable(model: nn.Module) -> dict[str, Any]:
     """Layers that are packed or could be, by path."""
     return {
-        path: module for path, module in model.named_modules()
+        path: module
+        for path, module in model.named_modules()
         if "weight" in module and (is_packed(module) or hasattr(module, "to_quantized"))
-    }  # fmt: skip
+    }
 
 
 def replace_layers(model: nn.Module, layers: Mapping[str, Any]) -> None:
@@ -136,7 +150,8 @@ def replace_layers(model: nn.Module, layers: Mapping[str, Any]) -> None:
 
 
 def unpack(model: nn.Module, dtype: mx.Dtype | None = None) -> list[str]:
-    """Make every packed layer a float one, of the type of its scales or `dtype`. Returns their paths."""
+    """Make every packed layer a float one, of the type of its scales or `dtype`. Returns their
+    paths."""
     found = {path: module for path, module in packable(model).items() if is_packed(module)}
     layers = {}
     for path, module in found.items():
@@ -147,8 +162,8 @@ def unpack(model: nn.Module, dtype: mx.Dtype | None = None) -> list[str]:
 
 
 def with_quantization(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config that says how the model's layers are packed, as MLX-LM reads it: what most have, and each exception by
-    its path; without those keys when none is packed."""
+    """A config that says how the model's layers are packed, as MLX-LM reads it: what most have, and
+    each exception by its path; without those keys when none is packed."""
     plain = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
     found = {path: packing_of(module) for path, module in packable(model).items()}
     kinds = Counter(packing for packing in found.values() if packing is not None)
@@ -156,7 +171,9 @@ def with_quantization(model: nn.Module, config: Mapping[str, Any]) -> dict[str, 
         return plain
     usual = kinds.most_common(1)[0][0]
     section: dict[str, Any] = usual.settings()
-    section |= {path: one.settings() for path, one in found.items() if one is not None and one != usual}
+    section |= {
+        path: one.settings() for path, one in found.items() if one is not None and one != usual
+    }
     return plain | dict.fromkeys(CONFIG_KEYS, section)
 
 
@@ -171,15 +188,18 @@ def read_rule(text: str) -> Rule:
     """`*.v_proj=6` or `lm_head=float`. Raises ConfigError for anything else."""
     pattern, _, bits = text.rpartition("=")
     if not pattern or (bits != "float" and bits not in map(str, MODES["affine"].bits)):
-        raise ConfigError(f"rule `{text}` should be PATTERN=BITS", "such as `*.v_proj=6`, or `lm_head=float`")
+        raise ConfigError(
+            f"rule `{text}` should be PATTERN=BITS", "such as `*.v_proj=6`, or `lm_head=float`"
+        )
     return Rule(pattern, None if bits == "float" else int(bits))
 
 
 def choose(
     model: nn.Module, usual: Packing, recipe: str | None = None, rules: Sequence[Rule] = ()
 ) -> dict[str, Packing]:
-    """The packing of each layer that is packed: the family's own exceptions (routers of experts), the recipe's, and the
-    rules', the last that matches. A layer that groups do not fit gets smaller ones, or stays float.
+    """The packing of each layer that is packed: the family's own exceptions (routers of experts),
+    the recipe's, and the rules', the last that matches. A layer that groups do not fit gets smaller
+    ones, or stays float.
 
     Raises ConfigError for an unknown recipe, and for a rule that matches no layer.
     """
@@ -188,16 +208,24 @@ def choose(
         if not any(_matches(rule.pattern, path) for path in layers):
             names = ", ".join(sorted({path.rpartition(".")[2] for path in layers}))
             raise ConfigError(f"rule `{rule.pattern}` matches no layer", f"the model has {names}")
-    given = _recipe(model, usual, recipe) if recipe else (getattr(model, "quant_predicate", None) or (lambda *_: True))
+    given = (
+        _recipe(model, usual, recipe)
+        if recipe
+        else (getattr(model, "quant_predicate", None) or (lambda *_: True))
+    )
     found = {}
     for path, module in layers.items():
         wanted = given(path, module)
         packing: Packing | None = None
         if wanted:
-            packing = Packing(**{**usual.settings(), **wanted}) if isinstance(wanted, dict) else usual
+            packing = (
+                Packing(**{**usual.settings(), **wanted}) if isinstance(wanted, dict) else usual
+            )
         for rule in rules:
             if _matches(rule.pattern, path):
-                packing = None if rule.bits is None else Packing(rule.bits, usual.group_size, usual.mode)
+                packing = (
+                    None if rule.bits is None else Packing(rule.bits, usual.group_size, usual.mode)
+                )
         fitting = None if packing is None else fit_groups(packing, int(module.weight.shape[-1]))
         if fitting is not None:
             found[path] = fitting
@@ -216,15 +244,23 @@ def _recipe(model: nn.Module, usual: Packing, name: str) -> Callable[[str, Any],
     from mlx_lm.convert import mixed_quant_predicate_builder
 
     try:
-        made: Callable[[str, Any], Any] = mixed_quant_predicate_builder(name, model, usual.group_size)
+        made: Callable[[str, Any], Any] = mixed_quant_predicate_builder(
+            name, model, usual.group_size
+        )
     except ValueError as error:
-        raise ModelError(f"recipe `{name}` is not for this model: {error}", "use --bits and --rule") from None
+        raise ModelError(
+            f"recipe `{name}` is not for this model: {error}", "use --bits and --rule"
+        ) from None
     return made
 
 
 def fit_groups(packing: Packing, width: int) -> Packing | None:
     """The packing with the largest group that divides a layer's inputs; None when none does."""
-    smaller = [size for size in sorted(MODES[packing.mode].groups, reverse=True) if size <= packing.group_size]
+    smaller = [
+        size
+        for size in sorted(MODES[packing.mode].groups, reverse=True)
+        if size <= packing.group_size
+    ]
     size = next((size for size in smaller if width % size == 0), None)
     return None if size is None else Packing(packing.bits, size, packing.mode)
 

@@ -12,7 +12,8 @@ import mlx.nn as nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off for the length of a `with` block; afterwards the model is in the mode that it was in."""
+    """Dropout off for the length of a `with` block; afterwards the model is in the mode that it was
+    in."""
     was_training = model.training
     model.eval()
     try:
@@ -33,14 +34,16 @@ def untouched_random_state() -> Iterator[None]:
 
 
 class _Draws:
-    """The key that a dropout draws from while its block is run again; None: MLX's global generator."""
+    """The key that a dropout draws from while its block is run again; None: MLX's global
+    generator."""
 
     def __init__(self) -> None:
         self.key: mx.array | None = None
 
 
 class Dropout(nn.Module):
-    """Dropout that can be told its key, so that a block run twice (see `recompute`) drops the same elements twice."""
+    """Dropout that can be told its key, so that a block run twice (see `recompute`) drops the same
+    elements twice."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -61,7 +64,8 @@ class Dropout(nn.Module):
 
 
 def switch_dropout_off(model: nn.Module) -> None:
-    """Make all of a model's dropout, MLX's and that of adapters, pass everything on, in training too."""
+    """Make all of a model's dropout, MLX's and that of adapters, pass everything on, in training
+    too."""
     for module in model.modules():
         if isinstance(module, Dropout):
             module.p = 0.0
@@ -73,7 +77,8 @@ def drops(model: nn.Module) -> bool:
     """Whether a model as it stands, in training or not, drops anything: two runs of it differ."""
     ours = any(isinstance(module, Dropout) and module.active for module in model.modules())
     return ours or any(
-        isinstance(module, nn.Dropout) and module._p_1 < 1 and module.training for module in model.modules()
+        isinstance(module, nn.Dropout) and module._p_1 < 1 and module.training
+        for module in model.modules()
     )
 
 

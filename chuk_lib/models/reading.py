@@ -1,8 +1,8 @@
-"""Read the tensors of a model's files one at a time, in NumPy, and packed weights as what they stand for.
+"""Read the tensors of a model's files one at a time, in NumPy, and packed weights as what they
+stand for.
 
-A `Weight` is what a user means by one: a plain tensor, or MLX's triple of packed `weight`, `scales` and `biases`, which
-has the shape and the values of the matrix that it stands for.
-"""
+A `Weight` is what a user means by one: a plain tensor, or MLX's triple of packed `weight`, `scales`
+and `biases`, which has the shape and the values of the matrix that it stands for."""
 
 from __future__ import annotations
 
@@ -22,9 +22,20 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20  # numbers in one piece of a tensor
 _NUMPY = {
-    "F64": "f8", "F32": "f4", "F16": "f2", "BF16": "u2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U64": "u8",
-    "U32": "u4", "U16": "u2", "U8": "u1", "BOOL": "u1",
-}  # fmt: skip
+    "F64": "f8",
+    "F32": "f4",
+    "F16": "f2",
+    "BF16": "u2",
+    "I64": "i8",
+    "I32": "i4",
+    "I16": "i2",
+    "I8": "i1",
+    "U64": "u8",
+    "U32": "u4",
+    "U16": "u2",
+    "U8": "u1",
+    "BOOL": "u1",
+}
 FLOATS = ("F64", "F32", "F16", "BF16")
 BESIDE = ("optimizer.safetensors", "memory.safetensors", "score.safetensors")
 """Files of a checkpoint or a reward model beside its weights."""
@@ -38,20 +49,24 @@ class Stored:
     header: TensorHeader
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """The numbers in pieces of a million, in order: floats as float32 (F64 as float64), others as they are.
-        Raises ModelError for a type that NumPy cannot hold."""
+        """The numbers in pieces of a million, in order: floats as float32 (F64 as float64), others
+        as they are. Raises ModelError for a type that NumPy cannot hold."""
         import numpy as np
 
         kind = self.header.dtype
         if kind not in _NUMPY:
-            raise ModelError(f"`{self.path}`: `{self.header.name}` is {kind}, which chuk cannot compute with")
+            raise ModelError(
+                f"`{self.path}`: `{self.header.name}` is {kind}, which chuk cannot compute with"
+            )
         left = self.header.elements
         with self.path.open("rb") as stream:
             stream.seek(self.header.begin)
             while left > 0:
                 piece = np.fromfile(stream, np.dtype(f"<{_NUMPY[kind]}"), min(left, _CHUNK))
                 if not len(piece):
-                    raise ModelError(f"`{self.path}` ended while it was read", "fetch or save the file again")
+                    raise ModelError(
+                        f"`{self.path}` ended while it was read", "fetch or save the file again"
+                    )
                 left -= len(piece)
                 yield _widened(piece, kind)
 
@@ -74,7 +89,8 @@ def _widened(piece: np.ndarray, kind: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight by its full name. `dtype` is safetensors' word, or for packed ones such as `4-bit affine/64`."""
+    """A weight by its full name. `dtype` is safetensors' word, or for packed ones such as `4-bit
+    affine/64`."""
 
     name: str
     shape: tuple[int, ...]
@@ -125,23 +141,33 @@ def stored_tensors(path: Path) -> list[Stored]:
 
 
 def tensor_files(folder: Path) -> list[Path]:
-    """Every safetensors file that belongs to a model, adapter or checkpoint folder: weights, then what is beside.
-    Raises ModelError when the index names a file that is missing."""
+    """Every safetensors file that belongs to a model, adapter or checkpoint folder: weights, then
+    what is beside. Raises ModelError when the index names a file that is missing."""
     own = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]
     files = own or [path for path in weight_files(folder) if path.name not in BESIDE]
     return files + [folder / name for name in BESIDE if (folder / name).is_file()]
 
 
 def weights_of(tensors: Sequence[Stored], config: dict[str, Any]) -> list[Weight]:
-    """Weights of stored tensors: MLX's packed ones put together as the config's `quantization` says."""
+    """Weights of stored tensors: MLX's packed ones put together as the config's `quantization`
+    says."""
     settings = mlx_quantization(config)
     by_name = {stored.header.name: stored for stored in tensors}
     found, taken = [], set[str]()
     for name, stored in by_name.items():
         module, _, leaf = name.rpartition(".")
-        is_packed = settings and leaf == "weight" and stored.header.dtype == "U32" and f"{module}.scales" in by_name
+        is_packed = (
+            settings
+            and leaf == "weight"
+            and stored.header.dtype == "U32"
+            and f"{module}.scales" in by_name
+        )
         if is_packed:
-            names = [name, f"{module}.scales", *([f"{module}.biases"] if f"{module}.biases" in by_name else [])]
+            names = [
+                name,
+                f"{module}.scales",
+                *([f"{module}.biases"] if f"{module}.biases" in by_name else []),
+            ]
             taken.update(names[1:])
             found.append(_packed(module, [by_name[part] for part in names], settings))
         else:
@@ -154,8 +180,10 @@ def _packed(module: str, parts: list[Stored], settings: dict[str, Any]) -> Weigh
     own = settings.get(module)
     chosen = {**settings, **own} if isinstance(own, dict) else settings
     packing = {
-        "group_size": chosen.get("group_size", 64), "bits": chosen.get("bits", 4), "mode": chosen.get("mode", "affine"),
-    }  # fmt: skip
+        "group_size": chosen.get("group_size", 64),
+        "bits": chosen.get("bits", 4),
+        "mode": chosen.get("mode", "affine"),
+    }
     packed = parts[0].header
     shape = (*packed.shape[:-1], packed.shape[-1] * 32 // int(packing["bits"]))
     label = f"{packing['bits']}-bit {packing['mode']}/{packing['group_size']}"
@@ -164,5 +192,6 @@ def _packed(module: str, parts: list[Stored], settings: dict[str, Any]) -> Weigh
 
 
 def by_block(name: str) -> str:
-    """A tensor's name with the number of its block taken out: `model.layers.#.mlp.up_proj.weight`."""
+    """A tensor's name with the number of its block taken out:
+    `model.layers.#.mlp.up_proj.weight`."""
     return re.sub(r"(^|\.)(layers|h|blocks|blk)\.\d+\.", r"\1\2.#.", name)

@@ -1,8 +1,9 @@
-"""Gradient checkpointing: keep a block's inputs only, and run the block again when its gradient is needed.
+"""Gradient checkpointing: keep a block's inputs only, and run the block again when its gradient is
+needed.
 
-Per model, not per class: each block becomes an instance of a subclass made for its type, so other models of the same
-family are left alone and parameter names stay as they are. Dropout in adapters draws the same elements both times.
-"""
+Per model, not per class: each block becomes an instance of a subclass made for its type, so other
+models of the same family are left alone and parameter names stay as they are. Dropout in adapters
+draws the same elements both times."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ _PLAIN = "_chuk_plain_type"
 
 
 def checkpoint_layers(model: nn.Module, blocks: int | None = None) -> int:
-    """Make the first `blocks` blocks of `model` (all by default) recompute their activations in training; returns how
-    many do."""
+    """Make the first `blocks` blocks of `model` (all by default) recompute their activations in
+    training; returns how many do."""
     chosen = model.layers if blocks is None else model.layers[:blocks]
     for block in chosen:
         if not is_checkpointed(block):
@@ -49,13 +50,23 @@ def _recomputing(plain: Any) -> Any:
             return plain.__call__(self, *args, **kwargs)
         return _run(self, plain.__call__, args, kwargs)
 
-    names = {"__call__": call, _PLAIN: plain, "__doc__": plain.__doc__, "__module__": plain.__module__}
+    names = {
+        "__call__": call,
+        _PLAIN: plain,
+        "__doc__": plain.__doc__,
+        "__module__": plain.__module__,
+    }
     return type(plain.__name__, (plain,), names)
 
 
-def _run(block: nn.Module, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`function(block, *args)` as a checkpoint over the block's trainable parameters and its array arguments."""
-    dropouts = [module for module in block.modules() if isinstance(module, Dropout) and module.active]
+def _run(
+    block: nn.Module, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """`function(block, *args)` as a checkpoint over the block's trainable parameters and its array
+    arguments."""
+    dropouts = [
+        module for module in block.modules() if isinstance(module, Dropout) and module.active
+    ]
     keys = mx.random.split(fresh_key(), len(dropouts)) if dropouts else ()
 
     def inner(parameters: Any, arrays: list[mx.array]) -> Any:
@@ -76,14 +87,20 @@ def _run(block: nn.Module, function: Callable[..., Any], args: tuple[Any, ...], 
 
 def _take_arrays(tree: Any) -> list[mx.array]:
     """The floating-point arrays of nested arguments in order: what gradients flow through."""
-    return [leaf for _, leaf in tree_flatten(tree, is_leaf=nn.Module.is_module) if _is_differentiable(leaf)]
+    return [
+        leaf
+        for _, leaf in tree_flatten(tree, is_leaf=nn.Module.is_module)
+        if _is_differentiable(leaf)
+    ]
 
 
 def _put_arrays(tree: Any, arrays: list[mx.array]) -> Any:
     """The same arguments with their arrays replaced, in the same order."""
     following = iter(arrays)
     return tree_map(
-        lambda leaf: next(following) if _is_differentiable(leaf) else leaf, tree, is_leaf=nn.Module.is_module
+        lambda leaf: next(following) if _is_differentiable(leaf) else leaf,
+        tree,
+        is_leaf=nn.Module.is_module,
     )
 
 

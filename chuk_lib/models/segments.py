@@ -1,9 +1,9 @@
 """Exact packing: documents that share a row must not see each other.
 
-mlx-lm's models ask their cache for the attention mask. `SegmentCache` answers with a block-diagonal causal mask and
-keeps nothing, so every architecture that attends through that protocol packs exactly, without patching it. Rotary
-positions need no restart: attention depends on their differences only.
-"""
+mlx-lm's models ask their cache for the attention mask. `SegmentCache` answers with a block-diagonal
+causal mask and keeps nothing, so every architecture that attends through that protocol packs
+exactly, without patching it. Rotary positions need no restart: attention depends on their
+differences only."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ class SegmentCache:
         self._segment_ids = segment_ids
         self._masks: dict[int | None, mx.array] = {}
 
-    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
-        """Boolean mask (B, 1, T, T): same document, not later, and inside the window if there is one."""
+    def make_mask(
+        self, length: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array:
+        """Boolean mask (B, 1, T, T): same document, not later, and inside the window if there is
+        one."""
         if window_size not in self._masks:
             ids = self._segment_ids
             rows, columns = mx.arange(length)[:, None], mx.arange(length)[None]
@@ -45,9 +48,14 @@ def segment_caches(model: nn.Module, segment_ids: mx.array) -> list[SegmentCache
 
 
 def check_packable(model: nn.Module) -> None:
-    """Raise ConfigError when packing would not be exact: recurrent layers, or learned absolute positions."""
+    """Raise ConfigError when packing would not be exact: recurrent layers, or learned absolute
+    positions."""
     absolute = {"gpt2", "gpt_bigcode"}
-    kinds = {type(cache).__name__ for cache in model.make_cache()} if hasattr(model, "make_cache") else set()
+    kinds = (
+        {type(cache).__name__ for cache in model.make_cache()}
+        if hasattr(model, "make_cache")
+        else set()
+    )
     recurrent = kinds - {"KVCache", "RotatingKVCache", "ChunkedKVCache"}
     kind = getattr(model, "model_type", "")
     if recurrent or kind in absolute:

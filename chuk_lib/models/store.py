@@ -1,8 +1,8 @@
-"""The models on this machine: the hub's cache, runs, and folders; what they take, and taking them away.
+"""The models on this machine: the hub's cache, runs, and folders; what they take, and taking them
+away.
 
-The cache has one folder a model: `blobs` hold the content, `snapshots` of each commit link to them. Removing a revision
-removes its links, and the blobs that no other revision links to.
-"""
+The cache has one folder a model: `blobs` hold the content, `snapshots` of each commit link to them.
+Removing a revision removes its links, and the blobs that no other revision links to."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SORTS = ("name", "size", "date")
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model here. `kind`: cache, model, adapter or run; `changed` in seconds since 1970; `parameters` where headers
-    tell; `note` says what is missing."""
+    """A model here. `kind`: cache, model, adapter or run; `changed` in seconds since 1970;
+    `parameters` where headers tell; `note` says what is missing."""
 
     name: str
     path: Path
@@ -44,8 +44,11 @@ class Removal:
     n_bytes: int
 
 
-def list_models(places: Iterable[Path] = (), *, cache: bool = False, sort: str = "name") -> list[ModelEntry]:
-    """Models, adapters and runs in folders (themselves or right below), and with `cache` those of the hub's cache.
+def list_models(
+    places: Iterable[Path] = (), *, cache: bool = False, sort: str = "name"
+) -> list[ModelEntry]:
+    """Models, adapters and runs in folders (themselves or right below), and with `cache` those of
+    the hub's cache.
 
     Raises ConfigError for an unknown order or a folder that is none.
     """
@@ -56,7 +59,11 @@ def list_models(places: Iterable[Path] = (), *, cache: bool = False, sort: str =
         if not place.is_dir():
             raise ConfigError(f"no folder at `{place}`", "name a folder with models in it")
         found += _entries(place)
-    orders = {"name": lambda one: one.name, "size": lambda one: -one.n_bytes, "date": lambda one: -one.changed}
+    orders = {
+        "name": lambda one: one.name,
+        "size": lambda one: -one.n_bytes,
+        "date": lambda one: -one.changed,
+    }
     return sorted(found, key=orders[sort])
 
 
@@ -78,7 +85,9 @@ def _entries(place: Path) -> Iterator[ModelEntry]:
             continue
         is_run = (folder / "checkpoints").is_dir()
         if is_run or is_model_folder(folder):
-            kind = "run" if is_run else "adapter" if (folder / ADAPTER_CONFIG).is_file() else "model"
+            kind = (
+                "run" if is_run else "adapter" if (folder / ADAPTER_CONFIG).is_file() else "model"
+            )
             n_bytes, changed = _size(folder)
             yield _described(str(folder), folder, kind, n_bytes, changed)
 
@@ -98,7 +107,8 @@ def _size(folder: Path) -> tuple[int, float]:
 
 
 def plan_removal(name: str, revision: str | None = None) -> Removal:
-    """What removing a cached hub model (or one revision of it), a model folder or an adapter folder would take away.
+    """What removing a cached hub model (or one revision of it), a model folder or an adapter folder
+    would take away.
 
     Raises ModelError for anything else: a folder that is no model, or holds more than one.
     """
@@ -110,7 +120,8 @@ def plan_removal(name: str, revision: str | None = None) -> Removal:
     folder = hub.cache_folder() / f"models--{name.replace('/', '--')}"
     if not hub.is_hub_id(name) or not folder.is_dir():
         raise ModelError(
-            f"`{name}` is neither a folder nor in the hub's cache", "`chuk model ls --cache` lists what is"
+            f"`{name}` is neither a folder nor in the hub's cache",
+            "`chuk model ls --cache` lists what is",
         )
     if revision is None:
         return Removal(name, (folder,), _size(folder)[0])
@@ -124,7 +135,8 @@ def _folder_removal(name: str, path: Path) -> Removal:
         raise ModelError(f"`{path}` is inside the hub's cache", "name the model by its id")
     if not is_model_folder(path):
         raise ModelError(
-            f"`{path}` is no model: it has neither config.json nor adapter_config.json", "remove it by hand"
+            f"`{path}` is no model: it has neither config.json nor adapter_config.json",
+            "remove it by hand",
         )
     if (path / ".git").exists() or path.resolve() in (Path.home(), Path.cwd()):
         raise ModelError(f"`{path}` is more than a model", "remove it by hand")
@@ -132,7 +144,9 @@ def _folder_removal(name: str, path: Path) -> Removal:
     weights = _weights_there(path)
     if inner or not weights:
         what = f"the folder `{inner[0].name}`" if inner else "no weights"
-        raise ModelError(f"`{path}` has {what} in it, so it is more or less than a model", "remove it by hand")
+        raise ModelError(
+            f"`{path}` has {what} in it, so it is more or less than a model", "remove it by hand"
+        )
     return Removal(name, (path,), _size(path)[0])
 
 
@@ -148,15 +162,24 @@ def _weights_there(path: Path) -> list[Path]:
 def _revision_removal(name: str, folder: Path, revision: str) -> Removal:
     snapshot = hub.cached_snapshot(name, revision)
     if snapshot.parent != folder / "snapshots":
-        raise ModelError(f"`{name}` has no revision `{revision}` in the cache", "`chuk model ls --cache` lists models")
+        raise ModelError(
+            f"`{name}` has no revision `{revision}` in the cache",
+            "`chuk model ls --cache` lists models",
+        )
     mine = {path.resolve() for path in snapshot.rglob("*") if path.is_symlink()}
     others = [path for path in (folder / "snapshots").iterdir() if path != snapshot]
     kept = {path.resolve() for other in others for path in other.rglob("*") if path.is_symlink()}
     blobs = sorted(path for path in mine - kept if path.parent == (folder / "blobs").resolve())
     refs = [
-        path for path in (folder / "refs").rglob("*") if path.is_file() and path.read_text().strip() == snapshot.name
+        path
+        for path in (folder / "refs").rglob("*")
+        if path.is_file() and path.read_text().strip() == snapshot.name
     ]
-    plain = sum(path.lstat().st_size for path in snapshot.rglob("*") if path.is_file() and not path.is_symlink())
+    plain = sum(
+        path.lstat().st_size
+        for path in snapshot.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    )
     if not others:
         return Removal(f"{name}@{revision}", (folder,), _size(folder)[0])
     n_bytes = plain + sum(path.stat().st_size for path in blobs if path.exists())

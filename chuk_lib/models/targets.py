@@ -1,4 +1,5 @@
-"""Which modules an adapter goes on: names, paths, shell patterns, `all-linear`, or what PEFT would choose."""
+"""Which modules an adapter goes on: names, paths, shell patterns, `all-linear`, or what PEFT would
+choose."""
 
 from __future__ import annotations
 
@@ -14,15 +15,24 @@ from chuk_lib.errors import ConfigError, ModelError
 ALL_LINEAR = "all-linear"
 _BY_FAMILY = {"phi": ("q_proj", "v_proj", "fc1", "fc2"), "mamba": ("in_proj", "x_proj")}
 _BY_NAME = (
-    ("q_proj", "v_proj"), ("query_key_value",), ("qkv_proj",), ("c_attn",), ("Wqkv",), ("att_proj",), ("wqkv",),
-    ("q_a_proj", "kv_a_proj_with_mqa"), ("in_proj", "x_proj"), ("in_proj", "out_proj"),
-)  # fmt: skip
-"""PEFT's mapping, by the module names themselves: the first set of which the model has every name."""
+    ("q_proj", "v_proj"),
+    ("query_key_value",),
+    ("qkv_proj",),
+    ("c_attn",),
+    ("Wqkv",),
+    ("att_proj",),
+    ("wqkv",),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+    ("in_proj", "x_proj"),
+    ("in_proj", "out_proj"),
+)
+"""PEFT's mapping, by the module names themselves: the first set of which the model has every name.
+"""
 
 
 def adaptable(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules that can take an adapter, by path, in the order of the model: linear layers (plain, quantized, of
-    experts) and embeddings. Layers inside an adapter are left out."""
+    """Modules that can take an adapter, by path, in the order of the model: linear layers (plain,
+    quantized, of experts) and embeddings. Layers inside an adapter are left out."""
     found = {path: module for path, module in model.named_modules() if _is_adaptable(module)}
     inside = tuple(path + "." for path, module in model.named_modules() if "lora_a" in module)
     return {path: found[path] for path in sorted(found, key=natural) if not path.startswith(inside)}
@@ -30,7 +40,11 @@ def adaptable(model: nn.Module) -> dict[str, nn.Module]:
 
 def _is_adaptable(module: nn.Module) -> bool:
     kinds = (nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding)
-    known = isinstance(module, kinds) or hasattr(module, "to_lora") or type(module).__name__.endswith("SwitchLinear")
+    known = (
+        isinstance(module, kinds)
+        or hasattr(module, "to_lora")
+        or type(module).__name__.endswith("SwitchLinear")
+    )
     return known and "lora_a" not in module
 
 
@@ -49,22 +63,30 @@ def block_prefix(model: nn.Module) -> str:
 
 
 def last_blocks(model: nn.Module, num_layers: int | None) -> range:
-    """Indices of the last `num_layers` blocks, of all when None. Raises ConfigError when there are fewer."""
+    """Indices of the last `num_layers` blocks, of all when None. Raises ConfigError when there are
+    fewer."""
     total = len(model.layers)
     if num_layers is None:
         return range(total)
     if not 1 <= num_layers <= total:
-        raise ConfigError(f"`num_layers` is {num_layers}, the model has {total} blocks", f"use 1 to {total}")
+        raise ConfigError(
+            f"`num_layers` is {num_layers}, the model has {total} blocks", f"use 1 to {total}"
+        )
     return range(total - num_layers, total)
 
 
-def resolve_targets(model: nn.Module, targets: Sequence[str] | None, num_layers: int | None = None) -> list[str]:
-    """Paths of the modules that `targets` name. Modules outside the blocks (`lm_head`, `embed_tokens`) count only
-    when named themselves. Raises ConfigError that lists what exists when a target matches nothing."""
+def resolve_targets(
+    model: nn.Module, targets: Sequence[str] | None, num_layers: int | None = None
+) -> list[str]:
+    """Paths of the modules that `targets` name. Modules outside the blocks (`lm_head`,
+    `embed_tokens`) count only when named themselves. Raises ConfigError that lists what exists when
+    a target matches nothing."""
     names = [targets] if isinstance(targets, str) else targets
     modules = adaptable(model)
     prefix, blocks = block_prefix(model), last_blocks(model, num_layers)
-    allowed = [path for path in modules if not path.startswith(prefix) or _block(path, prefix) in blocks]
+    allowed = [
+        path for path in modules if not path.startswith(prefix) or _block(path, prefix) in blocks
+    ]
     chosen: set[str] = set()
     for target in default_targets(model) if names is None else names:
         matched = [path for path in allowed if _matches(target, path, modules[path], prefix)]
@@ -72,7 +94,9 @@ def resolve_targets(model: nn.Module, targets: Sequence[str] | None, num_layers:
             raise _unknown(target, list(modules))
         chosen.update(matched)
     if not chosen:
-        raise ConfigError("`lora_target_modules` is empty", "leave it out, or name modules such as q_proj,v_proj")
+        raise ConfigError(
+            "`lora_target_modules` is empty", "leave it out, or name modules such as q_proj,v_proj"
+        )
     return [path for path in allowed if path in chosen]
 
 
@@ -83,7 +107,9 @@ def default_targets(model: nn.Module) -> tuple[str, ...]:
     for choice in (family, *_BY_NAME):
         if choice and names.issuperset(choice):
             return choice
-    raise ConfigError("no usual LoRA targets for this model", f"name some: {_listing(list(adaptable(model)))}")
+    raise ConfigError(
+        "no usual LoRA targets for this model", f"name some: {_listing(list(adaptable(model)))}"
+    )
 
 
 def _block(path: str, prefix: str) -> int:
@@ -92,7 +118,9 @@ def _block(path: str, prefix: str) -> int:
 
 def _matches(target: str, path: str, module: nn.Module, prefix: str) -> bool:
     if target == ALL_LINEAR:
-        return path.startswith(prefix) and not isinstance(module, nn.Embedding | nn.QuantizedEmbedding)
+        return path.startswith(prefix) and not isinstance(
+            module, nn.Embedding | nn.QuantizedEmbedding
+        )
     name = path.rsplit(".", 1)[-1]
     if any(sign in target for sign in "*?["):
         inner = "." in target and fnmatch.fnmatchcase(path, "*." + target)

@@ -1,4 +1,5 @@
-"""What a model family does to its raw logits, with the derivative that a hand-written backward pass needs."""
+"""What a model family does to its raw logits, with the derivative that a hand-written backward pass
+needs."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ class Scale:
 
 
 def logit_transform(args: Any) -> LogitTransform | None:
-    """The transform that a model's arguments ask for, None when its logits are the head's product."""
+    """The transform that a model's arguments ask for, None when its logits are the head's
+    product."""
     if getattr(args, "final_logit_softcapping", None):
         return SoftCap(args.final_logit_softcapping)
     if getattr(args, "logit_scale", None):
@@ -93,7 +95,8 @@ class Tempered:
 
 
 def tempered(transform: LogitTransform | None, temperature: float) -> LogitTransform | None:
-    """A transform followed by a division by the temperature; at temperature 1 the transform itself."""
+    """A transform followed by a division by the temperature; at temperature 1 the transform
+    itself."""
     if temperature == 1:
         return transform
     return Scale(1 / temperature) if transform is None else Tempered(transform, temperature)

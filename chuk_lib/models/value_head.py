@@ -1,10 +1,10 @@
-"""A language model's body with one number a token in place of logits: reward models and value models.
+"""A language model's body with one number a token in place of logits: reward models and value
+models.
 
-In memory and on disk it is transformers' `…ForSequenceClassification` with one label: the body under its own name
-(`model.*`), `score.weight` (1, H), no bias. That class reads a row's score at its last token that is not the padding
-token, and so do `ends` and `score_rows`: where a tokenizer pads with its end-of-text token, that is the token before
-the end.
-"""
+In memory and on disk it is transformers' `…ForSequenceClassification` with one label: the body
+under its own name (`model.*`), `score.weight` (1, H), no bias. That class reads a row's score at
+its last token that is not the padding token, and so do `ends` and `score_rows`: where a tokenizer
+pads with its end-of-text token, that is the token before the end."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ _CLASSIFIER = "ForSequenceClassification"
 
 
 class ScoreModel(nn.Module):
-    """The body of a language model and a linear score head. The body is the language model's own, not a copy.
+    """The body of a language model and a linear score head. The body is the language model's own,
+    not a copy.
 
     Raises ModelError when the model cannot be taken apart.
     """
@@ -49,7 +50,9 @@ class ScoreModel(nn.Module):
         super().__init__()
         head = output_head(model)
         if not head.split:
-            raise ModelError("this model cannot take a score head: its body cannot be told from its output head")
+            raise ModelError(
+                "this model cannot take a score head: its body cannot be told from its output head"
+            )
         inner = getattr(model, head.wrapper) if head.wrapper else model
         self._body = head.body
         self[head.body] = getattr(inner, head.body)
@@ -75,23 +78,29 @@ class ScoreModel(nn.Module):
 
     def of_hidden(self, hidden: mx.array) -> mx.array:
         """Scores (…) float32 of hidden states (…, H)."""
-        return cast(mx.array, (hidden.astype(mx.float32) @ self.head.weight.astype(mx.float32).T)[..., 0])
+        return cast(
+            mx.array, (hidden.astype(mx.float32) @ self.head.weight.astype(mx.float32).T)[..., 0]
+        )
 
     def __call__(self, input_ids: mx.array) -> mx.array:
         """The score at every token of right-padded rows (B, T): (B, T) float32."""
         return self.of_hidden(self.hidden(input_ids))
 
     def score(self, input_ids: mx.array, lengths: mx.array) -> mx.array:
-        """Scores (B,) float32 of right-padded rows (B, T), read at token `lengths` - 1; the head runs there only."""
+        """Scores (B,) float32 of right-padded rows (B, T), read at token `lengths` - 1; the head
+        runs there only."""
         last = mx.maximum(lengths.astype(mx.int32) - 1, 0)[:, None, None]
         return self.of_hidden(mx.take_along_axis(self.hidden(input_ids), last, axis=1)[:, 0])
 
 
-def make_score_model(model: nn.Module, seed: int = 0, pad_token_id: int | None = None) -> ScoreModel:
-    """A score head on the body of `model`, weights from N(0, initializer_range) as transformers draws them.
+def make_score_model(
+    model: nn.Module, seed: int = 0, pad_token_id: int | None = None
+) -> ScoreModel:
+    """A score head on the body of `model`, weights from N(0, initializer_range) as transformers
+    draws them.
 
-    The body is shared: training the one trains the other. `pad_token_id` None: as the model's config says.
-    """
+    The body is shared: training the one trains the other. `pad_token_id` None: as the model's
+    config says."""
     found, training = find_provenance(model), model.training
     config = found.config if found is not None else {}
     made = ScoreModel(model, config.get("pad_token_id") if pad_token_id is None else pad_token_id)
@@ -121,7 +130,8 @@ def _classifier_name(name: str) -> str:
 
 
 def ends(rows: Sequence[Sequence[int]], pad_token_id: int | None) -> list[int]:
-    """How long each row of ids is up to its last token that is not the padding token: where its score is read."""
+    """How long each row of ids is up to its last token that is not the padding token: where its
+    score is read."""
     return [_end(row, pad_token_id) for row in rows]
 
 
@@ -132,13 +142,17 @@ def _end(row: Sequence[int], pad_token_id: int | None) -> int:
     return last
 
 
-def score_rows(model: ScoreModel, rows: Sequence[Sequence[int]], batch_size: int = 16) -> np.ndarray:
-    """The score of each row of token ids, float32 (N,), in order; rows of similar length are run together."""
+def score_rows(
+    model: ScoreModel, rows: Sequence[Sequence[int]], batch_size: int = 16
+) -> np.ndarray:
+    """The score of each row of token ids, float32 (N,), in order; rows of similar length are run
+    together."""
     known, largest = embedding_rows(model), max((max(row, default=0) for row in rows), default=0)
     if known is not None and largest >= known:
         raise ModelError(
             f"a text has token {largest}, the reward model's embedding has {known:,} rows",
-            "resize the embedding to the tokenizer, or take the tokenizer that belongs to the model",
+            "resize the embedding to the tokenizer, or take the tokenizer that belongs to the"
+            " model",
         )
     scores = np.zeros(len(rows), dtype=np.float32)
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
@@ -154,12 +168,15 @@ def score_rows(model: ScoreModel, rows: Sequence[Sequence[int]], batch_size: int
 
 
 def save_score_model(model: ScoreModel, tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Write a reward or value model into a folder, as `save_pretrained` does a language model: full weights
-    in transformers' layout, or with adapters these alone, and the head beside them in `score.safetensors`."""
+    """Write a reward or value model into a folder, as `save_pretrained` does a language model: full
+    weights in transformers' layout, or with adapters these alone, and the head beside them in
+    `score.safetensors`."""
     folder = Path(folder)
     save_pretrained(model, tokenizer, folder)
     if adapters_of(model):
-        mx.save_safetensors(str(folder / HEAD_FILE), {SCORE: model.head.weight}, metadata={"format": "mlx"})
+        mx.save_safetensors(
+            str(folder / HEAD_FILE), {SCORE: model.head.weight}, metadata={"format": "mlx"}
+        )
 
 
 def load_reward_model(
@@ -170,8 +187,9 @@ def load_reward_model(
     revision: str | None = None,
     local_only: bool = False,
 ) -> tuple[ScoreModel, Any]:
-    """A reward model, in eval mode, and its tokenizer: a folder of transformers' layout, a run of `chuk train reward`,
-    one of its checkpoints, or a hub id. `lora` goes on with the adapters that it has, or puts new ones on.
+    """A reward model, in eval mode, and its tokenizer: a folder of transformers' layout, a run of
+    `chuk train reward`, one of its checkpoints, or a hub id. `lora` goes on with the adapters that
+    it has, or puts new ones on.
 
     Raises ModelError when what is there is no reward model.
     """
@@ -180,12 +198,18 @@ def load_reward_model(
         return _load_adapted(found, lora, dtype)
     _check_is_classifier(found)
     given = LoadConfig(
-        str(found.folder), use_lora=lora is not None, lora_config=lora or LoRAConfig(), load_weights=False, dtype=dtype
+        str(found.folder),
+        use_lora=lora is not None,
+        lora_config=lora or LoRAConfig(),
+        load_weights=False,
+        dtype=dtype,
     )
     from chuk_lib.models.loader import load_model
 
     language_model, tokenizer = load_model(given)
-    model = make_score_model(language_model, pad_token_id=_pad_of(provenance_of(language_model).config, tokenizer))
+    model = make_score_model(
+        language_model, pad_token_id=_pad_of(provenance_of(language_model).config, tokenizer)
+    )
     update_provenance(model, source=str(source), base=found.base, revision=found.revision)
     _load_whole(model, found.folder, lora)
     model.eval()
@@ -198,7 +222,9 @@ def is_reward_model(folder: Path) -> bool:
         return True
     if (folder / CHECKPOINT_MEMORY).is_file():
         return any(tensor.name == SCORE for tensor in read_headers(folder / CHECKPOINT_MEMORY))
-    return (folder / "config.json").is_file() and any(tensor.name == SCORE for tensor in read_tensors(folder)[1])
+    return (folder / "config.json").is_file() and any(
+        tensor.name == SCORE for tensor in read_tensors(folder)[1]
+    )
 
 
 def _load_adapted(found: Located, lora: LoRAConfig | None, dtype: Dtype) -> tuple[ScoreModel, Any]:
@@ -220,13 +246,17 @@ def _saved_head(folder: Path) -> mx.array:
             tensors: Any = mx.load(str(folder / name))
             if SCORE in tensors:
                 return cast(mx.array, tensors[SCORE])
-    raise ModelError(f"adapter `{folder}` has no score head", "train a reward model with `chuk train reward`")
+    raise ModelError(
+        f"adapter `{folder}` has no score head", "train a reward model with `chuk train reward`"
+    )
 
 
 def _put_head(model: ScoreModel, weight: mx.array, where: str) -> None:
     if weight.shape != model.head.weight.shape:
         shapes = f"{list(weight.shape)}, the model needs {list(model.head.weight.shape)}"
-        raise ModelError(f"the score head in `{where}` is {shapes}", "take the head that belongs to the model")
+        raise ModelError(
+            f"the score head in `{where}` is {shapes}", "take the head that belongs to the model"
+        )
     model.head.weight = weight.astype(model.head.weight.dtype)
     mx.eval(model.head.parameters())
 
@@ -236,13 +266,20 @@ def _check_is_classifier(found: Located) -> None:
     tensors = read_tensors(found.folder)[1]
     head = next((tensor for tensor in tensors if tensor.name == SCORE), None)
     if head is None:
-        raise ModelError(f"`{found.source}` is no reward model: it has no `{SCORE}`", "train one: `chuk train reward`")
+        raise ModelError(
+            f"`{found.source}` is no reward model: it has no `{SCORE}`",
+            "train one: `chuk train reward`",
+        )
     if head.shape[0] != 1:
-        raise ModelError(f"`{found.source}` has {head.shape[0]} labels, a reward model has one", "name another model")
+        raise ModelError(
+            f"`{found.source}` has {head.shape[0]} labels, a reward model has one",
+            "name another model",
+        )
 
 
 def _load_whole(model: ScoreModel, folder: Path, lora: LoRAConfig | None) -> None:
-    """Weights of a folder with the classifier's layout into a model whose body and head were made up."""
+    """Weights of a folder with the classifier's layout into a model whose body and head were made
+    up."""
     if lora is None:
         load_trained_weights(model, folder)
         return

@@ -1,8 +1,9 @@
-"""Check a model, adapter or checkpoint folder from the inside: files, index, checksums, shapes, ties, tokenizer, NaN.
+"""Check a model, adapter or checkpoint folder from the inside: files, index, checksums, shapes,
+ties, tokenizer, NaN.
 
-Checksums are those that chuk wrote (`checksums.json`, a checkpoint's `state.json`), or the hub's: its cache names large
-files by their SHA-256 and small ones by git's SHA-1, and `--output` folders keep the same beside.
-"""
+Checksums are those that chuk wrote (`checksums.json`, a checkpoint's `state.json`), or the hub's:
+its cache names large files by their SHA-256 and small ones by git's SHA-1, and `--output` folders
+keep the same beside."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ _HUB_NOTES = Path(".cache") / "huggingface" / "download"
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that is wrong. `kind`: file, index, checksum, config, tie, tokenizer, number or adapter."""
+    """Something that is wrong. `kind`: file, index, checksum, config, tie, tokenizer, number or
+    adapter."""
 
     kind: str
     message: str
@@ -37,8 +39,8 @@ class Damage:
 
 @dataclass(frozen=True)
 class Verified:
-    """What was looked at, and what is wrong. `checksums` says whose were compared: chuk's, the hub's, or none's;
-    `notes` what could not be checked."""
+    """What was looked at, and what is wrong. `checksums` says whose were compared: chuk's, the
+    hub's, or none's; `notes` what could not be checked."""
 
     folder: Path
     problems: tuple[Damage, ...]
@@ -51,14 +53,18 @@ class Verified:
 
 
 def verify(source: str | Path, revision: str | None = None, *, write: bool = False) -> Verified:
-    """Check a folder, run, checkpoint, adapter or cached hub model. With `write` its checksums are written when
-    nothing else is wrong. Raises ModelError when there is no such model."""
+    """Check a folder, run, checkpoint, adapter or cached hub model. With `write` its checksums are
+    written when nothing else is wrong. Raises ModelError when there is no such model."""
     folder = locate_folder(source, revision)
     notes: list[str] = []
     problems, tensors = _check_files(folder)
     whose, compared, wrong = _check_sums(folder, written_seals(folder)[1])
     if not problems:
-        problems += [*_check_config(folder, notes), *_check_ties(folder, tensors), *_check_tokenizer(folder, tensors)]
+        problems += [
+            *_check_config(folder, notes),
+            *_check_ties(folder, tensors),
+            *_check_tokenizer(folder, tensors),
+        ]
         problems += _check_numbers(tensors)
     if not write:
         problems += wrong
@@ -68,7 +74,14 @@ def verify(source: str | Path, revision: str | None = None, *, write: bool = Fal
         write_checksums(folder)
     files = len({stored.path for stored in tensors})
     return Verified(
-        folder, tuple(problems), files, len(tensors), whose, compared, tuple(notes), written=write and not problems
+        folder,
+        tuple(problems),
+        files,
+        len(tensors),
+        whose,
+        compared,
+        tuple(notes),
+        written=write and not problems,
     )
 
 
@@ -103,13 +116,21 @@ def _check_index(folder: Path, tensors: list[Stored]) -> Iterator[Damage]:
             if name in held:
                 yield Damage("index", f"`{name}` is in `{held[name]}` and in `{file}`")
             held[name] = file
-    for what, names in (("in no file", named.keys() - held.keys()), ("not in the index", held.keys() - named.keys())):
+    for what, names in (
+        ("in no file", named.keys() - held.keys()),
+        ("not in the index", held.keys() - named.keys()),
+    ):
         if names:
             yield Damage("index", f"{len(names)} tensors are {what}, such as `{min(names)}`")
     moved = sorted(name for name in named.keys() & held.keys() if named[name] != held[name])
     if moved:
-        yield Damage("index", f"`{moved[0]}` is in `{held[moved[0]]}`, not in `{named[moved[0]]}` as the index says")
-    surplus = sorted(path.name for path in folder.glob("model*.safetensors") if path.name not in named.values())
+        yield Damage(
+            "index",
+            f"`{moved[0]}` is in `{held[moved[0]]}`, not in `{named[moved[0]]}` as the index says",
+        )
+    surplus = sorted(
+        path.name for path in folder.glob("model*.safetensors") if path.name not in named.values()
+    )
     if surplus:
         yield Damage("index", f"`{surplus[0]}` is no part of the model: the index does not name it")
 
@@ -136,12 +157,14 @@ def _check_sealed(folder: Path, sealed: dict[str, Any]) -> Iterator[Damage]:
             yield Damage("checksum", f"`{path}` is not as it was written: its checksum differs")
     for path in sorted(folder.glob("*.safetensors")):
         if path.name not in sealed:
-            yield Damage("checksum", f"`{path}` is surplus: it was not there when the checksums were written")
+            yield Damage(
+                "checksum", f"`{path}` is surplus: it was not there when the checksums were written"
+            )
 
 
 def _hub_sums(folder: Path) -> dict[str, str]:
-    """File name -> the hub's hash: the name of the file that a cache link leads to, or the second line of the note
-    beside a downloaded file."""
+    """File name -> the hub's hash: the name of the file that a cache link leads to, or the second
+    line of the note beside a downloaded file."""
     sums = {}
     for path in sorted(folder.iterdir()):
         if path.is_symlink() and path.resolve().parent.name == "blobs":
@@ -154,7 +177,8 @@ def _hub_sums(folder: Path) -> dict[str, str]:
 
 
 def _hub_sum(path: Path, expected: str) -> str:
-    """The hash that the hub has of such a file: SHA-256 of large ones, git's SHA-1 of others; "" when it is gone."""
+    """The hash that the hub has of such a file: SHA-256 of large ones, git's SHA-1 of others; ""
+    when it is gone."""
     if not path.is_file():
         return ""
     with path.open("rb") as stream:
@@ -165,7 +189,8 @@ def _hub_sum(path: Path, expected: str) -> str:
 
 
 def _check_config(folder: Path, notes: list[str]) -> Iterator[Damage]:
-    """Names and shapes against what the config (of an adapter: its base) asks for. Nothing is read but headers."""
+    """Names and shapes against what the config (of an adapter: its base) asks for. Nothing is read
+    but headers."""
     from chuk_lib.models.adapters import read_adapter
     from chuk_lib.models.loader import open_model
 
@@ -175,9 +200,14 @@ def _check_config(folder: Path, notes: list[str]) -> Iterator[Damage]:
             read_adapter(folder)
         open_model(folder, trusted=True)
     except ModelError as error:
-        gone = is_adapter and any(word in error.message for word in ("belongs to", "neither a folder", "in the cache"))
+        gone = is_adapter and any(
+            word in error.message for word in ("belongs to", "neither a folder", "in the cache")
+        )
         if gone:
-            notes.append(f"the base model is not here, so the adapter was not compared with it: {error.message}")
+            notes.append(
+                "the base model is not here, so the adapter was not compared with it:"
+                f" {error.message}"
+            )
         else:
             yield Damage("adapter" if is_adapter else "config", error.message)
     except ChukError as error:
@@ -185,7 +215,8 @@ def _check_config(folder: Path, notes: list[str]) -> Iterator[Damage]:
 
 
 def _check_ties(folder: Path, tensors: list[Stored]) -> Iterator[Damage]:
-    """A head in the files of a model whose config ties it must be the embeddings, or it would be lost."""
+    """A head in the files of a model whose config ties it must be the embeddings, or it would be
+    lost."""
     path = folder / "config.json"
     if not path.is_file() or not text_config(read_json(path)).get("tie_word_embeddings"):
         return
@@ -198,7 +229,10 @@ def _check_ties(folder: Path, tensors: list[Stored]) -> Iterator[Damage]:
         np.array_equal(one, other) for one, other in zip(head.chunks(), rows.chunks(), strict=True)
     )
     if not same:
-        yield Damage("tie", "the config ties the head to the embeddings, and `lm_head.weight` is another matrix")
+        yield Damage(
+            "tie",
+            "the config ties the head to the embeddings, and `lm_head.weight` is another matrix",
+        )
 
 
 def _is_embedding(name: str) -> bool:
@@ -216,7 +250,9 @@ def _check_tokenizer(folder: Path, tensors: list[Stored]) -> Iterator[Damage]:
         return
     if isinstance(config.get("vocab_size"), int) and config["vocab_size"] != rows:
         yield Damage(
-            "config", f"the config says vocab_size {config['vocab_size']:,}, the embeddings have {rows:,} rows"
+            "config",
+            f"the config says vocab_size {config['vocab_size']:,}, the embeddings have {rows:,}"
+            " rows",
         )
     try:
         vocabulary = tokenizer_vocabulary(folder, config)
@@ -224,7 +260,10 @@ def _check_tokenizer(folder: Path, tensors: list[Stored]) -> Iterator[Damage]:
         yield Damage("tokenizer", f"`{folder / 'tokenizer.json'}` cannot be read: {error}")
         return
     if vocabulary and vocabulary > rows:
-        yield Damage("tokenizer", f"the tokenizer has {vocabulary:,} tokens, the embeddings only {rows:,} rows")
+        yield Damage(
+            "tokenizer",
+            f"the tokenizer has {vocabulary:,} tokens, the embeddings only {rows:,} rows",
+        )
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ids = config.get(name)
         for token in ids if isinstance(ids, list) else [ids]:
@@ -240,4 +279,8 @@ def _check_numbers(tensors: list[Stored]) -> Iterator[Damage]:
         bad = sum(int(np.size(piece) - np.isfinite(piece).sum()) for piece in stored.chunks())
         if bad:
             name, file = stored.header.name, stored.path.name
-            yield Damage("number", f"`{name}` in `{file}` has {bad:,} of {stored.header.elements:,} numbers NaN or inf")
+            yield Damage(
+                "number",
+                f"`{name}` in `{file}` has {bad:,} of {stored.header.elements:,} numbers NaN"
+                " or inf",
+            )

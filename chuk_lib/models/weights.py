@@ -1,4 +1,5 @@
-"""Save a loaded model as a folder that others load, and read such a folder's weights back into a model."""
+"""Save a loaded model as a folder that others load, and read such a folder's weights back into a
+model."""
 
 from __future__ import annotations
 
@@ -31,10 +32,10 @@ _DTYPES = {mx.float32: "float32", mx.bfloat16: "bfloat16", mx.float16: "float16"
 def save_pretrained(model: nn.Module, tokenizer: Tokenizer, folder: str | Path) -> None:
     """Write the model into a folder, which is made when it is missing.
 
-    With adapters: an mlx-lm adapter folder (adapters only). Without: weights, config.json in both RoPE forms,
-    generation_config.json, tokenizer and chat template. The caller makes it atomic. Raises ConfigError when
-    the folder cannot be made, OSError (MLX: RuntimeError) when the disk refuses what is written into it.
-    """
+    With adapters: an mlx-lm adapter folder (adapters only). Without: weights, config.json in both
+    RoPE forms, generation_config.json, tokenizer and chat template. The caller makes it atomic.
+    Raises ConfigError when the folder cannot be made, OSError (MLX: RuntimeError) when the disk
+    refuses what is written into it."""
     folder = Path(folder)
     make_folder(folder)
     if adapters_of(model):
@@ -52,10 +53,10 @@ def save_pretrained(model: nn.Module, tokenizer: Tokenizer, folder: str | Path) 
 
 
 def write_model(model: nn.Module, folder: Path, beside: Sequence[Path] = ()) -> None:
-    """Write a plain model from `open_model` tensor by tensor, each read and computed when its turn comes; the model is
-    used up. Files beside the weights (tokenizer, template …) are copied from the folders `beside`, the first that has
-    one, then from the base's. Raises ModelError for biases that the family has no place for.
-    """
+    """Write a plain model from `open_model` tensor by tensor, each read and computed when its turn
+    comes; the model is used up. Files beside the weights (tokenizer, template …) are copied from
+    the folders `beside`, the first that has one, then from the base's. Raises ModelError for biases
+    that the family has no place for."""
     found = provenance_of(model)
     found = replace(found, config=with_quantization(model, settle_biases(model, found.config)))
     layout = "pt" if is_hf_layout(model, found.config) else "mlx"
@@ -73,19 +74,23 @@ def write_model(model: nn.Module, folder: Path, beside: Sequence[Path] = ()) -> 
 
 def is_hf_layout(model: nn.Module, config: Config) -> bool:
     """Whether transformers can load what `save_pretrained` writes of this model."""
-    return config["model_type"] in HF_NAMED and not any("scales" in module for module in model.modules())
+    return config["model_type"] in HF_NAMED and not any(
+        "scales" in module for module in model.modules()
+    )
 
 
 def _saved_config(found: Provenance, weights: dict[str, mx.array]) -> Config:
-    """The config in both RoPE forms, with what chuk knows of how the model was trained: a merged model's folder has no
-    other place for it."""
+    """The config in both RoPE forms, with what chuk knows of how the model was trained: a merged
+    model's folder has no other place for it."""
     saved = both_rope_forms(found.config)
     if found.conversational is not None:
         saved["chuk"] = {"conversational": found.conversational}
     floating = [_DTYPES[value.dtype] for value in weights.values() if value.dtype in _DTYPES]
     if floating:
         dtype = max(set(floating), key=floating.count)
-        saved |= {name: dtype for name in ("dtype", "torch_dtype") if name == "dtype" or name in saved}
+        saved |= {
+            name: dtype for name in ("dtype", "torch_dtype") if name == "dtype" or name in saved
+        }
     return saved
 
 
@@ -100,11 +105,11 @@ def _save_generation_config(found: Provenance, folder: Path) -> None:
 
 
 def load_trained_weights(model: nn.Module, folder: str | Path) -> None:
-    """Put the weights of a folder that `save_pretrained` wrote into a model of the same shape, strictly.
+    """Put the weights of a folder that `save_pretrained` wrote into a model of the same shape,
+    strictly.
 
-    Adapters go to adapters, full weights to full weights; each keeps the dtype it has in the model. Raises ModelError
-    that names what is missing, left over or of another shape.
-    """
+    Adapters go to adapters, full weights to full weights; each keeps the dtype it has in the model.
+    Raises ModelError that names what is missing, left over or of another shape."""
     folder = Path(folder)
     if adapters_of(model):
         if not (folder / ADAPTER_CONFIG).is_file():
@@ -121,13 +126,20 @@ def load_trained_weights(model: nn.Module, folder: str | Path) -> None:
     own = dict(tree_flatten(model.parameters()))
     if weights.keys() != own.keys() and hasattr(model, "sanitize"):
         weights = model.sanitize(weights)
-    check_fit(folder, {n: tuple(v.shape) for n, v in own.items()}, {n: tuple(v.shape) for n, v in weights.items()})
+    check_fit(
+        folder,
+        {n: tuple(v.shape) for n, v in own.items()},
+        {n: tuple(v.shape) for n, v in weights.items()},
+    )
     model.load_weights([(name, value.astype(own[name].dtype)) for name, value in weights.items()])
     mx.eval(model.parameters())
 
 
-def check_fit(folder: Path, wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> None:
-    """Compare names and shapes of a model's parameters with a folder's. Raises ModelError that names the difference."""
+def check_fit(
+    folder: Path, wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]
+) -> None:
+    """Compare names and shapes of a model's parameters with a folder's. Raises ModelError that
+    names the difference."""
     missing = sorted(wanted.keys() - given.keys())
     extra = sorted(given.keys() - wanted.keys())
     shaped = [name for name in sorted(wanted.keys() & given.keys()) if wanted[name] != given[name]]
@@ -138,7 +150,10 @@ def check_fit(folder: Path, wanted: dict[str, tuple[int, ...]], given: dict[str,
         parts.append(f"{_some(extra)} not in the model")
     if shaped:
         name = shaped[0]
-        parts.append(f"{_some(shaped)} of another shape ({list(given[name])}, the model needs {list(wanted[name])})")
+        parts.append(
+            f"{_some(shaped)} of another shape ({list(given[name])}, the model needs"
+            f" {list(wanted[name])})"
+        )
     if parts:
         raise ModelError(
             f"the weights in `{folder}` do not fit the model: {'; '.join(parts)}",

@@ -1,4 +1,5 @@
-"""How every command that makes a model writes it: planned first, tensor by tensor, whole or not at all.
+"""How every command that makes a model writes it: planned first, tensor by tensor, whole or not at
+all.
 
     with new_folder(output, overwrite, planned_bytes(tensors)) as folder:
         write_tensors(folder, tensors)            # one tensor in memory at a time
@@ -6,9 +7,9 @@
         copy_companions(source, folder)           # tokenizer, chat template, generation config
         write_provenance(folder, "fuse", [source], settings)
 
-The folder is staged beside its target and renamed when all of it is on the disk, with `checksums.json` in it: size and
-SHA-256 of every file, which loading and `chuk model verify` compare.
-"""
+The folder is staged beside its target and renamed when all of it is on the disk, with
+`checksums.json` in it: size and SHA-256 of every file, which loading and `chuk model verify`
+compare."""
 
 from __future__ import annotations
 
@@ -32,17 +33,24 @@ SHARD_BYTES = 5 << 30
 PROVENANCE = "provenance.json"
 _SPARE = 16 << 20  # bytes left on a disk for what is written beside the tensors
 _WEIGHTS = (".safetensors", ".gguf", ".npz", ".bin", ".pt", ".pth")
-_NOT_COPIED = frozenset({
-    "config.json", "adapter_config.json", "model.safetensors.index.json", "state.json", "README.md", CHECKSUMS,
-    PROVENANCE,
-})  # fmt: skip
+_NOT_COPIED = frozenset(
+    {
+        "config.json",
+        "adapter_config.json",
+        "model.safetensors.index.json",
+        "state.json",
+        "README.md",
+        CHECKSUMS,
+        PROVENANCE,
+    }
+)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor that is about to be written. `dtype` is a word of safetensors (`F32`, `BF16`, `U32` …); `make` gives the
-    array (MLX or NumPy, of that dtype and shape; NumPy has BF16 as uint16) when its turn comes, and it is dropped then.
-    """
+    """A tensor that is about to be written. `dtype` is a word of safetensors (`F32`, `BF16`, `U32`
+    …); `make` gives the array (MLX or NumPy, of that dtype and shape; NumPy has BF16 as uint16)
+    when its turn comes, and it is dropped then."""
 
     name: str
     dtype: str
@@ -56,9 +64,12 @@ class Planned:
 
 
 def planned(arrays: Mapping[str, Any]) -> list[Planned]:
-    """MLX or NumPy arrays by name; lazy ones are computed when they are written. Each can be made once: it is let go
-    when it has been written."""
-    return [Planned(name, dtype_word(value.dtype), tuple(value.shape), _given(value)) for name, value in arrays.items()]
+    """MLX or NumPy arrays by name; lazy ones are computed when they are written. Each can be made
+    once: it is let go when it has been written."""
+    return [
+        Planned(name, dtype_word(value.dtype), tuple(value.shape), _given(value))
+        for name, value in arrays.items()
+    ]
 
 
 def _given(value: Any) -> Callable[[], Any]:
@@ -71,33 +82,50 @@ def planned_bytes(tensors: Sequence[Planned]) -> int:
 
 
 def dtype_word(dtype: Any) -> str:
-    """Safetensors' word for an MLX or NumPy dtype. Raises KeyError for one that files do not have."""
+    """Safetensors' word for an MLX or NumPy dtype. Raises KeyError for one that files do not
+    have."""
     return _WORDS[str(dtype).removeprefix("mlx.core.")]
 
 
 _WORDS = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+    "bool": "BOOL",
     "bool_": "BOOL",
-}  # fmt: skip
+}
 
 
 def check_output(folder: Path, overwrite: bool, n_bytes: int = 0) -> None:
-    """Raise ConfigError unless `folder` is missing, empty, or a model or adapter that may be overwritten; ModelError
-    when the disk has no room for `n_bytes`."""
+    """Raise ConfigError unless `folder` is missing, empty, or a model or adapter that may be
+    overwritten; ModelError when the disk has no room for `n_bytes`."""
     check_folder(folder)
     if folder.exists() and any(folder.iterdir()):
         if not overwrite:
-            raise ConfigError(f"`{folder}` is not empty", "choose another --output, or replace it with --overwrite")
+            raise ConfigError(
+                f"`{folder}` is not empty",
+                "choose another --output, or replace it with --overwrite",
+            )
         if not is_model_folder(folder):
             raise ConfigError(
-                f"`{folder}` holds files that are no model", "--overwrite replaces models only; choose another --output"
+                f"`{folder}` holds files that are no model",
+                "--overwrite replaces models only; choose another --output",
             )
     check_room(folder, n_bytes)
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder is a model's or an adapter's, and not one that holds a run or other things."""
+    """Whether a folder is a model's or an adapter's, and not one that holds a run or other
+    things."""
     return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
@@ -107,7 +135,9 @@ def check_room(folder: Path, n_bytes: int) -> None:
     nearest = next(path for path in (there, *there.parents) if path.exists())
     disk = shutil.disk_usage(nearest)
     free = disk.free
-    if disk.total and n_bytes and n_bytes + _SPARE > free:  # /proc and its kin have no size: writing tells about them
+    if (
+        disk.total and n_bytes and n_bytes + _SPARE > free
+    ):  # /proc and its kin have no size: writing tells about them
         raise ModelError(
             f"`{folder}` would take {_amount(n_bytes)} and its disk has {_amount(free)} free",
             "free some space, or choose another --output",
@@ -120,8 +150,9 @@ def _amount(n_bytes: int) -> str:
 
 @contextmanager
 def new_folder(folder: Path, overwrite: bool = False, n_bytes: int = 0) -> Iterator[Path]:
-    """A folder beside `folder` to write to. When the block ends well, `checksums.json` is added and it takes the place
-    of `folder`; when not, it goes and `folder` stays as it was. Raises as `check_output` does."""
+    """A folder beside `folder` to write to. When the block ends well, `checksums.json` is added and
+    it takes the place of `folder`; when not, it goes and `folder` stays as it was. Raises as
+    `check_output` does."""
     check_output(folder, overwrite, n_bytes)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -137,8 +168,13 @@ def new_folder(folder: Path, overwrite: bool = False, n_bytes: int = 0) -> Itera
 
 
 def write_checksums(folder: Path) -> dict[str, Any]:
-    """Write size and SHA-256 of every file of a folder to its `checksums.json`, and return them by file name."""
-    files = {path.name: seal(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != CHECKSUMS}
+    """Write size and SHA-256 of every file of a folder to its `checksums.json`, and return them by
+    file name."""
+    files = {
+        path.name: seal(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != CHECKSUMS
+    }
     write_json(folder / CHECKSUMS, {"version": 1, "files": files})
     return files
 
@@ -164,18 +200,26 @@ def _sync(path: Path) -> None:
 def write_tensors(folder: Path, tensors: Sequence[Planned], layout: str = "pt") -> list[Path]:
     """Write tensors as `model.safetensors`, or as shards with an index. Returns the files.
 
-    `layout` is the header's `format`: `pt` when the names and shapes are Hugging Face's, else `mlx`. Each array is made
-    when it is written: memory is that of the largest. Raises AssertionError when one is not as planned.
-    """
+    `layout` is the header's `format`: `pt` when the names and shapes are Hugging Face's, else
+    `mlx`. Each array is made when it is written: memory is that of the largest. Raises
+    AssertionError when one is not as planned."""
     shards = _shards(tensors)
     if len(shards) == 1:
         write_safetensors(folder / "model.safetensors", shards[0], layout)
         return [folder / "model.safetensors"]
-    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    names = [
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        for number in range(1, len(shards) + 1)
+    ]
     for name, shard in zip(names, shards, strict=True):
         write_safetensors(folder / name, shard, layout)
-    where = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-    index = {"metadata": {"total_size": planned_bytes(tensors)}, "weight_map": dict(sorted(where.items()))}
+    where = {
+        tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard
+    }
+    index = {
+        "metadata": {"total_size": planned_bytes(tensors)},
+        "weight_map": dict(sorted(where.items())),
+    }
     write_json(folder / "model.safetensors.index.json", index)
     return [folder / name for name in names]
 
@@ -193,7 +237,8 @@ def _shards(tensors: Sequence[Planned]) -> list[list[Planned]]:
 
 
 def write_safetensors(path: Path, tensors: Sequence[Planned], layout: str = "pt") -> None:
-    """Write one safetensors file: the length of the header (8 bytes, little endian), the header, the tensors.
+    """Write one safetensors file: the length of the header (8 bytes, little endian), the header,
+    the tensors.
 
     The widest types come first, as the format wants it, so that every tensor is aligned."""
     ordered = sorted(tensors, key=lambda tensor: -BITS[tensor.dtype])
@@ -201,7 +246,11 @@ def write_safetensors(path: Path, tensors: Sequence[Planned], layout: str = "pt"
     end = 0
     for tensor in ordered:
         offsets = [end, end + tensor.n_bytes]
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": offsets,
+        }
         end += tensor.n_bytes
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -212,15 +261,20 @@ def write_safetensors(path: Path, tensors: Sequence[Planned], layout: str = "pt"
 
 
 def _bytes_of(tensor: Planned) -> Any:
-    """The bytes of a tensor as a buffer, made now. Raises AssertionError when they are not what was planned."""
+    """The bytes of a tensor as a buffer, made now. Raises AssertionError when they are not what was
+    planned."""
     import numpy as np
 
     value = tensor.make()
     if not isinstance(value, np.ndarray):
         value = _as_numpy(value, tensor)
     is_bfloat16 = tensor.dtype == "BF16" and value.dtype == np.uint16
-    if tuple(value.shape) != tensor.shape or not (is_bfloat16 or dtype_word(value.dtype) == tensor.dtype):
-        raise AssertionError(f"`{tensor.name}` is {value.dtype} {value.shape}, not {tensor.dtype} {tensor.shape}")
+    if tuple(value.shape) != tensor.shape or not (
+        is_bfloat16 or dtype_word(value.dtype) == tensor.dtype
+    ):
+        raise AssertionError(
+            f"`{tensor.name}` is {value.dtype} {value.shape}, not {tensor.dtype} {tensor.shape}"
+        )
     return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
@@ -235,8 +289,8 @@ def _as_numpy(value: Any, tensor: Planned) -> Any:
 
 
 def copy_companions(source: Path, folder: Path) -> list[str]:
-    """Copy what belongs to a model beside its weights and its config: tokenizer, chat template, generation config,
-    licence. Files that are there already stay. Returns the names."""
+    """Copy what belongs to a model beside its weights and its config: tokenizer, chat template,
+    generation config, licence. Files that are there already stay. Returns the names."""
     copied = []
     for path in sorted(source.iterdir()):
         wanted = path.is_file() and not path.name.startswith(".") and path.suffix not in _WEIGHTS
@@ -246,9 +300,12 @@ def copy_companions(source: Path, folder: Path) -> list[str]:
     return copied
 
 
-def write_provenance(folder: Path, made_by: str, inputs: Sequence[Path | str], settings: Mapping[str, Any]) -> None:
-    """Write `provenance.json`: which command made the folder, from which models (with a fingerprint of the weights of
-    those that are folders), with which settings. The same inputs give the same bytes."""
+def write_provenance(
+    folder: Path, made_by: str, inputs: Sequence[Path | str], settings: Mapping[str, Any]
+) -> None:
+    """Write `provenance.json`: which command made the folder, from which models (with a fingerprint
+    of the weights of those that are folders), with which settings. The same inputs give the same
+    bytes."""
     from chuk_lib.models.sources import fingerprint
 
     sources: list[dict[str, Any]] = []
@@ -256,10 +313,17 @@ def write_provenance(folder: Path, made_by: str, inputs: Sequence[Path | str], s
         path = Path(given)
         mark = fingerprint(path) if path.is_dir() else None
         sources.append({"source": str(given), "fingerprint": mark})
-    content = {"made_by": f"chuk model {made_by}", "version": __version__, "inputs": sources, "settings": settings}
+    content = {
+        "made_by": f"chuk model {made_by}",
+        "version": __version__,
+        "inputs": sources,
+        "settings": settings,
+    }
     write_json(folder / PROVENANCE, content)
 
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON file as model folders have them: indented, UTF-8."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
+    )

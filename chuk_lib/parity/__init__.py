@@ -1,9 +1,9 @@
 """Parity: the numbers of TRL on PyTorch, reproduced through chuk's public code.
 
-A parity folder holds tiny models, data, inputs and expected numbers. Every suite reads what it needs from there and
-runs the renderer, the losses and the engine themselves, so what passes here is what a user gets. A folder may hold
-the numbers of some suites only: `examine` says what was not there and what nobody read.
-"""
+A parity folder holds tiny models, data, inputs and expected numbers. Every suite reads what it
+needs from there and runs the renderer, the losses and the engine themselves, so what passes here is
+what a user gets. A folder may hold the numbers of some suites only: `examine` says what was not
+there and what nobody read."""
 
 from __future__ import annotations
 
@@ -36,12 +36,18 @@ _SUITES: dict[str, dict[str, str]] = {
         "dpo_curves.json": "preference_curves:first_dpo_curves",
         "preference_curves.json": "preference_curves:dpo",
     },
-    "kto": {"kto_first_batch.json": "preference:kto", "preference_curves.json": "preference_curves:kto"},
+    "kto": {
+        "kto_first_batch.json": "preference:kto",
+        "preference_curves.json": "preference_curves:kto",
+    },
     "orpo_cpo": {
         "orpo_cpo_first_batch.json": "preference:orpo_and_cpo",
         "preference_curves.json": "preference_curves:orpo_and_cpo",
     },
-    "reward": {"reward_first_batch.json": "preference:reward", "preference_curves.json": "preference_curves:reward"},
+    "reward": {
+        "reward_first_batch.json": "preference:reward",
+        "preference_curves.json": "preference_curves:reward",
+    },
     "generation": {"generation.json": "generation:greedy_and_sampling"},
     "advantages": {"advantages.json": "advantages:advantages"},
     "grpo": {
@@ -60,7 +66,8 @@ SUITES = tuple(_SUITES)
 
 @dataclass(frozen=True)
 class Outcome:
-    """The checks that were run; files that suites read and the folder lacks; what it has and no suite read."""
+    """The checks that were run; files that suites read and the folder lacks; what it has and no
+    suite read."""
 
     checks: tuple[Check, ...]
     missing: tuple[str, ...]
@@ -73,11 +80,12 @@ def run(folder: Path, only: Sequence[str] = ()) -> list[Check]:
 
 
 def examine(folder: Path, only: Sequence[str] = ()) -> Outcome:
-    """Run the suites named by `only` (all by default) on a parity folder, as far as it has their files.
+    """Run the suites named by `only` (all by default) on a parity folder, as far as it has their
+    files.
 
-    What was not read is told when all suites ran. Raises ConfigError on an unknown suite, and DataError when the
-    folder has nothing of a suite that was asked for, or lacks what one of its files needs.
-    """
+    What was not read is told when all suites ran. Raises ConfigError on an unknown suite, and
+    DataError when the folder has nothing of a suite that was asked for, or lacks what one of its
+    files needs."""
     from chuk_lib.parity.checks import Checker
     from chuk_lib.parity.reads import ReadingList
 
@@ -90,7 +98,10 @@ def examine(folder: Path, only: Sequence[str] = ()) -> Outcome:
         found = {file: part for file, part in _SUITES[name].items() if file in there}
         missing |= _SUITES[name].keys() - found
         if only and not found:
-            raise DataError(f"parity folder `{folder}` has no `expected/{min(_SUITES[name])}`: nothing of `{name}`")
+            raise DataError(
+                f"parity folder `{folder}` has no `expected/{min(_SUITES[name])}`: nothing of"
+                f" `{name}`"
+            )
         checker = Checker(folder, name, reads)
         for part in found.values():
             _part(part)(checker)
@@ -102,7 +113,10 @@ def examine(folder: Path, only: Sequence[str] = ()) -> Outcome:
 def _files(folder: Path) -> set[str]:
     expected = folder / "expected"
     if not expected.is_dir():
-        raise DataError(f"`{folder}` is not a parity folder: it has no `expected`", "name a folder with the fixtures")
+        raise DataError(
+            f"`{folder}` is not a parity folder: it has no `expected`",
+            "name a folder with the fixtures",
+        )
     return {file.name for file in expected.iterdir()}
 
 

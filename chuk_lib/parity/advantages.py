@@ -26,22 +26,37 @@ def _case(check: Checker, name: str, case: dict[str, Any], expected: dict[str, A
     weights = tuple(given.pop("reward_weights", None) or (1.0, 1.0))
     model, tokenizer = load_model(check.folder / "models" / "llama-tiny-policy", dtype="float32")
     group, ids = expected["num_generations"], expected["completion_ids"]
-    prompts = PromptDataset(list(read_records(check.folder / "data" / "prompts.jsonl"))[: len(ids) // group], tokenizer)
+    prompts = PromptDataset(
+        list(read_records(check.folder / "data" / "prompts.jsonl"))[: len(ids) // group], tokenizer
+    )
     prompt_ids = [row.ids for row in prompts for _ in range(group)]
-    table = Table([{"prompt_ids": prompt_ids, "completion_ids": ids, "rewards": expected["rewards_per_func"]}])
+    table = Table(
+        [{"prompt_ids": prompt_ids, "completion_ids": ids, "rewards": expected["rewards_per_func"]}]
+    )
     rloo = name.startswith("rloo")
     config = GRPOConfig(
-        batch_size=len(ids), gradient_accumulation_steps=1, num_generations=group, shuffle=False, max_steps=1,
-        advantage_estimator="rloo" if rloo else "grpo", importance_sampling_correction=False,
-        ref_model=str(check.folder / "models" / "llama-tiny") if given.get("beta") else None, **given,
-    )  # fmt: skip
+        batch_size=len(ids),
+        gradient_accumulation_steps=1,
+        num_generations=group,
+        shuffle=False,
+        max_steps=1,
+        advantage_estimator="rloo" if rloo else "grpo",
+        importance_sampling_correction=False,
+        ref_model=str(check.folder / "models" / "llama-tiny") if given.get("beta") else None,
+        **given,
+    )
     rewards = TableRewards(table, ("f1", "f2"), weights)
     trainer = GRPOTrainer(model, tokenizer, config, rewards=rewards, player=table)
     prepare_model(model, config)
     algorithm = trainer.make_algorithm(prompts, trainer.plan(prompts))
     (update,) = algorithm.updates(0)
     report = algorithm.finish(0)
-    check.close(f"{name}/advantages", [row["advantage"] for row in report.completions], case["advantages"], atol=1e-4)
+    check.close(
+        f"{name}/advantages",
+        [row["advantage"] for row in report.completions],
+        case["advantages"],
+        atol=1e-4,
+    )
     got = {**report.metrics, "num_tokens": update.counts["tokens"]}
     for key, want in case["metrics"].items():
         check.close(f"{name}/{key}", got.get(key, float("nan")), want)

@@ -16,10 +16,11 @@ from chuk_lib.utils.text import shorten
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one comparison: largest absolute `difference`, and how far it may be (`tolerance`, as text).
+    """The outcome of one comparison: largest absolute `difference`, and how far it may be
+    (`tolerance`, as text).
 
-    `relative` is that difference as a share of the largest value that was wanted, where that is above 1.
-    """
+    `relative` is that difference as a share of the largest value that was wanted, where that is
+    above 1."""
 
     suite: str
     name: str
@@ -35,7 +36,8 @@ class Check:
 
 
 class Checker:
-    """Collects checks for one suite over one parity folder; `reads` remembers what was read of it."""
+    """Collects checks for one suite over one parity folder; `reads` remembers what was read of
+    it."""
 
     def __init__(self, folder: Path, suite: str, reads: ReadingList | None = None) -> None:
         self.folder = folder
@@ -43,7 +45,9 @@ class Checker:
         self._reads = reads or ReadingList(folder)
         self.checks: list[Check] = []
 
-    def close(self, name: str, got: Any, want: Any, *, rtol: float = 2e-4, atol: float = 2e-5) -> None:
+    def close(
+        self, name: str, got: Any, want: Any, *, rtol: float = 2e-4, atol: float = 2e-5
+    ) -> None:
         """Passes when |got − want| ≤ atol + rtol·|want| everywhere and the shapes agree."""
         got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
         if got.shape != want.shape:
@@ -60,7 +64,11 @@ class Checker:
         """Passes when both are the same, element for element."""
         same = bool(np.array_equal(np.asarray(got), np.asarray(want)))
         self._add(
-            name, same, 0.0 if same else 1.0, "exact", "" if same else f"got {shorten(got)}, want {shorten(want)}"
+            name,
+            same,
+            0.0 if same else 1.0,
+            "exact",
+            "" if same else f"got {shorten(got)}, want {shorten(want)}",
         )
 
     def fail(self, name: str, detail: str) -> None:
@@ -100,7 +108,13 @@ class Checker:
         return other
 
     def _add(
-        self, name: str, passed: bool, difference: float, tolerance: str, detail: str, relative: float | None = None
+        self,
+        name: str,
+        passed: bool,
+        difference: float,
+        tolerance: str,
+        detail: str,
+        relative: float | None = None,
     ) -> None:
         relative = difference if relative is None else relative
         self.checks.append(Check(self.suite, name, passed, difference, tolerance, detail, relative))
@@ -108,7 +122,10 @@ class Checker:
 
 def missing(folder: Path, path: str) -> DataError:
     """The error for a parity folder without one of its files."""
-    return DataError(f"parity folder `{folder}` has no `{path}`", "give a folder laid out like the project's fixtures")
+    return DataError(
+        f"parity folder `{folder}` has no `{path}`",
+        "give a folder laid out like the project's fixtures",
+    )
 
 
 def _worst(got: np.ndarray, want: np.ndarray, gap: np.ndarray) -> str:

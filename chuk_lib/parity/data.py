@@ -23,7 +23,10 @@ _CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lm_text": (_TEXTS, {}),
     "lm_text_maxlen16": (_TEXTS, {"max_length": 16}),
     "lm_packed_bfd": (_TEXTS, {"max_length": 64, "packing": True}),
-    "lm_packed_wrapped": (_TEXTS, {"max_length": 64, "packing": True, "packing_strategy": "wrapped"}),
+    "lm_packed_wrapped": (
+        _TEXTS,
+        {"max_length": 64, "packing": True, "packing_strategy": "wrapped"},
+    ),
 }
 
 
@@ -51,23 +54,37 @@ def packing(check: Checker) -> None:
     begins = [sum(lengths[:index]) for index in range(len(lengths))]
     for strategy in ("bfd", "bfd_split", "wrapped"):
         rows = pack(lengths, capacity, strategy)
-        ids = [[begins[piece.document] + at for piece in row for at in range(piece.start, piece.end)] for row in rows]
+        ids = [
+            [begins[piece.document] + at for piece in row for at in range(piece.start, piece.end)]
+            for row in rows
+        ]
         check.equal(f"{strategy}/rows", ids == [row["input_ids"] for row in case[strategy]], True)
         if "seq_lengths" in case[strategy][0]:
             sizes = [[piece.end - piece.start for piece in row] for row in rows]
-            check.equal(f"{strategy}/lengths", sizes == [row["seq_lengths"] for row in case[strategy]], True)
+            check.equal(
+                f"{strategy}/lengths", sizes == [row["seq_lengths"] for row in case[strategy]], True
+            )
 
 
 def _rows(dataset: SFTDataset) -> list[tuple[list[int], list[int]]]:
     return [_row(example.input_ids, example.loss_mask) for example in dataset]
 
 
-def _packed_rows(dataset: SFTDataset, settings: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
+def _packed_rows(
+    dataset: SFTDataset, settings: dict[str, Any]
+) -> list[tuple[list[int], list[int]]]:
     plan = BatchPlan(
-        dataset.examples, batch_size=1, shuffle=False, packing=dataset.packing, max_length=settings["max_length"]
+        dataset.examples,
+        batch_size=1,
+        shuffle=False,
+        packing=dataset.packing,
+        max_length=settings["max_length"],
     )
     batches = [batch for step in range(plan.steps) for batch in plan.batches(step)]
-    return [_row(batch.input_ids[0, : batch.tokens], batch.loss_mask[0, : batch.tokens]) for batch in batches]
+    return [
+        _row(batch.input_ids[0, : batch.tokens], batch.loss_mask[0, : batch.tokens])
+        for batch in batches
+    ]
 
 
 def _row(ids: Any, mask: Any) -> tuple[list[int], list[int]]:
@@ -76,7 +93,8 @@ def _row(ids: Any, mask: Any) -> tuple[list[int], list[int]]:
 
 
 def _targets(row: dict[str, Any]) -> list[int]:
-    """Labels that can be targets: nothing predicts a row's first token, nor that of a packed document."""
+    """Labels that can be targets: nothing predicts a row's first token, nor that of a packed
+    document."""
     labels = list(row["labels"])
     begin = 0
     for length in row.get("seq_lengths", []):

@@ -1,4 +1,5 @@
-"""Where chuk means to compute something else than TRL: how far the two are apart, checked like everything else.
+"""Where chuk means to compute something else than TRL: how far the two are apart, checked like
+everything else.
 
 Each case is a row of docs/trl.md. A difference that grows beyond its bound fails.
 """
@@ -21,7 +22,8 @@ DIFFERENCES: dict[str, dict[str, float]] = {
     "dapo_bonus_accum2": {"loss": 0.005, "grad_norm": 0.02},
     "dapo_quantile_accum2": {"loss": 0.1, "grad_norm": 0.3},
 }
-"""For a case: the largest difference of a metric over its steps, as a share of TRL's largest value."""
+"""For a case: the largest difference of a metric over its steps, as a share of TRL's largest value.
+"""
 
 
 def check_difference(
@@ -31,7 +33,8 @@ def check_difference(
     steps: Sequence[Mapping[str, Any]],
     wanted: Sequence[Mapping[str, Any]],
 ) -> None:
-    """One check a metric: no step is further away than its bound. They stand apart, as `differences`."""
+    """One check a metric: no step is further away than its bound. They stand apart, as
+    `differences`."""
     check = check.under("differences")
     check.equal(f"{name}/steps", len(steps), len(wanted))
     for metric, bound in bounds.items():

@@ -13,15 +13,22 @@ _IGNORED = -100
 
 
 def divergences(check: Checker) -> None:
-    """Every mixture and temperature: the mean over the positions that count, and the norm of its gradient."""
+    """Every mixture and temperature: the mean over the positions that count, and the norm of its
+    gradient."""
     found = check.json("expected/distillation_unit.json")
-    student, teacher = (mx.array(np.array(found[f"{who}_logits"], np.float32)) for who in ("student", "teacher"))
+    student, teacher = (
+        mx.array(np.array(found[f"{who}_logits"], np.float32)) for who in ("student", "teacher")
+    )
     counts = mx.array(np.array(found["labels"]) != _IGNORED)
     for name, case in found["cases"].items():
         beta, temperature = case["beta"], case["temperature"]
 
-        def mean(logits: mx.array, beta: float = beta, temperature: float = temperature) -> mx.array:
-            return (generalised_jsd(logits, teacher, beta, temperature) * counts).sum() / counts.sum()
+        def mean(
+            logits: mx.array, beta: float = beta, temperature: float = temperature
+        ) -> mx.array:
+            return (
+                generalised_jsd(logits, teacher, beta, temperature) * counts
+            ).sum() / counts.sum()
 
         value, gradient = mx.value_and_grad(mean)(student)
         check.close(f"{name}/loss", value.item(), case["loss"])

@@ -1,4 +1,5 @@
-"""Generation: greedy tokens of each model, and the distribution that temperature, filters and penalty leave."""
+"""Generation: greedy tokens of each model, and the distribution that temperature, filters and
+penalty leave."""
 
 from __future__ import annotations
 
@@ -41,15 +42,20 @@ def _greedy(check: Checker, name: str, rows: list[dict[str, Any]]) -> None:
     config = SamplingConfig(max_tokens=max(map(len, want)))
     written = {
         "greedy": [list(row.tokens) for row in generate_many(model, tokenizer, prompts, config)],
-        "greedy_rollouts": [row.ids.tolist() for row in rollouts(model, tokenizer, prompts, config)],
+        "greedy_rollouts": [
+            row.ids.tolist() for row in rollouts(model, tokenizer, prompts, config)
+        ],
     }
     for way, got in written.items():
         same = [ids[: len(right)] == right for ids, right in zip(got, want, strict=True)]
         check.equal(f"{name}/{way}", same, [True] * len(want))
 
 
-def _distribution(check: Checker, name: str, case: dict[str, Any], logits: np.ndarray, seen: np.ndarray) -> None:
-    """The probabilities, and how often a rollout draws each token when its random numbers are spread evenly."""
+def _distribution(
+    check: Checker, name: str, case: dict[str, Any], logits: np.ndarray, seen: np.ndarray
+) -> None:
+    """The probabilities, and how often a rollout draws each token when its random numbers are
+    spread evenly."""
     unknown = sorted(set(case["config"]) - _KNOWN)
     if unknown:
         check.fail(f"sampling/{name}", f"unknown setting {', '.join(unknown)}")
@@ -61,7 +67,12 @@ def _distribution(check: Checker, name: str, case: dict[str, Any], logits: np.nd
     spread = (np.arange(count) + 0.5) / count
     shares = []
     for row, context in zip(logits, seen, strict=True):
-        many, contexts = np.repeat(row[None], count, axis=0), np.repeat(context[None], count, axis=0)
-        tokens, _ = choose(many, config, spread, contexts if config.repetition_penalty != 1 else None)
+        many, contexts = (
+            np.repeat(row[None], count, axis=0),
+            np.repeat(context[None], count, axis=0),
+        )
+        tokens, _ = choose(
+            many, config, spread, contexts if config.repetition_penalty != 1 else None
+        )
         shares.append(np.bincount(tokens, minlength=len(row)) / count)
     check.close(f"sampling/{name}/drawn", shares, case["probs"], rtol=0, atol=2.0 / count)

@@ -25,20 +25,34 @@ from chuk_lib.training.online.collect import PromptPlan
 from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.utils.gradient_utils import global_norm, to_float
 from chuk_lib.training.utils.high_entropy import high_entropy_mask
-from chuk_lib.training.utils.log_probs import StatOptions, TokenStats, completion_arrays, completion_stats
+from chuk_lib.training.utils.log_probs import (
+    StatOptions,
+    TokenStats,
+    completion_arrays,
+    completion_stats,
+)
 
 _ROLLOUT = Sizes(rows=0.0, tokens=0.0, rollout_tokens=1.0, room=0.0)
 _NOT_OF_THE_LOSS = ("temperature", "top_entropy_quantile", "entropy_coef")
 
 
 def order_of_prompts(check: Checker) -> None:
-    """Prompts of each step, repeated as TRL's sampler repeats them; it leaves out those that do not fill a step."""
+    """Prompts of each step, repeated as TRL's sampler repeats them; it leaves out those that do not
+    fill a step."""
     case = check.json("expected/rewards_unit.json")["repeat_sampler"]
     given, size = case["args"], case["args"]["batch_size"]
     plan = PromptPlan(given["n"], size, seed=0, shuffle=given["shuffle"])
-    steps = [plan.prompts(step) for step in range(given["n"] // size) for _ in range(given["repeat_count"])]
+    steps = [
+        plan.prompts(step)
+        for step in range(given["n"] // size)
+        for _ in range(given["repeat_count"])
+    ]
     repeats = given["mini_repeat_count"]
-    check.equal("repeat_sampler", [row for step in steps for row in step for _ in range(repeats)], case["order"])
+    check.equal(
+        "repeat_sampler",
+        [row for step in steps for row in step for _ in range(repeats)],
+        case["order"],
+    )
 
 
 def fixed(check: Checker) -> None:
@@ -47,8 +61,16 @@ def fixed(check: Checker) -> None:
     model, _ = load_model(check.folder / "models" / expected["policy"], dtype="float32")
     fixture = _Fixture(model, arrays)
     stats = fixture.stats(1.0, arrays["completion_mask"])
-    check.close("policy_per_token_logps", stats.logps, arrays["policy_per_token_logps"] * arrays["completion_mask"])
-    check.close("policy_token_entropy", stats.entropy, arrays["policy_token_entropy"] * arrays["completion_mask"])
+    check.close(
+        "policy_per_token_logps",
+        stats.logps,
+        arrays["policy_per_token_logps"] * arrays["completion_mask"],
+    )
+    check.close(
+        "policy_token_entropy",
+        stats.entropy,
+        arrays["policy_token_entropy"] * arrays["completion_mask"],
+    )
     for name, case in expected["cases"].items():
         _fixed_case(check, name, case, fixture)
 
@@ -61,13 +83,18 @@ class _Fixture:
         prompts = zip(arrays["prompt_ids"], arrays["prompt_mask"], strict=True)
         completions = zip(arrays["completion_ids"], arrays["completion_mask"], strict=True)
         self._rows = completion_arrays(
-            [ids[mask > 0].tolist() for ids, mask in prompts], [ids[mask > 0].tolist() for ids, mask in completions]
+            [ids[mask > 0].tolist() for ids, mask in prompts],
+            [ids[mask > 0].tolist() for ids, mask in completions],
         )
 
-    def stats(self, temperature: float, mask: np.ndarray, entropy_gradient: bool = False) -> TokenStats:
+    def stats(
+        self, temperature: float, mask: np.ndarray, entropy_gradient: bool = False
+    ) -> TokenStats:
         """Log-probs and entropies (B, C) under the policy."""
         rows = self._rows | {"mask": mx.array(mask.astype(np.float32))}
-        return completion_stats(self._head, self.model, rows, StatOptions(temperature, True, entropy_gradient))
+        return completion_stats(
+            self._head, self.model, rows, StatOptions(temperature, True, entropy_gradient)
+        )
 
     def mask(self, case: dict[str, Any]) -> np.ndarray:
         """The tokens that count in a case, float32 (B, C)."""
@@ -85,7 +112,9 @@ def _fixed_case(check: Checker, name: str, case: dict[str, Any], fixture: _Fixtu
     tokens = float(case.get("num_items_in_batch", mask.sum()))
     room = len(mask) * config.max_completion_length
     weight = denominator(config, Sizes(len(mask), float(mask.sum()), tokens, room))
-    if not config.loss_kind.divisor(_ROLLOUT):  # what is divided by the rollout's tokens says it all
+    if not config.loss_kind.divisor(
+        _ROLLOUT
+    ):  # what is divided by the rollout's tokens says it all
         weight *= windows
     coefficient = case["config"].get("entropy_coef", 0.0)
 
@@ -98,7 +127,9 @@ def _fixed_case(check: Checker, name: str, case: dict[str, Any], fixture: _Fixtu
 
     (loss, (found, _, entropy)), gradients = nn.value_and_grad(fixture.model, mean)()
     check.close(f"{name}/loss", loss.item(), case["loss"], rtol=5e-4, atol=3e-5)
-    check.close(f"{name}/grad_norm", global_norm(gradients).item(), case["grad_norm"], rtol=2e-3, atol=1e-4)
+    check.close(
+        f"{name}/grad_norm", global_norm(gradients).item(), case["grad_norm"], rtol=2e-3, atol=1e-4
+    )
     got = {key: _metric(metric, mask) for key, metric in found.metrics.items()}
     got["entropy"] = to_float((entropy * mask).sum()) / max(float(mask.sum()), 1.0)
     got |= {"policy_loss": to_float(found.total) / weight, "entropy_coef": coefficient}
@@ -119,19 +150,34 @@ def _loss_settings(name: str, case: dict[str, Any]) -> GRPOConfig:
     return GRPOConfig(**given)
 
 
-def _batch(case: dict[str, Any], fixture: _Fixture, mask: np.ndarray, *, entropy_gradient: bool) -> PolicyBatch:
+def _batch(
+    case: dict[str, Any], fixture: _Fixture, mask: np.ndarray, *, entropy_gradient: bool
+) -> PolicyBatch:
     config, arrays = case["config"], fixture.arrays
     stats = fixture.stats(config.get("temperature", 1.0), mask, entropy_gradient)
     on_policy = "old_per_token_logps" in case
     given: Callable[[str], mx.array] = lambda key: mx.array(arrays[f"{key}_per_token_logps"])  # noqa: E731
     share = config.get("top_entropy_quantile", 1.0)
-    keep = None if share == 1 else mx.array(high_entropy_mask(np.array(mx.stop_gradient(stats.entropy)), mask, share))
+    keep = (
+        None
+        if share == 1
+        else mx.array(high_entropy_mask(np.array(mx.stop_gradient(stats.entropy)), mask, share))
+    )
     sampling, weights = None, None
     if "importance_sampling" in case:
         rule, sampling = case["importance_sampling"], given("sampling")
         counted = mx.array(arrays["completion_mask"].astype(np.float32))
-        weights = importance_weights(given("old"), sampling, counted, rule["mode"], rule["clip_min"], rule["clip_max"])
+        weights = importance_weights(
+            given("old"), sampling, counted, rule["mode"], rule["clip_min"], rule["clip_max"]
+        )
     return PolicyBatch(
-        stats.logps, stats.entropy, mx.array(mask), mx.array(arrays["advantages"].reshape(-1, 1)),
-        None if on_policy else given("old"), given("ref"), sampling, weights, keep,
-    )  # fmt: skip
+        stats.logps,
+        stats.entropy,
+        mx.array(mask),
+        mx.array(arrays["advantages"].reshape(-1, 1)),
+        None if on_policy else given("old"),
+        given("ref"),
+        sampling,
+        weights,
+        keep,
+    )

@@ -1,4 +1,5 @@
-"""GRPO and RLOO: runs of the trainer and its engine whose completions and rewards come from the fixture."""
+"""GRPO and RLOO: runs of the trainer and its engine whose completions and rewards come from the
+fixture."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ from chuk_lib.training.online.grpo_trainer import GRPOTrainer
 
 _OF_UPDATES = ("loss", "entropy", "kl", "policy_loss", "clip_ratio/region_mean")
 _MEANS = {"policy_loss", "entropy", "kl", "clip_ratio/region_mean"}
-"""Means over tokens: with accumulation TRL averages those of the micro-batches, chuk has that of the update
-(docs/trl.md), and they are not compared."""
+"""Means over tokens: with accumulation TRL averages those of the micro-batches, chuk has that of
+the update (docs/trl.md), and they are not compared."""
 _OF_THE_LAST = ("grad_norm", "entropy_coef", "learning_rate")
 _TOLERANCES = {"loss": (2e-4, 2e-5), "grad_norm": (1e-3, 1e-4), "learning_rate": (1e-6, 1e-12)}
 _PLAIN = {"max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
@@ -44,12 +45,16 @@ def first_curves(check: Checker) -> None:
 
 
 def updates(check: Checker) -> None:
-    """Entropy bonuses and quantiles, several updates a rollout, schedules and references that move."""
+    """Entropy bonuses and quantiles, several updates a rollout, schedules and references that
+    move."""
     found = check.json("expected/grpo_updates.json")
     for name, case in found["cases"].items():
         rollouts = found["tables"][case["table"]][: case["rollouts"]]
         group = case["config"]["num_generations"]
-        repeated = [one | {"prompt_ids": [ids for ids in one["prompt_ids"] for _ in range(group)]} for one in rollouts]
+        repeated = [
+            one | {"prompt_ids": [ids for ids in one["prompt_ids"] for _ in range(group)]}
+            for one in rollouts
+        ]
         left_out = _MEANS if case["config"].get("gradient_accumulation_steps", 1) > 1 else ()
         model = _curve(check, name, case, repeated, {}, case.get("micro_batches"), left_out)
         if name not in DIFFERENCES:
@@ -76,7 +81,12 @@ def _curve(
         logged = [event.data for event in read_events(run / "events.jsonl") if event.kind == "step"]
         advantages = [row["advantage"] for row in read_completions(run / "completions.jsonl")]
     check.equal(f"{name}/prompts", table.asked, [True] * len(rollouts))
-    check.close(f"{name}/advantages", advantages, [x for one in rollouts for x in one["advantages"]], atol=2e-4)
+    check.close(
+        f"{name}/advantages",
+        advantages,
+        [x for one in rollouts for x in one["advantages"]],
+        atol=2e-4,
+    )
     wanted = _by_rollout(case["steps"], len(case["steps"]) // len(rollouts))
     if (difference := DIFFERENCES.get(name)) is not None:
         check_difference(check, name, difference, logged, wanted)
@@ -86,26 +96,42 @@ def _curve(
 
 
 def _config(given: Mapping[str, Any], output: Path, more: Mapping[str, Any]) -> GRPOConfig:
-    """The settings of a run: a step of chuk's makes all updates of a rollout, TRL counts updates."""
-    settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, **_PLAIN, **given, **more}
+    """The settings of a run: a step of chuk's makes all updates of a rollout, TRL counts
+    updates."""
+    settings = {
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        **_PLAIN,
+        **given,
+        **more,
+    }
     passes = settings.get("steps_per_generation", settings["gradient_accumulation_steps"])
     updates = settings.get("num_iterations", 1) * passes // settings["gradient_accumulation_steps"]
     settings["max_steps"] //= updates
     return make_config(
-        GRPOConfig, settings, model="llama-tiny", output=str(output), importance_sampling_correction=False
+        GRPOConfig,
+        settings,
+        model="llama-tiny",
+        output=str(output),
+        importance_sampling_correction=False,
     )
 
 
 @contextmanager
 def _parts_of(parts: Sequence[Sequence[int]] | None) -> Iterator[None]:
-    """The rows of each update as the fixture has them: TRL draws them from torch's generator, chuk from its seed."""
+    """The rows of each update as the fixture has them: TRL draws them from torch's generator, chuk
+    from its seed."""
     if parts is None:
         yield
         return
     own, given = grpo_algorithm.split_rows, iter(parts)
 
     def split_rows(count: int, size: int, seed: int) -> list[np.ndarray]:
-        return [np.array(next(given)) for _ in range(count // size)] if size < count else own(count, size, seed)
+        return (
+            [np.array(next(given)) for _ in range(count // size)]
+            if size < count
+            else own(count, size, seed)
+        )
 
     grpo_algorithm.split_rows = split_rows
     try:
@@ -115,13 +141,17 @@ def _parts_of(parts: Sequence[Sequence[int]] | None) -> Iterator[None]:
 
 
 def _by_rollout(steps: Sequence[Mapping[str, Any]], updates: int) -> list[dict[str, Any]]:
-    """TRL's updates as chuk's steps: losses and the like are means over the updates of a step, the gradient norm is
-    the last one's, rewards and the learning rate are the first one's."""
+    """TRL's updates as chuk's steps: losses and the like are means over the updates of a step, the
+    gradient norm is the last one's, rewards and the learning rate are the first one's."""
     found = []
     for at in range(0, len(steps), updates):
         part = steps[at : at + updates]
         step = dict(part[0])
-        step |= {metric: float(np.mean([one[metric] for one in part])) for metric in _OF_UPDATES if metric in step}
+        step |= {
+            metric: float(np.mean([one[metric] for one in part]))
+            for metric in _OF_UPDATES
+            if metric in step
+        }
         found.append(step | {metric: part[-1][metric] for metric in _OF_THE_LAST if metric in step})
     return found
 
@@ -137,4 +167,6 @@ def _compare(
     for metric in [name for name in wanted[0] if name not in left_out]:
         rtol, atol = _TOLERANCES.get(metric, (1e-3, 1e-4))
         got = [step.get(metric, float("nan")) for step in logged]
-        check.close(f"{name}/{metric}", got, [step[metric] for step in wanted], rtol=rtol, atol=atol)
+        check.close(
+            f"{name}/{metric}", got, [step[metric] for step in wanted], rtol=rtol, atol=atol
+        )

@@ -24,7 +24,9 @@ def logits(check: Checker) -> None:
         if (folder / "config.transformers_v5.json").exists():
             with tempfile.TemporaryDirectory() as scratch:
                 copy = _with_v5_config(folder, Path(scratch) / name)
-                check.close(f"{name}/logits_transformers_v5", _run(copy, ids), expected[key], atol=1e-4)
+                check.close(
+                    f"{name}/logits_transformers_v5", _run(copy, ids), expected[key], atol=1e-4
+                )
 
 
 def adapters(check: Checker) -> None:

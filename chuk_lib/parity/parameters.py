@@ -12,19 +12,26 @@ from chuk_lib.parity.checks import Checker
 from chuk_lib.training.utils.gradient_utils import to_float
 
 _NAMES = (
-    ("base_model.model.", ""), (".default.weight", ""), ("lora_A", "lora_a"), ("lora_B", "lora_b"),
+    ("base_model.model.", ""),
+    (".default.weight", ""),
+    ("lora_A", "lora_a"),
+    ("lora_B", "lora_b"),
     ("lora_magnitude_vector", "m"),
-)  # fmt: skip
+)
 """What a parameter's name has in PEFT or transformers, and here."""
 
 
-def check_norms(check: Checker, name: str, model: nn.Module, wanted: Mapping[str, float], rtol: float = 1e-4) -> None:
+def check_norms(
+    check: Checker, name: str, model: nn.Module, wanted: Mapping[str, float], rtol: float = 1e-4
+) -> None:
     """One check: the norm of every parameter that `wanted` names."""
     got = _norms(model, wanted)
     check.close(f"{name}/final_param_norms", list(got.values()), list(wanted.values()), rtol=rtol)
 
 
-def check_each_norm(check: Checker, name: str, model: nn.Module, wanted: Mapping[str, float], rtol: float) -> None:
+def check_each_norm(
+    check: Checker, name: str, model: nn.Module, wanted: Mapping[str, float], rtol: float
+) -> None:
     """A check for each parameter."""
     for key, norm in _norms(model, wanted).items():
         check.close(f"{name}/norm/{key}", norm, wanted[key], rtol=rtol)

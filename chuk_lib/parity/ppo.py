@@ -1,4 +1,5 @@
-"""PPO: rewards, advantages and returns of a rollout, the losses and gradients of an update, and whitening."""
+"""PPO: rewards, advantages and returns of a rollout, the losses and gradients of an update, and
+whitening."""
 
 from __future__ import annotations
 
@@ -37,7 +38,12 @@ def rollouts_and_updates(check: Checker) -> None:
     _whitening(check, expected["whitening"])
     ended = (given["responses"] == expected["eos_token_id"]).any(axis=1)
     sampled = Sampled(
-        given["logprobs"], given["ref_logprobs"], given["values"], given["scores"], _written(given), ended
+        given["logprobs"],
+        given["ref_logprobs"],
+        given["values"],
+        given["scores"],
+        _written(given),
+        ended,
     )
     for name, case in expected["rollout"].items():
         _rollout(check, name, case, sampled)
@@ -48,7 +54,8 @@ def rollouts_and_updates(check: Checker) -> None:
 
 
 def _written(given: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A mask (B, C), float32, of what the model wrote: `sequence_lengths` are the places of the last tokens."""
+    """A mask (B, C), float32, of what the model wrote: `sequence_lengths` are the places of the
+    last tokens."""
     places = np.arange(given["logprobs"].shape[1])
     return (places[None] <= given["sequence_lengths"][:, None]).astype(np.float32)
 
@@ -57,7 +64,9 @@ def _masks(check: Checker, arrays: Arrays, width: int) -> None:
     """Which positions have a token, and which a value: TRL's masks are true where nothing is."""
     padding = check.arrays("inputs/ppo_masks.npz")
     check.equal("mask", np.array(arrays["mask"])[:, :width] == 0, padding["padding_mask"])
-    check.equal("value_mask", np.array(arrays["value_mask"])[:, :width] == 0, padding["padding_mask_p1"])
+    check.equal(
+        "value_mask", np.array(arrays["value_mask"])[:, :width] == 0, padding["padding_mask_p1"]
+    )
 
 
 def _whitening(check: Checker, case: dict[str, Any]) -> None:
@@ -76,14 +85,20 @@ def _rollout(check: Checker, name: str, case: dict[str, Any], sampled: Sampled) 
     got = learn_from(sampled, limit, options)
     for key, value in (("kl", got.kl), ("rewards", got.rewards)):
         check.close(f"{name}/{key}", value, case[key])
-    pairs = (("gae_advantages_before_whitening", got.gae), ("returns", got.returns), ("advantages", got.advantages))
+    pairs = (
+        ("gae_advantages_before_whitening", got.gae),
+        ("returns", got.returns),
+        ("advantages", got.advantages),
+    )
     for key, value in pairs:
         check.close(f"{name}/{key}", value, case[key], atol=1e-5)
     for key, want in case["metrics"].items():
         check.close(f"{name}/{key}", got.metrics[key], want)
 
 
-def _rows(given: Mapping[str, np.ndarray], pad_token_id: int) -> tuple[list[list[int]], list[list[int]]]:
+def _rows(
+    given: Mapping[str, np.ndarray], pad_token_id: int
+) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts without their padding, and completions up to their last real token."""
     prompts = [[int(token) for token in row if token != pad_token_id] for row in given["queries"]]
     ends = given["sequence_lengths"] + 1
@@ -105,7 +120,9 @@ def _update(
     judged = model(arrays, how)
     mask, value_mask = np.array(arrays["mask"]), np.array(arrays["value_mask"])
     steps = mask.shape[1]
-    check.close(f"{name}/new_logprobs", np.where(mask > 0, judged.logps, _NO_LOGP), case["new_logprobs"])
+    check.close(
+        f"{name}/new_logprobs", np.where(mask > 0, judged.logps, _NO_LOGP), case["new_logprobs"]
+    )
     check.close(f"{name}/vpred", np.array(judged.values * value_mask)[:, :steps], case["vpred"])
 
     def total() -> tuple[mx.array, dict[str, mx.array]]:
@@ -120,14 +137,20 @@ def _update(
         check.close(f"{name}/{key}", to_float(global_norm(gradients[part])), case[key], rtol=2e-3)
 
 
-def _losses(check: Checker, name: str, case: dict[str, Any], metrics: dict[str, float], mask: np.ndarray) -> None:
-    """TRL averages two of its numbers over all positions, also where nothing was written: there the ratio is 1."""
+def _losses(
+    check: Checker, name: str, case: dict[str, Any], metrics: dict[str, float], mask: np.ndarray
+) -> None:
+    """TRL averages two of its numbers over all positions, also where nothing was written: there the
+    ratio is 1."""
     share = mask.sum() / mask.size
     pairs = {
-        "pg_loss": metrics["loss/policy_avg"], "vf_loss": metrics["loss/value_avg"],
-        "pg_clipfrac": metrics["policy/clipfrac_avg"], "vf_clipfrac": metrics["val/clipfrac_avg"],
-        "approxkl": metrics["policy/approxkl_avg"] * share, "ratio_mean": metrics["val/ratio"] * share + 1 - share,
-    }  # fmt: skip
+        "pg_loss": metrics["loss/policy_avg"],
+        "vf_loss": metrics["loss/value_avg"],
+        "pg_clipfrac": metrics["policy/clipfrac_avg"],
+        "vf_clipfrac": metrics["val/clipfrac_avg"],
+        "approxkl": metrics["policy/approxkl_avg"] * share,
+        "ratio_mean": metrics["val/ratio"] * share + 1 - share,
+    }
     for key, value in pairs.items():
         check.close(f"{name}/{key}", value, case[key])
 
@@ -142,17 +165,25 @@ def _actor_critic(check: Checker, expected: dict[str, Any]) -> ActorCritic:
     return ActorCritic(policy, value, shared=False)
 
 
-def _arrays(check: Checker, given: Mapping[str, np.ndarray], rows: tuple[list[list[int]], list[list[int]]]) -> Arrays:
+def _arrays(
+    check: Checker, given: Mapping[str, np.ndarray], rows: tuple[list[list[int]], list[list[int]]]
+) -> Arrays:
     prompts, completions = rows
     width = given["responses"].shape[1]
     steps = value_steps(_written(given), width, width)
     arrays = with_values(completion_arrays(prompts, completions), prompts, steps)
     batch = check.arrays("inputs/ppo_update.npz")
     mask, columns = np.array(arrays["mask"]), arrays["value_mask"].shape[1]
-    wide = {name: np.pad(batch[name], ((0, 0), (0, columns - width))) for name in ("mb_values", "mb_return")}
+    wide = {
+        name: np.pad(batch[name], ((0, 0), (0, columns - width)))
+        for name in ("mb_values", "mb_return")
+    }
     arrays |= {
-        "old_logps": mx.array(batch["mb_logprobs"] * mask), "advantages": mx.array(batch["mb_advantage"] * mask),
-        "old_values": mx.array(wide["mb_values"]), "returns": mx.array(wide["mb_return"]),
-        "token_share": 1 / arrays["mask"].sum(), "value_share": 1 / arrays["value_mask"].sum(),
-    }  # fmt: skip
+        "old_logps": mx.array(batch["mb_logprobs"] * mask),
+        "advantages": mx.array(batch["mb_advantage"] * mask),
+        "old_values": mx.array(wide["mb_values"]),
+        "returns": mx.array(wide["mb_return"]),
+        "token_share": 1 / arrays["mask"].sum(),
+        "value_share": 1 / arrays["value_mask"].sum(),
+    }
     return arrays

@@ -1,4 +1,5 @@
-"""Runs on preferences through the trainers and their engine: DPO, KTO, ORPO, CPO and reward models."""
+"""Runs on preferences through the trainers and their engine: DPO, KTO, ORPO, CPO and reward
+models."""
 
 from __future__ import annotations
 
@@ -32,16 +33,25 @@ from chuk_lib.training.preference.reward_trainer import RewardTrainer
 from chuk_lib.training.preference.trainer import PreferenceTrainer
 
 _KINDS: dict[str, type[PreferenceConfig]] = {
-    "dpo": DPOConfig, "kto": KTOConfig, "orpo": ORPOConfig, "cpo": CPOConfig, "reward": RewardConfig,
-}  # fmt: skip
+    "dpo": DPOConfig,
+    "kto": KTOConfig,
+    "orpo": ORPOConfig,
+    "cpo": CPOConfig,
+    "reward": RewardConfig,
+}
 _FILE = "expected/preference_curves.json"
 _MEANS = {"entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy"}
-_MEANS_OF_KTO = {f"{name}/{side}" for name in ("rewards", "logps") for side in ("chosen", "rejected", "margins")}
-"""Means over tokens, and over the good or bad rows: with accumulation TRL averages those of the micro-batches, chuk has
-that of the update (docs/trl.md), and they are not compared."""
+_MEANS_OF_KTO = {
+    f"{name}/{side}" for name in ("rewards", "logps") for side in ("chosen", "rejected", "margins")
+}
+"""Means over tokens, and over the good or bad rows: with accumulation TRL averages those of the
+micro-batches, chuk has that of the update (docs/trl.md), and they are not compared."""
 _TOLERANCES = {
-    "loss": (2e-4, 2e-5), "grad_norm": (1e-3, 1e-4), "learning_rate": (1e-6, 1e-12), "num_tokens": (0.0, 0.0),
-}  # fmt: skip
+    "loss": (2e-4, 2e-5),
+    "grad_norm": (1e-3, 1e-4),
+    "learning_rate": (1e-6, 1e-12),
+    "num_tokens": (0.0, 0.0),
+}
 
 
 def first_dpo_curves(check: Checker) -> None:
@@ -50,17 +60,25 @@ def first_dpo_curves(check: Checker) -> None:
         lora = {"alpha": 8, "dropout": 0.0} if "lora" in name else None
         reference = None if "policy_moved" not in name else "llama-tiny"
         given = {
-            "algorithm": "dpo", "data": "data/pref.jsonl", "lora": lora, "ref_model": reference,
+            "algorithm": "dpo",
+            "data": "data/pref.jsonl",
+            "lora": lora,
+            "ref_model": reference,
             "model": "llama-tiny" if reference is None else "llama-tiny-policy",
-        }  # fmt: skip
+        }
         _compare(check, f"curve/{name}", case, *_run(check, given | case))
 
 
 def dpo(check: Checker) -> None:
-    """DPO with accumulation, moving rates, WPO, dropout, ties and cut completions; and what TRL refuses."""
+    """DPO with accumulation, moving rates, WPO, dropout, ties and cut completions; and what TRL
+    refuses."""
     _cases(check, "dpo")
     for case in check.json(_FILE)["refused"]:
-        check.equal(f"refused/{case['config']['loss_type'][0]}", _refuses(case["config"]), bool(case["error"]))
+        check.equal(
+            f"refused/{case['config']['loss_type'][0]}",
+            _refuses(case["config"]),
+            bool(case["error"]),
+        )
 
 
 def kto(check: Checker) -> None:
@@ -97,9 +115,13 @@ def _run(check: Checker, case: Any) -> tuple[list[dict[str, Any]], nn.Module]:
     lora, name = case.get("lora"), case["model"]
     adapters = check.arrays("inputs/lora_init.npz") if lora else {}
     model, tokenizer = load_model(
-        check.folder / "models" / name, _adapters(dict(adapters), lora) if lora else None, dtype="float32"
+        check.folder / "models" / name,
+        _adapters(dict(adapters), lora) if lora else None,
+        dtype="float32",
     )
-    model.load_weights([(own_name(key), mx.array(array.T)) for key, array in adapters.items()], strict=False)
+    model.load_weights(
+        [(own_name(key), mx.array(array.T)) for key, array in adapters.items()], strict=False
+    )
     with tempfile.TemporaryDirectory() as scratch:
         config = _config_of(check, case, Path(scratch))
         dataset = _dataset(data_path(check, case["data"]), tokenizer, config)
@@ -110,21 +132,30 @@ def _run(check: Checker, case: Any) -> tuple[list[dict[str, Any]], nn.Module]:
 
 
 def _config_of(check: Checker, case: Any, scratch: Path) -> PreferenceConfig:
-    more: dict[str, Any] = {"model": str(check.folder / "models" / case["model"]), "output": str(scratch / "run")}
+    more: dict[str, Any] = {
+        "model": str(check.folder / "models" / case["model"]),
+        "output": str(scratch / "run"),
+    }
     if case.get("ref_model") and case["ref_model"] != case["model"]:
         more["ref_model"] = str(check.folder / "models" / case["ref_model"])
     if case["config"].get("precompute_ref_log_probs"):
         more["ref_log_probs_cache"] = str(scratch / "reference")
-    return make_config(_KINDS[case["algorithm"]], case["config"], log_interval=1, num_epochs=1000, **more)
+    return make_config(
+        _KINDS[case["algorithm"]], case["config"], log_interval=1, num_epochs=1000, **more
+    )
 
 
 def _dataset(path: Path, tokenizer: Tokenizer, config: PreferenceConfig) -> Any:
     if isinstance(config, KTOConfig):
         return UnpairedDataset(path, tokenizer, max_length=config.max_length)
-    return PairDataset(path, tokenizer, max_length=config.max_length, keep_ends=isinstance(config, RewardConfig))
+    return PairDataset(
+        path, tokenizer, max_length=config.max_length, keep_ends=isinstance(config, RewardConfig)
+    )
 
 
-def _trainer(check: Checker, model: nn.Module, tokenizer: Tokenizer, config: PreferenceConfig) -> Any:
+def _trainer(
+    check: Checker, model: nn.Module, tokenizer: Tokenizer, config: PreferenceConfig
+) -> Any:
     if not isinstance(config, RewardConfig):
         return PreferenceTrainer(model, tokenizer, config)
     scores = make_score_model(model)
@@ -136,10 +167,14 @@ def _adapters(tensors: Mapping[str, np.ndarray], lora: Any) -> LoRAConfig:
     """The adapters that PEFT's initial weights are of."""
     targets = sorted({key.split(".")[-2] for key in tensors})
     rank = next(array.shape[0] for key, array in tensors.items() if key.endswith("lora_A"))
-    return LoRAConfig(rank=rank, alpha=float(lora["alpha"]), dropout=lora["dropout"], targets=targets)
+    return LoRAConfig(
+        rank=rank, alpha=float(lora["alpha"]), dropout=lora["dropout"], targets=targets
+    )
 
 
-def _compare(check: Checker, name: str, case: Any, steps: list[dict[str, Any]], model: nn.Module) -> None:
+def _compare(
+    check: Checker, name: str, case: Any, steps: list[dict[str, Any]], model: nn.Module
+) -> None:
     wanted = case["steps"]
     if (difference := DIFFERENCES.get(name.removeprefix("curve/"))) is not None:
         check_difference(check, name, difference, steps, wanted)
@@ -147,9 +182,13 @@ def _compare(check: Checker, name: str, case: Any, steps: list[dict[str, Any]], 
     check.equal(f"{name}/steps", len(steps), len(wanted))
     for metric in _compared(case, wanted):
         rtol, atol = _TOLERANCES.get(metric, (1e-3, 2e-4))
-        logged = [at for at, step in enumerate(wanted) if metric in step]  # KTO's batches may lack good or bad rows
+        logged = [
+            at for at, step in enumerate(wanted) if metric in step
+        ]  # KTO's batches may lack good or bad rows
         got = [steps[at].get(metric, float("nan")) for at in logged]
-        check.close(f"{name}/{metric}", got, [wanted[at][metric] for at in logged], rtol=rtol, atol=atol)
+        check.close(
+            f"{name}/{metric}", got, [wanted[at][metric] for at in logged], rtol=rtol, atol=atol
+        )
     check_norms(check, name, model, case["final_param_norms"])
 
 

@@ -1,4 +1,5 @@
-"""What of a parity folder was read: numbers that no check looked at are named instead of passing for checked."""
+"""What of a parity folder was read: numbers that no check looked at are named instead of passing
+for checked."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ _ROOMS = ("expected", "inputs")
 
 
 class Seen(Mapping[str, Any]):
-    """A mapping of a fixture that remembers which keys were asked for. What it holds is wrapped too."""
+    """A mapping of a fixture that remembers which keys were asked for. What it holds is wrapped
+    too."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = {key: watched(value) for key, value in values.items()}
@@ -37,7 +39,8 @@ class Seen(Mapping[str, Any]):
         return {**other, **self}
 
     def unread(self) -> Iterator[str]:
-        """The keys that nobody asked for, the outermost only: `steps` stands for all that is in it. Words are notes."""
+        """The keys that nobody asked for, the outermost only: `steps` stands for all that is in it.
+        Words are notes."""
         for key, value in self._values.items():
             if key in self._asked:
                 yield from _inside(value)
@@ -61,7 +64,8 @@ def _inside(value: Any) -> Iterator[str]:
 
 
 class ReadingList:
-    """The files of a folder that suites opened. A file that several opened was read where any of them looked."""
+    """The files of a folder that suites opened. A file that several opened was read where any of
+    them looked."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -76,11 +80,14 @@ class ReadingList:
         return self._opened.get(path)
 
     def unread(self) -> tuple[str, ...]:
-        """A line for each file of numbers that was not opened, or of which some keys were not asked for."""
+        """A line for each file of numbers that was not opened, or of which some keys were not asked
+        for."""
         return tuple(line for path in self._files() if (line := self._line(path)))
 
     def _files(self) -> list[str]:
-        found = [file for room in _ROOMS for file in (self._folder / room).rglob("*") if file.is_file()]
+        found = [
+            file for room in _ROOMS for file in (self._folder / room).rglob("*") if file.is_file()
+        ]
         return sorted(file.relative_to(self._folder).as_posix() for file in found)
 
     def _line(self, path: str) -> str:

@@ -24,7 +24,9 @@ def reward_functions(check: Checker) -> None:
             continue
         spec, batch = _SPECS[name](case)
         scores = load_rewards([spec]).score(batch)[:, 0]
-        check.close(name, scores, np.array([np.nan if want is None else want for want in case["rewards"]]))
+        check.close(
+            name, scores, np.array([np.nan if want is None else want for want in case["rewards"]])
+        )
 
 
 def _think_format(case: Mapping[str, Any]) -> tuple[str, Completions]:
@@ -40,7 +42,8 @@ def _soft_overlong(case: Mapping[str, Any]) -> tuple[str, Completions]:
 
 
 def _repetition(case: Mapping[str, Any]) -> tuple[str, Completions]:
-    spec = f"get_repetition_penalty_reward:ngram_size={case['ngram_size']},max_penalty={case['max_penalty']}"
+    size, most = case["ngram_size"], case["max_penalty"]
+    spec = f"get_repetition_penalty_reward:ngram_size={size},max_penalty={most}"
     return spec, _of_ids(case["completion_ids"])
 
 
@@ -48,4 +51,8 @@ def _of_ids(ids: Sequence[Sequence[int]]) -> Completions:
     return Completions([""] * len(ids), [""] * len(ids), [list(row) for row in ids])
 
 
-_SPECS = {"think_format": _think_format, "soft_overlong": _soft_overlong, "repetition_penalty": _repetition}
+_SPECS = {
+    "think_format": _think_format,
+    "soft_overlong": _soft_overlong,
+    "repetition_penalty": _repetition,
+}

@@ -19,7 +19,8 @@ END_TOKENS = (1, 3)
 
 @dataclass
 class Table:
-    """The generations of a curve, call by call. `asked` tells for each call whether its prompts were the fixture's."""
+    """The generations of a curve, call by call. `asked` tells for each call whether its prompts
+    were the fixture's."""
 
     generations: Sequence[dict[str, Any]]
     asked: list[bool] = field(default_factory=list)
@@ -34,11 +35,18 @@ class Table:
         """How many prompts there are."""
         return len({tuple(ids) for one in self.generations for ids in one["prompt_ids"]})
 
-    def play(self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig) -> list[Episode]:
+    def play(
+        self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig
+    ) -> list[Episode]:
         """The next completions."""
         found = self.generations[len(self.asked)]
-        self.asked.append([list(one.asked.ids) for one in prompts for _ in range(n)] == found["prompt_ids"])
-        return [_episode(prompts[index // n], index % n, ids) for index, ids in enumerate(found["completion_ids"])]
+        self.asked.append(
+            [list(one.asked.ids) for one in prompts for _ in range(n)] == found["prompt_ids"]
+        )
+        return [
+            _episode(prompts[index // n], index % n, ids)
+            for index, ids in enumerate(found["completion_ids"])
+        ]
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,11 @@ class TableRewards:
 
     def score(self, batch: Completions, logged: Logged) -> np.ndarray:
         """Float32 (N, K)."""
-        rewards = [np.nan if value is None else value for row in self.table.last["rewards"] for value in _listed(row)]
+        rewards = [
+            np.nan if value is None else value
+            for row in self.table.last["rewards"]
+            for value in _listed(row)
+        ]
         return np.array(rewards, np.float32).reshape(len(batch), -1)
 
 
@@ -66,4 +78,6 @@ def _episode(prompt: GroupPrompt, member: int, ids: list[int]) -> Episode:
     """A completion of a fixture; NaN stands for the sampler's log-probs, which are not known."""
     reason: Literal["eos", "length"] = "eos" if ids[-1] in END_TOKENS else "length"
     unknown = np.full(len(ids), np.nan, np.float32)
-    return one_turn(prompt, Rollout(prompt.row, member, np.array(ids, np.int32), unknown, reason, ""))
+    return one_turn(
+        prompt, Rollout(prompt.row, member, np.array(ids, np.int32), unknown, reason, "")
+    )

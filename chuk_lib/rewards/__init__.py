@@ -1,4 +1,5 @@
-"""Rewards: what a completion is worth. Built-in ones by name, a user's functions by file; composed with weights.
+"""Rewards: what a completion is worth. Built-in ones by name, a user's functions by file; composed
+with weights.
 
 Nothing is loaded until a name is used.
 """

@@ -1,8 +1,7 @@
 """The table of built-in rewards: name, home, one line of help, and how TRL calls it.
 
-A factory in a reward's home takes the run's `Context` and the reward's arguments as keywords; their annotations say how
-the words of the command line are converted. Standard library only.
-"""
+A factory in a reward's home takes the run's `Context` and the reward's arguments as keywords; their
+annotations say how the words of the command line are converted. Standard library only."""
 
 from __future__ import annotations
 
@@ -29,54 +28,82 @@ class BuiltIn:
 
 
 BUILT_IN = {
-    "exact_match": BuiltIn("matching:exact_match", "The completion is the wanted text, but for blanks around it."),
-    "numeric": BuiltIn("numeric:numeric", "The answer is the wanted number: 1/2 = 0.5 = 50 %, 500 m = 0.5 km."),
+    "exact_match": BuiltIn(
+        "matching:exact_match", "The completion is the wanted text, but for blanks around it."
+    ),
+    "numeric": BuiltIn(
+        "numeric:numeric", "The answer is the wanted number: 1/2 = 0.5 = 50 %, 500 m = 0.5 km."
+    ),
     "accuracy": BuiltIn(
-        "accuracy:accuracy", "The LaTeX answer equals the solution (math-verify).", ("accuracy_reward",)
+        "accuracy:accuracy",
+        "The LaTeX answer equals the solution (math-verify).",
+        ("accuracy_reward",),
     ),
     "reasoning_accuracy": BuiltIn(
-        "accuracy:reasoning_accuracy", "As accuracy, on what stands after the reasoning.",
+        "accuracy:reasoning_accuracy",
+        "As accuracy, on what stands after the reasoning.",
         ("reasoning_accuracy_reward",),
     ),
     "cosine_scaled": BuiltIn(
-        "accuracy:cosine_scaled", "As accuracy, and short right answers earn more.",
+        "accuracy:cosine_scaled",
+        "As accuracy, and short right answers earn more.",
         ("cosine_scaled_reward", "get_cosine_scaled_reward"),
     ),
     "regex": BuiltIn("matching:regex", "A regular expression is found in the completion."),
-    "format": BuiltIn("formats:format", "The completion is its tagged parts, in order, and nothing else."),
+    "format": BuiltIn(
+        "formats:format", "The completion is its tagged parts, in order, and nothing else."
+    ),
     "tags": BuiltIn("formats:tags", "Share of the tags that stand exactly once."),
-    "think_format": BuiltIn("formats:think_format", "It begins with <think>…</think>.", ("think_format_reward",)),
+    "think_format": BuiltIn(
+        "formats:think_format", "It begins with <think>…</think>.", ("think_format_reward",)
+    ),
     "length": BuiltIn("lengths:length", "1 within the limits, less the further outside."),
     "soft_overlong_punishment": BuiltIn(
-        "lengths:soft_overlong_punishment", "0 down to -1 for completions that come near the limit or cross it.",
+        "lengths:soft_overlong_punishment",
+        "0 down to -1 for completions that come near the limit or cross it.",
         ("soft_overlong_punishment_reward", "get_soft_overlong_punishment"),
     ),
     "repetition_penalty": BuiltIn(
-        "lengths:repetition_penalty", "0 down to -1 by the share of repeated n-grams.",
+        "lengths:repetition_penalty",
+        "0 down to -1 by the share of repeated n-grams.",
         ("repetition_penalty_reward", "get_repetition_penalty_reward"),
     ),
-    "json_schema": BuiltIn("json_schema:json_schema", "The completion holds JSON that fits a schema."),
-    "reasoning_gym": BuiltIn("gym:reasoning_gym", "The score that reasoning-gym gives for its own problems."),
+    "json_schema": BuiltIn(
+        "json_schema:json_schema", "The completion holds JSON that fits a schema."
+    ),
+    "reasoning_gym": BuiltIn(
+        "gym:reasoning_gym", "The score that reasoning-gym gives for its own problems."
+    ),
     "reward_model": BuiltIn("reward_model:reward_model", "The score of a reward model."),
-}  # fmt: skip
+}
 """Built-in rewards by name."""
 
 
 def make_scorer(name: str, arguments: Mapping[str, str], context: Context) -> Scorer:
-    """A built-in with its arguments. Raises ConfigError for an unknown name and for arguments that do not fit."""
+    """A built-in with its arguments. Raises ConfigError for an unknown name and for arguments that
+    do not fit."""
     factory = factory_of(canonical(name))
     kinds = arguments_of(name)
     for key in arguments:
         if key not in kinds:
             near = difflib.get_close_matches(key, kinds, n=1, cutoff=0.6)
-            known = f"did you mean `{near[0]}`?" if near else f"it takes: {', '.join(kinds) or 'no arguments'}"
+            known = (
+                f"did you mean `{near[0]}`?"
+                if near
+                else f"it takes: {', '.join(kinds) or 'no arguments'}"
+            )
             raise ConfigError(f"reward `{name}` has no argument `{key}`", known)
     missing = [
-        key for key, (_, default) in kinds.items() if default is inspect.Parameter.empty and key not in arguments
+        key
+        for key, (_, default) in kinds.items()
+        if default is inspect.Parameter.empty and key not in arguments
     ]
     if missing:
         raise ConfigError(f"reward `{name}` needs `{missing[0]}`", f"write `{name}:{missing[0]}=…`")
-    values = {key: _converted(text, kinds[key][0], f"reward `{name}`: `{key}`") for key, text in arguments.items()}
+    values = {
+        key: _converted(text, kinds[key][0], f"reward `{name}`: `{key}`")
+        for key, text in arguments.items()
+    }
     scorer: Scorer = factory(context, **values)
     return scorer
 
@@ -87,7 +114,11 @@ def canonical(name: str) -> str:
     if name in by_alias:
         return by_alias[name]
     near = difflib.get_close_matches(name, by_alias, n=1, cutoff=0.6)
-    hint = f"did you mean `{near[0]}`?" if near else f"built in: {', '.join(BUILT_IN)}; your own: file.py:function"
+    hint = (
+        f"did you mean `{near[0]}`?"
+        if near
+        else f"built in: {', '.join(BUILT_IN)}; your own: file.py:function"
+    )
     raise ConfigError(f"there is no reward `{name}`", hint)
 
 
@@ -98,7 +129,8 @@ def factory_of(name: str) -> Any:
 
 
 def arguments_of(name: str) -> dict[str, tuple[Any, Any]]:
-    """The arguments of a built-in: annotation and default (`inspect.Parameter.empty` when it must be given)."""
+    """The arguments of a built-in: annotation and default (`inspect.Parameter.empty` when it must
+    be given)."""
     factory = factory_of(canonical(name))
     kinds = typing.get_type_hints(factory)
     parameters = list(inspect.signature(factory).parameters.values())[1:]

@@ -10,9 +10,11 @@ from chuk_lib.errors import ConfigError
 
 
 def need(reward: str, module: str, package: str, extra: str) -> Any:
-    """The imported module. Raises ConfigError that names the package and the extra that installs it."""
+    """The imported module. Raises ConfigError that names the package and the extra that installs
+    it."""
     if find_spec(module.split(".")[0]) is None:
         raise ConfigError(
-            f"reward `{reward}` needs the package {package}", f"install it: pip install 'chuk-mlx[{extra}]'"
+            f"reward `{reward}` needs the package {package}",
+            f"install it: pip install 'chuk-mlx[{extra}]'",
         )
     return import_module(module)

@@ -13,15 +13,19 @@ _TAG = re.compile(r"[A-Za-z_][\w.-]*")
 
 
 def think_format(context: Context) -> Scorer:
-    """1.0 when the completion begins with one `<think>` that is closed, else 0.0. TRL's `think_format_reward`."""
+    """1.0 when the completion begins with one `<think>` that is closed, else 0.0. TRL's
+    `think_format_reward`."""
     return _each(lambda text: float(_THINK.match(text) is not None))
 
 
 def format(context: Context, tags: str = "think+answer") -> Scorer:
-    """1.0 when the completion is exactly its tagged parts, in order, each tag once and none of them empty, with
-    nothing but blanks around them: `<think>…</think> <answer>…</answer>`. Else 0.0. `tags` are joined by `+`."""
+    """1.0 when the completion is exactly its tagged parts, in order, each tag once and none of them
+    empty, with nothing but blanks around them: `<think>…</think> <answer>…</answer>`. Else 0.0.
+    `tags` are joined by `+`."""
     names = _names("format", tags)
-    parts = re.compile(r"\s*".join(f"<{name}>(.*?)</{name}>" for name in map(re.escape, names)), re.DOTALL)
+    parts = re.compile(
+        r"\s*".join(f"<{name}>(.*?)</{name}>" for name in map(re.escape, names)), re.DOTALL
+    )
 
     def score(text: str) -> float:
         once = all(text.count(tag) == 1 for name in names for tag in (f"<{name}>", f"</{name}>"))
@@ -49,7 +53,8 @@ def _names(reward: str, tags: str) -> list[str]:
     wrong = [name for name in names if not _TAG.fullmatch(name)]
     if wrong or len(set(names)) < len(names):
         raise ConfigError(
-            f"reward `{reward}`: tags `{tags}` should be different names", f"join them by +: {reward}:tags=think+answer"
+            f"reward `{reward}`: tags `{tags}` should be different names",
+            f"join them by +: {reward}:tags=think+answer",
         )
     return names
 

@@ -1,9 +1,9 @@
 """reasoning-gym's own scores for its own problems.
 
-A scorer of a reasoning-gym data set looks at the answer and at the problem's row: `answer` and `metadata`, which names
-the data set in `source_dataset`. Some of its scorers hand the answer to Python's `eval`, directly or through sympy;
-what they get here is a literal or plain arithmetic, or they do not get it.
-"""
+A scorer of a reasoning-gym data set looks at the answer and at the problem's row: `answer` and
+`metadata`, which names the data set in `source_dataset`. Some of its scorers hand the answer to
+Python's `eval`, directly or through sympy; what they get here is a literal or plain arithmetic, or
+they do not get it."""
 
 from __future__ import annotations
 
@@ -27,28 +27,48 @@ _CHECKED = ("integrand", "problem")
 _LONGEST = 2000
 _NO_CALLS = re.compile(r"[\w\s,'\"\[\]-]*", re.ASCII)
 _EXPONENT = re.compile(r"\*\*\s*(?:-\s*\d{1,2}(?![\w.])|\(\s*-?\s*\d{1,2}(?:\s*/\s*\d{1,2})?\s*\))")
-_TOKEN = re.compile(r"\s+|\*\*|<<|>>|0x[0-9a-fA-F]{1,16}|\d{1,12}(?:\.\d{1,12})?|[A-Za-z]+|[-+*/()&|~^%]")
-_FUNCTIONS = {"sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "log", "ln", "sqrt"}
+_TOKEN = re.compile(
+    r"\s+|\*\*|<<|>>|0x[0-9a-fA-F]{1,16}|\d{1,12}(?:\.\d{1,12})?|[A-Za-z]+|[-+*/()&|~^%]"
+)
+_FUNCTIONS = {
+    "sin",
+    "cos",
+    "tan",
+    "asin",
+    "acos",
+    "atan",
+    "sinh",
+    "cosh",
+    "tanh",
+    "exp",
+    "log",
+    "ln",
+    "sqrt",
+}
 _CONSTANTS = ("pi",)
 Score = Callable[[str, dict[str, Any]], float | None]
 _GROWING = ("**", "<<")
 
 
-def reasoning_gym(context: Context, dataset: str | None = None, column: str = "dataset", tag: str = "answer") -> Scorer:
-    """The score from 0 to 1 that reasoning-gym gives for the completion, or for what stands in its last `<tag>`.
+def reasoning_gym(
+    context: Context, dataset: str | None = None, column: str = "dataset", tag: str = "answer"
+) -> Scorer:
+    """The score from 0 to 1 that reasoning-gym gives for the completion, or for what stands in its
+    last `<tag>`.
 
-    The data set is `dataset`, or named by `column` or by `metadata.source_dataset` of the row. The row's `answer` and
-    `metadata` (an object, or JSON as text) are passed on. None where no data set is named, and where the row itself
-    holds what must not be evaluated.
-    """
+    The data set is `dataset`, or named by `column` or by `metadata.source_dataset` of the row. The
+    row's `answer` and `metadata` (an object, or JSON as text) are passed on. None where no data set
+    is named, and where the row itself holds what must not be evaluated."""
     gym = need("reasoning_gym", "reasoning_gym", "reasoning-gym", "gym")
     scorers = _Scorers(gym)
     if dataset:
         scorers(dataset)
 
     def score(batch: Completions, logged: Logged) -> list[float | None]:
-        return [one(text, {name: values[row] for name, values in batch.columns.items()})
-                for row, text in enumerate(batch.plain)]  # fmt: skip
+        return [
+            one(text, {name: values[row] for name, values in batch.columns.items()})
+            for row, text in enumerate(batch.plain)
+        ]
 
     def one(text: str, row: dict[str, Any]) -> float | None:
         metadata = row.get("metadata")
@@ -58,7 +78,11 @@ def reasoning_gym(context: Context, dataset: str | None = None, column: str = "d
             return None
         found = last_tagged(text, tag)
         answer = (text if found is None else found).strip()
-        entry = {"question": row.get("question", row.get("prompt")), "answer": row["answer"], "metadata": metadata}
+        entry = {
+            "question": row.get("question", row.get("prompt")),
+            "answer": row["answer"],
+            "metadata": metadata,
+        }
         return scorers(str(name))(answer, entry)
 
     needs = (("answer",),) if dataset else (("answer",), (column, "metadata"))
@@ -73,15 +97,21 @@ class _Scorers:
         self._made: dict[str, Score] = {}
 
     def __call__(self, name: str) -> Score:
-        """The scorer of a data set. Raises ConfigError for a name that reasoning-gym does not know."""
+        """The scorer of a data set. Raises ConfigError for a name that reasoning-gym does not
+        know."""
         if name not in self._made:
             if name not in self._gym.factory.DATASETS:
-                raise ConfigError(f"reasoning-gym has no data set `{name}`", "see reasoning_gym.factory.DATASETS")
+                raise ConfigError(
+                    f"reasoning-gym has no data set `{name}`", "see reasoning_gym.factory.DATASETS"
+                )
             try:
                 score = self._gym.get_score_answer_fn(name)
-            except Exception as error:  # a data set's own settings may refuse their defaults, with any error
+            except (
+                Exception
+            ) as error:  # a data set's own settings may refuse their defaults, with any error
                 raise ConfigError(
-                    f"reasoning-gym's `{name}` has no scorer of its own: {error}", "name the data set of each row"
+                    f"reasoning-gym's `{name}` has no scorer of its own: {error}",
+                    "name the data set of each row",
                 ) from None
             self._made[name] = _guarded(score) if evaluates(name, score) else score
         return self._made[name]
@@ -93,12 +123,14 @@ def evaluates(name: str, score: Callable[..., Any]) -> bool:
 
 
 def is_plain(text: str) -> bool:
-    """Whether evaluating a text can only give a value, and soon: it is a literal, words and brackets without a call, or
-    arithmetic of numbers, single letters and elementary functions in which powers and shifts have small fixed
-    exponents."""
+    """Whether evaluating a text can only give a value, and soon: it is a literal, words and
+    brackets without a call, or arithmetic of numbers, single letters and elementary functions in
+    which powers and shifts have small fixed exponents."""
     if len(text) > _LONGEST:
         return False
-    if _NO_CALLS.fullmatch(text) and not any(keyword.iskeyword(word) for word in re.findall(r"\w+", text)):
+    if _NO_CALLS.fullmatch(text) and not any(
+        keyword.iskeyword(word) for word in re.findall(r"\w+", text)
+    ):
         return True
     try:
         ast.literal_eval(text.strip())
@@ -114,7 +146,9 @@ def _is_arithmetic(text: str) -> bool:
         return False
     tokens = ["", *(token for token in tokens if not token.isspace()), "", ""]
     grown = sum(before == ")" and token in _GROWING for before, token in pairwise(tokens))
-    return grown <= 2 and all(_fits(*three) for three in zip(tokens, tokens[1:], tokens[2:], strict=False))
+    return grown <= 2 and all(
+        _fits(*three) for three in zip(tokens, tokens[1:], tokens[2:], strict=False)
+    )
 
 
 def _fits(token: str, after: str, second: str) -> bool:

@@ -16,12 +16,15 @@ from chuk_lib.rewards.types import Completions, Context, Logged, Scorer
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)```", re.DOTALL)
 
 
-def json_schema(context: Context, file: str | None = None, column: str = "schema", fenced: bool = True) -> Scorer:
-    """1.0 when the completion is JSON that fits the schema, else 0.0; None where a row has no schema.
+def json_schema(
+    context: Context, file: str | None = None, column: str = "schema", fenced: bool = True
+) -> Scorer:
+    """1.0 when the completion is JSON that fits the schema, else 0.0; None where a row has no
+    schema.
 
-    The schema is in `file`, or in a `column` of the data (an object, or JSON as text). With `fenced` the JSON may stand
-    in a last block of ``` fences. NaN and Infinity are not JSON. Nothing is fetched from a network.
-    """
+    The schema is in `file`, or in a `column` of the data (an object, or JSON as text). With
+    `fenced` the JSON may stand in a last block of ``` fences. NaN and Infinity are not JSON.
+    Nothing is fetched from a network."""
     made = _Validators(need("json_schema", "jsonschema", "jsonschema", "rewards"))
     fixed = made(_read(file), f"`{file}`") if file else None
 
@@ -77,10 +80,14 @@ class _Validators:
         if key not in self._made:
             import referencing
 
-            kind = self._package.validators.validator_for(schema, default=self._package.Draft202012Validator)
+            kind = self._package.validators.validator_for(
+                schema, default=self._package.Draft202012Validator
+            )
             try:
                 kind.check_schema(schema)
             except self._package.SchemaError as error:
-                raise ConfigError(f"{where} holds no JSON schema: {error.message}", "mend the schema") from None
+                raise ConfigError(
+                    f"{where} holds no JSON schema: {error.message}", "mend the schema"
+                ) from None
             self._made[key] = kind(schema, registry=referencing.Registry()).is_valid
         return self._made[key]

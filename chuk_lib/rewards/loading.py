@@ -23,29 +23,35 @@ def load_rewards(
     tokenizer: Tokenizer | None = None,
     max_completion_length: int | None = None,
 ) -> RewardSet:
-    """Rewards from `NAME[:key=value,…][=weight]`, `file.py:function[=weight]`, or Python functions (weight 1).
+    """Rewards from `NAME[:key=value,…][=weight]`, `file.py:function[=weight]`, or Python functions
+    (weight 1).
 
-    `tokenizer` and `max_completion_length` are for built-ins that need them. A metric carries the name as it was
-    written, so `accuracy_reward` gives TRL's metric names. Raises ConfigError when a reward does not exist, its
-    arguments do not fit, or a file does not import.
-    """
+    `tokenizer` and `max_completion_length` are for built-ins that need them. A metric carries the
+    name as it was written, so `accuracy_reward` gives TRL's metric names. Raises ConfigError when a
+    reward does not exist, its arguments do not fit, or a file does not import."""
     if on_error not in ("raise", "none"):
         raise ConfigError(f"on_error is `{on_error}`", "it is `raise` or `none`")
     if isinstance(specs, str) or not specs:
-        raise ConfigError("there is no reward" if not specs else "rewards are a list", f"write {SYNTAX}")
+        raise ConfigError(
+            "there is no reward" if not specs else "rewards are a list", f"write {SYNTAX}"
+        )
     context = Context(tokenizer, max_completion_length)
     modules: dict[Path, ModuleType] = {}
     return RewardSet([_load(spec, context, modules) for spec in specs], on_error)
 
 
-def _load(spec: str | Callable[..., Any], context: Context, modules: dict[Path, ModuleType]) -> Reward:
+def _load(
+    spec: str | Callable[..., Any], context: Context, modules: dict[Path, ModuleType]
+) -> Reward:
     if not isinstance(spec, str):
         name = str(getattr(spec, "__name__", type(spec).__name__))
         return Reward(name, make_user_scorer(spec, {}, name))
     parsed = parse_spec(spec)
     if parsed.file is None:
         canonical(parsed.name)
-        return Reward(parsed.name, make_scorer(parsed.name, parsed.arguments, context), parsed.weight)
+        return Reward(
+            parsed.name, make_scorer(parsed.name, parsed.arguments, context), parsed.weight
+        )
     where = f"{parsed.file}:{parsed.name}"
     function = load_function(parsed.file, parsed.name, modules)
     constants = {key: _plain(text) for key, text in parsed.arguments.items()}

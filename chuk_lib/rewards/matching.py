@@ -15,13 +15,15 @@ def exact_match(
 ) -> Scorer:
     """1.0 when the completion is the wanted text but for blanks around it, else 0.0.
 
-    The wanted text is the row's `completion`, `target`, `response` or `answer`, the first that it has, or `column`.
-    With `tag` only what stands in the last `<tag>…</tag>` is compared. None where the row has no wanted text.
-    """
+    The wanted text is the row's `completion`, `target`, `response` or `answer`, the first that it
+    has, or `column`. With `tag` only what stands in the last `<tag>…</tag>` is compared. None where
+    the row has no wanted text."""
 
     def score(batch: Completions, logged: Logged) -> list[float | None]:
         pairs = zip(batch.plain, wanted(batch, column, TO_WRITE), strict=True)
-        return [None if gold is None else float(same(text, plain_text(gold))) for text, gold in pairs]
+        return [
+            None if gold is None else float(same(text, plain_text(gold))) for text, gold in pairs
+        ]
 
     def same(text: str, gold: str) -> bool:
         found = last_tagged(text, tag) if tag else text
@@ -34,12 +36,17 @@ def exact_match(
 
 
 def regex(
-    context: Context, pattern: str, column: str | None = None, full: bool = False, ignore_case: bool = False
+    context: Context,
+    pattern: str,
+    column: str | None = None,
+    full: bool = False,
+    ignore_case: bool = False,
 ) -> Scorer:
-    """1.0 when `pattern` is found in the completion (`full`: is all of it), else 0.0; `.` takes line ends too.
+    """1.0 when `pattern` is found in the completion (`full`: is all of it), else 0.0; `.` takes
+    line ends too.
 
-    With `column` the last finding must also say what the column says: its first group, or all of it, but for blanks.
-    """
+    With `column` the last finding must also say what the column says: its first group, or all of
+    it, but for blanks."""
     try:
         compiled = re.compile(pattern, re.DOTALL | (re.IGNORECASE if ignore_case else 0))
     except re.error as error:
@@ -50,7 +57,9 @@ def regex(
     def score(batch: Completions, logged: Logged) -> list[float | None]:
         golds = wanted(batch, column, ()) if column else [""] * len(batch)
         pairs = zip(batch.plain, golds, strict=True)
-        return [None if gold is None else float(fits(text, plain_text(gold))) for text, gold in pairs]
+        return [
+            None if gold is None else float(fits(text, plain_text(gold))) for text, gold in pairs
+        ]
 
     def fits(text: str, gold: str) -> bool:
         found = compiled.fullmatch(text.strip()) if full else last_found(text)

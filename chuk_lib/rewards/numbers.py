@@ -1,5 +1,5 @@
-"""Numbers as people and models write them, read exactly: 1,234.5 · -3/4 · 1 1/2 · 50 % · $5 · 3 km · 1.5e-3 ·
-$\\frac{3}{4}$ · \\boxed{2} · 6.02 × 10^{23} · 5 million.
+"""Numbers as people and models write them, read exactly: 1,234.5 · -3/4 · 1 1/2 · 50 % · $5 · 3 km
+· 1.5e-3 · $\\frac{3}{4}$ · \\boxed{2} · 6.02 × 10^{23} · 5 million.
 
 Nothing is evaluated: a text is a number by its form, or it is none.
 """
@@ -15,7 +15,8 @@ from typing import Any
 from chuk_lib.rewards.units import CURRENCIES, Unit, unit_at
 
 _LONGEST = 400
-"""Digits, and size of an exponent, beyond which a text is no number: exact arithmetic would never end."""
+"""Digits, and size of an exponent, beyond which a text is no number: exact arithmetic would never
+end."""
 _SEPARATED = r"\d{1,3}(?:(?:,\d{3})+|(?:[\u00a0\u2009\u202f'_]\d{3})+)(?!\d)"
 _PLAIN = rf"(?:(?:{_SEPARATED}|\d+)(?:\.\d+)?|\.\d+)"
 _POWER = r"(?:[eE][+-]?\d+|\s?[×*]\s?10\s?\^\s?(?:\{\s?[+-]?\d+\s?\}|[+-]?\d+))"
@@ -34,9 +35,17 @@ _LARGE_SIZES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion
 _SPACED = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d/]| \d)")
 _SIGNS = str.maketrans({"−": "-", "﹣": "-", "－": "-", "⁄": "/", "∕": "/", "％": "%"})
 _GLYPHS = {
-    "½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8",
+    "½": "1/2",
+    "⅓": "1/3",
+    "⅔": "2/3",
+    "¼": "1/4",
+    "¾": "3/4",
+    "⅕": "1/5",
+    "⅛": "1/8",
+    "⅜": "3/8",
+    "⅝": "5/8",
     "⅞": "7/8",
-}  # fmt: skip
+}
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _POWER_OF_TEN = re.compile(r"(?<=10)[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _BLANKS = re.compile(r"[ \t]{2,}")
@@ -48,14 +57,23 @@ _LATEX = (
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "×"),
     (re.compile(r"\^\s?\{?\s?\\circ(?![A-Za-z])\s?\}?|\\degree(?![A-Za-z])"), "°"),
     (re.compile(r"\\([%$])"), r"\1"),
-    (re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s?\{([^{}]*)\}"), r" \1"),
-    (re.compile(r"(\d)?\\[dtc]?frac\s?(?:\{\s?([^{}]*?)\s?\}|(\d))\s?(?:\{\s?([^{}]*?)\s?\}|(\d))"), None),
+    (
+        re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s?\{([^{}]*)\}"),
+        r" \1",
+    ),
+    (
+        re.compile(
+            r"(\d)?\\[dtc]?frac\s?(?:\{\s?([^{}]*?)\s?\}|(\d))\s?(?:\{\s?([^{}]*?)\s?\}|(\d))"
+        ),
+        None,
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """An exact value; `percent` when a percent sign follows (the value is not divided); the unit, when it is known."""
+    """An exact value; `percent` when a percent sign follows (the value is not divided); the unit,
+    when it is known."""
 
     value: Fraction
     percent: bool = False
@@ -63,7 +81,8 @@ class Quantity:
 
 
 def read_quantity(text: Any) -> Quantity | None:
-    """The quantity that a text (or a number of a data file) is as a whole; None when it is more or less than that."""
+    """The quantity that a text (or a number of a data file) is as a whole; None when it is more or
+    less than that."""
     if isinstance(text, bool):
         return None
     if isinstance(text, int | float):
@@ -80,7 +99,8 @@ def read_quantity(text: Any) -> Quantity | None:
 
 
 def quantities_in(text: str) -> Iterator[Quantity]:
-    """The quantities that stand in a text, in order. `x1`, `2x`, `1.2.3`, `3rd` and times are none."""
+    """The quantities that stand in a text, in order. `x1`, `2x`, `1.2.3`, `3rd` and times are
+    none."""
     plain = plain_notation(text)
     for found in _IN_TEXT.finditer(plain):
         made = _quantity(plain, _without_minus(plain, found))
@@ -91,10 +111,10 @@ def quantities_in(text: str) -> Iterator[Quantity]:
 def same_quantity(got: Quantity, wanted: Quantity, tolerance: float = 1e-6) -> bool:
     """Whether two quantities are equal.
 
-    Whole numbers must be the same; others may differ by `tolerance` times the larger of both, or times 1 when that is
-    larger than 1. Known units must measure the same thing and are converted; a unit on one side only is ignored, and so
-    is a word that is no known unit. A percent sign on one side only means a hundredth or nothing.
-    """
+    Whole numbers must be the same; others may differ by `tolerance` times the larger of both, or
+    times 1 when that is larger than 1. Known units must measure the same thing and are converted; a
+    unit on one side only is ignored, and so is a word that is no known unit. A percent sign on one
+    side only means a hundredth or nothing."""
     if got.unit and wanted.unit:
         if got.unit.dimension != wanted.unit.dimension:
             return False
@@ -109,7 +129,8 @@ def same_quantity(got: Quantity, wanted: Quantity, tolerance: float = 1e-6) -> b
 
 
 def plain_notation(text: str) -> str:
-    """A text with LaTeX and special characters of numbers in plain form: `\\frac{1}{2}` becomes `1/2`."""
+    """A text with LaTeX and special characters of numbers in plain form: `\\frac{1}{2}` becomes
+    `1/2`."""
     text = text.translate(_SIGNS)
     if "\\" in text or "{,}" in text or "~" in text:
         for pattern, plain in _LATEX:
@@ -139,12 +160,17 @@ def _fraction(found: re.Match[str]) -> str:
 def _without_minus(text: str, found: re.Match[str]) -> re.Match[str]:
     """The same finding, without its sign where that is a minus between two things: 10-3."""
     start = found.start()
-    between = start > 0 and text[start] in "+-" and (text[start - 1].isalnum() or text[start - 1] in ")]}%")
+    between = (
+        start > 0
+        and text[start] in "+-"
+        and (text[start - 1].isalnum() or text[start - 1] in ")]}%")
+    )
     return _BARE.match(text, start + 1) or found if between else found
 
 
 def _quantity(text: str, found: re.Match[str]) -> tuple[Quantity, int] | None:
-    """The quantity of a finding with what follows it, and where that ends; None when it cannot be a number."""
+    """The quantity of a finding with what follows it, and where that ends; None when it cannot be a
+    number."""
     value = _value(found)
     if value is None or sum(found["lead"].count(sign) for sign in "+-") > 1:
         return None
@@ -159,7 +185,9 @@ def _quantity(text: str, found: re.Match[str]) -> tuple[Quantity, int] | None:
     currency = next((sign for sign in found["lead"] if sign in CURRENCIES), None)
     if unit is None and currency:
         unit = unit_at(currency, 0)[0]
-    if unit is None and re.match(r"[A-Za-z](?![A-Za-z])|(?:st|nd|rd|th)\b|\^|\\|\{", text[end : end + 3]):
+    if unit is None and re.match(
+        r"[A-Za-z](?![A-Za-z])|(?:st|nd|rd|th)\b|\^|\\|\{", text[end : end + 3]
+    ):
         return None
     return Quantity(value, unit=unit), after
 
@@ -190,4 +218,6 @@ def _exact(text: str) -> Fraction | None:
 def _near(got: Fraction, wanted: Fraction, tolerance: float) -> bool:
     if got.denominator == wanted.denominator == 1:
         return got == wanted
-    return abs(got - wanted) <= Fraction(repr(tolerance)) * min(Fraction(1), max(abs(got), abs(wanted)))
+    return abs(got - wanted) <= Fraction(repr(tolerance)) * min(
+        Fraction(1), max(abs(got), abs(wanted))
+    )

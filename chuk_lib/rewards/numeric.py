@@ -1,9 +1,8 @@
 """The reward for the right number, and the rule by which a completion's answer is found.
 
-A marked answer counts, and only it: the last of `\\boxed{…}`, a line after `####`, `<answer>…</answer>`, and what
-follows "answer is", "answer:" or "answer =". Where nothing is marked the last number of the text counts, so a list of
-guesses wins nothing.
-"""
+A marked answer counts, and only it: the last of `\\boxed{…}`, a line after `####`,
+`<answer>…</answer>`, and what follows "answer is", "answer:" or "answer =". Where nothing is marked
+the last number of the text counts, so a list of guesses wins nothing."""
 
 from __future__ import annotations
 
@@ -22,17 +21,24 @@ _SAID = re.compile(r"\banswer\b(?:\s+is\b|\s+to\b[^:=\n]{0,80}?\bis\b|\s*[:=])\s
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 
 
-def numeric(context: Context, column: str | None = None, where: str = "auto", tolerance: float = 1e-6) -> Scorer:
-    """1.0 when the completion's answer is the wanted number, else 0.0; None where the row's answer is no number.
+def numeric(
+    context: Context, column: str | None = None, where: str = "auto", tolerance: float = 1e-6
+) -> Scorer:
+    """1.0 when the completion's answer is the wanted number, else 0.0; None where the row's answer
+    is no number.
 
-    `where`: auto (a marked answer, else the last number), marked, last, or whole (the completion is nothing but the
-    number). Wanted is `answer`, `solution`, `target`, `completion` or `response`, the first that the row has, or
-    `column`; its own marks (`#### 72`) count too. See `same_quantity` for what is equal.
-    """
+    `where`: auto (a marked answer, else the last number), marked, last, or whole (the completion is
+    nothing but the number). Wanted is `answer`, `solution`, `target`, `completion` or `response`,
+    the first that the row has, or `column`; its own marks (`#### 72`) count too. See
+    `same_quantity` for what is equal."""
     if where not in _WHERE:
-        raise ConfigError(f"reward `numeric`: where `{where}` is unknown", f"one of: {', '.join(_WHERE)}")
+        raise ConfigError(
+            f"reward `numeric`: where `{where}` is unknown", f"one of: {', '.join(_WHERE)}"
+        )
     if not 0 <= tolerance < 1:
-        raise ConfigError(f"reward `numeric`: tolerance {tolerance:g} is no share", "it is from 0 to below 1")
+        raise ConfigError(
+            f"reward `numeric`: tolerance {tolerance:g} is no share", "it is from 0 to below 1"
+        )
 
     def score(batch: Completions, logged: Logged) -> list[float | None]:
         pairs = zip(batch.plain, wanted(batch, column, TO_FIND), strict=True)
@@ -48,14 +54,16 @@ def numeric(context: Context, column: str | None = None, where: str = "auto", to
 
 
 def wanted_quantity(gold: Any) -> Quantity | None:
-    """The number that a row of the data wants: the whole value, else what it marks, else its last number."""
+    """The number that a row of the data wants: the whole value, else what it marks, else its last
+    number."""
     if gold is None or isinstance(gold, bool):
         return None
     return read_quantity(gold) or find_quantity(plain_text(gold), "auto")
 
 
 def find_quantity(text: str, where: str = "auto") -> Quantity | None:
-    """The answer of a completion; None when there is none, or what is marked as the answer is no number."""
+    """The answer of a completion; None when there is none, or what is marked as the answer is no
+    number."""
     if where == "whole":
         return read_quantity(text)
     if where != "last":
@@ -68,7 +76,8 @@ def find_quantity(text: str, where: str = "auto") -> Quantity | None:
 
 
 def marked_answer(text: str) -> tuple[str, str] | None:
-    """What a text marks as its answer: the kind of mark (box, hashes, tag, said) and the text; None without a mark."""
+    """What a text marks as its answer: the kind of mark (box, hashes, tag, said) and the text; None
+    without a mark."""
     if _BOX.search(text):
         return "box", last_boxed(text) or ""
     if "####" in text:

@@ -1,8 +1,8 @@
-"""Several rewards together: their columns are checked before anything runs, their scores while it runs.
+"""Several rewards together: their columns are checked before anything runs, their scores while it
+runs.
 
-A function that raises, or gives text, NaN, infinity or the wrong count, stops the run with the completion that broke
-it: training on wrong scores does harm that no curve shows.
-"""
+A function that raises, or gives text, NaN, infinity or the wrong count, stops the run with the
+completion that broke it: training on wrong scores does harm that no curve shows."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ class RewardSet:
     @property
     def columns(self) -> frozenset[str]:
         """Columns of the data that rewards read, alternatives included."""
-        return frozenset(name for reward in self.rewards for group in reward.scorer.needs for name in group)
+        return frozenset(
+            name for reward in self.rewards for group in reward.scorer.needs for name in group
+        )
 
     def check_columns(self, available: Iterable[str], where: str) -> None:
         """Raise DataError when a reward needs a column that the data at `where` does not have."""
@@ -64,16 +66,18 @@ class RewardSet:
                     column = " or ".join(f"`{name}`" for name in group)
                     columns = ", ".join(f"`{name}`" for name in have) or "no columns"
                     raise DataError(
-                        f"reward `{reward.where}` needs the column {column}, which {where} does not have",
+                        f"reward `{reward.where}` needs the column {column}, which {where} does not"
+                        " have",
                         f"it has {columns}: rename one, or choose another reward",
                     )
 
     def score(self, batch: Completions, logged: Logged | None = None) -> np.ndarray:
-        """Scores float32 (N, K) of N completions by K rewards; NaN where a reward cannot score. What functions give to
-        `log_extra` (a value for each completion) and `log_metric` goes into `logged`.
+        """Scores float32 (N, K) of N completions by K rewards; NaN where a reward cannot score.
+        What functions give to `log_extra` (a value for each completion) and `log_metric` goes into
+        `logged`.
 
-        Raises TrainingError naming the reward and the completion, and DataError for a missing column.
-        """
+        Raises TrainingError naming the reward and the completion, and DataError for a missing
+        column."""
         self.check_columns(batch.columns, "the data")
         logged = Logged() if logged is None else logged
         scores = np.full((len(batch), len(self.rewards)), np.nan, dtype=np.float32)
@@ -88,14 +92,17 @@ class RewardSet:
             if reward.scorer.is_async:
                 waiting[index] = reward
             else:
-                scores[:, index] = self._checked(reward, batch, logged, self._guarded(reward, batch, logged))
+                scores[:, index] = self._checked(
+                    reward, batch, logged, self._guarded(reward, batch, logged)
+                )
         if waiting and len(batch):
             calls = [self._called(reward, batch, logged) for reward in waiting.values()]
             for (index, reward), result in zip(waiting.items(), self._wait(calls), strict=True):
                 scores[:, index] = self._checked(reward, batch, logged, result)
 
     def total(self, scores: np.ndarray) -> np.ndarray:
-        """Weighted sums float32 (N,) of scores (N, K), unscorable parts left out; NaN where no reward could score."""
+        """Weighted sums float32 (N,) of scores (N, K), unscorable parts left out; NaN where no
+        reward could score."""
         sums = np.nansum(scores * np.array(self.weights, dtype=np.float32), axis=1)
         return np.where(np.isnan(scores).all(axis=1), np.float32(np.nan), sums).astype(np.float32)
 
@@ -106,7 +113,10 @@ class RewardSet:
         try:
             with redirect_stdout(sys.stderr):
                 result = reward.scorer.score(batch, logged)
-        except (Exception, SystemExit) as error:  # a user's function may raise anything; it is reported below
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # a user's function may raise anything; it is reported below
             return error
         return self._wait([result])[0] if inspect.isawaitable(result) else result
 
@@ -118,7 +128,9 @@ class RewardSet:
         self._loop = self._loop or _Loop()
         return self._loop.run(calls)
 
-    def _checked(self, reward: Reward, batch: Completions, logged: Logged, result: Any) -> np.ndarray:
+    def _checked(
+        self, reward: Reward, batch: Completions, logged: Logged, result: Any
+    ) -> np.ndarray:
         """Scores float32 (N,) from whatever a reward gave."""
         if isinstance(result, BaseException):
             return self._recovered(reward, batch, logged, result)
@@ -126,16 +138,23 @@ class RewardSet:
         if values is None or len(values) != len(batch):
             if self.on_error == "none":
                 return self._recovered(reward, batch, logged, None)
-            got = f"{len(values)} scores" if values is not None else f"{_shown(result)}, not a list,"
+            got = (
+                f"{len(values)} scores" if values is not None else f"{_shown(result)}, not a list,"
+            )
             raise TrainingError(
                 f"reward `{reward.where}` gave {got} for {len(batch)} completions, the first being "
                 f"{_shown(batch.plain[0])}",
-                "return a list with one score a completion, or take `completion` and return one score",
+                "return a list with one score a completion, or take `completion` and return one"
+                " score",
             )
-        scores = [self._score(reward, batch, logged, row, value) for row, value in enumerate(values)]
+        scores = [
+            self._score(reward, batch, logged, row, value) for row, value in enumerate(values)
+        ]
         return np.array(scores, dtype=np.float32)
 
-    def _score(self, reward: Reward, batch: Completions, logged: Logged, row: int, value: Any) -> float:
+    def _score(
+        self, reward: Reward, batch: Completions, logged: Logged, row: int, value: Any
+    ) -> float:
         if value is None:
             return math.nan
         kind = _fault(value)
@@ -145,9 +164,11 @@ class RewardSet:
             return _failed(reward, logged)
         raise TrainingError(f"reward `{reward.where}` gave {kind} for {_which(batch, row)}", _WRONG)
 
-    def _recovered(self, reward: Reward, batch: Completions, logged: Logged, error: BaseException | None) -> np.ndarray:
-        """After an error (None: a wrong count): ask for each completion alone, to find the one that broke it, or to go
-        on without it."""
+    def _recovered(
+        self, reward: Reward, batch: Completions, logged: Logged, error: BaseException | None
+    ) -> np.ndarray:
+        """After an error (None: a wrong count): ask for each completion alone, to find the one that
+        broke it, or to go on without it."""
         if len(batch) == 1 and self.on_error == "none":
             return np.array([_failed(reward, logged)], dtype=np.float32)
         found: list[np.ndarray] = []
@@ -157,10 +178,15 @@ class RewardSet:
             if isinstance(result, BaseException) and self.on_error == "raise":
                 raise self._broken(reward, _which(batch, row), result) from result
             found.append(self._checked(reward, alone, own, result))
-            for name, values in own.columns.items():  # of a batch of one: its value goes to its place
+            for (
+                name,
+                values,
+            ) in own.columns.items():  # of a batch of one: its value goes to its place
                 logged.columns.setdefault(name, [None] * len(batch))[row : row + 1] = values[:1]
         if self.on_error == "raise" and error is not None:
-            raise self._broken(reward, f"these {len(batch)} completions (on none of them alone)", error) from error
+            raise self._broken(
+                reward, f"these {len(batch)} completions (on none of them alone)", error
+            ) from error
         return np.concatenate(found)
 
     def _alone(self, reward: Reward, batch: Completions, logged: Logged) -> Any:
@@ -171,7 +197,8 @@ class RewardSet:
     def _broken(self, reward: Reward, which: str, error: BaseException) -> TrainingError:
         return TrainingError(
             f"reward `{reward.where}` failed on {which}: {describe(error, _file_of(reward))}",
-            "mend it, return None for what it cannot score, or go on without such scores: reward_errors none",
+            "mend it, return None for what it cannot score, or go on without such scores:"
+            " reward_errors none",
         )
 
 
@@ -186,7 +213,8 @@ def _check_columns(logged: Logged, count: int) -> None:
     for name, values in logged.columns.items():
         if len(values) != count:
             raise TrainingError(
-                f"a reward gave `log_extra` {len(values)} values of `{name}` for {count} completions",
+                f"a reward gave `log_extra` {len(values)} values of `{name}` for {count}"
+                " completions",
                 "give one value a completion",
             )
 
@@ -198,8 +226,8 @@ def _file_of(reward: Reward) -> Path | None:
 
 
 class _Loop:
-    """One event loop in a thread of its own, kept between calls: sessions and locks of a user's file belong to it, and
-    a notebook's running loop does not stand in the way."""
+    """One event loop in a thread of its own, kept between calls: sessions and locks of a user's
+    file belong to it, and a notebook's running loop does not stand in the way."""
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner()
@@ -232,8 +260,8 @@ def _with_own_names(rewards: Sequence[Reward]) -> tuple[Reward, ...]:
 
 
 def _as_list(result: Any) -> list[Any] | None:
-    """A list of what a reward gave; None when it is not a sequence of scores. Arrays of other libraries tell their
-    values by `tolist`."""
+    """A list of what a reward gave; None when it is not a sequence of scores. Arrays of other
+    libraries tell their values by `tolist`."""
     if isinstance(result, str | bytes | dict | numbers.Number):
         return None
     if callable(getattr(result, "tolist", None)):

@@ -22,10 +22,9 @@ Scores = Iterable[float | None]
 class Completions:
     """What is scored together: N completions, one value of everything for each.
 
-    `prompts` and `texts` are text, or messages where the prompt is a chat (then `texts` holds one assistant message
-    each, as in TRL). `ids` are the sampled tokens, the ending one included. `columns` are those of the data.
-    `truncated` tells which completions ran out of room.
-    """
+    `prompts` and `texts` are text, or messages where the prompt is a chat (then `texts` holds one
+    assistant message each, as in TRL). `ids` are the sampled tokens, the ending one included.
+    `columns` are those of the data. `truncated` tells which completions ran out of room."""
 
     prompts: list[Text]
     texts: list[Text]
@@ -46,10 +45,13 @@ class Completions:
         """One of the completions."""
         part = slice(index, index + 1)
         return replace(
-            self, prompts=self.prompts[part], texts=self.texts[part], ids=self.ids[part],
+            self,
+            prompts=self.prompts[part],
+            texts=self.texts[part],
+            ids=self.ids[part],
             columns={name: values[part] for name, values in self.columns.items()},
             truncated=None if self.truncated is None else self.truncated[part],
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class TrainerState:
 
 @dataclass(frozen=True)
 class Logged:
-    """What reward functions gave to `log_extra` (a column of N values) and `log_metric` in one call of `score`."""
+    """What reward functions gave to `log_extra` (a column of N values) and `log_metric` in one call
+    of `score`."""
 
     columns: dict[str, list[Any]] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -69,7 +72,8 @@ class Logged:
 
 @dataclass(frozen=True)
 class Context:
-    """What built-in rewards may need from the run: `tokenizer`, and the most tokens a completion may have."""
+    """What built-in rewards may need from the run: `tokenizer`, and the most tokens a completion
+    may have."""
 
     tokenizer: Tokenizer | None = None
     max_completion_length: int | None = None
@@ -77,7 +81,8 @@ class Context:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A function that scores completions, and the columns it needs: one of each group must be in the data."""
+    """A function that scores completions, and the columns it needs: one of each group must be in
+    the data."""
 
     score: Callable[[Completions, Logged], Scores | Awaitable[Scores]]
     needs: tuple[tuple[str, ...], ...] = ()
@@ -95,13 +100,17 @@ class Reward:
 
 
 def plain_text(value: Any) -> str:
-    """Text of a completion or of a column: as it stands, or what the assistant says in a list of messages; a number
-    as it is written."""
+    """Text of a completion or of a column: as it stands, or what the assistant says in a list of
+    messages; a number as it is written."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
         return str(value.get("content") or "")
     if isinstance(value, Sequence):
-        said = [item for item in value if isinstance(item, Mapping) and item.get("role", "assistant") == "assistant"]
+        said = [
+            item
+            for item in value
+            if isinstance(item, Mapping) and item.get("role", "assistant") == "assistant"
+        ]
         return "\n".join(plain_text(item) for item in said)
     return str(value)

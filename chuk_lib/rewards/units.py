@@ -1,4 +1,5 @@
-"""Units that stand behind numbers: enough of them to tell 500 m from 500 km, and to call 0.5 km the same as 500 m."""
+"""Units that stand behind numbers: enough of them to tell 500 m from 500 km, and to call 0.5 km the
+same as 500 m."""
 
 from __future__ import annotations
 
@@ -7,17 +8,39 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 _PREFIXES = {
-    "": ("", Fraction(1)), "kilo": ("k", Fraction(1000)), "centi": ("c", Fraction(1, 100)),
+    "": ("", Fraction(1)),
+    "kilo": ("k", Fraction(1000)),
+    "centi": ("c", Fraction(1, 100)),
     "milli": ("m", Fraction(1, 1000)),
-}  # fmt: skip
-_METRIC = {"length": (("meter", "metre"), "m"), "mass": (("gram", "gramme"), "g"), "volume": (("liter", "litre"), "l")}
+}
+_METRIC = {
+    "length": (("meter", "metre"), "m"),
+    "mass": (("gram", "gramme"), "g"),
+    "volume": (("liter", "litre"), "l"),
+}
 _OTHERS: dict[str, dict[str, Fraction | int]] = {
-    "length": {"inch": Fraction(254, 10000), "foot": Fraction(3048, 10000), "feet": Fraction(3048, 10000),
-               "ft": Fraction(3048, 10000), "yard": Fraction(9144, 10000), "mile": Fraction(1609344, 1000)},
+    "length": {
+        "inch": Fraction(254, 10000),
+        "foot": Fraction(3048, 10000),
+        "feet": Fraction(3048, 10000),
+        "ft": Fraction(3048, 10000),
+        "yard": Fraction(9144, 10000),
+        "mile": Fraction(1609344, 1000),
+    },
     "mass": {"ton": 1_000_000, "tonne": 1_000_000},
     "volume": {"L": 1, "mL": Fraction(1, 1000)},
-    "time": {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hr": 3600, "hour": 3600,
-             "day": 86400, "week": 604800},
+    "time": {
+        "s": 1,
+        "sec": 1,
+        "second": 1,
+        "min": 60,
+        "minute": 60,
+        "h": 3600,
+        "hr": 3600,
+        "hour": 3600,
+        "day": 86400,
+        "week": 604800,
+    },
     "angle": {"°": 1, "degree": 1},
     "temperature": {"°C": 1, "celsius": 1},
     "dollars": {"$": 1, "dollar": 1, "USD": 1, "¢": Fraction(1, 100), "cent": Fraction(1, 100)},
@@ -25,7 +48,7 @@ _OTHERS: dict[str, dict[str, Fraction | int]] = {
     "pounds": {"£": 1, "GBP": 1},
     "yen": {"¥": 1, "yen": 1, "JPY": 1},
     "rupees": {"₹": 1, "rupee": 1, "INR": 1},
-}  # fmt: skip
+}
 CURRENCIES = "$€£¥₹"
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "2": 2, "3": 3, "²": 2, "³": 3}
 _SIMPLE = r"(?:(square|sq|cubic)\.?\s+)?(°C|[A-Za-z°¢$€£¥₹]+)(?:\s?\^?\{?([23²³])\}?)?"
@@ -34,15 +57,16 @@ _UNIT = re.compile(rf"\s?{_SIMPLE}(?:\s?(?:/|per\b)\s?{_SIMPLE})?")
 
 @dataclass(frozen=True)
 class Unit:
-    """What is measured, as powers of basic quantities, and how large the unit is in the basic ones."""
+    """What is measured, as powers of basic quantities, and how large the unit is in the basic
+    ones."""
 
     dimension: tuple[tuple[str, int], ...]
     size: Fraction
 
 
 def unit_at(text: str, start: int) -> tuple[Unit | None, int]:
-    """The unit that begins at `start` of a text, after one blank at most, and where it ends; None and `start` when a
-    word there is no known unit."""
+    """The unit that begins at `start` of a text, after one blank at most, and where it ends; None
+    and `start` when a word there is no known unit."""
     found = _UNIT.match(text, start)
     if not found:
         return None, start
@@ -68,7 +92,11 @@ def _simple(before: str | None, word: str, after: str | None) -> Unit | None:
 
 def _look_up(word: str) -> tuple[str, Fraction] | None:
     lower = word.lower()
-    candidates = (word, lower, lower.removesuffix("s"), lower.removesuffix("es")) if len(word) > 2 else (word,)
+    candidates = (
+        (word, lower, lower.removesuffix("s"), lower.removesuffix("es"))
+        if len(word) > 2
+        else (word,)
+    )
     return next((_TABLE[item] for item in candidates if item in _TABLE), None)
 
 

@@ -1,10 +1,9 @@
 """A user's own reward functions: loaded from a Python file, called with what they name.
 
-TRL's signature works as it is: `f(prompts, completions, completion_ids, **columns, trainer_state, log_extra,
-log_metric)` gives a list. A function may take only what it names, and one that names `completion` (or `response`) is
-called for each completion alone, with `prompt` and single values of columns. The file is the user's own code and runs
-as such.
-"""
+TRL's signature works as it is: `f(prompts, completions, completion_ids, **columns, trainer_state,
+log_extra, log_metric)` gives a list. A function may take only what it names, and one that names
+`completion` (or `response`) is called for each completion alone, with `prompt` and single values of
+columns. The file is the user's own code and runs as such."""
 
 from __future__ import annotations
 
@@ -26,19 +25,30 @@ from chuk_lib.rewards.types import Completions, Logged, Scorer, TrainerState, pl
 from chuk_lib.utils.torch_apart import torch_shown
 
 _SINGLE = ("completion", "response")
-_GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "truncated")
+_GIVEN = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "truncated",
+)
 _GIVEN_SINGLE = ("prompt", *_SINGLE, "completion_ids", "trainer_state", "log_metric", "truncated")
 _OWN_COLUMNS = ("prompt", "completion", "completion_ids")
 
 
 def load_function(file: str, name: str, modules: dict[Path, ModuleType]) -> Callable[..., Any]:
-    """A function of a file; `modules` keeps files that were loaded before, so that functions of one file share it.
+    """A function of a file; `modules` keeps files that were loaded before, so that functions of one
+    file share it.
 
     Raises ConfigError when the file is missing, does not import or has no such function.
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise ConfigError(f"reward file `{file}` does not exist", "check the path: file.py:function")
+        raise ConfigError(
+            f"reward file `{file}` does not exist", "check the path: file.py:function"
+        )
     path = path.resolve()
     if path not in modules:
         modules[path] = _import(path, file)
@@ -46,10 +56,15 @@ def load_function(file: str, name: str, modules: dict[Path, ModuleType]) -> Call
     if found is None:
         own = [item for item in functions_in(path) if not item.startswith("_")]
         near = difflib.get_close_matches(name, own, n=1, cutoff=0.6)
-        hint = f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(own) or 'no functions'}"
+        hint = (
+            f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(own) or 'no functions'}"
+        )
         raise ConfigError(f"reward file `{file}` has no function `{name}`", hint)
     if inspect.isclass(found) or not callable(found):
-        raise ConfigError(f"`{name}` of reward file `{file}` is not a function", "name a function or a callable object")
+        raise ConfigError(
+            f"`{name}` of reward file `{file}` is not a function",
+            "name a function or a callable object",
+        )
     function: Callable[..., Any] = found
     return function
 
@@ -57,7 +72,9 @@ def load_function(file: str, name: str, modules: dict[Path, ModuleType]) -> Call
 def functions_in(path: Path) -> list[str]:
     """Names of the functions that a file defines."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [
+        node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
 
 
 def _import(path: Path, file: str) -> ModuleType:
@@ -73,7 +90,10 @@ def _import(path: Path, file: str) -> ModuleType:
     try:
         with redirect_stdout(sys.stderr), _no_bytecode(), torch_shown():
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a user's file may raise anything; all of it means: does not import
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a user's file may raise anything; all of it means: does not import
         del sys.modules[name]
         raise ConfigError(
             f"reward file `{file}` does not import: {describe(error, path)}", f"try `python {file}`"
@@ -104,11 +124,14 @@ def describe(error: BaseException, path: Path | None = None) -> str:
     return f"{type(error).__name__}{': ' if words else ''}{words[:120]}{where}"
 
 
-def make_user_scorer(function: Callable[..., Any], constants: Mapping[str, Any], where: str) -> Scorer:
-    """A scorer that calls `function` with what it takes; `constants` are arguments that the user wrote.
+def make_user_scorer(
+    function: Callable[..., Any], constants: Mapping[str, Any], where: str
+) -> Scorer:
+    """A scorer that calls `function` with what it takes; `constants` are arguments that the user
+    wrote.
 
-    Raises ConfigError for a constant that the function does not take, and for parameters that cannot be named.
-    """
+    Raises ConfigError for a constant that the function does not take, and for parameters that
+    cannot be named."""
     call = _Call.of(function, constants, where)
     given = _GIVEN_SINGLE if call.single else _GIVEN
     needs = tuple((name,) for name in call.required if name not in given and name not in constants)
@@ -137,34 +160,50 @@ class _Call:
         except (TypeError, ValueError):
             return cls(function, constants, frozenset(), (), True, False)
         if any(item.kind is item.POSITIONAL_ONLY for item in parameters):
-            raise ConfigError(f"reward `{where}` takes parameters without names", "remove the `/` from its signature")
-        named = [item for item in parameters if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)]
+            raise ConfigError(
+                f"reward `{where}` takes parameters without names",
+                "remove the `/` from its signature",
+            )
+        named = [
+            item
+            for item in parameters
+            if item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
+        ]
         takes = frozenset(item.name for item in named)
         takes_all = any(item.kind is item.VAR_KEYWORD for item in parameters)
         unknown = [key for key in constants if key not in takes]
         if unknown and not takes_all:
-            raise ConfigError(f"reward `{where}` does not take `{unknown[0]}`", f"it takes: {', '.join(sorted(takes))}")
+            raise ConfigError(
+                f"reward `{where}` does not take `{unknown[0]}`",
+                f"it takes: {', '.join(sorted(takes))}",
+            )
         required = tuple(item.name for item in named if item.default is item.empty)
         single = bool(takes & set(_SINGLE)) and "completions" not in takes
         return cls(function, constants, takes, required, takes_all, single)
 
     def many(self, batch: Completions, logged: Logged) -> Any:
-        """Scores of a batch, in one call or in one call each; an async function gives something to await."""
+        """Scores of a batch, in one call or in one call each; an async function gives something to
+        await."""
         if self.single:
             return [self.function(**self._one(batch, index, logged)) for index in range(len(batch))]
         given: dict[str, Any] = {
-            "prompts": batch.prompts, "completions": batch.texts, "completion_ids": batch.ids,
+            "prompts": batch.prompts,
+            "completions": batch.texts,
+            "completion_ids": batch.ids,
             "trainer_state": TrainerState(batch.step),
             "log_extra": lambda column, values: logged.columns.update({str(column): list(values)}),
             "log_metric": lambda name, value: logged.metrics.update({str(name): float(value)}),
-        }  # fmt: skip
+        }
         if "truncated" in self.takes and batch.truncated is not None:
             given["truncated"] = batch.truncated
-        columns = {name: values for name, values in batch.columns.items() if name not in _OWN_COLUMNS}
+        columns = {
+            name: values for name, values in batch.columns.items() if name not in _OWN_COLUMNS
+        }
         return self.function(**self._taken({**columns, **given}))
 
     async def many_async(self, batch: Completions, logged: Logged) -> list[Any]:
-        """Scores of a batch by an async function that takes one completion: all of them wait together."""
+        """Scores of a batch by an async function that takes one completion: all of them wait
+        together."""
         import asyncio
 
         calls = [self.function(**self._one(batch, index, logged)) for index in range(len(batch))]
@@ -173,15 +212,26 @@ class _Call:
     def _one(self, batch: Completions, index: int, logged: Logged) -> dict[str, Any]:
         text = plain_text(batch.texts[index])
         given: dict[str, Any] = {
-            "prompt": batch.prompts[index], "completion": text, "response": text, "completion_ids": batch.ids[index],
+            "prompt": batch.prompts[index],
+            "completion": text,
+            "response": text,
+            "completion_ids": batch.ids[index],
             "trainer_state": TrainerState(batch.step),
             "log_metric": lambda name, value: logged.metrics.update({str(name): float(value)}),
-        }  # fmt: skip
+        }
         if batch.truncated is not None:
             given["truncated"] = batch.truncated[index]
-        columns = {name: values[index] for name, values in batch.columns.items() if name not in _OWN_COLUMNS}
+        columns = {
+            name: values[index]
+            for name, values in batch.columns.items()
+            if name not in _OWN_COLUMNS
+        }
         return self._taken({**columns, **given})
 
     def _taken(self, given: dict[str, Any]) -> dict[str, Any]:
-        taken = given if self.takes_all else {name: value for name, value in given.items() if name in self.takes}
+        taken = (
+            given
+            if self.takes_all
+            else {name: value for name, value in given.items() if name in self.takes}
+        )
         return {**taken, **self.constants}

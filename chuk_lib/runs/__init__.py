@@ -1,4 +1,5 @@
-"""Runs on disk: finding, reading, comparing, drawing and removing them. Nothing here trains or loads a model."""
+"""Runs on disk: finding, reading, comparing, drawing and removing them. Nothing here trains or
+loads a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A run as a table: one row a logged step, evaluations joined to the step at which they were taken."""
+"""A run as a table: one row a logged step, evaluations joined to the step at which they were
+taken."""
 
 from __future__ import annotations
 
@@ -15,11 +16,14 @@ FORMATS = (".csv", ".parquet")
 
 
 def rows_of(log: Log) -> list[dict[str, Any]]:
-    """Rows by step: `step`, `time` (seconds since the epoch), `elapsed` (seconds of training), then all metrics."""
+    """Rows by step: `step`, `time` (seconds since the epoch), `elapsed` (seconds of training), then
+    all metrics."""
     rows: dict[int, dict[str, Any]] = {}
     for event, elapsed in zip(log.events, log.elapsed, strict=True):
         if event.kind in ("step", "eval"):
-            row = rows.setdefault(event.step, {"step": event.step, "time": event.time, "elapsed": round(elapsed, 3)})
+            row = rows.setdefault(
+                event.step, {"step": event.step, "time": event.time, "elapsed": round(elapsed, 3)}
+            )
             row |= metrics_of(event)
     return [rows[step] for step in sorted(rows)]
 
@@ -32,10 +36,13 @@ def export(log: Log, output: Path) -> int:
     ending = output.suffix.lower()
     if ending not in FORMATS:
         raise ConfigError(
-            f"`--output {output}` does not end in {' or '.join(FORMATS)}", "the ending chooses the format"
+            f"`--output {output}` does not end in {' or '.join(FORMATS)}",
+            "the ending chooses the format",
         )
     rows = rows_of(log)
-    columns = list(dict.fromkeys(["step", "time", "elapsed", *(name for row in rows for name in row)]))
+    columns = list(
+        dict.fromkeys(["step", "time", "elapsed", *(name for row in rows for name in row)])
+    )
     partial = output.with_name(f".{output.name}.partial")
     try:
         (_write_csv if ending == ".csv" else _write_parquet)(partial, rows, columns)

@@ -15,7 +15,8 @@ USUAL = ("reward", "eval_reward", "loss", "eval_loss")
 
 @dataclass(frozen=True)
 class Line:
-    """One curve of a picture: (step, value) points in order; `sparse` for an evaluation, whose points are marked."""
+    """One curve of a picture: (step, value) points in order; `sparse` for an evaluation, whose
+    points are marked."""
 
     label: str
     points: list[tuple[int, float]]
@@ -31,21 +32,32 @@ class Picture:
 
 
 def pictures(runs: Sequence[RunRecord], metrics: str | None = None) -> list[Picture]:
-    """The pictures of some metrics (a list with commas; rewards and losses when None), in the order asked for.
+    """The pictures of some metrics (a list with commas; rewards and losses when None), in the order
+    asked for.
 
-    Of one run a metric and its evaluation share a picture. Of several runs each metric has its own, with one line a run
-    in the order of `runs`, empty where a run does not have it. Raises ConfigError for a metric that no run has.
-    """
-    names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics else list(USUAL)
+    Of one run a metric and its evaluation share a picture. Of several runs each metric has its own,
+    with one line a run in the order of `runs`, empty where a run does not have it. Raises
+    ConfigError for a metric that no run has."""
+    names = (
+        [name.strip() for name in metrics.split(",") if name.strip()] if metrics else list(USUAL)
+    )
     if metrics:
         for name in names:
             _check(name, runs)
     if len(runs) > 1:
-        found = [Picture(name, [_line(run, name, run.summary.name) for run in runs]) for name in dict.fromkeys(names)]
+        found = [
+            Picture(name, [_line(run, name, run.summary.name) for run in runs])
+            for name in dict.fromkeys(names)
+        ]
     else:
         families = dict.fromkeys(_family(name) for name in names)
-        members = {family: [name for name in names if _family(name) == family] for family in families}
-        found = [Picture(family, [_line(runs[0], name, name) for name in members[family]]) for family in families]
+        members = {
+            family: [name for name in names if _family(name) == family] for family in families
+        }
+        found = [
+            Picture(family, [_line(runs[0], name, name) for name in members[family]])
+            for family in families
+        ]
     return [picture for picture in found if any(line.points for line in picture.lines)]
 
 
@@ -69,7 +81,8 @@ def _check(name: str, runs: Sequence[RunRecord]) -> None:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers between two values, about `count` of them: steps of 1, 2 or 5 times a power of ten."""
+    """Round numbers between two values, about `count` of them: steps of 1, 2 or 5 times a power of
+    ten."""
     span = high - low
     if not math.isfinite(span) or span <= 0:
         return [low]
@@ -81,7 +94,8 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def bounds(lines: Sequence[Line]) -> tuple[int, int, float, float]:
-    """First and last step, lowest and highest value, with a margin; the highest 2 % of a long curve may be cut."""
+    """First and last step, lowest and highest value, with a margin; the highest 2 % of a long curve
+    may be cut."""
     steps = [step for line in lines for step, _ in line.points] or [0]
     values = [sorted(value for _, value in line.points) for line in lines if line.points] or [[0.0]]
     low = min(column[0] for column in values)

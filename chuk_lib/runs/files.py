@@ -1,4 +1,5 @@
-"""The files of a run: which are chuk's, how large they are, whether a process trains there, and taking them away."""
+"""The files of a run: which are chuk's, how large they are, whether a process trains there, and
+taking them away."""
 
 from __future__ import annotations
 
@@ -13,9 +14,21 @@ from chuk_lib.errors import ModelError, TrainingError
 
 LOCK = ".lock"
 OWN = (
-    "run.json", "config.yaml", "origins.json", "environment.json", "events.jsonl", "completions.jsonl", "checkpoints",
-    "latest", "best", "data.jsonl", "report.html", "tensorboard", "wandb", LOCK,
-)  # fmt: skip
+    "run.json",
+    "config.yaml",
+    "origins.json",
+    "environment.json",
+    "events.jsonl",
+    "completions.jsonl",
+    "checkpoints",
+    "latest",
+    "best",
+    "data.jsonl",
+    "report.html",
+    "tensorboard",
+    "wandb",
+    LOCK,
+)
 """Everything that chuk itself writes into a run directory."""
 
 _CHECKPOINT = re.compile(r"step_(\d{6,})")
@@ -23,7 +36,8 @@ _CHECKPOINT = re.compile(r"step_(\d{6,})")
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """A checkpoint folder as it lies on disk, unverified. `marks` are the pointers that name it: latest, best."""
+    """A checkpoint folder as it lies on disk, unverified. `marks` are the pointers that name it:
+    latest, best."""
 
     name: str
     step: int
@@ -39,7 +53,8 @@ def is_run(path: Path) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process trains in the run. The kernel lets its lock go however the process ends."""
+    """Whether a living process trains in the run. The kernel lets its lock go however the process
+    ends."""
     try:
         descriptor = os.open(path / LOCK, os.O_RDONLY)
     except OSError:
@@ -56,7 +71,8 @@ def is_locked(path: Path) -> bool:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; what vanishes meanwhile counts nothing. Links are not followed."""
+    """Bytes of a file, or of all files in a folder; what vanishes meanwhile counts nothing. Links
+    are not followed."""
     try:
         if not path.is_dir() or path.is_symlink():
             return path.lstat().st_size
@@ -73,7 +89,9 @@ def checkpoints_of(run: Path) -> list[CheckpointFiles]:
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     found = [(int(match[1]), match[0]) for name in names if (match := _CHECKPOINT.fullmatch(name))]
     return [
-        CheckpointFiles(name, step, size_of(folder / name), tuple(mark for mark in marks if marks[mark] == name))
+        CheckpointFiles(
+            name, step, size_of(folder / name), tuple(mark for mark in marks if marks[mark] == name)
+        )
         for step, name in sorted(found)
     ]
 
@@ -88,11 +106,13 @@ def _pointed(path: Path) -> str:
 def remove_run(run: Path) -> list[str]:
     """Delete what chuk wrote in a run directory, and the folder when nothing else is in it.
 
-    Returns the names of what was not chuk's and stays. Raises ModelError when it is no run, TrainingError when a
-    process is training in it: a lock is held while files go, so none can begin.
-    """
+    Returns the names of what was not chuk's and stays. Raises ModelError when it is no run,
+    TrainingError when a process is training in it: a lock is held while files go, so none can
+    begin."""
     if run.is_symlink() or not is_run(run):
-        raise ModelError(f"`{run}` is not a run directory", "nothing was removed; see `chuk runs ls`")
+        raise ModelError(
+            f"`{run}` is not a run directory", "nothing was removed; see `chuk runs ls`"
+        )
     descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _lock_alone(descriptor, run)

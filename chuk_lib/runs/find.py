@@ -1,4 +1,5 @@
-"""Which run is meant: a path, a name under `runs/`, or the beginning of one. A stage is `pipeline/01-sft`."""
+"""Which run is meant: a path, a name under `runs/`, or the beginning of one. A stage is
+`pipeline/01-sft`."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ _PIPELINE = "pipeline.json"
 
 
 def list_runs(root: Path = RUNS) -> list[Path]:
-    """The run directories in a folder, by name, those of a pipeline's stages too; `root` itself when it is one. Raises
-    ModelError without the folder."""
+    """The run directories in a folder, by name, those of a pipeline's stages too; `root` itself
+    when it is one. Raises ModelError without the folder."""
     if not root.is_dir():
         hint = "`chuk train` makes runs/ here; name another folder if yours lie elsewhere"
         raise ModelError(f"there is no folder `{root}`", hint)
@@ -36,7 +37,8 @@ def stage_runs(pipeline: Path) -> list[Path]:
 
 
 def find_runs(name: str, root: Path = RUNS) -> list[Path]:
-    """The run that `name` means; of a pipeline all its stages that were begun. Raises ModelError as `find_run`."""
+    """The run that `name` means; of a pipeline all its stages that were begun. Raises ModelError as
+    `find_run`."""
     for folder in (Path(name), root / name):
         if is_pipeline(folder) and (found := stage_runs(folder)):
             return found
@@ -52,7 +54,11 @@ def find_run(name: str, root: Path = RUNS) -> Path:
     for candidate in (path, root / name):
         if is_pipeline(candidate):
             inner = [f"{name}/{run.name}" for run in stage_runs(candidate)]
-            hint = f"name one of its runs: {', '.join(inner)}" if inner else "it has begun no training yet"
+            hint = (
+                f"name one of its runs: {', '.join(inner)}"
+                if inner
+                else "it has begun no training yet"
+            )
             raise ModelError(f"`{name}` is a pipeline", hint)
     known = _names(root)
     begun = [run for run in known if run.startswith(name)]
@@ -60,10 +66,16 @@ def find_run(name: str, root: Path = RUNS) -> Path:
         return root / begun[0]
     if begun:
         shown = ", ".join(f"`{run}`" for run in begun[:4]) + (" …" if len(begun) > 4 else "")
-        raise ModelError(f"{len(begun)} runs begin with `{name}`: {shown}", "write more of the name")
+        raise ModelError(
+            f"{len(begun)} runs begin with `{name}`: {shown}", "write more of the name"
+        )
     if path.is_dir():
         inner = _names(path)
-        hint = f"name one of the runs in it, such as `{path / inner[-1]}`" if inner else "name the folder of a run"
+        hint = (
+            f"name one of the runs in it, such as `{path / inner[-1]}`"
+            if inner
+            else "name the folder of a run"
+        )
         raise ModelError(f"`{name}` is not a run directory: it has no events.jsonl", hint)
     raise ModelError(f"there is no run `{name}`", _nearest(name, known, root))
 
@@ -72,7 +84,10 @@ def newest_run(root: Path = RUNS) -> Path:
     """The run that was written to last. Raises ModelError when there is none."""
     runs = list_runs(root) if root.is_dir() else []
     if not runs:
-        raise ModelError(f"there are no runs in `{root}`", "name the folder of a run, or start one with `chuk train`")
+        raise ModelError(
+            f"there are no runs in `{root}`",
+            "name the folder of a run, or start one with `chuk train`",
+        )
     return max(runs, key=_last_written)
 
 
@@ -84,7 +99,11 @@ def _last_written(run: Path) -> float:
 
 
 def _names(root: Path) -> list[str]:
-    return [str(run.relative_to(root)) for run in list_runs(root)] if root.is_dir() and not is_run(root) else []
+    return (
+        [str(run.relative_to(root)) for run in list_runs(root)]
+        if root.is_dir() and not is_run(root)
+        else []
+    )
 
 
 def _nearest(name: str, known: list[str], root: Path) -> str:
@@ -93,5 +112,7 @@ def _nearest(name: str, known: list[str], root: Path) -> str:
     if near:
         return f"did you mean `{near[0]}`?"
     if known:
-        return f"runs in `{root}`: {', '.join(known[-4:])}" + (f" and {len(known) - 4} more" if len(known) > 4 else "")
+        return f"runs in `{root}`: {', '.join(known[-4:])}" + (
+            f" and {len(known) - 4} more" if len(known) > 4 else ""
+        )
     return f"there are no runs in `{root}`; give the path of the run's folder"

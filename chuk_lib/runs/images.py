@@ -1,4 +1,5 @@
-"""Curves as files: SVG written here, without any package; PNG through matplotlib, when it is installed."""
+"""Curves as files: SVG written here, without any package; PNG through matplotlib, when it is
+installed."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ COLOURS = ("#2f6fde", "#d9760b", "#7a4fd0", "#12936b", "#c93a4b", "#7d8794")
 _WIDTH, _HEIGHT = 860, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 24, 44, 44
 _STYLE = """
-text { font: 12px ui-sans-serif, system-ui, 'Segoe UI', Helvetica, Arial, sans-serif; fill: #5c6672 }
-.paper { fill: #ffffff } .grid { stroke: #e6e9ee } .title { font-size: 15px; font-weight: 600; fill: #1b222b }
+text { font: 12px ui-sans-serif, system-ui, 'Segoe UI', Helvetica, Arial, sans-serif }
+text { fill: #5c6672 } .paper { fill: #ffffff } .grid { stroke: #e6e9ee }
+.title { font-size: 15px; font-weight: 600; fill: #1b222b }
 .curve { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round }
 @media (prefers-color-scheme: dark) {
   text { fill: #9aa5b1 } .paper { fill: #14181d } .grid { stroke: #29303a } .title { fill: #e8ecf1 }
@@ -34,12 +36,18 @@ def save_pictures(pictures: Sequence[Picture], output: Path) -> None:
     ending = output.suffix.lower()
     if ending not in FORMATS:
         raise ConfigError(
-            f"`--output {output}` does not end in {' or '.join(FORMATS)}", "the ending chooses the format"
+            f"`--output {output}` does not end in {' or '.join(FORMATS)}",
+            "the ending chooses the format",
         )
     if not pictures:
-        raise ConfigError("there is nothing to draw: no run has logged a loss yet", "choose others with --metric")
+        raise ConfigError(
+            "there is nothing to draw: no run has logged a loss yet", "choose others with --metric"
+        )
     if ending == ".png" and find_spec("matplotlib") is None:
-        raise ConfigError("PNG needs matplotlib, which is not installed", "`pip install matplotlib`, or write .svg")
+        raise ConfigError(
+            "PNG needs matplotlib, which is not installed",
+            "`pip install matplotlib`, or write .svg",
+        )
     with replace_file(output) as partial:
         if ending == ".svg":
             partial.write_text(to_svg(pictures), encoding="utf-8")
@@ -51,9 +59,14 @@ def to_svg(pictures: Sequence[Picture]) -> str:
     """A standalone SVG document for light and dark pages."""
     height = _HEIGHT * len(pictures)
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}"'
+        f' height="{height}">'
     )
-    parts = [head, f"<style>{_STYLE}</style>", f'<rect class="paper" width="{_WIDTH}" height="{height}"/>']
+    parts = [
+        head,
+        f"<style>{_STYLE}</style>",
+        f'<rect class="paper" width="{_WIDTH}" height="{height}"/>',
+    ]
     for index, picture in enumerate(pictures):
         parts += [f'<g transform="translate(0 {index * _HEIGHT})">', *_panel(picture), "</g>"]
     return "\n".join([*parts, "</svg>", ""])
@@ -61,12 +74,20 @@ def to_svg(pictures: Sequence[Picture]) -> str:
 
 def _panel(picture: Picture) -> list[str]:
     first, last, low, high = bounds(picture.lines)
-    across = lambda step: _LEFT + (step - first) / (last - first) * (_WIDTH - _LEFT - _RIGHT)  # noqa: E731
-    down = lambda value: _TOP + (high - min(value, high)) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)  # noqa: E731
+    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+
+    def across(step: float) -> float:
+        return _LEFT + (step - first) / (last - first) * width
+
+    def down(value: float) -> float:
+        return _TOP + (high - min(value, high)) / (high - low) * height
+
     parts = [f'<text class="title" x="{_LEFT}" y="24">{escape(picture.title)}</text>']
     for value in ticks(low, high, 5):
         y = down(value)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
     for step in ticks(first, last, 7):
         y = _HEIGHT - _BOTTOM + 18
@@ -91,7 +112,9 @@ def _legend(lines: Sequence[Line]) -> list[str]:
         right -= 7.0 * len(line.label)
         parts.append(f'<text x="{right:.0f}" y="24">{escape(line.label)}</text>')
         right -= 16
-        parts.append(f'<circle cx="{right + 6:.0f}" cy="20" r="4" fill="{COLOURS[index % len(COLOURS)]}"/>')
+        parts.append(
+            f'<circle cx="{right + 6:.0f}" cy="20" r="4" fill="{COLOURS[index % len(COLOURS)]}"/>'
+        )
         right -= 14
     return parts
 
@@ -107,7 +130,14 @@ def _write_png(pictures: Sequence[Picture], path: Path) -> None:
         for number, line in enumerate(picture.lines):
             steps, values = zip(*line.points, strict=True) if line.points else ((), ())
             mark = "o" if line.sparse else None
-            axes.plot(steps, values, marker=mark, ms=4, label=line.label, color=COLOURS[number % len(COLOURS)])
+            axes.plot(
+                steps,
+                values,
+                marker=mark,
+                ms=4,
+                label=line.label,
+                color=COLOURS[number % len(COLOURS)],
+            )
         axes.set_title(picture.title, loc="left", fontweight="bold")
         axes.set_ylim(*bounds(picture.lines)[2:])
         axes.grid(axis="y", color="#e6e9ee")

@@ -1,9 +1,8 @@
 """Reading `events.jsonl`, whatever a kill, a full disk or another program did to it.
 
-A line that is no event is counted and skipped. The clock of the machine may jump: `Log.seconds` and `Log.elapsed` count
-only the time that passed forwards while a process trained, so they never shrink and leave out the night between two
-sessions of a resumed run.
-"""
+A line that is no event is counted and skipped. The clock of the machine may jump: `Log.seconds` and
+`Log.elapsed` count only the time that passed forwards while a process trained, so they never shrink
+and leave out the night between two sessions of a resumed run."""
 
 from __future__ import annotations
 
@@ -21,10 +20,11 @@ _STEP_LINE = re.compile(r'\{"v": 1, "t": ([0-9.]+), "kind": "step", "step": (\d+
 
 @dataclass
 class Log:
-    """The events of a run that count, `elapsed` seconds of training at each, and how many lines were damaged.
+    """The events of a run that count, `elapsed` seconds of training at each, and how many lines
+    were damaged.
 
-    Steps that a later resume took again are left out of `events`; the time they cost is in `seconds`.
-    """
+    Steps that a later resume took again are left out of `events`; the time they cost is in
+    `seconds`."""
 
     events: list[Event] = field(default_factory=list)
     elapsed: list[float] = field(default_factory=list)
@@ -72,7 +72,10 @@ def _fold(lines: Iterable[str], light: bool) -> Log:
         log.events.append(event)
         log.elapsed.append(clock.see(event))
     numbers = kept(log.events)
-    log.events, log.elapsed = [log.events[at] for at in numbers], [log.elapsed[at] for at in numbers]
+    log.events, log.elapsed = (
+        [log.events[at] for at in numbers],
+        [log.elapsed[at] for at in numbers],
+    )
     log.seconds = clock.seconds
     _fill_in_last(log, unread)
     return log
@@ -91,11 +94,16 @@ def _fill_in_last(log: Log, unread: dict[int, str]) -> None:
 
 def _skim(line: str) -> Event | None:
     match = _STEP_LINE.match(line)
-    return Event("step", int(match[2]), {}, float(match[1])) if match and match[1].count(".") <= 1 else None
+    return (
+        Event("step", int(match[2]), {}, float(match[1]))
+        if match and match[1].count(".") <= 1
+        else None
+    )
 
 
 class _Clock:
-    """Seconds of training, from times that may jump back. A session that finished says itself how long it took."""
+    """Seconds of training, from times that may jump back. A session that finished says itself how
+    long it took."""
 
     def __init__(self) -> None:
         self._before, self._session, self._last = 0.0, 0.0, math.inf
@@ -117,7 +125,8 @@ class _Clock:
 
 
 class Follower:
-    """Reads what is appended to a log, also when the file does not exist yet or is replaced by a new one."""
+    """Reads what is appended to a log, also when the file does not exist yet or is replaced by a
+    new one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -128,7 +137,9 @@ class Follower:
         try:
             with self._path.open("rb") as stream:
                 found = os.fstat(stream.fileno())
-                again = bool(self._inode) and (found.st_ino != self._inode or found.st_size < self._offset)
+                again = bool(self._inode) and (
+                    found.st_ino != self._inode or found.st_size < self._offset
+                )
                 if again:
                     self._offset, self._rest = 0, b""
                 self._inode = found.st_ino

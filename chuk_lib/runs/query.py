@@ -19,37 +19,57 @@ from chuk_lib.runs.summary import Summary
 
 _CONDITION = re.compile(r"\s*([\w.-]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*?)\s*")
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {
-    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-}  # fmt: skip
-_ALSO = {"eval": "eval_loss", "duration": "seconds", "best_eval": "best", "started": "began", "bytes": "size"}
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_ALSO = {
+    "eval": "eval_loss",
+    "duration": "seconds",
+    "best_eval": "best",
+    "started": "began",
+    "bytes": "size",
+}
 _OWN = [item.name for item in fields(Summary) if item.name not in ("metrics", "settings")] + ["age"]
 
 
 def select(
-    runs: Sequence[Summary], conditions: Iterable[str], spellings: Mapping[str, str] = MappingProxyType({})
+    runs: Sequence[Summary],
+    conditions: Iterable[str],
+    spellings: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Summary]:
-    """The runs that meet all conditions. Keys are columns, settings and metrics; text may hold `*`. `spellings`: the
-    settings that there are, each by its name and its other names.
+    """The runs that meet all conditions. Keys are columns, settings and metrics; text may hold `*`.
+    `spellings`: the settings that there are, each by its name and its other names.
 
-    A run without the key meets only `!=`. Raises ConfigError for what is no condition, or a key that no run has.
-    """
+    A run without the key meets only `!=`. Raises ConfigError for what is no condition, or a key
+    that no run has."""
     kept = list(runs)
     for text in conditions:
         key, relation, wanted = _parse(text)
         name = _known(key, runs, spellings, f"--filter {text}")
         if relation in _ORDER and _number(wanted) is None:
-            raise ConfigError(f"`--filter {text}`: `{wanted}` is not a number", f"use `{key}=…` to compare text")
+            raise ConfigError(
+                f"`--filter {text}`: `{wanted}` is not a number", f"use `{key}=…` to compare text"
+            )
         kept = [run for run in kept if _meets(value_of(run, name), relation, wanted)]
     return kept
 
 
-def arrange(runs: Sequence[Summary], key: str, spellings: Mapping[str, str] = MappingProxyType({})) -> list[Summary]:
-    """The runs sorted by a key, `-key` for the other way round; runs without it come last. `spellings` as in
-    `select`."""
+def arrange(
+    runs: Sequence[Summary], key: str, spellings: Mapping[str, str] = MappingProxyType({})
+) -> list[Summary]:
+    """The runs sorted by a key, `-key` for the other way round; runs without it come last.
+    `spellings` as in `select`."""
     name = _known(key.lstrip("-"), runs, spellings, f"--sort {key}")
     known = [run for run in runs if _rank(value_of(run, name)) is not None]
     rest = [run for run in runs if _rank(value_of(run, name)) is None]
-    return sorted(known, key=lambda run: _rank(value_of(run, name)) or (0, 0), reverse=key.startswith("-")) + rest
+    return (
+        sorted(
+            known, key=lambda run: _rank(value_of(run, name)) or (0, 0), reverse=key.startswith("-")
+        )
+        + rest
+    )
 
 
 def value_of(run: Summary, name: str) -> Any:
@@ -62,7 +82,9 @@ def value_of(run: Summary, name: str) -> Any:
 def _parse(text: str) -> tuple[str, str, str]:
     match = _CONDITION.fullmatch(text)
     if match is None:
-        raise ConfigError(f"`--filter {text}` is no condition", "for example `--filter status=done` or `best<1.5`")
+        raise ConfigError(
+            f"`--filter {text}` is no condition", "for example `--filter status=done` or `best<1.5`"
+        )
     return match[1], "=" if match[2] == "==" else match[2], match[3]
 
 
@@ -74,7 +96,11 @@ def _known(key: str, runs: Sequence[Summary], spellings: Mapping[str, str], wher
     if name in known:
         return name
     near = difflib.get_close_matches(name, sorted(known | set(_ALSO)), n=1)
-    hint = f"did you mean `{near[0]}`?" if near else f"columns: {', '.join(_OWN)}; settings and metrics work too"
+    hint = (
+        f"did you mean `{near[0]}`?"
+        if near
+        else f"columns: {', '.join(_OWN)}; settings and metrics work too"
+    )
     raise ConfigError(f"`{where}`: no run has `{key}`", hint)
 
 
@@ -89,7 +115,9 @@ def _equals(value: Any, wanted: str) -> bool:
     if value is None:
         return wanted.lower() in ("none", "null", "-")
     if isinstance(value, bool):
-        return wanted.lower() in (("true", "yes", "on", "1") if value else ("false", "no", "off", "0"))
+        return wanted.lower() in (
+            ("true", "yes", "on", "1") if value else ("false", "no", "off", "0")
+        )
     number, limit = as_number(value), _number(wanted)
     if number is not None and limit is not None:
         return math.isclose(number, limit, rel_tol=1e-9)

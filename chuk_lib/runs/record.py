@@ -17,7 +17,8 @@ from chuk_lib.runs.summary import Summary, metrics_of, summarize
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric over a run. `values` may hold nan; `seconds` is training time, `tokens` how many were seen."""
+    """One metric over a run. `values` may hold nan; `seconds` is training time, `tokens` how many
+    were seen."""
 
     name: str
     steps: list[int]
@@ -48,7 +49,8 @@ class RunRecord:
         return self.summary.settings
 
     def chosen(self, defaults: Mapping[str, Any]) -> list[ChosenSetting]:
-        """Settings that are not as they come, with where they were given; `defaults`: how they come."""
+        """Settings that are not as they come, with where they were given; `defaults`: how they
+        come."""
         return chosen(self.settings, self.origins, defaults)
 
     @cached_property
@@ -77,11 +79,14 @@ class RunRecord:
     @property
     def notes(self) -> list[str]:
         """What the user should know about this model and data, each once."""
-        return list(dict.fromkeys(str(event.data.get("text") or "?") for event in self.log.of("note")))
+        return list(
+            dict.fromkeys(str(event.data.get("text") or "?") for event in self.log.of("note"))
+        )
 
     @property
     def completions(self) -> list[dict[str, Any]]:
-        """The completions that the newest log record shows: prompt, completion, reward, rewards, advantage …"""
+        """The completions that the newest log record shows: prompt, completion, reward, rewards,
+        advantage …"""
         event = self.log.last("completions")
         rows = event.data.get("rows") if event else None
         return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
@@ -90,19 +95,31 @@ class RunRecord:
     def warnings(self) -> list[dict[str, Any]]:
         """Warnings in the log, oldest first: step, text, hint."""
         return [
-            {"step": event.step, "text": str(event.data.get("text") or "?"), "hint": str(event.data.get("hint") or "")}
+            {
+                "step": event.step,
+                "text": str(event.data.get("text") or "?"),
+                "hint": str(event.data.get("hint") or ""),
+            }
             for event in self.log.of("warning")
         ]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, all of it."""
         return self.summary.as_dict() | {
-            "settings": self.settings, "origins": dict(self.origins), "environment": dict(self.environment),
-            "checkpoints": [vars(checkpoint) for checkpoint in self.checkpoints], "samples": self.samples,
-            "warnings": self.warnings, "notes": self.notes, "completions": self.completions,
+            "settings": self.settings,
+            "origins": dict(self.origins),
+            "environment": dict(self.environment),
+            "checkpoints": [vars(checkpoint) for checkpoint in self.checkpoints],
+            "samples": self.samples,
+            "warnings": self.warnings,
+            "notes": self.notes,
+            "completions": self.completions,
             "damaged_lines": self.log.damaged,
-            "curves": {name: {"steps": curve.steps, "values": curve.values} for name, curve in self.curves.items()},
-        }  # fmt: skip
+            "curves": {
+                name: {"steps": curve.steps, "values": curve.values}
+                for name, curve in self.curves.items()
+            },
+        }
 
 
 def read_run(path: Path) -> RunRecord:
@@ -112,7 +129,9 @@ def read_run(path: Path) -> RunRecord:
     environment = read_json(path / "environment.json")
     if not environment and started and isinstance(started.data.get("environment"), dict):
         environment = started.data["environment"]
-    return RunRecord(path, summary, log, read_json(path / "origins.json"), environment, checkpoints_of(path))
+    return RunRecord(
+        path, summary, log, read_json(path / "origins.json"), environment, checkpoints_of(path)
+    )
 
 
 def _sample(event: Event) -> dict[str, Any]:

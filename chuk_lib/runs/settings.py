@@ -46,9 +46,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return held if isinstance(held, dict) else {}
 
 
-def chosen(settings: Mapping[str, Any], origins: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[ChosenSetting]:
-    """The settings that somebody gave, or that chuk worked out from others, in the order of `config.yaml`. `defaults`:
-    those of the run's algorithm, by name."""
+def chosen(
+    settings: Mapping[str, Any], origins: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> list[ChosenSetting]:
+    """The settings that somebody gave, or that chuk worked out from others, in the order of
+    `config.yaml`. `defaults`: those of the run's algorithm, by name."""
     found = []
     for name, value in settings.items():
         origin, default = str(origins.get(name, "")), _plain(defaults.get(name))
@@ -56,15 +58,22 @@ def chosen(settings: Mapping[str, Any], origins: Mapping[str, Any], defaults: Ma
         given = origin not in ("", "default", "given in code")
         if given or differs:
             worked_out = origin in ("", "default")
-            found.append(ChosenSetting(name, value, default, "worked out" if worked_out else origin))
+            found.append(
+                ChosenSetting(name, value, default, "worked out" if worked_out else origin)
+            )
     return found
 
 
 def differences(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Each setting that is not the same in all runs, with its value in each; None where a run does not have it."""
-    names = list(dict.fromkeys(name for settings in runs for name in settings if name not in _UNLIKE))
+    """Each setting that is not the same in all runs, with its value in each; None where a run does
+    not have it."""
+    names = list(
+        dict.fromkeys(name for settings in runs for name in settings if name not in _UNLIKE)
+    )
     values = {name: [_plain(settings.get(name)) for settings in runs] for name in names}
-    return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
+    return {
+        name: found for name, found in values.items() if any(value != found[0] for value in found)
+    }
 
 
 def _plain(value: Any) -> Any:

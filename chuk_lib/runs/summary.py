@@ -1,4 +1,5 @@
-"""A run in one line: what it is, how far it got, how it ended. Reads a hundred logs in a fraction of a second."""
+"""A run in one line: what it is, how far it got, how it ended. Reads a hundred logs in a fraction
+of a second."""
 
 from __future__ import annotations
 
@@ -28,9 +29,9 @@ STATUSES = {
 class Summary:
     """What `chuk runs ls` knows of a run. None is what the run never said.
 
-    `best` is the lowest eval_loss, or the highest eval_reward of a run that has rewards, at `best_step`; `seconds` is
-    time spent training, `began` and `updated` are seconds since the epoch; `metrics` are the newest ones.
-    """
+    `best` is the lowest eval_loss, or the highest eval_reward of a run that has rewards, at
+    `best_step`; `seconds` is time spent training, `began` and `updated` are seconds since the
+    epoch; `metrics` are the newest ones."""
 
     name: str
     path: str
@@ -75,16 +76,28 @@ def summarize(run: Path, log: Log | None = None) -> Summary:
     metrics, best = newest_metrics(log), best_eval(log)
     ended = _ending(log)
     return Summary(
-        name=_name(run.resolve()), path=str(run), status=status_of(log, locked),
-        algorithm=_text(about.get("algorithm")), model=_text(about.get("model") or settings.get("model")),
-        data=_text(about.get("data") or settings.get("data")), step=_last_step(log),
-        steps=_whole(about.get("steps")), loss=metrics.get("loss"), eval_loss=metrics.get("eval_loss"),
-        reward=metrics.get("reward"), eval_reward=metrics.get("eval_reward"),
-        best=best[1] if best else None, best_step=best[0] if best else None,
-        began=log.events[0].time if log.events else None, updated=log.events[-1].time if log.events else None,
-        seconds=round(log.seconds, 3), size=size_of(run), error=_text(ended.data.get("error")) if ended else None,
-        metrics=metrics, settings=settings,
-    )  # fmt: skip
+        name=_name(run.resolve()),
+        path=str(run),
+        status=status_of(log, locked),
+        algorithm=_text(about.get("algorithm")),
+        model=_text(about.get("model") or settings.get("model")),
+        data=_text(about.get("data") or settings.get("data")),
+        step=_last_step(log),
+        steps=_whole(about.get("steps")),
+        loss=metrics.get("loss"),
+        eval_loss=metrics.get("eval_loss"),
+        reward=metrics.get("reward"),
+        eval_reward=metrics.get("eval_reward"),
+        best=best[1] if best else None,
+        best_step=best[0] if best else None,
+        began=log.events[0].time if log.events else None,
+        updated=log.events[-1].time if log.events else None,
+        seconds=round(log.seconds, 3),
+        size=size_of(run),
+        error=_text(ended.data.get("error")) if ended else None,
+        metrics=metrics,
+        settings=settings,
+    )
 
 
 def _name(run: Path) -> str:
@@ -105,11 +118,14 @@ def status_of(log: Log, locked: bool) -> str:
 
 
 def metrics_of(event: Event) -> dict[str, float]:
-    """The numbers of a step or eval event by name; those of an evaluation all begin with `eval_`."""
+    """The numbers of a step or eval event by name; those of an evaluation all begin with
+    `eval_`."""
     found = {}
     for name, value in event.data.items():
         if (number := as_number(value)) is not None:
-            found[name if event.kind != "eval" or name.startswith("eval_") else f"eval_{name}"] = number
+            found[name if event.kind != "eval" or name.startswith("eval_") else f"eval_{name}"] = (
+                number
+            )
     return found
 
 

@@ -1,5 +1,5 @@
-"""The machine below MLX: fast BLAS, threads, device, types and memory. Nothing is loaded until a name is
-used."""
+"""The machine below MLX: fast BLAS, threads, device, types and memory. Nothing is loaded until a
+name is used."""
 
 from __future__ import annotations
 

@@ -1,15 +1,14 @@
 """Give MLX a fast BLAS on a Linux CPU, without touching anything else.
 
-MLX's Linux wheel links the netlib reference BLAS: 2-3 GFLOP/s where OpenBLAS makes 100. `scipy-openblas32`
-(built by the NumPy team, one file, picks its kernels for the processor it finds) has the same functions under
-the names `scipy_cblas_*`. MLX calls three: sgemm, dgemm and cgemm; their slots in `libmlx.so` are pointed at
-it (see `elf`).
+MLX's Linux wheel links the netlib reference BLAS: 2-3 GFLOP/s where OpenBLAS makes 100.
+`scipy-openblas32` (built by the NumPy team, one file, picks its kernels for the processor it finds)
+has the same functions under the names `scipy_cblas_*`. MLX calls three: sgemm, dgemm and cgemm;
+their slots in `libmlx.so` are pointed at it (see `elf`).
 
-A reader would get two things wrong. The swap works before or after the first product, for MLX calls through
-the slot every time; and it can be taken back, which is how `chuk doctor` measures both. Every step is
-checked, the last check being products with known results through MLX itself; on any surprise all is put back
-and `reason` says why.
-"""
+A reader would get two things wrong. The swap works before or after the first product, for MLX calls
+through the slot every time; and it can be taken back, which is how `chuk doctor` measures both.
+Every step is checked, the last check being products with known results through MLX itself; on any
+surprise all is put back and `reason` says why."""
 
 from __future__ import annotations
 
@@ -35,8 +34,8 @@ class BlasError(Exception):
 
 @dataclass(frozen=True)
 class BlasStatus:
-    """Which BLAS MLX's CPU products use. `swapped`: chuk put it there. `reason`: why it is not a fast one, if
-    so."""
+    """Which BLAS MLX's CPU products use. `swapped`: chuk put it there. `reason`: why it is not a
+    fast one, if so."""
 
     name: str
     fast: bool
@@ -50,7 +49,8 @@ class BlasStatus:
 
 @dataclass(frozen=True)
 class Library:
-    """A loaded BLAS: its three products by MLX's names, and OpenBLAS's own controls when it has them."""
+    """A loaded BLAS: its three products by MLX's names, and OpenBLAS's own controls when it has
+    them."""
 
     handle: ctypes.CDLL
     path: str
@@ -97,8 +97,8 @@ _swap = _Swap()
 
 
 def install(choice: str, threads: int) -> BlasStatus:
-    """Put a fast BLAS under MLX. `choice`: `auto`, `off`, or the path of a library with (scipy_)cblas_*
-    functions.
+    """Put a fast BLAS under MLX. `choice`: `auto`, `off`, or the path of a library with
+    (scipy_)cblas_* functions.
 
     MLX must be imported. Never raises: look at `fast` and `reason` of what comes back.
     """
@@ -126,7 +126,15 @@ def status() -> BlasStatus:
     if library is None:
         return BlasStatus(name="netlib reference BLAS", fast=False, reason=_swap.reason)
     name = "OpenBLAS" if library.config else Path(library.path).name
-    return BlasStatus(name, True, True, library.version, library.core, threads=library.threads(), library=library.path)
+    return BlasStatus(
+        name,
+        True,
+        True,
+        library.version,
+        library.core,
+        threads=library.threads(),
+        library=library.path,
+    )
 
 
 def set_threads(threads: int) -> None:
@@ -136,7 +144,8 @@ def set_threads(threads: int) -> None:
 
 
 def remove() -> None:
-    """Give MLX the wheel's own BLAS back. The library stays loaded: a product may be running in it."""
+    """Give MLX the wheel's own BLAS back. The library stays loaded: a product may be running in
+    it."""
     if _swap.library is not None:
         elf.write_pointers(_swap.before)
         _swap.library, _swap.reason = None, "taken out again"
@@ -156,8 +165,8 @@ def wheel_blas() -> Iterator[None]:
 
 
 def _linked_blas() -> str:
-    """The library that MLX's calls end in without us: one preloaded into the process, else what libmlx.so
-    links to."""
+    """The library that MLX's calls end in without us: one preloaded into the process, else what
+    libmlx.so links to."""
     mlx = elf.loaded_library("libmlx.so")
     everywhere, linked = ctypes.CDLL(None), ctypes.CDLL(str(mlx))
     scope = everywhere if hasattr(everywhere, "cblas_sgemm") else linked
@@ -184,7 +193,9 @@ def _candidates() -> list[str]:
     spec = importlib.util.find_spec("scipy_openblas32")
     own = []
     if spec is not None and spec.origin:
-        own = [str(p) for p in sorted((Path(spec.origin).parent / "lib").glob("libscipy_openblas*.so"))]
+        own = [
+            str(p) for p in sorted((Path(spec.origin).parent / "lib").glob("libscipy_openblas*.so"))
+        ]
     return [*own, *SYSTEM_LIBRARIES]
 
 
@@ -209,14 +220,22 @@ def _words(handle: ctypes.CDLL, function: str) -> str:
 
 
 def _check_directly(library: Library) -> None:
-    """One product called from here, before MLX sees the library: (2,3) times (3,2) of known numbers."""
+    """One product called from here, before MLX sees the library: (2,3) times (3,2) of known
+    numbers."""
     a = (ctypes.c_float * 6)(1, 2, 3, 4, 5, 6)
     b = (ctypes.c_float * 6)(7, 8, 9, 10, 11, 12)
     c = (ctypes.c_float * 4)()
     one, none, integer = ctypes.c_float(1), ctypes.c_float(0), ctypes.c_int
     call = getattr(library.handle, library.prefix + "cblas_sgemm")
     call.restype = None
-    shape = (integer(ROW_MAJOR), integer(NO_TRANSPOSE), integer(NO_TRANSPOSE), integer(2), integer(2), integer(3))
+    shape = (
+        integer(ROW_MAJOR),
+        integer(NO_TRANSPOSE),
+        integer(NO_TRANSPOSE),
+        integer(2),
+        integer(2),
+        integer(3),
+    )
     call(*shape, one, a, integer(3), b, integer(2), none, c, integer(2))
     if list(c) != [58, 64, 139, 154]:
         raise BlasError(f"{library.path} computed a wrong product: {list(c)}")
@@ -236,8 +255,8 @@ def _put_in(library: Library) -> None:
 
 
 def _check_through_mlx() -> None:
-    """Small products of whole numbers, exact in any order of summation, in the three types and with a
-    transpose."""
+    """Small products of whole numbers, exact in any order of summation, in the three types and with
+    a transpose."""
     import mlx.core as mx
 
     for dtype in (mx.float32, mx.float64, mx.complex64):

@@ -1,4 +1,5 @@
-"""Look the machine over: what is here, how fast it is, and what stands in the way. `chuk doctor` shows it."""
+"""Look the machine over: what is here, how fast it is, and what stands in the way. `chuk doctor`
+shows it."""
 
 from __future__ import annotations
 
@@ -38,10 +39,12 @@ class Checkup:
 
 
 def check_up(folder: Path) -> Checkup:
-    """Gather and measure, in two seconds or so. `folder`: where runs would be written, for the free disk
-    space."""
+    """Gather and measure, in two seconds or so. `folder`: where runs would be written, for the free
+    disk space."""
     broken = _mlx_problem()
-    facts: dict[str, Any] = {"versions": versions()} if broken else describe() | {"speed": _measure()}
+    facts: dict[str, Any] = (
+        {"versions": versions()} if broken else describe() | {"speed": _measure()}
+    )
     total, available = machine_memory()
     facts["macos"] = platform.mac_ver()[0]
     facts["memory"] = {"total_bytes": total, "available_bytes": available}
@@ -86,7 +89,9 @@ def _mlx_problem() -> Problem | None:
         import mlx.core  # noqa: F401 - the import is the test
     except ImportError as error:
         return Problem(
-            f"MLX cannot be imported: {error}", 'pip install --force-reinstall "mlx[cpu]" (on macOS: mlx)', fatal=True
+            f"MLX cannot be imported: {error}",
+            'pip install --force-reinstall "mlx[cpu]" (on macOS: mlx)',
+            fatal=True,
         )
     return None
 
@@ -96,22 +101,42 @@ def _problems(facts: dict[str, Any]) -> list[Problem]:
     if "blas" in facts:
         found += _blas_problems(facts)
     if is_too_old_for_its_wheel(facts.get("macos", "")):
-        found.append(Problem(f"MLX's wheel is built for macOS 26.2, this is {facts['macos']}", "update macOS to 26.2"))
+        found.append(
+            Problem(
+                f"MLX's wheel is built for macOS 26.2, this is {facts['macos']}",
+                "update macOS to 26.2",
+            )
+        )
     if 0 < facts["memory"]["available_bytes"] < LITTLE_BYTES:
-        found.append(Problem("less than 1 GiB of memory is free", "close other programs, or use a smaller model"))
+        found.append(
+            Problem(
+                "less than 1 GiB of memory is free", "close other programs, or use a smaller model"
+            )
+        )
     if facts["disk"]["free_bytes"] < LITTLE_BYTES:
         where = facts["disk"]["folder"]
-        found.append(Problem(f"less than 1 GiB is free on the disk of `{where}`", "free some: checkpoints need it"))
+        found.append(
+            Problem(
+                f"less than 1 GiB is free on the disk of `{where}`",
+                "free some: checkpoints need it",
+            )
+        )
     cache = Path(facts["hub"]["cache"])
     if cache.exists() and not os.access(cache, os.W_OK):
-        found.append(Problem(f"the hub cache `{cache}` cannot be written", "set HF_HOME to a folder of yours"))
+        found.append(
+            Problem(
+                f"the hub cache `{cache}` cannot be written", "set HF_HOME to a folder of yours"
+            )
+        )
     return found
 
 
 def package_problems(found: dict[str, str]) -> list[Problem]:
     """What is missing, doubled or untested among installed packages (name -> version)."""
     problems = [
-        Problem(f"{name} is not installed", f"pip install {name}", fatal=True) for name in NEEDED if name not in found
+        Problem(f"{name} is not installed", f"pip install {name}", fatal=True)
+        for name in NEEDED
+        if name not in found
     ]
     builds = [name for name in found if name == "mlx-cpu" or name.startswith("mlx-cuda")]
     if len(builds) > 1:
@@ -119,11 +144,16 @@ def package_problems(found: dict[str, str]) -> list[Problem]:
         problems.append(
             Problem(
                 f"{' and '.join(builds)} are installed over each other: they write the same files",
-                f"pip uninstall -y mlx {names}, then install one: pip install mlx[cpu], mlx[cuda12] or mlx[cuda13]",
+                f"pip uninstall -y mlx {names}, then install one: pip install mlx[cpu], mlx[cuda12]"
+                " or mlx[cuda13]",
             )
         )
     if not found.get("mlx", TESTED_MLX).startswith(TESTED_MLX):
-        problems.append(Problem(f"chuk is not tested with mlx {found['mlx']}", f'pip install "mlx=={TESTED_MLX}*"'))
+        problems.append(
+            Problem(
+                f"chuk is not tested with mlx {found['mlx']}", f'pip install "mlx=={TESTED_MLX}*"'
+            )
+        )
     return problems
 
 
@@ -132,12 +162,17 @@ def _blas_problems(facts: dict[str, Any]) -> list[Problem]:
     if not blas["fast"]:
         off = "CHUK_BLAS" in blas["reason"]
         fix = "unset CHUK_BLAS" if off else "pip install --force-reinstall scipy-openblas32"
-        return [Problem(f"MLX uses a slow BLAS ({speed} GFLOP/s): {blas['reason'] or blas['name']}", fix)]
+        return [
+            Problem(
+                f"MLX uses a slow BLAS ({speed} GFLOP/s): {blas['reason'] or blas['name']}", fix
+            )
+        ]
     if facts["device"]["backend"] == "cpu" and speed < SLOW_GFLOPS:
         return [
             Problem(
                 f"products run at {speed} GFLOP/s only, though {blas['name']} is in use",
-                "look for a process that keeps the processor busy, or try another CHUK_BLAS_THREADS",
+                "look for a process that keeps the processor busy, or try another"
+                " CHUK_BLAS_THREADS",
             )
         ]
     return []

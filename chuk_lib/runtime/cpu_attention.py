@@ -1,12 +1,14 @@
-"""Attention on a CPU, block by block in NumPy, forward and backward, after FlashAttention (Dao et al. 2022).
+"""Attention on a CPU, block by block in NumPy, forward and backward, after FlashAttention (Dao et
+al. 2022).
 
-MLX's CPU attention makes the whole T × T weights with a scalar exp and keeps them for the backward pass. Here a
-block of queries meets only the keys it may see (causal, same document), exp is NumPy's, which is 20 times faster,
-and the backward pass makes the weights again from their row's maximum and sum: memory grows with T, not with T².
-(From the log of the sum alone, as on a GPU, large scores would lose the digits that matter.)
+MLX's CPU attention makes the whole T × T weights with a scalar exp and keeps them for the backward
+pass. Here a block of queries meets only the keys it may see (causal, same document), exp is
+NumPy's, which is 20 times faster, and the backward pass makes the weights again from their row's
+maximum and sum: memory grows with T, not with T². (From the log of the sum alone, as on a GPU,
+large scores would lose the digits that matter.)
 
-Shapes: q (B, H, T, D), k and v (B, K, T, D) with H a multiple of K (grouped queries), float32, all contiguous.
-"""
+Shapes: q (B, H, T, D), k and v (B, K, T, D) with H a multiple of K (grouped queries), float32, all
+contiguous."""
 
 from __future__ import annotations
 
@@ -15,13 +17,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-_BLOCK_FLOATS = 3 << 16  # weights of one block: three quarters of a MiB, which stays in a core's cache
+_BLOCK_FLOATS = (
+    3 << 16
+)  # weights of one block: three quarters of a MiB, which stays in a core's cache
 _MASKED = np.float32(-1e30)  # finite, so that a row without any key gives numbers, not nan
 
 
 class _Block(NamedTuple):
-    """Row `row`, queries `first:last`, and the keys `begin:end` that any of them may see; `hidden` marks those in
-    that range that a query may not see, (queries, keys) bool, or None."""
+    """Row `row`, queries `first:last`, and the keys `begin:end` that any of them may see; `hidden`
+    marks those in that range that a query may not see, (queries, keys) bool, or None."""
 
     row: int
     first: int
@@ -43,7 +47,8 @@ class CPUAttention:
         self._blocks: list[_Block] = []
 
     def forward(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The output (B, H, T, D), and each row's maximum and sum of exponentials (2, B, K, H/K, T, 1)."""
+        """The output (B, H, T, D), and each row's maximum and sum of exponentials (2, B, K, H/K, T,
+        1)."""
         queries = self._grouped(q, k.shape[1])
         output = np.empty((*queries.shape[:-1], v.shape[-1]), np.float32)
         totals = np.empty((2, *queries.shape[:-1], 1), np.float32)
@@ -63,12 +68,21 @@ class CPUAttention:
         return output.reshape(*q.shape[:-1], v.shape[-1]), totals
 
     def backward(
-        self, q: np.ndarray, k: np.ndarray, v: np.ndarray, output: np.ndarray, totals: np.ndarray, slope: np.ndarray
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        output: np.ndarray,
+        totals: np.ndarray,
+        slope: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Gradients of q, k and v for the output's gradient `slope` (B, H, T, D)."""
         heads = k.shape[1]
         queries = self._grouped(q, heads)
-        slopes, outputs = slope.reshape(*queries.shape[:-1], -1), output.reshape(*queries.shape[:-1], -1)
+        slopes, outputs = (
+            slope.reshape(*queries.shape[:-1], -1),
+            output.reshape(*queries.shape[:-1], -1),
+        )
         delta = np.einsum("bkgtd,bkgtd->bkgt", slopes, outputs)[..., None]
         to_q, to_k, to_v = np.empty_like(queries), np.zeros_like(k), np.zeros_like(v)
         for block in self._blocks:
@@ -83,7 +97,9 @@ class CPUAttention:
             inner -= delta[block.row, :, :, rows]
             inner *= weights
             to_q[block.row, :, :, rows] = np.matmul(inner, k[block.row, :, None, keys])
-            to_k[block.row, :, keys] += np.matmul(inner.swapaxes(-1, -2), queries[block.row, :, :, rows]).sum(axis=1)
+            to_k[block.row, :, keys] += np.matmul(
+                inner.swapaxes(-1, -2), queries[block.row, :, :, rows]
+            ).sum(axis=1)
         to_q *= self._scale
         return to_q.reshape(q.shape), to_k, to_v
 
@@ -107,7 +123,9 @@ class CPUAttention:
                 last = min(first + size, queries)
                 yield _Block(row, first, last, *self._seen(row, first, last, length))
 
-    def _seen(self, row: int, first: int, last: int, length: int) -> tuple[int, int, np.ndarray | None]:
+    def _seen(
+        self, row: int, first: int, last: int, length: int
+    ) -> tuple[int, int, np.ndarray | None]:
         if self._mask is None:
             return 0, length, None
         if isinstance(self._mask, str):

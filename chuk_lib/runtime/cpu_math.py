@@ -1,11 +1,13 @@
-"""Faster functions for training on a CPU: sigmoid, tanh and attention through NumPy, over MLX's own memory.
+"""Faster functions for training on a CPU: sigmoid, tanh and attention through NumPy, over MLX's own
+memory.
 
-MLX computes exp on a CPU one element at a time, 20 times slower than NumPy. Inside `fast_math()` three functions of
-MLX that models call by name are replaced for large float32 arrays, with their gradients; everything else goes to
-the originals, and they are put back at the end. On a GPU it does nothing.
+MLX computes exp on a CPU one element at a time, 20 times slower than NumPy. Inside `fast_math()`
+three functions of MLX that models call by name are replaced for large float32 arrays, with their
+gradients; everything else goes to the originals, and they are put back at the end. On a GPU it does
+nothing.
 
-The price is memory: what is computed while gradients are traced stays until the backward pass is over.
-"""
+The price is memory: what is computed while gradients are traced stays until the backward pass is
+over."""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ _Function = tuple[Any, str, Callable[..., Any], Callable[..., Any]]
 
 @dataclass
 class _Switch:
-    """What a running `fast_math()` block replaced: (module, name, original, replacement); nothing when none runs."""
+    """What a running `fast_math()` block replaced: (module, name, original, replacement); nothing
+    when none runs."""
 
     replaced: tuple[_Function, ...] = ()
 
@@ -38,14 +41,15 @@ _switch = _Switch()
 
 
 def is_fast() -> bool:
-    """Whether a `fast_math()` block is running: then work may be done in NumPy, at once, while gradients are traced."""
+    """Whether a `fast_math()` block is running: then work may be done in NumPy, at once, while
+    gradients are traced."""
     return bool(_switch.replaced)
 
 
 @contextmanager
 def fast_math() -> Iterator[None]:
-    """Replace the slow functions while the block runs, on a CPU and unless CHUK_CPU_MATH=off. A block inside another
-    one changes nothing."""
+    """Replace the slow functions while the block runs, on a CPU and unless CHUK_CPU_MATH=off. A
+    block inside another one changes nothing."""
     if is_fast() or not on_cpu() or os.environ.get("CHUK_CPU_MATH", "").lower() == "off":
         yield
         return
@@ -58,7 +62,9 @@ def fast_math() -> Iterator[None]:
     )
     try:
         _replace(replaced)
-        with threadpool_limits(limits=adapt_threads(), user_api="blas"):  # NumPy brings a BLAS of its own
+        with threadpool_limits(
+            limits=adapt_threads(), user_api="blas"
+        ):  # NumPy brings a BLAS of its own
             yield
     finally:
         _put_back(replaced)
@@ -143,7 +149,9 @@ def _tanh_vjp(_: Any, cotangent: mx.array, result: mx.array) -> mx.array:
 
 
 def _attention(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    def choose(q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any = None, **options: Any) -> mx.array:
+    def choose(
+        q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any = None, **options: Any
+    ) -> mx.array:
         others = any(value is not None for value in options.values())  # sinks, a stream
         if others or not _attention_suits(q, k, v, mask):
             return original(q, k, v, scale=scale, mask=mask, **options)
@@ -156,12 +164,19 @@ def _attention_suits(q: mx.array, k: mx.array, v: mx.array, mask: Any) -> bool:
     length = q.shape[2]
     same = length == k.shape[2] and length > 1 and all(_suits(array) for array in (q, k, v))
     plain = mask is None or mask == "causal" if not isinstance(mask, mx.array) else False
-    squares = isinstance(mask, mx.array) and mask.dtype == mx.bool_ and mask.ndim == 4 and mask.shape[1] == 1
+    squares = (
+        isinstance(mask, mx.array)
+        and mask.dtype == mx.bool_
+        and mask.ndim == 4
+        and mask.shape[1] == 1
+    )
     fits = squares and mask.shape[2:] == (length, length) and mask.shape[0] in (1, q.shape[0])
     return same and (plain or fits)
 
 
-def _attend(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: str | mx.array | None) -> mx.array:
+def _attend(
+    q: mx.array, k: mx.array, v: mx.array, scale: float, mask: str | mx.array | None
+) -> mx.array:
     seen = np.array(mask) if isinstance(mask, mx.array) else mask
     call = CPUAttention(scale, seen)
     totals: list[np.ndarray] = []
@@ -173,7 +188,9 @@ def _attend(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: str | mx.
         return mx.array(output)
 
     @attend.vjp
-    def attend_vjp(primals: tuple[mx.array, ...], cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
+    def attend_vjp(
+        primals: tuple[mx.array, ...], cotangent: mx.array, output: mx.array
+    ) -> tuple[mx.array, ...]:
         q, k, v, result, slope = _views(*primals, output, cotangent)
         gradients = call.backward(q, k, v, result, totals[0], slope)
         return tuple(mx.array(gradient) for gradient in gradients)

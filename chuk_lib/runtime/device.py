@@ -1,15 +1,16 @@
 """Make the machine ready for MLX, once, and say what was done and why.
 
-`prepare()` is called by `load_model` before anything is computed; calling it again costs nothing. All
-`CHUK_*` variables that concern the machine are read here and nowhere else:
+`prepare()` is called by `load_model` before anything is computed; calling it again costs nothing.
+All `CHUK_*` variables that concern the machine are read here and nowhere else:
 
     CHUK_BLAS          auto (default), off, or the path of a BLAS library
-    CHUK_BLAS_THREADS  a number, or `adaptive`; without it OPENBLAS_NUM_THREADS counts, then the machine decides
-    CHUK_CACHE         the folder for compiled GPU kernels (`kernel_cache`); default: chuk in the user's cache folder
+    CHUK_BLAS_THREADS  a number, or `adaptive`; without it OPENBLAS_NUM_THREADS counts, then the
+                       machine decides
+    CHUK_CACHE         the folder for compiled GPU kernels (`kernel_cache`); default: chuk in the
+                       user's cache folder
 
-What device there is says `hardware`, which reads CHUK_DEVICE; what a run may take of its memory `memory_use` and
-`limits`.
-"""
+What device there is says `hardware`, which reads CHUK_DEVICE; what a run may take of its memory
+`memory_use` and `limits`."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RuntimeStatus:
-    """What `prepare` found and did. `backend`: cpu, metal or cuda. `threads_from`: who chose the number of
-    threads."""
+    """What `prepare` found and did. `backend`: cpu, metal or cuda. `threads_from`: who chose the
+    number of threads."""
 
     backend: str
     device: str
@@ -66,14 +67,13 @@ _process = _Process()
 
 
 def prepare(compile: bool = True) -> RuntimeStatus:
-    """Fast BLAS in and its threads set on a Linux CPU; memory, cache and wired limits set on Metal. Safe to call at
-    any time.
+    """Fast BLAS in and its threads set on a Linux CPU; memory, cache and wired limits set on Metal.
+    Safe to call at any time.
 
-    With `compile` False, and on a CPU, `mx.compile` is switched off for the rest of the process: it costs much there
-    and gains nothing. Otherwise chuk switches it off only while it computes itself.
-    Raises ConfigError for a CHUK_BLAS_THREADS that is neither a number nor `adaptive`, and for a CHUK_DEVICE that is
-    not here.
-    """
+    With `compile` False, and on a CPU, `mx.compile` is switched off for the rest of the process: it
+    costs much there and gains nothing. Otherwise chuk switches it off only while it computes
+    itself. Raises ConfigError for a CHUK_BLAS_THREADS that is neither a number nor `adaptive`, and
+    for a CHUK_DEVICE that is not here."""
     here = hardware.device()
     backend = here.backend
     if not here.compiles and not compile:
@@ -83,7 +83,9 @@ def prepare(compile: bool = True) -> RuntimeStatus:
     if backend == "metal":
         set_metal_limits(here.working_set)
     if backend == "cuda":
-        _process.kernels = open_cache(_mlx_version(), str(here.known.get("architecture", "unknown")))
+        _process.kernels = open_cache(
+            _mlx_version(), str(here.known.get("architecture", "unknown"))
+        )
     if not here.compiles and process.is_own_process():
         process.leave_uncompiled()
     choice = thread_choice(os.environ, threads.count_cores())
@@ -91,7 +93,12 @@ def prepare(compile: bool = True) -> RuntimeStatus:
     _process.threads = choice.threads
     _process.governor = _governor(choice) if found.swapped and choice.adaptive else None
     _process.status = RuntimeStatus(
-        backend, here.name, *_dtype_policy(backend), found, choice.origin, _process.governor is not None
+        backend,
+        here.name,
+        *_dtype_policy(backend),
+        found,
+        choice.origin,
+        _process.governor is not None,
     )
     return _process.status
 
@@ -105,19 +112,22 @@ def kernel_notes() -> list[str]:
     if cache.awaits:
         return [f"GPU kernels for this kind of run are being compiled, {kept}"]
     if cache.is_empty:
-        return [f"GPU kernels are compiled as the first step meets them, three to five seconds each, {kept}"]
+        return [
+            "GPU kernels are compiled as the first step meets them, three to five seconds each,"
+            f" {kept}"
+        ]
     return []
 
 
 def kernel_folder() -> Path | None:
-    """Where compiled kernels are kept for all, None where none are: on other devices, or where the user chose the
-    folder. `prepare` comes first."""
+    """Where compiled kernels are kept for all, None where none are: on other devices, or where the
+    user chose the folder. `prepare` comes first."""
     return _process.kernels.shared if _process.kernels is not None else None
 
 
 def make_kernels(words: Sequence[str], order: str) -> None:
-    """Start a process of this Python, `words` behind its name and `order` on stdin, that puts kernels into
-    `kernel_folder`."""
+    """Start a process of this Python, `words` behind its name and `order` on stdin, that puts
+    kernels into `kernel_folder`."""
     if _process.kernels is not None:
         _process.kernels.have_made([sys.executable, *words], order)
 
@@ -158,21 +168,25 @@ def device_name() -> str:
 def default_dtype(trained: bool) -> mx.Dtype:
     """The type for weights when the user names none.
 
-    `trained`: whether the weights themselves will be updated. Then float32 everywhere: bfloat16 keeps 8 bits,
-    so an update smaller than 1/256 of a weight, as at the usual learning rates, would be rounded away. Frozen
-    weights (to generate, or under LoRA adapters) are bfloat16 on a GPU. On a CPU they are float32 too:
-    bfloat16 products do not go through BLAS there and are 20 to 70 times slower.
-    """
+    `trained`: whether the weights themselves will be updated. Then float32 everywhere: bfloat16
+    keeps 8 bits, so an update smaller than 1/256 of a weight, as at the usual learning rates, would
+    be rounded away. Frozen weights (to generate, or under LoRA adapters) are bfloat16 on a GPU. On
+    a CPU they are float32 too: bfloat16 products do not go through BLAS there and are 20 to 70
+    times slower."""
     import mlx.core as mx
 
     return mx.float32 if trained or current_backend() == "cpu" else mx.bfloat16
 
 
-def thread_choice(environment: os._Environ[str] | dict[str, str], cores: threads.Cores) -> ThreadChoice:
+def thread_choice(
+    environment: os._Environ[str] | dict[str, str], cores: threads.Cores
+) -> ThreadChoice:
     """CHUK_BLAS_THREADS over OPENBLAS_NUM_THREADS over the machine."""
     wanted = environment.get("CHUK_BLAS_THREADS", "").strip().lower()
     if wanted == "adaptive":
-        return ThreadChoice(threads.default_threads(cores), "CHUK_BLAS_THREADS=adaptive", adaptive=True)
+        return ThreadChoice(
+            threads.default_threads(cores), "CHUK_BLAS_THREADS=adaptive", adaptive=True
+        )
     if wanted:
         if not wanted.isdigit() or int(wanted) < 1:
             raise ConfigError(
@@ -187,8 +201,9 @@ def thread_choice(environment: os._Environ[str] | dict[str, str], cores: threads
 
 
 def adapt_threads() -> int:
-    """Threads BLAS uses now. With `CHUK_BLAS_THREADS=adaptive` the number follows the load of the machine,
-    looked at no more than once a second: call it between steps. Otherwise it never changes."""
+    """Threads BLAS uses now. With `CHUK_BLAS_THREADS=adaptive` the number follows the load of the
+    machine, looked at no more than once a second: call it between steps. Otherwise it never
+    changes."""
     if _process.governor is None:
         return _process.threads
     wanted = _process.governor.threads()

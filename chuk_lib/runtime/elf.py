@@ -1,15 +1,16 @@
 """Find and replace the functions that a loaded shared library imports (Linux, 64-bit ELF).
 
-A library calls a function of another library through a *slot*: a pointer in its `.got.plt` that the dynamic
-linker fills with the function's address at the first call. Writing another address of the same signature
-there redirects those calls and nothing else in the process: not the other libraries, not the files, not what
-starts later. Where the slots are is told by the library's own dynamic section: DT_JMPREL lists relocations
-(offset, symbol number, type), the symbol table and string table give each number its name.
+A library calls a function of another library through a *slot*: a pointer in its `.got.plt` that the
+dynamic linker fills with the function's address at the first call. Writing another address of the
+same signature there redirects those calls and nothing else in the process: not the other libraries,
+not the files, not what starts later. Where the slots are is told by the library's own dynamic
+section: DT_JMPREL lists relocations (offset, symbol number, type), the symbol table and string
+table give each number its name.
 
-The file and the process are both read, and each must confirm the other: magic, class, byte order and machine
-of the file, the relocation type, a slot inside a writable-data mapping of that very file, and a value that
-points into executable memory. Anything else is an `ElfError` with the reason, and nothing has been changed.
-"""
+The file and the process are both read, and each must confirm the other: magic, class, byte order
+and machine of the file, the relocation type, a slot inside a writable-data mapping of that very
+file, and a value that points into executable memory. Anything else is an `ElfError` with the
+reason, and nothing has been changed."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class ElfError(Exception):
 
 @dataclass(frozen=True)
 class Mapping:
-    """One line of /proc/self/maps: [start, end) with its permissions, offset in the file, and file."""
+    """One line of /proc/self/maps: [start, end) with its permissions, offset in the file, and
+    file."""
 
     start: int
     end: int
@@ -50,7 +52,8 @@ class Mapping:
 
 @dataclass(frozen=True)
 class Segment:
-    """A program header: where a piece of the file is placed in memory, before the load address is added."""
+    """A program header: where a piece of the file is placed in memory, before the load address is
+    added."""
 
     kind: int
     offset: int
@@ -108,8 +111,8 @@ def read_pointer(address: int) -> int:
 
 
 def write_pointers(values: dict[int, int]) -> None:
-    """Store `values` (slot address -> function address); read-only pages are opened for the write and closed
-    again.
+    """Store `values` (slot address -> function address); read-only pages are opened for the write
+    and closed again.
 
     Every target must be executable memory. All is checked before the first write.
     """
@@ -124,8 +127,8 @@ def write_pointers(values: dict[int, int]) -> None:
 
 
 def _write(slot: int, target: int, area: Mapping) -> None:
-    """One aligned 8-byte store: a thread that calls through the slot meanwhile sees the old or the new
-    function."""
+    """One aligned 8-byte store: a thread that calls through the slot meanwhile sees the old or the
+    new function."""
     if "w" in area.permissions:
         ctypes.c_uint64.from_address(slot).value = target
         return
@@ -151,12 +154,15 @@ def _area_of(address: int, areas: list[Mapping]) -> Mapping:
 
 
 def _load_address(library: Path, first: Segment, areas: list[Mapping]) -> int:
-    """What is added to the file's addresses: the start of its first mapping less that segment's own address."""
+    """What is added to the file's addresses: the start of its first mapping less that segment's own
+    address."""
     page = mmap.PAGESIZE
     offset = first.offset - first.offset % page
     starts = [m.start for m in areas if m.path == str(library) and m.offset == offset]
     if not starts:
-        raise ElfError(f"{library} is not mapped from its start (replaced on disk since it was loaded?)")
+        raise ElfError(
+            f"{library} is not mapped from its start (replaced on disk since it was loaded?)"
+        )
     return min(starts) - (first.address - first.address % page)
 
 
@@ -169,8 +175,8 @@ def _check_slot(name: str, slot: int, library: Path, areas: list[Mapping]) -> No
 
 
 class _Dynamic:
-    """The dynamic section of an open library file. Addresses in it are turned into file offsets by the
-    segments."""
+    """The dynamic section of an open library file. Addresses in it are turned into file offsets by
+    the segments."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -187,7 +193,8 @@ class _Dynamic:
         return min((s for s in self._segments if s.kind == PT_LOAD), key=lambda s: s.address)
 
     def jump_slots(self, wanted: set[str]) -> dict[str, int]:
-        """Name -> address (before loading) of the slots of `wanted`; names that are not there are left out."""
+        """Name -> address (before loading) of the slots of `wanted`; names that are not there are
+        left out."""
         if self._tag(DT_PLTREL, "DT_PLTREL") != DT_RELA:
             raise ElfError("its relocations are not of the RELA kind")
         strings = self._strings()
@@ -200,7 +207,9 @@ class _Dynamic:
             if name not in wanted:
                 continue
             if info & 0xFFFFFFFF != self._jump_slot:
-                raise ElfError(f"{name} has relocation type {info & 0xFFFFFFFF}, expected {self._jump_slot}")
+                raise ElfError(
+                    f"{name} has relocation type {info & 0xFFFFFFFF}, expected {self._jump_slot}"
+                )
             found[name] = address
         return found
 
@@ -215,7 +224,10 @@ class _Dynamic:
         if size != 56:
             raise ElfError("its program headers have an unknown size")
         rows = _rows("<IIQQQQQQ", self._read(start, size * count))
-        return [Segment(kind, offset, address, length) for kind, _, offset, address, _, length, _, _ in rows]
+        return [
+            Segment(kind, offset, address, length)
+            for kind, _, offset, address, _, length, _, _ in rows
+        ]
 
     def _read_tags(self) -> None:
         dynamic = [s for s in self._segments if s.kind == PT_DYNAMIC]
@@ -236,7 +248,11 @@ class _Dynamic:
 
     def _at(self, address: int, length: int) -> bytes:
         for s in self._segments:
-            if s.kind == PT_LOAD and s.address <= address and address + length <= s.address + s.file_size:
+            if (
+                s.kind == PT_LOAD
+                and s.address <= address
+                and address + length <= s.address + s.file_size
+            ):
                 return self._read(s.offset + address - s.address, length)
         raise ElfError(f"address {address:#x} is outside its segments")
 

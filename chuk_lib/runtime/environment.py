@@ -1,5 +1,5 @@
-"""What a run was made with: platform, device, BLAS and versions. Goes into `environment.json` and `chuk
-doctor`."""
+"""What a run was made with: platform, device, BLAS and versions. Goes into `environment.json` and
+`chuk doctor`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,20 @@ from chuk_lib.runtime.memory_use import device_memory, machine_memory
 from chuk_lib.runtime.threads import count_cores
 
 PACKAGES = (
-    "chuk-mlx", "mlx", "mlx-cpu", "mlx-metal", "mlx-cuda-12", "mlx-cuda-13", "mlx-lm", "transformers", "tokenizers",
-    "numpy", "safetensors", "huggingface_hub", "scipy-openblas32",
-)  # fmt: skip
+    "chuk-mlx",
+    "mlx",
+    "mlx-cpu",
+    "mlx-metal",
+    "mlx-cuda-12",
+    "mlx-cuda-13",
+    "mlx-lm",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "safetensors",
+    "huggingface_hub",
+    "scipy-openblas32",
+)
 
 
 def describe() -> dict[str, Any]:
@@ -30,18 +41,27 @@ def describe() -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "device": {"backend": status.backend, "name": status.device, "info": device_info(), **_gpu()},
+        "device": {
+            "backend": status.backend,
+            "name": status.device,
+            "info": device_info(),
+            **_gpu(),
+        },
         "dtype": {"frozen": status.dtype, "trained": "float32", "reason": status.dtype_reason},
         "blas": asdict(status.blas),
         "threads": {
-            "blas": status.blas.threads, "from": status.threads_from, "adaptive": status.adaptive,
-            "logical_cores": cores.logical, "physical_cores": cores.physical, "quota": cores.quota,
+            "blas": status.blas.threads,
+            "from": status.threads_from,
+            "adaptive": status.adaptive,
+            "logical_cores": cores.logical,
+            "physical_cores": cores.physical,
+            "quota": cores.quota,
         },
         "memory_bytes": machine_memory()[0],
         "versions": versions(),
         "hub_cache": str(hub_cache()),
         "offline": offline(),
-    }  # fmt: skip
+    }
 
 
 def _gpu() -> dict[str, Any]:
@@ -49,10 +69,15 @@ def _gpu() -> dict[str, Any]:
     here, memory = hardware.device(), device_memory()
     if here.backend == "cpu":
         return {}
-    sizes = {"memory": {"total_bytes": memory.total, "usable_bytes": memory.usable, "rule": memory.rule}}
+    sizes = {
+        "memory": {"total_bytes": memory.total, "usable_bytes": memory.usable, "rule": memory.rule}
+    }
     if here.backend != "metal":
         return sizes
-    return sizes | {"watchdog": watchdog_words(os.environ), "emulates_bfloat16": here.emulates_bfloat16}
+    return sizes | {
+        "watchdog": watchdog_words(os.environ),
+        "emulates_bfloat16": here.emulates_bfloat16,
+    }
 
 
 def device_info() -> dict[str, str | int]:
@@ -61,7 +86,8 @@ def device_info() -> dict[str, str | int]:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that can change a result; those that are not installed are left out."""
+    """Installed versions of the packages that can change a result; those that are not installed are
+    left out."""
     found = {}
     for name in PACKAGES:
         try:
@@ -72,7 +98,8 @@ def versions() -> dict[str, str]:
 
 
 def hub_cache() -> Path:
-    """Where the Hugging Face hub keeps its downloads, by its own rules (`HF_HUB_CACHE`, `HF_HOME`, XDG)."""
+    """Where the Hugging Face hub keeps its downloads, by its own rules (`HF_HUB_CACHE`, `HF_HOME`,
+    XDG)."""
     if given := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(given).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")

@@ -3,8 +3,9 @@
 Two variables of the environment change the answer:
 
     CHUK_DEVICE         cpu or gpu: where this process computes, whatever MLX would choose
-    CHUK_PRETEND_METAL  for tests: `16`, or `16:M2`, is a Mac of so many GB. Types, shapes, limits and budgets are then
-                        those of that Mac; the numbers come from whatever MLX computes on here
+    CHUK_PRETEND_METAL  for tests: `16`, or `16:M2`, is a Mac of so many GB. Types, shapes, limits
+                        and budgets are then those of that Mac; the numbers come from whatever MLX
+                        computes on here
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ from typing import Any
 from chuk_lib.errors import ConfigError
 
 _GIB = 1 << 30
-_CHIPS = {"M1": "applegpu_g13g", "M2": "applegpu_g14g", "M3": "applegpu_g15g", "M4": "applegpu_g16g"}
+_CHIPS = {
+    "M1": "applegpu_g13g",
+    "M2": "applegpu_g14g",
+    "M3": "applegpu_g15g",
+    "M4": "applegpu_g16g",
+}
 _FIRST_WITH_BFLOAT16 = 15
 """The generation of Apple's GPUs (the M3's) from which on the hardware knows bfloat16."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """`backend`: cpu, metal or cuda. `known`: what MLX tells of it, sizes in bytes. `pretended`: MLX computes on
-    something else in fact."""
+    """`backend`: cpu, metal or cuda. `known`: what MLX tells of it, sizes in bytes. `pretended`:
+    MLX computes on something else in fact."""
 
     backend: str
     name: str
@@ -36,7 +42,8 @@ class Device:
 
     @property
     def compiles(self) -> bool:
-        """Whether `mx.compile` gains here. On a CPU it would start a C++ compiler for every expression."""
+        """Whether `mx.compile` gains here. On a CPU it would start a C++ compiler for every
+        expression."""
         return self.backend != "cpu" and not self.pretended
 
     @property
@@ -49,7 +56,9 @@ class Device:
     def emulates_bfloat16(self) -> bool:
         """Whether this is a GPU of Apple's that has no bfloat16 of its own: an M1 or an M2."""
         found = re.match(r"applegpu_g(\d+)", str(self.known.get("architecture", "")))
-        return self.backend == "metal" and found is not None and int(found[1]) < _FIRST_WITH_BFLOAT16
+        return (
+            self.backend == "metal" and found is not None and int(found[1]) < _FIRST_WITH_BFLOAT16
+        )
 
     def size(self, name: str) -> int:
         """A size in bytes that MLX tells under this name; 0 when it does not."""
@@ -75,13 +84,20 @@ def pretended_mac(text: str) -> Device:
     """A Mac of so many GB, `16` or `16:M2`, as MLX would tell of it. Raises ConfigError."""
     found = re.fullmatch(r"(\d+)(?:GB)?(?::(M[1-4]))?", text, re.IGNORECASE)
     if not found or not int(found[1]):
-        raise ConfigError(f"CHUK_PRETEND_METAL is {text!r}", "write a Mac's memory in GB, and maybe its chip: `16:M2`")
+        raise ConfigError(
+            f"CHUK_PRETEND_METAL is {text!r}",
+            "write a Mac's memory in GB, and maybe its chip: `16:M2`",
+        )
     size, chip = int(found[1]) * _GIB, (found[2] or "M4").upper()
     share = size * 2 // 3 if size <= 36 * _GIB else size * 3 // 4
     known = {
-        "device_name": f"Apple {chip}", "architecture": _CHIPS[chip], "memory_size": size,
-        "max_recommended_working_set_size": share, "max_buffer_length": size * 9 // 16, "resource_limit": 499_000,
-    }  # fmt: skip
+        "device_name": f"Apple {chip}",
+        "architecture": _CHIPS[chip],
+        "memory_size": size,
+        "max_recommended_working_set_size": share,
+        "max_buffer_length": size * 9 // 16,
+        "resource_limit": 499_000,
+    }
     return Device("metal", f"Apple {chip} with {found[1]} GB, pretended", known, pretended=True)
 
 
@@ -103,6 +119,8 @@ def _choose(wanted: str) -> None:
     if wanted not in ("cpu", "gpu"):
         raise ConfigError(f"CHUK_DEVICE is {wanted!r}", "set it to `cpu` or `gpu`, or unset it")
     if wanted == "gpu" and not os.environ.get("CHUK_PRETEND_METAL") and not mx.is_available(mx.gpu):
-        raise ConfigError("CHUK_DEVICE is gpu, and MLX finds no GPU", "unset it, or see what `chuk doctor` finds")
+        raise ConfigError(
+            "CHUK_DEVICE is gpu, and MLX finds no GPU", "unset it, or see what `chuk doctor` finds"
+        )
     if wanted == "cpu" or mx.is_available(mx.gpu):
         mx.set_default_device(mx.cpu if wanted == "cpu" else mx.gpu)

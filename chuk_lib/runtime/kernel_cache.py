@@ -1,15 +1,16 @@
 """Where compiled GPU kernels live between runs.
 
-On CUDA MLX compiles each fused kernel when it first meets it, one after the other, three to five seconds each, and
-keeps it in the temporary directory. chuk gives it a folder that outlives the machine's next start:
+On CUDA MLX compiles each fused kernel when it first meets it, one after the other, three to five
+seconds each, and keeps it in the temporary directory. chuk gives it a folder that outlives the
+machine's next start:
 
     CHUK_CACHE (default: chuk in the user's cache folder)/kernels/mlx-0.32.4-sm_90/NAME.ptx and .txt
                                                           running/PID-…/   one for each process
 
-MLX writes in place and reads what is there, so a half-written file of one process would break another. Each process
-therefore has a folder of its own, of links to the shared files, and what it compiled is linked back when it is
-complete. The shared folder is bounded; the oldest kernels go. `MLX_PTX_CACHE_DIR`, when it is set, is left alone.
-"""
+MLX writes in place and reads what is there, so a half-written file of one process would break
+another. Each process therefore has a folder of its own, of links to the shared files, and what it
+compiled is linked back when it is complete. The shared folder is bounded; the oldest kernels go.
+`MLX_PTX_CACHE_DIR`, when it is set, is left alone."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ _ENDINGS = (".txt", ".ptx")  # in the order they are published: MLX asks for the
 
 @dataclass
 class KernelCache:
-    """The folder of a card and a version of MLX, and the one of this process; and who makes kernels for it."""
+    """The folder of a card and a version of MLX, and the one of this process; and who makes kernels
+    for it."""
 
     shared: Path
     own: Path
@@ -42,11 +44,13 @@ class KernelCache:
         return self._maker is not None and self._maker.poll() is None
 
     def have_made(self, command: Sequence[str], order: str) -> None:
-        """Start a process that puts kernels into the shared folder. What it says is nobody's business: a run needs
-        none of them."""
+        """Start a process that puts kernels into the shared folder. What it says is nobody's
+        business: a run needs none of them."""
         quiet = subprocess.DEVNULL if not os.environ.get("CHUK_DEBUG") else None
         try:
-            self._maker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet)
+            self._maker = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet
+            )
             if self._maker.stdin is not None:
                 self._maker.stdin.write(order.encode())
                 self._maker.stdin.close()
@@ -71,14 +75,15 @@ class KernelCache:
         return not any(self.shared.rglob("*.ptx"))
 
     def publish(self) -> None:
-        """Link what this process compiled into the shared folder. Between two steps of a run MLX compiles nothing."""
+        """Link what this process compiled into the shared folder. Between two steps of a run MLX
+        compiles nothing."""
         for name in _missing(self.own, self.shared):
             for ending in _ENDINGS:
                 _link(self.own / (name + ending), self.shared / (name + ending))
 
     def put(self, name: str, stem: Path) -> None:
-        """Link the kernel that lies at `stem` into the shared folder as the module `name`, where MLX put one of that
-        name into the folder of this process."""
+        """Link the kernel that lies at `stem` into the shared folder as the module `name`, where
+        MLX put one of that name into the folder of this process."""
         for path in self.own.rglob("*.ptx"):
             inside = path.relative_to(self.own).with_suffix("")
             if "".join(inside.parts) == name:
@@ -109,8 +114,8 @@ def cache_root() -> Path:
 
 
 def open_cache(version: str, architecture: str) -> KernelCache | None:
-    """Have MLX keep its kernels in chuk's folder from here on; it must not have compiled any yet. None when the user
-    chose a folder, or where none can be made."""
+    """Have MLX keep its kernels in chuk's folder from here on; it must not have compiled any yet.
+    None when the user chose a folder, or where none can be made."""
     if os.environ.get(VARIABLE):
         return None
     kernels = cache_root() / "kernels"
@@ -147,7 +152,8 @@ def _kernels(folder: Path) -> Iterator[Path]:
 
 
 def _missing(source: Path, target: Path) -> list[str]:
-    """Names of kernels that are complete in `source` and not in `target`; none when somebody removed the folder."""
+    """Names of kernels that are complete in `source` and not in `target`; none when somebody
+    removed the folder."""
     have, held = _files(source), _files(target)
     names = (name.removesuffix(".ptx") for name in have - held if name.endswith(".ptx"))
     return [name for name in names if name + ".txt" in have]
@@ -155,11 +161,16 @@ def _missing(source: Path, target: Path) -> list[str]:
 
 def _files(folder: Path) -> set[str]:
     """Paths of all files in a folder: MLX cuts a name that is too long for a file into folders."""
-    return {os.path.relpath(os.path.join(at, name), folder) for at, _, names in os.walk(folder) for name in names}
+    return {
+        os.path.relpath(os.path.join(at, name), folder)
+        for at, _, names in os.walk(folder)
+        for name in names
+    }
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name, or a copy where there are no links. Whoever came first stays."""
+    """The same file under another name, or a copy where there are no links. Whoever came first
+    stays."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(source, target)

@@ -1,4 +1,5 @@
-"""What is particular to macOS: a system that is too old for its MLX, and how long the display waits for the GPU.
+"""What is particular to macOS: a system that is too old for its MLX, and how long the display waits
+for the GPU.
 
 Imports nothing heavy: the command line asks before MLX starts Metal.
 """
@@ -17,8 +18,9 @@ _HELPED = ("M1", "M2", "M3", "M4")
 
 
 def relax_watchdog(environment: MutableMapping[str, str], chip: str | None = None) -> None:
-    """Have the display wait longer for this process's GPU work, unless somebody decided that: macOS ends training
-    otherwise, now and then. Must come before Metal starts. Where it was reported to help: M1 to M4."""
+    """Have the display wait longer for this process's GPU work, unless somebody decided that: macOS
+    ends training otherwise, now and then. Must come before Metal starts. Where it was reported to
+    help: M1 to M4."""
     found = re.search(r"Apple (M\d+)", chip if chip is not None else chip_name())
     if found and found[1] in _HELPED:
         environment.setdefault(RELAX, "1")
@@ -30,7 +32,9 @@ def chip_name() -> str:
         return ""
     library = ctypes.CDLL(ctypes.util.find_library("c"))
     text, size = ctypes.create_string_buffer(128), ctypes.c_size_t(128)
-    library.sysctlbyname(b"machdep.cpu.brand_string", text, ctypes.byref(size), None, ctypes.c_size_t(0))
+    library.sysctlbyname(
+        b"machdep.cpu.brand_string", text, ctypes.byref(size), None, ctypes.c_size_t(0)
+    )
     return text.value.decode(errors="replace")
 
 
@@ -46,5 +50,6 @@ def watchdog_words(environment: Mapping[str, str], chip: str | None = None) -> s
 
 
 def is_too_old_for_its_wheel(macos: str) -> bool:
-    """Whether this is macOS 26.0 or 26.1, for which pip takes MLX's wheel for 26, built for 26.2."""
+    """Whether this is macOS 26.0 or 26.1, for which pip takes MLX's wheel for 26, built for
+    26.2."""
     return re.match(r"26\.[01](\.|$)", macos) is not None

@@ -1,9 +1,10 @@
 """See the kernels that MLX is about to compile on CUDA, and compile them on all cores.
 
-MLX hands each kernel to NVRTC when it first meets it, waits, and goes on: three to five seconds each, twenty to fifty
-for a training step. `intercepted` redirects these calls of MLX's library (see `elf`): a caller gets the source of each
-kernel, and MLX an empty kernel of the same name, so that a whole step runs through in a moment. What it computes is
-worthless; its process is there for the sources. `compile_apart` makes of one the files that MLX's cache would hold.
+MLX hands each kernel to NVRTC when it first meets it, waits, and goes on: three to five seconds
+each, twenty to fifty for a training step. `intercepted` redirects these calls of MLX's library (see
+`elf`): a caller gets the source of each kernel, and MLX an empty kernel of the same name, so that a
+whole step runs through in a moment. What it computes is worthless; its process is there for the
+sources. `compile_apart` makes of one the files that MLX's cache would hold.
 
 NVRTC's calls: https://docs.nvidia.com/cuda/nvrtc
 """
@@ -32,8 +33,8 @@ _HEAD = ".version 7.0\n.target sm_75\n.address_size 64\n"
 
 @dataclass
 class Program:
-    """A kernel as MLX gives it to NVRTC: `name` with `.cu`, the headers that its source includes by name, the C++
-    names of what is instantiated, and the compiler's options."""
+    """A kernel as MLX gives it to NVRTC: `name` with `.cu`, the headers that its source includes by
+    name, the C++ names of what is instantiated, and the compiler's options."""
 
     name: bytes
     source: bytes
@@ -54,12 +55,14 @@ class Program:
 
 @contextmanager
 def intercepted(take: Callable[[Program], object]) -> Iterator[None]:
-    """Inside, `take` gets what MLX would have compiled, and MLX an empty kernel. Raises ElfError where MLX's library
-    cannot be redirected; then nothing has changed."""
+    """Inside, `take` gets what MLX would have compiled, and MLX an empty kernel. Raises ElfError
+    where MLX's library cannot be redirected; then nothing has changed."""
     empty = _Empty(take)
     slots = elf.import_slots(elf.loaded_library(_MLX), empty.calls)
     before = {slot: elf.read_pointer(slot) for slot in slots.values()}
-    addresses = {name: ctypes.cast(call, ctypes.c_void_p).value or 0 for name, call in empty.calls.items()}
+    addresses = {
+        name: ctypes.cast(call, ctypes.c_void_p).value or 0 for name, call in empty.calls.items()
+    }
     elf.write_pointers({slots[name]: address for name, address in addresses.items()})
     try:
         yield
@@ -77,23 +80,38 @@ class _Empty:
         self._names: dict[bytes, ctypes.Array[ctypes.c_char]] = {}  # MLX keeps pointers into them
         kinds: dict[str, tuple[Any, ...]] = {
             "CreateProgram": (ctypes.POINTER(_HANDLE), _TEXT, _TEXT, _COUNT, _TEXTS, _TEXTS),
-            "AddNameExpression": (_HANDLE, _TEXT), "CompileProgram": (_HANDLE, _COUNT, _TEXTS),
-            "GetLoweredName": (_HANDLE, _TEXT, ctypes.POINTER(_HANDLE)), "DestroyProgram": (ctypes.POINTER(_HANDLE),),
-            "GetCUBINSize": (_HANDLE, _SIZE), "GetPTXSize": (_HANDLE, _SIZE),
-            "GetCUBIN": (_HANDLE, _HANDLE), "GetPTX": (_HANDLE, _HANDLE),
-        }  # fmt: skip
+            "AddNameExpression": (_HANDLE, _TEXT),
+            "CompileProgram": (_HANDLE, _COUNT, _TEXTS),
+            "GetLoweredName": (_HANDLE, _TEXT, ctypes.POINTER(_HANDLE)),
+            "DestroyProgram": (ctypes.POINTER(_HANDLE),),
+            "GetCUBINSize": (_HANDLE, _SIZE),
+            "GetPTXSize": (_HANDLE, _SIZE),
+            "GetCUBIN": (_HANDLE, _HANDLE),
+            "GetPTX": (_HANDLE, _HANDLE),
+        }
         does: dict[str, Callable[..., int]] = {
-            "CreateProgram": self._create, "AddNameExpression": self._add, "CompileProgram": self._compile,
-            "GetLoweredName": self._name, "DestroyProgram": self._destroy, "GetCUBINSize": self._size,
-            "GetPTXSize": self._size, "GetCUBIN": self._copy, "GetPTX": self._copy,
-        }  # fmt: skip
+            "CreateProgram": self._create,
+            "AddNameExpression": self._add,
+            "CompileProgram": self._compile,
+            "GetLoweredName": self._name,
+            "DestroyProgram": self._destroy,
+            "GetCUBINSize": self._size,
+            "GetPTXSize": self._size,
+            "GetCUBIN": self._copy,
+            "GetPTX": self._copy,
+        }
         self.calls: dict[str, Any] = {
-            f"nvrtc{name}": ctypes.CFUNCTYPE(ctypes.c_int, *kinds[name])(does[name]) for name in kinds
+            f"nvrtc{name}": ctypes.CFUNCTYPE(ctypes.c_int, *kinds[name])(does[name])
+            for name in kinds
         }
 
-    def _create(self, handle: Any, source: bytes, name: bytes, count: int, texts: Any, names: Any) -> int:
+    def _create(
+        self, handle: Any, source: bytes, name: bytes, count: int, texts: Any, names: Any
+    ) -> int:
         handle[0] = number = next(self._numbers)
-        self._programs[number] = Program(name, source, {names[at]: texts[at] for at in range(count)})
+        self._programs[number] = Program(
+            name, source, {names[at]: texts[at] for at in range(count)}
+        )
         return 0
 
     def _add(self, number: int, name: bytes) -> int:
@@ -113,7 +131,9 @@ class _Empty:
 
     def _image(self, number: int) -> bytes:
         names = [self._names[name].value.decode() for name in self._programs[number].wanted]
-        return (_HEAD + "".join(f".visible .entry {name}() {{ ret; }}\n" for name in names)).encode() + b"\0"
+        return (
+            _HEAD + "".join(f".visible .entry {name}() {{ ret; }}\n" for name in names)
+        ).encode() + b"\0"
 
     def _size(self, number: int, size: Any) -> int:
         size[0] = len(self._image(number))
@@ -138,10 +158,13 @@ def compiler() -> str:
 
 
 def compile_apart(library: str, program: Program, stem: Path) -> bool:
-    """Compile a program in a process of its own (NVRTC lets one thread of a process work at a time) into `stem`.ptx
-    and `stem`.txt, as MLX's cache has them. Returns whether it could be compiled."""
+    """Compile a program in a process of its own (NVRTC lets one thread of a process work at a time)
+    into `stem`.ptx and `stem`.txt, as MLX's cache has them. Returns whether it could be compiled.
+    """
     command = [sys.executable, "-m", __name__, library, str(stem)]
-    done = subprocess.run(command, input=pickle.dumps(program), stdout=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        command, input=pickle.dumps(program), stdout=subprocess.DEVNULL, check=False
+    )
     return done.returncode == 0
 
 
@@ -150,7 +173,9 @@ def compile_into(nvrtc: Any, program: Program, stem: Path) -> bool:
     handle = _HANDLE()
     texts = (_TEXT * len(program.headers))(*program.headers.values())
     names = (_TEXT * len(program.headers))(*program.headers)
-    if nvrtc.nvrtcCreateProgram(ctypes.byref(handle), program.source, program.name, len(texts), texts, names):
+    if nvrtc.nvrtcCreateProgram(
+        ctypes.byref(handle), program.source, program.name, len(texts), texts, names
+    ):
         return False
     try:
         failed = [nvrtc.nvrtcAddNameExpression(handle, name) for name in program.wanted]

@@ -1,14 +1,14 @@
 """What chuk changes in a process while it computes, and how everybody else gets it back.
 
-On a CPU chuk computes without `mx.compile` (it would start a C++ compiler for every new expression, 22 s for a small
-model, and gains nothing), with three of MLX's functions replaced (`cpu_math`) and with NumPy quiet about what is not
-finite. That holds inside `computing()` or `uncompiled()` and nowhere else; inside them `users_own()` puts the caller's
-world back for as long as a reward, a sink or another function of the user's runs.
+On a CPU chuk computes without `mx.compile` (it would start a C++ compiler for every new expression,
+22 s for a small model, and gains nothing), with three of MLX's functions replaced (`cpu_math`) and
+with NumPy quiet about what is not finite. That holds inside `computing()` or `uncompiled()` and
+nowhere else; inside them `users_own()` puts the caller's world back for as long as a reward, a sink
+or another function of the user's runs.
 
-All three are switches of the process: other threads see them too. `own_process()` says that the process is chuk's, as
-that of the command line is: then `prepare` leaves `mx.compile` off between computations, and `users_own()` alone has
-it.
-"""
+All three are switches of the process: other threads see them too. `own_process()` says that the
+process is chuk's, as that of the command line is: then `prepare` leaves `mx.compile` off between
+computations, and `users_own()` alone has it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class _State:
-    """`own`: the process is chuk's. `is_off`: chuk switched `mx.compile` off and it was on before. `errors`: NumPy's
-    error state as the caller has it, while chuk has another."""
+    """`own`: the process is chuk's. `is_off`: chuk switched `mx.compile` off and it was on before.
+    `errors`: NumPy's error state as the caller has it, while chuk has another."""
 
     own: bool = False
     is_off: bool = False
@@ -56,8 +56,8 @@ def leave_uncompiled() -> None:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """On a CPU: `mx.compile` is off inside the block, and as it was after it. A block inside another changes
-    nothing."""
+    """On a CPU: `mx.compile` is off inside the block, and as it was after it. A block inside
+    another changes nothing."""
     import mlx.core as mx
 
     from chuk_lib.runtime import hardware
@@ -76,8 +76,8 @@ def uncompiled() -> Iterator[None]:
 
 @contextmanager
 def computing(fast: bool = True) -> Iterator[None]:
-    """How chuk computes: without `mx.compile` on a CPU, without NumPy's warnings (what comes out is looked at), and
-    with `fast` by NumPy where that is faster (see `fast_math`)."""
+    """How chuk computes: without `mx.compile` on a CPU, without NumPy's warnings (what comes out is
+    looked at), and with `fast` by NumPy where that is faster (see `fast_math`)."""
     import numpy as np
 
     from chuk_lib.runtime.cpu_math import fast_math
@@ -96,10 +96,11 @@ def computing(fast: bool = True) -> Iterator[None]:
 
 @contextmanager
 def users_own() -> Iterator[None]:
-    """The caller's world inside chuk's: `mx.compile`, MLX's functions and NumPy's error state as they were.
+    """The caller's world inside chuk's: `mx.compile`, MLX's functions and NumPy's error state as
+    they were.
 
-    What the user switches in the block stays switched: a `mx.disable_compile()` of theirs is not undone.
-    """
+    What the user switches in the block stays switched: a `mx.disable_compile()` of theirs is not
+    undone."""
     if not _state.is_off and _state.errors is None:
         yield
         return
@@ -122,7 +123,8 @@ def users_own() -> Iterator[None]:
 
 
 def _compiles() -> bool:
-    """Whether `mx.compile` is on. MLX does not say, so a compiled function is called: it runs in Python when not."""
+    """Whether `mx.compile` is on. MLX does not say, so a compiled function is called: it runs in
+    Python when not."""
     import mlx.core as mx
 
     probe, calls = _probe()

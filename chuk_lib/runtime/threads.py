@@ -1,10 +1,9 @@
 """How many threads BLAS gets: a fixed function of the machine, or, when asked for, of its load.
 
-OpenBLAS sums in another order with another number of threads, so the last bits of a long product differ. A
-run that resumes exactly therefore needs the same number every time: the default looks at the machine (cores
-this process may use, the container's quota), never at what else is running. `adaptive` gives that up for
-speed on a shared machine.
-"""
+OpenBLAS sums in another order with another number of threads, so the last bits of a long product
+differ. A run that resumes exactly therefore needs the same number every time: the default looks at
+the machine (cores this process may use, the container's quota), never at what else is running.
+`adaptive` gives that up for speed on a shared machine."""
 
 from __future__ import annotations
 
@@ -24,8 +23,8 @@ MARGIN = 0.25
 
 @dataclass(frozen=True)
 class Cores:
-    """What this process may use: logical and physical cores, and the container's quota in cores (None: no
-    quota)."""
+    """What this process may use: logical and physical cores, and the container's quota in cores
+    (None: no quota)."""
 
     logical: int
     physical: int
@@ -41,22 +40,29 @@ class Cores:
 def default_threads(cores: Cores) -> int:
     """One thread up to two cores, then half the physical cores, at most `MOST_THREADS`.
 
-    OpenBLAS's threads wait for each other by spinning. When one of them loses its core to another process the others
-    burn theirs: two threads on two cores, one core taken, ran at a third to a half of the speed of one thread, and at
-    times far below. Half the cores leaves room for MLX's own thread, the data and whatever else the machine is for.
-    """
+    OpenBLAS's threads wait for each other by spinning. When one of them loses its core to another
+    process the others burn theirs: two threads on two cores, one core taken, ran at a third to a
+    half of the speed of one thread, and at times far below. Half the cores leaves room for MLX's
+    own thread, the data and whatever else the machine is for."""
     return min(MOST_THREADS, max(1, cores.usable // 2))
 
 
 def count_cores() -> Cores:
     """Count by the scheduler's affinity mask, the topology in /sys and the cgroup quota."""
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    allowed = (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else list(range(os.cpu_count() or 1))
+    )
     siblings = {_siblings(cpu) for cpu in allowed}
     return Cores(len(allowed), max(1, len(siblings)), cgroup_quota())
 
 
-def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """The tightest CPU quota of this process's control groups in cores; None without one (cgroup v2 and v1)."""
+def cgroup_quota(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> float | None:
+    """The tightest CPU quota of this process's control groups in cores; None without one (cgroup v2
+    and v1)."""
     quotas = []
     for line in _text(own).splitlines():
         _, controllers, path = line.split(":", 2)
@@ -72,10 +78,14 @@ def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
 
 
 def _quota_in(folder: Path) -> float | None:
-    """`cpu.max` is "QUOTA PERIOD" or "max PERIOD"; v1 has the two in files of their own, quota -1 for none."""
+    """`cpu.max` is "QUOTA PERIOD" or "max PERIOD"; v1 has the two in files of their own, quota -1
+    for none."""
     words = _text(folder / "cpu.max").split()
     if len(words) != 2:
-        words = [_text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip()]
+        words = [
+            _text(folder / "cpu.cfs_quota_us").strip(),
+            _text(folder / "cpu.cfs_period_us").strip(),
+        ]
     quota, period = words
     if not quota.isdigit() or not period.isdigit() or int(period) == 0:
         return None
@@ -83,8 +93,11 @@ def _quota_in(folder: Path) -> float | None:
 
 
 def _siblings(cpu: int) -> str:
-    """The list of logical cores that share this one's physical core; the core itself when that is not known."""
-    return _text(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")).strip() or str(cpu)
+    """The list of logical cores that share this one's physical core; the core itself when that is
+    not known."""
+    return _text(
+        Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    ).strip() or str(cpu)
 
 
 def _text(path: Path) -> str:
@@ -106,8 +119,8 @@ def next_pace(pace: Pace, cores: int, others_busy: float) -> Pace:
     """Threads for the coming second, from how many cores other processes kept busy in the last one.
 
     Down at once, because a thread without a core costs far more than it gives; up by one only after
-    `CALM_LOOKS` looks in a row, so that a process that comes and goes does not make the number flutter.
-    """
+    `CALM_LOOKS` looks in a row, so that a process that comes and goes does not make the number
+    flutter."""
     room = max(1, min(cores, math.floor(cores - others_busy + MARGIN)))
     if room < pace.threads:
         return Pace(room)
@@ -128,8 +141,8 @@ class Look:
 
 
 def look(cpus: set[int] | None = None) -> Look | None:
-    """Read /proc/stat (the cores this process may use) and this process's times; None where there is no
-    /proc."""
+    """Read /proc/stat (the cores this process may use) and this process's times; None where there
+    is no /proc."""
     text = _text(Path("/proc/stat"))
     if not text:
         return None
@@ -142,7 +155,9 @@ def look(cpus: set[int] | None = None) -> Look | None:
 def others_busy(before: Look, after: Look) -> float:
     """Cores that other processes kept busy between two looks."""
     seconds = max(after.at - before.at, 1e-9)
-    return max(0.0, (after.all_busy - before.all_busy - (after.own_busy - before.own_busy)) / seconds)
+    return max(
+        0.0, (after.all_busy - before.all_busy - (after.own_busy - before.own_busy)) / seconds
+    )
 
 
 def _cpu_number(line: str) -> int:

@@ -1,4 +1,5 @@
-"""Sinks that pass a run on to other tools: TensorBoard, Weights & Biases, Trackio. `report_to` chooses them."""
+"""Sinks that pass a run on to other tools: TensorBoard, Weights & Biases, Trackio. `report_to`
+chooses them."""
 
 from __future__ import annotations
 

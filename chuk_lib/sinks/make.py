@@ -1,4 +1,5 @@
-"""From names to sinks. A sink learns everything from the `started` event and closes itself at `finished`."""
+"""From names to sinks. A sink learns everything from the `started` event and closes itself at
+`finished`."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ SINKS = {
 def make_sinks(names: Sequence[str]) -> list[Sink]:
     """The sinks that `report_to` names, each once; the name `none` stands for no sink.
 
-    Raises ConfigError for an unknown name, a package that is not installed, or one that lacks a login.
-    """
+    Raises ConfigError for an unknown name, a package that is not installed, or one that lacks a
+    login."""
     sinks: list[Sink] = []
     for name in dict.fromkeys(names):
         if name == "none":
@@ -32,7 +33,9 @@ def make_sinks(names: Sequence[str]) -> list[Sink]:
             hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(SINKS)}"
             raise ConfigError(f"`report_to` has no `{name}`", hint)
         if find_spec(name) is None:
-            raise ConfigError(f"`report_to` names {name}, which is not installed", f"`pip install {name}`")
+            raise ConfigError(
+                f"`report_to` names {name}, which is not installed", f"`pip install {name}`"
+            )
         module, _, cls = SINKS[name].partition(":")
         sinks.append(getattr(import_module(module), cls)())
     return sinks

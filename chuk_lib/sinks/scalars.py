@@ -1,4 +1,5 @@
-"""The numbers of an event under the names that Hugging Face's trainers use: `train/loss`, `eval/loss`."""
+"""The numbers of an event under the names that Hugging Face's trainers use: `train/loss`,
+`eval/loss`."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ _FLUSH_SECONDS = 5
 
 
 class TensorBoardSink:
-    """Scalars of steps and evaluations; settings and samples as text. A resumed run hides the steps it takes again."""
+    """Scalars of steps and evaluations; settings and samples as text. A resumed run hides the steps
+    it takes again."""
 
     def __init__(self) -> None:
         self.__name__ = "tensorboard"
@@ -28,7 +29,9 @@ class TensorBoardSink:
         elif event.kind == "sample":
             self._text("sample", _sample(event), event)
         elif numbers := scalars(event):
-            self._write(event, [{"tag": name, "simple_value": value} for name, value in numbers.items()])
+            self._write(
+                event, [{"tag": name, "simple_value": value} for name, value in numbers.items()]
+            )
         elif event.kind == "finished" and self._writer is not None:
             self._writer.close()
 
@@ -41,7 +44,9 @@ class TensorBoardSink:
         self._writer = EventFileWriter(str(folder), flush_secs=_FLUSH_SECONDS)
         if event.step:  # TensorBoard drops what came after this step
             again = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Record(wall_time=event.time, step=event.step + 1, session_log=again))
+            self._writer.add_event(
+                Record(wall_time=event.time, step=event.step + 1, session_log=again)
+            )
         self._text("settings", _code(json.dumps(event.data.get("config") or {}, indent=2)), event)
 
     def _text(self, tag: str, text: str, event: Event) -> None:
@@ -64,7 +69,8 @@ class TensorBoardSink:
 
 def _sample(event: Event) -> str:
     return "\n".join(
-        f"**{name}**\n\n{_code(str(event.data.get(name, '')))}" for name in ("prompt", "target", "completion")
+        f"**{name}**\n\n{_code(str(event.data.get(name, '')))}"
+        for name in ("prompt", "target", "completion")
     )
 
 

@@ -1,4 +1,5 @@
-"""Trackio: metrics in a local database (`trackio show --project chuk`); TRACKIO_SPACE_ID sends them to a Space.
+"""Trackio: metrics in a local database (`trackio show --project chuk`); TRACKIO_SPACE_ID sends them
+to a Space.
 
 Trackio prints to stdout; that is caught, since stdout is the result of a command.
 """
@@ -38,6 +39,11 @@ class TrackioSink:
             import trackio
 
             self._run = trackio.init(
-                PROJECT, name=run_name(event), config=dict(event.data.get("config") or {}),
-                resume="allow" if event.step else "never", embed=False, auto_log_gpu=False, auto_log_cpu=False,
-            )  # fmt: skip
+                PROJECT,
+                name=run_name(event),
+                config=dict(event.data.get("config") or {}),
+                resume="allow" if event.step else "never",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )

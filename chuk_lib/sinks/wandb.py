@@ -1,7 +1,8 @@
-"""Weights & Biases. `WANDB_MODE=offline` needs no network and no login; `wandb sync RUN/wandb/offline-…` sends later.
+"""Weights & Biases. `WANDB_MODE=offline` needs no network and no login; `wandb sync
+RUN/wandb/offline-…` sends later.
 
-W&B reads its own variables (WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE …); without a project the run goes to `chuk`.
-"""
+W&B reads its own variables (WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE …); without a project the run
+goes to `chuk`."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ _ID_FILE = "chuk-run-id"
 
 
 class WandbSink:
-    """Metrics over `train/global_step`, settings as the run's config, samples as text. A resumed run is one run."""
+    """Metrics over `train/global_step`, settings as the run's config, samples as text. A resumed
+    run is one run."""
 
     def __init__(self) -> None:
-        """Raises ConfigError when nobody is logged in: W&B would ask in the middle of the dashboard."""
+        """Raises ConfigError when nobody is logged in: W&B would ask in the middle of the
+        dashboard."""
         import wandb
 
         self.__name__ = "wandb"
@@ -30,14 +33,18 @@ class WandbSink:
         self._project = settings.project or "chuk"
         if settings.mode not in ("offline", "dryrun", "disabled") and not wandb.api.api_key:
             raise ConfigError(
-                "`report_to` names wandb, but nobody is logged in", "`wandb login`, or WANDB_MODE=offline"
+                "`report_to` names wandb, but nobody is logged in",
+                "`wandb login`, or WANDB_MODE=offline",
             )
 
     def __call__(self, event: Event) -> None:
         if event.kind == "started":
             self._start(event)
         elif event.kind == "sample":
-            texts = {f"sample/{name}": str(event.data.get(name, "")) for name in ("prompt", "target", "completion")}
+            texts = {
+                f"sample/{name}": str(event.data.get(name, ""))
+                for name in ("prompt", "target", "completion")
+            }
             self._run.log(texts | {_STEP: event.step})
         elif numbers := scalars(event):
             self._run.log(numbers | {_STEP: event.step})
@@ -50,13 +57,19 @@ class WandbSink:
         folder = Path(str(event.data["run_dir"]))
         config = dict(event.data.get("config") or {})
         about = {
-            key: event.data[key] for key in ("algorithm", "parameters", "trainable_parameters") if key in event.data
+            key: event.data[key]
+            for key in ("algorithm", "parameters", "trainable_parameters")
+            if key in event.data
         }
         self._run = wandb.init(
-            project=self._project, name=run_name(event), id=_run_id(folder, fresh=not event.step), resume="allow",
-            dir=str(folder), config=config | about,
+            project=self._project,
+            name=run_name(event),
+            id=_run_id(folder, fresh=not event.step),
+            resume="allow",
+            dir=str(folder),
+            config=config | about,
             settings=wandb.Settings(silent=True, console="off", disable_code=True),
-        )  # fmt: skip
+        )
         self._run.define_metric(_STEP)
         self._run.define_metric("*", step_metric=_STEP, step_sync=True)
 

@@ -1,9 +1,9 @@
 """Training: one engine, and the algorithms that run on it.
 
-Read `algorithm`, `engine`, `run` and `sft_trainer`, in this order; `recipes` lists all algorithms. `preference` learns
-from pairs and labels, `online` from what the model writes; `losses` and `utils` are what they compute with. `pipeline`
-runs several trainings, `measuring` measures and compares models, `planning` says what a run would need.
-"""
+Read `algorithm`, `engine`, `run` and `sft_trainer`, in this order; `recipes` lists all algorithms.
+`preference` learns from pairs and labels, `online` from what the model writes; `losses` and `utils`
+are what they compute with. `pipeline` runs several trainings, `measuring` measures and compares
+models, `planning` says what a run would need."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The types every trainer is made of. Read this first.
 
-Shape letters: B rows, T tokens, C completion tokens, V vocabulary, G group. A *step* is one step of the plan; it
-makes one or more *updates* (optimizer applications); an update is made of *micro-batches*, what is run at once.
-"""
+Shape letters: B rows, T tokens, C completion tokens, V vocabulary, G group. A *step* is one step of
+the plan; it makes one or more *updates* (optimizer applications); an update is made of
+*micro-batches*, what is run at once."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ Arrays = dict[str, mx.array]
 
 
 class Loss(NamedTuple):
-    """A sum and its weight, so that micro-batches of unequal size add up exactly; the loss is total / weight.
+    """A sum and its weight, so that micro-batches of unequal size add up exactly; the loss is total
+    / weight.
 
-    `metrics` are sums over the same weight: the engine divides each by the summed weight. All scalars, float32.
-    """
+    `metrics` are sums over the same weight: the engine divides each by the summed weight. All
+    scalars, float32."""
 
     total: mx.array
     weight: mx.array
@@ -30,9 +31,9 @@ class Loss(NamedTuple):
 
 
 class Update(NamedTuple):
-    """The micro-batches of one optimizer application, the sum of their loss weights (known before any is run, so
-    that gradients are divided by it once; above 0, and the engine compares it with what the losses weigh), and counts
-    to report (tokens, rows …), which are added up."""
+    """The micro-batches of one optimizer application, the sum of their loss weights (known before
+    any is run, so that gradients are divided by it once; above 0, and the engine compares it with
+    what the losses weigh), and counts to report (tokens, rows …), which are added up."""
 
     micro_batches: list[Arrays]
     weight: float
@@ -43,10 +44,10 @@ class Update(NamedTuple):
 class Report:
     """What a finished step has to tell beside its losses.
 
-    `metrics` are averaged over the steps of a log record (a metric that a step does not have is left out of the
-    mean; NaN counts as not there). `completions` go to `completions.jsonl`, a line each; the first `shown` of them go
-    into the log too, for whoever watches. `warnings` are told once each.
-    """
+    `metrics` are averaged over the steps of a log record (a metric that a step does not have is
+    left out of the mean; NaN counts as not there). `completions` go to `completions.jsonl`, a line
+    each; the first `shown` of them go into the log too, for whoever watches. `warnings` are told
+    once each."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     completions: Sequence[Mapping[str, Any]] = ()
@@ -55,8 +56,8 @@ class Report:
 
 
 class Memory(NamedTuple):
-    """What an algorithm keeps between steps beside the trained weights; a checkpoint holds it: `arrays` by name, and
-    `values`, plain data."""
+    """What an algorithm keeps between steps beside the trained weights; a checkpoint holds it:
+    `arrays` by name, and `values`, plain data."""
 
     arrays: dict[str, mx.array]
     values: dict[str, Any]
@@ -65,8 +66,8 @@ class Memory(NamedTuple):
 class Algorithm(ABC):
     """What differs between SFT, DPO, GRPO and PPO: where updates come from, and the loss.
 
-    `updates` and `loss` are pure functions of (step, seed, weights, memory): that is what makes resuming exact. MLX's
-    global random state is seeded from (seed, step) before `updates` is asked.
+    `updates` and `loss` are pure functions of (step, seed, weights, memory): that is what makes
+    resuming exact. MLX's global random state is seeded from (seed, step) before `updates` is asked.
     """
 
     model: nn.Module
@@ -74,11 +75,13 @@ class Algorithm(ABC):
 
     @abstractmethod
     def updates(self, step: int) -> Iterable[Update]:
-        """The optimizer updates of one step (0-based). What is yielded is applied before the next is asked for."""
+        """The optimizer updates of one step (0-based). What is yielded is applied before the next
+        is asked for."""
 
     @abstractmethod
     def loss(self, model: nn.Module, micro_batch: Arrays) -> Loss:
-        """Same model and micro-batch, same loss. On a GPU it is compiled: no values of arrays may be read."""
+        """Same model and micro-batch, same loss. On a GPU it is compiled: no values of arrays may
+        be read."""
 
     @abstractmethod
     def where(self, step: int) -> str:

@@ -1,10 +1,10 @@
 """Checkpoints: written beside, flushed to disk, renamed; checksummed, and verified when read.
 
-A checkpoint `step_000020` holds the state after 20 finished steps: weights (a model or adapter folder that other tools
-read), `optimizer.safetensors`, `memory.safetensors` when the algorithm keeps more (a value head, a moving reference),
-and `state.json`, which has the step, the counters of the run and the checksum of every other file. A kill at any
-moment leaves the previous checkpoints whole and at most a `.partial-…` folder behind.
-"""
+A checkpoint `step_000020` holds the state after 20 finished steps: weights (a model or adapter
+folder that other tools read), `optimizer.safetensors`, `memory.safetensors` when the algorithm
+keeps more (a value head, a moving reference), and `state.json`, which has the step, the counters of
+the run and the checksum of every other file. A kill at any moment leaves the previous checkpoints
+whole and at most a `.partial-…` folder behind."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ _MEMORY = "memory.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk that was verified: its folder, its step, and the state the engine kept in it."""
+    """A checkpoint on disk that was verified: its folder, its step, and the state the engine kept
+    in it."""
 
     folder: Path
     step: int
@@ -54,8 +55,8 @@ def save_checkpoint(
 ) -> Path:
     """Write checkpoint `step` and make it the latest. Returns its folder.
 
-    Raises TrainingError when the disk refuses (full, read-only): what was there before stays as it was.
-    """
+    Raises TrainingError when the disk refuses (full, read-only): what was there before stays as it
+    was."""
     folder = run.checkpoints / f"step_{step:06d}"
     partial = run.checkpoints / f".partial-{folder.name}"
     try:
@@ -90,17 +91,20 @@ def save_checkpoint(
 
 
 class CheckpointClock:
-    """When a checkpoint is due by time alone, `minutes` after the last (0: never). Such a one is `passing`: the next
-    takes its place. `checkpoint` is the one that a run goes on from."""
+    """When a checkpoint is due by time alone, `minutes` after the last (0: never). Such a one is
+    `passing`: the next takes its place. `checkpoint` is the one that a run goes on from."""
 
     def __init__(self, minutes: float, checkpoint: Checkpoint | None = None) -> None:
         self._seconds, self._saved = 60 * minutes, time.monotonic()
-        self._passing = checkpoint.folder.name if checkpoint and checkpoint.state.get("passing") else None
+        self._passing = (
+            checkpoint.folder.name if checkpoint and checkpoint.state.get("passing") else None
+        )
         self.is_due = False
         """Whether the checkpoint that is written now was asked for by time alone."""
 
     def is_overdue(self) -> bool:
-        """Whether the last checkpoint is too long ago; the engine asks when nothing else wants one."""
+        """Whether the last checkpoint is too long ago; the engine asks when nothing else wants
+        one."""
         self.is_due = self._seconds > 0 and time.monotonic() - self._saved >= self._seconds
         return self.is_due
 
@@ -115,17 +119,24 @@ class CheckpointClock:
 def list_checkpoints(run: Path) -> list[Path]:
     """Checkpoint folders of a run, oldest first, unverified."""
     folder = run / "checkpoints"
-    found = [entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name)] if folder.is_dir() else []
+    found = (
+        [entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name)]
+        if folder.is_dir()
+        else []
+    )
     return sorted(found, key=lambda entry: int(entry.name.removeprefix("step_")))
 
 
 def verify_checkpoint(folder: Path) -> Checkpoint:
-    """Read `state.json` and check every file against it. Raises ModelError that names the damaged file."""
+    """Read `state.json` and check every file against it. Raises ModelError that names the damaged
+    file."""
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         files, step, seal_of_state = dict(state["files"]), int(state["step"]), state.pop("sha256")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"checkpoint `{folder}` is damaged: `{STATE}` is missing or unreadable") from None
+        raise ModelError(
+            f"checkpoint `{folder}` is damaged: `{STATE}` is missing or unreadable"
+        ) from None
     if seal_of_state != seal_of(state) or _OPTIMIZER not in files:
         raise ModelError(f"checkpoint `{folder}` is damaged: `{STATE}` is not as it was written")
     for name, written in files.items():
@@ -145,7 +156,9 @@ def newest_valid(run: Path, warn: Callable[[str], None]) -> Checkpoint:
             return verify_checkpoint(folder)
         except ModelError as error:
             warn(error.message)
-    raise ModelError(f"`{run}` has no valid checkpoint to resume from", "start the run again with --overwrite")
+    raise ModelError(
+        f"`{run}` has no valid checkpoint to resume from", "start the run again with --overwrite"
+    )
 
 
 def load_optimizer_state(checkpoint: Checkpoint) -> dict[str, mx.array]:
@@ -161,8 +174,8 @@ def load_memory(checkpoint: Checkpoint) -> Memory:
 
 
 def prune(run: Path, keep: int | None, best: str | None, passing: str | None = None) -> None:
-    """Remove the oldest checkpoints beyond `keep`, and `passing`, one that was there in case of a failure only; never
-    the best one. Leftovers of killed writers go too."""
+    """Remove the oldest checkpoints beyond `keep`, and `passing`, one that was there in case of a
+    failure only; never the best one. Leftovers of killed writers go too."""
     for leftover in (run / "checkpoints").glob(".partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     if passing is not None and passing != best:
@@ -180,14 +193,17 @@ def _sealed(path: Path) -> dict[str, Any]:
 
 
 def flush_drive(path: Path) -> None:
-    """On macOS have the drive write what it was given so far: `fsync` there ends at the drive's own memory, which a
-    power cut empties. Once for all files of a checkpoint, before older ones go. Elsewhere `fsync` has done it."""
+    """On macOS have the drive write what it was given so far: `fsync` there ends at the drive's own
+    memory, which a power cut empties. Once for all files of a checkpoint, before older ones go.
+    Elsewhere `fsync` has done it."""
     full = getattr(fcntl, "F_FULLFSYNC", None)
     if full is None:
         return
     handle = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a network volume that knows no such thing: its server has what fsync sent
+        with suppress(
+            OSError
+        ):  # a network volume that knows no such thing: its server has what fsync sent
             fcntl.fcntl(handle, full)
     finally:
         os.close(handle)

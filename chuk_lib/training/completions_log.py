@@ -1,4 +1,5 @@
-"""All that a model writes while it is trained: `completions.jsonl` of a run, a line a completion."""
+"""All that a model writes while it is trained: `completions.jsonl` of a run, a line a
+completion."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from chuk_lib.utils.paths import replace_file
 
 
 class CompletionsLog:
-    """Appends completions; made when there is a first one. A resumed run begins with the lines of the steps that its
-    checkpoint knows: later ones are written again."""
+    """Appends completions; made when there is a first one. A resumed run begins with the lines of
+    the steps that its checkpoint knows: later ones are written again."""
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
@@ -35,7 +36,8 @@ class CompletionsLog:
 
 
 def read_completions(path: Path) -> Iterator[dict[str, Any]]:
-    """The completions of a run in their order; a line that a killed process left half-written is passed over."""
+    """The completions of a run in their order; a line that a killed process left half-written is
+    passed over."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             try:

@@ -1,8 +1,8 @@
 """The one loop. Every trainer is an `Algorithm` (where updates come from, and a loss) run by `fit`.
 
-A step owns its randomness (seeded from (seed, step)) and its batches are addressed by step, so a run that resumes at
-step k does bit for bit what an uninterrupted one does. What an update is stands in `updater`.
-"""
+A step owns its randomness (seeded from (seed, step)) and its batches are addressed by step, so a
+run that resumes at step k does bit for bit what an uninterrupted one does. What an update is stands
+in `updater`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ from chuk_lib.utils.best import improves
 
 @dataclass(frozen=True)
 class Cadence:
-    """How far to go and when to look up. Steps count from 0; cadences fire after a step is finished. The best
-    checkpoint is the one with the least (or greatest) value of the evaluation metric `watched`. The schedule counts
-    updates: step s makes those from s·`updates_per_step` on."""
+    """How far to go and when to look up. Steps count from 0; cadences fire after a step is
+    finished. The best checkpoint is the one with the least (or greatest) value of the evaluation
+    metric `watched`. The schedule counts updates: step s makes those from s·`updates_per_step` on.
+    """
 
     steps: int
     seed: int
@@ -51,17 +52,19 @@ class Cadence:
     updates_per_step: int = 1
 
     def learning_rate(self, step: int, number: int) -> float:
-        """The rate of update `number` of a step, both 0-based; updates beyond those of a step have that of its last."""
-        return self.schedule.learning_rate(step * self.updates_per_step + min(number, self.updates_per_step - 1))
+        """The rate of update `number` of a step, both 0-based; updates beyond those of a step have
+        that of its last."""
+        return self.schedule.learning_rate(
+            step * self.updates_per_step + min(number, self.updates_per_step - 1)
+        )
 
 
 @dataclass
 class Progress:
     """What a run remembers between steps besides weights and moments; a checkpoint keeps it.
 
-    `best` is {"step", and the watched metric, such as "eval_loss"}; `stale` counts evaluations since then; `counts`
-    are sums over the run.
-    """
+    `best` is {"step", and the watched metric, such as "eval_loss"}; `stale` counts evaluations
+    since then; `counts` are sums over the run."""
 
     step: int = 0
     counts: dict[str, int] = field(default_factory=dict)
@@ -80,10 +83,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the engine calls between steps. `save(progress, is_best)` writes a checkpoint; `evaluate(step)` measures and
-    may add a `sample`; `should_stop()` is asked after every step; `between_steps()` is for the runtime; `overdue()`
-    says that the last checkpoint is too long ago; `keep_completions(step, rows)` stores what the model wrote in a step;
-    `reserve(micro_batch)` makes room for one."""
+    """What the engine calls between steps. `save(progress, is_best)` writes a checkpoint;
+    `evaluate(step)` measures and may add a `sample`; `should_stop()` is asked after every step;
+    `between_steps()` is for the runtime; `overdue()` says that the last checkpoint is too long ago;
+    `keep_completions(step, rows)` stores what the model wrote in a step; `reserve(micro_batch)`
+    makes room for one."""
 
     emit: Sink
     save: Callable[[Progress, bool], None]
@@ -124,8 +128,8 @@ class _Window:
         self.completions = _spread(report.completions, report.shown) or self.completions
 
     def record(self) -> dict[str, Any]:
-        """Means over the window: loss and metrics by weight, rates by time, what steps reported by step; grad_norm
-        is the last one."""
+        """Means over the window: loss and metrics by weight, rates by time, what steps reported by
+        step; grad_norm is the last one."""
         sums = dict(self.sums)
         weight, grad_norm = max(sums.pop("weight", 0.0), 1e-9), sums.pop("grad_norm", 0.0)
         metrics = {"loss": sums.pop("total", 0.0) / weight, "grad_norm": grad_norm}
@@ -152,13 +156,17 @@ def _spread(rows: Sequence[Mapping[str, Any]], most: int) -> Sequence[Mapping[st
 
 
 def fit(
-    algorithm: Algorithm, optimizer: ChukOptimizer | Learner, plan: Cadence, progress: Progress, hooks: Hooks
+    algorithm: Algorithm,
+    optimizer: ChukOptimizer | Learner,
+    plan: Cadence,
+    progress: Progress,
+    hooks: Hooks,
 ) -> str:
-    """Train from `progress.step` to `plan.steps`. Returns why it ended: done, stopped or early_stopping.
+    """Train from `progress.step` to `plan.steps`. Returns why it ended: done, stopped or
+    early_stopping.
 
-    `progress` is updated in place. The last finished step is always saved. Raises TrainingError when a loss or
-    gradient is not finite, after saving the last good state.
-    """
+    `progress` is updated in place. The last finished step is always saved. Raises TrainingError
+    when a loss or gradient is not finite, after saving the last good state."""
     update = (
         optimizer
         if isinstance(optimizer, Learner)
@@ -176,9 +184,17 @@ def fit(
         window.seconds += time.perf_counter() - began
         hooks.emit(Event("moved", progress.step))
         if progress.step % plan.log_interval == 0 or progress.step in (1, plan.steps):
-            hooks.emit(Event("step", progress.step, _record(window, learning_rate, progress, hooks)))
+            hooks.emit(
+                Event("step", progress.step, _record(window, learning_rate, progress, hooks))
+            )
             if window.completions:
-                hooks.emit(Event("completions", progress.step, {"rows": [dict(row) for row in window.completions]}))
+                hooks.emit(
+                    Event(
+                        "completions",
+                        progress.step,
+                        {"rows": [dict(row) for row in window.completions]},
+                    )
+                )
             window = _Window()
         improved = _evaluate_if_due(algorithm, plan, progress, hooks)
         stale = _is_stale(plan, progress)
@@ -220,7 +236,9 @@ def _run_step(
         try:
             sums = update(part, learning_rate)
         except FloatingPointError as error:
-            raise _bad_numbers(algorithm, error, progress, hooks, saved_at, updates_done=number) from None
+            raise _bad_numbers(
+                algorithm, error, progress, hooks, saved_at, updates_done=number
+            ) from None
         window.add(sums, part.counts)
         norms.append(sums.get("grad_norm", 0.0))
         add_up(counts, part.counts)
@@ -238,7 +256,9 @@ def _run_step(
     return learning_rate
 
 
-def _record(window: _Window, learning_rate: float, progress: Progress, hooks: Hooks) -> dict[str, Any]:
+def _record(
+    window: _Window, learning_rate: float, progress: Progress, hooks: Hooks
+) -> dict[str, Any]:
     record = window.record() | {
         "learning_rate": learning_rate,
         **_run_counts(progress.counts),
@@ -266,7 +286,9 @@ def _evaluate_if_due(algorithm: Algorithm, plan: Cadence, progress: Progress, ho
     runtime.release_cache()
     sample = metrics.pop("sample", None)
     best = (progress.best or {}).get(plan.watched)
-    improved = improves(metrics[plan.watched], best, greater=plan.greater_is_better, threshold=plan.threshold)
+    improved = improves(
+        metrics[plan.watched], best, greater=plan.greater_is_better, threshold=plan.threshold
+    )
     progress.stale = 0 if improved else progress.stale + 1
     if improved:
         progress.best = {"step": progress.step, plan.watched: metrics[plan.watched]}
@@ -285,16 +307,22 @@ def _bad_numbers(
     saved_at: int,
     updates_done: int,
 ) -> TrainingError:
-    """The error that ends the run. The state is saved when it is that of a whole step: after the first update of
-    several it is not."""
+    """The error that ends the run. The state is saved when it is that of a whole step: after the
+    first update of several it is not."""
     if updates_done == 0 and saved_at != progress.step:
         hooks.save(progress, False)
         saved_at = progress.step
     kept = f"the state after step {saved_at} is saved" if saved_at else "nothing was trained"
-    done = "no weight was changed" if updates_done == 0 else f"update {updates_done + 1} of the step was not applied"
+    done = (
+        "no weight was changed"
+        if updates_done == 0
+        else f"update {updates_done + 1} of the step was not applied"
+    )
     return TrainingError(
-        f"step {progress.step + 1} is not finite ({error}) on {algorithm.where(progress.step)}; {done}, {kept}",
-        f"{_range_words(algorithm.model)}lower the learning rate, set max_grad_norm, or look at these rows",
+        f"step {progress.step + 1} is not finite ({error}) on {algorithm.where(progress.step)};"
+        f" {done}, {kept}",
+        f"{_range_words(algorithm.model)}lower the learning rate, set max_grad_norm, or look at"
+        " these rows",
     )
 
 

@@ -9,7 +9,8 @@ from chuk_lib.training.utils.gradient_utils import add_up, to_float
 
 
 def evaluate_loss(algorithm: Algorithm, steps: int) -> dict[str, float]:
-    """`eval_loss` and the algorithm's metrics as `eval_…` over all rows of its plan: sums divided once.
+    """`eval_loss` and the algorithm's metrics as `eval_…` over all rows of its plan: sums divided
+    once.
 
     The model should be in eval mode. Draws no random numbers.
     """

@@ -1,9 +1,9 @@
-"""What a run depends on, and whether it is still that when the run goes on: data, weights, tokenizer, reference, reward
-files, and the rows that come next.
+"""What a run depends on, and whether it is still that when the run goes on: data, weights,
+tokenizer, reference, reward files, and the rows that come next.
 
-A checkpoint keeps a fingerprint of each (`inputs`), the settings it was trained with, and one of the rows of the steps
-around it. What leads to another result is refused by name, or told when the user allows it; a changed setting is told.
-"""
+A checkpoint keeps a fingerprint of each (`inputs`), the settings it was trained with, and one of
+the rows of the steps around it. What leads to another result is refused by name, or told when the
+user allows it; a changed setting is told."""
 
 from __future__ import annotations
 
@@ -23,12 +23,20 @@ from chuk_lib.utils.identity import fingerprint
 
 _NOT_WEIGHTS = ("optimizer.safetensors", "memory.safetensors")
 _TOKENIZER = (
-    "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.jinja",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 _WORDS = {
-    "data": "training data", "model": "base weights (`model`)", "tokenizer": "tokenizer",
-    "ref_model": "reference (`ref_model`)", "value_model": "values to begin with (`value_model`)",
-}  # fmt: skip
+    "data": "training data",
+    "model": "base weights (`model`)",
+    "tokenizer": "tokenizer",
+    "ref_model": "reference (`ref_model`)",
+    "value_model": "values to begin with (`value_model`)",
+}
 _NO_RESULT = (
     "model",
     "data",
@@ -43,7 +51,8 @@ _NO_RESULT = (
 
 
 def model_files(source: str) -> list[Path]:
-    """The weight files that a local source stands for, adapters included; none for a hub id. Raises ModelError."""
+    """The weight files that a local source stands for, adapters included; none for a hub id. Raises
+    ModelError."""
     if not Path(source).expanduser().exists():
         return []
     found = locate(source, local_only=True)
@@ -54,31 +63,42 @@ def model_files(source: str) -> list[Path]:
 def files_of(folder: Path) -> list[Path]:
     """The files with a model's or an adapter's weights in a folder."""
     base = weight_files(folder) if (folder / "config.json").is_file() else []
-    others = [path for path in sorted(folder.glob("*.safetensors")) if path.name not in _NOT_WEIGHTS]
+    others = [
+        path for path in sorted(folder.glob("*.safetensors")) if path.name not in _NOT_WEIGHTS
+    ]
     return base or others
 
 
 def fingerprint_model(source: str) -> str:
-    """64 digits of the weights that a local source stands for; the name of one on the hub. Raises ModelError."""
+    """64 digits of the weights that a local source stands for; the name of one on the hub. Raises
+    ModelError."""
     files = model_files(source)
     return fingerprint(files) if files else source
 
 
 def fingerprint_settings(config: Any, skip: Sequence[str] = ()) -> dict[str, str]:
-    """Fingerprints of the models and reward files that settings name, by what they are. Raises ModelError for a model
-    that is not there, OSError for a file that cannot be read."""
-    named = {name: getattr(config, name) for name in names_of(type(config), "model") if name not in skip}
-    found = {name: fingerprint_model(str(value)) for name, value in named.items() if value not in (None, "copy")}
+    """Fingerprints of the models and reward files that settings name, by what they are. Raises
+    ModelError for a model that is not there, OSError for a file that cannot be read."""
+    named = {
+        name: getattr(config, name) for name in names_of(type(config), "model") if name not in skip
+    }
+    found = {
+        name: fingerprint_model(str(value))
+        for name, value in named.items()
+        if value not in (None, "copy")
+    }
     for path, what in reward_paths(getattr(config, "rewards", ())):
         is_file = what == "file"
-        found[f"reward {path}"] = fingerprint([Path(path).expanduser()]) if is_file else fingerprint_model(path)
+        found[f"reward {path}"] = (
+            fingerprint([Path(path).expanduser()]) if is_file else fingerprint_model(path)
+        )
     return found
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Fingerprints by name. Those of the base weights are made in a thread while the first steps run: reading a large
-    file takes seconds."""
+    """Fingerprints by name. Those of the base weights are made in a thread while the first steps
+    run: reading a large file takes seconds."""
 
     known: Mapping[str, str]
     weights: Callable[[], dict[str, str]]
@@ -89,12 +109,18 @@ class Inputs:
 
 
 def inputs_of(config: Any, provenance: Any, data: str) -> Inputs:
-    """What a run depends on, with the data's own fingerprint. `provenance` says where the policy was read."""
-    folders = [provenance.folder, *([provenance.adapter_folder] if provenance.adapter_folder else [])]
+    """What a run depends on, with the data's own fingerprint. `provenance` says where the policy
+    was read."""
+    folders = [
+        provenance.folder,
+        *([provenance.adapter_folder] if provenance.adapter_folder else []),
+    ]
 
     def weights() -> dict[str, str]:
         parts = {"model": [path for folder in folders for path in files_of(folder)]}
-        parts["tokenizer"] = [path for name in _TOKENIZER if (path := provenance.folder / name).is_file()]
+        parts["tokenizer"] = [
+            path for name in _TOKENIZER if (path := provenance.folder / name).is_file()
+        ]
         return {name: _readable(files) for name, files in parts.items()}
 
     thread = ThreadPoolExecutor(1, "chuk-identity")
@@ -119,14 +145,20 @@ def rows_around(rows: Callable[[int], Sequence[int]] | None, step: int) -> str |
 
 
 def compare(
-    state: Mapping[str, Any], now: Mapping[str, Any], run: Path, step: int, *, chosen: Sequence[str], allowed: bool
+    state: Mapping[str, Any],
+    now: Mapping[str, Any],
+    run: Path,
+    step: int,
+    *,
+    chosen: Sequence[str],
+    allowed: bool,
 ) -> list[str]:
-    """Warnings about what changed since a checkpoint, whose `state` and today's `now` have `inputs`, `settings` and
-    `rows`. Settings that were `chosen` on the way are no news.
+    """Warnings about what changed since a checkpoint, whose `state` and today's `now` have
+    `inputs`, `settings` and `rows`. Settings that were `chosen` on the way are no news.
 
-    Raises DataError, ModelError or ConfigError for what leads to another result, unless that is `allowed`. A state
-    from before there was such a record is held against the data alone, and a warning says so.
-    """
+    Raises DataError, ModelError or ConfigError for what leads to another result, unless that is
+    `allowed`. A state from before there was such a record is held against the data alone, and a
+    warning says so."""
     before = state.get("inputs") or {"data": state.get("fingerprint")}
     changed = [name for name in before if before[name] != now["inputs"].get(name)]
     settings = _differences(state.get("settings") or {}, now["settings"], chosen)
@@ -136,13 +168,22 @@ def compare(
     if refusals and not allowed:
         raise refusals[0]
     told = [error.message for error in refusals]
-    told += [f"settings changed since step {step:,}: {'; '.join(settings)}"] if settings and not moved else []
+    told += (
+        [f"settings changed since step {step:,}: {'; '.join(settings)}"]
+        if settings and not moved
+        else []
+    )
     if "inputs" not in state:
-        told.append("the checkpoint is from an older chuk: only its data was compared, not weights, rewards, settings")
+        told.append(
+            "the checkpoint is from an older chuk: only its data was compared, not weights,"
+            " rewards, settings"
+        )
     return told
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], chosen: Sequence[str]) -> list[str]:
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], chosen: Sequence[str]
+) -> list[str]:
     names = [name for name in changed_settings(old, new) if name not in (*_NO_RESULT, *chosen)]
     return [f"{name} was {_shown(old[name])}, now {_shown(new[name])}" for name in names]
 
@@ -170,13 +211,17 @@ def _changed_input(name: str, run: Path) -> ChukError:
         )
     what = _WORDS.get(name) or f"reward `{name.removeprefix('reward ')}`"
     kind = ConfigError if name.startswith("reward ") else ModelError
-    return kind(f"the {what} changed since `{run}` was trained so far", "put it back, or go on with --allow-changed")
+    return kind(
+        f"the {what} changed since `{run}` was trained so far",
+        "put it back, or go on with --allow-changed",
+    )
 
 
 def _moved_rows(settings: Sequence[str], run: Path, step: int) -> ChukError:
     why = "; ".join(settings) or "the settings of the data's order changed"
     return ConfigError(
-        f"`{run}` would not go on at the right row: {why}. After step {step:,} rows would be skipped or come again",
-        "put it back (batch_size and gradient_accumulation_steps may change when their product stays), or go on "
-        "with --allow-changed",
+        f"`{run}` would not go on at the right row: {why}. After step {step:,} rows would be"
+        " skipped or come again",
+        "put it back (batch_size and gradient_accumulation_steps may change when their product"
+        " stays), or go on with --allow-changed",
     )

@@ -1,8 +1,7 @@
 """Whole jobs, as the command line runs them: settings in, run directory out.
 
-Cheap checks come first (output folder, data file), the model is loaded once, and the run directory is made only when
-model and data are known to be good: a failed start leaves nothing behind.
-"""
+Cheap checks come first (output folder, data file), the model is loaded once, and the run directory
+is made only when model and data are known to be good: a failed start leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -41,11 +40,12 @@ def train(
     overwrite: bool = False,
     make_player: MakePlayer | None = None,
 ) -> RunResult:
-    """A run of an algorithm of `recipes`, from settings. Data from stdin (`-`) is kept in the run directory. With GRPO
-    and PPO `make_player(model, tokenizer)` gives what answers the prompts; unset, the model does, in one turn.
+    """A run of an algorithm of `recipes`, from settings. Data from stdin (`-`) is kept in the run
+    directory. With GRPO and PPO `make_player(model, tokenizer)` gives what answers the prompts;
+    unset, the model does, in one turn.
 
-    Raises ConfigError, ModelError, DataError or TrainingError; nothing is written before the first step can be taken.
-    """
+    Raises ConfigError, ModelError, DataError or TrainingError; nothing is written before the first
+    step can be taken."""
     config, output = check_start(algorithm, config, overwrite)
     output = output.resolve()
     settings = absolute(replace(config, output=str(output)))
@@ -74,8 +74,9 @@ def train(
 
 
 def check_start(algorithm: str, config: Config, overwrite: bool = False) -> tuple[Config, Path]:
-    """The checked settings of a run and its folder: what can be refused before anything is loaded, for training and a
-    plan of it alike. Raises ConfigError for a setting, the folder, or where `report_to` cannot report."""
+    """The checked settings of a run and its folder: what can be refused before anything is loaded,
+    for training and a plan of it alike. Raises ConfigError for a setting, the folder, or where
+    `report_to` cannot report."""
     config = validate(config)
     refuse_idle_settings(config)
     output = Path(config.output or default_run_path(algorithm, required(config, "model")))
@@ -98,16 +99,20 @@ def resume(
     allow_changed: bool = False,
     make_player: MakePlayer | None = None,
 ) -> RunResult:
-    """Go on exactly where a run stopped, from its newest valid checkpoint; at the start when it has none yet.
+    """Go on exactly where a run stopped, from its newest valid checkpoint; at the start when it has
+    none yet.
 
-    `changes` are settings to change on the way (`max_steps`, `num_epochs`); `make_player` is as in `train`, for a run
-    that had one. Raises ModelError when there is no run or no valid checkpoint; DataError, ModelError or ConfigError
-    when data, base weights, reference, tokenizer, player, reward files or the rows that come next are not what they
-    were, unless `allow_changed`: then it is said in warnings.
-    """
+    `changes` are settings to change on the way (`max_steps`, `num_epochs`); `make_player` is as in
+    `train`, for a run that had one. Raises ModelError when there is no run or no valid checkpoint;
+    DataError, ModelError or ConfigError when data, base weights, reference, tokenizer, player,
+    reward files or the rows that come next are not what they were, unless `allow_changed`: then it
+    is said in warnings."""
     run = reopen(run_path)
     try:
-        layers = [Layer("config.yaml", run.directory.read_config()), Layer("the command line", changes or {})]
+        layers = [
+            Layer("config.yaml", run.directory.read_config()),
+            Layer("the command line", changes or {}),
+        ]
         config = resolve(recipes.config_class(run.directory.algorithm), layers).value
         begin_rehearsal(run.directory.algorithm, config)
         name, data = run.directory.algorithm, required(config, "data")

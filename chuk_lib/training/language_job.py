@@ -1,5 +1,5 @@
-"""The one place where a language model becomes a `Job`: what is trained, saved and restored, fingerprinted, and said
-of it."""
+"""The one place where a language model becomes a `Job`: what is trained, saved and restored,
+fingerprinted, and said of it."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ def language_job(
     chosen: Mapping[str, str] | None = None,
     **more: Any,
 ) -> Job:
-    """A job on a trainer's model. `plan` has `steps` and `epoch(step)`; `dataset` its length, `fingerprint` and
-    `report`; `more` are fields of the job, such as `rows` and `updates_per_step`."""
+    """A job on a trainer's model. `plan` has `steps` and `epoch(step)`; `dataset` its length,
+    `fingerprint` and `report`; `more` are fields of the job, such as `rows` and `updates_per_step`.
+    """
     model, config, report = trainer.model, trainer.config, dataset.report.as_dict()
     left_out = loss_words(report)
     updates = plan.steps * more.get("updates_per_step", 1)
@@ -108,7 +109,8 @@ def complete(config: Config, model: nn.Module, adapted: bool, source: str) -> Co
 
 
 def usual_rate(config: TrainerConfig, model: nn.Module, adapted: bool) -> float:
-    """The learning rate when nobody gave one: the trainer's usual one, for the size of this model."""
+    """The learning rate when nobody gave one: the trainer's usual one, for the size of this
+    model."""
     rate = config.usual_rates[adapted]
     return scaled_rate(rate, count_weights(model), config.rate_power) if config.rate_power else rate
 
@@ -116,11 +118,14 @@ def usual_rate(config: TrainerConfig, model: nn.Module, adapted: bool) -> float:
 def prepare_model(model: nn.Module, config: TrainerConfig) -> bool:
     """Choose what is trained: adapters when the model has them, else everything or the last blocks.
 
-    Returns whether adapters are trained. Raises ConfigError when settings ask for what is not there.
-    """
+    Returns whether adapters are trained. Raises ConfigError when settings ask for what is not
+    there."""
     adapted = provenance_of(model).lora is not None
     if config.lora is not None and not adapted:
-        raise ConfigError("the settings ask for LoRA but the model has no adapters", "load it with `lora=config.lora`")
+        raise ConfigError(
+            "the settings ask for LoRA but the model has no adapters",
+            "load it with `lora=config.lora`",
+        )
     if _without_dropout(config):
         switch_dropout_off(model)
     set_trainable(model, lora=adapted, num_layers=None if adapted else config.num_layers)
@@ -136,18 +141,18 @@ def _without_dropout(config: TrainerConfig) -> bool:
 
 
 def settings_notes(config: TrainerConfig, updates: int) -> tuple[str, ...]:
-    """What the user should know about the settings of a run of `updates`: a peak of the learning rate that it never
-    comes to, dropout that is switched off."""
+    """What the user should know about the settings of a run of `updates`: a peak of the learning
+    rate that it never comes to, dropout that is switched off."""
     notes = []
     warmup = warmup_of(config.warmup_steps, config.warmup_ratio, updates)
     if config.lr_scheduler_type != "constant" and 0 < updates <= warmup:
         notes.append(
-            f"the warmup takes {warmup:,} updates and the run has {updates:,}: the learning rate never gets to "
-            f"{config.learning_rate or 0:g}; lower warmup_steps"
+            f"the warmup takes {warmup:,} updates and the run has {updates:,}: the learning rate"
+            f" never gets to {config.learning_rate or 0:g}; lower warmup_steps"
         )
     if config.lora is not None and config.lora.dropout and _without_dropout(config):
         notes.append(
-            f"lora_dropout={config.lora.dropout:g} does nothing: this trainer switches dropout off, as TRL does; "
-            "disable_dropout=false keeps it"
+            f"lora_dropout={config.lora.dropout:g} does nothing: this trainer switches dropout off,"
+            " as TRL does; disable_dropout=false keeps it"
         )
     return tuple(notes)

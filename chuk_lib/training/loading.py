@@ -1,4 +1,5 @@
-"""What every trainer's `load` is made of: the model that settings name, and the splits of their data."""
+"""What every trainer's `load` is made of: the model that settings name, and the splits of their
+data."""
 
 from __future__ import annotations
 
@@ -20,37 +21,48 @@ def required(config: TrainerConfig, name: str) -> str:
     """A setting that a run cannot do without. Raises ConfigError when nobody gave it."""
     value = getattr(config, name)
     if value is None:
-        raise ConfigError(f"`{name}` is not given", f"give --{name}, or `{name}:` in a --config file")
+        raise ConfigError(
+            f"`{name}` is not given", f"give --{name}, or `{name}:` in a --config file"
+        )
     return str(value)
 
 
 def weights_dtype(config: TrainerConfig) -> Dtype:
-    """The type of the weights of what is trained: whole models in float32 unless told otherwise, because small updates
-    are lost in half-precision weights; under adapters as the device likes it."""
-    return cast(Dtype, "float32" if config.dtype == "auto" and config.lora is None else config.dtype)
+    """The type of the weights of what is trained: whole models in float32 unless told otherwise,
+    because small updates are lost in half-precision weights; under adapters as the device likes it.
+    """
+    return cast(
+        Dtype, "float32" if config.dtype == "auto" and config.lora is None else config.dtype
+    )
 
 
 def load_policy(config: TrainerConfig) -> tuple[nn.Module, Any]:
     """The model to train, with new adapters when the settings ask for them, and its tokenizer."""
     lora = config.lora
     asked = LoadConfig(
-        required(config, "model"), use_lora=lora is not None, lora_config=lora or LoRAConfig(),
-        use_4bit=config.load_in_4bit, dtype=weights_dtype(config), revision=config.revision,
-        implementation=cast(Implementation, config.implementation), seed=config.seed,
-    )  # fmt: skip
+        required(config, "model"),
+        use_lora=lora is not None,
+        lora_config=lora or LoRAConfig(),
+        use_4bit=config.load_in_4bit,
+        dtype=weights_dtype(config),
+        revision=config.revision,
+        implementation=cast(Implementation, config.implementation),
+        seed=config.seed,
+    )
     return load_model(asked)
 
 
 def valid_split(source: DataSource) -> str:
-    """Which split of a source is measured: its validation rows, or all when it has but one split."""
+    """Which split of a source is measured: its validation rows, or all when it has but one
+    split."""
     return "valid" if has_split(source, "valid") else "train"
 
 
 def load_splits(
     config: TrainerConfig, source: DataSource, make: Callable[[DataSource, str], Dataset]
 ) -> tuple[Dataset, Dataset | None]:
-    """Training data, and validation data where there is some: `eval_data`, else the source's own. `make` reads a split
-    of a source."""
+    """Training data, and validation data where there is some: `eval_data`, else the source's own.
+    `make` reads a split of a source."""
     dataset = make(source, "train")
     if config.eval_data is None and not has_split(source, "valid"):
         return dataset, None

@@ -1,4 +1,5 @@
-"""The optimizers by name: how each is made, and which settings it reads. Imports nothing heavy until one is made."""
+"""The optimizers by name: how each is made, and which settings it reads. Imports nothing heavy
+until one is made."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OptimizerKind:
-    """`make` gives the optimizer at learning rate 0 and without weight decay: both are the engine's."""
+    """`make` gives the optimizer at learning rate 0 and without weight decay: both are the
+    engine's."""
 
     make: Callable[[RunConfig], optim.Optimizer]
     reads: tuple[str, ...]
@@ -54,7 +56,8 @@ def _muon(config: RunConfig) -> optim.Optimizer:
 
 
 def _is_hidden_matrix(path: str, value: mx.array) -> bool:
-    """Muon's weights (Jordan 2024): matrices inside the blocks; embeddings, head, norms and biases go to Adam."""
+    """Muon's weights (Jordan 2024): matrices inside the blocks; embeddings, head, norms and biases
+    go to Adam."""
     outside = any(part in path for part in ("embed", "lm_head", "wte", "wpe"))
     return value.ndim >= 2 and not outside
 

@@ -1,4 +1,5 @@
-"""The algorithms by name: their settings, and what loads a run of them. A new trainer is one line here."""
+"""The algorithms by name: their settings, and what loads a run of them. A new trainer is one line
+here."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Recipe(NamedTuple):
-    """Where the settings of an algorithm are, and what loads model and data for it, as `module:name`.
+    """Where the settings of an algorithm are, and what loads model and data for it, as
+    `module:name`.
 
-    `load(config, source)` gives trainer, training data and validation data or None; it complains about what is wrong
-    with them, and writes nothing.
-    """
+    `load(config, source)` gives trainer, training data and validation data or None; it complains
+    about what is wrong with them, and writes nothing."""
 
     config: str
     load: str
@@ -43,15 +44,16 @@ def config_class(algorithm: str) -> type[TrainerConfig]:
     """The settings of an algorithm. Raises ModelError for one that this version does not know."""
     if algorithm not in RECIPES:
         raise ModelError(
-            f"this version of chuk does not know the algorithm `{algorithm}`", f"it has: {', '.join(RECIPES)}"
+            f"this version of chuk does not know the algorithm `{algorithm}`",
+            f"it has: {', '.join(RECIPES)}",
         )
     found: type[TrainerConfig] = _named(RECIPES[algorithm].config)
     return found
 
 
 def defaults_of(algorithm: str | None) -> dict[str, Any]:
-    """The default of every setting of an algorithm (None: supervised fine-tuning), by name; those that all share for
-    one that this version does not know."""
+    """The default of every setting of an algorithm (None: supervised fine-tuning), by name; those
+    that all share for one that this version does not know."""
     from chuk_lib.config.settings import settings_of
     from chuk_lib.training.config import TrainerConfig
 
@@ -63,13 +65,16 @@ def defaults_of(algorithm: str | None) -> dict[str, Any]:
 def load(
     algorithm: str, config: TrainerConfig, source: DataSource, make_player: MakePlayer | None = None
 ) -> tuple[Any, Any, Any]:
-    """Trainer, training data and validation data (or None) of a run. Settings are checked before anything is loaded.
-    Raises ConfigError (also for a player where nothing is played), and what its `load` raises."""
+    """Trainer, training data and validation data (or None) of a run. Settings are checked before
+    anything is loaded. Raises ConfigError (also for a player where nothing is played), and what its
+    `load` raises."""
     from chuk_lib.training.config import checked
 
     more = {} if make_player is None else {"make_player": make_player}
     if more and not RECIPES[algorithm].load.startswith(_ONLINE):
-        raise ConfigError(f"{algorithm} plays no episodes: it has no use for a player", "leave `make_player` out")
+        raise ConfigError(
+            f"{algorithm} plays no episodes: it has no use for a player", "leave `make_player` out"
+        )
     found: tuple[Any, Any, Any] = _named(RECIPES[algorithm].load)(checked(config), source, **more)
     return found
 

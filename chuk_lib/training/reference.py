@@ -1,9 +1,9 @@
-"""The reference: the policy as it was before training, or another model, that a policy is held close to.
+"""The reference: the policy as it was before training, or another model, that a policy is held
+close to.
 
-New adapters are switched off: no second copy of anything. Weights that are trained themselves (a whole model, or
-adapters that were there before) are kept as they were; MLX shares them with the model until the first update. A second
-model is loaded only when one is named.
-"""
+New adapters are switched off: no second copy of anything. Weights that are trained themselves (a
+whole model, or adapters that were there before) are kept as they were; MLX shares them with the
+model until the first update. A second model is loaded only when one is named."""
 
 from __future__ import annotations
 
@@ -22,21 +22,30 @@ from chuk_lib.models.randomness import evaluating
 
 
 class Reference:
-    """Make it with `of`, after what is trained has been chosen (`prepare_model`) and before the first update."""
+    """Make it with `of`, after what is trained has been chosen (`prepare_model`) and before the
+    first update."""
 
-    def __init__(self, policy: nn.Module, other: nn.Module | None, kept: dict[str, mx.array] | None) -> None:
+    def __init__(
+        self, policy: nn.Module, other: nn.Module | None, kept: dict[str, mx.array] | None
+    ) -> None:
         self._policy = policy
         self._other = other
         self._kept = kept
 
     @classmethod
     def of(
-        cls, policy: nn.Module, ref_model: str | None = None, tokenizer: Tokenizer | None = None, *, moves: bool = False
+        cls,
+        policy: nn.Module,
+        ref_model: str | None = None,
+        tokenizer: Tokenizer | None = None,
+        *,
+        moves: bool = False,
     ) -> Reference:
-        """The reference of `policy` as it is now, or the model at `ref_model`. `moves`: `sync` will be called.
+        """The reference of `policy` as it is now, or the model at `ref_model`. `moves`: `sync` will
+        be called.
 
-        Raises ConfigError when the other model's vocabulary is not the policy's, ModelError as loading does.
-        """
+        Raises ConfigError when the other model's vocabulary is not the policy's, ModelError as
+        loading does."""
         if ref_model is not None:
             other, its_tokenizer = load_model(ref_model)
             if tokenizer is not None:
@@ -67,7 +76,8 @@ class Reference:
                 self._policy.update(trained)
 
     def sync(self, alpha: float) -> None:
-        """Move towards the policy: reference = (1 − alpha)·reference + alpha·policy (TR-DPO, Gorbatovski et al. 2024).
+        """Move towards the policy: reference = (1 − alpha)·reference + alpha·policy (TR-DPO,
+        Gorbatovski et al. 2024).
 
         Raises ConfigError for a reference that cannot move.
         """
@@ -75,8 +85,10 @@ class Reference:
             found = dict(tree_flatten(self._other.parameters()))
             policy = dict(tree_flatten(self._policy.parameters()))
             if found.keys() != policy.keys():
-                raise ConfigError("the reference has other weights than the policy, so it cannot follow it",
-                                  "leave out ref_model, or sync_ref_model")  # fmt: skip
+                raise ConfigError(
+                    "the reference has other weights than the policy, so it cannot follow it",
+                    "leave out ref_model, or sync_ref_model",
+                )
             self._other.update(tree_unflatten(list(_mixed(found, policy, alpha).items())))
             mx.eval(self._other.parameters())
         elif self._kept is not None:
@@ -84,7 +96,9 @@ class Reference:
             self._kept = _mixed(self._kept, policy, alpha)
             mx.eval(self._kept)
         else:
-            raise ConfigError("adapters that are switched off cannot follow the policy", "make it with moves=True")
+            raise ConfigError(
+                "adapters that are switched off cannot follow the policy", "make it with moves=True"
+            )
 
     def arrays(self) -> dict[str, mx.array]:
         """The weights of a reference that moves, for a checkpoint."""
@@ -101,7 +115,10 @@ class Reference:
 
 
 def _mixed(old: dict[str, mx.array], new: dict[str, mx.array], alpha: float) -> dict[str, mx.array]:
-    return {name: ((1 - alpha) * value + alpha * new[name]).astype(value.dtype) for name, value in old.items()}
+    return {
+        name: ((1 - alpha) * value + alpha * new[name]).astype(value.dtype)
+        for name, value in old.items()
+    }
 
 
 def _check_vocabulary(tokenizer: Tokenizer, other: Any, name: str) -> None:
@@ -109,7 +126,10 @@ def _check_vocabulary(tokenizer: Tokenizer, other: Any, name: str) -> None:
     if ours == theirs:
         return
     sizes = f"{len(theirs):,} tokens, the policy's {len(ours):,}"
-    differ = sizes if len(ours) != len(theirs) else "other tokens than the policy's under the same ids"
+    differ = (
+        sizes if len(ours) != len(theirs) else "other tokens than the policy's under the same ids"
+    )
     raise ConfigError(
-        f"ref_model `{name}` has another vocabulary ({differ})", "a reference needs the policy's tokenizer"
+        f"ref_model `{name}` has another vocabulary ({differ})",
+        "a reference needs the policy's tokenizer",
     )

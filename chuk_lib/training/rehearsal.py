@@ -1,12 +1,13 @@
-"""A run on an NVIDIA GPU has its kernels compiled while its model is loaded: a process of its own rehearses it.
+"""A run on an NVIDIA GPU has its kernels compiled while its model is loaded: a process of its own
+rehearses it.
 
-MLX compiles kernels one after the other when it first meets them, one to three minutes for a first step. What a kernel
-is follows from the kind of model and from the settings, not from the number of blocks or rows. So the process takes
-one step of the same run with a model of three blocks and random weights, whose kernels do nothing
-(`chuk_lib.runtime.nvrtc`), and compiles what it saw on all cores into the folder that all share. The run waits for it
-before its first step (`runtime.await_kernels`). What was not seen, MLX compiles itself, as ever; nothing depends on
-the rehearsal but time. A run like it finds its mark in that folder, and begins at once.
-"""
+MLX compiles kernels one after the other when it first meets them, one to three minutes for a first
+step. What a kernel is follows from the kind of model and from the settings, not from the number of
+blocks or rows. So the process takes one step of the same run with a model of three blocks and
+random weights, whose kernels do nothing (`chuk_lib.runtime.nvrtc`), and compiles what it saw on all
+cores into the folder that all share. The run waits for it before its first step
+(`runtime.await_kernels`). What was not seen, MLX compiles itself, as ever; nothing depends on the
+rehearsal but time. A run like it finds its mark in that folder, and begins at once."""
 
 from __future__ import annotations
 
@@ -40,18 +41,40 @@ _COMPLETION = 24
 _TILE_BYTES = 64 << 20
 _MOST_SHARE = 1 / 16
 _OTHERWISE = {
-    "model", "data", "eval_data", "output", "seed", "num_epochs", "max_steps", "learning_rate", "log_interval",
-    "checkpoint_interval", "eval_steps", "keep_checkpoints", "report_to", "rewards", "shuffle", "max_length",
-    "gradient_accumulation_steps", "warmup_steps", "warmup_ratio", "lr_scheduler_type", "early_stopping_patience",
-    "early_stopping_threshold", "max_prompt_length", "max_completion_length", "revision",
-}  # fmt: skip
+    "model",
+    "data",
+    "eval_data",
+    "output",
+    "seed",
+    "num_epochs",
+    "max_steps",
+    "learning_rate",
+    "log_interval",
+    "checkpoint_interval",
+    "eval_steps",
+    "keep_checkpoints",
+    "report_to",
+    "rewards",
+    "shuffle",
+    "max_length",
+    "gradient_accumulation_steps",
+    "warmup_steps",
+    "warmup_ratio",
+    "lr_scheduler_type",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+    "max_prompt_length",
+    "max_completion_length",
+    "revision",
+}
 """Settings that make no other kernels."""
 _DEPTHS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
 
 
 def begin(algorithm: str, config: TrainerConfig) -> None:
-    """Start the rehearsal of a run from these settings, on CUDA and where a run of its kind left no mark. Data from
-    stdin, adapters that are there already and models too large to stand beside their like are not rehearsed."""
+    """Start the rehearsal of a run from these settings, on CUDA and where a run of its kind left no
+    mark. Data from stdin, adapters that are there already and models too large to stand beside
+    their like are not rehearsed."""
     runtime.prepare()
     folder = runtime.kernel_folder()
     if folder is None or not config.model or not config.data or config.data == "-":
@@ -64,7 +87,12 @@ def begin(algorithm: str, config: TrainerConfig) -> None:
         return
     mark = folder / f"rehearsed-{_kind(algorithm, config, small)}"
     if not mark.exists():
-        order = {"algorithm": algorithm, "config": as_dict(config), "model": str(model), "small": small}
+        order = {
+            "algorithm": algorithm,
+            "config": as_dict(config),
+            "model": str(model),
+            "small": small,
+        }
         runtime.make_kernels(["-m", __name__], json.dumps(order | {"mark": str(mark)}))
 
 
@@ -75,7 +103,8 @@ def _folder_of(config: TrainerConfig) -> Path:
 
 
 def _small_config(config: TrainerConfig) -> dict[str, Any] | None:
-    """The model's config with three blocks; None where there is nothing to cut, or adapters are on the model."""
+    """The model's config with three blocks; None where there is nothing to cut, or adapters are on
+    the model."""
     from chuk_lib.models import locate
     from chuk_lib.models.hf_config import read_config
 
@@ -98,10 +127,13 @@ def _depth(small: Mapping[str, Any]) -> int:
 
 
 def _bytes(small: Mapping[str, Any], config: TrainerConfig) -> int:
-    """About what the small model takes: weights, and with all of them trained gradients and moments too."""
+    """About what the small model takes: weights, and with all of them trained gradients and moments
+    too."""
     width, inner = int(small.get("hidden_size") or 0), int(small.get("intermediate_size") or 0)
     blocks = _depth(small)
-    weights = 2 * int(small.get("vocab_size") or 0) * width + blocks * (4 * width * width + 3 * width * inner)
+    weights = 2 * int(small.get("vocab_size") or 0) * width + blocks * (
+        4 * width * width + 3 * width * inner
+    )
     return weights * (2 if config.lora is not None else 16)
 
 
@@ -113,16 +145,22 @@ def _kind(algorithm: str, config: TrainerConfig, small: Mapping[str, Any]) -> st
 
 
 def main() -> None:
-    """The process that rehearses: an order on stdin, kernels into the folder where its mark goes."""
+    """The process that rehearses: an order on stdin, kernels into the folder where its mark
+    goes."""
     from chuk_lib.runtime import nvrtc
     from chuk_lib.runtime.kernel_cache import VARIABLE, KernelCache
     from chuk_lib.runtime.threads import count_cores
 
     order = json.load(sys.stdin)
     mark = Path(order["mark"])
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2 * count_cores().usable) as pool:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ThreadPoolExecutor(2 * count_cores().usable) as pool,
+    ):
         scratch, made = Path(name), dict[str, tuple[Path, Future[bool]]]()
-        cache = KernelCache(mark.parent, scratch / "kernels")  # the empty ones are seen by nobody else
+        cache = KernelCache(
+            mark.parent, scratch / "kernels"
+        )  # the empty ones are seen by nobody else
         cache.own.mkdir()
         cache.fetch()
         os.environ[VARIABLE] = str(cache.own)
@@ -143,20 +181,33 @@ def main() -> None:
                     cache.put(module, stem)
                 kept.add(module)
             seconds = time.perf_counter() - began
-            mark.write_text(f"{len(made)} kernels met in {met:.1f} s, compiled in {seconds:.1f} s\n")
+            mark.write_text(
+                f"{len(made)} kernels met in {met:.1f} s, compiled in {seconds:.1f} s\n"
+            )
 
         with nvrtc.intercepted(take):
-            rehearse(order["algorithm"], order["config"], Path(order["model"]), order["small"], scratch, keep)
+            rehearse(
+                order["algorithm"],
+                order["config"],
+                Path(order["model"]),
+                order["small"],
+                scratch,
+                keep,
+            )
         keep()
 
 
 def rehearse(
-    algorithm: str, settings: Mapping[str, Any], model: Path, small: Mapping[str, Any], scratch: Path,
+    algorithm: str,
+    settings: Mapping[str, Any],
+    model: Path,
+    small: Mapping[str, Any],
+    scratch: Path,
     keep: Callable[[], None] = lambda: None,
-) -> None:  # fmt: skip
-    """One step of a run with a model of the config `small`, whatever numbers come out. `model`: where tokenizer and
-    other files are. The updates come first, and `keep` is called after them: a rollout whose kernels do nothing may
-    sample ids that no embedding has, and end the process."""
+) -> None:
+    """One step of a run with a model of the config `small`, whatever numbers come out. `model`:
+    where tokenizer and other files are. The updates come first, and `keep` is called after them: a
+    rollout whose kernels do nothing may sample ids that no embedding has, and end the process."""
     import mlx.core as mx
 
     from chuk_lib.data.reader import has_split, read_records
@@ -164,7 +215,9 @@ def rehearse(
 
     config = _small_settings(algorithm, settings, small)
     source = str(settings["data"])
-    records = list(islice(read_records(source, "train" if has_split(source, "train") else "valid"), _RECORDS))
+    records = list(
+        islice(read_records(source, "train" if has_split(source, "train") else "valid"), _RECORDS)
+    )
     folder = _small_folder(model, small, scratch)
     mx.set_memory_limit(runtime.device_memory().total // 8)
     with random_weights():
@@ -184,22 +237,35 @@ def _small_folder(model: Path, small: Mapping[str, Any], scratch: Path) -> Path:
     folder = scratch / "model"
     folder.mkdir()
     for path in model.iterdir():
-        if path.is_file() and path.suffix not in (".safetensors", ".bin", ".gguf") and path.name != "config.json":
+        if (
+            path.is_file()
+            and path.suffix not in (".safetensors", ".bin", ".gguf")
+            and path.name != "config.json"
+        ):
             (folder / path.name).symlink_to(path.resolve())
     (folder / "config.json").write_text(json.dumps(dict(small)), encoding="utf-8")
     return folder
 
 
-def _small_settings(algorithm: str, settings: Mapping[str, Any], small: Mapping[str, Any]) -> TrainerConfig:
-    """Settings of one step that needs little: few rows, short where rows may be cut, rewards that ask nobody."""
+def _small_settings(
+    algorithm: str, settings: Mapping[str, Any], small: Mapping[str, Any]
+) -> TrainerConfig:
+    """Settings of one step that needs little: few rows, short where rows may be cut, rewards that
+    ask nobody."""
     layer = Layer("the run", {name: value for name, value in settings.items() if value is not None})
     config: TrainerConfig = resolve(recipes.config_class(algorithm), [layer]).value
     blocks = _depth(small)
     less: dict[str, Any] = {"max_steps": 1, "eval_data": None, "output": None, "report_to": ()}
-    less |= {name: min(getattr(config, name), blocks) for name in ("num_layers", "checkpointing_blocks")
-             if getattr(config, name) is not None}  # fmt: skip
+    less |= {
+        name: min(getattr(config, name), blocks)
+        for name in ("num_layers", "checkpointing_blocks")
+        if getattr(config, name) is not None
+    }
     if isinstance(config, OnlineConfig):
-        less |= {"rewards": ("length:max=8",), "max_completion_length": min(config.max_completion_length, _COMPLETION)}
+        less |= {
+            "rewards": ("length:max=8",),
+            "max_completion_length": min(config.max_completion_length, _COMPLETION),
+        }
     else:
         steps = min(config.gradient_accumulation_steps, 2)
         less |= {"batch_size": min(config.batch_size, _ROWS), "gradient_accumulation_steps": steps}
@@ -211,14 +277,16 @@ def _small_settings(algorithm: str, settings: Mapping[str, Any], small: Mapping[
 
 
 class _Rehearser:
-    """Gives completions that nobody wrote. With `writes` it also has some written, for the sake of the kernels, by each
-    number of rows that has its own."""
+    """Gives completions that nobody wrote. With `writes` it also has some written, for the sake of
+    the kernels, by each number of rows that has its own."""
 
     def __init__(self, real: Player) -> None:
         self._real = real
         self.writes = False
 
-    def play(self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig) -> list[Episode]:
+    def play(
+        self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig
+    ) -> list[Episode]:
         """As a `Player`."""
         import numpy as np
 
@@ -228,12 +296,21 @@ class _Rehearser:
             try:
                 group = min(n, rows)
                 self._real.play(prompts[: max(1, rows // group)], group, sampling)
-            except Exception:  # what empty kernels leave is no model's output; the kernels have been met
+            except (
+                Exception
+            ):  # what empty kernels leave is no model's output; the kernels have been met
                 continue
         size = sampling.max_tokens
         lengths = [1 + (size - 1) * (at % 4) // 3 for at in range(len(prompts) * n)]
         texts = [
-            Rollout(at // n, at % n, np.full(length, 1, np.int32), np.zeros(length, np.float32), "length", "-")
+            Rollout(
+                at // n,
+                at % n,
+                np.full(length, 1, np.int32),
+                np.zeros(length, np.float32),
+                "length",
+                "-",
+            )
             for at, length in enumerate(lengths)
         ]
         return [one_turn(prompts[one.prompt], one) for one in texts]

@@ -1,7 +1,8 @@
-"""Rejection sampling: a model answers prompts several times, rewards decide which answers become training data.
+"""Rejection sampling: a model answers prompts several times, rewards decide which answers become
+training data.
 
-Answers that ran out of room, that no reward could score or that say nothing are never kept. What comes out depends on
-model, data, settings and seed only, not on how many prompts are asked at once.
+Answers that ran out of room, that no reward could score or that say nothing are never kept. What
+comes out depends on model, data, settings and seed only, not on how many prompts are asked at once.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ FORMATS = ("prompt_completion", "messages", "preference")
 
 @dataclass(frozen=True)
 class SampleRules:
-    """How many `answers` a prompt gets, the least `threshold` of reward that is kept, and what is written of them.
+    """How many `answers` a prompt gets, the least `threshold` of reward that is kept, and what is
+    written of them.
 
-    `keep`: the best answer of a prompt or every different one. `preference` pairs the best answer with the worst one
-    below the threshold that is at least `margin` worse.
-    """
+    `keep`: the best answer of a prompt or every different one. `preference` pairs the best answer
+    with the worst one below the threshold that is at least `margin` worse."""
 
     answers: int = 4
     threshold: float = 1.0
@@ -46,7 +47,9 @@ class SampleRules:
             if value not in known:
                 raise ConfigError(f"unknown {name} `{value}`", f"one of: {', '.join(known)}")
         if self.answers < 1 or (self.format == "preference" and self.answers < 2):
-            raise ConfigError(f"{self.answers} answers are too few", "pairs need 2 or more, other rows 1")
+            raise ConfigError(
+                f"{self.answers} answers are too few", "pairs need 2 or more, other rows 1"
+            )
 
 
 @dataclass
@@ -78,8 +81,9 @@ def sampled(
     *,
     prompts_at_once: int = 32,
 ) -> Iterator[dict[str, Any]]:
-    """Rows of training data with the column `reward`, prompt by prompt; other columns go along. Raises ConfigError for
-    greedy sampling of several answers, DataError when a reward needs a column that the data does not have."""
+    """Rows of training data with the column `reward`, prompt by prompt; other columns go along.
+    Raises ConfigError for greedy sampling of several answers, DataError when a reward needs a
+    column that the data does not have."""
     if config.greedy and rules.answers > 1:
         raise ConfigError("all answers to a prompt would be the same", "set a temperature above 0")
     remaining = iter(records)
@@ -93,15 +97,25 @@ def sampled(
 
 
 def _answered(
-    model: Any, tokenizer: Tokenizer, data: PromptDataset, rewards: RewardSet, config: SamplingConfig,
-    rules: SampleRules, counts: SampleCounts,
-) -> Iterator[tuple[PromptRow, list[_Answer]]]:  # fmt: skip
+    model: Any,
+    tokenizer: Tokenizer,
+    data: PromptDataset,
+    rewards: RewardSet,
+    config: SamplingConfig,
+    rules: SampleRules,
+    counts: SampleCounts,
+) -> Iterator[tuple[PromptRow, list[_Answer]]]:
     """Each prompt with its answers that can be judged."""
     from chuk_lib.inference.rollouts import rollouts
 
     numbers = range(counts.prompts, counts.prompts + len(data))
     made = rollouts(
-        model, tokenizer, [row.ids for row in data], config, group_size=rules.answers, numbers=list(numbers)
+        model,
+        tokenizer,
+        [row.ids for row in data],
+        config,
+        group_size=rules.answers,
+        numbers=list(numbers),
     )
     totals = _totals(data, made, rewards)
     counts.prompts += len(data)
@@ -110,7 +124,9 @@ def _answered(
     for number, row in enumerate(data):
         mine = range(number * rules.answers, (number + 1) * rules.answers)
         usable = [
-            at for at in mine if made[at].reason != "length" and made[at].text.strip() and totals[at] == totals[at]
+            at
+            for at in mine
+            if made[at].reason != "length" and made[at].text.strip() and totals[at] == totals[at]
         ]
         answers = [_Answer(made[at].text, float(totals[at])) for at in usable]
         good = sum(answer.reward >= rules.threshold for answer in answers)
@@ -136,8 +152,12 @@ def _totals(data: PromptDataset, made: Sequence[Rollout], rewards: RewardSet) ->
         return rewards.total(rewards.score(batch))
 
 
-def _rows(row: PromptRow, answers: Sequence[_Answer], rules: SampleRules) -> Iterator[dict[str, Any]]:
-    ranked = sorted(answers, key=lambda answer: -answer.reward)  # stable: of equal ones the first drawn
+def _rows(
+    row: PromptRow, answers: Sequence[_Answer], rules: SampleRules
+) -> Iterator[dict[str, Any]]:
+    ranked = sorted(
+        answers, key=lambda answer: -answer.reward
+    )  # stable: of equal ones the first drawn
     good = [answer for answer in ranked if answer.reward >= rules.threshold]
     if not good:
         return
@@ -145,13 +165,17 @@ def _rows(row: PromptRow, answers: Sequence[_Answer], rules: SampleRules) -> Ite
         best = good[0]
         worst = next(
             (
-                one for one in reversed(ranked)
+                one
+                for one in reversed(ranked)
                 if one.reward < rules.threshold and best.reward - one.reward >= rules.margin
             ),
             None,
-        )  # fmt: skip
+        )
         if worst is not None:
-            sides = {"chosen": _as_side(best.text, row.prompt), "rejected": _as_side(worst.text, row.prompt)}
+            sides = {
+                "chosen": _as_side(best.text, row.prompt),
+                "rejected": _as_side(worst.text, row.prompt),
+            }
             scores = {"chosen_reward": best.reward, "rejected_reward": worst.reward}
             yield _with_others({"prompt": row.prompt, **sides, **scores}, row)
         return
@@ -159,12 +183,19 @@ def _rows(row: PromptRow, answers: Sequence[_Answer], rules: SampleRules) -> Ite
     for answer in good[: 1 if rules.keep == "best" else None]:
         kept.setdefault(answer.text, answer)
     for answer in kept.values():
-        yield _with_others({**_supervised(row.prompt, answer.text, rules.format), "reward": answer.reward}, row)
+        yield _with_others(
+            {**_supervised(row.prompt, answer.text, rules.format), "reward": answer.reward}, row
+        )
 
 
 def _with_others(made: dict[str, Any], row: PromptRow) -> dict[str, Any]:
-    """A new row with the columns of the prompt's that it has not; the old row's completion is left out."""
-    return made | {name: value for name, value in row.columns.items() if name not in made and name != "completion"}
+    """A new row with the columns of the prompt's that it has not; the old row's completion is left
+    out."""
+    return made | {
+        name: value
+        for name, value in row.columns.items()
+        if name not in made and name != "completion"
+    }
 
 
 def _supervised(prompt: Prompt, text: str, format: str) -> dict[str, Any]:

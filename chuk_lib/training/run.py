@@ -1,8 +1,8 @@
 """A run from its first file to its last event: what every trainer does around `fit`.
 
-A new run writes its directory only when model and data are known to be good; a resumed one takes weights, moments and
-counters from its newest valid checkpoint. Whatever happens, the lock is let go and the log says how it ended.
-"""
+A new run writes its directory only when model and data are known to be good; a resumed one takes
+weights, moments and counters from its newest valid checkpoint. Whatever happens, the lock is let go
+and the log says how it ended."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ from chuk_lib.training.updater import Learner
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended: `reason` is done, stopped or early_stopping; `metrics` are the last ones logged, `left_out`
-    says which rows were cut or left out."""
+    """How a run ended: `reason` is done, stopped or early_stopping; `metrics` are the last ones
+    logged, `left_out` says which rows were cut or left out."""
 
     run_dir: Path
     steps: int
@@ -58,8 +58,9 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Run:
-    """An open run directory, where its settings came from, and the checkpoint to go on from, if any; with that the
-    names of settings that are changed on the way, and whether anything else may have changed."""
+    """An open run directory, where its settings came from, and the checkpoint to go on from, if
+    any; with that the names of settings that are changed on the way, and whether anything else may
+    have changed."""
 
     directory: RunDir
     origins: dict[str, str] = field(default_factory=dict)
@@ -75,19 +76,21 @@ Evaluate = Callable[[int], dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is trained, and all that a run needs to know of it: `language_job` makes one of a language model; an
-    algorithm of your own needs the first three.
+    """What is trained, and all that a run needs to know of it: `language_job` makes one of a
+    language model; an algorithm of your own needs the first three.
 
-    `save(folder)` writes the trained weights into a new checkpoint, `restore(folder)` takes them back; unset, they are
-    those of the algorithm's model. `epoch(step)` says how many passes over the data `step` finished steps are. A
-    checkpoint keeps `inputs`, fingerprints of what a run depends on, of which a change is refused when it goes on, and
-    `state`, plain data. `about`, `notes` and `warnings` go into the log, `left_out` into the result too. `watched` is
-    the evaluation metric that decides which checkpoint is the best; of equals the first, or with `newest_of_equals` the
-    last. `updates_per_step` is what the learning rate's schedule counts: 1 where it moves once a step, whatever updates
-    that makes. `rows(step)` are the rows of the data that a step takes. `learner` computes and applies gradients in the
-    place of MLX and its optimizer; `compiled=False` keeps a GPU from compiling the steps. `fast_math` lets a CPU
-    compute with NumPy, which costs memory. `chosen` names settings that the model's size decided, and says so in words.
-    """
+    `save(folder)` writes the trained weights into a new checkpoint, `restore(folder)` takes them
+    back; unset, they are those of the algorithm's model. `epoch(step)` says how many passes over
+    the data `step` finished steps are. A checkpoint keeps `inputs`, fingerprints of what a run
+    depends on, of which a change is refused when it goes on, and `state`, plain data. `about`,
+    `notes` and `warnings` go into the log, `left_out` into the result too. `watched` is the
+    evaluation metric that decides which checkpoint is the best; of equals the first, or with
+    `newest_of_equals` the last. `updates_per_step` is what the learning rate's schedule counts: 1
+    where it moves once a step, whatever updates that makes. `rows(step)` are the rows of the data
+    that a step takes. `learner` computes and applies gradients in the place of MLX and its
+    optimizer; `compiled=False` keeps a GPU from compiling the steps. `fast_math` lets a CPU compute
+    with NumPy, which costs memory. `chosen` names settings that the model's size decided, and says
+    so in words."""
 
     algorithm: Algorithm
     name: str
@@ -142,9 +145,8 @@ def run_training(
 ) -> RunResult:
     """Train to the end of the job's plan, in a new run directory or the one that `open_run` opens.
 
-    Everything that can be wrong with settings, model or data is found before the directory is made. `max_steps` of the
-    settings ends a longer plan of the job.
-    """
+    Everything that can be wrong with settings, model or data is found before the directory is made.
+    `max_steps` of the settings ends a longer plan of the job."""
     config = checked(config)
     job = replace(job, steps=min(job.steps, config.max_steps or job.steps))
     plan = plan_of(config, job.steps, job.updates_per_step)
@@ -175,8 +177,8 @@ def run_training(
 
 
 def reopen(path: Path) -> Run:
-    """A run directory to go on in, at its newest valid checkpoint; at the start when it has none yet. Raises ModelError
-    when it is no run, or has no checkpoint that is whole."""
+    """A run directory to go on in, at its newest valid checkpoint; at the start when it has none
+    yet. Raises ModelError when it is no run, or has no checkpoint that is whole."""
     directory = RunDir.open(path.resolve())
     try:
         warnings: list[str] = []
@@ -200,29 +202,46 @@ def _in_users_world(sink: Sink) -> Sink:
 def check_evaluation(config: RunConfig, has_data: bool) -> None:
     """Raise ConfigError where early stopping would have nothing to measure."""
     if config.early_stopping_patience is not None and not has_data:
-        raise ConfigError("early stopping has no validation data", "give --eval-data, or a folder with a valid file")
+        raise ConfigError(
+            "early stopping has no validation data",
+            "give --eval-data, or a folder with a valid file",
+        )
 
 
 def step_math(config: TrainerConfig) -> AbstractContextManager[None]:
-    """How steps compute on a CPU: fast, unless memory was asked for, which NumPy's speed costs. What is not finite
-    makes no noise here: the engine looks at what comes out."""
+    """How steps compute on a CPU: fast, unless memory was asked for, which NumPy's speed costs.
+    What is not finite makes no noise here: the engine looks at what comes out."""
     return runtime.computing(fast=not config.gradient_checkpointing)
 
 
 def plan_of(config: RunConfig, steps: int, updates_per_step: int = 1) -> Cadence:
-    """The engine's plan for `steps` steps, in each of which the schedule moves `updates_per_step` times."""
+    """The engine's plan for `steps` steps, in each of which the schedule moves `updates_per_step`
+    times."""
     updates = steps * updates_per_step
     warmup = warmup_of(config.warmup_steps, config.warmup_ratio, updates)
     schedule = Schedule(
-        config.lr_scheduler_type, warmup, updates, config.num_cycles, config.lr_power, config.min_lr_rate,
-        config.num_decay_steps, config.learning_rate or 0.0,
-    )  # fmt: skip
+        config.lr_scheduler_type,
+        warmup,
+        updates,
+        config.num_cycles,
+        config.lr_power,
+        config.min_lr_rate,
+        config.num_decay_steps,
+        config.learning_rate or 0.0,
+    )
     return Cadence(
-        steps=steps, seed=config.seed, schedule=schedule, max_grad_norm=config.max_grad_norm,
-        log_interval=config.log_interval, eval_interval=config.eval_steps,
-        checkpoint_interval=config.checkpoint_interval, patience=config.early_stopping_patience,
-        threshold=config.early_stopping_threshold, compiled=not runtime.on_cpu(), updates_per_step=updates_per_step,
-    )  # fmt: skip
+        steps=steps,
+        seed=config.seed,
+        schedule=schedule,
+        max_grad_norm=config.max_grad_norm,
+        log_interval=config.log_interval,
+        eval_interval=config.eval_steps,
+        checkpoint_interval=config.checkpoint_interval,
+        patience=config.early_stopping_patience,
+        threshold=config.early_stopping_threshold,
+        compiled=not runtime.on_cpu(),
+        updates_per_step=updates_per_step,
+    )
 
 
 def _new_run(job: Job, config: RunConfig) -> Run:
@@ -231,16 +250,28 @@ def _new_run(job: Job, config: RunConfig) -> Run:
 
 
 def _compared(run: Run, job: Job, config: RunConfig) -> Run:
-    """The run with warnings about what changed since its checkpoint. Raises what `compare` raises."""
+    """The run with warnings about what changed since its checkpoint. Raises what `compare`
+    raises."""
     if run.checkpoint is None:
         return run
     step = run.checkpoint.step
     settings = as_dict(config)
     now = {"inputs": job.inputs.all(), "settings": settings, "rows": rows_around(job.rows, step)}
-    told = compare(run.checkpoint.state, now, run.directory.path, step, chosen=run.changes, allowed=run.allow_changed)
-    where = {name: "the command line" if name in run.changes else "config.yaml" for name in settings}
+    told = compare(
+        run.checkpoint.state,
+        now,
+        run.directory.path,
+        step,
+        chosen=run.changes,
+        allowed=run.allow_changed,
+    )
+    where = {
+        name: "the command line" if name in run.changes else "config.yaml" for name in settings
+    }
     names = changed_settings(run.checkpoint.state.get("settings") or {}, settings)
-    run.directory.change_origins({name: f"{where[name]}, changed after step {step:,}" for name in names})
+    run.directory.change_origins(
+        {name: f"{where[name]}, changed after step {step:,}" for name in names}
+    )
     return replace(run, warnings=(*run.warnings, *told))
 
 
@@ -277,38 +308,69 @@ class _Training:
     emit: Sink
     clock: CheckpointClock
 
-    def __call__(self, progress: Progress, should_stop: Callable[[], bool], kept: CompletionsLog) -> RunResult:
+    def __call__(
+        self, progress: Progress, should_stop: Callable[[], bool], kept: CompletionsLog
+    ) -> RunResult:
         job, run, emit = self.job, self.run, self.emit
         began, last = time.perf_counter(), _Last(run.checkpoint)
         watched = fan_out([emit, last])
+        self._begin(progress)
+        hooks = Hooks(
+            emit=watched,
+            save=lambda now, best: self._save(now, best, watched),
+            evaluate=job.evaluate,
+            should_stop=should_stop,
+            between_steps=_between_steps,
+            extra_metrics=self._extra_metrics,
+            keep_completions=kept.add,
+            overdue=self.clock.is_overdue,
+        )
+        runtime.await_kernels()
+        try:
+            with (
+                runtime.computing(fast=job.fast_math),
+                StepLimit.of(job.algorithm.model, self.optimizer) as reserve,
+            ):
+                reason = fit(
+                    job.algorithm,
+                    self.optimizer,
+                    self.plan,
+                    progress,
+                    replace(hooks, reserve=reserve),
+                )
+        except BaseException as failure:  # whatever it was, the log says how it ended
+            error = _in_words(failure, run.directory.path, last.checkpoint)
+            text = error.message if isinstance(error, ChukError) else type(error).__name__
+            how = {"reason": "failed", "error": text, "steps": progress.step}
+            emit(Event("finished", progress.step, how))
+            if error is failure:
+                raise
+            raise error from failure
+        ended = {
+            "reason": reason,
+            "steps": progress.step,
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+        details = {"best": progress.best, "checkpoint": last.checkpoint, "metrics": last.metrics}
+        emit(Event("finished", progress.step, ended | details))
+        checkpoint = Path(last.checkpoint) if last.checkpoint else None
+        return RunResult(
+            run.directory.path,
+            progress.step,
+            reason,
+            last.metrics,
+            progress.best,
+            checkpoint,
+            job.left_out,
+        )
+
+    def _begin(self, progress: Progress) -> None:
+        job, run, emit = self.job, self.run, self.emit
         emit(Event("started", progress.step, self._started()))
         for text in (*job.notes, *runtime.kernel_notes(), *_through(run, progress, self.plan)):
             emit(Event("note", progress.step, {"text": text}))
         for text in (*run.warnings, *job.warnings, *_slow_blas()):
             emit(Event("warning", progress.step, {"text": text}))
-        hooks = Hooks(
-            emit=watched, save=lambda now, best: self._save(now, best, watched), evaluate=job.evaluate,
-            should_stop=should_stop, between_steps=_between_steps, extra_metrics=self._extra_metrics,
-            keep_completions=kept.add, overdue=self.clock.is_overdue,
-        )  # fmt: skip
-        runtime.await_kernels()
-        try:
-            with runtime.computing(fast=job.fast_math), StepLimit.of(job.algorithm.model, self.optimizer) as reserve:
-                reason = fit(job.algorithm, self.optimizer, self.plan, progress, replace(hooks, reserve=reserve))
-        except BaseException as failure:  # whatever it was, the log says how it ended
-            error = _in_words(failure, run.directory.path, last.checkpoint)
-            text = error.message if isinstance(error, ChukError) else type(error).__name__
-            emit(Event("finished", progress.step, {"reason": "failed", "error": text, "steps": progress.step}))
-            if error is failure:
-                raise
-            raise error from failure
-        ended = {"reason": reason, "steps": progress.step, "seconds": round(time.perf_counter() - began, 3)}
-        details = {"best": progress.best, "checkpoint": last.checkpoint, "metrics": last.metrics}
-        emit(Event("finished", progress.step, ended | details))
-        checkpoint = Path(last.checkpoint) if last.checkpoint else None
-        return RunResult(
-            run.directory.path, progress.step, reason, last.metrics, progress.best, checkpoint, job.left_out
-        )
 
     def _extra_metrics(self, step: int) -> dict[str, float]:
         epoch = {"epoch": round(self.job.epoch(step), 4)} if self.job.epoch is not None else {}
@@ -317,11 +379,15 @@ class _Training:
     def _started(self) -> dict[str, Any]:
         config, run = self.config, self.run
         return {
-            "algorithm": self.job.name, "run_dir": str(run.directory.path),
-            "steps": self.job.steps, "start_step": run.checkpoint.step if run.checkpoint else 0,
-            "config": as_dict(config), "device": runtime.prepare().device,
-            "environment": runtime.describe(), **self.job.about,
-        }  # fmt: skip
+            "algorithm": self.job.name,
+            "run_dir": str(run.directory.path),
+            "steps": self.job.steps,
+            "start_step": run.checkpoint.step if run.checkpoint else 0,
+            "config": as_dict(config),
+            "device": runtime.prepare().device,
+            "environment": runtime.describe(),
+            **self.job.about,
+        }
 
     def _save(self, progress: Progress, best: bool, emit: Sink) -> None:
         job, run = self.job, self.run
@@ -329,22 +395,32 @@ class _Training:
         state |= {"inputs": job.inputs.all(), "settings": as_dict(self.config)}
         state |= {"rows": rows_around(job.rows, progress.step), "passing": self.clock.is_due}
         memory = job.algorithm.memory()
-        folder = save_checkpoint(run.directory, progress.step, job.write, self.optimizer.state, state, memory)
+        folder = save_checkpoint(
+            run.directory, progress.step, job.write, self.optimizer.state, state, memory
+        )
         best_name = f"step_{progress.best['step']:06d}" if progress.best else None
         if best_name:  # each time: a kill can come between a checkpoint and its mark
             run.directory.point("best", run.directory.checkpoints / best_name)
-        prune(run.directory.path, self.config.keep_checkpoints, best_name, self.clock.saved(folder.name))
+        prune(
+            run.directory.path,
+            self.config.keep_checkpoints,
+            best_name,
+            self.clock.saved(folder.name),
+        )
         emit(Event("saved", progress.step, {"path": str(folder), "best": best}))
 
 
 def _in_words(error: BaseException, run: Path, checkpoint: str | None) -> BaseException:
-    """The error, or what it means and how to go on when the GPU failed: nothing can be saved after that."""
+    """The error, or what it means and how to go on when the GPU failed: nothing can be saved after
+    that."""
     found = gpu_error(error)
     if found is None:
         return error
     step = int(Path(checkpoint).name.removeprefix("step_")) if checkpoint else 0
     goes_on = f"goes on after step {step:,}" if step else "begins again: no checkpoint was due yet"
-    return TrainingError(found.message, f"`chuk train resume {shlex.quote(str(run))}` {goes_on}; {found.hint}")
+    return TrainingError(
+        found.message, f"`chuk train resume {shlex.quote(str(run))}` {goes_on}; {found.hint}"
+    )
 
 
 def _minutes(config: RunConfig) -> float:
@@ -357,7 +433,10 @@ def _through(run: Run, progress: Progress, plan: Cadence) -> list[str]:
     """What to say of a run that has no step left."""
     if run.checkpoint is None or progress.step < plan.steps:
         return []
-    return [f"the run is through its {progress.step:,} steps: --max-steps N (above that) or --num-epochs goes on"]
+    return [
+        f"the run is through its {progress.step:,} steps: --max-steps N (above that) or"
+        " --num-epochs goes on"
+    ]
 
 
 def _between_steps() -> None:
@@ -383,9 +462,15 @@ def _slow_blas() -> list[str]:
     blas = runtime.prepare().blas
     if blas.fast or not runtime.on_cpu():
         return []
-    return [f"matrix products are slow: {blas.reason or blas.name}; `chuk doctor` says how to mend it"]
+    return [
+        f"matrix products are slow: {blas.reason or blas.name}; `chuk doctor` says how to mend it"
+    ]
 
 
 def _memory() -> dict[str, int]:
     use = runtime.memory()
-    return {"memory_bytes": use.active, "peak_memory_bytes": use.peak, "cache_memory_bytes": use.cache}
+    return {
+        "memory_bytes": use.active,
+        "peak_memory_bytes": use.peak,
+        "cache_memory_bytes": use.cache,
+    }

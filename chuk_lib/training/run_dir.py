@@ -1,11 +1,11 @@
 """What a run leaves behind, and the rules of the folder.
 
-    run.json  config.yaml  origins.json  environment.json  events.jsonl  completions.jsonl  checkpoints/step_000020/…
-    latest  best
+    run.json  config.yaml  origins.json  environment.json  events.jsonl  completions.jsonl
+    checkpoints/step_000020/…  latest  best
 
-`latest` and `best` are text files that hold a checkpoint's name. The folder is a model for `--model`. One process at
-a time may train in it (a lock that the kernel lets go when the process dies, however it dies).
-"""
+`latest` and `best` are text files that hold a checkpoint's name. The folder is a model for
+`--model`. One process at a time may train in it (a lock that the kernel lets go when the process
+dies, however it dies)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,20 @@ from chuk_lib.utils.paths import check_folder, make_folder, write_whole
 from chuk_lib.utils.text import first_line
 
 _OWN = (
-    "run.json", "config.yaml", "origins.json", "environment.json", "events.jsonl", "completions.jsonl", "checkpoints",
-    "latest", "best", "data.jsonl", "report.html", "tensorboard", "wandb",
-)  # fmt: skip
+    "run.json",
+    "config.yaml",
+    "origins.json",
+    "environment.json",
+    "events.jsonl",
+    "completions.jsonl",
+    "checkpoints",
+    "latest",
+    "best",
+    "data.jsonl",
+    "report.html",
+    "tensorboard",
+    "wandb",
+)
 _LOCK, _SETTINGS, _ABOUT = ".lock", "config.yaml", "run.json"
 
 
@@ -58,7 +69,8 @@ class RunDir:
 
     @property
     def algorithm(self) -> str:
-        """The algorithm that the run was made with, as `run.json` has it; runs from before it existed are SFT."""
+        """The algorithm that the run was made with, as `run.json` has it; runs from before it
+        existed are SFT."""
         try:
             return str(json.loads((self.path / _ABOUT).read_text(encoding="utf-8"))["algorithm"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -66,16 +78,16 @@ class RunDir:
 
     @property
     def is_described(self) -> bool:
-        """Whether the settings of the run are written, the last of what a run writes before its first step."""
+        """Whether the settings of the run are written, the last of what a run writes before its
+        first step."""
         return (self.path / _SETTINGS).is_file()
 
     @classmethod
     def create(cls, path: Path, overwrite: bool = False) -> RunDir:
         """Make and lock a new run directory.
 
-        Raises ConfigError when the folder holds anything and `overwrite` is false, or when it cannot be written.
-        Overwriting removes what a run wrote there and nothing else.
-        """
+        Raises ConfigError when the folder holds anything and `overwrite` is false, or when it
+        cannot be written. Overwriting removes what a run wrote there and nothing else."""
         check_output(path, overwrite)
         make_folder(path)
         try:
@@ -93,22 +105,27 @@ class RunDir:
         """Lock an existing run directory to go on in it. Raises ModelError when it is none."""
         if not (path / _SETTINGS).is_file():
             raise ModelError(
-                f"`{path}` is not a run directory: it has no config.yaml", "name the folder of a training run"
+                f"`{path}` is not a run directory: it has no config.yaml",
+                "name the folder of a training run",
             )
         run = cls(path)
         run._take_lock()
         return run
 
     def copy_in(self, source: Path, name: str) -> None:
-        """Copy a file into the folder of a new run. When the disk refuses, nothing is left of the run."""
+        """Copy a file into the folder of a new run. When the disk refuses, nothing is left of the
+        run."""
         try:
             shutil.copyfile(source, self.path / name)
         except OSError:
             self.discard()
             raise
 
-    def write_yaml(self, name: str, values: dict[str, Any], remarks: Mapping[str, str] | None = None) -> None:
-        """Write a YAML file, whole or not at all; `remarks` stand behind their values as comments."""
+    def write_yaml(
+        self, name: str, values: dict[str, Any], remarks: Mapping[str, str] | None = None
+    ) -> None:
+        """Write a YAML file, whole or not at all; `remarks` stand behind their values as
+        comments."""
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         for key, remark in (remarks or {}).items():
             text = re.sub(rf"^{key}: [^\n]*$", rf"\g<0>  # {remark}", text, flags=re.MULTILINE)
@@ -119,7 +136,8 @@ class RunDir:
         write_whole(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
     def change_origins(self, changes: dict[str, str]) -> None:
-        """Say where settings come from that are not what the run began with. Nothing is done without any."""
+        """Say where settings come from that are not what the run began with. Nothing is done
+        without any."""
         path = self.path / "origins.json"
         if changes and path.is_file():
             self.write_json(path.name, json.loads(path.read_text(encoding="utf-8")) | changes)
@@ -147,7 +165,8 @@ class RunDir:
             self._lock = None
 
     def discard(self) -> None:
-        """Remove what this run wrote, and the folder when nothing else is in it. For a run that could not start."""
+        """Remove what this run wrote, and the folder when nothing else is in it. For a run that
+        could not start."""
         self._clear()
         (self.path / _LOCK).unlink(missing_ok=True)
         with suppress(OSError):  # something of the user's is in it
@@ -156,7 +175,11 @@ class RunDir:
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        for patience in (0.05, 0.2, None):  # `chuk runs` holds it for microseconds to see whether a run is alive
+        for patience in (
+            0.05,
+            0.2,
+            None,
+        ):  # `chuk runs` holds it for microseconds to see whether a run is alive
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
@@ -168,7 +191,8 @@ class RunDir:
                     time.sleep(patience)
         self.close()
         raise TrainingError(
-            f"another process is training in `{self.path}`", "wait for it, stop it, or choose another --output"
+            f"another process is training in `{self.path}`",
+            "wait for it, stop it, or choose another --output",
         )
 
     def _clear(self) -> None:
@@ -190,10 +214,14 @@ def check_output(path: Path, overwrite: bool) -> None:
     is_run = is_begun or all(entry.name in _OWN for entry in held)
     if not overwrite:
         resume = f"`chuk train resume {path}` to go on, " if is_begun else ""
-        raise ConfigError(f"--output `{path}` is not empty", f"{resume}--overwrite to replace it, or another folder")
+        raise ConfigError(
+            f"--output `{path}` is not empty",
+            f"{resume}--overwrite to replace it, or another folder",
+        )
     if not is_run:
         raise ConfigError(
-            f"--output `{path}` is not empty and not a run directory: --overwrite removes only runs",
+            f"--output `{path}` is not empty and not a run directory: --overwrite removes only"
+            " runs",
             "choose another folder",
         )
 
@@ -201,17 +229,24 @@ def check_output(path: Path, overwrite: bool) -> None:
 def _is_leftover(entry: Path) -> bool:
     """What a process leaves that was killed while it made the folder."""
     is_partial = entry.name.startswith(".") and entry.name.endswith(".partial")
-    return is_partial or entry.name == _LOCK or (entry.name == "checkpoints" and not any(entry.iterdir()))
+    return (
+        is_partial
+        or entry.name == _LOCK
+        or (entry.name == "checkpoints" and not any(entry.iterdir()))
+    )
 
 
 def default_run_path(algorithm: str, model: str) -> Path:
     """`runs/<date>-<time>-<algorithm>-<model>-<4 hex>`."""
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", Path(model).name).strip("-")[:40] or "model"
-    return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{algorithm}-{slug}-{secrets.token_hex(2)}"
+    return (
+        Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{algorithm}-{slug}-{secrets.token_hex(2)}"
+    )
 
 
 def _unlockable(path: Path, error: OSError) -> TrainingError:
-    """A volume that has no locks, as many network volumes: two runs in one folder would go unnoticed."""
+    """A volume that has no locks, as many network volumes: two runs in one folder would go
+    unnoticed."""
     return TrainingError(
         f"`{path}` cannot be locked: {error.strerror or error}",
         "choose an --output on a disk of this machine; network volumes often know no locks",
@@ -219,4 +254,6 @@ def _unlockable(path: Path, error: OSError) -> TrainingError:
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"cannot write the run directory `{path}`: {error.strerror}", "choose another --output")
+    return ConfigError(
+        f"cannot write the run directory `{path}`: {error.strerror}", "choose another --output"
+    )

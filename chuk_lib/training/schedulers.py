@@ -1,8 +1,8 @@
-"""Learning-rate schedules as pure functions of the update, with the formulas of transformers 5 (`get_scheduler`).
+"""Learning-rate schedules as pure functions of the update, with the formulas of transformers 5
+(`get_scheduler`).
 
-The rate is a function of (update, all updates), never hidden state: a resumed run needs nothing but its step. Imports
-nothing heavy.
-"""
+The rate is a function of (update, all updates), never hidden state: a resumed run needs nothing but
+its step. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Schedule:
     peak: float = 1.0
 
     def factor(self, step: int) -> float:
-        """What the peak learning rate is multiplied by at 0-based `step`. Raises ConfigError on an unknown kind."""
+        """What the peak learning rate is multiplied by at 0-based `step`. Raises ConfigError on an
+        unknown kind."""
         shape = pick(SCHEDULES, self.kind, "lr_scheduler_type")
         if shape.warms_up and step < self.warmup_steps:
             return step / self.warmup_steps
@@ -43,9 +44,13 @@ class Schedule:
 
 
 def warmup_of(warmup_steps: float, warmup_ratio: float, updates: int) -> int:
-    """Updates of warmup in a run of `updates`. A share of them, `warmup_ratio` or a `warmup_steps` below 1, is rounded
-    up, as transformers does."""
-    return int(warmup_steps) if warmup_steps >= 1 else math.ceil(updates * (warmup_steps or warmup_ratio))
+    """Updates of warmup in a run of `updates`. A share of them, `warmup_ratio` or a `warmup_steps`
+    below 1, is rounded up, as transformers does."""
+    return (
+        int(warmup_steps)
+        if warmup_steps >= 1
+        else math.ceil(updates * (warmup_steps or warmup_ratio))
+    )
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """Supervised fine-tuning: next-token cross-entropy on the tokens that the data marks as learned.
 
-Numbers are TRL's: the loss is a sum over target tokens divided by the targets of the whole accumulation window. Left
-out: mixture-of-experts auxiliary losses, and NEFTune.
-"""
+Numbers are TRL's: the loss is a sum over target tokens divided by the targets of the whole
+accumulation window. Left out: mixture-of-experts auxiliary losses, and NEFTune."""
 
 from __future__ import annotations
 
@@ -41,9 +40,8 @@ from chuk_lib.training.utils.log_probs import target_stats
 class SFTAlgorithm(Algorithm):
     """One update a step: the batch plan's window, and `sft_loss` over its target tokens.
 
-    `few_shapes` rounds the number of targets up, so that a compiled step is compiled for few of them. `gradient=False`
-    makes an algorithm for evaluation, whose loss has no gradient.
-    """
+    `few_shapes` rounds the number of targets up, so that a compiled step is compiled for few of
+    them. `gradient=False` makes an algorithm for evaluation, whose loss has no gradient."""
 
     def __init__(
         self,
@@ -67,9 +65,14 @@ class SFTAlgorithm(Algorithm):
     def loss(self, model: nn.Module, micro_batch: Arrays) -> Loss:
         """Sum over the micro-batch's N target tokens, weight N."""
         stats = target_stats(
-            self._head, model, micro_batch["input_ids"], micro_batch["positions"], micro_batch["targets"],
-            micro_batch.get("segment_ids"), StatOptions(gradient=self._gradient),
-        )  # fmt: skip
+            self._head,
+            model,
+            micro_batch["input_ids"],
+            micro_batch["positions"],
+            micro_batch["targets"],
+            micro_batch.get("segment_ids"),
+            StatOptions(gradient=self._gradient),
+        )
         return sft_loss(stats, self._loss_type, micro_batch.get("weights"))
 
     def where(self, step: int) -> str:
@@ -81,7 +84,8 @@ class SFTAlgorithm(Algorithm):
 
 
 def make_update(batches: Sequence[Batch], few_shapes: bool = False) -> Update:
-    """Device arrays and counts of one accumulation window. Micro-batches without a target are left out."""
+    """Device arrays and counts of one accumulation window. Micro-batches without a target are left
+    out."""
     counts = {
         "tokens": sum(batch.tokens for batch in batches),
         "trained_tokens": sum(batch.trained_tokens for batch in batches),
@@ -93,12 +97,16 @@ def make_update(batches: Sequence[Batch], few_shapes: bool = False) -> Update:
 
 
 def to_arrays(batch: Batch, few_shapes: bool = False) -> Arrays:
-    """A batch as the loss reads it: `input_ids` (B, T), flat `positions` (N,) whose next token is a target, the
-    `targets` (N,) themselves, and `segment_ids` (B, T) when rows are packed. With `few_shapes` N is rounded up to a
-    sixteenth of B·T and `weights` (N,) are 0 where nothing is learned."""
+    """A batch as the loss reads it: `input_ids` (B, T), flat `positions` (N,) whose next token is a
+    target, the `targets` (N,) themselves, and `segment_ids` (B, T) when rows are packed. With
+    `few_shapes` N is rounded up to a sixteenth of B·T and `weights` (N,) are 0 where nothing is
+    learned."""
     rows, columns = np.nonzero(batch.loss_mask)
     width = batch.input_ids.shape[1]
-    positions, targets = (rows * width + columns - 1).astype(np.int32), batch.input_ids[rows, columns]
+    positions, targets = (
+        (rows * width + columns - 1).astype(np.int32),
+        batch.input_ids[rows, columns],
+    )
     arrays = {"input_ids": mx.array(batch.input_ids)}
     if few_shapes:
         extra = -len(targets) % max(16, batch.input_ids.size // 16)
@@ -113,16 +121,18 @@ def to_arrays(batch: Batch, few_shapes: bool = False) -> Arrays:
 class SFTTrainer:
     """Supervised fine-tuning of a loaded model.
 
-    >>> model, tokenizer = load_model("my-model", lora=LoRAConfig(rank=8, alpha=16))
-    >>> SFTTrainer(model, tokenizer, SFTConfig(epochs=3)).train(SFTDataset("train.jsonl", tokenizer))
+    >>> model, tokenizer = load_model("my-model", lora=LoRAConfig(rank=8, alpha=16)) >>>
+    SFTTrainer(model, tokenizer, SFTConfig(epochs=3)).train(SFTDataset("train.jsonl", tokenizer))
 
-    Adapters on the model are trained and nothing else; without adapters every parameter is (or the last
-    `num_layers` blocks). Raises ConfigError when a setting is out of bounds or would have no effect.
-    """
+    Adapters on the model are trained and nothing else; without adapters every parameter is (or the
+    last `num_layers` blocks). Raises ConfigError when a setting is out of bounds or would have no
+    effect."""
 
     algorithm = "sft"
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, config: SFTConfig | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, config: SFTConfig | None = None
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.config = checked(config or SFTConfig())
@@ -136,11 +146,18 @@ class SFTTrainer:
         should_stop: Callable[[], bool] = lambda: False,
         open_run: Callable[[], Run] | None = None,
     ) -> RunResult:
-        """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
+        """Train, and leave a run directory behind (`config.output`, else a new one under
+        `runs/`)."""
         job = self.job(dataset, eval_dataset)
-        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
+        return run_training(
+            job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run
+        )
 
-    def job(self, dataset: SFTDataset | BatchFolder, eval_dataset: SFTDataset | BatchFolder | None = None) -> Job:
+    def job(
+        self,
+        dataset: SFTDataset | BatchFolder,
+        eval_dataset: SFTDataset | BatchFolder | None = None,
+    ) -> Job:
         """What `train` runs: settings are complete and what is trained is chosen from here on."""
         self.check_rows(dataset, eval_dataset)
         adapted = prepare_model(self.model, self.config)
@@ -149,9 +166,17 @@ class SFTTrainer:
             check_packable(self.model)
         plan = self.batch_plan(dataset)
         evaluate = self._evaluator(eval_dataset) if eval_dataset is not None else None
-        algorithm = SFTAlgorithm(self.model, plan, self.config.loss_type, few_shapes=not runtime.on_cpu())
+        algorithm = SFTAlgorithm(
+            self.model, plan, self.config.loss_type, few_shapes=not runtime.on_cpu()
+        )
         return language_job(
-            self, dataset, algorithm, plan, notes=self.notes(dataset), evaluate=evaluate, rows=rows_of(plan)
+            self,
+            dataset,
+            algorithm,
+            plan,
+            notes=self.notes(dataset),
+            evaluate=evaluate,
+            rows=rows_of(plan),
         )
 
     def batch_plan(self, dataset: SFTDataset | BatchFolder) -> BatchPlan | FolderPlan:
@@ -159,16 +184,26 @@ class SFTTrainer:
         config = self.config
         if isinstance(dataset, BatchFolder):
             return dataset.plan(
-                accumulation=config.gradient_accumulation_steps, num_epochs=config.num_epochs,
-                max_steps=config.max_steps, seed=config.seed, shuffle=config.shuffle,
-            )  # fmt: skip
+                accumulation=config.gradient_accumulation_steps,
+                num_epochs=config.num_epochs,
+                max_steps=config.max_steps,
+                seed=config.seed,
+                shuffle=config.shuffle,
+            )
         return BatchPlan(
-            dataset.examples, batch_size=config.batch_size, accumulation=config.gradient_accumulation_steps,
-            num_epochs=config.num_epochs, max_steps=config.max_steps, seed=config.seed, shuffle=config.shuffle,
-            group_by_length=config.group_by_length, max_length=config.max_length,
-            packing=config.packing_strategy if config.packing else None, pad_token_id=pad_token_id(self.tokenizer),
+            dataset.examples,
+            batch_size=config.batch_size,
+            accumulation=config.gradient_accumulation_steps,
+            num_epochs=config.num_epochs,
+            max_steps=config.max_steps,
+            seed=config.seed,
+            shuffle=config.shuffle,
+            group_by_length=config.group_by_length,
+            max_length=config.max_length,
+            packing=config.packing_strategy if config.packing else None,
+            pad_token_id=pad_token_id(self.tokenizer),
             pad_to_multiple_of=pad_rounding(config),
-        )  # fmt: skip
+        )
 
     def complete(self, adapted: bool, dataset: SFTDataset | BatchFolder) -> SFTConfig:
         """Fill in what was left open, so that `config.yaml` alone repeats the run."""
@@ -182,7 +217,9 @@ class SFTTrainer:
     def check_rows(self, *datasets: SFTDataset | BatchFolder | None) -> None:
         """Raise DataError for rows that this model cannot run, or would run wrongly."""
         config = self.config
-        joined = config.max_length if config.packing and config.packing_strategy == "wrapped" else None
+        joined = (
+            config.max_length if config.packing and config.packing_strategy == "wrapped" else None
+        )
         check_rows(self.model, self.tokenizer, *datasets, max_length=joined)
 
     def _evaluator(self, dataset: SFTDataset | BatchFolder) -> Callable[[int], dict[str, Any]]:
@@ -192,7 +229,9 @@ class SFTTrainer:
 
         def evaluate(step: int) -> dict[str, Any]:
             example = dataset[step % len(dataset)]
-            return evaluate_loss(algorithm, plan.steps) | {"sample": write_sample(self.model, self.tokenizer, example)}
+            return evaluate_loss(algorithm, plan.steps) | {
+                "sample": write_sample(self.model, self.tokenizer, example)
+            }
 
         return evaluate
 
@@ -200,16 +239,21 @@ class SFTTrainer:
         size = self.config.eval_batch_size or self.config.batch_size
         by_length = sorted(dataset.examples, key=len)
         return BatchPlan(
-            by_length, batch_size=size, shuffle=False, group_by_length=False,
-            pad_token_id=pad_token_id(self.tokenizer), pad_to_multiple_of=pad_rounding(self.config),
-        )  # fmt: skip
+            by_length,
+            batch_size=size,
+            shuffle=False,
+            group_by_length=False,
+            pad_token_id=pad_token_id(self.tokenizer),
+            pad_to_multiple_of=pad_rounding(self.config),
+        )
 
 
 def load(
     config: SFTConfig, source: DataSource
 ) -> tuple[SFTTrainer, SFTDataset | BatchFolder, SFTDataset | BatchFolder | None]:
-    """Model, training data and validation data of a run. A folder that `chuk batch build` made is trained on as it was
-    built. Raises ModelError and DataError as loading does, ConfigError for settings that contradict such a folder."""
+    """Model, training data and validation data of a run. A folder that `chuk batch build` made is
+    trained on as it was built. Raises ModelError and DataError as loading does, ConfigError for
+    settings that contradict such a folder."""
     model, tokenizer = load_policy(config)
     eval_dataset: SFTDataset | BatchFolder | None = None
     if is_batch_folder(source):
@@ -220,25 +264,37 @@ def load(
     dataset = SFTDataset(source, tokenizer, split="train", **_data_settings(config))
     if config.text_field != "text" and dataset.report.format != "text":
         raise ConfigError(
-            f"`text_field` does nothing: the rows are {dataset.report.format}", "leave it out, or set format=text"
+            f"`text_field` does nothing: the rows are {dataset.report.format}",
+            "leave it out, or set format=text",
         )
     if config.eval_data is not None or has_split(source, "valid"):
         eval_dataset = _eval_data(config, config.eval_data or source, tokenizer)
     return SFTTrainer(model, tokenizer, config), dataset, eval_dataset
 
 
-def _eval_data(config: SFTConfig, source: DataSource, tokenizer: Tokenizer) -> SFTDataset | BatchFolder:
+def _eval_data(
+    config: SFTConfig, source: DataSource, tokenizer: Tokenizer
+) -> SFTDataset | BatchFolder:
     if is_batch_folder(source):
         return BatchFolder(cast(str, source), tokenizer)
-    return SFTDataset(source, tokenizer, split=valid_split(source), **(_data_settings(config) | {"packing": False}))
+    return SFTDataset(
+        source,
+        tokenizer,
+        split=valid_split(source),
+        **(_data_settings(config) | {"packing": False}),
+    )
 
 
 def _data_settings(config: SFTConfig) -> dict[str, Any]:
     return {
-        "max_length": config.max_length, "completion_only_loss": config.completion_only_loss,
-        "assistant_only_loss": config.assistant_only_loss, "packing": config.packing,
-        "packing_strategy": config.packing_strategy, "format": config.format, "text_field": config.text_field,
-    }  # fmt: skip
+        "max_length": config.max_length,
+        "completion_only_loss": config.completion_only_loss,
+        "assistant_only_loss": config.assistant_only_loss,
+        "packing": config.packing,
+        "packing_strategy": config.packing_strategy,
+        "format": config.format,
+        "text_field": config.text_field,
+    }
 
 
 def rows_of(plan: BatchPlan | FolderPlan | RowPlan) -> Callable[[int], list[int]]:
@@ -249,7 +305,8 @@ def rows_of(plan: BatchPlan | FolderPlan | RowPlan) -> Callable[[int], list[int]
 
 
 def pad_rounding(config: TrainerConfig) -> Rounding:
-    """How padded lengths are rounded: as set, else to few lengths on a GPU and not at all on a CPU."""
+    """How padded lengths are rounded: as set, else to few lengths on a GPU and not at all on a
+    CPU."""
     given = getattr(config, "pad_to_multiple_of", None)  # rollouts have no such setting
     return Rounding.of(given or (None if runtime.on_cpu() else GPU_ROUNDING))
 

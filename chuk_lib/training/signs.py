@@ -1,9 +1,8 @@
 """Signs that a run learns nothing: told while it goes on, and again at its end.
 
-A loss that moves says little about learning from rewards, and a gradient of 0 looks like any other number in a log.
-What is counted here are steps in which something makes learning impossible, or all but so; the counts are part of the
-run's progress, so that a resumed run knows those before.
-"""
+A loss that moves says little about learning from rewards, and a gradient of 0 looks like any other
+number in a log. What is counted here are steps in which something makes learning impossible, or all
+but so; the counts are part of the run's progress, so that a resumed run knows those before."""
 
 from __future__ import annotations
 
@@ -22,7 +21,8 @@ _COUNT = "idle/"
 
 
 class Sign(NamedTuple):
-    """`holds` of a step's metrics and the gradient norms of its updates; `text` and `hint` are for people."""
+    """`holds` of a step's metrics and the gradient norms of its updates; `text` and `hint` are for
+    people."""
 
     name: str
     holds: Callable[[Metrics, Sequence[float]], bool]
@@ -31,40 +31,56 @@ class Sign(NamedTuple):
 
 
 def _is_flat(metrics: Metrics, norms: Sequence[float]) -> bool:
-    """No group has a difference (of those learned from, where others gave way); without groups, no batch has."""
+    """No group has a difference (of those learned from, where others gave way); without groups, no
+    batch has."""
     groups = ("dynamic_sampling/frac_zero_std", "frac_reward_zero_std")
     share = next((metrics[name] for name in groups if name in metrics), None)
     return metrics.get("reward_std") == 0.0 if share is None else share >= 1.0
 
 
 SIGNS = (
-    Sign("unscored", lambda metrics, norms: math.isnan(metrics.get("reward", 0.0)),
-         "no reward could score a completion",
-         "look at some with `chuk runs show RUN --completions`: what returns None for all of them teaches nothing"),
-    Sign("cut", lambda metrics, norms: metrics.get("completions/clipped_ratio", 0.0) >= 1.0,
-         "every completion was cut off",
-         "raise max_completion_length, or teach the model to end its answers first"),
-    Sign("flat", _is_flat,
-         "all completions that are compared scored the same, which teaches nothing",
-         "begin with a model that is right sometimes, give easier prompts or a reward with degrees, or lower the "
-         "learning rate if it was right before"),
-    Sign("still", lambda metrics, norms: all(norm < ROUNDING for norm in norms),
-         "the gradient was 0: nothing was learned",
-         "look at the rows with --dry-run: is there anything to learn in them?"),
-)  # fmt: skip
+    Sign(
+        "unscored",
+        lambda metrics, norms: math.isnan(metrics.get("reward", 0.0)),
+        "no reward could score a completion",
+        "look at some with `chuk runs show RUN --completions`: what returns None for all of them"
+        " teaches nothing",
+    ),
+    Sign(
+        "cut",
+        lambda metrics, norms: metrics.get("completions/clipped_ratio", 0.0) >= 1.0,
+        "every completion was cut off",
+        "raise max_completion_length, or teach the model to end its answers first",
+    ),
+    Sign(
+        "flat",
+        _is_flat,
+        "all completions that are compared scored the same, which teaches nothing",
+        "begin with a model that is right sometimes, give easier prompts or a reward with degrees,"
+        " or lower the learning rate if it was right before",
+    ),
+    Sign(
+        "still",
+        lambda metrics, norms: all(norm < ROUNDING for norm in norms),
+        "the gradient was 0: nothing was learned",
+        "look at the rows with --dry-run: is there anything to learn in them?",
+    ),
+)
 """In the order in which they explain: where several hold, the first is told."""
 
 
 class Signs:
-    """Counts signs step by step into `counts`, a part of the run's progress, and says what is to be said."""
+    """Counts signs step by step into `counts`, a part of the run's progress, and says what is to be
+    said."""
 
     def __init__(self, counts: dict[str, int]) -> None:
         self._counts = counts
         self._streaks = dict.fromkeys((sign.name for sign in SIGNS), 0)
 
     def see(self, metrics: Metrics, norms: Sequence[float]) -> list[dict[str, Any]]:
-        """Take a step: the metrics that it reported, and the gradient norm of each update. Returns warnings, as the
-        data of events: one when a sign has held for `STREAK` steps, and no other before it has gone."""
+        """Take a step: the metrics that it reported, and the gradient norm of each update. Returns
+        warnings, as the data of events: one when a sign has held for `STREAK` steps, and no other
+        before it has gone."""
         for sign in SIGNS:
             held = sign.holds(metrics, norms)
             self._streaks[sign.name] = self._streaks[sign.name] + 1 if held else 0

@@ -1,4 +1,5 @@
-"""One update: gradients summed over micro-batches, divided once by the weight of them all, checked, clipped, applied.
+"""One update: gradients summed over micro-batches, divided once by the weight of them all, checked,
+clipped, applied.
 
 A gradient that is not finite stops the run before it touches a weight.
 """
@@ -17,14 +18,22 @@ from mlx.utils import tree_map
 from chuk_lib.errors import TrainingError
 from chuk_lib.training.algorithm import Algorithm, Arrays, Update
 from chuk_lib.training.optimizers import ChukOptimizer
-from chuk_lib.training.utils.gradient_utils import add_gradients, add_up, clip_factor, global_norm, to_float
+from chuk_lib.training.utils.gradient_utils import (
+    add_gradients,
+    add_up,
+    clip_factor,
+    global_norm,
+    to_float,
+)
 
 _SAME_WEIGHT = 1e-3
-"""How far, relatively, the losses of an update may weigh something else than it said: float32 sums of many tokens."""
+"""How far, relatively, the losses of an update may weigh something else than it said: float32 sums
+of many tokens."""
 
 
 class Learner(ABC):
-    """Takes the place of `Updater` and optimizer where MLX would be too slow: gradients and rule are its own."""
+    """Takes the place of `Updater` and optimizer where MLX would be too slow: gradients and rule
+    are its own."""
 
     @property
     @abstractmethod
@@ -33,7 +42,8 @@ class Learner(ABC):
 
     @abstractmethod
     def restore(self, arrays: dict[str, mx.array]) -> None:
-        """Go on from the arrays of a saved `state`, by path. Raises ModelError when they do not fit."""
+        """Go on from the arrays of a saved `state`, by path. Raises ModelError when they do not
+        fit."""
 
     @abstractmethod
     def __call__(self, update: Update, learning_rate: float) -> dict[str, float]:
@@ -41,7 +51,8 @@ class Learner(ABC):
 
 
 class Updater:
-    """Applies updates: gradients over micro-batches, one division, a check, clipping, the optimizer."""
+    """Applies updates: gradients over micro-batches, one division, a check, clipping, the
+    optimizer."""
 
     def __init__(
         self,
@@ -65,33 +76,41 @@ class Updater:
             self._apply = mx.compile(self._update_model, inputs=both, outputs=both)
 
     def __call__(self, update: Update, learning_rate: float) -> dict[str, float]:
-        """Run one update; returns sums `total`, `weight` and metric sums, and `grad_norm` before clipping.
+        """Run one update; returns sums `total`, `weight` and metric sums, and `grad_norm` before
+        clipping.
 
-        Raises FloatingPointError, weights untouched, when the loss or the gradient is not finite; TrainingError for an
-        update that weighs nothing, or something else than its losses do.
-        """
-        if not update.micro_batches:  # pieces of cut documents can leave a window with nothing to learn
+        Raises FloatingPointError, weights untouched, when the loss or the gradient is not finite;
+        TrainingError for an update that weighs nothing, or something else than its losses do."""
+        if (
+            not update.micro_batches
+        ):  # pieces of cut documents can leave a window with nothing to learn
             return {"total": 0.0, "weight": 0.0}
         if not update.weight > 0:
             raise TrainingError(
                 f"an update of {len(update.micro_batches)} micro-batches weighs {update.weight:g}",
-                "`Update.weight` is the sum of its losses' weights, above 0; leave its micro-batches out otherwise",
+                "`Update.weight` is the sum of its losses' weights, above 0; leave its"
+                " micro-batches out otherwise",
             )
         gradients, sums = self._accumulate(update)
         norm = to_float(global_norm(gradients))
         if not math.isfinite(norm) or not math.isfinite(sums["total"]):
-            raise FloatingPointError(f"loss {sums['total'] / update.weight:.4g}, gradient norm {norm:.4g}")
+            raise FloatingPointError(
+                f"loss {sums['total'] / update.weight:.4g}, gradient norm {norm:.4g}"
+            )
         if not math.isclose(sums["weight"], update.weight, rel_tol=_SAME_WEIGHT):
             raise TrainingError(
-                f"the update weighs {update.weight:g}, but its losses weigh {sums['weight']:g} together",
-                "`Update.weight` is what gradients are divided by: the sum of `Loss.weight` over its micro-batches",
+                f"the update weighs {update.weight:g}, but its losses weigh {sums['weight']:g}"
+                " together",
+                "`Update.weight` is what gradients are divided by: the sum of `Loss.weight` over"
+                " its micro-batches",
             )
         factor = clip_factor(norm, self._max_grad_norm)
         self._change(gradients, learning_rate, None if factor == 1 else mx.array(factor))
         return sums | {"grad_norm": norm}
 
     def rehearse(self, update: Update) -> None:
-        """Compute all that an update may compute, whatever comes out: with clipping, and without."""
+        """Compute all that an update may compute, whatever comes out: with clipping, and
+        without."""
         if update.micro_batches:
             gradients, _ = self._accumulate(update)
             mx.eval(global_norm(gradients))
@@ -102,7 +121,9 @@ class Updater:
         self._apply(gradients, mx.array(learning_rate, mx.float32), factor)
         mx.eval(self._algorithm.model.trainable_parameters(), self._optimizer.state)
 
-    def _update_model(self, gradients: Any, learning_rate: mx.array, factor: mx.array | None) -> None:
+    def _update_model(
+        self, gradients: Any, learning_rate: mx.array, factor: mx.array | None
+    ) -> None:
         if factor is not None:
             gradients = tree_map(lambda leaf: leaf * factor.astype(leaf.dtype), gradients)
         self._optimizer.update(self._algorithm.model, gradients, learning_rate)
@@ -120,6 +141,8 @@ class Updater:
             add_up(sums, {name: to_float(value) for name, value in values.items()})
         return gradients, sums
 
-    def _scaled_loss(self, micro_batch: Arrays, scale: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
+    def _scaled_loss(
+        self, micro_batch: Arrays, scale: mx.array
+    ) -> tuple[mx.array, dict[str, mx.array]]:
         loss = self._algorithm.loss(self._algorithm.model, micro_batch)
         return loss.total * scale, {"total": loss.total, "weight": loss.weight, **loss.metrics}

@@ -9,9 +9,11 @@ from typing import Any
 from chuk_lib.events import as_number
 
 
-def improves(value: float, best: float | None, *, greater: bool = False, threshold: float = 0.0) -> bool:
-    """Whether `value` is better than `best` (None: nothing yet) by more than `threshold`; lower is better unless
-    `greater`. NaN is never better, and any number is better than NaN."""
+def improves(
+    value: float, best: float | None, *, greater: bool = False, threshold: float = 0.0
+) -> bool:
+    """Whether `value` is better than `best` (None: nothing yet) by more than `threshold`; lower is
+    better unless `greater`. NaN is never better, and any number is better than NaN."""
     if math.isnan(value):
         return False
     if best is None or math.isnan(best):
@@ -20,8 +22,9 @@ def improves(value: float, best: float | None, *, greater: bool = False, thresho
 
 
 def better_eval(data: Mapping[str, Any], best: float | None) -> float | None:
-    """The watched value of an `eval` event (its eval_reward where it has one, else its eval_loss) when it is the best
-    so far, else None. The run itself says so (`early_stopping_threshold` counts); older logs did not."""
+    """The watched value of an `eval` event (its eval_reward where it has one, else its eval_loss)
+    when it is the best so far, else None. The run itself says so (`early_stopping_threshold`
+    counts); older logs did not."""
     reward = as_number(data.get("eval_reward"))
     value = as_number(data.get("eval_loss")) if reward is None else reward
     told = data.get("best")

@@ -1,9 +1,9 @@
 """Which files these are: one fingerprint over whole contents, for adapters, resume and pipelines.
 
-A file is hashed whole and remembered by (path, size, mtime in nanoseconds, inode): in the process, and for large files
-in `~/.cache/chuk/digests.json`, so that a base model is read once and not by every command. A file that was written in
-the last seconds is not remembered: a second write could leave its time as it is.
-"""
+A file is hashed whole and remembered by (path, size, mtime in nanoseconds, inode): in the process,
+and for large files in `~/.cache/chuk/digests.json`, so that a base model is read once and not by
+every command. A file that was written in the last seconds is not remembered: a second write could
+leave its time as it is."""
 
 from __future__ import annotations
 
@@ -41,18 +41,20 @@ def digest(path: Path) -> str:
 
 
 def fingerprint(files: Sequence[Path]) -> str:
-    """64 hexadecimal digits over the contents of files, in order. Raises OSError when one cannot be read."""
+    """64 hexadecimal digits over the contents of files, in order. Raises OSError when one cannot be
+    read."""
     return hashlib.sha256("".join(map(digest, files)).encode()).hexdigest()
 
 
 def is_old(written: str) -> bool:
-    """Whether a fingerprint is of the form that covered no more than the edges of files (16 digits)."""
+    """Whether a fingerprint is of the form that covered no more than the edges of files (16
+    digits)."""
     return len(written) == 16
 
 
 def old_fingerprint(files: Sequence[Path], *, of_weights: bool) -> str:
-    """That form, for what was written with it: 64 KiB at both ends of each file; of weights the header before them, of
-    other files their names and sizes."""
+    """That form, for what was written with it: 64 KiB at both ends of each file; of weights the
+    header before them, of other files their names and sizes."""
     edge, found = 1 << 16, hashlib.sha256()
     for path in files:
         size = path.stat().st_size
@@ -73,7 +75,9 @@ def _mark(path: Path) -> list[int]:
 
 
 def _file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "chuk" / "digests.json"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "chuk" / "digests.json"
+    )
 
 
 def _read_kept() -> dict[str, Any]:
@@ -82,7 +86,9 @@ def _read_kept() -> dict[str, Any]:
         kept = json.loads(_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    whole = isinstance(kept, dict) and all(isinstance(one, list) and len(one) == 2 for one in kept.values())
+    whole = isinstance(kept, dict) and all(
+        isinstance(one, list) and len(one) == 2 for one in kept.values()
+    )
     return kept if whole else {}
 
 

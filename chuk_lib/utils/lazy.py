@@ -8,8 +8,8 @@ from typing import Any
 
 
 def exported(package: str, homes: Mapping[str, str], name: str) -> Any:
-    """For a package's `__getattr__`: `name` from the module of the package where `homes` says it is. Raises
-    AttributeError for a name that is not in it."""
+    """For a package's `__getattr__`: `name` from the module of the package where `homes` says it
+    is. Raises AttributeError for a name that is not in it."""
     if name not in homes:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     return getattr(import_module(f"{package}.{homes[name]}"), name)

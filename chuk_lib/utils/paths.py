@@ -1,5 +1,5 @@
-"""Files and folders that are about to be written: whether that can be done is asked before any work is spent on it,
-and what is there is replaced whole or not at all."""
+"""Files and folders that are about to be written: whether that can be done is asked before any work
+is spent on it, and what is there is replaced whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,11 +21,20 @@ def check_folder(folder: Path) -> None:
     try:
         there = folder.resolve()
         nearest = next(path for path in (there, *there.parents) if path.exists())
-    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a loop of links, a null character
-        raise ConfigError(f"`{_short(folder)}` cannot be a folder: {_reason(error)}", _HINT) from None
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # too long a name, a loop of links, a null character
+        raise ConfigError(
+            f"`{_short(folder)}` cannot be a folder: {_reason(error)}", _HINT
+        ) from None
     if not nearest.is_dir():
         same = nearest == there
-        raise ConfigError(f"`{folder}` is a file" if same else f"cannot make `{folder}`: `{nearest}` is a file", _HINT)
+        raise ConfigError(
+            f"`{folder}` is a file" if same else f"cannot make `{folder}`: `{nearest}` is a file",
+            _HINT,
+        )
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write `{folder}`: no permission to write in `{nearest}`", _HINT)
 
@@ -40,10 +49,12 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def replace_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """A path beside `path` to write to. When the block ends well it is on the disk and takes the place of `path`:
-    readers see the old file or the new one, never half; else it goes. `shared`: another process may be writing the
-    same file just now."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial" if shared else f".{path.name}.partial")
+    """A path beside `path` to write to. When the block ends well it is on the disk and takes the
+    place of `path`: readers see the old file or the new one, never half; else it goes. `shared`:
+    another process may be writing the same file just now."""
+    partial = path.with_name(
+        f".{path.name}.{os.getpid()}.partial" if shared else f".{path.name}.partial"
+    )
     try:
         yield partial
         sync(partial)

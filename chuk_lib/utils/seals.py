@@ -1,5 +1,5 @@
-"""Checksums of files in a folder, as its `state.json` (a checkpoint's) or its `checksums.json` (any other's) lists them
-under `files`: {name: {"bytes", "sha256"}}."""
+"""Checksums of files in a folder, as its `state.json` (a checkpoint's) or its `checksums.json` (any
+other's) lists them under `files`: {name: {"bytes", "sha256"}}."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def is_as_sealed(path: Path, written: dict[str, Any]) -> bool:
 
 
 def written_seals(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The file that lists checksums of a folder, and its list by file name; "" and nothing without a readable one."""
+    """The file that lists checksums of a folder, and its list by file name; "" and nothing without
+    a readable one."""
     for name in (STATE, CHECKSUMS):
         try:
             files = json.loads((folder / name).read_text(encoding="utf-8"))["files"]
@@ -45,11 +46,12 @@ def written_seals(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def check_weights(folder: Path) -> None:
-    """Raise ModelError when a weights file is not as it was written, by the folder's list of checksums.
+    """Raise ModelError when a weights file is not as it was written, by the folder's list of
+    checksums.
 
-    Folders without a readable list are taken as they are: a model need not come from chuk, and other files may have
-    been edited on purpose. A large file that has not changed since is not hashed again (`identity.digest`).
-    """
+    Folders without a readable list are taken as they are: a model need not come from chuk, and
+    other files may have been edited on purpose. A large file that has not changed since is not
+    hashed again (`identity.digest`)."""
     by, files = written_seals(folder)
     for name, written in files.items():
         path = folder / Path(name).name
@@ -62,8 +64,12 @@ def check_weights(folder: Path) -> None:
 
 def _damaged(path: Path, by: str) -> ModelError:
     if by == STATE:
-        return ModelError(f"`{path}` is damaged: it is not as training wrote it", "use another checkpoint of the run")
+        return ModelError(
+            f"`{path}` is damaged: it is not as training wrote it",
+            "use another checkpoint of the run",
+        )
     return ModelError(
         f"`{path}` is damaged: it is not as {CHECKSUMS} says",
-        f"make or fetch it again; if it was changed on purpose: `chuk model verify {path.parent} --write`",
+        f"make or fetch it again; if it was changed on purpose: `chuk model verify {path.parent}"
+        " --write`",
     )

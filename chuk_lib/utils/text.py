@@ -6,7 +6,8 @@ from typing import Any
 
 
 def shorten(value: Any, most: int = 60, *, keep_end: bool = False) -> str:
-    """A value as text of at most `most` characters; what is longer loses its end, or its beginning with `keep_end`."""
+    """A value as text of at most `most` characters; what is longer loses its end, or its beginning
+    with `keep_end`."""
     text = str(value)
     if len(text) <= most:
         return text

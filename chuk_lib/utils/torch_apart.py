@@ -1,5 +1,6 @@
-"""Keep torch out of a process that does not need it: `transformers` imports it where it is installed, which costs up to
-twenty seconds and a quarter of a gigabyte, and chuk wants the tokenizers of `transformers` alone."""
+"""Keep torch out of a process that does not need it: `transformers` imports it where it is
+installed, which costs up to twenty seconds and a quarter of a gigabyte, and chuk wants the
+tokenizers of `transformers` alone."""
 
 from __future__ import annotations
 
@@ -10,15 +11,16 @@ from typing import Any, cast
 
 
 def hide_torch() -> None:
-    """From here on torch cannot be imported, and `transformers` does without it. Does nothing once it is loaded."""
+    """From here on torch cannot be imported, and `transformers` does without it. Does nothing once
+    it is loaded."""
     if "torch" not in sys.modules:
         cast(Any, sys.modules)["torch"] = None
 
 
 @contextmanager
 def torch_shown() -> Iterator[None]:
-    """Around code that is not chuk's own: it can import torch, and a `transformers` that has it. When it imports
-    neither, all is as before; otherwise torch stays, and so do they."""
+    """Around code that is not chuk's own: it can import torch, and a `transformers` that has it.
+    When it imports neither, all is as before; otherwise torch stays, and so do they."""
     if sys.modules.get("torch", sys) is not None:
         yield
         return

@@ -1,4 +1,5 @@
-"""A folder with everything that can be wrong, and a command line that must say so and leave nothing behind."""
+"""A folder with everything that can be wrong, and a command line that must say so and leave nothing
+behind."""
 
 from __future__ import annotations
 
@@ -17,14 +18,17 @@ import pytest
 
 from chuk_cli.app import run
 
-GOOD_ROWS = "".join(json.dumps({"prompt": f"{n}+{n}=", "completion": str(2 * n)}) + "\n" for n in range(16))
+GOOD_ROWS = "".join(
+    json.dumps({"prompt": f"{n}+{n}=", "completion": str(2 * n)}) + "\n" for n in range(16)
+)
 
 Fails = Callable[..., None]
 
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """The working folder of all cases: `good` (a model), `good.jsonl`, and damaged copies. No test may change it."""
+    """The working folder of all cases: `good` (a model), `good.jsonl`, and damaged copies. No test
+    may change it."""
     folder = tmp_path_factory.mktemp("bench")
     shutil.copytree(tiny_model_dir, folder / "good")
     (folder / "good.jsonl").write_text(GOOD_ROWS)
@@ -35,11 +39,16 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Pat
 
 
 @pytest.fixture
-def fails(bench: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fails]:
-    """`fails(args, code, says, hint, stdin=…)`: the command line ends with that code, one line that says what is wrong
-    and one that says what to do, in human words and as JSON; nothing on stdout, nothing new on disk."""
+def fails(
+    bench: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Fails]:
+    """`fails(args, code, says, hint, stdin=…)`: the command line ends with that code, one line that
+    says what is wrong and one that says what to do, in human words and as JSON; nothing on stdout,
+    nothing new on disk."""
     monkeypatch.chdir(bench)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import only
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE", True
+    )  # the variable is read at import only
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 

@@ -1,4 +1,5 @@
-"""Models and adapters that cannot be used: which file, what is wrong with it, and where to get a right one."""
+"""Models and adapters that cannot be used: which file, what is wrong with it, and where to get a
+right one."""
 
 from __future__ import annotations
 
@@ -42,34 +43,102 @@ def _index(folder: Path) -> None:
 
 
 MODELS: dict[str, tuple[Spoil, str, str]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), "is not a model folder: it has no config.json", "folder"),
-    "broken config": (lambda f: (f / "config.json").write_text("{bad"), "config.json` is not JSON", "again"),
+    "no config": (
+        lambda f: (f / "config.json").unlink(),
+        "is not a model folder: it has no config.json",
+        "folder",
+    ),
+    "broken config": (
+        lambda f: (f / "config.json").write_text("{bad"),
+        "config.json` is not JSON",
+        "again",
+    ),
     "no type": (_config(model_type=None), "config.json` names no model_type", "language model?"),
-    "unknown type": (_config(model_type="lama"), "unknown architecture: model_type `lama`", "nearest: llama"),
-    "size as text": (_config(hidden_size="big"), "`hidden_size` should be a whole number above 0, not `big`", "bel"),
-    "no heads": (_config(num_attention_heads=0), "`num_attention_heads` should be a whole number above 0", "belongs"),
+    "unknown type": (
+        _config(model_type="lama"),
+        "unknown architecture: model_type `lama`",
+        "nearest: llama",
+    ),
+    "size as text": (
+        _config(hidden_size="big"),
+        "`hidden_size` should be a whole number above 0, not `big`",
+        "bel",
+    ),
+    "no heads": (
+        _config(num_attention_heads=0),
+        "`num_attention_heads` should be a whole number above 0",
+        "belongs",
+    ),
     "code": (_config(model_file="x.py"), "wants to run its own code (`x.py`)", "never code"),
     "huge size": (_config(hidden_size=1 << 30), "do not fit the model", "different models"),
-    "other shape": (_config(hidden_size=64), "`model.embed_tokens.weight` and 19 more of another shape", "different"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights: no model.safetensors", "download"),
+    "other shape": (
+        _config(hidden_size=64),
+        "`model.embed_tokens.weight` and 19 more of another shape",
+        "different",
+    ),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        "has no weights: no model.safetensors",
+        "download",
+    ),
     "pickle only": (
-        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "has no weights", "pytorch_model.bin"
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        "has no weights",
+        "pytorch_model.bin",
     ),
-    "truncated": (_weights(lambda raw: raw[:-100]), "model.safetensors` is cut short: it has", "again"),
+    "truncated": (
+        _weights(lambda raw: raw[:-100]),
+        "model.safetensors` is cut short: it has",
+        "again",
+    ),
     "header only": (_weights(lambda raw: raw[:100]), "model.safetensors` is cut short", "again"),
-    "no bytes": (_weights(lambda raw: b""), "model.safetensors` is not a safetensors file", "again"),
-    "huge header": (_weights(lambda raw: struct.pack("<Q", 1 << 60) + raw[8:]), "is not a safetensors file", "again"),
-    "huge tensor": (
-        _norm(shape=[1 << 40], data_offsets=[1 << 20, (1 << 20) + (1 << 42)]), "header promises 4,398,047,56", "again"
+    "no bytes": (
+        _weights(lambda raw: b""),
+        "model.safetensors` is not a safetensors file",
+        "again",
     ),
-    "contradiction": (_norm(shape=[1 << 62, 1 << 62]), "contradicts itself about tensor `model.norm.weight`", "again"),
+    "huge header": (
+        _weights(lambda raw: struct.pack("<Q", 1 << 60) + raw[8:]),
+        "is not a safetensors file",
+        "again",
+    ),
+    "huge tensor": (
+        _norm(shape=[1 << 40], data_offsets=[1 << 20, (1 << 20) + (1 << 42)]),
+        "header promises 4,398,047,56",
+        "again",
+    ),
+    "contradiction": (
+        _norm(shape=[1 << 62, 1 << 62]),
+        "contradicts itself about tensor `model.norm.weight`",
+        "again",
+    ),
     "negative": (_norm(shape=[-1]), "contradicts itself about tensor `model.norm.weight`", "again"),
-    "overlap": (_norm(data_offsets=[64, 192]), "contradicts itself: two tensors lie in the same place", "again"),
-    "unknown number type": (_norm(dtype="X9"), "holds tensor `model.norm.weight` of the unknown type `X9`", "again"),
-    "missing shard": (_index, "lacks 1 of 1 weight files, such as model-00001-of-00002", "copy the model again"),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer: no tokenizer.json", "base model's"),
-    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "the tokenizer in", "copy its files again"),
-}  # fmt: skip
+    "overlap": (
+        _norm(data_offsets=[64, 192]),
+        "contradicts itself: two tensors lie in the same place",
+        "again",
+    ),
+    "unknown number type": (
+        _norm(dtype="X9"),
+        "holds tensor `model.norm.weight` of the unknown type `X9`",
+        "again",
+    ),
+    "missing shard": (
+        _index,
+        "lacks 1 of 1 weight files, such as model-00001-of-00002",
+        "copy the model again",
+    ),
+    "no tokenizer": (
+        lambda f: (f / "tokenizer.json").unlink(),
+        "has no tokenizer: no tokenizer.json",
+        "base model's",
+    ),
+    "broken tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text("{}"),
+        "the tokenizer in",
+        "copy its files again",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -97,7 +166,9 @@ def test_information_about_models_that_are_damaged(fails: Fails, bench: Path, na
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("command", ["train sft -d good.jsonl -o out -m", "infer -p x -m", "model info"])
+@pytest.mark.parametrize(
+    "command", ["train sft -d good.jsonl -o out -m", "infer -p x -m", "model info"]
+)
 def test_names_that_stand_for_no_model(fails: Fails, command: str) -> None:
     fails(f"{command} goood", 1, "no model at `goood`", "did you mean `good`?")
     fails(f"{command} ./zzzz", 1, "no model at `./zzzz`", "name a folder")
@@ -109,14 +180,31 @@ def test_names_that_stand_for_no_model(fails: Fails, command: str) -> None:
 def test_the_chat_template_is_broken(fails: Fails, bench: Path) -> None:
     folder = damaged(bench, "template")
     (folder / "chat_template.jinja").write_text("{% for x in %}")
-    (bench / "chat.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "a"}]}) + "\n")
+    (bench / "chat.jsonl").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "a"}]}) + "\n"
+    )
     for command in ("infer -p x -m template", "train sft -d chat.jsonl -o out -m template"):
-        fails(command, 1, "the chat template is broken in line 1: Expected an expression", "mend the chat template")
+        fails(
+            command,
+            1,
+            "the chat template is broken in line 1: Expected an expression",
+            "mend the chat template",
+        )
 
 
 def test_a_prompt_that_does_not_fit(fails: Fails) -> None:
-    fails(["infer", "-m", "good", "-p", "x" * 600], 1, "the prompt has 619 tokens, the model's context holds 512", "sh")
-    fails(["infer", "-m", "good", "-p", "caf\udce9"], 1, "`--prompt` is not UTF-8 text (byte 0xe9", "iconv")
+    fails(
+        ["infer", "-m", "good", "-p", "x" * 600],
+        1,
+        "the prompt has 619 tokens, the model's context holds 512",
+        "sh",
+    )
+    fails(
+        ["infer", "-m", "good", "-p", "caf\udce9"],
+        1,
+        "`--prompt` is not UTF-8 text (byte 0xe9",
+        "iconv",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +212,11 @@ def adapter(bench: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter of the good model, from one step of training."""
     run = tmp_path_factory.mktemp("lora") / "run"
     config = SFTConfig(
-        model=str(bench / "good"), data=str(bench / "good.jsonl"), output=str(run), max_steps=1, use_lora=True
+        model=str(bench / "good"),
+        data=str(bench / "good.jsonl"),
+        output=str(run),
+        max_steps=1,
+        use_lora=True,
     )
     checkpoint = train_sft(config).checkpoint
     assert checkpoint is not None
@@ -132,22 +224,41 @@ def adapter(bench: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 ADAPTERS: dict[str, tuple[Spoil, str, str]] = {
-    "config": (lambda f: (f / "adapter_config.json").write_text("{x"), "adapter_config.json` is not JSON", "again"),
-    "weights": (lambda f: (f / "adapters.safetensors").unlink(), "has no weights", "adapters.safetensors"),
+    "config": (
+        lambda f: (f / "adapter_config.json").write_text("{x"),
+        "adapter_config.json` is not JSON",
+        "again",
+    ),
+    "weights": (
+        lambda f: (f / "adapters.safetensors").unlink(),
+        "has no weights",
+        "adapters.safetensors",
+    ),
     "cut": (
-        lambda f: (f / "adapters.safetensors").write_bytes((f / "adapters.safetensors").read_bytes()[:-9]),
-        "adapters.safetensors` is damaged", "another checkpoint",
+        lambda f: (f / "adapters.safetensors").write_bytes(
+            (f / "adapters.safetensors").read_bytes()[:-9]
+        ),
+        "adapters.safetensors` is damaged",
+        "another checkpoint",
     ),
     "no settings": (
-        lambda f: edit_json(f / "adapter_config.json", lora_parameters=None), "has no lora_parameters with a scale",
+        lambda f: edit_json(f / "adapter_config.json", lora_parameters=None),
+        "has no lora_parameters with a scale",
         "again",
     ),
     "rank": (
-        lambda f: edit_json(f / "adapter_config.json", lora_parameters={"rank": "many", "scale": 1}),
-        "make no adapter: invalid literal", "again",
+        lambda f: edit_json(
+            f / "adapter_config.json", lora_parameters={"rank": "many", "scale": 1}
+        ),
+        "make no adapter: invalid literal",
+        "again",
     ),
-    "kind": (lambda f: edit_json(f / "adapter_config.json", fine_tune_type="magic"), "is of type `magic`", "lora and"),
-}  # fmt: skip
+    "kind": (
+        lambda f: edit_json(f / "adapter_config.json", fine_tune_type="magic"),
+        "is of type `magic`",
+        "lora and",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -164,10 +275,28 @@ def test_adapters_that_cannot_be_read(fails: Fails, bench: Path, adapter: Path, 
 def test_adapters_that_do_not_fit(fails: Fails, bench: Path, adapter: Path) -> None:
     create_model("micro", bench / "micro")
     try:
-        says = "adapter `adapter` does not fit: `model.layers.0.self_attn.q_proj.lora_a` is [32, 8], the model needs"
-        fails("infer -p x -m micro --adapter adapter", 1, says, "load it on the model it was trained on")
-        fails("infer -p x -m good --adapter good", 1, "`good` is not an adapter: it has no adapter_config.json", "LoRA")
+        says = (
+            "adapter `adapter` does not fit: `model.layers.0.self_attn.q_proj.lora_a` is [32, 8],"
+            " the model needs"
+        )
+        fails(
+            "infer -p x -m micro --adapter adapter",
+            1,
+            says,
+            "load it on the model it was trained on",
+        )
+        fails(
+            "infer -p x -m good --adapter good",
+            1,
+            "`good` is not an adapter: it has no adapter_config.json",
+            "LoRA",
+        )
         fails("infer -p x -m good --adapter zzzz", 1, "no adapter at `zzzz`", "name a folder")
-        fails("eval -d good.jsonl -m adapter --adapter adapter", 1, "has an adapter already", "name its base model")
+        fails(
+            "eval -d good.jsonl -m adapter --adapter adapter",
+            1,
+            "has an adapter already",
+            "name its base model",
+        )
     finally:
         shutil.rmtree(bench / "micro")

@@ -1,4 +1,5 @@
-"""The same through the real executable: exit codes, streams, and that nothing else is written anywhere."""
+"""The same through the real executable: exit codes, streams, and that nothing else is written
+anywhere."""
 
 from __future__ import annotations
 
@@ -10,14 +11,36 @@ import pytest
 from tests.conftest import RunChuk
 
 CASES = [
-    (["train", "sft", "-m", "good", "-d", "broken.jsonl", "-o", "out"], 1, "data", "`broken.jsonl` line 2 is not JSON"),
-    (["train", "sft", "-m", "empty", "-d", "good.jsonl", "-o", "out"], 1, "model", "it has no config.json"),
-    (["train", "sft", "-m", "good", "-d", "good.jsonl", "--learning-rate", "abc"], 2, "config", "should be a number"),
-    (["eval", "-m", "good", "-d", "good.jsonl", "--modle", "x"], 2, "usage", "No such option: --modle"),
+    (
+        ["train", "sft", "-m", "good", "-d", "broken.jsonl", "-o", "out"],
+        1,
+        "data",
+        "`broken.jsonl` line 2 is not JSON",
+    ),
+    (
+        ["train", "sft", "-m", "empty", "-d", "good.jsonl", "-o", "out"],
+        1,
+        "model",
+        "it has no config.json",
+    ),
+    (
+        ["train", "sft", "-m", "good", "-d", "good.jsonl", "--learning-rate", "abc"],
+        2,
+        "config",
+        "should be a number",
+    ),
+    (
+        ["eval", "-m", "good", "-d", "good.jsonl", "--modle", "x"],
+        2,
+        "usage",
+        "No such option: --modle",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("args", "code", "kind", "says"), CASES, ids=[" ".join(case[0][:5]) for case in CASES])
+@pytest.mark.parametrize(
+    ("args", "code", "kind", "says"), CASES, ids=[" ".join(case[0][:5]) for case in CASES]
+)
 def test_codes_and_streams(
     run_chuk: RunChuk, bench: Path, tmp_path: Path, args: list[str], code: int, kind: str, says: str
 ) -> None:

@@ -1,4 +1,5 @@
-"""Rewards that cannot be used: one line that names the reward, and for a broken function the completion."""
+"""Rewards that cannot be used: one line that names the reward, and for a broken function the
+completion."""
 
 from __future__ import annotations
 
@@ -38,7 +39,12 @@ LOADING = [
     ("json_schema:file=none.json", 2, "schema file `none.json` cannot be read", "path"),
     ("exact_match", 1, "needs the column `completion` or", "rename one"),
     ("numeric", 1, "needs the column `answer` or", "rename one"),
-    ("rewards.py:needs", 1, "reward `rewards.py:needs` needs the column `difficulty`", "rename one"),
+    (
+        "rewards.py:needs",
+        1,
+        "reward `rewards.py:needs` needs the column `difficulty`",
+        "rename one",
+    ),
 ]
 SCORING = [
     ("breaks", "failed on completion 1 of 2", "return None"),
@@ -55,7 +61,9 @@ def files(bench: Path) -> None:
         (bench / name).write_text(content)
 
 
-@pytest.mark.parametrize(("reward", "code", "says", "hint"), LOADING, ids=[case[0] for case in LOADING])
+@pytest.mark.parametrize(
+    ("reward", "code", "says", "hint"), LOADING, ids=[case[0] for case in LOADING]
+)
 def test_rewards_are_checked_before_a_model_is_loaded(
     fails: Fails, reward: str, code: int, says: str, hint: str
 ) -> None:
@@ -72,7 +80,11 @@ def test_settings_of_an_evaluation_that_do_not_fit(fails: Fails) -> None:
         ("--k 2", "pass@2 cannot be told from 1 samples", "--samples 2"),
         ("--k 0 --samples 2", "pass@0 cannot be told", "1 or more"),
         ("--k one", "`--k` should be whole numbers", "--k 1,4"),
-        ("--samples 2 --temperature 0", "2 samples at temperature 0 are all the same", "--temperature"),
+        (
+            "--samples 2 --temperature 0",
+            "2 samples at temperature 0 are all the same",
+            "--temperature",
+        ),
         ("--temperature -1", "temperature is -1.0", "unset it is 0.0"),
         ("--reward-errors maybe", "on_error is `maybe`", "`raise` or `none`"),
         ("--against-adapter x", "`--against-adapter` needs `--against`", "second model"),
@@ -92,4 +104,9 @@ def test_data_without_prompts_and_models_that_are_missing(fails: Fails) -> None:
     )
     fails(f"{EVAL} --reward length:max=3 --against zzzz", 1, "zzzz", "")
     fails(f"{EVAL} --reward reward_model:path=good", 1, "reward model", "")
-    fails(f"{EVAL}", 1, "`prompts.jsonl` line 1 has the columns `prompt`, which fit no format", "prompt + completion")
+    fails(
+        f"{EVAL}",
+        1,
+        "`prompts.jsonl` line 1 has the columns `prompt`, which fit no format",
+        "prompt + completion",
+    )

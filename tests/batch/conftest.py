@@ -12,7 +12,20 @@ import pytest
 
 from chuk_lib.data.tokenizers import load_tokenizer
 
-WORDS = ["the", "small", "robot", "counts", "green", "doors", "while", "a", "teacher", "remembers", "paper", "boats"]
+WORDS = [
+    "the",
+    "small",
+    "robot",
+    "counts",
+    "green",
+    "doors",
+    "while",
+    "a",
+    "teacher",
+    "remembers",
+    "paper",
+    "boats",
+]
 
 
 def text_rows(count: int, seed: int = 0, longest: int = 60) -> list[dict[str, Any]]:
@@ -37,7 +50,11 @@ def write_rows(path: Path, rows: Iterable[Any]) -> Path:
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file of a folder with its bytes."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""What a build makes: the rows that `SFTDataset` makes, in the batches that were asked for, always the same bytes."""
+"""What a build makes: the rows that `SFTDataset` makes, in the batches that were asked for, always
+the same bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from tests.batch.conftest import WORDS, pair_rows, text_rows, tree, write_rows
 def same_examples(left: Any, right: Any) -> bool:
     """Equal ids and targets; the first token of a row is never a target, whatever its mask says."""
     return len(left) == len(right) and all(
-        np.array_equal(one.input_ids, other.input_ids) and np.array_equal(one.loss_mask[1:], other.loss_mask[1:])
+        np.array_equal(one.input_ids, other.input_ids)
+        and np.array_equal(one.loss_mask[1:], other.loss_mask[1:])
         for one, other in zip(left, right, strict=True)
     )
 
@@ -39,9 +41,12 @@ def test_rows_are_those_of_the_dataset(
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "sft_prompt_completion": {}, "sft_prompt_completion_conv": {}, "sft_conversational": {"assistant_only_loss": True},
-    "sft_tools": {"assistant_only_loss": True}, "sft_lm": {},
-}  # fmt: skip
+    "sft_prompt_completion": {},
+    "sft_prompt_completion_conv": {},
+    "sft_conversational": {"assistant_only_loss": True},
+    "sft_tools": {"assistant_only_loss": True},
+    "sft_lm": {},
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -49,20 +54,30 @@ def test_rows_are_trl_s_fixtures(name: str, tmp_path: Path) -> None:
     parity = Path(__file__).resolve().parent.parent / "fixtures" / "parity"
     made = load_tokenizer(parity / "models" / "llama-tiny")
     source, rules = parity / "data" / f"{name}.jsonl", CASES[name]
-    folder = BatchFolder(build(source, made, tmp_path / "out", BatchSpec(max_length=512, **rules)).path, made)
-    assert same_examples(folder.examples, SFTDataset(source, made, max_length=512, **rules).examples)
+    folder = BatchFolder(
+        build(source, made, tmp_path / "out", BatchSpec(max_length=512, **rules)).path, made
+    )
+    assert same_examples(
+        folder.examples, SFTDataset(source, made, max_length=512, **rules).examples
+    )
 
 
 @pytest.mark.parametrize("packing", ["bfd", "bfd_split", "wrapped"])
-def test_packed_batches_are_those_of_the_plan(packing: str, text_file: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_packed_batches_are_those_of_the_plan(
+    packing: str, text_file: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     spec = BatchSpec(max_length=100, packing=packing, shuffle=False, batch_size=4, multiple=1)
     folder = BatchFolder(build(text_file, tokenizer, tmp_path / "out", spec).path, tokenizer)
     data = SFTDataset(text_file, tokenizer, max_length=100, packing=True, packing_strategy=packing)
     plan = folder.plan(shuffle=False)
     want = BatchPlan(
-        data.examples, batch_size=4, shuffle=False, packing=packing, max_length=100,
+        data.examples,
+        batch_size=4,
+        shuffle=False,
+        packing=packing,
+        max_length=100,
         pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     assert plan.steps == want.steps
     for step in range(plan.steps):
         (mine,), (theirs,) = plan.batches(step), want.batches(step)
@@ -75,16 +90,26 @@ def test_windows_of_wrapped_rows_join(text_file: Path, tokenizer: Any, tmp_path:
     for window in (7, 1000):
         spec = BatchSpec(max_length=50, packing="wrapped", shuffle=False, window=window)
         folder = BatchFolder(build(text_file, tokenizer, tmp_path / str(window), spec).path)
-        made[window] = [folder.read(number).input_ids.tolist() for number in range(len(folder.files))]
+        made[window] = [
+            folder.read(number).input_ids.tolist() for number in range(len(folder.files))
+        ]
     assert made[7] == made[1000]
 
 
 def test_preference_pairs_are_those_of_the_dataset(tokenizer: Any, tmp_path: Path) -> None:
     rows = [
-        {"prompt": f"{word}: ", "chosen": " ".join(WORDS[:at]), "rejected": word} for at, word in enumerate(WORDS, 2)
+        {"prompt": f"{word}: ", "chosen": " ".join(WORDS[:at]), "rejected": word}
+        for at, word in enumerate(WORDS, 2)
     ]
-    source = write_rows(tmp_path / "pairs.jsonl", [*rows, {"prompt": "x" * 60, "chosen": "a", "rejected": "b"}])
-    result = build(source, tokenizer, tmp_path / "out", BatchSpec(kind="preference", max_length=48, batch_size=4))
+    source = write_rows(
+        tmp_path / "pairs.jsonl", [*rows, {"prompt": "x" * 60, "chosen": "a", "rejected": "b"}]
+    )
+    result = build(
+        source,
+        tokenizer,
+        tmp_path / "out",
+        BatchSpec(kind="preference", max_length=48, batch_size=4),
+    )
     folder = BatchFolder(result.path, tokenizer)
     want = PairDataset(source, tokenizer, max_length=48)
     assert len(folder) == len(want)
@@ -96,11 +121,17 @@ def test_preference_pairs_are_those_of_the_dataset(tokenizer: Any, tmp_path: Pat
                 (theirs.prompt, theirs.chosen, theirs.rejected),
             )
         )
-    assert (folder.report.dropped, folder.report.truncated) == (want.report.dropped, want.report.truncated)
+    assert (folder.report.dropped, folder.report.truncated) == (
+        want.report.dropped,
+        want.report.truncated,
+    )
     batch = folder.read(0)
     assert len(batch.lengths) == 2 * 4
     members = sorted(
-        index for step in range(folder.plan().steps) for part in folder.plan().micro_batches(step) for index in part
+        index
+        for step in range(folder.plan().steps)
+        for part in folder.plan().micro_batches(step)
+        for index in part
     )
     assert members == list(range(len(folder)))
 
@@ -133,13 +164,22 @@ def test_batches_have_one_width_from_the_edges_and_the_rows_asked_for(
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "max_length": {"max_length": 40}, "edges": {"edges": "powers"}, "buckets": {"buckets": 2},
-    "multiple": {"multiple": 32}, "batch_size": {"batch_size": 3}, "tokens_per_batch": {"tokens_per_batch": 512},
-    "packing": {"packing": "bfd"}, "shuffle": {"shuffle": False}, "window": {"window": 9}, "seed": {"seed": 1},
-    "completion_only_loss": {"completion_only_loss": False}, "format": {"format": "text"},
-    "text_field": {"format": "text", "text_field": "completion"}, "kind": {"kind": "pretrain", "format": "text"},
+    "max_length": {"max_length": 40},
+    "edges": {"edges": "powers"},
+    "buckets": {"buckets": 2},
+    "multiple": {"multiple": 32},
+    "batch_size": {"batch_size": 3},
+    "tokens_per_batch": {"tokens_per_batch": 512},
+    "packing": {"packing": "bfd"},
+    "shuffle": {"shuffle": False},
+    "window": {"window": 9},
+    "seed": {"seed": 1},
+    "completion_only_loss": {"completion_only_loss": False},
+    "format": {"format": "text"},
+    "text_field": {"format": "text", "text_field": "completion"},
+    "kind": {"kind": "pretrain", "format": "text"},
     "prefix": {"prefix": "mine"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -150,15 +190,22 @@ def test_every_setting_changes_the_batches(name: str, tokenizer: Any, tmp_path: 
     base = {"max_length": 128, **({"format": "text"} if name in ("text_field", "kind") else {})}
     plain = build(source, tokenizer, tmp_path / "plain", BatchSpec(**base))
     changed = build(source, tokenizer, tmp_path / "changed", BatchSpec(**{**base, **changes}))
-    contents = [sorted(entry.sha256 + entry.name for entry in made.manifest.files) for made in (plain, changed)]
+    contents = [
+        sorted(entry.sha256 + entry.name for entry in made.manifest.files)
+        for made in (plain, changed)
+    ]
     assert contents[0] != contents[1]
 
 
 def test_assistant_only_loss_changes_the_batches(tokenizer: Any, tmp_path: Path) -> None:
-    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    row = {
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    }
     source = write_rows(tmp_path / "chat.jsonl", [row])
     all_tokens = build(source, tokenizer, tmp_path / "all").manifest.report["trained_tokens"]
-    answer = build(source, tokenizer, tmp_path / "own", BatchSpec(assistant_only_loss=True)).manifest.report
+    answer = build(
+        source, tokenizer, tmp_path / "own", BatchSpec(assistant_only_loss=True)
+    ).manifest.report
     assert 0 < answer["trained_tokens"] < all_tokens
 
 
@@ -177,7 +224,13 @@ def test_processes_and_blocks_change_nothing(
 
 def test_processes_render_chats_too(tiny_model_dir: Path, tmp_path: Path) -> None:
     rows = [
-        {"messages": [{"role": "user", "content": word}, {"role": "assistant", "content": word * 2}]} for word in WORDS
+        {
+            "messages": [
+                {"role": "user", "content": word},
+                {"role": "assistant", "content": word * 2},
+            ]
+        }
+        for word in WORDS
     ]
     source = write_rows(tmp_path / "chat.jsonl", rows)
     spec = BatchSpec(assistant_only_loss=True)
@@ -214,12 +267,17 @@ def test_a_second_build_of_the_same_is_left_alone_and_another_refused(
     with pytest.raises(ConfigError, match="holds batches of other data or settings"):
         build(pairs_file, tokenizer, output, BatchSpec(batch_size=2))
     assert tree(output) == before
-    assert build(pairs_file, tokenizer, output, BatchSpec(batch_size=2), overwrite=True).state == "built"
+    assert (
+        build(pairs_file, tokenizer, output, BatchSpec(batch_size=2), overwrite=True).state
+        == "built"
+    )
     assert tree(output) != before
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
 
 
-def test_what_is_no_batch_is_never_replaced(pairs_file: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_what_is_no_batch_is_never_replaced(
+    pairs_file: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
     output.mkdir()
     (output / "thesis.tex").write_text("years of work")
@@ -233,25 +291,42 @@ def test_what_is_no_batch_is_never_replaced(pairs_file: Path, tokenizer: Any, tm
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_a_broken_row_is_named_with_its_line_and_leaves_nothing(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_broken_row_is_named_with_its_line_and_leaves_nothing(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
     source = write_rows(tmp_path / "rows.jsonl", text_rows(50))
-    for number, broken in enumerate(['{"text": 3}', '{"text": "cut', "[1]", '{"text": "\\ud83d"}', "{" * 500]):
+    for number, broken in enumerate(
+        ['{"text": 3}', '{"text": "cut', "[1]", '{"text": "\\ud83d"}', "{" * 500]
+    ):
         lines = source.read_text().splitlines()
         lines[32] = broken
         (tmp_path / "broken.jsonl").write_text("\n".join(lines))
         for workers in (1, 2) if number < 2 else (1,):
             with pytest.raises(DataError, match=r"`.*broken\.jsonl` line 33"):
-                build(tmp_path / "broken.jsonl", tiny_model_dir, tmp_path / "out", workers=workers, block_bytes=500)
+                build(
+                    tmp_path / "broken.jsonl",
+                    tiny_model_dir,
+                    tmp_path / "out",
+                    workers=workers,
+                    block_bytes=500,
+                )
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]
 
 
-def test_settings_that_cannot_be_are_refused(pairs_file: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_settings_that_cannot_be_are_refused(
+    pairs_file: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     for changes, words in (
-        ({"kind": "other"}, "kinds"), ({"packing": "best"}, "strategies"), ({"edges": "wide"}, "auto, powers"),
-        ({"edges": (2000,)}, "padded lengths"), ({"kind": "preference", "packing": "bfd"}, "leave packing off"),
-        ({"kind": "pretrain", "packing": "bfd"}, "bfd_split"), ({"tokens_per_batch": 100}, "raise"),
-        ({"prefix": "../x"}, "letters"), ({"max_length": 1}, ""),
-    ):  # fmt: skip
+        ({"kind": "other"}, "kinds"),
+        ({"packing": "best"}, "strategies"),
+        ({"edges": "wide"}, "auto, powers"),
+        ({"edges": (2000,)}, "padded lengths"),
+        ({"kind": "preference", "packing": "bfd"}, "leave packing off"),
+        ({"kind": "pretrain", "packing": "bfd"}, "bfd_split"),
+        ({"tokens_per_batch": 100}, "raise"),
+        ({"prefix": "../x"}, "letters"),
+        ({"max_length": 1}, ""),
+    ):
         with pytest.raises(ConfigError) as caught:
             build(pairs_file, tokenizer, tmp_path / "out", BatchSpec(**changes))
         assert words in caught.value.hint
@@ -261,12 +336,16 @@ def test_settings_that_cannot_be_are_refused(pairs_file: Path, tokenizer: Any, t
         build(pairs_file, tmp_path / "nowhere", tmp_path / "out")
 
 
-def test_files_are_what_numpy_reads_and_older_tools_expect(pairs_file: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_files_are_what_numpy_reads_and_older_tools_expect(
+    pairs_file: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     build(pairs_file, tokenizer, tmp_path / "out", BatchSpec(max_length=256))
     names = sorted(path.name for path in (tmp_path / "out").glob("*.npz"))
     assert names[0] == "train_batch_0001.npz"
     arrays = np.load(tmp_path / "out" / names[0], allow_pickle=False)
-    inputs, targets, mask = (arrays[f"{name}_tensor"] for name in ("input", "target", "attention_mask"))
+    inputs, targets, mask = (
+        arrays[f"{name}_tensor"] for name in ("input", "target", "attention_mask")
+    )
     assert inputs.dtype == targets.dtype == mask.dtype == np.int32
     learned = mask[:, :-1] > 0
     assert np.array_equal(targets[:, :-1][learned], inputs[:, 1:][learned])
@@ -277,7 +356,9 @@ def test_files_are_what_numpy_reads_and_older_tools_expect(pairs_file: Path, tok
 
 
 def test_the_direct_path_gives_what_the_renderer_gives(tmp_path: Path) -> None:
-    made = load_tokenizer(Path(__file__).resolve().parent.parent / "fixtures" / "parity" / "models" / "llama-tiny")
+    made = load_tokenizer(
+        Path(__file__).resolve().parent.parent / "fixtures" / "parity" / "models" / "llama-tiny"
+    )
     end = made.eos_token
     texts = [
         "plain",
@@ -290,15 +371,32 @@ def test_the_direct_path_gives_what_the_renderer_gives(tmp_path: Path) -> None:
     ]
     pairs = [{"prompt": one, "completion": other} for one in texts for other in texts]
     for name, rows, rules in (
-        ("text", [{"text": text} for text in texts], {}), ("pairs", pairs, {}),
+        ("text", [{"text": text} for text in texts], {}),
+        ("pairs", pairs, {}),
         ("whole", pairs, {"completion_only_loss": False}),
-    ):  # fmt: skip
+    ):
         source = write_rows(tmp_path / f"{name}.jsonl", rows)
-        plan = plan_of(BatchSpec(max_length=64, **rules), Record(rows[0], Source("rows", 1)), made, None)
+        plan = plan_of(
+            BatchSpec(max_length=64, **rules), Record(rows[0], Source("rows", 1)), made, None
+        )
         assert plan.direct is not None
-        folder = BatchFolder(build(source, made, tmp_path / name, BatchSpec(max_length=64, **rules)).path, made)
+        folder = BatchFolder(
+            build(source, made, tmp_path / name, BatchSpec(max_length=64, **rules)).path, made
+        )
         want = SFTDataset(source, made, max_length=64, **rules)
         assert same_examples(folder.examples, want.examples)
-        counts = ("rows", "kept", "dropped", "truncated", "tokens", "longest", "how", "loss_on", "lengths")
-        assert [getattr(folder.report, key) for key in counts] == [getattr(want.report, key) for key in counts]
+        counts = (
+            "rows",
+            "kept",
+            "dropped",
+            "truncated",
+            "tokens",
+            "longest",
+            "how",
+            "loss_on",
+            "lengths",
+        )
+        assert [getattr(folder.report, key) for key in counts] == [
+            getattr(want.report, key) for key in counts
+        ]
         assert name == "whole" or len(folder.report.notes) == len(want.report.notes)

@@ -1,4 +1,5 @@
-"""`chuk batch` as it is typed: results, exit codes, three modes, and nothing written that was not asked for."""
+"""`chuk batch` as it is typed: results, exit codes, three modes, and nothing written that was not
+asked for."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from tests.conftest import RunChuk
 
 @pytest.fixture
 def chuk(capsys: Any) -> Any:
-    """`chuk("build", …)`: run a command of the group in JSON mode, return exit code and what it said."""
+    """`chuk("build", …)`: run a command of the group in JSON mode, return exit code and what it
+    said."""
 
     def call(*words: Any, mode: str = "--json") -> tuple[int, Any, str]:
         code = run(["batch", *map(str, words), *([mode] if mode else [])])
@@ -29,13 +31,35 @@ def chuk(capsys: Any) -> Any:
 
 @pytest.fixture
 def built(chuk: Any, pairs_file: Path, tiny_model_dir: Path, tmp_path: Path) -> Path:
-    code, _, _ = chuk("build", "--data", pairs_file, "-m", tiny_model_dir, "-o", tmp_path / "out", "--batch-size", 4)
+    code, _, _ = chuk(
+        "build",
+        "--data",
+        pairs_file,
+        "-m",
+        tiny_model_dir,
+        "-o",
+        tmp_path / "out",
+        "--batch-size",
+        4,
+    )
     assert code == 0
     return tmp_path / "out"
 
 
-def test_build_says_what_it_built(chuk: Any, pairs_file: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    words = ["build", "--data", pairs_file, "-m", tiny_model_dir, "-o", tmp_path / "out", "--max-length", 128]
+def test_build_says_what_it_built(
+    chuk: Any, pairs_file: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    words = [
+        "build",
+        "--data",
+        pairs_file,
+        "-m",
+        tiny_model_dir,
+        "-o",
+        tmp_path / "out",
+        "--max-length",
+        128,
+    ]
     code, dry, said = chuk(*words, "--dry-run")
     assert code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
@@ -51,14 +75,22 @@ def test_build_says_what_it_built(chuk: Any, pairs_file: Path, tiny_model_dir: P
 
 
 OPTIONS: dict[str, list[str]] = {
-    "kind": ["--kind", "pretrain", "--format", "text"], "max length": ["--max-length", "40"],
+    "kind": ["--kind", "pretrain", "--format", "text"],
+    "max length": ["--max-length", "40"],
     "edges": ["--edges", "16,64"],
-    "buckets": ["--buckets", "1"], "multiple": ["--multiple", "64"], "batch size": ["--batch-size", "3"],
-    "tokens": ["--tokens-per-batch", "300"], "packing": ["--packing", "bfd"], "order": ["--no-shuffle"],
-    "window": ["--window", "5"], "loss": ["--no-completion-only-loss"], "format": ["--format", "text"],
-    "column": ["--format", "text", "--text-field", "completion"], "seed": ["--seed", "3"],
+    "buckets": ["--buckets", "1"],
+    "multiple": ["--multiple", "64"],
+    "batch size": ["--batch-size", "3"],
+    "tokens": ["--tokens-per-batch", "300"],
+    "packing": ["--packing", "bfd"],
+    "order": ["--no-shuffle"],
+    "window": ["--window", "5"],
+    "loss": ["--no-completion-only-loss"],
+    "format": ["--format", "text"],
+    "column": ["--format", "text", "--text-field", "completion"],
+    "seed": ["--seed", "3"],
     "prefix": ["--prefix", "mine"],
-}  # fmt: skip
+}
 
 
 def test_every_option_changes_the_batches(chuk: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -68,7 +100,9 @@ def test_every_option_changes_the_batches(chuk: Any, tiny_model_dir: Path, tmp_p
     assert chuk(*words, tmp_path / "plain", *usual)[0] == 0
     found = {"plain": tree(tmp_path / "plain")}
     for name, more in OPTIONS.items():
-        assert chuk(*words, tmp_path / name, *more, *([] if name == "max length" else usual))[0] == 0, name
+        assert (
+            chuk(*words, tmp_path / name, *more, *([] if name == "max length" else usual))[0] == 0
+        ), name
         found[name] = tree(tmp_path / name)
         found[name].pop("manifest.json")
     found["plain"].pop("manifest.json")
@@ -77,7 +111,9 @@ def test_every_option_changes_the_batches(chuk: Any, tiny_model_dir: Path, tmp_p
     assert found["column"] != found["format"]
 
 
-def test_overwrite_and_its_absence(chuk: Any, built: Path, pairs_file: Path, tiny_model_dir: Path) -> None:
+def test_overwrite_and_its_absence(
+    chuk: Any, built: Path, pairs_file: Path, tiny_model_dir: Path
+) -> None:
     words = ["build", "--data", pairs_file, "-m", tiny_model_dir, "-o", built, "--batch-size", 2]
     before = tree(built)
     code, _, err = chuk(*words)
@@ -92,24 +128,45 @@ def test_splits_of_a_folder(chuk: Any, tiny_model_dir: Path, tmp_path: Path) -> 
     (tmp_path / "data").mkdir()
     write_rows(tmp_path / "data" / "train.jsonl", text_rows(9))
     write_rows(tmp_path / "data" / "valid.jsonl", text_rows(4))
-    words = ["build", "--data", tmp_path / "data", "-m", tiny_model_dir, "-o", tmp_path / "out", "--split", "valid"]
+    words = [
+        "build",
+        "--data",
+        tmp_path / "data",
+        "-m",
+        tiny_model_dir,
+        "-o",
+        tmp_path / "out",
+        "--split",
+        "valid",
+    ]
     code, made, _ = chuk(*words)
     assert (code, made["rows"]) == (0, 4)
     assert (tmp_path / "out" / "valid_batch_0001.npz").is_file()
 
 
-def test_looking_at_a_folder(chuk: Any, built: Path, pairs_file: Path, tiny_model_dir: Path) -> None:
+def test_looking_at_a_folder(
+    chuk: Any, built: Path, pairs_file: Path, tiny_model_dir: Path
+) -> None:
     code, found, _ = chuk("inspect", built, "-n", 2)
     assert (code, found["kind"], len(found["listed"])) == (0, "sft", 2)
     assert found["sources"][0]["name"] == "pairs.jsonl"
     assert len(chuk("inspect", built, "-n", 0)[1]["listed"]) == found["files"]
     code, analysis, _ = chuk("analyze", built)
-    assert analysis["tokens"] == found["report"]["tokens"] == sum(part["tokens"] for part in analysis["buckets"])
+    assert (
+        analysis["tokens"]
+        == found["report"]["tokens"]
+        == sum(part["tokens"] for part in analysis["buckets"])
+    )
     assert 0 < analysis["padding"] < 1
     code, speed, _ = chuk("bench", built, "--rounds", 1, "--files", 2)
     assert (code, speed["files"]) == (0, 2)
     assert speed["tokens_per_second"] > 0
-    for words in (["inspect", built], ["analyze", built], ["bench", built, "--rounds", 1], ["verify", built]):
+    for words in (
+        ["inspect", built],
+        ["analyze", built],
+        ["bench", built, "--rounds", 1],
+        ["verify", built],
+    ):
         code, text, _ = chuk(*words, mode="")
         assert code == 0
         assert text
@@ -146,7 +203,10 @@ def test_suggest_and_histogram_of_data_and_of_batches(
     assert shares == sorted(shares, reverse=True)
     assert found["edges"][-1] == found["max_length"]
     assert len(chuk("suggest", pairs_file, "-m", tiny_model_dir, "--buckets", 3)[1]["edges"]) <= 3
-    assert chuk("suggest", pairs_file, "-m", tiny_model_dir, "--max-length", 100)[1]["max_length"] == 100
+    assert (
+        chuk("suggest", pairs_file, "-m", tiny_model_dir, "--max-length", 100)[1]["max_length"]
+        == 100
+    )
     assert all(edge % 32 == 0 for edge in chuk("suggest", built, "--multiple", 32)[1]["edges"])
     few = chuk("suggest", pairs_file, "-m", tiny_model_dir, "--keep", 0.5)[1]
     assert few["max_length"] < found["max_length"]
@@ -164,7 +224,9 @@ def test_suggest_and_histogram_of_data_and_of_batches(
 
 
 def test_estimate_with_and_without_data(chuk: Any, pairs_file: Path, tiny_model_dir: Path) -> None:
-    code, found, _ = chuk("estimate", "--tokens", 1_000_000, "--max-length", 1000, "--batch-size", 10)
+    code, found, _ = chuk(
+        "estimate", "--tokens", 1_000_000, "--max-length", 1000, "--batch-size", 10
+    )
     assert (code, found["files"]) == (0, 100)
     assert found["bytes"] == pytest.approx(12 * 1_000_000, rel=0.02)
     code, found, _ = chuk("estimate", "-d", pairs_file, "-m", tiny_model_dir)
@@ -190,19 +252,32 @@ def test_a_pipe_is_built_as_the_file_is(
 @pytest.mark.parametrize(
     ("more", "code", "says"),
     [
-        (["--kind", "other"], 2, "kinds"), (["--packing", "best"], 2, "strategies"),
+        (["--kind", "other"], 2, "kinds"),
+        (["--packing", "best"], 2, "strategies"),
         (["--edges", "a,b"], 2, "auto, powers"),
-        (["--tokens-per-batch", "9"], 2, "holds no row"), (["--data", "none.jsonl"], 1, "does not exist"),
-        (["--model", "nowhere"], 1, "nowhere"), (["--batch-size", "0"], 2, "batch-size"),
-        (["--assistant-only-loss"], 1, "plain text"), (["--kind", "pretrain"], 1, "plain text"),
-        (["--kind", "preference"], 1, "chosen"), (["--format", "nothing"], 2, "should be one of"),
+        (["--tokens-per-batch", "9"], 2, "holds no row"),
+        (["--data", "none.jsonl"], 1, "does not exist"),
+        (["--model", "nowhere"], 1, "nowhere"),
+        (["--batch-size", "0"], 2, "batch-size"),
+        (["--assistant-only-loss"], 1, "plain text"),
+        (["--kind", "pretrain"], 1, "plain text"),
+        (["--kind", "preference"], 1, "chosen"),
+        (["--format", "nothing"], 2, "should be one of"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said(
-    more: list[str], code: int, says: str, chuk: Any, pairs_file: Path, tiny_model_dir: Path, tmp_path: Path
+    more: list[str],
+    code: int,
+    says: str,
+    chuk: Any,
+    pairs_file: Path,
+    tiny_model_dir: Path,
+    tmp_path: Path,
 ) -> None:
     given = {"--data": pairs_file, "--model": tiny_model_dir, "--output": tmp_path / "out"}
-    named = [word for option, value in given.items() if option not in more for word in (option, value)]
+    named = [
+        word for option, value in given.items() if option not in more for word in (option, value)
+    ]
     found, out, err = chuk("build", *named, *more)
     assert found == code
     assert not out

@@ -1,5 +1,5 @@
-"""About a hundred damaged or hostile folders: always exit code 1, always the file's name, never a traceback, never
-code run, never memory taken for what a file only claims."""
+"""About a hundred damaged or hostile folders: always exit code 1, always the file's name, never a
+traceback, never code run, never memory taken for what a file only claims."""
 
 from __future__ import annotations
 
@@ -102,55 +102,90 @@ def bomb() -> bytes:
 
 
 HEADERS = {
-    "huge shape": described(shape="(1000000000000, 4)"), "huge product": described(shape="(4294967296, 4294967296)"),
-    "beyond 64 bits": described(shape=f"({2**70}, {2**70})"), "negative shape": described(shape="(-2, 4)"),
-    "both negative": described(shape="(-2, -4)"), "shape of text": described(shape="('a', 4)"),
-    "shape of floats": described(shape="(2.0, 4)"), "shape of truth": described(shape="(True, 8)"),
+    "huge shape": described(shape="(1000000000000, 4)"),
+    "huge product": described(shape="(4294967296, 4294967296)"),
+    "beyond 64 bits": described(shape=f"({2**70}, {2**70})"),
+    "negative shape": described(shape="(-2, 4)"),
+    "both negative": described(shape="(-2, -4)"),
+    "shape of text": described(shape="('a', 4)"),
+    "shape of floats": described(shape="(2.0, 4)"),
+    "shape of truth": described(shape="(True, 8)"),
     "three axes": described(shape="(2, 2, 2)"),
     "no axes": described(shape="()"),
     "shape too small": described(shape="(1, 4)"),
-    "shape too large": described(shape="(3, 4)"), "objects": described(descr="'|O'"), "text": described(descr="'<U4'"),
-    "bytes": described(descr="'|S16'"), "times": described(descr="'<M8[s]'", shape="(1, 4)"),
-    "complex": described(descr="'<c8'", shape="(1, 4)"), "void": described(descr="'|V4'"),
-    "fields": described(descr="[('a', '<i4')]"), "object fields": described(descr="[('a', '|O')]"),
-    "subarray": described(descr="('<i4', (4,))", shape="(2,)"), "no such type": described(descr="'<q9'"),
-    "code in the header": "__import__('os').system('true')", "call in the shape": described(shape="tuple([2, 4])"),
-    "not a dictionary": "[1, 2, 3]", "missing key": "{'descr': '<i4', 'shape': (2, 4)}",
-    "more keys": described()[:-1] + "'more': 1}", "open bracket": "{'descr': '<i4'", "brackets": "(" * 3000,
-    "long header": described() + " " * 60_000, "fortran of text": described(fortran="'no'"), "empty header": "",
+    "shape too large": described(shape="(3, 4)"),
+    "objects": described(descr="'|O'"),
+    "text": described(descr="'<U4'"),
+    "bytes": described(descr="'|S16'"),
+    "times": described(descr="'<M8[s]'", shape="(1, 4)"),
+    "complex": described(descr="'<c8'", shape="(1, 4)"),
+    "void": described(descr="'|V4'"),
+    "fields": described(descr="[('a', '<i4')]"),
+    "object fields": described(descr="[('a', '|O')]"),
+    "subarray": described(descr="('<i4', (4,))", shape="(2,)"),
+    "no such type": described(descr="'<q9'"),
+    "code in the header": "__import__('os').system('true')",
+    "call in the shape": described(shape="tuple([2, 4])"),
+    "not a dictionary": "[1, 2, 3]",
+    "missing key": "{'descr': '<i4', 'shape': (2, 4)}",
+    "more keys": described()[:-1] + "'more': 1}",
+    "open bracket": "{'descr': '<i4'",
+    "brackets": "(" * 3000,
+    "long header": described() + " " * 60_000,
+    "fortran of text": described(fortran="'no'"),
+    "empty header": "",
     "null": "\0\0\0\0",
-}  # fmt: skip
+}
 FILES: dict[str, Callable[[Path], bytes]] = {
-    **{f"header: {name}": lambda path, header=header: with_header(header) for name, header in HEADERS.items()},
+    **{
+        f"header: {name}": lambda path, header=header: with_header(header)
+        for name, header in HEADERS.items()
+    },
     "empty file": lambda path: b"",
     "no zip": lambda path: b"hello" * 100,
     "cut in half": lambda path: saved(**GOOD)[:700],
-    "cut at the end": lambda path: saved(**GOOD)[:-9], "only an end record": lambda path: b"PK\x05\x06" + b"\0" * 18,
+    "cut at the end": lambda path: saved(**GOOD)[:-9],
+    "only an end record": lambda path: b"PK\x05\x06" + b"\0" * 18,
     "end record that lies": lambda path: b"PK\x05\x06" + b"\xff" * 18,
     "a pickle": lambda path: pickle.dumps(Trap(path)),
     "a bare array": lambda path: member(described(), b"\0" * 32),
-    "pickled input": lambda path: changed(input_tensor=np.array([[Trap(path)] * 4] * 2, dtype=object)),
-    "pickled mask": lambda path: changed(attention_mask_tensor=np.array([[Trap(path)] * 4] * 2, dtype=object)),
+    "pickled input": lambda path: changed(
+        input_tensor=np.array([[Trap(path)] * 4] * 2, dtype=object)
+    ),
+    "pickled mask": lambda path: changed(
+        attention_mask_tensor=np.array([[Trap(path)] * 4] * 2, dtype=object)
+    ),
     "pickled lengths": lambda path: changed(lengths=np.array([Trap(path), 1], dtype=object)),
-    "member is a pickle": lambda path: zipped(input_tensor=pickle.dumps(Trap(path)), target_tensor=pickle.dumps(1)),
+    "member is a pickle": lambda path: zipped(
+        input_tensor=pickle.dumps(Trap(path)), target_tensor=pickle.dumps(1)
+    ),
     "member is empty": lambda path: zipped(input_tensor=b"", target_tensor=b""),
-    "no version": lambda path: zipped(input_tensor=member(described(), magic=b"\x93NUMPY\x09\x00"), target_tensor=b""),
+    "no version": lambda path: zipped(
+        input_tensor=member(described(), magic=b"\x93NUMPY\x09\x00"), target_tensor=b""
+    ),
     "large member claimed": lambda path: with_claimed_size("input_tensor", 2**31),
     "largest member claimed": lambda path: with_claimed_size("target_tensor", 2**32 - 2),
-    "bomb": lambda path: bomb(), "byte changed": lambda path: saved(**GOOD).replace(IDS.tobytes(), IDS[::-1].tobytes()),
-    "no target": lambda path: changed(target_tensor=None), "no input": lambda path: changed(input_tensor=None),
-    "other names": lambda path: saved(x=IDS, y=IDS), "no arrays": lambda path: saved(),
+    "bomb": lambda path: bomb(),
+    "byte changed": lambda path: saved(**GOOD).replace(IDS.tobytes(), IDS[::-1].tobytes()),
+    "no target": lambda path: changed(target_tensor=None),
+    "no input": lambda path: changed(input_tensor=None),
+    "other names": lambda path: saved(x=IDS, y=IDS),
+    "no arrays": lambda path: saved(),
     "many arrays": lambda path: saved(**{f"a{n}": IDS for n in range(80)}, **GOOD),
     "one name twice": lambda path: saved(**GOOD, xnput_tensor=IDS).replace(b"xnput", b"input"),
     "shapes differ": lambda path: changed(target_tensor=IDS[:, :3]),
     "mask shape": lambda path: changed(attention_mask_tensor=IDS[:1] * 0),
-    "no rows": lambda path: changed(input_tensor=IDS[:0], target_tensor=IDS[:0], attention_mask_tensor=IDS[:0]),
+    "no rows": lambda path: changed(
+        input_tensor=IDS[:0], target_tensor=IDS[:0], attention_mask_tensor=IDS[:0]
+    ),
     "no columns": lambda path: saved(input_tensor=IDS[:, :0], target_tensor=IDS[:, :0]),
     "flat": lambda path: saved(input_tensor=IDS.ravel(), target_tensor=IDS.ravel()),
     "negative ids": lambda path: changed(input_tensor=-IDS),
     "huge ids": lambda path: changed(input_tensor=IDS.astype(np.int64) + 2**40),
     "unsigned ids": lambda path: changed(input_tensor=np.full((2, 4), 2**64 - 1, np.uint64)),
-    "beyond the vocabulary": lambda path: changed(input_tensor=IDS + 5000, target_tensor=GOOD["target_tensor"] + 5000),
+    "beyond the vocabulary": lambda path: changed(
+        input_tensor=IDS + 5000, target_tensor=GOOD["target_tensor"] + 5000
+    ),
     "halves of ids": lambda path: changed(input_tensor=IDS + 0.5),
     "not a number": lambda path: changed(input_tensor=IDS * np.nan),
     "infinite": lambda path: changed(target_tensor=IDS * np.inf),
@@ -159,15 +194,19 @@ FILES: dict[str, Callable[[Path], bytes]] = {
     "lengths too few": lambda path: changed(lengths=np.array([4])),
     "negative lengths": lambda path: changed(lengths=np.array([-1, 2])),
     "segments shape": lambda path: changed(segment_tensor=IDS[:1]),
-    "records too few": lambda path: changed(segment_tensor=IDS * 0 + 1, record_tensor=np.array([1])),
+    "records too few": lambda path: changed(
+        segment_tensor=IDS * 0 + 1, record_tensor=np.array([1])
+    ),
     "halves without rows": lambda path: saved(concatenated_tensor=IDS[:0]),
     "mask of ids": lambda path: saved(input_ids=IDS, loss_mask=IDS),
     "mask of other size": lambda path: saved(input_ids=IDS, loss_mask=IDS[:, 1:]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_named(name: str, tiny_model_dir: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_damaged_file_is_named(
+    name: str, tiny_model_dir: Path, tmp_path: Path, capsys: Any
+) -> None:
     folder, trap = tmp_path / "old", tmp_path / "sprung"
     folder.mkdir()
     (folder / "old_batch_0001.npz").write_bytes(FILES[name](trap))
@@ -190,7 +229,9 @@ def test_random_damage_never_ends_in_a_bug(tmp_path: Path) -> None:
         for _ in range(drawn.choice([1, 1, 2, 8])):
             data[drawn.randrange(len(data))] = drawn.randrange(256)
         path = tmp_path / f"x_{number}.npz"
-        path.write_bytes(bytes(data[: drawn.choice([len(data)] * 3 + [drawn.randrange(len(data))])]))
+        path.write_bytes(
+            bytes(data[: drawn.choice([len(data)] * 3 + [drawn.randrange(len(data))])])
+        )
         try:
             BatchFolder(tmp_path)
         except DataError as error:
@@ -201,7 +242,13 @@ def test_random_damage_never_ends_in_a_bug(tmp_path: Path) -> None:
 
 
 def test_claims_take_no_memory(tmp_path: Path) -> None:
-    names = ["header: huge shape", "header: huge product", "large member claimed", "largest member claimed", "bomb"]
+    names = [
+        "header: huge shape",
+        "header: huge product",
+        "large member claimed",
+        "largest member claimed",
+        "bomb",
+    ]
     for name in names:
         (tmp_path / "old_batch_0001.npz").write_bytes(FILES[name](tmp_path))
         tracemalloc.start()
@@ -226,27 +273,46 @@ def first_file(**changes: Any) -> Callable[[bytes], bytes]:
 
 
 MANIFESTS: dict[str, Callable[[bytes], bytes]] = {
-    **{f"without {name}": rewritten(lambda content, name=name: content.pop(name) and None) for name in (
-        "format", "version", "digest", "kind", "prefix", "settings", "tokenizer", "sources", "report", "files")},
+    **{
+        f"without {name}": rewritten(lambda content, name=name: content.pop(name) and None)
+        for name in (
+            "format",
+            "version",
+            "digest",
+            "kind",
+            "prefix",
+            "settings",
+            "tokenizer",
+            "sources",
+            "report",
+            "files",
+        )
+    },
     "empty": lambda data: b"",
     "cut": lambda data: data[:300],
     "a list": lambda data: b"[1]",
     "null": lambda data: b"null",
-    "not text": lambda data: b"\xff\xfe\x00", "deep": lambda data: b"[" * 100_000,
+    "not text": lambda data: b"\xff\xfe\x00",
+    "deep": lambda data: b"[" * 100_000,
     "other version": rewritten(lambda content: content.update(version=99)),
     "other digest": rewritten(lambda content: content.update(digest="0" * 64)),
     "no files": rewritten(lambda content: content.update(files=[])),
     "files are numbers": rewritten(lambda content: content.update(files=[1, 2])),
-    "a path as name": first_file(name="../../etc/passwd"), "an absolute path": first_file(name="/etc/passwd"),
-    "negative rows": first_file(rows=-1), "rows are text": first_file(rows="8"), "rows are true": first_file(rows=True),
+    "a path as name": first_file(name="../../etc/passwd"),
+    "an absolute path": first_file(name="/etc/passwd"),
+    "negative rows": first_file(rows=-1),
+    "rows are text": first_file(rows="8"),
+    "rows are true": first_file(rows=True),
     "a name is a number": first_file(name=3),
     "other hash": first_file(sha256="0" * 64),
     "other size": first_file(bytes=1),
-    "other rows": first_file(rows=7), "huge rows": first_file(rows=10**30), "missing file": first_file(name="none.npz"),
+    "other rows": first_file(rows=7),
+    "huge rows": first_file(rows=10**30),
+    "missing file": first_file(name="none.npz"),
     "vocabulary is text": rewritten(lambda content: content["tokenizer"].update(vocab_size="many")),
     "tokenizer is a list": rewritten(lambda content: content.update(tokenizer=[])),
     "nameless source": rewritten(lambda content: content["sources"][0].pop("name") and None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -264,7 +330,9 @@ def test_a_damaged_manifest_is_named(name: str, whole: Path, tmp_path: Path, cap
         assert "manifest.json" in out + err, out + err
 
 
-def test_a_changed_file_is_found_by_its_hash(whole: Path, tokenizer: Any, tmp_path: Path, capsys: Any) -> None:
+def test_a_changed_file_is_found_by_its_hash(
+    whole: Path, tokenizer: Any, tmp_path: Path, capsys: Any
+) -> None:
     folder = tmp_path / "batches"
     folder.mkdir()
     for path in whole.iterdir():

@@ -28,10 +28,13 @@ def shifted(rows: list[list[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def old_pretrain(with_mask: bool) -> dict[str, np.ndarray]:
-    """Rows, the same one token on with one pad at the end, and a mask of ones that counts the pad too."""
+    """Rows, the same one token on with one pad at the end, and a mask of ones that counts the pad
+    too."""
     inputs, targets = shifted(ROWS, 4)
     mask = (inputs != PAD).astype(np.int32)
-    return {"input_tensor": inputs, "target_tensor": targets} | ({"attention_mask_tensor": mask} if with_mask else {})
+    return {"input_tensor": inputs, "target_tensor": targets} | (
+        {"attention_mask_tensor": mask} if with_mask else {}
+    )
 
 
 def next_token_outside() -> dict[str, np.ndarray]:
@@ -50,36 +53,66 @@ def answers_apart() -> dict[str, np.ndarray]:
     prompts, answers = [[7, 8, 9], [11]], [[20, 21], [22, 23, 24, 25]]
     inputs = padded(prompts, 4)
     mask = (inputs != PAD).astype(np.int32)
-    return {"input_tensor": inputs, "target_tensor": padded(answers, 4), "attention_mask_tensor": mask}
+    return {
+        "input_tensor": inputs,
+        "target_tensor": padded(answers, 4),
+        "attention_mask_tensor": mask,
+    }
 
 
 VARIANTS: dict[str, tuple[dict[str, np.ndarray], list[list[int]], list[list[int]]]] = {
     "pretrain": (old_pretrain(True), ROWS, [[0, 1, 1, 1], [0, 1, 1, 1], [0, 1]]),
     "without a mask": (old_pretrain(False), ROWS, [[0, 1, 1, 1], [0, 1, 1, 1], [0, 1]]),
     "with lengths": (
-        old_pretrain(True) | {"lengths": np.array([4, 4, 2], dtype=np.int32)}, ROWS,
+        old_pretrain(True) | {"lengths": np.array([4, 4, 2], dtype=np.int32)},
+        ROWS,
         [[0, 1, 1, 1], [0, 1, 1, 1], [0, 1]],
     ),
     "next token outside": (next_token_outside(), ROWS, [[0, 1, 1, 1], [0, 1, 1, 1], [0, 1]]),
-    "int64": ({k: v.astype(np.int64) for k, v in old_pretrain(True).items()}, ROWS, [[0, 1, 1, 1]] * 2 + [[0, 1]]),
-    "float32": ({k: v.astype(np.float32) for k, v in old_pretrain(True).items()}, ROWS, [[0, 1, 1, 1]] * 2 + [[0, 1]]),
-    "big endian": ({k: v.astype(">i4") for k, v in old_pretrain(True).items()}, ROWS, [[0, 1, 1, 1]] * 2 + [[0, 1]]),
+    "int64": (
+        {k: v.astype(np.int64) for k, v in old_pretrain(True).items()},
+        ROWS,
+        [[0, 1, 1, 1]] * 2 + [[0, 1]],
+    ),
+    "float32": (
+        {k: v.astype(np.float32) for k, v in old_pretrain(True).items()},
+        ROWS,
+        [[0, 1, 1, 1]] * 2 + [[0, 1]],
+    ),
+    "big endian": (
+        {k: v.astype(">i4") for k, v in old_pretrain(True).items()},
+        ROWS,
+        [[0, 1, 1, 1]] * 2 + [[0, 1]],
+    ),
     "fortran": (
-        {k: np.asfortranarray(v) for k, v in old_pretrain(True).items()}, ROWS, [[0, 1, 1, 1]] * 2 + [[0, 1]],
+        {k: np.asfortranarray(v) for k, v in old_pretrain(True).items()},
+        ROWS,
+        [[0, 1, 1, 1]] * 2 + [[0, 1]],
     ),
     "answers apart": (
-        answers_apart(), [[7, 8, 9, 20, 21], [11, 22, 23, 24, 25]], [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]],
+        answers_apart(),
+        [[7, 8, 9, 20, 21], [11, 22, 23, 24, 25]],
+        [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]],
     ),
     "halves": (
-        {"concatenated_tensor": np.array([[7, 8, 99, 20, 21, 22]], dtype=np.int32), "lengths": np.array([6])},
-        [[7, 8, 99, 20, 21, 22]], [[0, 0, 0, 1, 1, 1]],
+        {
+            "concatenated_tensor": np.array([[7, 8, 99, 20, 21, 22]], dtype=np.int32),
+            "lengths": np.array([6]),
+        },
+        [[7, 8, 99, 20, 21, 22]],
+        [[0, 0, 0, 1, 1, 1]],
     ),
     "ids and mask": (
-        {"input_ids": padded(ROWS, 5), "loss_mask": padded([[0, 0, 1, 1], [0, 1, 1, 1], [0, 1]], 5),
-         "bucket_id": np.array(3), "max_len": np.array(5)},
-        ROWS, [[0, 0, 1, 1], [0, 1, 1, 1], [0, 1]],
+        {
+            "input_ids": padded(ROWS, 5),
+            "loss_mask": padded([[0, 0, 1, 1], [0, 1, 1, 1], [0, 1]], 5),
+            "bucket_id": np.array(3),
+            "max_len": np.array(5),
+        },
+        ROWS,
+        [[0, 0, 1, 1], [0, 1, 1, 1], [0, 1]],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -105,9 +138,11 @@ def test_pickled_numbers_of_samples_are_not_looked_at(tmp_path: Path) -> None:
     (tmp_path / "epoch_0").mkdir()
     for number in range(2):
         np.savez(
-            tmp_path / "epoch_0" / f"batch_{number:06d}.npz", input_ids=padded(ROWS, 5), loss_mask=padded(ROWS, 5) > 0,
+            tmp_path / "epoch_0" / f"batch_{number:06d}.npz",
+            input_ids=padded(ROWS, 5),
+            loss_mask=padded(ROWS, 5) > 0,
             sample_ids=np.array(["a", None, object()], dtype=object),
-        )  # fmt: skip
+        )
     folder = BatchFolder(tmp_path)
     assert len(folder) == 6
     assert folder.files[0].name == "epoch_0/batch_000000.npz"
@@ -131,9 +166,13 @@ def test_files_come_by_number_and_one_set_at_a_time(tmp_path: Path) -> None:
     assert len(BatchFolder(tmp_path, prefix="other").files) == 1
 
 
-def test_ids_beyond_the_vocabulary_are_refused_with_a_tokenizer(tokenizer: Any, tmp_path: Path) -> None:
+def test_ids_beyond_the_vocabulary_are_refused_with_a_tokenizer(
+    tokenizer: Any, tmp_path: Path
+) -> None:
     arrays = old_pretrain(True)
     arrays["input_tensor"][1, 0] = 900
     np.savez(tmp_path / "old_batch_0001.npz", **arrays)
-    with pytest.raises(DataError, match=r"old_batch_0001\.npz` row 2: token 900 is not one of the tokenizer's 262"):
+    with pytest.raises(
+        DataError, match=r"old_batch_0001\.npz` row 2: token 900 is not one of the tokenizer's 262"
+    ):
         BatchFolder(tmp_path, tokenizer)

@@ -1,4 +1,5 @@
-"""A build that is killed at any moment and started again makes what an undisturbed one makes, byte for byte."""
+"""A build that is killed at any moment and started again makes what an undisturbed one makes, byte
+for byte."""
 
 from __future__ import annotations
 
@@ -35,11 +36,12 @@ class Killed(BaseException):
 
 
 SPECS: dict[str, dict[str, Any]] = {
-    "bucketed": {"edges": (64, 128, 512), "window": 20}, "found edges": {"window": 33},
+    "bucketed": {"edges": (64, 128, 512), "window": 20},
+    "found edges": {"window": 33},
     "packed": {"packing": "bfd", "window": 25, "max_length": 200},
     "wrapped": {"packing": "wrapped", "window": 30, "max_length": 64},
     "pretrain": {"kind": "pretrain", "max_length": 40, "window": 15},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -59,7 +61,9 @@ def stop_after(blocks: int) -> Callable[[Any], None]:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_ended_after_any_block_and_taken_up(name: str, source: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_ended_after_any_block_and_taken_up(
+    name: str, source: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     spec = BatchSpec(**SPECS[name])
     build(source, tokenizer, tmp_path / "whole", spec)
     whole = tree(tmp_path / "whole")
@@ -68,9 +72,14 @@ def test_ended_after_any_block_and_taken_up(name: str, source: Path, tokenizer: 
         while not output.exists():
             try:
                 result = build(
-                    source, tokenizer, output, spec, on_progress=stop_after(first + 2 * killed), save_seconds=0,
+                    source,
+                    tokenizer,
+                    output,
+                    spec,
+                    on_progress=stop_after(first + 2 * killed),
+                    save_seconds=0,
                     block_bytes=500,
-                )  # fmt: skip
+                )
             except Killed:
                 killed += 1
         assert result.state == "resumed"
@@ -82,11 +91,26 @@ def test_ended_after_any_block_and_taken_up(name: str, source: Path, tokenizer: 
 def test_a_taken_up_build_does_not_start_over(source: Path, tokenizer: Any, tmp_path: Path) -> None:
     spec, seen = BatchSpec(window=20, edges="powers"), list[int]()
     with pytest.raises(Killed):
-        build(source, tokenizer, tmp_path / "out", spec, on_progress=stop_after(4), save_seconds=0, block_bytes=1500)
+        build(
+            source,
+            tokenizer,
+            tmp_path / "out",
+            spec,
+            on_progress=stop_after(4),
+            save_seconds=0,
+            block_bytes=1500,
+        )
     made = tree(tmp_path / "out.partial")
     note = json.loads(made["progress.json"])
     assert note["base"] > 50
-    build(source, tokenizer, tmp_path / "out", spec, on_progress=lambda now: seen.append(now.records), block_bytes=1500)
+    build(
+        source,
+        tokenizer,
+        tmp_path / "out",
+        spec,
+        on_progress=lambda now: seen.append(now.records),
+        block_bytes=1500,
+    )
     assert min(seen) >= note["base"]
 
 
@@ -99,7 +123,9 @@ def test_kill_9_at_any_time(source: Path, tiny_model_dir: Path, tmp_path: Path) 
     while not output.exists():
         pause = "0.15" if kills < 2 else "0"
         process = subprocess.Popen(
-            [sys.executable, "-c", SLOWLY, *arguments, pause], env=chuk_environment(), start_new_session=True
+            [sys.executable, "-c", SLOWLY, *arguments, pause],
+            env=chuk_environment(),
+            start_new_session=True,
         )
         if kills < 2:
             _wait_for_work(output, process)
@@ -126,11 +152,21 @@ DAMAGES = ["file cut", "file gone", "journal cut", "note cut", "waiting gone", "
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_half_is_built_again(damage: str, source: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_damaged_half_is_built_again(
+    damage: str, source: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     spec, output = BatchSpec(window=20, edges="powers"), tmp_path / "out"
     build(source, tokenizer, tmp_path / "whole", spec)
     with pytest.raises(Killed):
-        build(source, tokenizer, output, spec, on_progress=stop_after(4), save_seconds=0, block_bytes=1500)
+        build(
+            source,
+            tokenizer,
+            output,
+            spec,
+            on_progress=stop_after(4),
+            save_seconds=0,
+            block_bytes=1500,
+        )
     partial = tmp_path / "out.partial"
     first = min(partial.glob("train_batch_*.npz"))
     if damage == "file cut":
@@ -138,7 +174,9 @@ def test_a_damaged_half_is_built_again(damage: str, source: Path, tokenizer: Any
     elif damage == "file gone":
         first.unlink()
     elif damage == "manifest left":
-        other = tree(build(source, tokenizer, tmp_path / "other", BatchSpec(batch_size=2)).path)["manifest.json"]
+        other = tree(build(source, tokenizer, tmp_path / "other", BatchSpec(batch_size=2)).path)[
+            "manifest.json"
+        ]
         (partial / "manifest.json").write_bytes(other)
     elif damage == "waiting gone":
         next(partial.glob("waiting-*")).unlink()
@@ -160,7 +198,15 @@ def test_killed_before_the_renaming(source: Path, tokenizer: Any, tmp_path: Path
 def test_other_settings_do_not_take_up_a_half(source: Path, tokenizer: Any, tmp_path: Path) -> None:
     spec, output = BatchSpec(window=20, edges="powers"), tmp_path / "out"
     with pytest.raises(Killed):
-        build(source, tokenizer, output, spec, on_progress=stop_after(4), save_seconds=0, block_bytes=1500)
+        build(
+            source,
+            tokenizer,
+            output,
+            spec,
+            on_progress=stop_after(4),
+            save_seconds=0,
+            block_bytes=1500,
+        )
     before = tree(tmp_path / "out.partial")
     other = BatchSpec(window=20, edges="powers", batch_size=2)
     with pytest.raises(ConfigError, match="batch_size was 8, now 2"):
@@ -171,10 +217,20 @@ def test_other_settings_do_not_take_up_a_half(source: Path, tokenizer: Any, tmp_
     assert tree(output) == tree(tmp_path / "whole")
 
 
-def test_a_changed_source_is_built_from_the_start(source: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_changed_source_is_built_from_the_start(
+    source: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     spec = BatchSpec(window=20)
     with pytest.raises(Killed):
-        build(source, tokenizer, tmp_path / "out", spec, on_progress=stop_after(4), save_seconds=0, block_bytes=1500)
+        build(
+            source,
+            tokenizer,
+            tmp_path / "out",
+            spec,
+            on_progress=stop_after(4),
+            save_seconds=0,
+            block_bytes=1500,
+        )
     write_rows(source, text_rows(150, seed=9))
     assert build(source, tokenizer, tmp_path / "out", spec).state == "built"
     build(source, tokenizer, tmp_path / "whole", spec)

@@ -1,4 +1,5 @@
-"""Training from a folder of batches is training from the records: step for step, packed or not, and from old files."""
+"""Training from a folder of batches is training from the records: step for step, packed or not, and
+from old files."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class PlannedTrainer(SFTTrainer):
 
 
 class RecordPlan:
-    """A folder's plan over the records themselves: nothing of the folder's files but which rows meet."""
+    """A folder's plan over the records themselves: nothing of the folder's files but which rows
+    meet."""
 
     def __init__(self, plan: FolderPlan, data: SFTDataset, pad_id: int) -> None:
         self._plan, self.examples, self._pad_id = plan, data.examples, pad_id
@@ -51,15 +53,22 @@ class RecordPlan:
         return Batch(ids, mask, lengths, None, tuple(rows))
 
 
-def curve(model_dir: Path, data: Any, output: Path, plan: Any = None, **changes: Any) -> list[float]:
+def curve(
+    model_dir: Path, data: Any, output: Path, plan: Any = None, **changes: Any
+) -> list[float]:
     """The loss of every step of a short run."""
     model, tokenizer = load_model(str(model_dir))
-    config = SFTConfig(output=str(output), learning_rate=3e-3, log_interval=1, **{"batch_size": 4, **changes})
+    config = SFTConfig(
+        output=str(output), learning_rate=3e-3, log_interval=1, **{"batch_size": 4, **changes}
+    )
     trainer = (PlannedTrainer if plan is not None else SFTTrainer)(model, tokenizer, config)
     if plan is not None:
         trainer.plan = plan
     losses: list[float] = []
-    trainer.train(data, sinks=[lambda event: losses.append(event.data["loss"]) if event.kind == "step" else None])
+    trainer.train(
+        data,
+        sinks=[lambda event: losses.append(event.data["loss"]) if event.kind == "step" else None],
+    )
     return losses
 
 
@@ -93,26 +102,41 @@ def test_the_same_plan_gives_the_same_losses(
 def test_documents_of_a_folder_train_as_the_records_do(
     packing: str | None, rows_file: Path, tiny_model_dir: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
-    result = build(rows_file, tokenizer, tmp_path / "batches", BatchSpec(max_length=160, packing=packing))
-    folder, data = BatchFolder(result.path, tokenizer), SFTDataset(rows_file, tokenizer, max_length=160)
+    result = build(
+        rows_file, tokenizer, tmp_path / "batches", BatchSpec(max_length=160, packing=packing)
+    )
+    folder, data = (
+        BatchFolder(result.path, tokenizer),
+        SFTDataset(rows_file, tokenizer, max_length=160),
+    )
     settings = {"max_steps": 6, "max_length": 160, "seed": 1}
     want = curve(tiny_model_dir, data, tmp_path / "records", **settings)
-    plan = BatchPlan(folder.examples, batch_size=4, max_steps=6, seed=1, pad_token_id=tokenizer.pad_token_id or 0)
+    plan = BatchPlan(
+        folder.examples, batch_size=4, max_steps=6, seed=1, pad_token_id=tokenizer.pad_token_id or 0
+    )
     assert curve(tiny_model_dir, data, tmp_path / "files", plan, **settings) == want
 
 
 def loss_and_gradient(model: nn.Module, plan: Any) -> tuple[float, dict[str, np.ndarray]]:
-    """Over all steps of a plan: the loss, and its gradient, both divided once by the number of targets."""
+    """Over all steps of a plan: the loss, and its gradient, both divided once by the number of
+    targets."""
     algorithm = SFTAlgorithm(model, plan)
     total, weight, sums = 0.0, 0.0, dict[str, np.ndarray]()
     for step in range(plan.steps):
         for update in algorithm.updates(step):
             for batch in update.micro_batches:
-                loss_of = nn.value_and_grad(model, lambda net, batch=batch: algorithm.loss(net, batch).total)
+                loss_of = nn.value_and_grad(
+                    model, lambda net, batch=batch: algorithm.loss(net, batch).total
+                )
                 value, gradient = loss_of(model)
-                total, weight = total + float(value), weight + float(algorithm.loss(model, batch).weight)
+                total, weight = (
+                    total + float(value),
+                    weight + float(algorithm.loss(model, batch).weight),
+                )
                 for name, part in tree_flatten(gradient):
-                    sums[name] = sums.get(name, 0.0) + np.array(part.astype(mx.float32), dtype=np.float64)
+                    sums[name] = sums.get(name, 0.0) + np.array(
+                        part.astype(mx.float32), dtype=np.float64
+                    )
     return total / weight, {name: value / weight for name, value in sums.items()}
 
 
@@ -123,9 +147,10 @@ def test_packed_bucketed_and_one_by_one_are_equal(
     data = SFTDataset(rows_file, tokenizer, max_length=160)
     want, gradient = loss_and_gradient(model, BatchPlan(data.examples, batch_size=1, shuffle=False))
     specs = {
-        "bucketed": BatchSpec(max_length=160), "packed": BatchSpec(max_length=160, packing="bfd"),
+        "bucketed": BatchSpec(max_length=160),
+        "packed": BatchSpec(max_length=160, packing="bfd"),
         "budget": BatchSpec(max_length=160, tokens_per_batch=640, edges="powers"),
-    }  # fmt: skip
+    }
     for name, spec in specs.items():
         folder = BatchFolder(build(rows_file, tokenizer, tmp_path / name, spec).path)
         loss, found = loss_and_gradient(model, folder.plan())
@@ -134,11 +159,18 @@ def test_packed_bucketed_and_one_by_one_are_equal(
             assert np.allclose(found[part], value, atol=1e-5), (name, part)
 
 
-def test_a_run_over_a_folder_takes_its_settings(rows_file: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_run_over_a_folder_takes_its_settings(
+    rows_file: Path, tokenizer: Any, tmp_path: Path
+) -> None:
     spec = BatchSpec(max_length=160, batch_size=3, packing="bfd", completion_only_loss=True)
     folder = BatchFolder(build(rows_file, tokenizer, tmp_path / "out", spec).path)
     settled = folder.settle(SFTConfig(seed=7))
-    assert (settled.max_length, settled.batch_size, settled.packing, settled.packing_strategy) == (160, 3, True, "bfd")
+    assert (settled.max_length, settled.batch_size, settled.packing, settled.packing_strategy) == (
+        160,
+        3,
+        True,
+        "bfd",
+    )
     assert settled.completion_only_loss is True
     assert settled.seed == 7
     assert folder.settle(settled) == settled
@@ -146,8 +178,12 @@ def test_a_run_over_a_folder_takes_its_settings(rows_file: Path, tokenizer: Any,
         folder.settle(SFTConfig(batch_size=5))
 
 
-def test_order_is_drawn_from_seed_and_epoch(rows_file: Path, tokenizer: Any, tmp_path: Path) -> None:
-    folder = BatchFolder(build(rows_file, tokenizer, tmp_path / "out", BatchSpec(batch_size=4)).path)
+def test_order_is_drawn_from_seed_and_epoch(
+    rows_file: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = BatchFolder(
+        build(rows_file, tokenizer, tmp_path / "out", BatchSpec(batch_size=4)).path
+    )
     order = lambda plan: [part for step in range(plan.steps) for part in plan.micro_batches(step)]  # noqa: E731
     first = order(folder.plan(seed=1, num_epochs=2))
     half = len(folder.files)
@@ -161,7 +197,9 @@ def test_order_is_drawn_from_seed_and_epoch(rows_file: Path, tokenizer: Any, tmp
         folder.plan(accumulation=0)
 
 
-def test_another_tokenizer_is_refused(rows_file: Path, tokenizer: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_another_tokenizer_is_refused(
+    rows_file: Path, tokenizer: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     folder = build(rows_file, tokenizer, tmp_path / "out").path
     BatchFolder(folder, tokenizer)
     other = load_tokenizer(tiny_model_dir)
@@ -170,7 +208,9 @@ def test_another_tokenizer_is_refused(rows_file: Path, tokenizer: Any, tiny_mode
         BatchFolder(folder, other)
 
 
-def test_another_chat_template_is_refused_where_it_counts(tokenizer: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_another_chat_template_is_refused_where_it_counts(
+    tokenizer: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     chats = write_rows(tmp_path / "chats.jsonl", [{"messages": talk}])
     texts = write_rows(tmp_path / "texts.jsonl", pair_rows(3))
@@ -194,7 +234,11 @@ def test_a_whole_job_trains_and_resumes_from_a_folder(
     rows_file: Path, tokenizer: Any, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     build(rows_file, tokenizer, tmp_path / "b", BatchSpec(batch_size=4))
-    shared: dict[str, Any] = {"model": str(tiny_model_dir), "data": str(tmp_path / "b"), "max_steps": 6}
+    shared: dict[str, Any] = {
+        "model": str(tiny_model_dir),
+        "data": str(tmp_path / "b"),
+        "max_steps": 6,
+    }
     whole = train_sft(SFTConfig(output=str(tmp_path / "whole"), **shared))
     seen: list[int] = []
 
@@ -202,9 +246,14 @@ def test_a_whole_job_trains_and_resumes_from_a_folder(
         seen.append(1)
         return len(seen) >= 3
 
-    part = train_sft(SFTConfig(output=str(tmp_path / "part"), **shared), should_stop=stop_after_three)
+    part = train_sft(
+        SFTConfig(output=str(tmp_path / "part"), **shared), should_stop=stop_after_three
+    )
     assert (part.steps, resume(part.run_dir).steps) == (3, 6)
-    weights = [(run / "checkpoints" / "step_000006" / "model.safetensors") for run in (whole.run_dir, part.run_dir)]
+    weights = [
+        (run / "checkpoints" / "step_000006" / "model.safetensors")
+        for run in (whole.run_dir, part.run_dir)
+    ]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     with pytest.raises(ConfigError, match="were built with"):
         train_sft(SFTConfig(output=str(tmp_path / "other"), batch_size=3, **shared))

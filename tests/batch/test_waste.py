@@ -41,7 +41,10 @@ def test_more_edges_never_waste_more_and_sixteen_are_enough(real_lengths: np.nda
 def test_best_length_keeps_what_was_asked_for(real_lengths: np.ndarray) -> None:
     found = best_length(real_lengths, keep=0.99)
     assert cut_at(real_lengths, found).rows_cut <= 0.01
-    assert cut_at(real_lengths, found - 64).rows_cut > 0.01 or cut_at(real_lengths, found - 64).tokens_lost > 0.01
+    assert (
+        cut_at(real_lengths, found - 64).rows_cut > 0.01
+        or cut_at(real_lengths, found - 64).tokens_lost > 0.01
+    )
     assert best_length(real_lengths, keep=1.0) >= real_lengths.max()
 
 
@@ -55,7 +58,9 @@ def realistic(tmp_path_factory: pytest.TempPathFactory, real_lengths: np.ndarray
     return write_rows(tmp_path_factory.mktemp("real") / "rows.jsonl", rows)
 
 
-@pytest.mark.parametrize(("packing", "most"), [(None, 0.05), ("bfd", 0.02), ("bfd_split", 0.02), ("wrapped", 0.02)])
+@pytest.mark.parametrize(
+    ("packing", "most"), [(None, 0.05), ("bfd", 0.02), ("bfd_split", 0.02), ("wrapped", 0.02)]
+)
 def test_realistic_lengths_waste_little(
     packing: str | None, most: float, realistic: Path, tokenizer: Any, tmp_path: Path
 ) -> None:

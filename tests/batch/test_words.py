@@ -1,4 +1,5 @@
-"""Tokenising by pieces gives the ids of whole texts, for every pipeline that is trusted with it, on any text."""
+"""Tokenising by pieces gives the ids of whole texts, for every pipeline that is trusted with it, on
+any text."""
 
 from __future__ import annotations
 
@@ -13,13 +14,30 @@ from tokenizers import Tokenizer
 from chuk_lib.data.batches import words
 from chuk_lib.data.batches.words import PATTERNS, Pieces, cuts_before_spaces, encoder_of, whole
 
-FIXTURE = Path(__file__).resolve().parent.parent / "fixtures" / "parity" / "models" / "llama-tiny" / "tokenizer.json"
+FIXTURE = (
+    Path(__file__).resolve().parent.parent
+    / "fixtures"
+    / "parity"
+    / "models"
+    / "llama-tiny"
+    / "tokenizer.json"
+)
 ALPHABETS = (
-    "abcdeXYZ", "0123456789", "'\"!?.,;:-_()[]{}<>/\\|@#$%^&*+=~`", "   ", "\n\r\t", "\v\f\x1c\x1d\x1e\x1f\x85\xa0",
+    "abcdeXYZ",
+    "0123456789",
+    "'\"!?.,;:-_()[]{}<>/\\|@#$%^&*+=~`",
+    "   ",
+    "\n\r\t",
+    "\v\f\x1c\x1d\x1e\x1f\x85\xa0",
     "\u200b\u2028\u2029\u3000\u180e\u2009\ufeff",
-    "éèñüßÅſK\u212bǅ", "e\u0301n\u0303\u0300", "日本語テキ한국", "🎉👩‍👩‍👧🇯🇵",
-    "٣४৫", "'s't're've'll'LL'D", "\x00\x01\x7f",
-)  # fmt: skip
+    "éèñüßÅſK\u212bǅ",
+    "e\u0301n\u0303\u0300",
+    "日本語テキ한국",
+    "🎉👩‍👩‍👧🇯🇵",
+    "٣४৫",
+    "'s't're've'll'LL'D",
+    "\x00\x01\x7f",
+)
 END = "<|endoftext|>"
 
 
@@ -40,12 +58,17 @@ def pipeline(**parts: Any) -> Tokenizer:
     content = json.loads(FIXTURE.read_text(encoding="utf-8"))
     content["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": END, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
-                   {"SpecialToken": {"id": "<|pad|>", "type_id": 0}}],
+        "single": [
+            {"SpecialToken": {"id": END, "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "<|pad|>", "type_id": 0}},
+        ],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {END: {"id": END, "ids": [1], "tokens": [END]},
-                           "<|pad|>": {"id": "<|pad|>", "ids": [0], "tokens": ["<|pad|>"]}},
-    }  # fmt: skip
+        "special_tokens": {
+            END: {"id": END, "ids": [1], "tokens": [END]},
+            "<|pad|>": {"id": "<|pad|>", "ids": [0], "tokens": ["<|pad|>"]},
+        },
+    }
     return Tokenizer.from_str(json.dumps({**content, **parts}))
 
 
@@ -53,18 +76,29 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
 
 
 def split_at(*patterns: str) -> dict[str, Any]:
-    steps = [{"type": "Split", "pattern": {"Regex": one}, "behavior": "Isolated", "invert": False} for one in patterns]
+    steps = [
+        {"type": "Split", "pattern": {"Regex": one}, "behavior": "Isolated", "invert": False}
+        for one in patterns
+    ]
     return {"type": "Sequence", "pretokenizers": [*steps, {**BYTES, "use_regex": False}]}
 
 
 LONG = sorted(pattern for pattern in PATTERNS if pattern.endswith(r"\s+(?!\S)|\s+"))
 PIPELINES: dict[str, dict[str, Any]] = {
-    "GPT-2": {"pre_tokenizer": BYTES}, "composed": {"pre_tokenizer": BYTES, "normalizer": {"type": "NFC"}},
-    "digits": {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-        {"type": "Digits", "individual_digits": True}, BYTES]}},
-    **{f"pattern {number}": {"pre_tokenizer": split_at(pattern)} for number, pattern in enumerate(LONG)},
+    "GPT-2": {"pre_tokenizer": BYTES},
+    "composed": {"pre_tokenizer": BYTES, "normalizer": {"type": "NFC"}},
+    "digits": {
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTES],
+        }
+    },
+    **{
+        f"pattern {number}": {"pre_tokenizer": split_at(pattern)}
+        for number, pattern in enumerate(LONG)
+    },
     "numbers first": {"pre_tokenizer": split_at(r"\p{N}{1,3}", LONG[0])},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -80,12 +114,12 @@ def test_pieces_give_the_ids_of_whole_texts(name: str) -> None:
 UNKNOWN: dict[str, dict[str, Any]] = {
     "no pre-tokenizer": {"pre_tokenizer": None},
     "a space put before": {"pre_tokenizer": {**BYTES, "add_prefix_space": True}},
-    "bytes alone": {"pre_tokenizer": {**BYTES, "use_regex": False}}, "lower case": {
-        "pre_tokenizer": BYTES, "normalizer": {"type": "Lowercase"}},
+    "bytes alone": {"pre_tokenizer": {**BYTES, "use_regex": False}},
+    "lower case": {"pre_tokenizer": BYTES, "normalizer": {"type": "Lowercase"}},
     "other pattern": {"pre_tokenizer": split_at(r"\w+ \w+|\s+(?!\S)|\s+")},
     "numbers alone": {"pre_tokenizer": split_at(r"\d")},
     "whitespace": {"pre_tokenizer": {"type": "Whitespace"}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

@@ -23,26 +23,61 @@ from chuk_lib.training.jobs import train_sft
 
 
 def made_up_run(steps: int = 100, seconds: float = 2.0) -> Iterator[Event]:
-    """A run whose loss falls from 2.5 to 0.5, with an evaluation, a save and a sample every twentieth step."""
+    """A run whose loss falls from 2.5 to 0.5, with an evaluation, a save and a sample every
+    twentieth step."""
     about = {
-        "algorithm": "sft", "model": "models/Qwen3-0.6B", "data": "data/train.jsonl", "run_dir": "runs/first",
-        "steps": steps, "start_step": 0, "epochs": 2, "parameters": 600_000_000, "trainable_parameters": 1_200_000,
-        "device": "Device(gpu, 0)", "dtype": "bfloat16",
-    }  # fmt: skip
+        "algorithm": "sft",
+        "model": "models/Qwen3-0.6B",
+        "data": "data/train.jsonl",
+        "run_dir": "runs/first",
+        "steps": steps,
+        "start_step": 0,
+        "epochs": 2,
+        "parameters": 600_000_000,
+        "trainable_parameters": 1_200_000,
+        "device": "Device(gpu, 0)",
+        "dtype": "bfloat16",
+    }
     yield Event("started", 0, about, 1000.0)
     for step in range(1, steps + 1):
         now, loss = 1000.0 + step * seconds, 0.5 + 2 * math.exp(-step / 20)
-        yield Event("step", step, {
-            "loss": loss, "grad_norm": 0.7, "learning_rate": 1e-4, "entropy": 1.2, "mean_token_accuracy": 0.75,
-            "num_tokens": step * 4000, "epoch": 2 * step / steps, "tokens_per_second": 5120.0,
-            "trained_tokens_per_second": 2310.0, "padding": 0.12, "memory_bytes": 2**31, "peak_memory_bytes": 3 * 2**30,
-        }, now)  # fmt: skip
+        yield Event(
+            "step",
+            step,
+            {
+                "loss": loss,
+                "grad_norm": 0.7,
+                "learning_rate": 1e-4,
+                "entropy": 1.2,
+                "mean_token_accuracy": 0.75,
+                "num_tokens": step * 4000,
+                "epoch": 2 * step / steps,
+                "tokens_per_second": 5120.0,
+                "trained_tokens_per_second": 2310.0,
+                "padding": 0.12,
+                "memory_bytes": 2**31,
+                "peak_memory_bytes": 3 * 2**30,
+            },
+            now,
+        )
         if step % 20 == 0:
             yield Event("eval", step, {"eval_loss": loss + 0.1, "best": True}, now)
             yield Event("saved", step, {"path": f"step_{step:06d}", "best": True}, now)
-            yield Event("sample", step, {"prompt": "2 + 2?", "target": "It is 4.", "completion": "It is 5."}, now)
-    yield Event("warning", steps, {"text": "two rows were cut", "hint": "raise --max-length"}, 1000.0 + steps * seconds)
-    yield Event("finished", steps, {"reason": "done", "seconds": steps * seconds}, 1000.0 + steps * seconds)
+            yield Event(
+                "sample",
+                step,
+                {"prompt": "2 + 2?", "target": "It is 4.", "completion": "It is 5."},
+                now,
+            )
+    yield Event(
+        "warning",
+        steps,
+        {"text": "two rows were cut", "hint": "raise --max-length"},
+        1000.0 + steps * seconds,
+    )
+    yield Event(
+        "finished", steps, {"reason": "done", "seconds": steps * seconds}, 1000.0 + steps * seconds
+    )
 
 
 def board_after(count: int, steps: int = 100) -> Board:
@@ -54,7 +89,9 @@ def board_after(count: int, steps: int = 100) -> Board:
 
 def picture(board: Board, width: int, height: int = 40, ascii: bool = False, **console: Any) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=width, height=height, **console).print(draw(board, width, height, ascii))
+    Console(file=stream, width=width, height=height, **console).print(
+        draw(board, width, height, ascii)
+    )
     return stream.getvalue()
 
 
@@ -76,14 +113,18 @@ def test_board_takes_events_with_nothing_in_them() -> None:
         assert picture(board, 140)
 
 
-@pytest.mark.parametrize("value", [None, "nan", "inf", "many", [], {}, True, float("nan"), -1, 1e30])
+@pytest.mark.parametrize(
+    "value", [None, "nan", "inf", "many", [], {}, True, float("nan"), -1, 1e30]
+)
 def test_board_takes_events_with_anything_in_them(value: Any) -> None:
     board = Board()
     keys = {key for event in made_up_run(20) for key in event.data}
     lines = Lines(io.StringIO())
     for kind in KINDS:
         for step in (0, 3, 4):
-            event = Event(kind, step, dict.fromkeys(keys | {"eval_mean_token_accuracy"}, value), 5.0)
+            event = Event(
+                kind, step, dict.fromkeys(keys | {"eval_mean_token_accuracy"}, value), 5.0
+            )
             board.see(event)
             lines(event)
             assert picture(board, 80)
@@ -99,7 +140,13 @@ def test_resuming_forgets_the_steps_that_are_taken_again() -> None:
 def test_another_run_begins_with_nothing_of_the_one_before() -> None:
     board = board_after(60)
     board.see(Event("started", 0, {"steps": 5, "run_dir": "runs/next"}, 5000.0))
-    assert (board.losses, board.latest, board.best_eval, board.steps, board.elapsed()) == ([], {}, None, 5, 0.0)
+    assert (board.losses, board.latest, board.best_eval, board.steps, board.elapsed()) == (
+        [],
+        {},
+        None,
+        5,
+        0.0,
+    )
 
 
 def test_long_curves_are_thinned_and_end_where_they_end() -> None:
@@ -112,10 +159,30 @@ def test_long_curves_are_thinned_and_end_where_they_end() -> None:
 
 
 SEEN = [
-    "chuk train sft", "Qwen3-0.6B on train.jsonl", "bfloat16", "runs/first", "60/100", "60%", "left", "loss",
-    "eval loss", "best", "learning rate", "1e-4", "gradient norm", "0.7", "5,120 (45% trained)", "12%",
-    "memory", "2.0 GiB, peak 3.0 GiB", "step 60", "wanted", "It is 4.", "written", "It is 5.",
-]  # fmt: skip
+    "chuk train sft",
+    "Qwen3-0.6B on train.jsonl",
+    "bfloat16",
+    "runs/first",
+    "60/100",
+    "60%",
+    "left",
+    "loss",
+    "eval loss",
+    "best",
+    "learning rate",
+    "1e-4",
+    "gradient norm",
+    "0.7",
+    "5,120 (45% trained)",
+    "12%",
+    "memory",
+    "2.0 GiB, peak 3.0 GiB",
+    "step 60",
+    "wanted",
+    "It is 4.",
+    "written",
+    "It is 5.",
+]
 
 
 @pytest.mark.parametrize("width", [80, 140])
@@ -168,7 +235,11 @@ def test_colour_goes_away_with_no_color(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_end_is_said_in_words() -> None:
     assert "done after 3 m 20 s" in picture(board_after(500), 80)
-    ends = {"stopped": "stopped, state saved", "early_stopping": "stopped early", "failed": "failed"}
+    ends = {
+        "stopped": "stopped, state saved",
+        "early_stopping": "stopped early",
+        "failed": "failed",
+    }
     for reason, words in ends.items():
         board = board_after(70)
         board.see(Event("finished", 60, {"reason": reason}, 1200.0))
@@ -177,7 +248,12 @@ def test_the_end_is_said_in_words() -> None:
 
 def test_model_output_cannot_command_the_terminal() -> None:
     board, stream = board_after(3), io.StringIO()
-    event = Event("sample", 1, {"prompt": "\033[2J\x07", "target": "[bold]x", "completion": "\r\033]0;t\x07"}, 1.0)
+    event = Event(
+        "sample",
+        1,
+        {"prompt": "\033[2J\x07", "target": "[bold]x", "completion": "\r\033]0;t\x07"},
+        1.0,
+    )
     board.see(event)
     Lines(stream)(event)
     assert "\033" not in picture(board, 80) + stream.getvalue()
@@ -212,12 +288,18 @@ def test_lines_are_few_on_a_fast_run_and_steady_on_a_slow_one() -> None:
 
 def test_lines_tell_everything_else_at_once() -> None:
     lines = lines_of(100, 2.0)
-    assert lines[0].startswith("sft Qwen3-0.6B on train.jsonl: 100 steps, 2 epochs, 1.20 M of 600 M parameters, gpu")
+    assert lines[0].startswith(
+        "sft Qwen3-0.6B on train.jsonl: 100 steps, 2 epochs, 1.20 M of 600 M parameters, gpu"
+    )
     assert lines[1] == "run directory: runs/first"
     assert sum(line.startswith("eval at step") for line in lines) == 5
     assert "saved step 20 as the best" in lines
     assert 'sample at step 20: prompt "2 + 2?", wanted "It is 4.", written "It is 5."' in lines
-    assert lines[-3:] == ["warning: two rows were cut", "hint: raise --max-length", "done: 100 steps in 3 m 20 s"]
+    assert lines[-3:] == [
+        "warning: two rows were cut",
+        "hint: raise --max-length",
+        "done: 100 steps in 3 m 20 s",
+    ]
     assert not [line for line in lines if "\033" in line]
 
 
@@ -255,16 +337,28 @@ def test_each_step_moves_the_counter_and_an_evaluation_says_so() -> None:
     assert "evaluating" not in picture(board, 80)
 
 
-def test_a_real_run_moves_step_by_step_and_logs_no_more_than_before(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_a_real_run_moves_step_by_step_and_logs_no_more_than_before(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(f'{{"prompt": "{n}+1=", "completion": "{n + 1}"}}\n' for n in range(8)))
     config = SFTConfig(
-        model=str(tiny_model_dir), data=str(data), eval_data=str(data), output=str(tmp_path / "run"), max_steps=4,
-        eval_steps=2, log_interval=4,
-    )  # fmt: skip
+        model=str(tiny_model_dir),
+        data=str(data),
+        eval_data=str(data),
+        output=str(tmp_path / "run"),
+        max_steps=4,
+        eval_steps=2,
+        log_interval=4,
+    )
     seen: list[Event] = []
     train_sft(config, sinks=[seen.append])
-    assert [event.step for event in seen if event.kind == "moved" and not event.data] == [1, 2, 3, 4]
+    assert [event.step for event in seen if event.kind == "moved" and not event.data] == [
+        1,
+        2,
+        3,
+        4,
+    ]
     assert [event.step for event in seen if event.data.get("doing") == "evaluating"] == [2, 4]
     assert "moved" not in (tmp_path / "run" / "events.jsonl").read_text()
 

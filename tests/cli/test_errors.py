@@ -36,7 +36,9 @@ sys.exit(app.run(sys.argv[1:]))
 """
 
 
-def run_failing(statement: str, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_failing(
+    statement: str, *args: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """A real process whose command fails with `statement`."""
     command = [sys.executable, "-c", FAILING.format(statement=statement), *args]
     environment = chuk_environment({"TYPER_USE_RICH": "0", **(env or {})})
@@ -44,12 +46,17 @@ def run_failing(statement: str, *args: str, env: dict[str, str] | None = None) -
 
 
 EXPLAINED = {
-    "ConfigError": ("config", 2), "DataError": ("data", 1), "ModelError": ("model", 1),
-    "TrainingError": ("training", 1), "ChukError": ("error", 1),
-}  # fmt: skip
+    "ConfigError": ("config", 2),
+    "DataError": ("data", 1),
+    "ModelError": ("model", 1),
+    "TrainingError": ("training", 1),
+    "ChukError": ("error", 1),
+}
 
 
-@pytest.mark.parametrize(("name", "kind", "code"), [(name, *rest) for name, rest in EXPLAINED.items()])
+@pytest.mark.parametrize(
+    ("name", "kind", "code"), [(name, *rest) for name, rest in EXPLAINED.items()]
+)
 def test_an_explained_failure_says_what_and_what_to_do(name: str, kind: str, code: int) -> None:
     statement = f'raise {name}("`x.jsonl` line 17 has no text", "add one")'
     done = run_failing(statement)
@@ -106,7 +113,9 @@ def test_ctrl_c_and_sigterm_end_with_their_codes() -> None:
     waiting = 'import time; print("up", flush=True); time.sleep(60)'
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         command = [sys.executable, "-c", FAILING.format(statement=waiting)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=chuk_environment())
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=chuk_environment()
+        )
         assert process.stdout
         process.stdout.readline()
         process.send_signal(number)
@@ -118,7 +127,9 @@ def test_ctrl_c_and_sigterm_end_with_their_codes() -> None:
 def test_a_reader_that_leaves_is_no_error() -> None:
     statement = '[print("x" * 99) for _ in range(20000)]'
     command = [sys.executable, "-c", FAILING.format(statement=statement)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=chuk_environment())
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=chuk_environment()
+    )
     assert process.stdout
     assert process.stderr
     process.stdout.readline()
@@ -131,7 +142,9 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 def test_a_reader_that_leaves_before_the_last_flush_is_no_error() -> None:
     statement = 'import time; print("x"); time.sleep(0.5)'
     command = [sys.executable, "-c", FAILING.format(statement=statement)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=chuk_environment())
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=chuk_environment()
+    )
     assert process.stdout
     process.stdout.close()
     time.sleep(0.1)
@@ -142,7 +155,10 @@ def test_a_reader_that_leaves_before_the_last_flush_is_no_error() -> None:
 def test_usage_errors_are_one_line_and_a_hint(run_chuk: RunChuk) -> None:
     done = run_chuk("modle", "ls")
     assert done.returncode == 2
-    assert done.stderr == "error: No such command 'modle'. Did you mean 'model'?\nhint: see `chuk --help`\n"
+    assert (
+        done.stderr
+        == "error: No such command 'modle'. Did you mean 'model'?\nhint: see `chuk --help`\n"
+    )
     done = run_chuk("train", "sft", "--modle", "x", "--json")
     error = json.loads(done.stderr)["error"]
     assert (done.returncode, error["kind"], "--model" in error["message"]) == (2, "usage", True)
@@ -155,7 +171,9 @@ def test_a_group_without_a_command_shows_its_help(run_chuk: RunChuk) -> None:
 
 
 def test_what_stdout_cannot_encode_is_escaped() -> None:
-    done = run_failing("print(chr(0x2713))", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"})
+    done = run_failing(
+        "print(chr(0x2713))", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    )
     assert (done.returncode, done.stdout) == (0, "\\u2713\n")
 
 

@@ -27,10 +27,16 @@ sys.exit(stop.exit_code)
 """
 
 
-def start(step: str = "time.sleep(0.05)", after: str = "pass", before: str = "pass") -> subprocess.Popen[str]:
+def start(
+    step: str = "time.sleep(0.05)", after: str = "pass", before: str = "pass"
+) -> subprocess.Popen[str]:
     code = LOOP.format(step=step, after=after, before=before)
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=chuk_environment()
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=chuk_environment(),
     )
     assert process.stdout
     assert process.stdout.readline() == "up\n"
@@ -59,8 +65,11 @@ def test_the_second_signal_quits_at_once(number: signal.Signals, code: int) -> N
 
 
 def test_the_answer_does_not_wait_for_the_step() -> None:
-    """A step that holds the interpreter's signal handling, as one long MLX call does, cannot delay the answer."""
-    long_call = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 8_000_000)"  # seconds; no signal ends it
+    """A step that holds the interpreter's signal handling, as one long MLX call does, cannot delay
+    the answer."""
+    long_call = (  # seconds; no signal ends it
+        "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 8_000_000)"
+    )
     process = start(step=long_call)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
@@ -73,10 +82,14 @@ def test_the_answer_does_not_wait_for_the_step() -> None:
 
 
 def test_after_the_block_signals_are_as_before() -> None:
-    code = LOOP.format(step="signal.raise_signal(signal.SIGINT); time.sleep(1)", after="pass", before="pass")
+    code = LOOP.format(
+        step="signal.raise_signal(signal.SIGINT); time.sleep(1)", after="pass", before="pass"
+    )
     code = code.replace("sys.exit(stop.exit_code)", "signal.raise_signal(signal.SIGINT)")
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=chuk_environment(), check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=chuk_environment(), check=False
+    )
     assert "KeyboardInterrupt" in done.stderr
 
 

@@ -40,8 +40,11 @@ def test_a_table_in_each_mode(capsys: pytest.CaptureFixture[str]) -> None:
     Out("human").table("Files", COLUMNS, ROWS)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines == [
-        "Files", "name   rows  share  fine", "a     1,200    0.5  -", "[b]       7  12.25  yes",
-    ]  # fmt: skip
+        "Files",
+        "name   rows  share  fine",
+        "a     1,200    0.5  -",
+        "[b]       7  12.25  yes",
+    ]
 
 
 def test_a_wide_table_is_not_cut_off_terminal(
@@ -79,7 +82,11 @@ def test_json_lines_are_for_json_mode(capsys: pytest.CaptureFixture[str]) -> Non
 def test_modes_exclude_each_other() -> None:
     with pytest.raises(ConfigError):
         Out.of(json=True, quiet=True)
-    assert [Out.of().mode, Out.of(json=True).mode, Out.of(quiet=True).mode] == ["human", "json", "quiet"]
+    assert [Out.of().mode, Out.of(json=True).mode, Out.of(quiet=True).mode] == [
+        "human",
+        "json",
+        "quiet",
+    ]
 
 
 def test_nobody_to_ask_means_no(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,15 +105,26 @@ def test_status_is_a_line_off_terminal(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (humanize.count(999), "999"), (humanize.count(12_345), "12,345"), (humanize.count(123_456), "123 k"),
-        (humanize.count(1.08e6), "1.08 M"), (humanize.count(4.94e8), "494 M"), (humanize.count(7.6e9), "7.60 B"),
-        (humanize.size(812), "812 B"), (humanize.size(3.4 * 2**30), "3.4 GiB"), (humanize.size(5 * 2**40), "5.0 TiB"),
-        (humanize.duration(0.42), "0.4 s"), (humanize.duration(59.6), "1 m 00 s"),
+        (humanize.count(999), "999"),
+        (humanize.count(12_345), "12,345"),
+        (humanize.count(123_456), "123 k"),
+        (humanize.count(1.08e6), "1.08 M"),
+        (humanize.count(4.94e8), "494 M"),
+        (humanize.count(7.6e9), "7.60 B"),
+        (humanize.size(812), "812 B"),
+        (humanize.size(3.4 * 2**30), "3.4 GiB"),
+        (humanize.size(5 * 2**40), "5.0 TiB"),
+        (humanize.duration(0.42), "0.4 s"),
+        (humanize.duration(59.6), "1 m 00 s"),
         (humanize.duration(725), "12 m 05 s"),
-        (humanize.duration(11_220), "3 h 07 m"), (humanize.duration(187_200), "2 d 04 h"),
-        (humanize.duration(float("nan")), "?"), (humanize.number(2e-5), "2e-5"), (humanize.number(0.25612), "0.2561"),
-        (humanize.number(0.0), "0"), (humanize.number(float("inf")), "inf"),
+        (humanize.duration(11_220), "3 h 07 m"),
+        (humanize.duration(187_200), "2 d 04 h"),
+        (humanize.duration(float("nan")), "?"),
+        (humanize.number(2e-5), "2e-5"),
+        (humanize.number(0.25612), "0.2561"),
+        (humanize.number(0.0), "0"),
+        (humanize.number(float("inf")), "inf"),
     ],
-)  # fmt: skip
+)
 def test_numbers_for_people(shown: str, expected: str) -> None:
     assert shown == expected

@@ -42,10 +42,13 @@ def test_each_layer_beats_the_one_below(tmp_path: Path) -> None:
     args: list[str] = []
     env: dict[str, str] = {}
     layers = [
-        ([], {}, 8, "default"), (["--config", str(first)], {}, 2, "a.yaml:1"),
-        (["--config", str(second)], {}, 3, "b.yaml:2"), ([], {"CHUK_BATCH_SIZE": "4"}, 4, "CHUK_BATCH_SIZE"),
-        (["--set", "batch_size=5"], {}, 5, "--set"), (["--batch-size", "6"], {}, 6, "--batch-size"),
-    ]  # fmt: skip
+        ([], {}, 8, "default"),
+        (["--config", str(first)], {}, 2, "a.yaml:1"),
+        (["--config", str(second)], {}, 3, "b.yaml:2"),
+        ([], {"CHUK_BATCH_SIZE": "4"}, 4, "CHUK_BATCH_SIZE"),
+        (["--set", "batch_size=5"], {}, 5, "--set"),
+        (["--batch-size", "6"], {}, 6, "--batch-size"),
+    ]
     for more, variables, value, origin in layers:
         args, env = [*args, *more], {**env, **variables}
         settings = seen_by_command(args, env)
@@ -66,16 +69,23 @@ def test_switches_go_both_ways() -> None:
 
 
 def test_values_are_converted_by_declared_type(tmp_path: Path) -> None:
-    path = config_file(tmp_path, "lr: 1e-5\nmax_length: none\nlora_target_modules: [q_proj, v_proj]\nepochs: 2\n")
+    path = config_file(
+        tmp_path, "lr: 1e-5\nmax_length: none\nlora_target_modules: [q_proj, v_proj]\nepochs: 2\n"
+    )
     config = resolve_settings(SFTConfig, [path]).value
     assert (config.learning_rate, config.max_length, config.num_epochs) == (1e-5, None, 2)
     assert config.lora_target_modules == ("q_proj", "v_proj")
-    assert resolve_settings(SFTConfig, overrides=["lora-targets=a,b"]).value.lora_target_modules == ("a", "b")
+    assert resolve_settings(
+        SFTConfig, overrides=["lora-targets=a,b"]
+    ).value.lora_target_modules == ("a", "b")
 
 
 def test_an_alias_and_its_setting_are_one(tmp_path: Path) -> None:
     path = config_file(tmp_path, "lr: 1e-5\n")
-    assert resolve_settings(SFTConfig, [path], overrides=["learning_rate=2e-5"]).value.learning_rate == 2e-5
+    assert (
+        resolve_settings(SFTConfig, [path], overrides=["learning_rate=2e-5"]).value.learning_rate
+        == 2e-5
+    )
     assert resolve_settings(SFTConfig, [path], {"CHUK_LR": "3e-5"}).value.learning_rate == 3e-5
 
 
@@ -85,7 +95,9 @@ def test_an_empty_variable_counts_as_unset() -> None:
 
 def test_paths_in_a_file_are_beside_it_when_they_exist_there(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("{}\n")
-    path = config_file(tmp_path, "model: org/name\ndata: train.jsonl\noutput: runs/new\neval_data: '-'\n")
+    path = config_file(
+        tmp_path, "model: org/name\ndata: train.jsonl\noutput: runs/new\neval_data: '-'\n"
+    )
     config = resolve_settings(SFTConfig, [path]).value
     assert config.data == str(tmp_path / "train.jsonl")
     assert (config.model, config.output, config.eval_data) == ("org/name", "runs/new", "-")
@@ -93,18 +105,22 @@ def test_paths_in_a_file_are_beside_it_when_they_exist_there(tmp_path: Path) -> 
 
 BAD_FILES = {
     "unknown": ("seed: 1\nlearning_rte: 1\n", ["`learning_rte`", "sft.yaml:2"], "learning_rate"),
-    "section": ("trainer:\n  lr: 1\n", ["sft.yaml:1"], ""), "list": ("- a\n", ["holds no settings"], ""),
-    "syntax": ("seed: 1\nbatch_size: [1\n", ["sft.yaml", "line"], ""), "tab": ("seed: 1\n\tlr: 1\n", ["line 2"], ""),
+    "section": ("trainer:\n  lr: 1\n", ["sft.yaml:1"], ""),
+    "list": ("- a\n", ["holds no settings"], ""),
+    "syntax": ("seed: 1\nbatch_size: [1\n", ["sft.yaml", "line"], ""),
+    "tab": ("seed: 1\n\tlr: 1\n", ["line 2"], ""),
     "twice": ("seed: 1\nlr: 2\nseed: 3\n", ["line 3", "line 1"], ""),
     "type": ("batch_size: many\n", ["sft.yaml:1", "whole number", "many"], ""),
     "infinite": ("batch_size: .inf\n", ["sft.yaml:1", "whole number"], ""),
     "null": ("batch_size: null\n", ["needs a value"], ""),
     "tag": ("seed: !!python/object:os.system 1\n", ["line 1"], ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "parts", "hint"), BAD_FILES.values(), ids=BAD_FILES)
-def test_a_bad_file_is_told_with_its_name_and_line(tmp_path: Path, text: str, parts: list[str], hint: str) -> None:
+def test_a_bad_file_is_told_with_its_name_and_line(
+    tmp_path: Path, text: str, parts: list[str], hint: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_settings(SFTConfig, [config_file(tmp_path, text)])
     assert all(part in caught.value.message for part in parts), caught.value.message
@@ -112,7 +128,9 @@ def test_a_bad_file_is_told_with_its_name_and_line(tmp_path: Path, text: str, pa
 
 
 def test_an_empty_file_holds_no_settings(tmp_path: Path) -> None:
-    assert set(resolve_settings(SFTConfig, [config_file(tmp_path, "# nothing\n")]).origins.values()) == {"default"}
+    assert set(
+        resolve_settings(SFTConfig, [config_file(tmp_path, "# nothing\n")]).origins.values()
+    ) == {"default"}
 
 
 BAD_OPTIONS = {
@@ -120,16 +138,20 @@ BAD_OPTIONS = {
     "too small": (["--batch-size", "0"], ["batch_size", "at least 1"]),
     "not a choice": (["--optimizer", "adamm"], ["optimizer", "adamw"]),
     "unknown setting": (["--set", "warmup_step=3"], ["warmup_step", "warmup_steps"]),
-    "no value": (["--set", "seed"], ["KEY=VALUE"]), "missing file": (["--config", "no.yaml"], ["no.yaml"]),
-    "folder": (["--config", "."], ["."]), "no model": (["--data", "x"], ["--model"]),
+    "no value": (["--set", "seed"], ["KEY=VALUE"]),
+    "missing file": (["--config", "no.yaml"], ["no.yaml"]),
+    "folder": (["--config", "."], ["."]),
+    "no model": (["--data", "x"], ["--model"]),
     "no data": (["-m", "x"], ["--data"]),
     "unknown option": (["--learning-rte", "1"], ["--learning-rate"]),
     "both modes": (["--json", "--quiet", "-m", "x", "-d", "y"], ["--quiet"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("args", "parts"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
-def test_a_bad_option_is_told_in_one_line(run_chuk: RunChuk, args: list[str], parts: list[str]) -> None:
+def test_a_bad_option_is_told_in_one_line(
+    run_chuk: RunChuk, args: list[str], parts: list[str]
+) -> None:
     done = run_chuk("train", "sft", *args)
     assert (done.returncode, done.stdout) == (2, "")
     assert all(part in done.stderr for part in parts), done.stderr

@@ -19,7 +19,8 @@ __version__ = "2.13.0"
 
 
 def with_torch(folder: Path) -> dict[str, str]:
-    """An environment in which a package of torch's name and version is installed, which notes that it was imported."""
+    """An environment in which a package of torch's name and version is installed, which notes that
+    it was imported."""
     package = folder / "site" / "torch"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(FAKE)
@@ -28,10 +29,14 @@ def with_torch(folder: Path) -> dict[str, str]:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0\n")
     inherited = os.environ.get("PYTHONPATH")
     root = Path(__file__).resolve().parent.parent.parent
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder / "site"), str(root), inherited]))}
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(folder / "site"), str(root), inherited]))
+    }
 
 
-def test_a_command_does_not_load_torch(run_chuk: RunChuk, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_command_does_not_load_torch(
+    run_chuk: RunChuk, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     env = with_torch(tmp_path)
     done = run_chuk("infer", "--model", tiny_model_dir, "--prompt", "a", "--max-tokens", 2, env=env)
     assert done.returncode == 0, done.stderr
@@ -72,15 +77,22 @@ assert sys.modules["transformers"] is transformers
 
 
 @pytest.mark.parametrize(
-    ("name", "start", "then"), [("plain", "import torch", GETS), ("late", "", GETS), ("plain", "", NOTHING)]
+    ("name", "start", "then"),
+    [("plain", "import torch", GETS), ("late", "", GETS), ("plain", "", NOTHING)],
 )
-def test_a_reward_file_gets_torch_and_all_of_transformers(name: str, start: str, then: str, tmp_path: Path) -> None:
+def test_a_reward_file_gets_torch_and_all_of_transformers(
+    name: str, start: str, then: str, tmp_path: Path
+) -> None:
     """At its top or when it is called; and chuk does without them where it imports neither."""
     env = chuk_environment(with_torch(tmp_path))
     (tmp_path / "mine.py").write_text(f"{start}\n{MINE}")
     done = subprocess.run(
-        [sys.executable, "-c", CODE.replace("NAME", name) + then], capture_output=True, text=True, env=env,
-        cwd=tmp_path, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", CODE.replace("NAME", name) + then],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "torch" / "loaded").exists() == (then == GETS)

@@ -14,7 +14,9 @@ import pytest
 
 from tests.conftest import RunChuk, chuk_environment
 
-ROWS = "".join(json.dumps({"prompt": f"{n}+{n}=", "completion": str(2 * n)}) + "\n" for n in range(32))
+ROWS = "".join(
+    json.dumps({"prompt": f"{n}+{n}=", "completion": str(2 * n)}) + "\n" for n in range(32)
+)
 
 
 @pytest.fixture
@@ -28,7 +30,18 @@ def data(tmp_path: Path) -> Path:
 def test_a_run_prints_its_folder_and_says_what_to_do_next(
     run_chuk: RunChuk, tiny_model_dir: Path, data: Path, tmp_path: Path
 ) -> None:
-    args = ["train", "sft", "-m", tiny_model_dir, "-d", data, "--eval-data", data, "-o", "runs/first"]
+    args = [
+        "train",
+        "sft",
+        "-m",
+        tiny_model_dir,
+        "-d",
+        data,
+        "--eval-data",
+        data,
+        "-o",
+        "runs/first",
+    ]
     done = run_chuk(*args, "--num-epochs", 1)
     assert (done.returncode, done.stdout) == (0, "runs/first\n"), done.stderr
     told = done.stderr.splitlines()
@@ -43,8 +56,12 @@ def test_a_run_prints_its_folder_and_says_what_to_do_next(
     assert (origins["num_epochs"], origins["seed"]) == ("--num-epochs", "default")
 
 
-def test_json_writes_events_and_nothing_else(run_chuk: RunChuk, tiny_model_dir: Path, data: Path) -> None:
-    done = run_chuk("train", "sft", "-m", tiny_model_dir, "-d", data, "-o", "run", "--max-steps", 3, "--json")
+def test_json_writes_events_and_nothing_else(
+    run_chuk: RunChuk, tiny_model_dir: Path, data: Path
+) -> None:
+    done = run_chuk(
+        "train", "sft", "-m", tiny_model_dir, "-d", data, "-o", "run", "--max-steps", 3, "--json"
+    )
     kinds = [json.loads(line)["kind"] for line in done.stdout.splitlines()]
     assert (done.returncode, done.stderr) == (0, "")
     assert (kinds[0], kinds[-1]) == ("started", "finished")
@@ -52,21 +69,45 @@ def test_json_writes_events_and_nothing_else(run_chuk: RunChuk, tiny_model_dir: 
 
 
 def test_quiet_prints_the_folder_only(run_chuk: RunChuk, tiny_model_dir: Path, data: Path) -> None:
-    done = run_chuk("train", "sft", "-m", tiny_model_dir, "-d", data, "-o", "run", "--max-steps", 1, "-q")
+    done = run_chuk(
+        "train", "sft", "-m", tiny_model_dir, "-d", data, "-o", "run", "--max-steps", 1, "-q"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "run\n", "")
 
 
-def test_settings_may_all_come_from_elsewhere(run_chuk: RunChuk, tiny_model_dir: Path, data: Path) -> None:
-    env = {"CHUK_MODEL": str(tiny_model_dir), "CHUK_DATA": str(data), "CHUK_OUTPUT": "run", "CHUK_MAX_STEPS": "1"}
+def test_settings_may_all_come_from_elsewhere(
+    run_chuk: RunChuk, tiny_model_dir: Path, data: Path
+) -> None:
+    env = {
+        "CHUK_MODEL": str(tiny_model_dir),
+        "CHUK_DATA": str(data),
+        "CHUK_OUTPUT": "run",
+        "CHUK_MAX_STEPS": "1",
+    }
     assert run_chuk("train", "sft", env=env).stdout == "run\n"
 
 
 def test_data_may_come_from_a_pipe(run_chuk: RunChuk, tiny_model_dir: Path) -> None:
-    done = run_chuk("train", "sft", "-m", tiny_model_dir, "-d", "-", "-o", "run", "--max-steps", 1, "-q", input=ROWS)
+    done = run_chuk(
+        "train",
+        "sft",
+        "-m",
+        tiny_model_dir,
+        "-d",
+        "-",
+        "-o",
+        "run",
+        "--max-steps",
+        1,
+        "-q",
+        input=ROWS,
+    )
     assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
 
 
-def test_nothing_is_overwritten_unasked(run_chuk: RunChuk, tiny_model_dir: Path, data: Path, tmp_path: Path) -> None:
+def test_nothing_is_overwritten_unasked(
+    run_chuk: RunChuk, tiny_model_dir: Path, data: Path, tmp_path: Path
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     args = ["train", "sft", "-m", tiny_model_dir, "-d", data, "--max-steps", 1, "-o"]
@@ -86,12 +127,22 @@ def test_what_is_missing_is_named(run_chuk: RunChuk, tiny_model_dir: Path, data:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_is_saved_and_goes_on(
-    run_chuk: RunChuk, tiny_model_dir: Path, data: Path, tmp_path: Path, number: signal.Signals, code: int
+    run_chuk: RunChuk,
+    tiny_model_dir: Path,
+    data: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
 ) -> None:
     args = ["train", "sft", "-m", tiny_model_dir, "-d", data, "-o", "run", "--max-steps", 100_000]
     command = [sys.executable, "-m", "chuk_cli", *map(str, args)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=chuk_environment(), cwd=tmp_path
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=chuk_environment(),
+        cwd=tmp_path,
     )
     assert process.stderr
     while not process.stderr.readline().startswith("step"):
@@ -116,15 +167,20 @@ def test_a_terminal_gets_the_live_view(tiny_model_dir: Path, data: Path, tmp_pat
     environment = chuk_environment({"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"})
     process = subprocess.Popen(
         [sys.executable, "-m", "chuk_cli", *map(str, args)],
-        stdout=follower, stderr=follower, env=environment, cwd=tmp_path,
-    )  # fmt: skip
+        stdout=follower,
+        stderr=follower,
+        env=environment,
+        cwd=tmp_path,
+    )
     os.close(follower)
     text = b""
     while chunk := _read(leader):
         text += chunk
     assert process.wait(timeout=60) == 0
     shown = re.sub(r"\033\[[0-9;]*m", "", text.decode())
-    missing = [part for part in ("getting ready", "5/5", "done after", "next:") if part not in shown]
+    missing = [
+        part for part in ("getting ready", "5/5", "done after", "next:") if part not in shown
+    ]
     assert not missing, shown
     assert shown.count("\033[?25l") == shown.count("\033[?25h")
 

@@ -25,7 +25,13 @@ def test_show_an_algorithm_tells_all_about_each_setting(run_chuk: RunChuk) -> No
     known = settings_of(SFTConfig)
     found = json.loads(run_chuk("config", "show", "sft", "--json").stdout)
     assert list(found) == list(known)
-    expected = {"type": "integer", "default": 8, "flag": "--batch-size", "panel": "Training", "minimum": 1}
+    expected = {
+        "type": "integer",
+        "default": 8,
+        "flag": "--batch-size",
+        "panel": "Training",
+        "minimum": 1,
+    }
     assert {name: found["batch_size"][name] for name in expected} == expected
     assert found["learning_rate"]["aliases"] == ["lr"]
     text = run_chuk("config", "show", "sft").stdout
@@ -45,11 +51,18 @@ def test_show_a_file_as_it_is_and_what_it_sets(run_chuk: RunChuk) -> None:
 
 def test_check_tells_every_wrong_line(run_chuk: RunChuk, tmp_path: Path) -> None:
     cases = {
-        "a: 1\nlearning_rte: 1\n": ["`a`", "x.yaml:1", "`learning_rte`", "x.yaml:2", "`learning_rate`"],
+        "a: 1\nlearning_rte: 1\n": [
+            "`a`",
+            "x.yaml:1",
+            "`learning_rte`",
+            "x.yaml:2",
+            "`learning_rate`",
+        ],
         "batch_size: many\nlr: fast\n": ["batch_size", "x.yaml:1", "learning_rate", "x.yaml:2"],
-        "lora_rank: 4\n": ["`lora_rank` does nothing"], "seed: [\n": ["line"],
+        "lora_rank: 4\n": ["`lora_rank` does nothing"],
+        "seed: [\n": ["line"],
         "optimizer:\n  initial_lr: x\n": ["x.yaml:2"],
-    }  # fmt: skip
+    }
     for text, parts in cases.items():
         (tmp_path / "x.yaml").write_text(text)
         done = run_chuk("config", "check", "x.yaml")
@@ -66,7 +79,10 @@ def test_check_tells_every_wrong_line(run_chuk: RunChuk, tmp_path: Path) -> None
 def test_check_passes_what_is_right(run_chuk: RunChuk, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("lr: 1e-5\nepochs: 2\n")
     done = run_chuk("config", "check", "x.yaml")
-    assert (done.returncode, done.stdout) == (0, "x.yaml: 2 settings of chuk train sft, all in order\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "x.yaml: 2 settings of chuk train sft, all in order\n",
+    )
     found = json.loads(run_chuk("config", "check", "x.yaml", "--json").stdout)
     assert found["settings"]["learning_rate"] == {"value": 1e-5, "origin": "x.yaml:1"}
 
@@ -86,7 +102,9 @@ def test_migrate_writes_a_file_that_passes_the_check(run_chuk: RunChuk, tmp_path
     shown = run_chuk("config", "migrate", "legacy/finetune.yaml")
     assert yaml.safe_load(shown.stdout)["lr_scheduler_type"] == "cosine_with_min_lr"
     assert "not taken over: batch.output_dir (line " in shown.stderr
-    made = json.loads(run_chuk("config", "migrate", "legacy/finetune.yaml", "-o", "new.yaml", "--json").stdout)
+    made = json.loads(
+        run_chuk("config", "migrate", "legacy/finetune.yaml", "-o", "new.yaml", "--json").stdout
+    )
     assert made["settings"]["min_lr_rate"] == 0.1
     assert {"key", "line", "reason", "hint"} == set(made["left"][0])
     assert (tmp_path / "new.yaml").read_text() == shown.stdout
@@ -95,7 +113,9 @@ def test_migrate_writes_a_file_that_passes_the_check(run_chuk: RunChuk, tmp_path
     assert run_chuk("config", "migrate", "legacy/finetune.yaml", "-o", "new.yaml").returncode == 2
 
 
-def test_check_knows_the_command_from_the_first_comment_or_from_for(run_chuk: RunChuk, tmp_path: Path) -> None:
+def test_check_knows_the_command_from_the_first_comment_or_from_for(
+    run_chuk: RunChuk, tmp_path: Path
+) -> None:
     (tmp_path / "x.yaml").write_text("# chuk train dpo --config x.yaml\nbeta: 0.2\n")
     assert "1 settings of chuk train dpo" in run_chuk("config", "check", "x.yaml").stdout
     done = run_chuk("config", "check", "x.yaml", "--for", "sft")

@@ -22,7 +22,8 @@ NAMES = [item.name for item in files.shipped()]
 def test_all_files_are_found() -> None:
     assert len(NAMES) >= 12
     assert sorted(NAMES) == sorted(
-        path.relative_to(ROOT / "training_config").as_posix() for path in (ROOT / "training_config").rglob("*.y*ml")
+        path.relative_to(ROOT / "training_config").as_posix()
+        for path in (ROOT / "training_config").rglob("*.y*ml")
     )
 
 
@@ -45,23 +46,45 @@ def test_every_file_is_right(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("tiny/")])
-def test_tiny_files_train_in_seconds(name: str, run_chuk: RunChuk, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_tiny_files_train_in_seconds(
+    name: str, run_chuk: RunChuk, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "train.jsonl"
-    data.write_text("".join(f'{{"prompt": "{n}+1=", "completion": "{n + 1}"}}\n' for n in range(200)))
-    args = ["--config", ROOT / "training_config" / name, "-m", tiny_model_dir, "-d", data, "-o", "run", "-q"]
+    data.write_text(
+        "".join(f'{{"prompt": "{n}+1=", "completion": "{n + 1}"}}\n' for n in range(200))
+    )
+    args = [
+        "--config",
+        ROOT / "training_config" / name,
+        "-m",
+        tiny_model_dir,
+        "-d",
+        data,
+        "-o",
+        "run",
+        "-q",
+    ]
     done = run_chuk("train", "sft", *args)
     assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
     assert (tmp_path / "run" / "latest").read_text() == "step_000020\n"
 
 
 def test_the_wheel_takes_every_file_along() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]
     folder = ROOT / "training_config"
-    patterns = [text.removeprefix("config/shipped/") for text in settings["package-data"]["chuk_lib"]]
-    taken = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
+    patterns = [
+        text.removeprefix("config/shipped/") for text in settings["package-data"]["chuk_lib"]
+    ]
+    taken = {
+        path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)
+    }
     assert taken == {item.name for item in files.shipped()}
     assert files.FOLDER.resolve() == folder
-    assert not any(name.startswith("training_config") for name in settings["packages"]["find"]["include"])
+    assert not any(
+        name.startswith("training_config") for name in settings["packages"]["find"]["include"]
+    )
 
 
 def test_a_name_is_a_file_or_one_that_comes_with_chuk(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Each settings file that comes with chuk says in its first lines how it is used: that very command runs."""
+"""Each settings file that comes with chuk says in its first lines how it is used: that very command
+runs."""
 
 from __future__ import annotations
 
@@ -14,11 +15,18 @@ from chuk_lib.models import LoadConfig, load_model, save_pretrained
 from chuk_lib.models.create import create_model
 from tests.conftest import RunChuk
 
-ROWS = [{"prompt": f"{n}+1=", "completion": str(n + 1), "answer": str(n + 1)} for n in range(100, 164)]
+ROWS = [
+    {"prompt": f"{n}+1=", "completion": str(n + 1), "answer": str(n + 1)} for n in range(100, 164)
+]
 PAIRS = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "7"} for row in ROWS]
 LABELS = [{**row, "label": n % 2 == 0} for n, row in enumerate(ROWS)]
 CHATS = [
-    {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
+    {
+        "messages": [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["completion"]},
+        ]
+    }
     for row in ROWS
 ]
 HEADER = re.compile(r"^#   (chuk train .*)$", re.MULTILINE)
@@ -38,7 +46,13 @@ def test_all_but_the_old_form_say_how_they_are_used() -> None:
 def place(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
     """A folder in which the capital words of the headers are files and folders."""
     folder = tmp_path_factory.mktemp("headers")
-    for name, rows in {"DATA": ROWS, "PROMPTS": ROWS, "PAIRS": PAIRS, "ROWS": LABELS, "CHATS": CHATS}.items():
+    for name, rows in {
+        "DATA": ROWS,
+        "PROMPTS": ROWS,
+        "PAIRS": PAIRS,
+        "ROWS": LABELS,
+        "CHATS": CHATS,
+    }.items():
         (folder / name).mkdir()
         for part in ("train", "valid"):
             lines = "".join(json.dumps(row) + "\n" for row in rows)
@@ -59,7 +73,9 @@ def save_quantized(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_command_of_a_header_runs(name: str, place: Path, run_chuk: RunChuk, tmp_path: Path) -> None:
+def test_the_command_of_a_header_runs(
+    name: str, place: Path, run_chuk: RunChuk, tmp_path: Path
+) -> None:
     words = shlex.split(COMMANDS[name])[1:]
     is_pipeline = words[1] == "pipeline"
     output = tmp_path / "run"
@@ -68,7 +84,11 @@ def test_the_command_of_a_header_runs(name: str, place: Path, run_chuk: RunChuk,
     else:
         words += ["--output", str(output)]
     short = ["--set", "max_steps=1"]
-    short += [] if words[1] not in ("grpo", "ppo", "pipeline") else ["--set", "max_completion_length=4"]
+    short += (
+        [] if words[1] not in ("grpo", "ppo", "pipeline") else ["--set", "max_completion_length=4"]
+    )
     done = run_chuk(*words, *short, "-q", cwd=place, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert (output / ("pipeline.json" if is_pipeline else "model.safetensors")).exists() or (output / "latest").exists()
+    assert (output / ("pipeline.json" if is_pipeline else "model.safetensors")).exists() or (
+        output / "latest"
+    ).exists()

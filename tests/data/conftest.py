@@ -1,4 +1,5 @@
-"""What the data tests share: TRL's fixtures, a real tokenizer with and without markers in its template, and files."""
+"""What the data tests share: TRL's fixtures, a real tokenizer with and without markers in its
+template, and files."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def parity() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(parity: Path) -> Any:
-    """Byte-level BPE with a ChatML template that marks what the assistant writes. Do not change it."""
+    """Byte-level BPE with a ChatML template that marks what the assistant writes. Do not change
+    it."""
     return load_tokenizer(parity / "models" / "llama-tiny")
 
 
@@ -79,9 +81,11 @@ def rows_file(tmp_path: Path) -> WriteRows:
 
 
 @pytest.fixture
-def chuk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Chuk]:
-    """`chuk("data", "stats", path, input=b"…")` in this process and in the test's own folder: much faster than a new
-    one where heavy packages are needed."""
+def chuk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Chuk]:
+    """`chuk("data", "stats", path, input=b"…")` in this process and in the test's own folder: much
+    faster than a new one where heavy packages are needed."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.chdir(tmp_path)
 

@@ -1,4 +1,5 @@
-"""Parquet, Arrow and Feather files, and folders that `datasets` saved: types that Python lacks, sizes, names."""
+"""Parquet, Arrow and Feather files, and folders that `datasets` saved: types that Python lacks,
+sizes, names."""
 
 from __future__ import annotations
 
@@ -42,7 +43,10 @@ def saved(folder: Path, rows: list[dict[str, Any]]) -> None:
 def test_arrow_files_streams_and_feather(tmp_path: Path) -> None:
     table = pa.Table.from_pylist(ROWS)
     write_stream(table, tmp_path / "stream.arrow")
-    with pa.OSFile(str(tmp_path / "file.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with (
+        pa.OSFile(str(tmp_path / "file.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
         writer.write_table(table)
     pyarrow.feather.write_feather(table, tmp_path / "a.feather")
     for name in ("stream.arrow", "file.arrow", "a.feather"):
@@ -78,7 +82,9 @@ def test_folders_of_save_to_disk(tmp_path: Path) -> None:
 def test_nanoseconds_are_kept_as_text_where_they_do_not_fit(tmp_path: Path) -> None:
     times = pa.array([1_700_000_000_123_456_789, None], pa.timestamp("ns"))
     whole = pa.array([1_700_000_000_123_456_000, None], pa.timestamp("ns"))
-    inside = pa.array([[{"at": 1_700_000_000_123_456_789}], []], pa.list_(pa.struct([("at", pa.timestamp("ns"))])))
+    inside = pa.array(
+        [[{"at": 1_700_000_000_123_456_789}], []], pa.list_(pa.struct([("at", pa.timestamp("ns"))]))
+    )
     table = pa.table({"text": ["a", "b"], "made": times, "whole": whole, "inside": inside})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     first, second = columns(tmp_path / "a.parquet")
@@ -94,7 +100,9 @@ def test_maps_structs_of_lists_and_the_index_of_pandas(tmp_path: Path) -> None:
     table = pa.table({"messages": turns, "map": maps, "__index_level_0__": [7]})
     pyarrow.parquet.write_table(table, tmp_path / "plain.parquet")
     assert "__index_level_0__" in columns(tmp_path / "plain.parquet")[0]
-    pyarrow.parquet.write_table(table.replace_schema_metadata({"pandas": "{}"}), tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(
+        table.replace_schema_metadata({"pandas": "{}"}), tmp_path / "a.parquet"
+    )
     assert columns(tmp_path / "a.parquet") == [
         {
             "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
@@ -116,19 +124,28 @@ def test_bytes_stop_only_what_writes_them(chuk: Chuk, tmp_path: Path) -> None:
 
 
 def test_large_whole_numbers_reach_parquet(chuk: Chuk, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(f'{{"text": "a", "id": {2**64 - 1}}}\n{{"text": "b", "id": 3}}\n')
+    (tmp_path / "a.jsonl").write_text(
+        f'{{"text": "a", "id": {2**64 - 1}}}\n{{"text": "b", "id": 3}}\n'
+    )
     assert chuk("data", "convert", "a.jsonl", "-o", "a.parquet").returncode == 0
     assert [row["id"] for row in columns(tmp_path / "a.parquet")] == [2**64 - 1, 3]
 
 
 @pytest.mark.parametrize("group", [10, 5000])
-def test_rows_are_read_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int) -> None:
+def test_rows_are_read_in_small_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int
+) -> None:
     rows = [{"text": "x" * 200_000 + str(number)} for number in range(100)]
     pyarrow.parquet.write_table(
-        pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=group, use_dictionary=False
+        pa.Table.from_pylist(rows),
+        tmp_path / "a.parquet",
+        row_group_size=group,
+        use_dictionary=False,
     )
     before = pa.default_memory_pool().max_memory()
-    assert [row["text"][200_000:] for row in columns(tmp_path / "a.parquet")] == [str(n) for n in range(100)]
+    assert [row["text"][200_000:] for row in columns(tmp_path / "a.parquet")] == [
+        str(n) for n in range(100)
+    ]
     assert pa.total_allocated_bytes() < 8 * 2**20
     assert pa.default_memory_pool().max_memory() <= max(before, 2**25)
 

@@ -34,7 +34,9 @@ def rows_of(window: list[Batch]) -> list[int]:
 
 def same(left: Batch, right: Batch) -> bool:
     pairs = zip(
-        (left.input_ids, left.loss_mask, left.lengths), (right.input_ids, right.loss_mask, right.lengths), strict=True
+        (left.input_ids, left.loss_mask, left.lengths),
+        (right.input_ids, right.loss_mask, right.lengths),
+        strict=True,
     )
     return left.rows == right.rows and all(np.array_equal(a, b) for a, b in pairs)
 
@@ -59,14 +61,20 @@ def test_every_row_is_seen_once_an_epoch(settings: dict[str, Any]) -> None:
     windows = all_batches(plan)
     for epoch in range(3):
         part = windows[epoch * plan.steps_per_epoch : (epoch + 1) * plan.steps_per_epoch]
-        tokens = sorted(token for window in part for batch in window for token in real_tokens(batch))
+        tokens = sorted(
+            token for window in part for batch in window for token in real_tokens(batch)
+        )
         assert tokens == sorted(int(token) for example in data for token in example.input_ids)
         if "packing" not in settings:
             assert sorted(row for window in part for row in rows_of(window)) == list(range(103))
 
 
 def real_tokens(batch: Batch) -> list[int]:
-    return [int(token) for ids, size in zip(batch.input_ids, batch.lengths, strict=True) for token in ids[:size]]
+    return [
+        int(token)
+        for ids, size in zip(batch.input_ids, batch.lengths, strict=True)
+        for token in ids[:size]
+    ]
 
 
 @pytest.mark.parametrize("settings", GRID)
@@ -82,7 +90,10 @@ def test_any_step_of_a_fresh_plan_is_the_same(settings: dict[str, Any]) -> None:
 def test_order_differs_by_epoch_and_seed() -> None:
     data = examples(103)
     plan = BatchPlan(data, batch_size=4, num_epochs=2, seed=1)
-    orders = [[row for step in range(26) for row in rows_of(plan.batches(start + step))] for start in (0, 26)]
+    orders = [
+        [row for step in range(26) for row in rows_of(plan.batches(start + step))]
+        for start in (0, 26)
+    ]
     other = BatchPlan(data, batch_size=4, seed=2)
     orders.append([row for step in range(26) for row in rows_of(other.batches(step))])
     assert orders[0] != orders[1] != orders[2] != orders[0]
@@ -90,7 +101,9 @@ def test_order_differs_by_epoch_and_seed() -> None:
 
 def test_windows_of_a_small_set_differ_by_epoch() -> None:
     plan = BatchPlan(examples(64), batch_size=4, num_epochs=2)
-    sets = [{frozenset(rows_of(plan.batches(start + step))) for step in range(16)} for start in (0, 16)]
+    sets = [
+        {frozenset(rows_of(plan.batches(start + step))) for step in range(16)} for start in (0, 16)
+    ]
     assert len(sets[0] & sets[1]) < 8
 
 
@@ -134,8 +147,14 @@ def test_packed_rows_learn_what_the_rows_alone_learn() -> None:
     assert sorted(row for window in windows for row in rows_of(window)) == list(range(60))
     for batch in (batch for window in windows for batch in window):
         assert batch.segment_ids is not None
-        for ids, mask, segments in zip(batch.input_ids, batch.loss_mask, batch.segment_ids, strict=True):
-            starts = [at for at in range(len(ids)) if segments[at] and (at == 0 or segments[at] != segments[at - 1])]
+        for ids, mask, segments in zip(
+            batch.input_ids, batch.loss_mask, batch.segment_ids, strict=True
+        ):
+            starts = [
+                at
+                for at in range(len(ids))
+                if segments[at] and (at == 0 or segments[at] != segments[at - 1])
+            ]
             assert [int(segments[at]) for at in starts] == list(range(1, len(starts) + 1))
             for number, start in enumerate(starts, 1):
                 document = data[int(ids[start]) - 1000]
@@ -145,9 +164,15 @@ def test_packed_rows_learn_what_the_rows_alone_learn() -> None:
 
 
 def test_documents_meet_others_in_the_next_epoch() -> None:
-    plan = BatchPlan(examples(60, longest=20), batch_size=1, num_epochs=2, packing="bfd", max_length=64)
+    plan = BatchPlan(
+        examples(60, longest=20), batch_size=1, num_epochs=2, packing="bfd", max_length=64
+    )
     rows = [
-        {frozenset(batch.rows) for step in range(plan.steps_per_epoch) for batch in plan.batches(start + step)}
+        {
+            frozenset(batch.rows)
+            for step in range(plan.steps_per_epoch)
+            for batch in plan.batches(start + step)
+        }
         for start in (0, plan.steps_per_epoch)
     ]
     assert rows[0] != rows[1]
@@ -165,7 +190,9 @@ def test_grouping_saves_padding() -> None:
     assert packed.padding_share < 0.02
     windows = [window for step in range(grouped.steps) for window in [grouped.batches(step)]]
     padded = sum(batch.input_ids.size for window in windows for batch in window)
-    assert grouped.padding_share == pytest.approx(1 - sum(len(example) for example in data) / padded)
+    assert grouped.padding_share == pytest.approx(
+        1 - sum(len(example) for example in data) / padded
+    )
 
 
 def test_steps_and_epochs() -> None:
@@ -175,7 +202,9 @@ def test_steps_and_epochs() -> None:
     assert BatchPlan(data, batch_size=2, num_epochs=9, max_steps=4).steps == 4
     longer = BatchPlan(data, batch_size=2, num_epochs=1, max_steps=12)
     assert longer.steps == 12
-    assert sorted(row for step in range(5, 10) for row in rows_of(longer.batches(step))) == list(range(10))
+    assert sorted(row for step in range(5, 10) for row in rows_of(longer.batches(step))) == list(
+        range(10)
+    )
 
 
 def test_accumulation_splits_the_window_of_one_large_batch() -> None:
@@ -199,7 +228,8 @@ def test_wrong_settings_are_told() -> None:
 def test_rows_of_nearly_one_length_are_left_in_random_order_unless_asked() -> None:
     data = examples(200, longest=500)
     nearly_equal = [
-        Example(row.input_ids[: 12 + index % 2], row.loss_mask[: 12 + index % 2]) for index, row in enumerate(data)
+        Example(row.input_ids[: 12 + index % 2], row.loss_mask[: 12 + index % 2])
+        for index, row in enumerate(data)
     ]
     assert not BatchPlan(nearly_equal, batch_size=8).grouped
     assert BatchPlan(nearly_equal, batch_size=8, group_by_length=True).grouped

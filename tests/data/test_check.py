@@ -15,8 +15,13 @@ from chuk_lib.data.workbench.check import KINDS, RowChecker, RowProblem
 from chuk_lib.errors import ConfigError, DataError, ModelError
 from tests.data.conftest import Chuk
 
-U, A, T = ({"role": role, "content": f"words of the {role}"} for role in ("user", "assistant", "tool"))
-LONG = "the quick brown fox jumps over the lazy dog and runs into the dark green forest to find some food for itself"
+U, A, T = (
+    {"role": role, "content": f"words of the {role}"} for role in ("user", "assistant", "tool")
+)
+LONG = (
+    "the quick brown fox jumps over the lazy dog and runs into the dark green forest to find some"
+    " food for itself"
+)
 
 
 def check(path: Path, **options: Any) -> list[RowProblem]:
@@ -28,7 +33,9 @@ def found(path: Path, **options: Any) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_generated_data_is_clean(rows_file: Callable[..., Path], tokenizer: Any, format: str) -> None:
+def test_generated_data_is_clean(
+    rows_file: Callable[..., Path], tokenizer: Any, format: str
+) -> None:
     samples = MathProblemGenerator(3).generate_batch(300)
     path = rows_file(*(to_row(sample, format) for sample in samples))
     assert check(path, near=False) == []
@@ -42,9 +49,15 @@ def test_rows_that_cannot_be_read_are_all_found(tmp_path: Path) -> None:
         b'{"text": 5}\n{"prompt": "x", "completion": "y"}\n{"text": "another"}\n{"text": "cut'
     )
     assert found(path) == [
-        ("broken", 2), ("broken", 3), ("encoding", 4), ("encoding", 6), ("format", 7), ("format", 8), ("broken", 10),
-    ]  # fmt: skip
-    (first, *_) = check(path)
+        ("broken", 2),
+        ("broken", 3),
+        ("encoding", 4),
+        ("encoding", 6),
+        ("format", 7),
+        ("format", 8),
+        ("broken", 10),
+    ]
+    first, *_ = check(path)
     assert str(first) == f"{path}:2: broken: is not JSON: expecting value at column 9"
     assert first.hint
     table = tmp_path / "a.csv"
@@ -72,7 +85,11 @@ def test_a_file_that_cannot_be_read_at_all_is_a_problem(tmp_path: Path) -> None:
         ({"prompt": "", "completion": "b"}, "empty", "the prompt is empty"),
         ({"prompt": "a", "chosen": "b", "rejected": ""}, "empty", "the rejected answer is empty"),
         ({"prompt": "a", "completion": "", "label": True}, "empty", "the answer is empty"),
-        ({"messages": [U, {"role": "assistant", "content": ""}]}, "empty", "message 2 is an empty answer"),
+        (
+            {"messages": [U, {"role": "assistant", "content": ""}]},
+            "empty",
+            "message 2 is an empty answer",
+        ),
         ({"input_ids": [1]}, "empty", "1 tokens leave nothing"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "preference", "are equal"),
         ({"text": "lost \ufffd sign"}, "encoding", "U+FFFD"),
@@ -81,7 +98,11 @@ def test_a_file_that_cannot_be_read_at_all_is_a_problem(tmp_path: Path) -> None:
         ({"messages": [A, U]}, "roles", "the assistant speaks before the user"),
         ({"messages": [U, U, A]}, "roles", "user after user"),
         ({"messages": [U, A, A]}, "roles", "speaks twice"),
-        ({"messages": [U, A, {"role": "system", "content": "late"}, A]}, "roles", "system after assistant"),
+        (
+            {"messages": [U, A, {"role": "system", "content": "late"}, A]},
+            "roles",
+            "system after assistant",
+        ),
         ({"messages": [U, T, A]}, "roles", "a tool's result after user"),
         ({"messages": [U, A, U]}, "roles", "the last message is the user's"),
         ({"messages": [U, {"role": "narrator", "content": "x"}]}, "roles", "`narrator` is no role"),
@@ -96,8 +117,10 @@ def test_a_file_that_cannot_be_read_at_all_is_a_problem(tmp_path: Path) -> None:
             "calls `mul`",
         ),
     ],
-)  # fmt: skip
-def test_every_fault_of_a_row(rows_file: Callable[..., Path], row: dict[str, Any], kind: str, says: str) -> None:
+)
+def test_every_fault_of_a_row(
+    rows_file: Callable[..., Path], row: dict[str, Any], kind: str, says: str
+) -> None:
     problems = check(rows_file(row))
     assert (kind, 1) in [(problem.kind, problem.line) for problem in problems]
     assert any(says in problem.message for problem in problems)
@@ -106,17 +129,36 @@ def test_every_fault_of_a_row(rows_file: Callable[..., Path], row: dict[str, Any
 
 
 def test_a_clean_conversation_has_no_fault(rows_file: Callable[..., Path]) -> None:
-    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}
-    row = {"messages": [{"role": "system", "content": "be brief"}, U, call, T, T, A, {**U, "content": "more"}, A]}
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "add", "arguments": {}}}],
+    }
+    row = {
+        "messages": [
+            {"role": "system", "content": "be brief"},
+            U,
+            call,
+            T,
+            T,
+            A,
+            {**U, "content": "more"},
+            A,
+        ]
+    }
     assert check(rows_file(row)) == []
 
 
 def test_repeated_rows(rows_file: Callable[..., Path]) -> None:
     near = LONG.replace("dark", "deep")
     path = rows_file(
-        {"text": LONG, "id": 1}, {"text": "short one"}, {"text": f"  {LONG.replace(' ', '  ')}\n", "id": 2},
-        {"text": near}, {"text": "short two"}, {"text": " ".join(reversed(LONG.split()))},
-    )  # fmt: skip
+        {"text": LONG, "id": 1},
+        {"text": "short one"},
+        {"text": f"  {LONG.replace(' ', '  ')}\n", "id": 2},
+        {"text": near},
+        {"text": "short two"},
+        {"text": " ".join(reversed(LONG.split()))},
+    )
     assert found(path, threshold=0.7) == [("duplicate", 3), ("near", 4)]
     assert found(path, near=False) == [("duplicate", 3)]
     assert found(path, threshold=0.95) == [("duplicate", 3)]
@@ -126,17 +168,24 @@ def test_repeated_rows(rows_file: Callable[..., Path]) -> None:
 
 
 def test_leaks_across_splits(tmp_path: Path, rows_file: Callable[..., Path]) -> None:
-    rows_file({"prompt": "2 + 3?", "completion": "5"}, {"prompt": LONG, "completion": "yes"}, name="train.jsonl")
     rows_file(
-        {"prompt": "9 + 9?", "completion": "18"}, {"prompt": "2 +  3?", "completion": "it is 5"}, name="valid.jsonl"
+        {"prompt": "2 + 3?", "completion": "5"},
+        {"prompt": LONG, "completion": "yes"},
+        name="train.jsonl",
+    )
+    rows_file(
+        {"prompt": "9 + 9?", "completion": "18"},
+        {"prompt": "2 +  3?", "completion": "it is 5"},
+        name="valid.jsonl",
     )
     rows_file({"prompt": LONG.replace("dark", "deep"), "completion": "yes"}, name="test.jsonl")
     sources = [(name, tmp_path, name) for name in ("train", "valid", "test")]
     checker = RowChecker(threshold=0.7)
     problems = list(checker.problems(sources))
     assert [(problem.kind, Path(problem.file).name, problem.line) for problem in problems] == [
-        ("leak", "valid.jsonl", 2), ("leak", "test.jsonl", 1),
-    ]  # fmt: skip
+        ("leak", "valid.jsonl", 2),
+        ("leak", "test.jsonl", 1),
+    ]
     assert "is in train" in problems[0].message
     assert checker.rows == {"train": 2, "valid": 2, "test": 1}
 
@@ -148,11 +197,19 @@ def test_tokens_and_template(
     path = rows_file(chat, {"messages": [{**U, "content": "word " * 300}, A]})
     assert found(path, tokenizer=tokenizer, max_length=200, near=False) == [("long", 2)]
     assert found(path, tokenizer=tokenizer, near=False) == []
-    forgetful = with_template("{% for m in messages %}{{ m['content'][:100] }}{% endfor %}{{ eos_token }}")
+    forgetful = with_template(
+        "{% for m in messages %}{{ m['content'][:100] }}{% endfor %}{{ eos_token }}"
+    )
     assert found(path, tokenizer=forgetful, near=False) == [("template", 2)]
-    picky = with_template("{% if messages[0]['content']|length > 99 %}{{ raise_exception('long') }}{% endif %}")
+    picky = with_template(
+        "{% if messages[0]['content']|length > 99 %}{{ raise_exception('long') }}{% endif %}"
+    )
     assert ("template", 2) in found(path, tokenizer=picky, near=False)
-    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "add", "arguments": {}}}],
+    }
     calls = rows_file({"messages": [U, call, T, A]}, name="calls.jsonl")
     assert found(calls, tokenizer=forgetful) == [("template", 1)]
     with pytest.raises(ModelError, match="has no chat template"):
@@ -179,11 +236,17 @@ def test_the_command(chuk: Chuk, tmp_path: Path, rows_file: Callable[..., Path])
     everything = chuk("data", "check", tmp_path, "--json")
     *problems, summary = [json.loads(line) for line in everything.stdout.splitlines()]
     assert summary == {
-        "ok": False, "rows": {"train": 31, "test": 2}, "problems": 31,
+        "ok": False,
+        "rows": {"train": 31, "test": 2},
+        "problems": 31,
         "counts": {"duplicate": 29, "empty": 1, "leak": 1},
-    }  # fmt: skip
+    }
     assert len(problems) == 31
     quiet = chuk("data", "check", "train.jsonl", "--against", "test.jsonl", "-q", "--limit", "1")
-    assert quiet.stdout.split() == ["train.jsonl:31:empty", "train.jsonl:2:duplicate", "test.jsonl:1:leak"]
+    assert quiet.stdout.split() == [
+        "train.jsonl:31:empty",
+        "train.jsonl:2:duplicate",
+        "test.jsonl:1:leak",
+    ]
     clean = chuk("data", "check", "test.jsonl")
     assert (clean.returncode, "nothing wrong with 2 rows" in clean.stdout) == (0, True)

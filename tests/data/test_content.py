@@ -15,11 +15,31 @@ from tests.data.conftest import Chuk
 PUBLIC: dict[str, Callable[[int], dict[str, Any]]] = {
     "SST-2": lambda n: {"sentence": f"film {n}", "label": n % 2},
     "NLI": lambda n: {"premise": f"walks {n}", "hypothesis": f"moved {n * 7 % 40}", "label": n % 3},
-    "HellaSwag": lambda n: {"ind": n % 4, "ctx": f"he {n}", "endings": ["a", "b"], "label": str(n % 4)},
+    "HellaSwag": lambda n: {
+        "ind": n % 4,
+        "ctx": f"he {n}",
+        "endings": ["a", "b"],
+        "label": str(n % 4),
+    },
     "PIQA": lambda n: {"goal": "open it", "sol1": f"pull {n}", "sol2": "push", "label": n % 2},
-    "COPA": lambda n: {"premise": f"p {n}", "choice1": "a", "choice2": "b", "question": "cause", "label": n % 2},
-    "MMLU": lambda n: {"question": "Which is true?", "subject": "x", "choices": [str(n), "b"], "answer": n % 4},
-    "MMLU with prompts": lambda n: {"prompt": "Which is true?", "choices": [str(n), "b"], "completion": "A"},
+    "COPA": lambda n: {
+        "premise": f"p {n}",
+        "choice1": "a",
+        "choice2": "b",
+        "question": "cause",
+        "label": n % 2,
+    },
+    "MMLU": lambda n: {
+        "question": "Which is true?",
+        "subject": "x",
+        "choices": [str(n), "b"],
+        "answer": n % 4,
+    },
+    "MMLU with prompts": lambda n: {
+        "prompt": "Which is true?",
+        "choices": [str(n), "b"],
+        "completion": "A",
+    },
     "query": lambda n: {"query": f"q {n}", "response": "yes"},
     "target": lambda n: {"question": "why", "target": f"t {n}"},
     "summary": lambda n: {"document": f"d {n}", "summary": "s", "instruction": "sum up"},
@@ -29,21 +49,34 @@ PUBLIC: dict[str, Callable[[int], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_different_rows_of_public_sets_stay(chuk: Chuk, rows_file: Callable[..., Path], name: str) -> None:
+def test_different_rows_of_public_sets_stay(
+    chuk: Chuk, rows_file: Callable[..., Path], name: str
+) -> None:
     path = rows_file(*map(PUBLIC[name], range(40)), PUBLIC[name](7))
     done = chuk("data", "dedupe", path, "--exact", "--quiet", "-o", "out.jsonl")
     assert done.returncode == 0
     assert len(path.with_name("out.jsonl").read_text().splitlines()) == 40
     if name != "MMLU with prompts":  # rows of one prompt stay together
-        assert chuk("data", "split", path, "--exact", "--valid", "4", "--test", "4", "-o", "parts").returncode == 0
+        assert (
+            chuk(
+                "data", "split", path, "--exact", "--valid", "4", "--test", "4", "-o", "parts"
+            ).returncode
+            == 0
+        )
 
 
 @pytest.mark.parametrize(
     ("row", "columns"),
     [
-        ({"prompt": "a", "completion": "b", "id": 1, "source": "x", "score": 0.5}, ["prompt", "completion"]),
+        (
+            {"prompt": "a", "completion": "b", "id": 1, "source": "x", "score": 0.5},
+            ["prompt", "completion"],
+        ),
         ({"messages": [], "prompt_id": "x", "url": "y", "created_at": "z"}, ["messages"]),
-        ({"prompt": "a", "completion": "b", "rating": 3, "choices": ["c"]}, ["prompt", "completion", "choices"]),
+        (
+            {"prompt": "a", "completion": "b", "rating": 3, "choices": ["c"]},
+            ["prompt", "completion", "choices"],
+        ),
         ({"text": "a", "label": 1, "language": "en"}, ["label", "text", "language"]),
         ({"premise": "a", "idx": 7}, ["idx", "premise"]),
     ],
@@ -69,10 +102,31 @@ def test_dedupe_says_what_was_compared(chuk: Chuk, rows_file: Callable[..., Path
     [
         ([{"prompt": "2+2?", "completion": "4"}, {"prompt": "2+2?", "completion": "5"}], [2]),
         ([{"prompt": "2+2?", "completion": "4"}, {"prompt": "2+2? ", "completion": "4.0"}], []),
-        ([{"prompt": "Hi", "completion": "Hello my friend"}, {"prompt": "Hi", "completion": "Good day to you"}], []),
-        ([{"prompt": "a", "completion": "b", "label": label} for label in (True, True, False)], [3]),
-        ([{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "c", "rejected": "b"}], [2]),
-        ([{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "d"}], []),
+        (
+            [
+                {"prompt": "Hi", "completion": "Hello my friend"},
+                {"prompt": "Hi", "completion": "Good day to you"},
+            ],
+            [],
+        ),
+        (
+            [{"prompt": "a", "completion": "b", "label": label} for label in (True, True, False)],
+            [3],
+        ),
+        (
+            [
+                {"prompt": "a", "chosen": "b", "rejected": "c"},
+                {"prompt": "a", "chosen": "c", "rejected": "b"},
+            ],
+            [2],
+        ),
+        (
+            [
+                {"prompt": "a", "chosen": "b", "rejected": "c"},
+                {"prompt": "a", "chosen": "b", "rejected": "d"},
+            ],
+            [],
+        ),
     ],
 )
 def test_contradictions(
@@ -87,7 +141,14 @@ def test_contradictions(
 
 @pytest.mark.parametrize(
     ("letters", "script"),
-    [("aßﬁªº𝐁Ａ℃", "Latin"), ("µαΩ", "Greek"), ("漢々", "Han"), ("カｶ", "Katakana"), ("ℵא", "Hebrew"), ("ʻー1 ", "")],
+    [
+        ("aßﬁªº𝐁Ａ℃", "Latin"),
+        ("µαΩ", "Greek"),
+        ("漢々", "Han"),
+        ("カｶ", "Katakana"),
+        ("ℵא", "Hebrew"),
+        ("ʻー1 ", ""),
+    ],
 )
 def test_scripts_are_scripts(letters: str, script: str) -> None:
     assert {script_of(letter) for letter in letters if letter.isalpha()} <= {script}

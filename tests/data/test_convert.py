@@ -1,4 +1,5 @@
-"""Converting: what a row means survives, and what the new format cannot say is refused with its place."""
+"""Converting: what a row means survives, and what the new format cannot say is refused with its
+place."""
 
 from __future__ import annotations
 
@@ -16,11 +17,18 @@ from chuk_lib.errors import ConfigError, DataError
 from tests.data.conftest import Chuk
 
 USER, REPLY = {"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"type": "object", "properties": {}}},
+}
 CALLS = {
     "messages": [
         USER,
-        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "add"}}]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": {"name": "add"}}],
+        },
         {"role": "tool", "name": "add", "content": "5"},
         REPLY,
     ],
@@ -28,7 +36,9 @@ CALLS = {
 }
 CHATS: dict[str, dict[str, Any]] = {
     "messages": {"messages": [USER, REPLY]},
-    "sharegpt": {"conversations": [{"from": "human", "value": "2 + 3?"}, {"from": "gpt", "value": "5"}]},
+    "sharegpt": {
+        "conversations": [{"from": "human", "value": "2 + 3?"}, {"from": "gpt", "value": "5"}]
+    },
     "alpaca": {"instruction": "2 + 3?", "input": "", "output": "5"},
     "prompt_response": {"prompt": "2 + 3?", "response": "5"},
     "input_output": {"input": "2 + 3?", "output": "5"},
@@ -81,7 +91,11 @@ def test_preferences() -> None:
     assert convert(text, "prompt_completion") == [{"prompt": "2 + 3?", "completion": "5", "id": 1}]
     whole = {"chosen": [USER, REPLY], "rejected": [USER, {"role": "assistant", "content": "6"}]}
     (pair,) = convert(whole, "preference")
-    assert pair == {"prompt": [USER], "chosen": [REPLY], "rejected": [{"role": "assistant", "content": "6"}]}
+    assert pair == {
+        "prompt": [USER],
+        "chosen": [REPLY],
+        "rejected": [{"role": "assistant", "content": "6"}],
+    }
     assert convert(whole, "messages") == [{"messages": [USER, REPLY]}]
 
 
@@ -98,13 +112,19 @@ def test_labels_are_never_lost(to: str) -> None:
 
 def test_what_has_no_place_is_said(chuk: Chuk, rows_file: Callable[..., Path]) -> None:
     path = rows_file(
-        {"prompt": "2 + 3?", "chosen": "5", "rejected": "6"}, {"prompt": "a", "chosen": "b", "rejected": ""}
+        {"prompt": "2 + 3?", "chosen": "5", "rejected": "6"},
+        {"prompt": "a", "chosen": "b", "rejected": ""},
     )
     done = chuk("data", "convert", path, "--to", "messages")
     assert "2 rejected answers are left out: `messages` has no place for them" in done.stderr
     assert "left out" not in chuk("data", "convert", path, "--to", "unpaired").stderr
     path.write_text('{"text": "a", "x": NaN}\n{"text": "b", "y": [1, -Infinity]}\n{"text": "c"}\n')
-    for command in (["convert"], ["dedupe"], ["filter", "--min-characters", "1"], ["convert", "--dry-run"]):
+    for command in (
+        ["convert"],
+        ["dedupe"],
+        ["filter", "--min-characters", "1"],
+        ["convert", "--dry-run"],
+    ):
         done = chuk("data", command[0], path, *command[1:])
         assert "2 rows hold NaN or infinity, which JSON does not have" in done.stderr, command
     done = chuk("data", "split", path, "--exact", "--valid", "1", "--test", "0", "-o", "parts")
@@ -113,12 +133,16 @@ def test_what_has_no_place_is_said(chuk: Chuk, rows_file: Callable[..., Path]) -
 
 def test_prompts_keep_their_answer_for_rewards() -> None:
     assert convert(CHATS["messages"], "prompt") == [{"prompt": [USER], "answer": "5"}]
-    assert convert({"prompt": "2 + 3?", "completion": "5"}, "prompt") == [{"prompt": "2 + 3?", "answer": "5"}]
+    assert convert({"prompt": "2 + 3?", "completion": "5"}, "prompt") == [
+        {"prompt": "2 + 3?", "answer": "5"}
+    ]
     known = {"prompt": "2 + 3?", "completion": "It is 5", "answer": "5"}
     assert convert(known, "prompt") == [{"prompt": "2 + 3?", "answer": "5"}]
 
 
-def test_text_of_messages_needs_a_template(tokenizer: Any, with_template: Callable[[str | None], Any]) -> None:
+def test_text_of_messages_needs_a_template(
+    tokenizer: Any, with_template: Callable[[str | None], Any]
+) -> None:
     (made,) = convert(CHATS["messages"], "text", render=template_of(tokenizer))
     assert made["text"] == tokenizer._tokenizer.apply_chat_template([USER, REPLY], tokenize=False)
     assert convert({"prompt": "a", "completion": "b"}, "text") == [{"text": "ab"}]
@@ -144,13 +168,31 @@ def test_text_of_messages_needs_a_template(tokenizer: Any, with_template: Callab
         ({"prompt": "a", "completion": "b"}, "unpaired", "does not say whether"),
         ({"prompt": "a", "completion": "b"}, "tokens", "no token ids"),
         ({"question": "a"}, "messages", "fit no format"),
-        ({"prompt": "a", "chosen": "b", "rejected": [REPLY]}, "unpaired", "one of `chosen` and `rejected` is text"),
-        ({"prompt": "a", "completion": "b", "label": False}, "messages", "`label` says that the answer is bad"),
-        ({"prompt": "a", "completion": "b", "label": "0"}, "prompt", "`label` says that the answer is bad"),
-        ({"prompt": "a", "completion": "b", "label": "maybe"}, "unpaired", "`label` should be true or false"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": [REPLY]},
+            "unpaired",
+            "one of `chosen` and `rejected` is text",
+        ),
+        (
+            {"prompt": "a", "completion": "b", "label": False},
+            "messages",
+            "`label` says that the answer is bad",
+        ),
+        (
+            {"prompt": "a", "completion": "b", "label": "0"},
+            "prompt",
+            "`label` says that the answer is bad",
+        ),
+        (
+            {"prompt": "a", "completion": "b", "label": "maybe"},
+            "unpaired",
+            "`label` should be true or false",
+        ),
     ],
 )
-def test_what_cannot_be_said_is_refused_with_its_place(row: dict[str, Any], to: str, says: str) -> None:
+def test_what_cannot_be_said_is_refused_with_its_place(
+    row: dict[str, Any], to: str, says: str
+) -> None:
     with pytest.raises(DataError, match=says) as caught:
         convert(row, to)
     assert "`rows` row 1" in caught.value.message
@@ -163,7 +205,9 @@ def test_formats_are_named_in_the_message() -> None:
     assert all(name in caught.value.hint for name in WRITERS)
 
 
-def test_the_command_reads_and_writes_every_kind(chuk: Chuk, rows_file: Callable[..., Path]) -> None:
+def test_the_command_reads_and_writes_every_kind(
+    chuk: Chuk, rows_file: Callable[..., Path]
+) -> None:
     path = rows_file({"question": "2 + 3?", "answer": "5"}, {"question": "ü", "answer": '"x", y'})
     names = ["--rename", "question=prompt", "--rename", "answer=completion"]
     for name in ("a.parquet", "a.csv", "a.json", "a.jsonl.gz"):
@@ -171,7 +215,8 @@ def test_the_command_reads_and_writes_every_kind(chuk: Chuk, rows_file: Callable
         assert (done.returncode, json.loads(done.stdout)["rows"]) == (0, 2), done.stderr
         back = chuk("data", "convert", name, "--to", "prompt_completion")
         assert [json.loads(line) for line in back.stdout.splitlines()] == [
-            {"prompt": "2 + 3?", "completion": "5"}, {"prompt": "ü", "completion": '"x", y'},
-        ]  # fmt: skip
+            {"prompt": "2 + 3?", "completion": "5"},
+            {"prompt": "ü", "completion": '"x", y'},
+        ]
     again = chuk("data", "convert", path, "-o", "a.csv")
     assert (again.returncode, "--overwrite" in again.stderr) == (2, True)

@@ -1,4 +1,5 @@
-"""Separated fields as spreadsheets of all countries write them, and quotes that are never closed."""
+"""Separated fields as spreadsheets of all countries write them, and quotes that are never
+closed."""
 
 from __future__ import annotations
 
@@ -49,8 +50,14 @@ def test_lines_count_from_the_line_that_names_the_separator(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('a,b\n1,2\n"3,4\n5,6\n7,8\n', "line 3 is not CSV: a quote opens there and is not closed before the file ends"),
-        ('a,b\n1,2\n"3,4\n5,6\n"7",8\n', "line 3 is not CSV: ',' expected after '\"' (line 5, in the field"),
+        (
+            'a,b\n1,2\n"3,4\n5,6\n7,8\n',
+            "line 3 is not CSV: a quote opens there and is not closed before the file ends",
+        ),
+        (
+            'a,b\n1,2\n"3,4\n5,6\n"7",8\n',
+            "line 3 is not CSV: ',' expected after '\"' (line 5, in the field",
+        ),
         ('a,b\n"1\n2",3\n"4""5,6\n', "line 4 is not CSV: a quote opens there"),
         ('a,b\n1,"x"y\n', "line 2 is not CSV: ',' expected"),
     ],
@@ -65,7 +72,9 @@ def test_the_line_where_a_quote_opens(tmp_path: Path, text: str, says: str) -> N
 def test_an_open_quote_before_much_more(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "a.csv.gz", "wt", compresslevel=1) as file:
         file.write('a,b\n"open,1\n' + "some words and, a comma\n" * 1_000_000)
-    with pytest.raises(DataError, match="line 2 is not CSV: a quote opens there and is not closed before 16 MiB"):
+    with pytest.raises(
+        DataError, match="line 2 is not CSV: a quote opens there and is not closed before 16 MiB"
+    ):
         list(read_records(tmp_path / "a.csv.gz"))
 
 

@@ -46,7 +46,8 @@ def kept(rows: list[dict[str, Any]], **options: Any) -> tuple[list[dict[str, Any
 
 
 def test_near_rows_are_those_above_the_threshold() -> None:
-    """Against the exact Jaccard index, outside the band in which an estimate may fall on either side."""
+    """Against the exact Jaccard index, outside the band in which an estimate may fall on either
+    side."""
     texts = [text(seed) for seed in range(200)]
     copies = [changed(words, 1 + seed % 9, seed) for seed, words in enumerate(texts)]
     for threshold in (0.9, 0.7, 0.5):
@@ -78,7 +79,11 @@ def test_a_chain_of_likes_does_not_swallow_what_is_different() -> None:
 def test_scripts_without_spaces_are_compared_by_sign() -> None:
     first = "日本語の文章はスペースを使わずに書かれますので単語を数えることができません"
     with NearRows(0.7) as near:
-        for line in (first, first.replace("単語", "言葉"), "全く別の文章なのでこれは重複とは見なされませんよ"):
+        for line in (
+            first,
+            first.replace("単語", "言葉"),
+            "全く別の文章なのでこれは重複とは見なされませんよ",
+        ):
             near.add(line)
         assert near.matches().tolist() == [-1, 0, -1]
 
@@ -90,9 +95,18 @@ def test_short_rows_are_equal_or_not() -> None:
 
 
 def test_what_a_row_says_decides_not_its_notes() -> None:
-    chat = {"messages": [{"role": "user", "content": "a  b"}, {"role": "assistant", "content": "c"}], "id": 1}
-    same = {"id": 2, "messages": [{"content": "a b\n", "role": "user"}, {"role": "assistant", "content": "c"}]}
-    other = {"messages": [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "d"}], "id": 1}
+    chat = {
+        "messages": [{"role": "user", "content": "a  b"}, {"role": "assistant", "content": "c"}],
+        "id": 1,
+    }
+    same = {
+        "id": 2,
+        "messages": [{"content": "a b\n", "role": "user"}, {"role": "assistant", "content": "c"}],
+    }
+    other = {
+        "messages": [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "d"}],
+        "id": 1,
+    }
     left, counts = kept([chat, same, other])
     assert left == [chat, other]
     assert (counts.exact, counts.near) == (1, 0)
@@ -106,7 +120,12 @@ def test_what_a_row_says_decides_not_its_notes() -> None:
 
 def test_removed_rows_say_what_they_repeat(chuk: Chuk, rows_file: Callable[..., Path]) -> None:
     words = text(5, 300)
-    path = rows_file({"text": " ".join(words)}, {"text": "b"}, {"text": "b"}, {"text": " ".join(changed(words, 1))})
+    path = rows_file(
+        {"text": " ".join(words)},
+        {"text": "b"},
+        {"text": "b"},
+        {"text": " ".join(changed(words, 1))},
+    )
     done = chuk("data", "dedupe", path, "-o", "out.jsonl", "--removed", "gone.jsonl", "--json")
     assert json.loads(done.stdout) == {
         "path": "out.jsonl",
@@ -128,9 +147,15 @@ def mixed_rows(count: int = 400) -> list[dict[str, Any]]:
     """Rows that belong together in three ways: one prompt, one user, nearly one text."""
     rows = []
     for number in range(count):
-        words = changed(text(number // 4, 40), 1, number) if number % 4 == 3 else text(1000 + number, 40)
+        words = (
+            changed(text(number // 4, 40), 1, number)
+            if number % 4 == 3
+            else text(1000 + number, 40)
+        )
         prompt = "shared " + " ".join(text(number // 5, 5)) if number % 5 == 0 else " ".join(words)
-        rows.append({"prompt": prompt, "completion": " ".join(words[:20]), "user": number // 3, "n": number})
+        rows.append(
+            {"prompt": prompt, "completion": " ".join(words[:20]), "user": number // 3, "n": number}
+        )
     return rows
 
 
@@ -168,7 +193,10 @@ def test_seed_sizes_and_order(tmp_path: Path) -> None:
 
 
 def test_splits_that_cannot_be_made() -> None:
-    with Replay([{"text": "same"}] * 10) as replay, pytest.raises(DataError, match="no group is small enough"):
+    with (
+        Replay([{"text": "same"}] * 10) as replay,
+        pytest.raises(DataError, match="no group is small enough"),
+    ):
         assign(replay, valid=0.1, test=0)
     with Replay([{"text": str(n)} for n in range(5)]) as replay:
         with pytest.raises(ConfigError, match="nothing of 5 rows"):
@@ -180,7 +208,9 @@ def test_splits_that_cannot_be_made() -> None:
 def test_the_split_command(chuk: Chuk, tmp_path: Path, rows_file: Callable[..., Path]) -> None:
     rows = mixed_rows(60)
     path = rows_file(*rows)
-    dry = chuk("data", "split", path, "-o", "out", "--valid", "4", "--test", "0", "--dry-run", "--json")
+    dry = chuk(
+        "data", "split", path, "-o", "out", "--valid", "4", "--test", "0", "--dry-run", "--json"
+    )
     assert json.loads(dry.stdout)["rows"] == {"train": 56, "valid": 4}
     assert not (tmp_path / "out").exists()
     options = ["--valid", "4", "--test", "6", "--group", "user", "--kind", "csv", "--seed", "3"]
@@ -189,6 +219,19 @@ def test_the_split_command(chuk: Chuk, tmp_path: Path, rows_file: Callable[..., 
     assert chuk("data", "check", "out", "--ignore", "near").returncode == 0
     again = chuk("data", "split", path, "-o", "out", *options)
     assert (again.returncode, "--overwrite" in again.stderr) == (2, True)
-    more = chuk("data", "split", path, "-o", "out", "--valid", "0", "--test", "6", "--kind", "csv", "--overwrite")
+    more = chuk(
+        "data",
+        "split",
+        path,
+        "-o",
+        "out",
+        "--valid",
+        "0",
+        "--test",
+        "6",
+        "--kind",
+        "csv",
+        "--overwrite",
+    )
     assert more.returncode == 0
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["test.csv", "train.csv"]

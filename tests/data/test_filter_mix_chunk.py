@@ -1,4 +1,5 @@
-"""Filtering, mixing, cutting and counting: every option changes what comes out, and nothing is lost unsaid."""
+"""Filtering, mixing, cutting and counting: every option changes what comes out, and nothing is lost
+unsaid."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from chuk_lib.data.workbench.stats import Stats, script_of
 from chuk_lib.errors import ConfigError, DataError
 from tests.data.conftest import Chuk
 
-SYSTEM, USER, REPLY = ({"role": role, "content": f"{role} says"} for role in ("system", "user", "assistant"))
+SYSTEM, USER, REPLY = (
+    {"role": role, "content": f"{role} says"} for role in ("system", "user", "assistant")
+)
 CHATS: list[dict[str, Any]] = [
     {"messages": [USER, REPLY], "n": 0},
     {"messages": [SYSTEM, USER, REPLY, USER, REPLY], "n": 1},
@@ -30,7 +33,10 @@ CHATS: list[dict[str, Any]] = [
 
 def left(conditions: Conditions, **options: Any) -> tuple[list[int], dict[str, int]]:
     counts: Counter[str] = Counter()
-    rows = [record.columns["n"] for record in filtered(read_records(CHATS), conditions, counts, **options)]
+    rows = [
+        record.columns["n"]
+        for record in filtered(read_records(CHATS), conditions, counts, **options)
+    ]
     return rows, dict(counts)
 
 
@@ -57,8 +63,12 @@ def test_tokens_are_conditions_too(tokenizer: Any) -> None:
         stats = Stats(tokenizer=tokenizer).read(read_records([row])).as_dict()
         lengths[row["n"]] = stats["tokens_a_row"]["max"]
     limit = sorted(lengths.values())[1]
-    assert left(Conditions(max_tokens=limit), tokenizer=tokenizer)[0] == [n for n in lengths if lengths[n] <= limit]
-    assert left(Conditions(min_tokens=limit + 1), tokenizer=tokenizer)[0] == [n for n in lengths if lengths[n] > limit]
+    assert left(Conditions(max_tokens=limit), tokenizer=tokenizer)[0] == [
+        n for n in lengths if lengths[n] <= limit
+    ]
+    assert left(Conditions(min_tokens=limit + 1), tokenizer=tokenizer)[0] == [
+        n for n in lengths if lengths[n] > limit
+    ]
     with pytest.raises(ConfigError, match="without a tokenizer"):
         left(Conditions(max_tokens=3))
 
@@ -135,12 +145,26 @@ def test_mixtures_that_cannot_be(sources: list[Path], rows_file: Callable[..., P
 
 
 def test_the_mix_command(chuk: Chuk, sources: list[Path]) -> None:
-    done = chuk("data", "mix", "a.jsonl=3", "b.jsonl", "--rows", "10", "--tag", "from", "-o", "m.jsonl", "--json")
+    done = chuk(
+        "data",
+        "mix",
+        "a.jsonl=3",
+        "b.jsonl",
+        "--rows",
+        "10",
+        "--tag",
+        "from",
+        "-o",
+        "m.jsonl",
+        "--json",
+    )
     result = json.loads(done.stdout)
     assert (result["rows"], sum(result["drawn"].values())) == (10, 10)
     rows = [json.loads(line) for line in (sources[0].parent / "m.jsonl").read_text().splitlines()]
     assert Counter(row["from"] for row in rows) == result["drawn"]
-    both = chuk("data", "mix", "a.jsonl", "b.jsonl", "--stop", "first", "--dry-run", "--json", "--seed", "5")
+    both = chuk(
+        "data", "mix", "a.jsonl", "b.jsonl", "--stop", "first", "--dry-run", "--json", "--seed", "5"
+    )
     assert json.loads(both.stderr)["rows"] < 80
 
 
@@ -150,7 +174,10 @@ def test_chunks_lose_nothing(unit: str, tokenizer: Any) -> None:
     cut = cutter(unit, tokenizer)
     for number in range(150):
         text = "".join(
-            random_.choices(["a", "bc ", " ", "\n", "wörter ", "  x", "日本", "🎉", "\t1"], k=random_.randint(0, 70))
+            random_.choices(
+                ["a", "bc ", " ", "\n", "wörter ", "  x", "日本", "🎉", "\t1"],
+                k=random_.randint(0, 70),
+            )
         )
         size = random_.randint(1, 14)
         overlap = random_.randint(0, size - 1)
@@ -163,7 +190,9 @@ def test_chunks_lose_nothing(unit: str, tokenizer: Any) -> None:
         assert all(window.overlap < len(window.text) for window in made)
 
 
-def test_chunks_of_rows_and_of_text_files(tmp_path: Path, rows_file: Callable[..., Path], chuk: Chuk) -> None:
+def test_chunks_of_rows_and_of_text_files(
+    tmp_path: Path, rows_file: Callable[..., Path], chuk: Chuk
+) -> None:
     book = "Chapter one.\n\nIt was a   dark night.\r\nThe end.\n"
     (tmp_path / "book.txt").write_text(book, newline="")
     done = chuk("data", "chunk", "book.txt", "--size", "4", "--overlap", "1")
@@ -173,16 +202,31 @@ def test_chunks_of_rows_and_of_text_files(tmp_path: Path, rows_file: Callable[..
     path = rows_file({"text": "a b c d e", "id": 7}, {"text": "f"})
     made = list(chunked(path, size=2, overlap=0))
     assert [(row["text"], row["source_row"], row["chunk"]) for row in made] == [
-        ("a b ", 1, 0), ("c d ", 1, 1), ("e", 1, 2), ("f", 2, 0),
-    ]  # fmt: skip
+        ("a b ", 1, 0),
+        ("c d ", 1, 1),
+        ("e", 1, 2),
+        ("f", 2, 0),
+    ]
     assert [row.get("id") for row in made] == [7, 7, 7, None]
-    letters = chuk("data", "chunk", path, "--unit", "characters", "--size", "3", "--json", "-o", "c.jsonl")
-    assert json.loads(letters.stdout) == {"path": "c.jsonl", "rows": 4, "size": 3, "overlap": 0, "unit": "characters"}
+    letters = chuk(
+        "data", "chunk", path, "--unit", "characters", "--size", "3", "--json", "-o", "c.jsonl"
+    )
+    assert json.loads(letters.stdout) == {
+        "path": "c.jsonl",
+        "rows": 4,
+        "size": 3,
+        "overlap": 0,
+        "unit": "characters",
+    }
 
 
 def test_chunks_that_cannot_be(rows_file: Callable[..., Path]) -> None:
     path = rows_file({"text": "a b"}, {"words": "c"})
-    for options in ({"size": 2, "overlap": 2}, {"size": 2, "unit": "lines"}, {"size": 2, "unit": "tokens"}):
+    for options in (
+        {"size": 2, "overlap": 2},
+        {"size": 2, "unit": "lines"},
+        {"size": 2, "unit": "tokens"},
+    ):
         with pytest.raises(ConfigError):
             list(chunked(path, **options))  # type: ignore[arg-type]
     with pytest.raises(DataError, match="line 2 has no text in `text`"):
@@ -193,7 +237,11 @@ def test_chunks_that_cannot_be(rows_file: Callable[..., Path]) -> None:
 
 def test_stats_count_what_is_there(tokenizer: Any) -> None:
     result = Stats(tokenizer=tokenizer, assistant_only=True).read(read_records(CHATS)).as_dict()
-    assert (result["rows"], result["format"], result["columns"]) == (3, "messages", {"messages": 3, "n": 3})
+    assert (result["rows"], result["format"], result["columns"]) == (
+        3,
+        "messages",
+        {"messages": 3, "n": 3},
+    )
     assert result["roles"] == {"user": 4, "assistant": 4, "system": 1}
     assert result["messages_a_row"] == {2: 2, 5: 1}
     texts = [message["content"] for row in CHATS for message in row["messages"]]
@@ -224,20 +272,27 @@ def test_scripts() -> None:
 @pytest.mark.parametrize(
     ("row", "format"),
     [
-        ({"text": "abc"}, "text"), ({"prompt": "a", "completion": "bc"}, "prompt_completion"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference"), ({"prompt": "abc"}, "prompt"),
+        ({"text": "abc"}, "text"),
+        ({"prompt": "a", "completion": "bc"}, "prompt_completion"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference"),
+        ({"prompt": "abc"}, "prompt"),
         ({"prompt": [USER], "chosen": [REPLY], "rejected": [REPLY]}, "preference"),
-        ({"prompt": "a", "completion": "bc", "label": 1}, "unpaired"), ({"input_ids": [1, 2, 3]}, "tokens"),
+        ({"prompt": "a", "completion": "bc", "label": 1}, "unpaired"),
+        ({"input_ids": [1, 2, 3]}, "tokens"),
         ({"prompt": [USER], "tools": [{"name": "add"}]}, "prompt"),
     ],
-)  # fmt: skip
-def test_stats_of_every_format(row: dict[str, Any], format: str, tokenizer: Any, chuk: Chuk) -> None:
+)
+def test_stats_of_every_format(
+    row: dict[str, Any], format: str, tokenizer: Any, chuk: Chuk
+) -> None:
     result = Stats(tokenizer=tokenizer).read(read_records([row, row])).as_dict()
     assert (result["rows"], result["format"]) == (2, format)
     assert result["tokens"] > 0
 
 
-def test_the_stats_command(chuk: Chuk, rows_file: Callable[..., Path], tiny_model_dir: Path) -> None:
+def test_the_stats_command(
+    chuk: Chuk, rows_file: Callable[..., Path], tiny_model_dir: Path
+) -> None:
     path = rows_file(*({"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(50)))
     done = chuk("data", "stats", path, "--model", tiny_model_dir)
     assert "rows        50" in done.stdout

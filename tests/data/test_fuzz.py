@@ -1,4 +1,5 @@
-"""Damaged and hostile files: an explanation with file and place, never a traceback, never a memory that fills up."""
+"""Damaged and hostile files: an explanation with file and place, never a traceback, never a memory
+that fills up."""
 
 from __future__ import annotations
 
@@ -33,7 +34,10 @@ JSONL: dict[str, tuple[bytes, str]] = {
     "surrogate bytes": (line(b'"\xed\xa0\x80"'), "line 2"),
     "overlong utf8": (line(b'"\xc0\xaf"'), "line 2"),
     "half character": (line(b'"\\ud83d"'), "line 2"),
-    "half character as key": (GOOD + b'{"\\udc00": 1, "prompt": "a", "completion": "b"}\n', "line 2"),
+    "half character as key": (
+        GOOD + b'{"\\udc00": 1, "prompt": "a", "completion": "b"}\n',
+        "line 2",
+    ),
     "cut in a string": (GOOD + b'{"prompt": "2 +', "line 2"),
     "cut in a number": (GOOD + b'{"prompt": 12', "line 2"),
     "cut in a character": (GOOD + '{"prompt": "ü'.encode()[:-1], "line 2"),
@@ -143,7 +147,9 @@ PACKED: dict[str, tuple[bytes, str]] = {
 def parquet(rows: list[dict[str, Any]] | None = None, **options: Any) -> bytes:
     """A Parquet file."""
     buffer = io.BytesIO()
-    table = pyarrow.Table.from_pylist(rows or [{"prompt": f"{n}", "completion": "b"} for n in range(300)])
+    table = pyarrow.Table.from_pylist(
+        rows or [{"prompt": f"{n}", "completion": "b"} for n in range(300)]
+    )
     pyarrow.parquet.write_table(table, buffer, **options)
     return buffer.getvalue()
 
@@ -174,7 +180,10 @@ PARQUET: dict[str, tuple[bytes, str]] = {
     "no end mark": (WHOLE[:-4] + b"XXXX", "Parquet"),
     "footer longer than the file": (WHOLE[:-8] + b"\xff\xff\xff\x7f" + b"PAR1", "Parquet"),
     "footer of no length": (WHOLE[:-8] + b"\x00\x00\x00\x00" + b"PAR1", "Parquet"),
-    "footer of noise": (WHOLE[:-400] + random.Random(1).randbytes(392) + WHOLE[-8:-4] + b"PAR1", "Parquet"),
+    "footer of noise": (
+        WHOLE[:-400] + random.Random(1).randbytes(392) + WHOLE[-8:-4] + b"PAR1",
+        "Parquet",
+    ),
     "pages of noise": (
         WHOLE[:4] + random.Random(2).randbytes(len(WHOLE) // 2) + WHOLE[4 + len(WHOLE) // 2 :],
         "Parquet",
@@ -184,23 +193,37 @@ PARQUET: dict[str, tuple[bytes, str]] = {
     "zip": (zipped(), "Parquet"),
     "text that is not UTF-8": (bad_text(), "Parquet"),
     "numbers": (parquet([{"prompt": 1, "completion": "b"}]), "row 1"),
-    "nulls": (parquet([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": None}]), "row 2"),
+    "nulls": (
+        parquet([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": None}]),
+        "row 2",
+    ),
     "other columns": (parquet([{"a": "b"}]), "row 1"),
     "bytes": (parquet([{"text": b"abc"}]), "row 1"),
 }
 CASES = {
     f"{suffix} {name}": (f"data.{suffix}", content, says)
-    for suffix, cases in (("jsonl", JSONL), ("json", JSON), ("csv", CSV), ("jsonl.gz", PACKED), ("parquet", PARQUET))
+    for suffix, cases in (
+        ("jsonl", JSONL),
+        ("json", JSON),
+        ("csv", CSV),
+        ("jsonl.gz", PACKED),
+        ("parquet", PARQUET),
+    )
     for name, (content, says) in cases.items()
 }
 COMMANDS = (["convert", "--to", "messages"], ["check", "--json"], ["stats"])
 MOST_BYTES = 400 * 2**20
-"""More than this process has with a good file and the longest line that is read, and far less than what files claim."""
+"""More than this process has with a good file and the longest line that is read, and far less than
+what files claim."""
 
 
 def explained(done: Any, name: str) -> bool:
     """Exit code 1 with a message that names the file; `check` may say it as a problem on stdout."""
-    return done.returncode == 1 and "Traceback" not in done.stderr and name in done.stderr + done.stdout
+    return (
+        done.returncode == 1
+        and "Traceback" not in done.stderr
+        and name in done.stderr + done.stdout
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -212,7 +235,9 @@ def test_damage_is_explained_with_its_place(chuk: Chuk, tmp_path: Path, case: st
         done = chuk("data", command, name, *options)
         assert explained(done, name), (command, done)
         place = says.removeprefix("line ").removeprefix("row ")
-        problem = command == "check" and (f'"line": {place},' in done.stdout or '"line": 0,' in done.stdout)
+        problem = command == "check" and (
+            f'"line": {place},' in done.stdout or '"line": 0,' in done.stdout
+        )
         assert says in done.stderr or problem, (command, done)
     assert [item.name for item in tmp_path.iterdir()] == [name]
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
@@ -226,7 +251,20 @@ def test_there_are_as_many_cases_as_promised() -> None:
 def _damaged(random_: random.Random, content: bytes) -> bytes:
     """One to three of: cut, noise put in, bytes changed, removed or repeated."""
     data = bytearray(content)
-    noise = [b"\xff", b"\x00", b"{", b"]", b'"', b"\n", b"\\ud83d", b"[" * 500, b"9" * 5000, b"1e999", b"NaN", b"\r"]
+    noise = [
+        b"\xff",
+        b"\x00",
+        b"{",
+        b"]",
+        b'"',
+        b"\n",
+        b"\\ud83d",
+        b"[" * 500,
+        b"9" * 5000,
+        b"1e999",
+        b"NaN",
+        b"\r",
+    ]
     for _ in range(random_.randint(1, 3)):
         at = random_.randrange(len(data) + 1)
         kind = random_.randrange(5)
@@ -247,9 +285,13 @@ def _damaged(random_: random.Random, content: bytes) -> bytes:
 def test_random_damage_never_ends_in_a_traceback(chuk: Chuk, tmp_path: Path, suffix: str) -> None:
     rows = [{"prompt": f"{n} + ü?", "completion": f"{n}", "n": n} for n in range(20)]
     whole: dict[str, Callable[[], bytes]] = {
-        "jsonl": lambda: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(),
+        "jsonl": lambda: "".join(
+            json.dumps(row, ensure_ascii=False) + "\n" for row in rows
+        ).encode(),
         "json": lambda: json.dumps(rows, indent=1).encode(),
-        "csv": lambda: b"prompt,completion,n\n" + b"".join(f'"{n}, ü",{n},{n}\n'.encode() for n in range(20)),
+        "csv": lambda: (
+            b"prompt,completion,n\n" + b"".join(f'"{n}, ü",{n},{n}\n'.encode() for n in range(20))
+        ),
         "parquet": lambda: parquet(rows),
         "txt": lambda: "one\nzwei ü\n".encode() * 10,
     }
@@ -262,5 +304,9 @@ def test_random_damage_never_ends_in_a_traceback(chuk: Chuk, tmp_path: Path, suf
             ["convert", name, "--to", "prompt", "-o", "out.parquet", "--overwrite"],
         ):
             done = chuk("data", *command)
-            assert done.returncode == 0 or explained(done, name) or "Parquet cannot hold" in done.stderr, (seed, done)
+            assert (
+                done.returncode == 0
+                or explained(done, name)
+                or "Parquet cannot hold" in done.stderr
+            ), (seed, done)
     assert {item.name for item in tmp_path.iterdir()} <= {name, "out.parquet"}

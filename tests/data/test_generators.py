@@ -33,7 +33,8 @@ SIX = ("arithmetic", "fractions", "percentages", "word_problem", "multi_step", "
 
 
 def value_of(expression: str) -> Fraction:
-    """The value of an expression of + - * / ( ) , max min abs and decimals, by recursive descent over fractions."""
+    """The value of an expression of + - * / ( ) , max min abs and decimals, by recursive descent
+    over fractions."""
     tokens = re.findall(r"\d+(?:\.\d+)?|max|min|abs|[-+*/(),]", expression)
     assert "".join(tokens) == expression.replace(" ", "")
     value = _sum(tokens)
@@ -95,13 +96,22 @@ def test_every_answer_and_every_step_is_exact(kind: str, level: int) -> None:
         if kind != "addition":
             *steps, last = sample.correct_response.splitlines()
             assert last == f"ANSWER: {problem.answer_exact}"
-            assert all(value_of(left) == value_of(right) for left, right in (step.split(" = ") for step in steps))
+            assert all(
+                value_of(left) == value_of(right)
+                for left, right in (step.split(" = ") for step in steps)
+            )
 
 
 def test_questions_state_the_expression_they_ask() -> None:
-    plain = make(300, problem_types=["arithmetic", "fractions", "multi_step"], difficulty_range=(1, 5))
+    plain = make(
+        300, problem_types=["arithmetic", "fractions", "multi_step"], difficulty_range=(1, 5)
+    )
     for problem in (sample.problem for sample in plain):
-        shown = re.sub(r"^(What is|Calculate|Compute|Find the value of|Work out) |[?.]$", "", problem.problem_text)
+        shown = re.sub(
+            r"^(What is|Calculate|Compute|Find the value of|Work out) |[?.]$",
+            "",
+            problem.problem_text,
+        )
         assert value_of(shown) == Fraction(problem.answer_exact), problem
     for sample in make(200, problem_types=["word_problem"], difficulty_range=(1, 5)):
         numbers = set(re.findall(r"\d+", sample.problem.problem_text))
@@ -129,10 +139,15 @@ def test_wrong_responses_are_wrong_and_look_alike() -> None:
 @pytest.mark.parametrize("kind", MAKERS)
 def test_difficulty_matters_in_every_type(kind: str) -> None:
     def reach(level: int) -> tuple[set[str], int, float]:
-        """Forms of the questions, the largest number in them, and the mean length of the expressions."""
-        problems = [s.problem for s in make(50, difficulty_range=(level, level), problem_types=[kind])]
+        """Forms of the questions, the largest number in them, and the mean length of the
+        expressions."""
+        problems = [
+            s.problem for s in make(50, difficulty_range=(level, level), problem_types=[kind])
+        ]
         forms = {re.sub(r"\d+", "0", problem.expression) for problem in problems}
-        largest = max(int(n) for problem in problems for n in re.findall(r"\d+", problem.expression))
+        largest = max(
+            int(n) for problem in problems for n in re.findall(r"\d+", problem.expression)
+        )
         return forms, largest, sum(len(problem.expression) for problem in problems) / len(problems)
 
     levels = [reach(level) for level in range(1, 6)]
@@ -151,11 +166,17 @@ def test_types_and_levels_are_drawn_evenly() -> None:
 
 def test_no_problem_or_twin_comes_twice() -> None:
     generator = MathProblemGenerator(7)
-    problems = [s.problem for s in generator.generate_batch(4000, (1, 5)) + generator.generate_batch(1000, (1, 3))]
+    problems = [
+        s.problem
+        for s in generator.generate_batch(4000, (1, 5)) + generator.generate_batch(1000, (1, 3))
+    ]
     assert len({problem.key for problem in problems}) == 5000
     assert len({problem.problem_text for problem in problems}) == 5000
     assert len({problem.id for problem in problems}) == 5000
-    sums = [s.problem.expression.split(" + ") for s in make(3000, problem_types=["addition"], difficulty_range=(2, 2))]
+    sums = [
+        s.problem.expression.split(" + ")
+        for s in make(3000, problem_types=["addition"], difficulty_range=(2, 2))
+    ]
     assert len({tuple(sorted(pair)) for pair in sums}) == 3000
 
 
@@ -221,7 +242,10 @@ def test_tool_results_stand_in_a_turn_of_the_tool() -> None:
     assert [m["role"] for m in row["messages"]] == ["user", *turns, "assistant"]
     written = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
     assert written == [""] * len(sample.correct_trace) + [f"ANSWER: {sample.problem.answer_exact}"]
-    assert row["tools"][0]["function"]["name"] == row["messages"][1]["tool_calls"][0]["function"]["name"]
+    assert (
+        row["tools"][0]["function"]["name"]
+        == row["messages"][1]["tool_calls"][0]["function"]["name"]
+    )
 
 
 def test_reversed_numbers_start_with_the_last_digit() -> None:
@@ -233,7 +257,10 @@ def test_reversed_numbers_start_with_the_last_digit() -> None:
     assert (pair["chosen"], pair["rejected"]) == (answer[::-1], sample.incorrect_responses[0][::-1])
     turned = to_row(sample, "completion", "numbers")
     first, second = question.rstrip("=").split("+")
-    assert (turned["prompt"], turned["completion"]) == (f"{first[::-1]}+{second[::-1]}=", answer[::-1])
+    assert (turned["prompt"], turned["completion"]) == (
+        f"{first[::-1]}+{second[::-1]}=",
+        answer[::-1],
+    )
     assert turned["answer"] == answer
     with pytest.raises(ConfigError, match="addition"):
         to_row(make(1)[0], "completion", "answers")
@@ -276,12 +303,21 @@ def test_command_writes_the_same_bytes_for_the_same_seed(run_chuk: RunChuk, tmp_
 def test_every_option_changes_the_output(run_chuk: RunChuk) -> None:
     base = ["data", "generate-math", "-n", "40", "-o", "-"]
     formats = [["--format", name] for name in FORMATS if name != "completion"]
-    more = [[], ["--seed", "3"], ["--difficulty", "3"], ["--reverse-answers"], ["--reverse-numbers"], *formats]
+    more = [
+        [],
+        ["--seed", "3"],
+        ["--difficulty", "3"],
+        ["--reverse-answers"],
+        ["--reverse-numbers"],
+        *formats,
+    ]
     variations = [["--types", "fractions"], *(["--types", "addition", *words] for words in more)]
     outputs = [run_chuk(*base, *words).stdout for words in variations]
     assert len(set(outputs)) == len(outputs)
     assert all(len(output.splitlines()) == 40 for output in outputs)
-    shares = run_chuk("data", "generate-math", "-n", 40, "-o", "s", "--valid", 0, "--test", 0.5, "--json")
+    shares = run_chuk(
+        "data", "generate-math", "-n", 40, "-o", "s", "--valid", 0, "--test", 0.5, "--json"
+    )
     assert json.loads(shares.stdout)["rows"] == {"train": 20, "test": 20}
 
 
@@ -293,9 +329,15 @@ def test_command_replaces_files_only_on_request(run_chuk: RunChuk, tmp_path: Pat
     assert refused.returncode == 2
     assert "--overwrite" in refused.stderr
     assert (tmp_path / "d" / "train.jsonl").read_bytes() == before
-    done = run_chuk("data", "generate-math", "-n", 50, "-o", "d", "--valid", 0, "--overwrite", "--quiet")
+    done = run_chuk(
+        "data", "generate-math", "-n", 50, "-o", "d", "--valid", 0, "--overwrite", "--quiet"
+    )
     assert done.stdout.splitlines() == ["d/train.jsonl", "d/test.jsonl"]
-    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["mine.txt", "test.jsonl", "train.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == [
+        "mine.txt",
+        "test.jsonl",
+        "train.jsonl",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -309,7 +351,9 @@ def test_command_replaces_files_only_on_request(run_chuk: RunChuk, tmp_path: Pat
         (["--types", "addition", "--difficulty", "1"], 1, "about 55"),
     ],
 )
-def test_command_explains_what_it_cannot_do(options: list[str], code: int, words: str, run_chuk: RunChuk) -> None:
+def test_command_explains_what_it_cannot_do(
+    options: list[str], code: int, words: str, run_chuk: RunChuk
+) -> None:
     done = run_chuk("data", "generate-math", "-n", 60, "-o", "d", *options)
     assert done.returncode == code, done.stderr
     assert words in done.stderr
@@ -323,18 +367,26 @@ def test_standard_output_holds_rows_only(run_chuk: RunChuk) -> None:
     assert all(json.loads(line)["answer"] for line in done.stdout.splitlines())
 
 
-def test_training_reads_every_format_and_never_learns_a_tool_result(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_training_reads_every_format_and_never_learns_a_tool_result(
+    tmp_path: Path, tiny_model_dir: Path
+) -> None:
     tokenizer = load_tokenizer(tiny_model_dir)
     generator = MathProblemGenerator(5)
     samples = generator.generate_batch(5, problem_types=["multi_step"])
     for name in ("completion", "messages", "tools", "text"):
         path = write_jsonl(tmp_path / f"{name}.jsonl", [to_row(sample, name) for sample in samples])
-        dataset = SFTDataset(path, tokenizer, max_length=4096, assistant_only_loss=name in ("messages", "tools"))
+        dataset = SFTDataset(
+            path, tokenizer, max_length=4096, assistant_only_loss=name in ("messages", "tools")
+        )
         assert len(dataset) == 5, name
-    tools = SFTDataset(tmp_path / "tools.jsonl", tokenizer, max_length=4096, assistant_only_loss=True)
+    tools = SFTDataset(
+        tmp_path / "tools.jsonl", tokenizer, max_length=4096, assistant_only_loss=True
+    )
     for sample, example in zip(samples, tools.examples, strict=True):
         text = tokenizer.decode(example.input_ids[example.loss_mask].tolist())
         call = '<tool_call>{{"name": "math_solve", "arguments": {}}}</tool_call><|im_end|>'
         calls = [call.format(json.dumps(step.tool_args)) for step in sample.correct_trace]
         assert text == "".join(calls) + f"ANSWER: {sample.problem.answer_exact}<|im_end|>"
-    assert len(SFTDataset(generator.save_sft_dataset(samples, tmp_path / "sft.jsonl"), tokenizer)) == 5
+    assert (
+        len(SFTDataset(generator.save_sft_dataset(samples, tmp_path / "sft.jsonl"), tokenizer)) == 5
+    )

@@ -35,7 +35,11 @@ def test_the_task_s_scorer_takes_its_own_answer_back_from_json(task: str) -> Non
         assert set(row) == {"prompt", "answer", "task", "metadata"}
         assert row["task"] == row["metadata"]["source_dataset"] == task
         entry = {"question": row["prompt"], "answer": row["answer"], "metadata": row["metadata"]}
-        right = row["answer"] if row["answer"] is not None else json.dumps(row["metadata"]["possible_answer"])
+        right = (
+            row["answer"]
+            if row["answer"] is not None
+            else json.dumps(row["metadata"]["possible_answer"])
+        )
         assert score(right, entry) == 1.0
         assert score("no answer at all", entry) < 1.0
 
@@ -71,9 +75,23 @@ def test_the_commands(chuk: Chuk, tmp_path: Path) -> None:
     assert {"task": "countdown", "kind": "games"} in json.loads(listed.stdout)
     settings = json.loads(chuk("data", "tasks", "chain_sum", "--json").stdout)["settings"]
     assert settings["min_terms"] == 2
-    asked = ["--samples", "40", "--set", "min_terms=4", "--messages", "--valid", "0.1", "--test", "0", "--json"]
+    asked = [
+        "--samples",
+        "40",
+        "--set",
+        "min_terms=4",
+        "--messages",
+        "--valid",
+        "0.1",
+        "--test",
+        "0",
+        "--json",
+    ]
     dry = chuk("data", "generate", "chain_sum", "-o", "sums", *asked, "--dry-run")
-    assert (json.loads(dry.stdout)["rows"], (tmp_path / "sums").exists()) == ({"train": 36, "valid": 4}, False)
+    assert (json.loads(dry.stdout)["rows"], (tmp_path / "sums").exists()) == (
+        {"train": 36, "valid": 4},
+        False,
+    )
     done = chuk("data", "generate", "chain_sum", "-o", "sums", *asked)
     assert json.loads(done.stdout)["rows"] == {"train": 36, "valid": 4}
     assert chuk("data", "check", "sums").returncode == 0

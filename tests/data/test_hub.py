@@ -1,4 +1,5 @@
-"""Data sets of the hub: from a cache laid out as huggingface_hub lays it out, and clear words when unreachable."""
+"""Data sets of the hub: from a cache laid out as huggingface_hub lays it out, and clear words when
+unreachable."""
 
 from __future__ import annotations
 
@@ -44,11 +45,23 @@ def found(cache: Path, source: str, split: str = "train") -> list[str]:
 
 
 def test_splits_of_a_cached_data_set(tmp_path: Path) -> None:
-    cache = cached(tmp_path, "README.md", "data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl",
-                   "data/validation-00000-of-00001.jsonl")  # fmt: skip
-    assert found(cache, "someone/sums") == ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"]
+    cache = cached(
+        tmp_path,
+        "README.md",
+        "data/train-00000-of-00002.jsonl",
+        "data/train-00001-of-00002.jsonl",
+        "data/validation-00000-of-00001.jsonl",
+    )
+    assert found(cache, "someone/sums") == [
+        "data/train-00000-of-00002.jsonl",
+        "data/train-00001-of-00002.jsonl",
+    ]
     assert found(cache, "someone/sums", "valid") == ["data/validation-00000-of-00001.jsonl"]
-    assert [record.columns for path in fetch("someone/sums", "train", cache) for record in read_records(path)] == [
+    assert [
+        record.columns
+        for path in fetch("someone/sums", "train", cache)
+        for record in read_records(path)
+    ] == [
         {"text": "a"},
         {"text": "a"},
     ]
@@ -81,7 +94,9 @@ def test_the_card_says_which_files_are_which_split(tmp_path: Path) -> None:
     assert found(cache, "someone/sums", "train_sft") == ["parts/a-0.jsonl", "parts/a-1.jsonl"]
 
 
-@pytest.mark.parametrize("card", ["", "---\nconfigs: [3]\n---", "---\n{", "---\nconfigs: 7\n---", "no head"])
+@pytest.mark.parametrize(
+    "card", ["", "---\nconfigs: [3]\n---", "---\n{", "---\nconfigs: 7\n---", "no head"]
+)
 def test_cards_that_say_nothing(tmp_path: Path, card: str) -> None:
     cache = cached(tmp_path, "README.md", "data/train.jsonl", card=card)
     assert found(cache, "someone/sums") == ["data/train.jsonl"]
@@ -89,7 +104,11 @@ def test_cards_that_say_nothing(tmp_path: Path, card: str) -> None:
 
 def test_a_command_reads_a_split_of_a_configuration(run_chuk: Any, tmp_path: Path) -> None:
     cached(tmp_path / "hub", "README.md", "parts/a-0.jsonl", "parts/b-0.jsonl", card=CARD)
-    environment = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    environment = {
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+    }
     for words in (["someone/sums:main#test_sft"], ["someone/sums:main", "--split", "test_sft"]):
         done = run_chuk("data", "stats", *words, "--quiet", env=environment)
         assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
@@ -104,7 +123,9 @@ def test_unreachable_data_sets_are_explained(run_chuk: Any, parity: Path, tmp_pa
     assert "hf download --repo-type dataset someone/none" in done.stderr
 
 
-def test_a_path_under_a_folder_is_never_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_under_a_folder_is_never_asked_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train").mkdir()

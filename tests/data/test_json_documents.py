@@ -1,4 +1,5 @@
-"""Streamed JSON documents: the rows, the errors and the places of a decoder that reads the document as a whole."""
+"""Streamed JSON documents: the rows, the errors and the places of a decoder that reads the document
+as a whole."""
 
 from __future__ import annotations
 
@@ -16,17 +17,41 @@ from chuk_lib.data import json_documents, read_records
 from chuk_lib.errors import DataError
 
 ROWS = [
-    {"text": 'a "quoted" \\ ü 👋 \u2028\u0085\x7f', "n": number, "x": [1.5e-3, -2, None, True, {"k": "]}"}]}
+    {
+        "text": 'a "quoted" \\ ü 👋 \u2028\u0085\x7f',
+        "n": number,
+        "x": [1.5e-3, -2, None, True, {"k": "]}"}],
+    }
     for number in range(9)
 ]
 DOCUMENTS = [
     json.dumps(ROWS, ensure_ascii=False),
     json.dumps(ROWS, indent=3),
-    json.dumps({"version": [1, {"a": 2}], "data": ROWS, "end": "x"}, indent="\t", ensure_ascii=False),
+    json.dumps(
+        {"version": [1, {"a": 2}], "data": ROWS, "end": "x"}, indent="\t", ensure_ascii=False
+    ),
     "\r\n [\r\n" + ",\r\n".join(json.dumps(row) for row in ROWS) + "\r\n]\r\n",
     json.dumps([*ROWS, 12345678901234567890, "text", -0.5e10, None]),
 ]
-NOISE = ["", "{", "}", "[", "]", '"', ",", ":", "\n", "\\", "\\ud83d", "tru", "NaN", "1", "é", "\t", "\x00"]
+NOISE = [
+    "",
+    "{",
+    "}",
+    "[",
+    "]",
+    '"',
+    ",",
+    ":",
+    "\n",
+    "\\",
+    "\\ud83d",
+    "tru",
+    "NaN",
+    "1",
+    "é",
+    "\t",
+    "\x00",
+]
 
 
 def taken(path: Path) -> tuple[list[Any], str]:
@@ -61,7 +86,11 @@ def test_errors_have_the_place_that_the_decoder_of_a_whole_document_gives(
     monkeypatch.setattr(json_documents, "_PIECE", dice.choice([1, 5, 50, 5000]))
     text = dice.choice(DOCUMENTS)
     at = dice.randrange(len(text))
-    text = text[:at] + dice.choice(NOISE) + (text[at + dice.randrange(3) :] if dice.random() < 0.7 else "")
+    text = (
+        text[:at]
+        + dice.choice(NOISE)
+        + (text[at + dice.randrange(3) :] if dice.random() < 0.7 else "")
+    )
     path = tmp_path / "a.json"
     path.write_text(text, encoding="utf-8", newline="")
     try:
@@ -77,8 +106,14 @@ def test_errors_have_the_place_that_the_decoder_of_a_whole_document_gives(
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u0085", "\x0b", "\x0c", "\x1c"])
-def test_lines_of_json_may_hold_what_python_takes_for_line_ends(tmp_path: Path, separator: str) -> None:
-    text = f'{{"text": "a{separator}b"}}\n' if separator > "\x1f" else f'{{"text": {json.dumps(separator)}}}\n'
+def test_lines_of_json_may_hold_what_python_takes_for_line_ends(
+    tmp_path: Path, separator: str
+) -> None:
+    text = (
+        f'{{"text": "a{separator}b"}}\n'
+        if separator > "\x1f"
+        else f'{{"text": {json.dumps(separator)}}}\n'
+    )
     (tmp_path / "a.json").write_text(text * 2, encoding="utf-8", newline="")
     (tmp_path / "a.jsonl").write_text(text * 2, encoding="utf-8", newline="")
     assert taken(tmp_path / "a.json") == taken(tmp_path / "a.jsonl")
@@ -99,7 +134,10 @@ def test_a_single_row(tmp_path: Path) -> None:
 
 
 def _write(path: Path, rows: int) -> None:
-    row = json.dumps({"instruction": "why is that so? " * 6, "input": "", "output": "because it is 👋 " * 30}, indent=1)
+    row = json.dumps(
+        {"instruction": "why is that so? " * 6, "input": "", "output": "because it is 👋 " * 30},
+        indent=1,
+    )
     with path.open("w", encoding="utf-8") as file:
         file.write("[" + f"{row},\n" * (rows - 1) + f"{row}]")
 
@@ -112,19 +150,23 @@ def test_time_grows_with_the_rows(tmp_path: Path) -> None:
         assert sum(1 for _ in read_records(tmp_path / "a.json")) == rows
         seconds[rows] = time.process_time() - began
     assert seconds[32_000] < 24 * seconds[4000]
-    assert (tmp_path / "a.json").stat().st_size / 1e6 / seconds[32_000] > 20  # MB/s; 200 and more on a free machine
+    assert (tmp_path / "a.json").stat().st_size / 1e6 / seconds[
+        32_000
+    ] > 20  # MB/s; 200 and more on a free machine
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_memory_does_not_grow_with_the_document(tmp_path: Path) -> None:
     code = (
-        "from chuk_lib.data import read_records\n"
-        "print(sum(1 for _ in read_records('a.json')), open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+        "from chuk_lib.data import read_records\nprint(sum(1 for _ in read_records('a.json')),"
+        " open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
     peaks = {}
     for rows in (2000, 60_000):
         _write(tmp_path / "a.json", rows)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+        )
         counted, peak = done.stdout.split()
         assert int(counted) == rows
         peaks[rows] = int(peak) * 1024

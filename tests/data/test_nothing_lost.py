@@ -1,6 +1,6 @@
-"""Nothing is lost in silence: a word that is put under any key that a row may have is found in the rendered tokens,
-or a note names what is left out, or the row is refused. Over formats, keys, templates and kinds of training.
-"""
+"""Nothing is lost in silence: a word that is put under any key that a row may have is found in the
+rendered tokens, or a note names what is left out, or the row is refused. Over formats, keys,
+templates and kinds of training."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TEMPLATES = {
     "chatml": READY["chatml"].text,
     "qwen-like": (FILES / "families" / "thinks.jinja").read_text(),
     "no tools": (
-        "{% for m in messages %}{% if m.role in ['system', 'user', 'assistant'] %}{{ '<|im_start|>' + m.role + '\n' + "
-        "m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "{% for m in messages %}{% if m.role in ['system', 'user', 'assistant'] %}{{ '<|im_start|>'"
+        " + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}{% if"
+        " add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
     "llama-3-like": (
-        "{% for m in messages %}{{ '<|begin|>' + m.role + '<|close|>\n\n' + m.content | trim + '<|im_end|>' }}"
-        "{% endfor %}{{ '<|begin|>assistant<|close|>\n\n' }}"
+        "{% for m in messages %}{{ '<|begin|>' + m.role + '<|close|>\n\n' + m.content | trim +"
+        " '<|im_end|>' }}{% endfor %}{{ '<|begin|>assistant<|close|>\n\n' }}"
     ),
     "none": None,
 }
@@ -58,7 +58,11 @@ TURNS: dict[str, list[dict[str, Any]]] = {
     "reasoning": [ASK, SAY | {"reasoning": WORD}, ASK],
     "thinking in text": [ASK, SAY | {"content": f"<think>\n{WORD}\n</think>\n\nHo"}, ASK],
     "call": [ASK, SAY | {"content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "5"}],
-    "call as text": [ASK, SAY | {"content": None, "tool_calls": [TEXT_CALL]}, {"role": "tool", "content": "5"}],
+    "call as text": [
+        ASK,
+        SAY | {"content": None, "tool_calls": [TEXT_CALL]},
+        {"role": "tool", "content": "5"},
+    ],
     "older call": [ASK, SAY | {"content": "", "function_call": TEXT_CALL["function"]}, ASK],
     "result": [ASK, SAY | {"content": "", "tool_calls": [CALL]}, {"role": "tool", "content": WORD}],
     "sharegpt call": [
@@ -101,7 +105,10 @@ def supervised() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"prompt_completion {name}", {"prompt": [ASK], "completion": [answer]}
     for name, row in PLAIN.items():
         yield name, {**row, "system": WORD}
-        yield f"{name} alone", {key: value if value == WORD else f"{value} {WORD}" for key, value in row.items()}
+        yield (
+            f"{name} alone",
+            {key: value if value == WORD else f"{value} {WORD}" for key, value in row.items()},
+        )
         for column, value in COLUMNS.items():
             if column != "chat_template_kwargs" and not (column == "functions" and "input" in name):
                 yield f"{name} + {column}", {**row, column: value}
@@ -128,7 +135,10 @@ def labelled() -> Iterator[tuple[str, dict[str, Any]]]:
         if "prompt" in row:
             yield name, {"prompt": row["prompt"], "completion": row["chosen"], "label": True}
     for column in ("system", "tools", "functions", "history"):
-        yield f"text + {column}", {"prompt": "Hi", "completion": "Ho", "label": False, column: COLUMNS[column]}
+        yield (
+            f"text + {column}",
+            {"prompt": "Hi", "completion": "Ho", "label": False, column: COLUMNS[column]},
+        )
     yield "question", {"question": WORD, "completion": "Ho", "label": False}
 
 
@@ -139,7 +149,12 @@ def prompts() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"conversations {name}", {"conversations": [*turns, SAY]}
     for name, row in PROMPTS.items():
         yield f"{name} alone", {key: f"{value} {WORD}" for key, value in row.items()}
-        for column in ("system", "tools", "functions", *(["history"] if name == "instruction" else [])):
+        for column in (
+            "system",
+            "tools",
+            "functions",
+            *(["history"] if name == "instruction" else []),
+        ):
             yield f"{name} + {column}", {**row, column: COLUMNS[column]}
     for name in ("last reasoning", "last call"):
         yield name, {"messages": [ASK, LAST[name]]}
@@ -157,12 +172,16 @@ def assistant_only(row: dict[str, Any], tokenizer: Any) -> tuple[list[Any], tupl
 
 def pairs(row: dict[str, Any], tokenizer: Any) -> tuple[list[Any], tuple[str, ...]]:
     data = PairDataset([row], tokenizer, max_length=None)
-    return [part for one in data.examples for part in (one.prompt, *one.completions)], data.report.notes
+    return [
+        part for one in data.examples for part in (one.prompt, *one.completions)
+    ], data.report.notes
 
 
 def unpaired(row: dict[str, Any], tokenizer: Any) -> tuple[list[Any], tuple[str, ...]]:
     data = UnpairedDataset([row], tokenizer, max_length=None)
-    return [part for one in data.examples for part in (one.prompt, *one.completions)], data.report.notes
+    return [
+        part for one in data.examples for part in (one.prompt, *one.completions)
+    ], data.report.notes
 
 
 def asked(row: dict[str, Any], tokenizer: Any) -> tuple[list[Any], tuple[str, ...]]:
@@ -198,7 +217,9 @@ def loaded(parity: Any) -> Callable[[str], Any]:
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize(("way", "name", "row"), CASES, ids=[f"{way.__name__}: {name}" for way, name, _ in CASES])
+@pytest.mark.parametrize(
+    ("way", "name", "row"), CASES, ids=[f"{way.__name__}: {name}" for way, name, _ in CASES]
+)
 def test_a_word_is_shown_or_named_or_refused(
     loaded: Callable[[str], Any], template: str, way: Way, name: str, row: dict[str, Any]
 ) -> None:

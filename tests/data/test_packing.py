@@ -18,7 +18,9 @@ def test_rows_are_trl_s(parity: Path, strategy: str) -> None:
     want = json.loads((parity / "expected" / "packing.json").read_text())
     starts = np.cumsum([0, *want["input_lengths"]])
     rows = pack(want["input_lengths"], want["seq_length"], strategy)
-    ids = [[int(starts[d]) + at for d, start, end in row for at in range(start, end)] for row in rows]
+    ids = [
+        [int(starts[d]) + at for d, start, end in row for at in range(start, end)] for row in rows
+    ]
     assert ids == [row["input_ids"] for row in want[strategy]]
     if strategy != "wrapped":
         sizes = [[end - start for _, start, end in row] for row in rows]
@@ -27,9 +29,15 @@ def test_rows_are_trl_s(parity: Path, strategy: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
 def test_packed_training_rows_are_trl_s(parity: Path, tokenizer: Any, strategy: str) -> None:
-    want = json.loads((parity / "expected" / "sft_tokenized.json").read_text())[f"lm_packed_{strategy}"]
+    want = json.loads((parity / "expected" / "sft_tokenized.json").read_text())[
+        f"lm_packed_{strategy}"
+    ]
     data = SFTDataset(
-        parity / "data" / "sft_lm.jsonl", tokenizer, max_length=64, packing=True, packing_strategy=strategy
+        parity / "data" / "sft_lm.jsonl",
+        tokenizer,
+        max_length=64,
+        packing=True,
+        packing_strategy=strategy,
     )
     plan = BatchPlan(data.examples, batch_size=1, shuffle=False, packing=strategy, max_length=64)
     batches = [batch for step in range(plan.steps) for batch in plan.batches(step)]
@@ -68,7 +76,9 @@ def test_best_fit_equals_the_slow_one(seed: int) -> None:
     random = np.random.default_rng(seed)
     capacity = int(random.integers(5, 200))
     lengths = random.integers(1, capacity + 20, 300).tolist()
-    assert [[piece.document for piece in row] for row in pack(lengths, capacity)] == slow_best_fit(lengths, capacity)
+    assert [[piece.document for piece in row] for row in pack(lengths, capacity)] == slow_best_fit(
+        lengths, capacity
+    )
 
 
 @pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])

@@ -1,4 +1,5 @@
-"""Preference data: TRL's tokens, what rows may look like, and one clear line for those that cannot be used."""
+"""Preference data: TRL's tokens, what rows may look like, and one clear line for those that cannot
+be used."""
 
 import json
 
@@ -66,8 +67,14 @@ def test_max_length_cuts_completions_and_drops_full_prompts(tokenizer, rows_file
 
 
 def test_pairs_that_max_length_makes_equal_are_told(tokenizer):
-    row = {"prompt": "a ", "chosen": "the same words for long, then this", "rejected": "the same words for long, but"}
-    assert "1 pairs have equal tokens" in PairDataset([row], tokenizer, max_length=8).report.notes[-1]
+    row = {
+        "prompt": "a ",
+        "chosen": "the same words for long, then this",
+        "rejected": "the same words for long, but",
+    }
+    assert (
+        "1 pairs have equal tokens" in PairDataset([row], tokenizer, max_length=8).report.notes[-1]
+    )
     assert not any("equal" in note for note in PairDataset([row], tokenizer).report.notes)
 
 
@@ -81,19 +88,31 @@ def test_rows_whose_end_matters_are_dropped_not_cut(tokenizer):
 
 
 def test_unpaired_rows_and_pairs_taken_apart(tokenizer):
-    rows = [{"prompt": "a ", "completion": "b", "label": True}, {"prompt": "a ", "completion": "c", "label": False}]
+    rows = [
+        {"prompt": "a ", "completion": "b", "label": True},
+        {"prompt": "a ", "completion": "c", "label": False},
+    ]
     singles = UnpairedDataset(rows, tokenizer)
     pairs = UnpairedDataset([{"prompt": "a ", "chosen": "b", "rejected": "c"}], tokenizer)
-    assert [(parts_of(row), row.label) for row in singles.examples] == [(parts_of(r), r.label) for r in pairs.examples]
+    assert [(parts_of(row), row.label) for row in singles.examples] == [
+        (parts_of(r), r.label) for r in pairs.examples
+    ]
     texts = UnpairedDataset([row | {"label": str(row["label"]).lower()} for row in rows], tokenizer)
     assert texts.fingerprint == singles.fingerprint
 
 
 def test_the_fingerprint_sees_ids_boundaries_labels_and_margins(tokenizer):
     row = {"prompt": "a ", "chosen": "b c", "rejected": "d"}
-    prints = [PairDataset([row | more], tokenizer).fingerprint for more in (
-        {}, {"margin": 1.0}, {"margin": 2.0}, {"chosen": "b d"}, {"prompt": "a b ", "chosen": "c"},
-    )]  # fmt: skip
+    prints = [
+        PairDataset([row | more], tokenizer).fingerprint
+        for more in (
+            {},
+            {"margin": 1.0},
+            {"margin": 2.0},
+            {"chosen": "b d"},
+            {"prompt": "a b ", "chosen": "c"},
+        )
+    ]
     assert len(set(prints)) == 5
     assert PairDataset([row], tokenizer).fingerprint == prints[0]
     flipped = [{"prompt": "a ", "completion": "b", "label": kind} for kind in (True, False)]
@@ -112,9 +131,15 @@ BAD_PAIRS = {
     "no chosen": ({"chosen": None}, "has no `chosen`"),
     "equal": ({"rejected": "b"}, "`chosen` and `rejected` are equal"),
     "a number": ({"chosen": 3}, "`chosen` should be text, not a number"),
-    "text and messages": ({"chosen": [says("b")]}, "one of `chosen` and `rejected` is text, the other messages"),
+    "text and messages": (
+        {"chosen": [says("b")]},
+        "one of `chosen` and `rejected` is text, the other messages",
+    ),
     "prompt of messages": ({"prompt": [USER]}, "`prompt` holds messages, `chosen` text"),
-    "no role": ({"prompt": [USER], "chosen": [{"content": "x"}], "rejected": [says("y")]}, "of `chosen` has no `role`"),
+    "no role": (
+        {"prompt": [USER], "chosen": [{"content": "x"}], "rejected": [says("y")]},
+        "of `chosen` has no `role`",
+    ),
     "margin of text": ({"margin": "much"}, "`margin` should be a number, not `much`"),
     "nothing shared": (
         {"prompt": None, "chosen": [says("a")], "rejected": [says("b")]},
@@ -127,7 +152,9 @@ BAD_PAIRS = {
 @pytest.mark.parametrize(("change", "message"), BAD_PAIRS.values(), ids=BAD_PAIRS)
 def test_a_bad_pair_names_its_line(tokenizer, rows_file, change, message):
     first = GOOD
-    if isinstance((GOOD | change)["chosen"], list) and isinstance((GOOD | change)["rejected"], list):
+    if isinstance((GOOD | change)["chosen"], list) and isinstance(
+        (GOOD | change)["rejected"], list
+    ):
         first = {"prompt": [USER], "chosen": [says("b")], "rejected": [says("c")]}
     row = {name: value for name, value in (GOOD | change).items() if value is not None}
     with pytest.raises(DataError, match="line 2") as caught:

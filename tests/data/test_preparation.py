@@ -1,5 +1,5 @@
-"""What a conversation is made of before it meets the template: calls of tools, system and history columns, weights,
-plain text with BOS, and templates that write a header unasked."""
+"""What a conversation is made of before it meets the template: calls of tools, system and history
+columns, weights, plain text with BOS, and templates that write a header unasked."""
 
 from __future__ import annotations
 
@@ -25,17 +25,22 @@ ASK, SAY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "
 RESULT = {"role": "tool", "content": "5"}
 TOJSON = TEMPLATES["qwen-like"]
 ITEMS = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}"
-    "{{ '<call>' + c.function.name }}{% for k, v in c.function.arguments | items %}{{ ' ' + k + '=' + v | string }}"
-    "{% endfor %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for c in"
+    " m.tool_calls or [] %}{{ '<call>' + c.function.name }}{% for k, v in c.function.arguments |"
+    " items %}{{ ' ' + k + '=' + v | string }}{% endfor %}{% endfor %}{{ '<|im_end|>\n' }}{% endfor"
+    " %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 ALWAYS = TEMPLATES["llama-3-like"]
 
 
 def call(arguments: Any, **more: Any) -> dict[str, Any]:
     function = {"name": "add", "arguments": arguments}
-    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}], **more}
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": function}],
+        **more,
+    }
 
 
 def whole(tokenizer: Any, *rows: dict[str, Any], **settings: Any) -> list[str]:
@@ -45,16 +50,26 @@ def whole(tokenizer: Any, *rows: dict[str, Any], **settings: Any) -> list[str]:
 
 def learned(tokenizer: Any, row: dict[str, Any], **settings: Any) -> list[str]:
     (example,) = SFTDataset([row], tokenizer, **settings)
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], example.loss_mask, [False]]).astype(int)))
+    edges = np.flatnonzero(
+        np.diff(np.concatenate([[False], example.loss_mask, [False]]).astype(int))
+    )
     runs = zip(edges[::2], edges[1::2], strict=True)
-    return [tokenizer.decode(example.input_ids[a:b].tolist(), skip_special_tokens=False) for a, b in runs]
+    return [
+        tokenizer.decode(example.input_ids[a:b].tolist(), skip_special_tokens=False)
+        for a, b in runs
+    ]
 
 
 @pytest.mark.parametrize("template", [ITEMS, READY["chatml"].text], ids=["items", "is string"])
 @pytest.mark.parametrize("text", ['{"a": 1}', "", " "])
-def test_arguments_as_text_are_those_as_an_object(with_template: WithTemplate, template: str, text: str) -> None:
+def test_arguments_as_text_are_those_as_an_object(
+    with_template: WithTemplate, template: str, text: str
+) -> None:
     tokenizer = with_template(template)
-    rows = [{"messages": [ASK, call(given), RESULT, SAY]} for given in (text, json.loads(text.strip() or "{}"))]
+    rows = [
+        {"messages": [ASK, call(given), RESULT, SAY]}
+        for given in (text, json.loads(text.strip() or "{}"))
+    ]
     as_text, as_object = (whole(tokenizer, row)[0] for row in rows)
     assert as_text == as_object
     prompts = [PromptDataset([{"prompt": row["messages"][:3]}], tokenizer)[0].ids for row in rows]
@@ -62,15 +77,20 @@ def test_arguments_as_text_are_those_as_an_object(with_template: WithTemplate, t
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [('{"a": 1', "not JSON"), ("[1]", "a list"), ("5", "a number"), ([1], "a list")]
+    ("arguments", "said"),
+    [('{"a": 1', "not JSON"), ("[1]", "a list"), ("5", "a number"), ([1], "a list")],
 )
-def test_arguments_that_are_no_object_are_refused(tokenizer: Any, arguments: Any, said: str) -> None:
+def test_arguments_that_are_no_object_are_refused(
+    tokenizer: Any, arguments: Any, said: str
+) -> None:
     turns = [ASK, call(arguments), RESULT, SAY]
     for read in (
         lambda: SFTDataset([{"messages": [ASK, SAY]}, {"messages": turns}], tokenizer),
         lambda: PromptDataset([{"prompt": [ASK]}, {"prompt": turns[:3]}], tokenizer),
     ):
-        with pytest.raises(DataError, match=f"row 2: message 2 .* calls `add` with arguments that are {said}"):
+        with pytest.raises(
+            DataError, match=f"row 2: message 2 .* calls `add` with arguments that are {said}"
+        ):
             read()
 
 
@@ -78,7 +98,10 @@ def test_check_names_cut_off_arguments(chuk: Chuk, rows_file: WriteRows) -> None
     path = rows_file({"messages": [ASK, call('{"city": "Os'), RESULT, SAY]})
     done = chuk("data", "check", path)
     assert done.returncode == 1
-    assert "rows.jsonl:1: format: message 2 of `messages` calls `add` with arguments that are not JSON" in done.stdout
+    assert (
+        "rows.jsonl:1: format: message 2 of `messages` calls `add` with arguments that are not JSON"
+        in done.stdout
+    )
 
 
 def test_every_form_of_a_call_is_the_same(with_template: WithTemplate) -> None:
@@ -87,7 +110,11 @@ def test_every_form_of_a_call_is_the_same(with_template: WithTemplate) -> None:
     tools = [{"name": "add", "description": "Adds.", "parameters": {}}]
     wrapped = [{"type": "function", "function": tool} for tool in tools]
     openai = {"messages": [ASK, call({"a": 1}), RESULT, SAY], "tools": wrapped}
-    older = {"role": "assistant", "content": None, "function_call": {**function, "arguments": '{"a": 1}'}}
+    older = {
+        "role": "assistant",
+        "content": None,
+        "function_call": {**function, "arguments": '{"a": 1}'},
+    }
     back = {"role": "function", "name": "add", "content": "5"}
     talk = [
         {"from": "human", "value": "Hi"},
@@ -106,7 +133,9 @@ def test_every_form_of_a_call_is_the_same(with_template: WithTemplate) -> None:
 @pytest.mark.parametrize("value", ["add(1)", '{"arguments": {}}', "[]", '{"name": 5}'])
 def test_a_function_call_that_is_none_is_refused(tokenizer: Any, value: str) -> None:
     talk = [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": value}]
-    with pytest.raises(DataError, match="`rows` row 1: message 2 of `conversations` is a call of a tool"):
+    with pytest.raises(
+        DataError, match="`rows` row 1: message 2 of `conversations` is a call of a tool"
+    ):
         SFTDataset([{"conversations": talk}], tokenizer)
 
 
@@ -137,19 +166,26 @@ def test_two_system_messages_that_differ_are_refused(tokenizer: Any) -> None:
 
 def test_a_pair_with_system_and_question(tokenizer: Any) -> None:
     turns = [{"role": "system", "content": "Be kind."}, ASK]
-    want = PairDataset([{"prompt": turns, "chosen": [SAY], "rejected": [ASK | {"role": "assistant"}]}], tokenizer)
+    want = PairDataset(
+        [{"prompt": turns, "chosen": [SAY], "rejected": [ASK | {"role": "assistant"}]}], tokenizer
+    )
     row = {"system": "Be kind.", "question": "Hi", "chosen": "Ho", "rejected": "Hi"}
     assert PairDataset([row], tokenizer).fingerprint == want.fingerprint
 
 
 def test_history_is_earlier_turns(tokenizer: Any, with_template: WithTemplate) -> None:
     row = {"instruction": "Hi", "output": "Ho", "history": [["a", "b"]], "system": "Be kind."}
-    earlier = [{"role": "system", "content": "Be kind."}, ASK | {"content": "a"}, SAY | {"content": "b"}]
+    earlier = [
+        {"role": "system", "content": "Be kind."},
+        ASK | {"content": "a"},
+        SAY | {"content": "b"},
+    ]
     assert whole(tokenizer, row) == whole(tokenizer, {"messages": [*earlier, ASK, SAY]})
     assert learned(tokenizer, row) == ["Ho<|im_end|>\n"]
     (text,) = whole(with_template(None), row)
-    assert text == (
-        "Be kind.\n\n### Instruction:\na\n\n### Response:\nb\n\n### Instruction:\nHi\n\n### Response:\nHo<|im_end|>"
+    assert (
+        text == "Be kind.\n\n### Instruction:\na\n\n### Response:\nb\n\n### Instruction:\nHi\n\n###"
+        " Response:\nHo<|im_end|>"
     )
     with pytest.raises(DataError, match="turn 1 of `history` should be a question and an answer"):
         SFTDataset([{**row, "history": ["a", "b"]}], tokenizer)
@@ -161,7 +197,10 @@ def test_developer_is_system_where_the_template_passes_over_it(with_template: Wi
     knows_few = with_template(TEMPLATES["no tools"])
     assert whole(knows_few, row) == whole(knows_few, system)
     data = SFTDataset([row, system, row], knows_few)
-    assert any(note.startswith("in 2 rows the role `developer` is shown as `system`") for note in data.report.notes)
+    assert any(
+        note.startswith("in 2 rows the role `developer` is shown as `system`")
+        for note in data.report.notes
+    )
     asked = PromptDataset([{"prompt": turns["messages"][:2]} for turns in (row, system)], knows_few)
     assert asked[0].ids == asked[1].ids
     knows_all = with_template(ITEMS)
@@ -174,8 +213,12 @@ AFTER = [ASK | {"content": "again"}, SAY | {"content": "good", "weight": 1}]
 
 
 @pytest.mark.parametrize("key", [{"weight": 0}, {"weight": 0.0}, {"train": False}], ids=str)
-@pytest.mark.parametrize("template", [MARKED, ITEMS, TOJSON], ids=["marked", "searched", "training form"])
-def test_turns_of_no_weight_are_not_learned(with_template: WithTemplate, template: str, key: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "template", [MARKED, ITEMS, TOJSON], ids=["marked", "searched", "training form"]
+)
+def test_turns_of_no_weight_are_not_learned(
+    with_template: WithTemplate, template: str, key: dict[str, Any]
+) -> None:
     turns = [ASK, SAY | {"content": "bad", **key}, *AFTER]
     tokenizer = with_template(template)
     only = "".join(learned(tokenizer, {"messages": turns}, assistant_only_loss=True))
@@ -197,7 +240,9 @@ def test_a_question_of_no_weight_is_not_learned(tokenizer: Any) -> None:
     ]
 
 
-@pytest.mark.parametrize("key", [{"weight": 0.5}, {"weight": "0"}, {"train": "no"}, {"train_detail": [{"a": 1}]}])
+@pytest.mark.parametrize(
+    "key", [{"weight": 0.5}, {"weight": "0"}, {"train": "no"}, {"train_detail": [{"a": 1}]}]
+)
 def test_other_weights_are_refused(tokenizer: Any, key: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="row 1: message 2 of `messages`"):
         SFTDataset([{"messages": [ASK, SAY | key]}], tokenizer)
@@ -217,7 +262,9 @@ def test_a_header_that_nobody_asked_for_is_not_learned(with_template: WithTempla
     assert learned(tokenizer, row, assistant_only_loss=True) == ["Ho<|im_end|>", "Yes<|im_end|>"]
     assert whole(tokenizer, row)[0].endswith("Yes<|im_end|>")
     prompt = PromptDataset([{"prompt": [ASK]}], tokenizer)[0].ids
-    assert tokenizer.decode(prompt, skip_special_tokens=False).endswith("<|begin|>assistant<|close|>\n\n")
+    assert tokenizer.decode(prompt, skip_special_tokens=False).endswith(
+        "<|begin|>assistant<|close|>\n\n"
+    )
     notes = SFTDataset([row], tokenizer).report.notes
     assert any("at the end without being asked" in note for note in notes)
 
@@ -238,15 +285,21 @@ def adds_ends(tmp_path: Path, parity: Path) -> Any:
         "type": "TemplateProcessing",
         "single": [pieces[0], {"Sequence": {"id": "A", "type_id": 0}}, pieces[1]],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in (bos, eos)},
+        "special_tokens": {
+            name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in (bos, eos)
+        },
     }
     path.write_text(json.dumps(parts))
     config = tmp_path / "tokenizer_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"bos_token": bos, "eos_token": eos}))
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"bos_token": bos, "eos_token": eos})
+    )
     return load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["a b", "<|im_start|>a b", "a b<|im_end|>", "<|im_start|>a b<|im_end|>"])
+@pytest.mark.parametrize(
+    "text", ["a b", "<|im_start|>a b", "a b<|im_end|>", "<|im_start|>a b<|im_end|>"]
+)
 def test_text_has_one_bos_and_one_eos(adds_ends: Any, text: str, tmp_path: Path) -> None:
     assert whole(adds_ends, {"text": text}) == ["<|im_start|>a b<|im_end|>"]
     prompt = text.removesuffix("<|im_end|>")
@@ -258,7 +311,9 @@ def test_text_has_one_bos_and_one_eos(adds_ends: Any, text: str, tmp_path: Path)
     assert adds_ends.decode(ids, skip_special_tokens=False) == "<|im_start|>a b"
 
 
-@pytest.mark.parametrize("row", [{"text": "<|im_start|>a b"}, {"prompt": "<|im_start|>a", "completion": " b"}], ids=str)
+@pytest.mark.parametrize(
+    "row", [{"text": "<|im_start|>a b"}, {"prompt": "<|im_start|>a", "completion": " b"}], ids=str
+)
 def test_batches_make_the_same_of_bos(adds_ends: Any, row: dict[str, Any]) -> None:
     from chuk_lib.data.batches.documents import Maker, plan_of
     from chuk_lib.data.batches.spec import BatchSpec
@@ -273,7 +328,11 @@ def test_batches_make_the_same_of_bos(adds_ends: Any, row: dict[str, Any]) -> No
 
 
 def test_padding_of_token_rows_is_left_out(tokenizer: Any) -> None:
-    row = {"input_ids": [0, 0, 5, 6, 7, 0], "attention_mask": [0, 0, 1, 1, 1, 0], "loss_mask": [1, 1, 0, 1, 1, 1]}
+    row = {
+        "input_ids": [0, 0, 5, 6, 7, 0],
+        "attention_mask": [0, 0, 1, 1, 1, 0],
+        "loss_mask": [1, 1, 0, 1, 1, 1],
+    }
     (example,) = SFTDataset([row], tokenizer)
     assert example.input_ids.tolist() == [5, 6, 7]
     assert example.loss_mask.tolist() == [False, True, True]
@@ -294,22 +353,33 @@ def test_a_tokenizer_without_a_template_says_how_to_get_one(with_template: WithT
 
 def test_all_rows_are_counted(with_template: WithTemplate) -> None:
     tokenizer = with_template(TEMPLATES["no tools"])
-    rows = [{"messages": [ASK, SAY]}, *({"messages": [ASK, call({"a": 1}), RESULT, SAY]} for _ in range(3))]
+    rows = [
+        {"messages": [ASK, SAY]},
+        *({"messages": [ASK, call({"a": 1}), RESULT, SAY]} for _ in range(3)),
+    ]
     notes = SFTDataset(rows, tokenizer).report.notes
     assert "in 3 rows the chat template leaves out tool calls" in notes
     pairs = [
-        {"prompt": row["messages"][:-1], "chosen": [SAY], "rejected": [ASK | {"role": "assistant"}]} for row in rows
+        {"prompt": row["messages"][:-1], "chosen": [SAY], "rejected": [ASK | {"role": "assistant"}]}
+        for row in rows
     ]
-    assert "in 3 rows the chat template leaves out tool calls" in PairDataset(pairs, tokenizer).report.notes
+    assert (
+        "in 3 rows the chat template leaves out tool calls"
+        in PairDataset(pairs, tokenizer).report.notes
+    )
     asked = PromptDataset([{"messages": row["messages"]} for row in rows], tokenizer)
     assert "in 3 rows the chat template leaves out tool calls" in asked.report.notes
 
 
-def test_a_question_is_text_without_a_template_and_no_second_one_beside_messages(with_template: WithTemplate) -> None:
+def test_a_question_is_text_without_a_template_and_no_second_one_beside_messages(
+    with_template: WithTemplate,
+) -> None:
     bare = with_template(None)
     as_question = {"question": "Hi ", "chosen": "Ho", "rejected": "No"}
     as_prompt = {"prompt": "Hi ", "chosen": "Ho", "rejected": "No"}
-    assert PairDataset([as_question], bare).fingerprint == PairDataset([as_prompt], bare).fingerprint
+    assert (
+        PairDataset([as_question], bare).fingerprint == PairDataset([as_prompt], bare).fingerprint
+    )
     chats = {"chosen": [ASK, SAY], "rejected": [ASK, SAY | {"content": "No"}]}
     marked = with_template(MARKED)
     with_question = PairDataset([{"question": "Hi", **chats}], marked)
@@ -330,6 +400,8 @@ def test_check_refuses_a_system_column_as_training_does(
     chuk: Chuk, rows_file: WriteRows, parity: Path, row: dict[str, Any]
 ) -> None:
     path = rows_file(row, {**row, "system": "Be kind."})
-    done = chuk("data", "check", path, "--model", parity / "models" / "llama-tiny", "--ignore", "near")
+    done = chuk(
+        "data", "check", path, "--model", parity / "models" / "llama-tiny", "--ignore", "near"
+    )
     assert done.returncode == 1
     assert "rows.jsonl:2: template: plain text does not show the column `system`" in done.stdout

@@ -14,7 +14,9 @@ def test_fragments_join_to_the_row(parity: Path, tokenizer: Any) -> None:
     shown = preview_rows(read_records(source), tokenizer, rows=4, assistant_only_loss=True)
     data = SFTDataset(source, tokenizer, assistant_only_loss=True)
     for row, example in zip(shown, data, strict=False):
-        assert "".join(part.text for part in row.fragments) == tokenizer.decode(example.input_ids.tolist())
+        assert "".join(part.text for part in row.fragments) == tokenizer.decode(
+            example.input_ids.tolist()
+        )
         assert sum(part.tokens for part in row.fragments) == row.tokens == len(example)
         assert row.trained_tokens == example.trained_tokens
         assert all(part.role == "assistant" for part in row.fragments if part.trained)
@@ -29,24 +31,49 @@ def test_letters_of_many_bytes_stay_whole(tokenizer: Any) -> None:
 def test_human_output_marks_what_is_learned(run_chuk: Any, parity: Path) -> None:
     model = parity / "models" / "llama-tiny"
     data = parity / "data" / "sft_conversational.jsonl"
-    done = run_chuk("data", "preview", "--data", data, "--model", model, "--assistant-only-loss", "--rows", 1)
+    done = run_chuk(
+        "data", "preview", "--data", data, "--model", model, "--assistant-only-loss", "--rows", 1
+    )
     assert done.returncode == 0
-    assert "  user       │ <|im_start|>user↵\n             │ What is 2 plus 3?<|im_end|>↵\n" in done.stdout
+    assert (
+        "  user       │ <|im_start|>user↵\n             │ What is 2 plus 3?<|im_end|>↵\n"
+        in done.stdout
+    )
     assert "             │ ⟦It is 5.<|im_end|>⟧↵\n" in done.stdout
     assert f"`{data}` line 1  73 tokens, 9 learned" in done.stdout
     assert "rows      16 kept, 0 dropped (nothing to learn), 0 cut at 1,024 tokens" in done.stdout
     assert "\x1b" not in done.stdout
     coloured = run_chuk(
-        "data", "preview", "--data", data, "--model", model, "--assistant-only-loss", "--rows", 1,
+        "data",
+        "preview",
+        "--data",
+        data,
+        "--model",
+        model,
+        "--assistant-only-loss",
+        "--rows",
+        1,
         env={"FORCE_COLOR": "1"},
-    )  # fmt: skip
+    )
     assert "\x1b[32m⟦It is 5.<|im_end|>⟧\x1b[0m" in coloured.stdout
 
 
 def test_json_and_quiet_output(run_chuk: Any, parity: Path, tokenizer: Any) -> None:
     model = parity / "models" / "llama-tiny"
     data = parity / "data" / "sft_prompt_completion.jsonl"
-    done = run_chuk("data", "preview", "--data", data, "--model", model, "--rows", 2, "--max-length", 20, "--json")
+    done = run_chuk(
+        "data",
+        "preview",
+        "--data",
+        data,
+        "--model",
+        model,
+        "--rows",
+        2,
+        "--max-length",
+        20,
+        "--json",
+    )
     result = json.loads(done.stdout)
     assert done.stderr == ""
     assert (result["rows"], result["max_length"], result["format"]) == (16, 20, "prompt_completion")
@@ -54,7 +81,9 @@ def test_json_and_quiet_output(run_chuk: Any, parity: Path, tokenizer: Any) -> N
     first = result["preview"][0]
     assert (first["tokens"], first["cut"]) == (20, 22)
     assert [part["role"] for part in first["fragments"]] == ["prompt", "completion"]
-    quiet = run_chuk("data", "preview", "--data", data, "--model", model, "--max-length", 20, "--quiet")
+    quiet = run_chuk(
+        "data", "preview", "--data", data, "--model", model, "--max-length", 20, "--quiet"
+    )
     assert quiet.stdout == result["fingerprint"] + "\n"
 
 

@@ -36,12 +36,16 @@ def test_text_stays_text_and_other_columns_are_kept(tokenizer):
 
 def test_messages_get_the_header_of_the_answer(tokenizer):
     dataset = PromptDataset([{"prompt": [USER]}], tokenizer)
-    assert shown(dataset, tokenizer) == "<|im_start|>user\n2 + 3?<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        shown(dataset, tokenizer) == "<|im_start|>user\n2 + 3?<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert dataset.report.conversational
 
 
 def test_a_last_turn_of_the_assistant_is_continued(tokenizer):
-    dataset = PromptDataset([{"prompt": [USER, {"role": "assistant", "content": "It is"}]}], tokenizer)
+    dataset = PromptDataset(
+        [{"prompt": [USER, {"role": "assistant", "content": "It is"}]}], tokenizer
+    )
     assert shown(dataset, tokenizer).endswith("<|im_start|>assistant\nIt is")
 
 
@@ -49,7 +53,12 @@ def test_a_last_turn_of_the_assistant_is_continued(tokenizer):
     "row",
     [
         {"messages": [USER, SAID]},
-        {"conversations": [{"from": "human", "value": "2 + 3?"}, {"from": "gpt", "value": "It is 5."}]},
+        {
+            "conversations": [
+                {"from": "human", "value": "2 + 3?"},
+                {"from": "gpt", "value": "It is 5."},
+            ]
+        },
         {"prompt": [USER], "completion": [SAID]},
         {"question": "2 + 3?", "completion": "It is 5."},
         {"question": "2 + 3?", "answer": "It is 5."},
@@ -70,7 +79,9 @@ def test_a_completion_that_is_labelled_bad_is_no_answer(tokenizer):
 
 
 def test_an_answer_that_is_there_stays_beside_the_completion(tokenizer):
-    dataset = PromptDataset([{"prompt": "2 + 3 = ", "completion": "It is 5.", "answer": "5"}], tokenizer)
+    dataset = PromptDataset(
+        [{"prompt": "2 + 3 = ", "completion": "It is 5.", "answer": "5"}], tokenizer
+    )
     assert dataset[0].columns == {"answer": "5", "completion": "It is 5."}
 
 
@@ -135,11 +146,17 @@ def test_the_fingerprint_follows_prompts_and_columns(tokenizer):
     base = [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": "2"}]
     same = PromptDataset([dict(row) for row in base], tokenizer).fingerprint
     assert PromptDataset(base, tokenizer).fingerprint == same
-    for changed in (base[::-1], [base[0], {"prompt": "b", "answer": "3"}], [base[0], {"prompt": "c", "answer": "2"}]):
+    for changed in (
+        base[::-1],
+        [base[0], {"prompt": "b", "answer": "3"}],
+        [base[0], {"prompt": "c", "answer": "2"}],
+    ):
         assert PromptDataset(changed, tokenizer).fingerprint != same
 
 
 def test_prompts_are_shown_with_their_roles(tokenizer):
-    dataset = PromptDataset([{"prompt": [{"role": "system", "content": "Be short."}, USER]}], tokenizer)
+    dataset = PromptDataset(
+        [{"prompt": [{"role": "system", "content": "Be short."}, USER]}], tokenizer
+    )
     assert dataset[0].text == "system: Be short.\nuser: 2 + 3?"
     assert PromptDataset([{"prompt": [USER]}], tokenizer)[0].text == "2 + 3?"

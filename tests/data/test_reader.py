@@ -59,7 +59,10 @@ def test_text_files_give_the_same_records(tmp_path: Path, name: str, text: str) 
 def test_lines_are_the_file_s(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n\n{"text": "b"}\n')
-    assert [str(record.source) for record in read_records(path)] == [f"`{path}` line 1", f"`{path}` line 3"]
+    assert [str(record.source) for record in read_records(path)] == [
+        f"`{path}` line 1",
+        f"`{path}` line 3",
+    ]
     path = tmp_path / "a.csv"
     path.write_text('text\n"two\nlines"\nb\n')
     assert [record.source.line for record in read_records(path)] == [3, 4]
@@ -98,7 +101,9 @@ def test_rows_and_records_in_memory() -> None:
     assert "no rows" in str(failure([]))
 
 
-@pytest.mark.parametrize("name", ["train.jsonl", "Train.jsonl", "training.jsonl", "train-00000-of-00001.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["train.jsonl", "Train.jsonl", "training.jsonl", "train-00000-of-00001.jsonl"]
+)
 def test_a_folder_s_train_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(JSONL)
     (tmp_path / "dataset_info.json").write_text("{}")
@@ -147,20 +152,52 @@ def test_files_have_no_other_split(tmp_path: Path) -> None:
         ),
         ("a.jsonl", '{"text": "a"}\n{"te', "`{path}` line 2 is not JSON", "may be cut off"),
         ("a.jsonl", "[\n{}\n]", "`{path}` line 1 is not JSON", "name the file `.json`"),
-        ("a.jsonl", '{"text": "a"}\n[1]\n', "`{path}` line 2 is a list, not an object", "must be an object"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n[1]\n',
+            "`{path}` line 2 is a list, not an object",
+            "must be an object",
+        ),
         ("a.jsonl", '"a"\n', "`{path}` line 1 is text, not an object", "must be an object"),
-        ("a.json", '[{"text": "a"}, 3]', "`{path}` row 2 is a number, not an object", "must be an object"),
-        ("a.json", '[{"text": "a"},\n{"text" "b"}]', "`{path}` line 2 column 9 is not JSON", "array of rows"),
+        (
+            "a.json",
+            '[{"text": "a"}, 3]',
+            "`{path}` row 2 is a number, not an object",
+            "must be an object",
+        ),
+        (
+            "a.json",
+            '[{"text": "a"},\n{"text" "b"}]',
+            "`{path}` line 2 column 9 is not JSON",
+            "array of rows",
+        ),
         ("a.json", '"a"', "`{path}` holds text, not rows", "array of rows"),
-        ("a.json", '{"text": ["a", "b"]}', "`{path}` holds an object with text, not rows", "under `data`"),
-        ("a.csv", "a,b\n1,2\n3\n", "`{path}` line 3 has 1 fields, the header has 2", "quote fields"),
-        ("a.csv", 'a,b\n1,"2\n', "`{path}` line 2 is not CSV: a quote opens there and is not closed", "quotes"),
+        (
+            "a.json",
+            '{"text": ["a", "b"]}',
+            "`{path}` holds an object with text, not rows",
+            "under `data`",
+        ),
+        (
+            "a.csv",
+            "a,b\n1,2\n3\n",
+            "`{path}` line 3 has 1 fields, the header has 2",
+            "quote fields",
+        ),
+        (
+            "a.csv",
+            'a,b\n1,"2\n',
+            "`{path}` line 2 is not CSV: a quote opens there and is not closed",
+            "quotes",
+        ),
         ("a.xml", "<a/>", "`{path}` has no suffix that says what it holds", ".parquet"),
         ("a.parquet", "PAR1", "`{path}` is not readable as Parquet", "again"),
         ("a.jsonl.gz", "not gzip", "`{path}` cannot be read", "check the file"),
     ],
 )
-def test_broken_files_are_explained(tmp_path: Path, name: str, text: str, says: str, hint: str) -> None:
+def test_broken_files_are_explained(
+    tmp_path: Path, name: str, text: str, says: str, hint: str
+) -> None:
     path = tmp_path / name
     path.write_text(text)
     error = failure(path)
@@ -197,7 +234,9 @@ def test_splits_of_any_name(tmp_path: Path) -> None:
     assert columns(tmp_path / "a#b.jsonl") == ROWS
 
 
-def test_links_and_folders_say_what_they_hide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_and_folders_say_what_they_hide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").symlink_to("nowhere.jsonl")
     assert "`a.jsonl` is a link to `nowhere.jsonl`, which does not exist" in str(failure("a.jsonl"))

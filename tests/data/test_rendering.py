@@ -1,4 +1,5 @@
-"""The renderer against TRL's token ids and masks, and assistant turns found without the template's help."""
+"""The renderer against TRL's token ids and masks, and assistant turns found without the template's
+help."""
 
 from __future__ import annotations
 
@@ -26,14 +27,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def labels(example: Example) -> list[int]:
-    return [int(token) if bit else -100 for token, bit in zip(example.input_ids, example.loss_mask, strict=True)]
+    return [
+        int(token) if bit else -100
+        for token, bit in zip(example.input_ids, example.loss_mask, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_ids_and_labels_are_trl_s(parity: Path, tokenizer: Any, case: str) -> None:
     name, settings = CASES[case]
     want = json.loads((parity / "expected" / "sft_tokenized.json").read_text())[case]
-    data = SFTDataset(parity / "data" / f"{name}.jsonl", tokenizer, **{"max_length": 512, **settings})
+    data = SFTDataset(
+        parity / "data" / f"{name}.jsonl", tokenizer, **{"max_length": 512, **settings}
+    )
     assert [example.input_ids.tolist() for example in data] == [row["input_ids"] for row in want]
     assert [labels(example) for example in data] == [row["labels"] for row in want]
 
@@ -118,12 +124,24 @@ FOUND: list[tuple[str, list[dict[str, Any]], list[str]]] = [
     (TRAILER, talk("a", "b", "c", "d"), ["b<|end|>", "d<|end|>\n<eos>"]),
     (OTHER_END, talk("a", "b", "c", "d"), ["<|message|>b<|end|>", "<|message|>d<|return|>"]),
     (THINKING, talk("a", "b", "c", "d"), ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]),
-    (THINKING, talk("a", "<think>w</think>b", "c", "d"), ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]),
-    (THINKING, USES_TOOL, ["<tool_call>add</tool_call><|im_end|>", "<think>\n\n</think>\n\nIt is.<|im_end|>"]),
+    (
+        THINKING,
+        talk("a", "<think>w</think>b", "c", "d"),
+        ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"],
+    ),
+    (
+        THINKING,
+        USES_TOOL,
+        ["<tool_call>add</tool_call><|im_end|>", "<think>\n\n</think>\n\nIt is.<|im_end|>"],
+    ),
     (
         THINKING,
         [USES_TOOL[0], {**CALL, "reasoning": "why"}, *USES_TOOL[2:], *talk("c", "d")],
-        ["<tool_call>add</tool_call><|im_end|>", "It is.<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"],
+        [
+            "<tool_call>add</tool_call><|im_end|>",
+            "It is.<|im_end|>",
+            "<think>\n\n</think>\n\nd<|im_end|>",
+        ],
     ),
     (CALL_END, USES_TOOL, ["add<|eom|>", "It is.<|eot|>"]),
     (FORCED_THOUGHT, talk("a", "<think>\nhm</think>b"), ["hm</think>b<|end|>"]),
@@ -133,7 +151,10 @@ FOUND: list[tuple[str, list[dict[str, Any]], list[str]]] = [
 
 @pytest.mark.parametrize(("template", "messages", "want"), FOUND)
 def test_turns_of_many_templates(
-    with_template: Callable[[str | None], Any], template: str, messages: list[dict[str, Any]], want: list[str]
+    with_template: Callable[[str | None], Any],
+    template: str,
+    messages: list[dict[str, Any]],
+    want: list[str],
 ) -> None:
     assert turns(with_template(template), {"messages": messages}) == want
 
@@ -147,7 +168,9 @@ REWRITES = """{%- for m in messages %}{{ m.role + ':' + (m.content if loop.last 
 {%- endfor %}{%- if add_generation_prompt %}{{ 'assistant:' }}{%- endif %}"""
 
 
-def test_a_template_that_rewrites_turns_is_refused(with_template: Callable[[str | None], Any]) -> None:
+def test_a_template_that_rewrites_turns_is_refused(
+    with_template: Callable[[str | None], Any],
+) -> None:
     row = {"messages": talk("a", "b", "c", "d")}
     with pytest.raises(DataError) as caught:
         turns(with_template(REWRITES), row)
@@ -157,32 +180,53 @@ def test_a_template_that_rewrites_turns_is_refused(with_template: Callable[[str 
 
 
 def test_a_template_may_refuse_a_conversation(with_template: Callable[[str | None], Any]) -> None:
-    strict = "{%- if messages[0].role != 'user' %}{{ raise_exception('user first') }}{%- endif %}" + PLAIN
-    rows = [{"messages": talk("a", "b")}, {"messages": [{"role": "system", "content": "s"}, *talk("a", "b")]}]
-    with pytest.raises(DataError, match="`rows` row 2: the chat template refuses this conversation: user first"):
+    strict = (
+        "{%- if messages[0].role != 'user' %}{{ raise_exception('user first') }}{%- endif %}"
+        + PLAIN
+    )
+    rows = [
+        {"messages": talk("a", "b")},
+        {"messages": [{"role": "system", "content": "s"}, *talk("a", "b")]},
+    ]
+    with pytest.raises(
+        DataError, match="`rows` row 2: the chat template refuses this conversation: user first"
+    ):
         SFTDataset(rows, with_template(strict))
 
 
-def test_the_row_that_a_marking_template_refuses_is_named(tokenizer: Any, with_template: Callable[..., Any]) -> None:
+def test_the_row_that_a_marking_template_refuses_is_named(
+    tokenizer: Any, with_template: Callable[..., Any]
+) -> None:
     marked = "{%- if messages[0].role != 'user' %}{{ raise_exception('user first') }}{%- endif %}"
     marked += tokenizer._tokenizer.chat_template
-    rows = [{"messages": talk("a", "b")}, {"messages": [{"role": "system", "content": "s"}, *talk("a", "b")]}]
+    rows = [
+        {"messages": talk("a", "b")},
+        {"messages": [{"role": "system", "content": "s"}, *talk("a", "b")]},
+    ]
     with pytest.raises(DataError, match="`rows` row 2: the chat template refuses"):
         SFTDataset(rows, with_template(marked), assistant_only_loss=True)
 
 
 def test_the_completion_starts_at_the_common_prefix(tokenizer: Any) -> None:
-    """` the` is one token: a prompt that ends in the space, and the same with its completion, part before it."""
+    """` the` is one token: a prompt that ends in the space, and the same with its completion, part
+    before it."""
     renderer = Renderer(tokenizer)
-    rows = [{"prompt": "The ", "completion": "the end"}, {"prompt": "The", "completion": " the end"}]
+    rows = [
+        {"prompt": "The ", "completion": "the end"},
+        {"prompt": "The", "completion": " the end"},
+    ]
     merged, clean = renderer.render(read_records(rows))
     assert merged.input_ids.tolist() == clean.input_ids.tolist()
     assert merged.loss_mask.tolist() == clean.loss_mask.tolist()
     assert merged.loss_mask.tolist() == [False, *[True] * (len(merged) - 1)]
-    assert any("in 1 rows the prompt alone has other last tokens" in note for note in renderer.notes)
+    assert any(
+        "in 1 rows the prompt alone has other last tokens" in note for note in renderer.notes
+    )
 
 
-ALL_LEARNED = "every token is learned, the user's words too; assistant_only_loss learns the answers alone"
+ALL_LEARNED = (
+    "every token is learned, the user's words too; assistant_only_loss learns the answers alone"
+)
 
 
 def test_notes_say_what_the_template_hides(with_template: Callable[[str | None], Any]) -> None:
@@ -195,7 +239,10 @@ def test_notes_say_what_the_template_hides(with_template: Callable[[str | None],
 
 def test_notes_say_when_no_end_is_learned(with_template: Callable[[str | None], Any]) -> None:
     notes = SFTDataset([{"messages": talk("a", "b")}], with_template(NO_END)).report.notes
-    assert notes == ("no row learns an end-of-text token: the model may not learn to stop", ALL_LEARNED)
+    assert notes == (
+        "no row learns an end-of-text token: the model may not learn to stop",
+        ALL_LEARNED,
+    )
 
 
 def test_notes_say_when_history_is_rewritten(with_template: Callable[[str | None], Any]) -> None:
@@ -212,6 +259,11 @@ def test_spans_name_the_roles(tokenizer: Any) -> None:
     assert [span.role for span in example.spans] == ["system", "user", "assistant"]
     assert example.spans[0].start == 0
     assert example.spans[-1].end == len(example)
-    assert all(left.end == right.start for left, right in zip(example.spans, example.spans[1:], strict=False))
-    text = tokenizer.decode(example.input_ids[example.spans[1].start : example.spans[1].end].tolist())
+    assert all(
+        left.end == right.start
+        for left, right in zip(example.spans, example.spans[1:], strict=False)
+    )
+    text = tokenizer.decode(
+        example.input_ids[example.spans[1].start : example.spans[1].end].tolist()
+    )
     assert text == "<|im_start|>user\na<|im_end|>\n"

@@ -51,7 +51,8 @@ def test_the_best_accepted_answer_of_each_prompt(model: tuple[Any, Any]) -> None
     assert 0 < counts.accepted < counts.answers - counts.cut
     assert 0 < counts.cut < 48
     assert all(
-        row["reward"] >= 0.3 and row["reward"] == pytest.approx(letters([row["completion"]])[0]) for row in every
+        row["reward"] >= 0.3 and row["reward"] == pytest.approx(letters([row["completion"]])[0])
+        for row in every
     )
     assert [row["id"] for row in best] == sorted({row["id"] for row in every})
     for row in best:
@@ -75,7 +76,9 @@ def test_pairs_prefer_the_better_answer(model: tuple[Any, Any]) -> None:
         assert letters([pair["chosen"], pair["rejected"]]) == pytest.approx(
             [pair["chosen_reward"], pair["rejected_reward"]]
         )
-    apart, _ = sample(model, SampleRules(answers=8, threshold=0.15, format="preference", margin=0.2))
+    apart, _ = sample(
+        model, SampleRules(answers=8, threshold=0.15, format="preference", margin=0.2)
+    )
     assert len(apart) < len(pairs)
     assert all(pair["chosen_reward"] - pair["rejected_reward"] > 0.199 for pair in apart)
 
@@ -83,8 +86,15 @@ def test_pairs_prefer_the_better_answer(model: tuple[Any, Any]) -> None:
 def test_prompts_of_messages_give_messages(parity: Path) -> None:
     chat = load_model(str(parity / "models" / "llama-tiny"))
     rows = [{"prompt": [{"role": "user", "content": "hi"}], "id": 1}]
-    config = SamplingConfig(temperature=1.0, max_tokens=8, seed=1, stop=("e", "a", "i", "o", "t", "n"))
-    made, _ = sample(chat, SampleRules(answers=16, threshold=0, keep="all", format="messages"), rows, config=config)
+    config = SamplingConfig(
+        temperature=1.0, max_tokens=8, seed=1, stop=("e", "a", "i", "o", "t", "n")
+    )
+    made, _ = sample(
+        chat,
+        SampleRules(answers=16, threshold=0, keep="all", format="messages"),
+        rows,
+        config=config,
+    )
     assert made
     assert [turn["role"] for turn in made[0]["messages"]] == ["user", "assistant"]
     sides, _ = sample(chat, SampleRules(answers=16, threshold=0), rows, config=config)
@@ -101,7 +111,9 @@ def test_requests_that_cannot_be_met(model: tuple[Any, Any]) -> None:
         sample(model, SampleRules(), reward="exact_match")
 
 
-def test_the_command(chuk: Chuk, rows_file: Callable[..., Path], tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_the_command(
+    chuk: Chuk, rows_file: Callable[..., Path], tiny_model_dir: Path, tmp_path: Path
+) -> None:
     path = rows_file(*ROWS)
     (tmp_path / "mine.py").write_text(
         "def share(completions, **columns):\n"

@@ -1,4 +1,5 @@
-"""The data set: what is cut, dropped and counted, its fingerprint, and what costs nothing to import."""
+"""The data set: what is cut, dropped and counted, its fingerprint, and what costs nothing to
+import."""
 
 from __future__ import annotations
 
@@ -29,10 +30,16 @@ def test_rows_are_cut_dropped_and_counted(tokenizer: Any, rows_file: Any) -> Non
     assert (report.rows, report.kept, report.dropped, report.truncated) == (3, 2, 1, 1)
     assert report.tokens == sum(len(example) for example in data) == len(data[0]) + 20
     assert report.trained_tokens == sum(int(example.loss_mask[1:].sum()) for example in data)
-    assert (report.source, report.format, report.loss_on) == (str(path), "prompt_completion", "completions")
+    assert (report.source, report.format, report.loss_on) == (
+        str(path),
+        "prompt_completion",
+        "completions",
+    )
     assert report.longest == 20
     assert sum(count for _, count in report.lengths) == 2
-    assert report.as_dict()["trained_share"] == pytest.approx(report.trained_tokens / report.tokens, abs=1e-4)
+    assert report.as_dict()["trained_share"] == pytest.approx(
+        report.trained_tokens / report.tokens, abs=1e-4
+    )
 
 
 def test_no_limit_cuts_nothing(tokenizer: Any) -> None:
@@ -42,7 +49,10 @@ def test_no_limit_cuts_nothing(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize(("strategy", "truncated"), [("bfd", 2), ("bfd_split", 0), ("wrapped", 0)])
 def test_packing_cuts_only_where_it_must(tokenizer: Any, strategy: str, truncated: int) -> None:
-    rows = [{"text": "one two three four five six seven eight"}, {"text": "nine ten eleven twelve thirteen fourteen"}]
+    rows = [
+        {"text": "one two three four five six seven eight"},
+        {"text": "nine ten eleven twelve thirteen fourteen"},
+    ]
     data = SFTDataset(rows, tokenizer, max_length=8, packing=True, packing_strategy=strategy)
     assert data.report.truncated == truncated
     plan = BatchPlan(data.examples, batch_size=1, packing=strategy, max_length=8, shuffle=False)
@@ -63,12 +73,18 @@ def test_rows_without_assistant_turns_are_dropped(tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("rows", "settings", "hint"),
     [
-        ([{"messages": [{"role": "user", "content": "a"}]}], {"assistant_only_loss": True}, "assistant turns"),
+        (
+            [{"messages": [{"role": "user", "content": "a"}]}],
+            {"assistant_only_loss": True},
+            "assistant turns",
+        ),
         (PAIRS[1:2], {"max_length": 20}, "max_length (20 tokens): raise it"),
         ([{"text": ""}], {}, "two tokens"),
     ],
 )
-def test_an_error_when_nothing_can_be_learned(tokenizer: Any, rows: Any, settings: Any, hint: str) -> None:
+def test_an_error_when_nothing_can_be_learned(
+    tokenizer: Any, rows: Any, settings: Any, hint: str
+) -> None:
     with pytest.raises(DataError) as caught:
         SFTDataset(rows, tokenizer, **settings)
     assert caught.value.message == "`rows`: none of the 1 rows has a token to learn"
@@ -94,7 +110,10 @@ def test_fingerprint_tells_rows_and_masks_apart(tokenizer: Any) -> None:
 
 
 def test_ten_thousand_short_rows_render_in_seconds(tokenizer: Any) -> None:
-    rows = [{"prompt": f"What is {i} plus {i}? ", "completion": f"It is {2 * i}."} for i in range(10_000)]
+    rows = [
+        {"prompt": f"What is {i} plus {i}? ", "completion": f"It is {2 * i}."}
+        for i in range(10_000)
+    ]
     began = time.process_time()
     data = SFTDataset(rows, tokenizer)
     assert time.process_time() - began < 15
@@ -108,7 +127,12 @@ def test_examples_hold_small_types(tokenizer: Any) -> None:
 
 
 def test_importing_data_costs_nothing() -> None:
-    code = "import sys, chuk_lib.data; print({'numpy', 'mlx', 'transformers', 'pyarrow'} & set(sys.modules))"
+    code = (
+        "import sys, chuk_lib.data; print({'numpy', 'mlx', 'transformers', 'pyarrow'} &"
+        " set(sys.modules))"
+    )
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "set()"

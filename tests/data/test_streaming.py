@@ -1,4 +1,5 @@
-"""Pipes and memory: commands join up, a closed pipe is quiet, and memory does not grow with the rows."""
+"""Pipes and memory: commands join up, a closed pipe is quiet, and memory does not grow with the
+rows."""
 
 from __future__ import annotations
 
@@ -16,13 +17,22 @@ from tests.data.conftest import Chuk
 
 FEW, MANY = 1000, 12000
 STREAMS = [
-    ["convert", "{}", "--to", "messages"], ["convert", "{}", "--to", "messages", "-o", "out.parquet"],
-    ["convert", "{}", "-o", "out.csv"], ["convert", "{}.parquet"], ["filter", "{}", "--min-characters", "5"],
-    ["chunk", "{}", "--size", "5", "--overlap", "2", "--text-field", "prompt"], ["mix", "{}", "{}", "--tag", "from"],
-    ["dedupe", "{}", "--exact"], ["dedupe", "{}"], ["split", "{}", "-o", "parts"], ["check", "{}"], ["stats", "{}"],
-]  # fmt: skip
+    ["convert", "{}", "--to", "messages"],
+    ["convert", "{}", "--to", "messages", "-o", "out.parquet"],
+    ["convert", "{}", "-o", "out.csv"],
+    ["convert", "{}.parquet"],
+    ["filter", "{}", "--min-characters", "5"],
+    ["chunk", "{}", "--size", "5", "--overlap", "2", "--text-field", "prompt"],
+    ["mix", "{}", "{}", "--tag", "from"],
+    ["dedupe", "{}", "--exact"],
+    ["dedupe", "{}"],
+    ["split", "{}", "-o", "parts"],
+    ["check", "{}"],
+    ["stats", "{}"],
+]
 MORE_BYTES = 6 * 2**20
-"""That the process may grow by when it reads `MANY` rows instead of `FEW`; as Python objects those are 20 MiB more."""
+"""That the process may grow by when it reads `MANY` rows instead of `FEW`; as Python objects those
+are 20 MiB more."""
 RUN_ALL = """
 import json, os, resource, sys
 from chuk_cli.app import run
@@ -38,9 +48,14 @@ def run_pipe(command: str, folder: Path, **options: object) -> subprocess.Comple
     environment = chuk_environment()
     environment["PATH"] = os.pathsep.join([str(folder / "bin"), environment["PATH"]])
     return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command], cwd=folder, env=environment, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -53,7 +68,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_pipe_of_commands_trains(folder: Path, tiny_model_dir: Path) -> None:
-    make = "chuk data generate-math --types addition --difficulty 1-2 --samples 60 --valid 0 --test 0 --output -"
+    make = (
+        "chuk data generate-math --types addition --difficulty 1-2 --samples 60 --valid 0 --test 0"
+        " --output -"
+    )
     train = f"chuk train sft --model {tiny_model_dir} --data - --max-steps 1 --output run --quiet"
     done = run_pipe(f"({make}; {make}) | chuk data dedupe - | {train}", folder)
     assert done.returncode == 0, done.stderr
@@ -63,14 +81,22 @@ def test_a_pipe_of_commands_trains(folder: Path, tiny_model_dir: Path) -> None:
 
 def test_a_closed_pipe_is_quiet(folder: Path) -> None:
     done = run_pipe(
-        "set +o pipefail; chuk data generate-math -n 3000 -o - -q | chuk data convert - -q | head -1", folder
+        "set +o pipefail; chuk data generate-math -n 3000 -o - -q | chuk data convert - -q |"
+        " head -1",
+        folder,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["prompt"]
 
 
 def test_a_pipe_that_brings_nothing_says_so(chuk: Chuk) -> None:
-    for command in (["convert", "-"], ["dedupe", "-"], ["stats", "-"], ["check", "-"], ["split", "-", "-o", "s"]):
+    for command in (
+        ["convert", "-"],
+        ["dedupe", "-"],
+        ["stats", "-"],
+        ["check", "-"],
+        ["split", "-", "-o", "s"],
+    ):
         done = chuk("data", *command)
         assert (done.returncode, done.stdout) == (1, ""), command
         assert "stdin holds no records" in done.stderr
@@ -80,10 +106,20 @@ def test_a_pipe_that_brings_nothing_says_so(chuk: Chuk) -> None:
 
 
 def test_stdin_and_files_give_the_same(chuk: Chuk, rows_file: Callable[..., Path]) -> None:
-    path = rows_file(*({"text": f"row {n % 50} of many that look alike but are not"} for n in range(120)))
-    for command in (["convert"], ["dedupe"], ["filter", "--match", "text=1"], ["chunk", "--size", "3"], ["mix"]):
+    path = rows_file(
+        *({"text": f"row {n % 50} of many that look alike but are not"} for n in range(120))
+    )
+    for command in (
+        ["convert"],
+        ["dedupe"],
+        ["filter", "--match", "text=1"],
+        ["chunk", "--size", "3"],
+        ["mix"],
+    ):
         name, *options = command
-        from_file, piped = (chuk("data", name, where, *options, input=path.read_bytes()) for where in (path, "-"))
+        from_file, piped = (
+            chuk("data", name, where, *options, input=path.read_bytes()) for where in (path, "-")
+        )
         assert from_file.returncode == piped.returncode == 0
         assert from_file.stdout == piped.stdout != ""
 
@@ -120,9 +156,14 @@ def commands(files: Path, name: str) -> list[list[str]]:
 def test_memory_does_not_grow_with_the_rows(files: Path, tmp_path: Path) -> None:
     few, many = commands(files, "few"), commands(files, "many")
     done = subprocess.run(
-        [sys.executable, "-c", RUN_ALL], input=json.dumps([*few, *few, *many]), capture_output=True, text=True,
-        env=chuk_environment(), cwd=tmp_path, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", RUN_ALL],
+        input=json.dumps([*few, *few, *many]),
+        capture_output=True,
+        text=True,
+        env=chuk_environment(),
+        cwd=tmp_path,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     peaks = [int(line) * (1 if sys.platform == "darwin" else 1024) for line in done.stderr.split()]
     start, after = peaks[2 * len(few) - 1], peaks[-len(many) :]

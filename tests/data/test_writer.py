@@ -24,7 +24,11 @@ ROWS: list[dict[str, Any]] = [
         ],
         "score": 1.5,
     },
-    {"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}], "score": 2.0, "more": "x"},
+    {
+        "messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}],
+        "score": 2.0,
+        "more": "x",
+    },
 ]
 
 
@@ -73,7 +77,9 @@ def test_lines_of_text(tmp_path: Path) -> None:
         ([{"a": [1]}] * 1000 + [{"a": "x"}], "incompatible types"),
     ],
 )
-def test_parquet_says_what_it_cannot_hold_and_leaves_nothing(tmp_path: Path, rows: Any, says: str) -> None:
+def test_parquet_says_what_it_cannot_hold_and_leaves_nothing(
+    tmp_path: Path, rows: Any, says: str
+) -> None:
     with pytest.raises(DataError, match=says) as caught:
         write_rows(tmp_path / "a.parquet", rows)
     assert ".jsonl" in caught.value.hint
@@ -105,7 +111,12 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
 def test_targets_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "file").write_text("x")
-    cases = {"a.docx": "no suffix", "a.parquet.gz": "twice", "folder.jsonl": "is a folder", "file/a.jsonl": "is a file"}
+    cases = {
+        "a.docx": "no suffix",
+        "a.parquet.gz": "twice",
+        "folder.jsonl": "is a folder",
+        "file/a.jsonl": "is a file",
+    }
     for name, says in cases.items():
         with pytest.raises(ConfigError, match=says):
             write_rows(tmp_path / name, ROWS)
@@ -122,6 +133,11 @@ def test_a_stream_gets_lines_of_utf8() -> None:
 
 def test_values_that_json_does_not_have() -> None:
     row = {"nan": math.nan, "inside": [math.inf, 1], "day": date(2024, 5, 6), "text": "NaN"}
-    assert json.loads(to_line(row)) == {"nan": None, "inside": [None, 1], "day": "2024-05-06", "text": "NaN"}
+    assert json.loads(to_line(row)) == {
+        "nan": None,
+        "inside": [None, 1],
+        "day": "2024-05-06",
+        "text": "NaN",
+    }
     with pytest.raises(DataError, match="bytes"):
         to_line({"image": b"x"})

@@ -1,4 +1,5 @@
-"""Gradients by hand against finite differences and against MLX's autograd, and the cells against MLX's own."""
+"""Gradients by hand against finite differences and against MLX's autograd, and the cells against
+MLX's own."""
 
 from __future__ import annotations
 
@@ -47,13 +48,24 @@ def batch_of(expert: RNNExpertBase, dtype: Any = np.float64) -> dict[str, Any]:
     flat = made.policy.reshape(-1, made.policy.shape[-1])
     raw = expert.actions.sample(flat, spread, rng)
     raw = raw.reshape(STEPS, ROWS) if spread is None else raw.reshape(STEPS, ROWS, -1).astype(dtype)
-    logps = expert.actions.judge(made.policy, spread, raw).logps + rng.normal(size=(STEPS, ROWS)) * 0.3
+    logps = (
+        expert.actions.judge(made.policy, spread, raw).logps + rng.normal(size=(STEPS, ROWS)) * 0.3
+    )
     values = made.values + rng.normal(size=(STEPS, ROWS)) * 0.5
     found = {
-        "seen": seen, "raw": raw, "keep": keep, "state": state, "logps": logps, "values": values,
-        "advantages": rng.normal(size=(STEPS, ROWS)), "returns": values + rng.normal(size=(STEPS, ROWS)),
-    }  # fmt: skip
-    typed = {name: value.astype(dtype) if value.dtype.kind == "f" else value for name, value in found.items()}
+        "seen": seen,
+        "raw": raw,
+        "keep": keep,
+        "state": state,
+        "logps": logps,
+        "values": values,
+        "advantages": rng.normal(size=(STEPS, ROWS)),
+        "returns": values + rng.normal(size=(STEPS, ROWS)),
+    }
+    typed = {
+        name: value.astype(dtype) if value.dtype.kind == "f" else value
+        for name, value in found.items()
+    }
     return typed | {"cliprange": dtype(0.2)}
 
 
@@ -73,14 +85,17 @@ def test_gradients_are_finite_differences(kind: str, head: dict[str, Any]) -> No
                 flat[place] = moved
                 sides.append(losses_and_gradients(expert, batch, SETTINGS)[0]["total"] / size)
             flat[place] = was
-            assert (sides[0] - sides[1]) / (2 * step) == pytest.approx(slope[place], abs=1e-4, rel=1e-4), name
+            assert (sides[0] - sides[1]) / (2 * step) == pytest.approx(
+                slope[place], abs=1e-4, rel=1e-4
+            ), name
     assert all(np.abs(value).max() > 1e-4 for value in gradients.values())
 
 
 @pytest.mark.parametrize("head", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_and_updates_are_those_of_mlx(kind: str, head: dict[str, Any]) -> None:
-    """Losses, metrics, gradient norm and weights after some updates, by hand in NumPy and by the engine in MLX."""
+    """Losses, metrics, gradient norm and weights after some updates, by hand in NumPy and by the
+    engine in MLX."""
     settings = replace(SETTINGS, optimizer="adamw", weight_decay=0.01)
     expert, twin = expert_of(kind, head), expert_of(kind, head)
     batch = batch_of(expert, np.float32)
@@ -91,7 +106,9 @@ def test_gradients_and_updates_are_those_of_mlx(kind: str, head: dict[str, Any])
     theirs = Updater(algorithm, build_optimizer(settings, module), settings.max_grad_norm)
     for _ in range(5):
         mine = ours(Update([batch], float(STEPS * ROWS), {}), 3e-3)
-        other = theirs(Update([{k: mx.array(v) for k, v in batch.items()}], float(STEPS * ROWS), {}), 3e-3)
+        other = theirs(
+            Update([{k: mx.array(v) for k, v in batch.items()}], float(STEPS * ROWS), {}), 3e-3
+        )
         assert set(mine) == set(other)
         for name, value in mine.items():
             assert value == pytest.approx(other[name], rel=1e-4, abs=1e-4), name

@@ -1,4 +1,5 @@
-"""What an expert does: actions and their log-probabilities, saving and loading, presets, the registry."""
+"""What an expert does: actions and their log-probabilities, saving and loading, presets, the
+registry."""
 
 from __future__ import annotations
 
@@ -9,18 +10,36 @@ import numpy as np
 import pytest
 
 from chuk_lib.errors import ConfigError, ModelError
-from chuk_lib.experts import ExpertConfig, ExpertRegistry, GRUExpert, create_expert, create_preset, load_expert
+from chuk_lib.experts import (
+    ExpertConfig,
+    ExpertRegistry,
+    GRUExpert,
+    create_expert,
+    create_preset,
+    load_expert,
+)
 from chuk_lib.experts.actions import Actions
 from chuk_lib.experts.base import RunningNorm
 from chuk_lib.experts.config import KINDS
 from chuk_lib.experts.registry import PRESETS
 
-CART = ExpertConfig(name="cart", obs_dim=4, discrete_actions=True, num_actions=2, hidden_dim=8, num_layers=1)
-ARM = ExpertConfig(name="arm", obs_dim=3, action_dim=1, action_low=-2.0, action_high=3.0, hidden_dim=8, num_layers=1)
+CART = ExpertConfig(
+    name="cart", obs_dim=4, discrete_actions=True, num_actions=2, hidden_dim=8, num_layers=1
+)
+ARM = ExpertConfig(
+    name="arm",
+    obs_dim=3,
+    action_dim=1,
+    action_low=-2.0,
+    action_high=3.0,
+    hidden_dim=8,
+    num_layers=1,
+)
 
 
 def test_the_density_of_bounded_actions_integrates_to_one() -> None:
-    """Exact: with what tanh and the bounds take off. Summed over a fine grid of the actions themselves."""
+    """Exact: with what tanh and the bounds take off. Summed over a fine grid of the actions
+    themselves."""
     actions, spread = Actions(ARM), np.array([0.3])
     grid = np.linspace(-2, 3, 200_001)[1:-1]
     raw = np.arctanh((grid + 2) / 5 * 2 - 1)[:, None]
@@ -64,7 +83,10 @@ def test_saved_and_read_it_does_the_same(kind: str, config: ExpertConfig, tmp_pa
     assert (other.kind, other.config, other.about) == (kind, config, expert.about)
     state = expert.initial_state(5)
     for _ in range(3):
-        mine, theirs = expert(rows, state, deterministic=True), other(rows, state, deterministic=True)
+        mine, theirs = (
+            expert(rows, state, deterministic=True),
+            other(rows, state, deterministic=True),
+        )
         for part in mine._fields:
             np.testing.assert_array_equal(getattr(mine, part), getattr(theirs, part))
         state = mine.state
@@ -84,7 +106,9 @@ def test_a_folder_without_an_expert_and_weights_of_another_are_refused(tmp_path:
 def test_presets_are_experts(name: str) -> None:
     expert = create_preset(name, hidden_dim=16)
     choice = expert(np.zeros((2, expert.config.obs_dim)), deterministic=True)
-    assert choice.action.shape == ((2,) if expert.config.discrete_actions else (2, expert.config.action_dim))
+    assert choice.action.shape == (
+        (2,) if expert.config.discrete_actions else (2, expert.config.action_dim)
+    )
     assert choice.state.shape == (2, expert.state_size)
     with pytest.raises(ConfigError, match="unknown preset"):
         create_preset("none")

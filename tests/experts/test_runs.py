@@ -1,4 +1,5 @@
-"""`chuk train ppo --expert` and `chuk experts`, as typed: what is learned, kept, resumed, shown and refused."""
+"""`chuk train ppo --expert` and `chuk experts`, as typed: what is learned, kept, resumed, shown and
+refused."""
 
 from __future__ import annotations
 
@@ -15,8 +16,24 @@ from tests.conftest import RunChuk
 
 pytest.importorskip("gymnasium")
 
-SMALL = ["--num-envs", "4", "--num-steps", "16", "--num-epochs", "2", "--total-timesteps", "640", "--hidden-dim", "8",
-         "--set", "eval_episodes=3", "--set", "checkpoint_interval=3", "--set", "eval_steps=4"]  # fmt: skip
+SMALL = [
+    "--num-envs",
+    "4",
+    "--num-steps",
+    "16",
+    "--num-epochs",
+    "2",
+    "--total-timesteps",
+    "640",
+    "--hidden-dim",
+    "8",
+    "--set",
+    "eval_episodes=3",
+    "--set",
+    "checkpoint_interval=3",
+    "--set",
+    "eval_steps=4",
+]
 CART = ["--env", "gym:CartPole-v1"]
 
 
@@ -53,23 +70,34 @@ def test_a_run_cut_off_inside_its_episodes_goes_on_bit_for_bit(
     assert '"start_step":6' in (cut / "events.jsonl").read_text().replace(" ", "")
 
 
-def test_a_trained_expert_is_shown_played_and_the_same_when_read_again(tmp_path: Path, run_chuk: RunChuk) -> None:
+def test_a_trained_expert_is_shown_played_and_the_same_when_read_again(
+    tmp_path: Path, run_chuk: RunChuk
+) -> None:
     run = tmp_path / "runs" / "first"
     done = run_chuk("train", "ppo", "--expert", "gru", *CART, *SMALL, "-o", run)
     assert done.returncode == 0, done.stderr
     assert "chuk experts run" in done.stderr
     assert "steps/s" in done.stderr
     assert "tokens/s" not in done.stderr
-    evals = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines() if '"eval"' in line]
+    evals = [
+        json.loads(line)
+        for line in (run / "events.jsonl").read_text().splitlines()
+        if '"eval"' in line
+    ]
     best = max(evals, key=lambda event: event["data"]["eval_reward"])
     assert (run / "best").read_text().strip() == f"step_{best['step']:06d}"
     played = json.loads(run_chuk("experts", "run", run, "--episodes", "3", "--json").stdout)
     assert played["mean"] == best["data"]["eval_reward"]
     assert "obs_dim" in run_chuk("experts", "show", run).stdout
     asked = run_chuk("infer", "--model", run, "--prompt", "x")
-    assert (asked.returncode, "is an expert, no language model" in asked.stderr) == (1, True), asked.stderr
+    assert (asked.returncode, "is an expert, no language model" in asked.stderr) == (
+        1,
+        True,
+    ), asked.stderr
     listed = json.loads(run_chuk("experts", "ls", run.parent, "--json").stdout)["experts"]
-    assert {"physics_controller", "scheduler", "planner", "arc_solver"} <= {row.get("preset") for row in listed}
+    assert {"physics_controller", "scheduler", "planner", "arc_solver"} <= {
+        row.get("preset") for row in listed
+    }
     assert listed[-1]["env"] == "gym:CartPole-v1"
     shown = run_chuk("runs", "show", run)
     assert "reward" in shown.stdout
@@ -87,7 +115,9 @@ def test_it_learns_to_balance_a_pole(tmp_path: Path, run_chuk: RunChuk) -> None:
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, run_chuk: RunChuk) -> None:
-    done = run_chuk("train", "ppo", "--expert", "lstm", *CART, "-o", tmp_path / "run", "--dry-run", "--json")
+    done = run_chuk(
+        "train", "ppo", "--expert", "lstm", *CART, "-o", tmp_path / "run", "--dry-run", "--json"
+    )
     plan = json.loads(done.stdout)
     assert (plan["steps"], plan["timesteps"], plan["updates_per_step"]) == (390, 99_840, 20)
     assert (plan["observation"], plan["actions"]) == (4, 2)
@@ -108,14 +138,27 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, run_chuk: RunChuk) -> None:
         ([*CART, "--set", "momentum=0.5"], "`momentum` does nothing", 2),
         (["--env", "gym:tests_spaces:Tuple-v0"], "acts in MultiDiscrete", 2),
         (["--env", "gym:tests_spaces:Words-v0"], "observes Text", 2),
-        (["--env", "gym:tests_spaces:Parts-v0", "--observe", "colour"], "its parts: image, mission", 2),
+        (
+            ["--env", "gym:tests_spaces:Parts-v0", "--observe", "colour"],
+            "its parts: image, mission",
+            2,
+        ),
     ],
 )
 def test_what_cannot_be_is_one_clear_line(
     args: list[str], says: str, code: int, tmp_path: Path, run_chuk: RunChuk
 ) -> None:
     (tmp_path / "tests_spaces.py").write_text(SPACES, encoding="utf-8")
-    done = run_chuk("train", "ppo", "--expert", "gru", *args, "-o", tmp_path / "run", env={"PYTHONPATH": str(tmp_path)})
+    done = run_chuk(
+        "train",
+        "ppo",
+        "--expert",
+        "gru",
+        *args,
+        "-o",
+        tmp_path / "run",
+        env={"PYTHONPATH": str(tmp_path)},
+    )
     assert done.returncode == code, done.stderr
     assert says in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1

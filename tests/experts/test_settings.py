@@ -17,9 +17,17 @@ from tests.conftest import ROOT
 pytest.importorskip("gymnasium")
 
 SMALL: dict[str, Any] = {
-    "env": "gym:CartPole-v1", "num_envs": 2, "num_steps": 24, "num_epochs": 2, "total_timesteps": 192, "hidden_dim": 4,
-    "eval_episodes": 2, "checkpoint_interval": 2, "eval_steps": 2, "log_interval": 1,
-}  # fmt: skip
+    "env": "gym:CartPole-v1",
+    "num_envs": 2,
+    "num_steps": 24,
+    "num_epochs": 2,
+    "total_timesteps": 192,
+    "hidden_dim": 4,
+    "eval_episodes": 2,
+    "checkpoint_interval": 2,
+    "eval_steps": 2,
+    "log_interval": 1,
+}
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "expert": ({}, {"expert": "lstm"}),
     "env": ({}, {"env": "gym:Acrobot-v1"}),
@@ -62,8 +70,11 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "checkpoint_interval": ({}, {"checkpoint_interval": 1}),
     "log_interval": ({}, {"log_interval": 2}),
     "keep_checkpoints": ({"checkpoint_interval": 1}, {"keep_checkpoints": 1}),
-    "early_stopping_patience": ({"eval_steps": 1, "total_timesteps": 480}, {"early_stopping_patience": 1}),
-}  # fmt: skip
+    "early_stopping_patience": (
+        {"eval_steps": 1, "total_timesteps": 480},
+        {"early_stopping_patience": 1},
+    ),
+}
 IDLE = {"momentum": 0.5}
 """What an optimizer of experts does not read."""
 ELSEWHERE = {"output", "report_to", "early_stopping_threshold", "checkpoint_minutes"}
@@ -72,14 +83,20 @@ ELSEWHERE = {"output", "report_to", "early_stopping_threshold", "checkpoint_minu
 def left_behind(run: Path) -> dict[str, Any]:
     """The weights and the numbers of a run, without times."""
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    kept = [(event["kind"], event["step"]) for event in events if event["kind"] in ("step", "eval", "saved")]
+    kept = [
+        (event["kind"], event["step"])
+        for event in events
+        if event["kind"] in ("step", "eval", "saved")
+    ]
     evals = [event["data"].get("eval_reward") for event in events if event["kind"] == "eval"]
     last = run / "checkpoints" / (run / "latest").read_text().strip()
     checkpoints = sorted(path.name for path in (run / "checkpoints").iterdir())
     return {
-        "events": kept, "evals": evals, "weights": (last / "model.safetensors").read_bytes(),
+        "events": kept,
+        "evals": evals,
+        "weights": (last / "model.safetensors").read_bytes(),
         "checkpoints": checkpoints,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -20,9 +20,13 @@ from tests.training.conftest import assert_same_bits, toy_rows, weights_of, writ
 
 STEPS = 100
 SETTINGS: dict[str, Any] = {
-    "max_steps": STEPS, "batch_size": 4, "learning_rate": 3e-3, "log_interval": 1, "checkpoint_interval": 10,
+    "max_steps": STEPS,
+    "batch_size": 4,
+    "learning_rate": 3e-3,
+    "log_interval": 1,
+    "checkpoint_interval": 10,
     "keep_checkpoints": 3,
-}  # fmt: skip
+}
 Start = Callable[..., "subprocess.Popen[str]"]
 Chuk = Callable[..., tuple[int, str, str]]
 
@@ -37,7 +41,9 @@ def toy_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(tiny_model_dir: Path, toy_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of an undisturbed run."""
     output = tmp_path_factory.mktemp("whole") / "run"
-    config = SFTConfig(model=str(tiny_model_dir), data=str(toy_file), output=str(output), **SETTINGS)
+    config = SFTConfig(
+        model=str(tiny_model_dir), data=str(toy_file), output=str(output), **SETTINGS
+    )
     return train_sft(config).run_dir
 
 
@@ -45,7 +51,9 @@ def whole(tiny_model_dir: Path, toy_file: Path, tmp_path_factory: pytest.TempPat
 def command(tiny_model_dir: Path, toy_file: Path) -> Callable[..., list[str]]:
     """The command line of the same run, with other settings if given."""
 
-    def make(output: str = "run", *more: str, data: Path | str = toy_file, **changes: Any) -> list[str]:
+    def make(
+        output: str = "run", *more: str, data: Path | str = toy_file, **changes: Any
+    ) -> list[str]:
         settings = [f"--set={name}={value}" for name, value in (SETTINGS | changes).items()]
         named = ["--model", str(tiny_model_dir), "--data", str(data), "--output", output]
         return [sys.executable, "-m", "chuk_cli", "train", "sft", *named, *settings, *more]
@@ -55,12 +63,21 @@ def command(tiny_model_dir: Path, toy_file: Path) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """`start(command, env=…, **Popen's)`: a process in the test's folder, gone when the test ends."""
+    """`start(command, env=…, **Popen's)`: a process in the test's folder, gone when the test
+    ends."""
     processes: list[subprocess.Popen[str]] = []
 
-    def launch(command: list[str], env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        process = subprocess.Popen(command, text=True, env=chuk_environment(env), cwd=tmp_path, **streams)
+    def launch(
+        command: list[str], env: Mapping[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[str]:
+        streams = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        } | options
+        process = subprocess.Popen(
+            command, text=True, env=chuk_environment(env), cwd=tmp_path, **streams
+        )
         processes.append(process)
         return process
 
@@ -72,7 +89,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def chuk(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chuk]:
-    """`chuk("train", "resume", …)` in this process: exit code, stdout and stderr. Faster than `run_chuk`."""
+    """`chuk("train", "resume", …)` in this process: exit code, stdout and stderr. Faster than
+    `run_chuk`."""
     monkeypatch.chdir(tmp_path)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield lambda *args: (run([str(word) for word in args]), *capsys.readouterr())
@@ -113,5 +131,7 @@ def assert_like(run: Path, whole: Path) -> None:
     """The run ended as the undisturbed one: the same bits in weights and moments."""
     last = f"checkpoints/step_{STEPS:06d}"
     assert (run / "latest").read_text() == f"step_{STEPS:06d}\n"
-    assert (run / last / "optimizer.safetensors").read_bytes() == (whole / last / "optimizer.safetensors").read_bytes()
+    assert (run / last / "optimizer.safetensors").read_bytes() == (
+        whole / last / "optimizer.safetensors"
+    ).read_bytes()
     assert_same_bits(weights_of(run / last), weights_of(whole / last))

@@ -51,7 +51,9 @@ DAMAGE: dict[str, Damage] = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over_and_said(chuk: Chuk, run: Path, whole: Path, name: str) -> None:
+def test_a_damaged_checkpoint_is_passed_over_and_said(
+    chuk: Chuk, run: Path, whole: Path, name: str
+) -> None:
     DAMAGE[name](run)
     code, _, told = chuk("train", "resume", "run")
     assert code == 0, told
@@ -73,12 +75,17 @@ def test_without_any_whole_checkpoint_the_run_is_left_alone(chuk: Chuk, run: Pat
     for folder in (run / "checkpoints").iterdir():
         _flip(folder / "model.safetensors")
     before = sorted(str(path) for path in run.rglob("*"))
-    error = f"error: `{run}` has no valid checkpoint to resume from\nhint: start the run again with --overwrite\n"
+    error = (
+        f"error: `{run}` has no valid checkpoint to resume from\nhint: start the run again with"
+        " --overwrite\n"
+    )
     assert chuk("train", "resume", "run", "-q") == (1, "", error)
     assert sorted(str(path) for path in run.rglob("*")) == before
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(chuk: Chuk, run: Path, whole: Path) -> None:
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(
+    chuk: Chuk, run: Path, whole: Path
+) -> None:
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()
     (run / "latest").unlink()
@@ -92,11 +99,25 @@ def test_what_a_run_leaves_that_was_killed_while_it_made_its_folder_is_no_obstac
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / ".lock").touch()
     (tmp_path / "run" / ".origins.json.partial").write_text("{")
-    args = ["train", "sft", "-m", tiny_model_dir, "-d", toy_file, "-o", "run", "--max-steps", 1, "-q"]
+    args = [
+        "train",
+        "sft",
+        "-m",
+        tiny_model_dir,
+        "-d",
+        toy_file,
+        "-o",
+        "run",
+        "--max-steps",
+        1,
+        "-q",
+    ]
     assert chuk(*args) == (0, "run\n", "")
 
 
-@pytest.mark.parametrize("content", [b"", b"model: [", b"\xff\xfe", b"- a\n"], ids=["empty", "cut", "binary", "list"])
+@pytest.mark.parametrize(
+    "content", [b"", b"model: [", b"\xff\xfe", b"- a\n"], ids=["empty", "cut", "binary", "list"]
+)
 def test_settings_that_cannot_be_read(chuk: Chuk, run: Path, content: bytes) -> None:
     (run / "config.yaml").write_bytes(content)
     code, out, told = chuk("train", "resume", "run", "-q")
@@ -105,7 +126,9 @@ def test_settings_that_cannot_be_read(chuk: Chuk, run: Path, content: bytes) -> 
     assert told.endswith("hint: put the file back as the run wrote it\n")
 
 
-def test_a_log_that_is_cut_or_binary_does_not_stop_a_run(chuk: Chuk, run: Path, whole: Path) -> None:
+def test_a_log_that_is_cut_or_binary_does_not_stop_a_run(
+    chuk: Chuk, run: Path, whole: Path
+) -> None:
     shutil.rmtree(_newest(run))
     (run / "events.jsonl").write_bytes(b'{"v": 1, "t": 17\xff\n\0\0\0{"v"')
     assert chuk("train", "resume", "run", "-q")[0] == 0
@@ -116,9 +139,23 @@ def test_data_that_is_gone_or_another_is_said_and_the_run_is_left_alone(
     chuk: Chuk, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     data = write_rows(tmp_path / "train.jsonl", toy_rows(9))
-    args = ["-m", tiny_model_dir, "-d", data, "-o", "run", "--max-steps", 4, "--lr-scheduler-type", "constant", "-q"]
+    args = [
+        "-m",
+        tiny_model_dir,
+        "-d",
+        data,
+        "-o",
+        "run",
+        "--max-steps",
+        4,
+        "--lr-scheduler-type",
+        "constant",
+        "-q",
+    ]
     assert chuk("train", "sft", *args)[0] == 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    before = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()
+    }
     more = ["train", "resume", "run", "--max-steps", 6, "-q"]
 
     write_rows(data, toy_rows(9, offset=1))
@@ -131,7 +168,9 @@ def test_data_that_is_gone_or_another_is_said_and_the_run_is_left_alone(
     code, out, told = chuk(*more)
     assert (code, out) == (1, "")
     assert f"error: `{data}` does not exist" in told
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()
+    } == before
 
     write_rows(data, toy_rows(9, offset=1))
     assert chuk(*more, "--allow-changed-data")[0] == 0
@@ -140,9 +179,27 @@ def test_data_that_is_gone_or_another_is_said_and_the_run_is_left_alone(
 def test_a_mark_that_a_kill_kept_from_being_written_is_written_later(
     chuk: Chuk, tiny_model_dir: Path, toy_file: Path, tmp_path: Path
 ) -> None:
-    args = ["-m", tiny_model_dir, "-d", toy_file, "--eval-data", toy_file, "-o", "run", "--set", "eval_steps=2", "-q"]
+    args = [
+        "-m",
+        tiny_model_dir,
+        "-d",
+        toy_file,
+        "--eval-data",
+        toy_file,
+        "-o",
+        "run",
+        "--set",
+        "eval_steps=2",
+        "-q",
+    ]
     assert chuk("train", "sft", *args, "--max-steps", 4, "--lr-scheduler-type", "constant")[0] == 0
     (tmp_path / "run" / "best").write_text("step_000002\n")
     assert chuk("train", "resume", "run", "--max-steps", 5, "-q")[0] == 0
-    state = json.loads((tmp_path / "run" / "checkpoints" / "step_000005" / "state.json").read_text())
-    assert (tmp_path / "run" / "best").read_text() == f"step_{state['best']['step']:06d}\n" != "step_000002\n"
+    state = json.loads(
+        (tmp_path / "run" / "checkpoints" / "step_000005" / "state.json").read_text()
+    )
+    assert (
+        (tmp_path / "run" / "best").read_text()
+        == f"step_{state['best']['step']:06d}\n"
+        != "step_000002\n"
+    )

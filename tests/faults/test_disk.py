@@ -1,4 +1,5 @@
-"""A disk that is full, a limit on file sizes, a folder without permission: the run stops and loses nothing."""
+"""A disk that is full, a limit on file sizes, a folder without permission: the run stops and loses
+nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 def checkpoint_bytes(whole: Path) -> int:
     """What one checkpoint takes on disk, in whole pages."""
-    return sum(-(-path.stat().st_size // 4096) * 4096 for path in list_checkpoints(whole)[-1].iterdir())
+    return sum(
+        -(-path.stat().st_size // 4096) * 4096 for path in list_checkpoints(whole)[-1].iterdir()
+    )
 
 
 def test_a_full_disk_stops_a_run_and_loses_nothing(
@@ -58,7 +61,10 @@ def test_a_full_disk_stops_a_run_and_loses_nothing(
     assert f"hint: make room or mend the disk, then `chuk train resume {disk}/run`" in told
     assert "Traceback" not in told
     assert [verify_checkpoint(folder).step for folder in list_checkpoints(disk / "run")] == [10, 20]
-    assert sorted(path.name for path in (disk / "run" / "checkpoints").iterdir()) == ["step_000010", "step_000020"]
+    assert sorted(path.name for path in (disk / "run" / "checkpoints").iterdir()) == [
+        "step_000010",
+        "step_000020",
+    ]
     again = start(resume_command(run=str(disk / "run")))
     _, told = again.communicate(timeout=60)
     assert (again.returncode, "cannot write checkpoint" in told) == (1, True), told
@@ -80,8 +86,13 @@ def test_a_disk_that_is_full_from_the_start_is_left_as_it_was(
     assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
-def test_a_limit_on_file_sizes_stops_a_run_and_loses_nothing(start: Start, unfinished: Path, whole: Path) -> None:
-    limited = start(resume_command(), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)))
+def test_a_limit_on_file_sizes_stops_a_run_and_loses_nothing(
+    start: Start, unfinished: Path, whole: Path
+) -> None:
+    limited = start(
+        resume_command(),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
     _, told = limited.communicate(timeout=60)
     assert limited.returncode == 1
     assert "error: cannot write checkpoint" in told
@@ -92,7 +103,8 @@ def test_a_limit_on_file_sizes_stops_a_run_and_loses_nothing(start: Start, unfin
 
 
 def _without_privileges() -> None:
-    """Take from root what lets it write where its own permissions say no (Linux: CAP_DAC_OVERRIDE)."""
+    """Take from root what lets it write where its own permissions say no (Linux:
+    CAP_DAC_OVERRIDE)."""
     if os.geteuid() == 0:
         ctypes.CDLL(None).prctl(24, 1)
 
@@ -128,7 +140,9 @@ def test_a_folder_that_loses_its_permission_stops_the_run(start: Start, unfinish
     assert [verify_checkpoint(folder).step for folder in list_checkpoints(unfinished)] == KEPT
 
 
-def test_a_run_directory_that_is_removed_stops_the_run(start: Start, command: Command, tmp_path: Path) -> None:
+def test_a_run_directory_that_is_removed_stops_the_run(
+    start: Start, command: Command, tmp_path: Path
+) -> None:
     process = start(command(max_steps=100_000))
     wait_for(tmp_path / "run", 10, process)
     (tmp_path / "run").rename(tmp_path / "moved")

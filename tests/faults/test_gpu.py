@@ -1,8 +1,8 @@
 """A GPU that fails in the middle of a step: what is said, what is kept, and that going on is exact.
 
-MLX raises such errors from whatever is computed then, so the texts are raised there, in a process of its own that is
-otherwise the real command. They are Metal's and CUDA's own, as MLX passes them on.
-"""
+MLX raises such errors from whatever is computed then, so the texts are raised there, in a process
+of its own that is otherwise the real command. They are Metal's and CUDA's own, as MLX passes them
+on."""
 
 from __future__ import annotations
 
@@ -22,25 +22,41 @@ from tests.faults.conftest import assert_like
 
 METAL = "[METAL] Command buffer execution failed: "
 TEXTS = {
-    METAL + "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)":
-        "macOS stopped the GPU because the display had to wait",
-    METAL + "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)": "took too long",
+    METAL
+    + "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)": (
+        "macOS stopped the GPU because the display had to wait"
+    ),
+    METAL + "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)": (
+        "took too long"
+    ),
     METAL + "Caused GPU Hang Error (00000003:kIOGPUCommandBufferCallbackErrorHang)": "the GPU hung",
-    METAL + "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)":
-        "the memory that MLX computes in is full",
-    METAL + "Ignored (for causing prior GPU errors) (00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)":
-        "no longer lets this process use the GPU",
-    METAL + "Invalid Resource (00000009:kIOGPUCommandBufferCallbackErrorInvalidResource)": "the GPU is gone",
+    METAL + "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)": (
+        "the memory that MLX computes in is full"
+    ),
+    METAL
+    + "Ignored (for causing prior GPU errors) (00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)": (
+        "no longer lets this process use the GPU"
+    ),
+    METAL + "Invalid Resource (00000009:kIOGPUCommandBufferCallbackErrorInvalidResource)": (
+        "the GPU is gone"
+    ),
     METAL + "something new": "the GPU's driver failed",
     "[malloc] Unable to allocate 9663676416 bytes.": "the memory that MLX computes in is full",
-    "[metal::malloc] Attempting to allocate 19327352832 bytes which is greater than the maximum allowed buffer size of "
-    "9663676416 bytes.": "one array is larger than the GPU takes",
+    "[metal::malloc] Attempting to allocate 19327352832 bytes which is greater than the maximum allowed buffer size of 9663676416 bytes.": (
+        "one array is larger than the GPU takes"
+    ),
     "[metal::malloc] Resource limit (499000) exceeded.": "as many arrays as it can",
-    "cudaMallocAsync(&data, size, stream) failed: out of memory": "the memory that MLX computes in is full",
-    "cudaStreamSynchronize(stream) failed: the launch timed out and was terminated": "took too long",
-    "cudaGraphLaunch(graph, stream) failed: an illegal memory access was encountered": "where it may not",
+    "cudaMallocAsync(&data, size, stream) failed: out of memory": (
+        "the memory that MLX computes in is full"
+    ),
+    "cudaStreamSynchronize(stream) failed: the launch timed out and was terminated": (
+        "took too long"
+    ),
+    "cudaGraphLaunch(graph, stream) failed: an illegal memory access was encountered": (
+        "where it may not"
+    ),
     "cudaGetDeviceCount(&count) failed: no CUDA-capable device is detected": "the GPU is gone",
-}  # fmt: skip
+}
 FAILING = """
 import sys
 from chuk_lib.training.updater import Updater
@@ -59,9 +75,14 @@ main()
 def failing(text: str, command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """The command, whose 26th step meets the error."""
     return subprocess.run(
-        [sys.executable, "-c", FAILING, text, *command[3:]], cwd=folder, env=chuk_environment(), timeout=120,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", FAILING, text, *command[3:]],
+        cwd=folder,
+        env=chuk_environment(),
+        timeout=120,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(("text", "words"), TEXTS.items(), ids=list(TEXTS.values()))
@@ -94,12 +115,17 @@ def test_a_step_that_fails_is_told_and_the_run_goes_on_exactly(
     last = json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[-1])
     assert (last["kind"], last["data"]["reason"]) == ("finished", "failed")
     assert TEXTS[text] in last["data"]["error"]
-    assert [folder.name for folder in list_checkpoints(tmp_path / "run")] == ["step_000010", "step_000020"]
+    assert [folder.name for folder in list_checkpoints(tmp_path / "run")] == [
+        "step_000010",
+        "step_000020",
+    ]
     assert resume(tmp_path / "run").reason == "done"
     assert_like(tmp_path / "run", whole)
 
 
-def test_before_the_first_checkpoint_the_run_begins_again(command: Any, tmp_path: Path, whole: Path) -> None:
+def test_before_the_first_checkpoint_the_run_begins_again(
+    command: Any, tmp_path: Path, whole: Path
+) -> None:
     done = failing(next(iter(TEXTS)), command(checkpoint_interval=50), tmp_path)
     assert done.returncode == 1
     assert "begins again: no checkpoint was due yet" in done.stderr
@@ -108,9 +134,14 @@ def test_before_the_first_checkpoint_the_run_begins_again(command: Any, tmp_path
 
 
 def test_with_checkpoints_by_time_little_is_lost(command: Any, tmp_path: Path, whole: Path) -> None:
-    done = failing(next(iter(TEXTS)), command(checkpoint_interval=20, checkpoint_minutes=0.00001), tmp_path)
+    done = failing(
+        next(iter(TEXTS)), command(checkpoint_interval=20, checkpoint_minutes=0.00001), tmp_path
+    )
     assert "goes on after step 25;" in done.stderr
-    assert [folder.name for folder in list_checkpoints(tmp_path / "run")] == ["step_000020", "step_000025"]
+    assert [folder.name for folder in list_checkpoints(tmp_path / "run")] == [
+        "step_000020",
+        "step_000025",
+    ]
     assert resume(tmp_path / "run", changes={"checkpoint_minutes": 0}).reason == "done"
     names = [folder.name for folder in list_checkpoints(tmp_path / "run")]
     assert names == ["step_000060", "step_000080", "step_000100"]
@@ -118,14 +149,20 @@ def test_with_checkpoints_by_time_little_is_lost(command: Any, tmp_path: Path, w
 
 
 def test_other_commands_say_it_too(chuk: Any, tmp_path: Path, tiny_model_dir: Path) -> None:
-    script = "import sys, mlx.core as mx\ntext = sys.argv.pop(1)\n" + (
-        "def fail(*args):\n    raise RuntimeError(text)\nmx.eval = mx.async_eval = fail\n"
+    script = (
+        "import sys, mlx.core as mx\ntext = sys.argv.pop(1)\n"
+        + "def fail(*args):\n    raise RuntimeError(text)\nmx.eval = mx.async_eval = fail\n"
         "from chuk_cli.__main__ import main\nmain()\n"
     )
     given = ["infer", "--model", str(tiny_model_dir), "--prompt", "1+1="]
     done = subprocess.run(
-        [sys.executable, "-c", script, next(iter(TEXTS)), *given], cwd=tmp_path, env=chuk_environment(), timeout=120,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", script, next(iter(TEXTS)), *given],
+        cwd=tmp_path,
+        env=chuk_environment(),
+        timeout=120,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
     assert "macOS stopped the GPU" in done.stderr

@@ -1,4 +1,5 @@
-"""Signals through the real executable: the first one saves, the second one quits, and going on is exact."""
+"""Signals through the real executable: the first one saves, the second one quits, and going on is
+exact."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def test_the_second_signal_quits_at_once(start: Start, command: Command, tmp_pat
     assert time.monotonic() - began < 2
 
 
-def test_nohup_keeps_a_run_going(start: Start, command: Command, tmp_path: Path, whole: Path) -> None:
+def test_nohup_keeps_a_run_going(
+    start: Start, command: Command, tmp_path: Path, whole: Path
+) -> None:
     process = start(["nohup", *command()])
     wait_for(tmp_path / "run", 10, process)
     process.send_signal(signal.SIGHUP)

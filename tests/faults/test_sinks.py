@@ -26,15 +26,24 @@ def broken_too(event: Event) -> None:
     broken(event)
 
 
-def test_sinks_that_raise_are_dropped_and_the_run_ends(tiny_model_dir: Path, toy_file: Path, tmp_path: Path) -> None:
+def test_sinks_that_raise_are_dropped_and_the_run_ends(
+    tiny_model_dir: Path, toy_file: Path, tmp_path: Path
+) -> None:
     seen: list[Event] = []
     output = tmp_path / "run"
     config = SFTConfig(
-        model=str(tiny_model_dir), data=str(toy_file), output=str(output), **(SETTINGS | {"max_steps": 4})
+        model=str(tiny_model_dir),
+        data=str(toy_file),
+        output=str(output),
+        **(SETTINGS | {"max_steps": 4}),
     )
     result = train_sft(config, sinks=[broken, broken_too, seen.append])
     assert (result.reason, result.steps) == ("done", 4)
-    logged = [event.data["text"] for event in read_events(output / "events.jsonl") if event.kind == "warning"]
+    logged = [
+        event.data["text"]
+        for event in read_events(output / "events.jsonl")
+        if event.kind == "warning"
+    ]
     dropped = {f"log `{name}` failed and was dropped" for name in ("broken", "broken_too")}
     assert {text.split(":")[0] for text in logged if "dropped" in text} == dropped
     assert [event.step for event in seen if event.kind == "step"] == [1, 2, 3, 4]

@@ -1,4 +1,5 @@
-"""Whoever reads along may leave: a closed terminal saves and stops, a closed pipe changes nothing."""
+"""Whoever reads along may leave: a closed terminal saves and stops, a closed pipe changes
+nothing."""
 
 from __future__ import annotations
 
@@ -25,14 +26,21 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def test_a_terminal_that_is_closed_saves_and_stops(command: Command, tmp_path: Path, whole: Path) -> None:
+def test_a_terminal_that_is_closed_saves_and_stops(
+    command: Command, tmp_path: Path, whole: Path
+) -> None:
     import pty
 
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", IN_A_SESSION, *command()], stdin=follower, stdout=follower, stderr=follower,
-        env=chuk_environment({"TERM": "xterm-256color"}), cwd=tmp_path, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", IN_A_SESSION, *command()],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=chuk_environment({"TERM": "xterm-256color"}),
+        cwd=tmp_path,
+        text=True,
+    )
     os.close(follower)
     try:
         drain = subprocess.Popen(["cat"], stdin=leader, stdout=subprocess.DEVNULL)
@@ -63,7 +71,9 @@ def test_a_pipe_that_is_closed_does_not_end_a_run(
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", ">&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
-def test_a_run_needs_no_standard_streams(start: Start, command: Command, tmp_path: Path, redirection: str) -> None:
+def test_a_run_needs_no_standard_streams(
+    start: Start, command: Command, tmp_path: Path, redirection: str
+) -> None:
     if "/dev/full" in redirection and not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full here")
     process = start(["sh", "-c", f'exec "$@" {redirection}', "sh", *command(max_steps=3)])

@@ -1,4 +1,5 @@
-"""The decoder: rows with settings of their own join, leave and go on at any time, and get what they get alone."""
+"""The decoder: rows with settings of their own join, leave and go on at any time, and get what they
+get alone."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ SETTINGS = [
     SamplingConfig(max_tokens=14, temperature=1.3, seed=5),
     SamplingConfig(max_tokens=9),
     SamplingConfig(max_tokens=20, temperature=0.7, top_k=20, seed=1),
-    SamplingConfig(max_tokens=12, temperature=1.0, top_p=0.8, min_p=0.02, repetition_penalty=1.4, seed=2),
+    SamplingConfig(
+        max_tokens=12, temperature=1.0, top_p=0.8, min_p=0.02, repetition_penalty=1.4, seed=2
+    ),
     SamplingConfig(max_tokens=16, temperature=0.9, top_p=0.6, seed=7),
     SamplingConfig(max_tokens=11, repetition_penalty=1.8),
 ]
@@ -31,7 +34,8 @@ TOOL = [[41, 7, 66], [12], [30, 31, 32, 33, 34, 35, 36, 37, 38, 39]]
 
 @pytest.fixture(params=["auto", "plain", "layers", "lazy plain", "lazy window", "lazy layers"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """How a step runs: in NumPy, by the model, in fused parts; as on a CPU, or sent off ahead as on a GPU."""
+    """How a step runs: in NumPy, by the model, in fused parts; as on a CPU, or sent off ahead as on
+    a GPU."""
     words = request.param.split()
     if words[0] == "lazy":
         for module in ("engine", "forwards"):
@@ -52,13 +56,16 @@ def largest_error(model: Any, row: Row) -> float:
     ids, prompt = row.ids, list(row.request.ids)
     temperature = row.request.config.temperature or 1.0
     logits = model(mx.array([[*prompt, *ids.tolist()]]))[0, len(prompt) - 1 : -1] / temperature
-    logps = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))[np.arange(len(ids)), ids]
+    logps = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))[
+        np.arange(len(ids)), ids
+    ]
     return float(np.abs(logps - row.logps)[row.written].max())
 
 
 def requests(**more: Any) -> list[Request]:
     return [
-        Request(ids, config, number=at, **more) for at, (ids, config) in enumerate(zip(ASKED, SETTINGS, strict=True))
+        Request(ids, config, number=at, **more)
+        for at, (ids, config) in enumerate(zip(ASKED, SETTINGS, strict=True))
     ]
 
 
@@ -86,7 +93,9 @@ def test_rows_join_and_leave_while_others_run(way: Any) -> None:
         decoder.cancel(rows[2])
         waiting = decoder.submit([asked[0]])
         decoder.cancel(waiting[0])
-        assert len(decoder.step().rows) == 5 - sum(row.reason is not None for row in (*rows[:2], *rows[3:]))
+        assert len(decoder.step().rows) == 5 - sum(
+            row.reason is not None for row in (*rows[:2], *rows[3:])
+        )
         decoder.run()
     for at, (row, one) in enumerate(zip(rows, asked, strict=True)):
         want = alone(model, one)
@@ -98,7 +107,9 @@ def test_rows_join_and_leave_while_others_run(way: Any) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_go_on_after_given_tokens_with_every_kind_of_cache(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_go_on_after_given_tokens_with_every_kind_of_cache(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny(family)
     for lazy in (False, True):
         if lazy:
@@ -133,7 +144,9 @@ def test_no_row_with_its_cache_is_prefilled_again(monkeypatch: pytest.MonkeyPatc
     model, tokenizer = tiny("llama"), loaded()[1]
     for decode in ("auto", "plain"):
         with Decoder(model, tokenizer, decode=decode) as decoder:
-            held, dropped = decoder.submit([Request(ASKED[2], SETTINGS[0], hold=hold) for hold in (True, False)])
+            held, dropped = decoder.submit(
+                [Request(ASKED[2], SETTINGS[0], hold=hold) for hold in (True, False)]
+            )
             decoder.run()
             begun = _count_prefilled(decoder, monkeypatch)
             decoder.append([held], [[5, 6]])
@@ -182,7 +195,9 @@ def test_a_paused_row_and_one_ended_by_a_stop_text_go_on_where_they_were() -> No
     stopping = SamplingConfig(max_tokens=30, temperature=1.0, seed=4, stop=[stop])
     for decode in ("auto", "plain"):
         with Decoder(model, tokenizer, decode=decode) as decoder:
-            stopped, paused = decoder.submit([Request(prompts()[0], one, hold=True) for one in (stopping, config)])
+            stopped, paused = decoder.submit(
+                [Request(prompts()[0], one, hold=True) for one in (stopping, config)]
+            )
             for _ in range(5):
                 decoder.step()
             decoder.cancel(paused)
@@ -204,7 +219,9 @@ def test_stop_tokens_end_a_row_of_their_own_only() -> None:
     end = int(free.ids[4])
     at = free.ids.tolist().index(end)
     with Decoder(model, tokenizer) as decoder:
-        both = decoder.submit([Request(prompts()[0], config, stop_ids=ids) for ids in ([1, end], [])])
+        both = decoder.submit(
+            [Request(prompts()[0], config, stop_ids=ids) for ids in ([1, end], [])]
+        )
         decoder.run()
     assert [row.reason for row in both] == ["stop", free.reason]
     assert both[0].ids.tolist() == free.ids[: at + 1].tolist()

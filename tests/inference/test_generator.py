@@ -1,4 +1,5 @@
-"""Writing: one, many or streamed give the same; seeds, stops, limits and adapters do what they say."""
+"""Writing: one, many or streamed give the same; seeds, stops, limits and adapters do what they
+say."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def ids_of(completions: list[Completion]) -> list[list[int]]:
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_is_what_transformers_writes(name: str) -> None:
     model, tokenizer = loaded(name)
-    assert ids_of([generate(model, tokenizer, prompt, SHORT) for prompt in prompts(name)]) == answers(name)
+    assert ids_of(
+        [generate(model, tokenizer, prompt, SHORT) for prompt in prompts(name)]
+    ) == answers(name)
     assert ids_of(generate_many(model, tokenizer, prompts(name), SHORT)) == answers(name)
 
 
@@ -49,10 +52,14 @@ def test_rows_that_end_early_make_room() -> None:
         tokenizer.eos_token_ids = ends
         asked = prompts() * 5
         together = generate_many(model, tokenizer, asked, SHORT, batch_rows=4)
-        assert ids_of(together) == ids_of([generate(model, tokenizer, prompt, SHORT) for prompt in asked])
+        assert ids_of(together) == ids_of(
+            [generate(model, tokenizer, prompt, SHORT) for prompt in asked]
+        )
         assert together[0].finish_reason == "eos"
         assert together[0].tokens == first.tokens[: first.tokens.index(ends[0]) + 1]
-        assert together[0].text == tokenizer.decode(together[0].tokens[:-1], skip_special_tokens=True)
+        assert together[0].text == tokenizer.decode(
+            together[0].tokens[:-1], skip_special_tokens=True
+        )
     finally:
         tokenizer.eos_token_ids = before
 
@@ -73,7 +80,13 @@ def test_a_stream_is_the_completion_in_pieces() -> None:
 
 def test_logprobs_are_those_of_a_forward_pass_at_the_temperature() -> None:
     model, tokenizer = loaded()
-    row = generate(model, tokenizer, prompts()[0], SamplingConfig(max_tokens=8, temperature=1.5, seed=1), logprobs=True)
+    row = generate(
+        model,
+        tokenizer,
+        prompts()[0],
+        SamplingConfig(max_tokens=8, temperature=1.5, seed=1),
+        logprobs=True,
+    )
     ids = mx.array([[*prompts()[0], *row.tokens]])
     logits = model(ids)[0, len(prompts()[0]) - 1 : -1] / 1.5
     logps = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
@@ -126,7 +139,9 @@ def test_the_penalty_sees_prompt_and_answer() -> None:
     row = generate(model, tokenizer, prompt, SamplingConfig(max_tokens=24, repetition_penalty=1e9))
     assert len({*row.tokens}) == len(row.tokens)
     assert not {*row.tokens} & {*prompt}
-    many = generate_many(model, tokenizer, prompts(), SamplingConfig(max_tokens=24, repetition_penalty=1e9))
+    many = generate_many(
+        model, tokenizer, prompts(), SamplingConfig(max_tokens=24, repetition_penalty=1e9)
+    )
     assert many[0].tokens == row.tokens
 
 
@@ -139,7 +154,9 @@ def test_a_stop_text_ends_the_answer_and_is_left_out() -> None:
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.finish_reason == "stop"
     assert len(cut.tokens) < len(whole.tokens)
-    assert "".join(chunk.text for chunk in stream(model, tokenizer, prompts()[0], config)) == cut.text
+    assert (
+        "".join(chunk.text for chunk in stream(model, tokenizer, prompts()[0], config)) == cut.text
+    )
     assert generate_many(model, tokenizer, prompts(), config)[0].text == cut.text
 
 
@@ -162,7 +179,9 @@ def test_a_long_prompt_runs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_adapters_are_used() -> None:
     tokenizer = loaded()[1]
-    adapted, _ = load_model(LLAMA, adapter=PARITY / "models" / "llama-tiny-lora-adapter", local_only=True)
+    adapted, _ = load_model(
+        LLAMA, adapter=PARITY / "models" / "llama-tiny-lora-adapter", local_only=True
+    )
     assert ids_of(generate_many(adapted, tokenizer, prompts(), SHORT)) != answers()
 
 

@@ -1,4 +1,5 @@
-"""`chuk infer` as a user runs it: pipes, modes, a conversation on a terminal, and failures that say what to do."""
+"""`chuk infer` as a user runs it: pipes, modes, a conversation on a terminal, and failures that say
+what to do."""
 
 from __future__ import annotations
 
@@ -68,7 +69,20 @@ def test_sampling_options_reach_the_model(run_chuk: RunChuk) -> None:
         "--repetition-penalty",
         "1.1",
     )
-    first = run_chuk("infer", *SHORT, "-p", "Hi", "-q", *options, "--seed", "1", "--stop", "never", "--stop", "this")
+    first = run_chuk(
+        "infer",
+        *SHORT,
+        "-p",
+        "Hi",
+        "-q",
+        *options,
+        "--seed",
+        "1",
+        "--stop",
+        "never",
+        "--stop",
+        "this",
+    )
     model, tokenizer = loaded()
     config = SamplingConfig(1.0, 0.95, 40, 0.01, 1.1, 12, ("never", "this"), 1)
     assert first.stdout == generate(model, tokenizer, "Hi", config).text + "\n"
@@ -77,7 +91,9 @@ def test_sampling_options_reach_the_model(run_chuk: RunChuk) -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [("--seed", "3"), ("--top-p", "0.5"), ("--top-k", "4"), ("--min-p", "0.1")]
 )
-def test_an_option_of_chance_is_said_to_do_nothing_without_it(run_chuk: RunChuk, option: str, value: str) -> None:
+def test_an_option_of_chance_is_said_to_do_nothing_without_it(
+    run_chuk: RunChuk, option: str, value: str
+) -> None:
     greedy = run_chuk("infer", *SHORT, "-p", "Hi", option, value)
     assert greedy.returncode == 0
     assert f"warning: without chance `{option}` changes nothing" in greedy.stderr
@@ -94,12 +110,19 @@ def test_an_adapter_changes_the_answer(run_chuk: RunChuk) -> None:
 
 @pytest.mark.parametrize(
     ("args", "code", "said"),
-    [(("--model", "/nowhere", "-p", "x"), 1, "/nowhere"), ((*SHORT, "-p", "x", "--top-p", "0"), 2, "top_p"),
-     ((*SHORT, "-p", "x", "--no-chat", "--system", "y"), 2, "system"), ((*SHORT,), 2, "no prompt"),
-     ((*SHORT, "-p", "word " * 600), 1, "context holds 512"), ((*SHORT, "-p", "x", "--json", "--quiet"), 2, "--quiet")],
+    [
+        (("--model", "/nowhere", "-p", "x"), 1, "/nowhere"),
+        ((*SHORT, "-p", "x", "--top-p", "0"), 2, "top_p"),
+        ((*SHORT, "-p", "x", "--no-chat", "--system", "y"), 2, "system"),
+        ((*SHORT,), 2, "no prompt"),
+        ((*SHORT, "-p", "word " * 600), 1, "context holds 512"),
+        ((*SHORT, "-p", "x", "--json", "--quiet"), 2, "--quiet"),
+    ],
     ids=["no model", "bad value", "system without chat", "no prompt", "too long", "two modes"],
-)  # fmt: skip
-def test_failures_say_what_is_wrong(run_chuk: RunChuk, args: tuple[str, ...], code: int, said: str) -> None:
+)
+def test_failures_say_what_is_wrong(
+    run_chuk: RunChuk, args: tuple[str, ...], code: int, said: str
+) -> None:
     done = run_chuk("infer", *args)
     assert done.returncode == code
     assert said in done.stderr
@@ -131,9 +154,13 @@ class Terminal:
 def conversation(*args: str) -> Iterator[Terminal]:
     screen, end = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "chuk_cli", "infer", *args], stdin=end, stdout=end, stderr=end,
-        env=chuk_environment({"TERM": "dumb"}), start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "chuk_cli", "infer", *args],
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        env=chuk_environment({"TERM": "dumb"}),
+        start_new_session=True,
+    )
     os.close(end)
     try:
         yield Terminal(process, screen)

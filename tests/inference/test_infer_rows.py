@@ -1,4 +1,5 @@
-"""`chuk infer --input`: rows in, answers out, in order, once each, whatever happens to the process."""
+"""`chuk infer --input`: rows in, answers out, in order, once each, whatever happens to the
+process."""
 
 from __future__ import annotations
 
@@ -42,7 +43,13 @@ def answered(rows: Rows, settings: BatchSettings, **options: Any) -> Rows:
 MIXED: Rows = [
     {"prompt": "Hello there", "id": "a"},
     {"prompt": "Hi", "temperature": 1, "seed": 3, "top_p": 0.9, "max_tokens": 7},
-    {"messages": [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hello"}], "temperature": 0.7},
+    {
+        "messages": [
+            {"role": "system", "content": "Be kind"},
+            {"role": "user", "content": "Hello"},
+        ],
+        "temperature": 0.7,
+    },
     {"prompt": [5, 6, 7], "max_tokens": 3},
     {"prompt": "Hello there", "temperature": None, "stop": "he", "repetition_penalty": 1.3},
     {"prompt": "Hi", "temperature": 1, "top_k": 5, "min_p": 0.01, "stop": ["e", "a"]},
@@ -58,13 +65,20 @@ def test_rows_are_answered_in_order_as_one_at_a_time(run_chuk: RunChuk, tmp_path
     assert [row["input"] for row in found] == MIXED
     model, tokenizer = loaded()
     for row, answer in zip(MIXED, found, strict=True):
-        own = {name: value for name, value in row.items() if name not in ("prompt", "messages", "id") and value}
+        own = {
+            name: value
+            for name, value in row.items()
+            if name not in ("prompt", "messages", "id") and value
+        }
         if isinstance(own.get("stop"), str):
             own["stop"] = [own["stop"]]
         config = SamplingConfig(**{"max_tokens": 12, "seed": 8, **own})
         alone = generate(model, tokenizer, row.get("prompt") or row["messages"], config)
         assert (answer["text"], answer["finish_reason"]) == (alone.text, alone.finish_reason)
-        assert (answer["prompt_tokens"], answer["generation_tokens"]) == (alone.prompt_tokens, alone.generation_tokens)
+        assert (answer["prompt_tokens"], answer["generation_tokens"]) == (
+            alone.prompt_tokens,
+            alone.generation_tokens,
+        )
         assert answer.get("seed") == (None if config.greedy else config.seed)
     assert "not read, only carried along in `input`: `id`" in done.stderr
 
@@ -75,7 +89,9 @@ def test_a_row_is_what_the_command_writes_for_its_prompt_and_seed(run_chuk: RunC
     done = run_chuk("infer", *SHORT, "--input", "-", "-t", "1", "-q", input=rows)
     first, second = map(json.loads, done.stdout.splitlines())
     assert first["text"] != second["text"]
-    alone = run_chuk("infer", *SHORT, "-p", "Hi", "-t", "1", "--seed", str(second["seed"]), "--json")
+    alone = run_chuk(
+        "infer", *SHORT, "-p", "Hi", "-t", "1", "--seed", str(second["seed"]), "--json"
+    )
     assert json.loads(alone.stdout)["text"] == second["text"]
 
 
@@ -100,14 +116,29 @@ not json
 {"prompt": "Hi"}
 """.replace(b"LONG", b"word " * 600)
 SAID = {
-    2: "not JSON", 3: "`prompt` twice", 5: "both", 6: "neither", 7: "not empty", 8: "token ids", 9: "no row",
-    10: "top_p is 0", 11: "`max_tokens`", 12: "`stop`", 13: "not UTF-8", 14: "half a character", 15: "NaN",
-    16: "no JSON object", 17: "role", 18: "context holds 512",
-}  # fmt: skip
+    2: "not JSON",
+    3: "`prompt` twice",
+    5: "both",
+    6: "neither",
+    7: "not empty",
+    8: "token ids",
+    9: "no row",
+    10: "top_p is 0",
+    11: "`max_tokens`",
+    12: "`stop`",
+    13: "not UTF-8",
+    14: "half a character",
+    15: "NaN",
+    16: "no JSON object",
+    17: "role",
+    18: "context holds 512",
+}
 
 
 @pytest.mark.parametrize("mode", ["--quiet", "--json"])
-def test_bad_rows_are_named_and_the_others_answered(run_chuk: RunChuk, tmp_path: Path, mode: str) -> None:
+def test_bad_rows_are_named_and_the_others_answered(
+    run_chuk: RunChuk, tmp_path: Path, mode: str
+) -> None:
     (tmp_path / "in.jsonl").write_bytes(BAD)
     args = ("infer", *SHORT, "--input", "in.jsonl", "--output", "out.jsonl", mode)
     done = run_chuk(*args)
@@ -121,7 +152,8 @@ def test_bad_rows_are_named_and_the_others_answered(run_chuk: RunChuk, tmp_path:
     assert "text" in found[19]
     told = done.stderr.splitlines()
     assert [found[line]["error"] for line in SAID] == [
-        json.loads(line)["error"]["message"] if mode == "--json" else line.split(": ", 2)[2] for line in told
+        json.loads(line)["error"]["message"] if mode == "--json" else line.split(": ", 2)[2]
+        for line in told
     ]
     before = (tmp_path / "out.jsonl").read_bytes()
     again = run_chuk(*args, "--resume")
@@ -133,7 +165,9 @@ def test_bad_rows_are_named_and_the_others_answered(run_chuk: RunChuk, tmp_path:
 
 def test_stdin_stdout_and_the_summary(run_chuk: RunChuk) -> None:
     rows = lines_of([{"q": "Hello there"}, {"q": "Hi", "ends": "\x85 \u2028 \u2029 é"}])
-    done = run_chuk("infer", *SHORT, "--input", "-", "--output", "-", "--column", "q", "--json", input=rows)
+    done = run_chuk(
+        "infer", *SHORT, "--input", "-", "--output", "-", "--column", "q", "--json", input=rows
+    )
     assert done.returncode == 0
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["input"]["q"] for row in found] == ["Hello there", "Hi"]
@@ -145,7 +179,8 @@ def test_stdin_stdout_and_the_summary(run_chuk: RunChuk) -> None:
 
 def test_progress_is_told_while_nothing_ends(run_chuk: RunChuk) -> None:
     late = (
-        "import chuk_cli.infer.rows as rows; rows._PROGRESS_SECONDS = 0.01; from chuk_cli.__main__ import main; main()"
+        "import chuk_cli.infer.rows as rows; rows._PROGRESS_SECONDS = 0.01; from chuk_cli.__main__"
+        " import main; main()"
     )
     args = ["infer", *SHORT, "--input", "-", "--no-chat"]
     rows = lines_of([{"prompt": "Hi", "max_tokens": 400}])
@@ -162,7 +197,10 @@ def test_progress_is_told_while_nothing_ends(run_chuk: RunChuk) -> None:
 
 
 def test_system_is_for_rows_without_their_own() -> None:
-    rows = [{"prompt": "Hi"}, {"messages": [{"role": "system", "content": "B"}, {"role": "user", "content": "Hi"}]}]
+    rows = [
+        {"prompt": "Hi"},
+        {"messages": [{"role": "system", "content": "B"}, {"role": "user", "content": "Hi"}]},
+    ]
     plain = answered(rows, BatchSettings(SamplingConfig(max_tokens=2)))
     system = answered(rows, BatchSettings(SamplingConfig(max_tokens=2), system="A longer message"))
     assert system[0]["prompt_tokens"] > plain[0]["prompt_tokens"]
@@ -172,13 +210,18 @@ def test_system_is_for_rows_without_their_own() -> None:
 def test_samples_differ_and_are_those_of_a_group() -> None:
     config = SamplingConfig(temperature=1, max_tokens=8, seed=5)
     found = answered([{"prompt": "Hi"}, {"prompt": "Hello"}], BatchSettings(config, samples=3))
-    assert [(row["line"], row["sample"]) for row in found] == [(n, m) for n in (1, 2) for m in range(3)]
+    assert [(row["line"], row["sample"]) for row in found] == [
+        (n, m) for n in (1, 2) for m in range(3)
+    ]
     assert len({row["text"] for row in found[:3]}) == 3
     assert found[0]["text"] == answered([{"prompt": "Hi"}], BatchSettings(config))[0]["text"]
 
 
 def test_a_small_window_and_budget_change_nothing() -> None:
-    rows = [{"prompt": "word " * (n % 5 + 1), "max_tokens": n % 7 + 1, "temperature": n % 2} for n in range(40)]
+    rows = [
+        {"prompt": "word " * (n % 5 + 1), "max_tokens": n % 7 + 1, "temperature": n % 2}
+        for n in range(40)
+    ]
     settings = BatchSettings(SamplingConfig(seed=2))
     assert answered(rows, settings, window=3, token_budget=120) == answered(rows, settings)
 
@@ -188,7 +231,9 @@ def test_logprobs_are_those_of_the_model(temperature: float) -> None:
     config = SamplingConfig(temperature=temperature, max_tokens=6, seed=1)
     (row,) = answered([{"prompt": [5, 6, 7]}], BatchSettings(config, logprobs=3))
     tokens = [entry["token"] for entry in row["logprobs"]]
-    logits = loaded()[0](mx.array([[5, 6, 7, *tokens]]))[0, 2:-1].astype(mx.float32) / (temperature or 1)
+    logits = loaded()[0](mx.array([[5, 6, 7, *tokens]]))[0, 2:-1].astype(mx.float32) / (
+        temperature or 1
+    )
     expected = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
     for place, entry in enumerate(row["logprobs"]):
         assert entry["logprob"] == pytest.approx(expected[place, entry["token"]], abs=1e-4)
@@ -211,11 +256,25 @@ MANY: Rows = [{"prompt": f"Question {n}", "max_tokens": 20 + 13 * (n % 17)} for 
 SAMPLED = ("--temperature", "1", "--samples", "2")
 
 
-def test_a_killed_run_goes_on_without_a_lost_or_doubled_row(run_chuk: RunChuk, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_without_a_lost_or_doubled_row(
+    run_chuk: RunChuk, tmp_path: Path
+) -> None:
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(lines_of(MANY))
-    args = ["infer", *SHORT, *SAMPLED, "--input", str(source), "--output", str(output), "--resume", "--json"]
-    process = subprocess.Popen([sys.executable, "-m", "chuk_cli", *args], env=chuk_environment(), cwd=tmp_path)
+    args = [
+        "infer",
+        *SHORT,
+        *SAMPLED,
+        "--input",
+        str(source),
+        "--output",
+        str(output),
+        "--resume",
+        "--json",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "chuk_cli", *args], env=chuk_environment(), cwd=tmp_path
+    )
     until = time.monotonic() + 100
     while not output.exists() or output.stat().st_size < 20_000:
         assert process.poll() is None
@@ -228,18 +287,35 @@ def test_a_killed_run_goes_on_without_a_lost_or_doubled_row(run_chuk: RunChuk, t
     assert done.returncode == 0, done.stderr
     assert output.read_bytes().startswith(left[: left.rfind(b"\n") + 1])
     found = read(output)
-    assert [(row["line"], row["sample"]) for row in found] == [(n + 1, m) for n in range(300) for m in range(2)]
+    assert [(row["line"], row["sample"]) for row in found] == [
+        (n + 1, m) for n in range(300) for m in range(2)
+    ]
     assert [row["input"] for row in found[::2]] == MANY
-    assert len({row["seed"] - row["line"] for row in found}) == 1  # the seed that was drawn at first goes on
+    assert (
+        len({row["seed"] - row["line"] for row in found}) == 1
+    )  # the seed that was drawn at first goes on
     summary = json.loads(done.stdout)
     assert summary["resumed"] == left.count(b"\n")
     assert summary["resumed"] + summary["answers"] == 600
 
 
 @pytest.mark.parametrize("share", [0.3, 0.55, 0.99])
-def test_an_output_cut_anywhere_becomes_the_same_again(run_chuk: RunChuk, tmp_path: Path, share: float) -> None:
+def test_an_output_cut_anywhere_becomes_the_same_again(
+    run_chuk: RunChuk, tmp_path: Path, share: float
+) -> None:
     (tmp_path / "in.jsonl").write_text(lines_of(MIXED[:3]) + "bad\n" + lines_of(MIXED[3:]))
-    args = ("infer", *SHORT, *SAMPLED, "--seed", "4", "--input", "in.jsonl", "--output", "out.jsonl", "--resume")
+    args = (
+        "infer",
+        *SHORT,
+        *SAMPLED,
+        "--seed",
+        "4",
+        "--input",
+        "in.jsonl",
+        "--output",
+        "out.jsonl",
+        "--resume",
+    )
     assert run_chuk(*args).returncode == 1
     output = tmp_path / "out.jsonl"
     whole = output.read_bytes()

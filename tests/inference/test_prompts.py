@@ -25,7 +25,9 @@ def test_text_is_a_user_s_message_where_there_is_a_template() -> None:
 
 
 def test_a_system_message_comes_first() -> None:
-    assert as_text("Hi", system="Be kind").startswith("<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nHi")
+    assert as_text("Hi", system="Be kind").startswith(
+        "<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nHi"
+    )
 
 
 def test_an_assistant_s_last_message_is_continued() -> None:

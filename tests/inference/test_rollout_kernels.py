@@ -1,4 +1,5 @@
-"""CUDA kernels of decoding against MLX's own operations; without an NVIDIA GPU what surrounds them."""
+"""CUDA kernels of decoding against MLX's own operations; without an NVIDIA GPU what surrounds
+them."""
 
 from __future__ import annotations
 
@@ -57,7 +58,11 @@ def test_what_the_kernels_take() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [SamplingConfig(temperature=0.7), SamplingConfig(temperature=0.9, top_k=20), SamplingConfig(temperature=0.0)],
+    [
+        SamplingConfig(temperature=0.7),
+        SamplingConfig(temperature=0.9, top_k=20),
+        SamplingConfig(temperature=0.0),
+    ],
 )
 def test_a_compiled_choice_is_the_lazy_one(config: SamplingConfig) -> None:
     logits, numbers = normal(5, 1000, dtype=mx.float32), mx.array([0.0, 0.2, 0.5, 0.9, 0.999])
@@ -83,7 +88,10 @@ def test_products(rows: int) -> None:
 
 def adapted(outputs: int, inputs: int, rank: int) -> Linear:
     """A layer with an adapter that changes its output by about as much as it is."""
-    factors = (normal(inputs, rank, dtype=mx.float32) / 8, normal(rank, outputs, dtype=mx.float32) / rank)
+    factors = (
+        normal(inputs, rank, dtype=mx.float32) / 8,
+        normal(rank, outputs, dtype=mx.float32) / rank,
+    )
     return Linear(normal(outputs, inputs), None, (*factors, 1.5) if rank else None)
 
 
@@ -91,7 +99,11 @@ def with_adapter(layer: Linear, x: mx.array) -> mx.array:
     """What the layer makes of x, in float32."""
     x, weight = x.astype(mx.float32), layer.weight.astype(mx.float32)
     made = x @ weight.T
-    return made if layer.adapter is None else made + ((x @ layer.adapter[0]) @ layer.adapter[1]) * layer.adapter[2]
+    return (
+        made
+        if layer.adapter is None
+        else made + ((x @ layer.adapter[0]) @ layer.adapter[1]) * layer.adapter[2]
+    )
 
 
 @pytest.mark.parametrize("ranks", [(8, 8, 8), (3, 0, 20), (64, 64, 64), (0, 5, 0)])
@@ -102,7 +114,9 @@ def test_adapters_side_by_side_are_what_each_adds(ranks: tuple[int, ...]) -> Non
     assert low.ups.shape[1] % 8 == 0
     assert low.ups.shape[1] >= max(ranks)
     x = normal(5, 96, dtype=mx.float32)
-    want = mx.concatenate([with_adapter(layer, x) - x @ layer.weight.T.astype(mx.float32) for layer in layers], axis=1)
+    want = mx.concatenate(
+        [with_adapter(layer, x) - x @ layer.weight.T.astype(mx.float32) for layer in layers], axis=1
+    )
     assert close((x @ low.downs.T * low.scales) @ low.apart((64, 32, 16)).T, want, 1e-2)
     assert low_rank([adapted(64, 96, 0)]) is None
 
@@ -113,20 +127,24 @@ def test_a_group_is_its_layers_side_by_side(biased: bool, rank: int) -> None:
     kind = mx.float32
     layers = [adapted(width, 96, rank) for width in (64, 32, 16)]
     layers = [
-        Linear(layer.weight.astype(kind), normal(len(layer.weight), dtype=kind), layer.adapter) for layer in layers
+        Linear(layer.weight.astype(kind), normal(len(layer.weight), dtype=kind), layer.adapter)
+        for layer in layers
     ]
     if not biased:
         layers = [Linear(layer.weight, None, layer.adapter) for layer in layers]
     x, plus = normal(5, 96, dtype=kind), normal(5, 112, dtype=kind)
     want = plus + mx.concatenate(
-        [with_adapter(layer, x) + (0 if layer.bias is None else layer.bias) for layer in layers], axis=1
+        [with_adapter(layer, x) + (0 if layer.bias is None else layer.bias) for layer in layers],
+        axis=1,
     )
     group = LayerGroup(layers)
     assert close(group(x) + plus, want, 1e-5)
     group.join()
     assert close(group(x) + plus, want, 1e-5)
     halves = [Linear(la.weight.astype(mx.bfloat16), None, la.adapter) for la in layers]
-    LayerGroup(halves).join()  # what is made of bfloat16 layers runs on a GPU only; making it must not fail
+    LayerGroup(
+        halves
+    ).join()  # what is made of bfloat16 layers runs on a GPU only; making it must not fail
 
 
 @needs_gpu
@@ -157,7 +175,10 @@ def test_products_with_adapters(rows: int, ranks: tuple[int, ...], joined: bool)
 def test_draws(dtype: mx.Dtype, vocabulary: int) -> None:
     logits, config = normal(16, vocabulary, dtype=dtype) * 2, SamplingConfig(temperature=0.8)
     numbers = mx.array(np.random.default_rng(0).random(16).astype(np.float32))
-    (tokens, logps), (want, _) = cuda.draw(logits, numbers, 0.8), choose_lazily(logits, config, numbers)
+    (tokens, logps), (want, _) = (
+        cuda.draw(logits, numbers, 0.8),
+        choose_lazily(logits, config, numbers),
+    )
     assert (np.abs(np.array(tokens) - np.array(want)) <= 1).all()
     scaled = logits.astype(mx.float32) / 0.8
     own = mx.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0] - mx.logsumexp(scaled, axis=-1)
@@ -170,16 +191,26 @@ def test_draws(dtype: mx.Dtype, vocabulary: int) -> None:
 @pytest.mark.parametrize("rank", [0, 8])
 def test_steps_over_rows_of_several_lengths(family: str, rows: int, rank: int) -> None:
     wide = {"head_dim": 64, "hidden_size": 256, "intermediate_size": 512, "rope_theta": 1e4}
-    model = tiny.__wrapped__(family, **wide, max_position_embeddings=512, vocab_size=97 if family == "llama" else 112)
-    model.update(tree_map(lambda leaf: leaf * (1 + 0.3 * mx.random.normal(leaf.shape)), model.parameters()))
+    model = tiny.__wrapped__(
+        family, **wide, max_position_embeddings=512, vocab_size=97 if family == "llama" else 112
+    )
+    model.update(
+        tree_map(lambda leaf: leaf * (1 + 0.3 * mx.random.normal(leaf.shape)), model.parameters())
+    )
     model.set_dtype(mx.bfloat16)
     if rank:
-        linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and "layers" in path]
+        linears = [
+            path
+            for path, module in model.named_modules()
+            if isinstance(module, nn.Linear) and "layers" in path
+        ]
         add_adapters(model, dict.fromkeys(linears, AdapterSpec(rank, 2.0)))
         model.update(tree_map(lambda leaf: leaf + 0.02, model.trainable_parameters()))
     parts = read_llama(model)
     assert parts is not None
-    asked = [np.random.default_rng(row).integers(1, 90, 3 + row % 9).tolist() for row in range(rows)]
+    asked = [
+        np.random.default_rng(row).integers(1, 90, 3 + row % 9).tolist() for row in range(rows)
+    ]
     store, forward = PlainStore(model, 4), KernelForward(parts)
     store.admit(store.prefill(asked), [1] * rows)
     for step in range(3):

@@ -1,4 +1,5 @@
-"""Rollouts: exact ids and log-probs, the same whatever runs beside a row, for every kind of cache."""
+"""Rollouts: exact ids and log-probs, the same whatever runs beside a row, for every kind of
+cache."""
 
 from __future__ import annotations
 
@@ -38,12 +39,18 @@ def ids_of(found: list[Rollout]) -> list[list[int]]:
     return [rollout.ids.tolist() for rollout in found]
 
 
-def largest_error(model: Any, asked: list[list[int]], found: list[Rollout], temperature: float) -> float:
-    """Largest difference of the log-probs from those of a fresh forward pass over prompt and completion."""
+def largest_error(
+    model: Any, asked: list[list[int]], found: list[Rollout], temperature: float
+) -> float:
+    """Largest difference of the log-probs from those of a fresh forward pass over prompt and
+    completion."""
     worst = 0.0
     for rollout in found:
         prompt = asked[rollout.prompt]
-        logits = model(mx.array([[*prompt, *rollout.ids.tolist()]]))[0, len(prompt) - 1 : -1] / temperature
+        logits = (
+            model(mx.array([[*prompt, *rollout.ids.tolist()]]))[0, len(prompt) - 1 : -1]
+            / temperature
+        )
         logps = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         at_ids = np.array(logps)[np.arange(len(rollout.ids)), rollout.ids]
         worst = max(worst, float(np.abs(at_ids - rollout.logps).max()))
@@ -64,7 +71,9 @@ def test_logps_are_those_of_a_fresh_forward(name: str, decode: Any) -> None:
     model, tokenizer = loaded(name)
     config = SamplingConfig(max_tokens=12, temperature=1.3, seed=5, top_k=40, min_p=0.001)
     found = rollouts(model, tokenizer, prompts(name), config, group_size=3, decode=decode)
-    assert [(r.prompt, r.member) for r in found] == [(p, m) for p in range(len(prompts(name))) for m in range(3)]
+    assert [(r.prompt, r.member) for r in found] == [
+        (p, m) for p in range(len(prompts(name))) for m in range(3)
+    ]
     assert found[0].ids.dtype == np.int32
     assert found[0].logps.dtype == np.float32
     assert largest_error(model, prompts(name), found, 1.3) < 1e-5
@@ -74,9 +83,13 @@ def test_logps_are_those_of_a_fresh_forward(name: str, decode: Any) -> None:
 def test_every_kind_of_cache_gives_a_row_what_it_gets_alone(family: str) -> None:
     model, tokenizer = tiny(family), loaded()[1]
     together = rollouts(model, tokenizer, MIXED, WARM, group_size=3)
-    assert largest_error(model, MIXED, together, 1.3) < 1e-4  # recurrent layers sum a prompt in chunks
+    assert (
+        largest_error(model, MIXED, together, 1.3) < 1e-4
+    )  # recurrent layers sum a prompt in chunks
     for budget in (100, 1):
-        assert ids_of(rollouts(model, tokenizer, MIXED, WARM, group_size=3, token_budget=budget)) == ids_of(together)
+        assert ids_of(
+            rollouts(model, tokenizer, MIXED, WARM, group_size=3, token_budget=budget)
+        ) == ids_of(together)
     for prompt in range(len(MIXED)):
         alone = rollouts(model, tokenizer, [MIXED[prompt]], WARM, numbers=[prompt])
         assert ids_of(alone)[0] == ids_of(together)[3 * prompt]
@@ -84,9 +97,15 @@ def test_every_kind_of_cache_gives_a_row_what_it_gets_alone(family: str) -> None
 
 @pytest.mark.parametrize(
     ("family", "store"),
-    [("llama", PlainStore), ("gpt2", PlainStore), ("gemma3_text", MergedStore), ("mamba2", MergedStore),
-     ("qwen3_next", MergedStore), ("gemma2", LockstepStore)],
-)  # fmt: skip
+    [
+        ("llama", PlainStore),
+        ("gpt2", PlainStore),
+        ("gemma3_text", MergedStore),
+        ("mamba2", MergedStore),
+        ("qwen3_next", MergedStore),
+        ("gemma2", LockstepStore),
+    ],
+)
 def test_each_model_gets_the_store_that_fits(family: str, store: type) -> None:
     assert type(new_store(tiny(family), 8)) is store
 
@@ -102,7 +121,9 @@ def test_a_quantized_cache_is_used_when_asked_for() -> None:
 @pytest.mark.parametrize("decode", ["auto", "plain", "window", "layers", "kernels"])
 def test_adapters_are_used(decode: Any) -> None:
     tokenizer = loaded()[1]
-    adapted, _ = load_model(LLAMA, adapter=PARITY / "models" / "llama-tiny-lora-adapter", local_only=True)
+    adapted, _ = load_model(
+        LLAMA, adapter=PARITY / "models" / "llama-tiny-lora-adapter", local_only=True
+    )
     found = rollouts(adapted, tokenizer, prompts(), WARM, group_size=2, decode=decode)
     assert largest_error(adapted, prompts(), found, 1.3) < 1e-5
     assert largest_error(loaded()[0], prompts(), found, 1.3) > 1e-2
@@ -115,7 +136,13 @@ def test_a_step_sent_off_ahead_gives_the_same(
 ) -> None:
     model, tokenizer = loaded("qwen3-tiny")
     config = SamplingConfig(
-        max_tokens=12, temperature=temperature, top_k=30, top_p=0.9, min_p=0.01, repetition_penalty=penalty, seed=3
+        max_tokens=12,
+        temperature=temperature,
+        top_k=30,
+        top_p=0.9,
+        min_p=0.01,
+        repetition_penalty=penalty,
+        seed=3,
     )
     want = rollouts(model, tokenizer, MIXED, config, group_size=3)
     for module in ("engine", "forwards"):
@@ -123,7 +150,9 @@ def test_a_step_sent_off_ahead_gives_the_same(
     for decode, most_runs in (("auto", 8), ("auto", 1), ("plain", 8)):
         monkeypatch.setattr("chuk_lib.inference.decoder.forwards.MOST_RUNS", most_runs)
         for budget in (None, 200):
-            got = rollouts(model, tokenizer, MIXED, config, group_size=3, token_budget=budget, decode=decode)
+            got = rollouts(
+                model, tokenizer, MIXED, config, group_size=3, token_budget=budget, decode=decode
+            )
             assert ids_of(got) == ids_of(want)
             np.testing.assert_allclose(got[4].logps, want[4].logps, atol=1e-5)
 
@@ -135,7 +164,10 @@ def test_numbers_members_and_seeds_choose_what_is_drawn() -> None:
     assert len({tuple(ids) for ids in first}) == 16
     again = rollouts(model, tokenizer, same, WARM, group_size=8, numbers=[1, 0])
     assert ids_of(again) == [*first[8:], *first[:8]]
-    assert ids_of(rollouts(model, tokenizer, same, WARM, group_size=3)) == [*first[:3], *first[8:11]]
+    assert ids_of(rollouts(model, tokenizer, same, WARM, group_size=3)) == [
+        *first[:3],
+        *first[8:11],
+    ]
     other = SamplingConfig(max_tokens=12, temperature=1.3, seed=6)
     assert ids_of(rollouts(model, tokenizer, same, other, group_size=8)) != first
 
@@ -176,10 +208,17 @@ def test_stop_texts_end_a_row_with_the_token_that_completes_one() -> None:
     free = rollouts(model, tokenizer, prompts(), config, group_size=2)
     stops = [free[0].text[9:11], free[3].text[4:5]]
     cut = rollouts(
-        model, tokenizer, prompts(), SamplingConfig(max_tokens=30, temperature=1.0, seed=4, stop=stops), group_size=2
+        model,
+        tokenizer,
+        prompts(),
+        SamplingConfig(max_tokens=30, temperature=1.0, seed=4, stop=stops),
+        group_size=2,
     )
     for whole, part in zip(free, cut, strict=True):
-        texts = [tokenizer.decode(whole.ids[:n].tolist(), skip_special_tokens=True) for n in range(len(whole.ids) + 1)]
+        texts = [
+            tokenizer.decode(whole.ids[:n].tolist(), skip_special_tokens=True)
+            for n in range(len(whole.ids) + 1)
+        ]
         ends = [n for n, text in enumerate(texts) if any(stop in text for stop in stops)]
         assert part.ids.tolist() == whole.ids[: ends[0] if ends else None].tolist()
         assert part.reason == ("stop" if ends else whole.reason)
@@ -191,7 +230,9 @@ def test_stop_texts_end_a_row_with_the_token_that_completes_one() -> None:
 def test_samples_follow_the_filtered_distribution() -> None:
     model, tokenizer = loaded()
     config = SamplingConfig(max_tokens=1, temperature=0.9, top_k=20, top_p=0.9, min_p=0.01, seed=2)
-    drawn = [int(r.ids[0]) for r in rollouts(model, tokenizer, [prompts()[0]], config, group_size=3000)]
+    drawn = [
+        int(r.ids[0]) for r in rollouts(model, tokenizer, [prompts()[0]], config, group_size=3000)
+    ]
     from chuk_lib.inference.decoder.sampling import filtered_logps
 
     expected = np.exp(np.array(filtered_logps(model(mx.array([prompts()[0]]))[:, -1], config)))[0]
@@ -206,7 +247,13 @@ def test_samples_follow_the_filtered_distribution() -> None:
 def peak_of(budget: int, group_size: int = 4) -> int:
     model, tokenizer = loaded()
     with Decoder(model, tokenizer, token_budget=budget) as decoder:
-        decoder.submit([Request(ids, WARM, at, m) for at, ids in enumerate(prompts()) for m in range(group_size)])
+        decoder.submit(
+            [
+                Request(ids, WARM, at, m)
+                for at, ids in enumerate(prompts())
+                for m in range(group_size)
+            ]
+        )
         decoder.run()
     return decoder.peak_rows
 
@@ -225,7 +272,9 @@ def test_the_budget_bounds_the_rows() -> None:
 
 def test_the_default_budget_comes_from_the_model() -> None:
     model = tiny("llama")
-    assert token_bytes(model) == 2 * 2 * 2 * 16 * 4  # layers, keys and values, heads, width, float32
+    assert (
+        token_bytes(model) == 2 * 2 * 2 * 16 * 4
+    )  # layers, keys and values, heads, width, float32
     assert default_token_budget(model) * token_bytes(model) > 1 << 26
     assert token_bytes(tiny("mamba2")) > 0
 
@@ -239,7 +288,9 @@ def test_nothing_is_held_when_the_last_row_has_ended(decode: Any) -> None:
     gc.disable()
     try:
         rollouts(model, tokenizer, prompts(), WARM, group_size=8, decode=decode)
-        assert mx.get_active_memory() - before < 8 * len(prompts()) * token_bytes(model)  # less than a column
+        assert mx.get_active_memory() - before < 8 * len(prompts()) * token_bytes(
+            model
+        )  # less than a column
     finally:
         gc.enable()
 
@@ -254,7 +305,9 @@ def test_a_gpu_s_memory_decides_how_many_rows_decode_together(
     monkeypatch.setattr(rollout_budget, "on_cpu", lambda: False)
     monkeypatch.setattr(rollout_budget, "token_bytes", lambda model: cost)
     as_if_on(monkeypatch, backend, known)
-    assert default_token_budget(model) * cost == pytest.approx(0.5 * ((free << 30) - 0.1 * total), rel=1e-3)
+    assert default_token_budget(model) * cost == pytest.approx(
+        0.5 * ((free << 30) - 0.1 * total), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize(("backend", "known"), [("cuda", CUDA), ("metal", METAL)])
@@ -263,7 +316,9 @@ def test_a_gpu_joins_weights_when_copies_are_a_small_part_of_its_memory(
 ) -> None:
     parts = read_llama(tiny("llama"))
     assert parts is not None
-    size = sum(b.q.weight.nbytes + 2 * b.k.weight.nbytes + 2 * b.gate.weight.nbytes for b in parts.blocks)
+    size = sum(
+        b.q.weight.nbytes + 2 * b.k.weight.nbytes + 2 * b.gate.weight.nbytes for b in parts.blocks
+    )
     as_if_on(monkeypatch, backend, known)
     assert may_join(parts)
     as_if_on(monkeypatch, "cuda", {"total_memory": 19 * size, "free_memory": 19 * size})
@@ -273,7 +328,9 @@ def test_a_gpu_joins_weights_when_copies_are_a_small_part_of_its_memory(
 def test_completions_are_told_as_they_end() -> None:
     model, tokenizer = loaded()
     told: list[Rollout] = []
-    found = rollouts(model, tokenizer, prompts(), WARM, group_size=2, token_budget=200, on_finish=told.append)
+    found = rollouts(
+        model, tokenizer, prompts(), WARM, group_size=2, token_budget=200, on_finish=told.append
+    )
     assert sorted(map(id, told)) == sorted(map(id, found))
 
 

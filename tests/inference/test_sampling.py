@@ -26,17 +26,25 @@ def seen_tokens() -> mx.array:
 
 
 def probabilities(logits: mx.array, **options: Any) -> np.ndarray:
-    return np.exp(np.array(filtered_logps(logits, SamplingConfig(**{"temperature": 1.0, **options}), seen_tokens())))
+    return np.exp(
+        np.array(
+            filtered_logps(logits, SamplingConfig(**{"temperature": 1.0, **options}), seen_tokens())
+        )
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_distributions_are_those_of_transformers(case: str) -> None:
-    np.testing.assert_allclose(probabilities(LOGITS, **CASES[case]["config"]), CASES[case]["probs"], atol=1e-6)
+    np.testing.assert_allclose(
+        probabilities(LOGITS, **CASES[case]["config"]), CASES[case]["probs"], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
 def test_it_is_a_distribution_in_float32(dtype: mx.Dtype) -> None:
-    logps = filtered_logps(LOGITS.astype(dtype), SamplingConfig(temperature=0.7, top_p=0.9, top_k=8, min_p=0.01))
+    logps = filtered_logps(
+        LOGITS.astype(dtype), SamplingConfig(temperature=0.7, top_p=0.9, top_k=8, min_p=0.01)
+    )
     assert logps.dtype == mx.float32
     np.testing.assert_allclose(mx.exp(logps).sum(axis=-1), np.ones(len(LOGITS)), atol=1e-6)
 
@@ -72,15 +80,28 @@ def test_the_likeliest_token_always_stays() -> None:
 
 def test_filters_that_keep_everything_change_nothing() -> None:
     size = LOGITS.shape[-1]
-    assert np.array_equal(probabilities(LOGITS, top_k=size + 5, top_p=1.0, min_p=0.0), probabilities(LOGITS))
+    assert np.array_equal(
+        probabilities(LOGITS, top_k=size + 5, top_p=1.0, min_p=0.0), probabilities(LOGITS)
+    )
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0}, {"top_p": 1.5},
-     {"top_k": -1}, {"min_p": 2}, {"repetition_penalty": 0}, {"max_tokens": 0}, {"stop": "x"}, {"stop": [""]}],
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"min_p": 2},
+        {"repetition_penalty": 0},
+        {"max_tokens": 0},
+        {"stop": "x"},
+        {"stop": [""]},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_wrong_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         SamplingConfig(**wrong)

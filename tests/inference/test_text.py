@@ -9,7 +9,14 @@ import pytest
 from chuk_lib.inference.text import UNKNOWN, StopText, TextStream, decode
 from tests.inference.generation_models import loaded
 
-TEXTS = ["plain words, and more", "naïve café", "日本語のテキスト", "mixed 👩‍👩‍👧 emoji 🎉!", " spaces  kept \n\n ", ""]
+TEXTS = [
+    "plain words, and more",
+    "naïve café",
+    "日本語のテキスト",
+    "mixed 👩‍👩‍👧 emoji 🎉!",
+    " spaces  kept \n\n ",
+    "",
+]
 
 
 def pieces_of(tokens: list[int]) -> list[str]:
@@ -51,7 +58,10 @@ def test_a_stop_text_ends_and_is_not_shown() -> None:
 
 
 def test_no_part_of_a_stop_text_leaks() -> None:
-    assert stopped(list("ab<end>cd"), ["<end>"]) == (["a", "b", "", "", "", "", "", "", "", ""], True)
+    assert stopped(list("ab<end>cd"), ["<end>"]) == (
+        ["a", "b", "", "", "", "", "", "", "", ""],
+        True,
+    )
 
 
 def test_what_only_began_like_a_stop_text_comes_late() -> None:

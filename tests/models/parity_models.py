@@ -19,13 +19,21 @@ COMMITTED = TESTS / "fixtures" / "parity"
 def parity_folder() -> Path:
     """A folder named by CHUK_PARITY, else the committed one."""
     places = [Path(os.environ.get("CHUK_PARITY", ""))]
-    return next((place for place in places if (place / "models" / "llama-tiny").is_dir()), COMMITTED)
+    return next(
+        (place for place in places if (place / "models" / "llama-tiny").is_dir()), COMMITTED
+    )
 
 
 PARITY = parity_folder()
 LLAMA = PARITY / "models" / "llama-tiny"
 PEFT_ADAPTER = PARITY / "models" / "llama-tiny-lora-adapter"
-MODELS = sorted({name.split("/")[0] for name in np.load(PARITY / "expected" / "model_logits.npz").files if "/" in name})
+MODELS = sorted(
+    {
+        name.split("/")[0]
+        for name in np.load(PARITY / "expected" / "model_logits.npz").files
+        if "/" in name
+    }
+)
 IDS = mx.array([[5, 90, 17, 200, 33, 61, 8, 2, 300, 44], [12, 13, 14, 150, 160, 7, 99, 98, 97, 4]])
 
 
@@ -41,7 +49,9 @@ def writable_copy(model: str, folder: Path) -> Path:
 def edit_json(path: Path, **changes: Any) -> None:
     """Change keys of a JSON file; a value of None removes the key."""
     content = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    path.write_text(
+        json.dumps({name: value for name, value in content.items() if value is not None})
+    )
 
 
 def logits(model: Any, ids: mx.array = IDS) -> np.ndarray:

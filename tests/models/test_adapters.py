@@ -1,4 +1,5 @@
-"""Adapter and model folders: what we write others read, what others write we read, all bit for bit."""
+"""Adapter and model folders: what we write others read, what others write we read, all bit for
+bit."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ CONFIGS = {
     "head only": LoRAConfig(rank=2, targets=("lm_head",)),
     "embedding": LoRAConfig(rank=2, targets=("embed_tokens",)),
     "one path": LoRAConfig(rank=2, targets=("model.layers.0.self_attn.q_proj",)),
-    "two paths": LoRAConfig(rank=2, targets=("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj")),
+    "two paths": LoRAConfig(
+        rank=2, targets=("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj")
+    ),
 }
 
 
@@ -56,7 +59,9 @@ def trained(lora: LoRAConfig, base: Path = LLAMA, **load: Any) -> tuple[Any, Any
 def test_peft_adapter_gives_the_logits_of_torch() -> None:
     expected = np.load(PARITY / "expected" / "lora_adapter_logits.npz")
     model, _ = load_model(PEFT_ADAPTER)
-    np.testing.assert_allclose(logits(model, mx.array(expected["input_ids"])), expected["logits"], atol=1e-4)
+    np.testing.assert_allclose(
+        logits(model, mx.array(expected["input_ids"])), expected["logits"], atol=1e-4
+    )
     assert len(adapters_of(model)) == 6
     lora = provenance_of(model).lora
     assert lora is not None
@@ -80,7 +85,10 @@ def test_adapter_folder_comes_back_exactly_here_and_in_mlx_lm(name: str, tmp_pat
 def test_adapter_folder_holds_adapters_only(tmp_path: Path) -> None:
     model, tokenizer = trained(LoRAConfig(rank=2))
     save_pretrained(model, tokenizer, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapters.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "adapter_config.json",
+        "adapters.safetensors",
+    ]
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     keys = ["self_attn.q_proj", "self_attn.v_proj"]
     assert config["lora_parameters"] == {"rank": 2, "scale": 8.0, "dropout": 0.0, "keys": keys}
@@ -121,13 +129,17 @@ def test_peft_form_has_pefts_names_and_shapes(tmp_path: Path) -> None:
         for folder in (tmp_path, PEFT_ADAPTER)
     )
     assert ours == theirs
-    saved, original = (mx.load(str(f / "adapter_model.safetensors")) for f in (tmp_path, PEFT_ADAPTER))
+    saved, original = (
+        mx.load(str(f / "adapter_model.safetensors")) for f in (tmp_path, PEFT_ADAPTER)
+    )
     assert all(mx.array_equal(saved[name], original[name]) for name in original)
 
 
 def test_adapter_that_does_not_fit_is_named(tmp_path: Path) -> None:
     qwen2 = PARITY / "models" / "qwen2-tiny"
-    with pytest.raises(ModelError, match=r"`\S*0.self_attn.v_proj.lora_b` is \[4, 32\], the model needs \[4, 64\]"):
+    with pytest.raises(
+        ModelError, match=r"`\S*0.self_attn.v_proj.lora_b` is \[4, 32\], the model needs \[4, 64\]"
+    ):
         load_model(qwen2, adapter=PEFT_ADAPTER)
     model, tokenizer = trained(LoRAConfig(targets=("lm_head",)))
     save_pretrained(model, tokenizer, tmp_path)
@@ -151,7 +163,9 @@ def test_damaged_adapters_are_named(tmp_path: Path) -> None:
     tensors = mx.load(str(weights))
     tensors.pop("model.layers.0.self_attn.q_proj.lora_b")
     mx.save_safetensors(str(weights), tensors)
-    with pytest.raises(ModelError, match=r"`model.layers.0.self_attn.q_proj` needs lora_a and lora_b"):
+    with pytest.raises(
+        ModelError, match=r"`model.layers.0.self_attn.q_proj` needs lora_a and lora_b"
+    ):
         load_model(tmp_path)
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(ModelError, match="cut short"):
@@ -167,7 +181,10 @@ def test_saved_model_has_the_original_names_shapes_and_numbers(name: str, tmp_pa
     model, tokenizer = load_model(source)
     save_pretrained(model, tokenizer, tmp_path)
     ours, theirs = (
-        {tensor.name: (tensor.shape, tensor.dtype) for tensor in read_headers(folder / "model.safetensors")}
+        {
+            tensor.name: (tensor.shape, tensor.dtype)
+            for tensor in read_headers(folder / "model.safetensors")
+        }
         for folder in (tmp_path, source)
     )
     assert ours == theirs
@@ -188,7 +205,12 @@ def test_saved_config_has_both_rope_forms_and_the_dtype_saved(tmp_path: Path) ->
     assert config["dtype"] == "bfloat16"
     assert {tensor.dtype for tensor in read_headers(tmp_path / "model.safetensors")} == {"BF16"}
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= names
+    assert {
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    } <= names
 
 
 def test_saved_model_loads_in_transformers_config_and_mlx_lm(tmp_path: Path) -> None:
@@ -204,22 +226,34 @@ def test_saved_model_loads_in_transformers_config_and_mlx_lm(tmp_path: Path) -> 
     assert AutoConfig.from_pretrained(tmp_path).rope_parameters["rope_theta"] == 10000.0
 
 
-def test_large_models_are_written_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_models_are_written_in_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from chuk_lib.models import writing
 
     monkeypatch.setattr(writing, "SHARD_BYTES", 200_000)
     model, tokenizer = load_model(LLAMA)
     save_pretrained(model, tokenizer, tmp_path)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert set(index["weight_map"].values()) == {path.name for path in tmp_path.glob("model-*.safetensors")}
-    assert index["metadata"]["total_size"] == sum(value.nbytes for value in parameters(model).values())
+    assert set(index["weight_map"].values()) == {
+        path.name for path in tmp_path.glob("model-*.safetensors")
+    }
+    assert index["metadata"]["total_size"] == sum(
+        value.nbytes for value in parameters(model).values()
+    )
     np.testing.assert_array_equal(logits(load_model(tmp_path)[0]), logits(model))
 
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2, use_dora=True)])
-def test_trained_weights_come_back_into_a_fresh_model(lora: LoRAConfig | None, tmp_path: Path) -> None:
+def test_trained_weights_come_back_into_a_fresh_model(
+    lora: LoRAConfig | None, tmp_path: Path
+) -> None:
     model, tokenizer = load_model(LLAMA, lora)
-    changed = {name: value * 1.1 for name, value in parameters(model).items() if lora is None or "lora" in name}
+    changed = {
+        name: value * 1.1
+        for name, value in parameters(model).items()
+        if lora is None or "lora" in name
+    }
     model.load_weights(list(changed.items()), strict=False)
     save_pretrained(model, tokenizer, tmp_path)
     fresh, _ = load_model(LLAMA, lora, seed=9)
@@ -239,7 +273,11 @@ def test_trained_weights_of_another_kind_or_shape_are_refused(tmp_path: Path) ->
         load_trained_weights(model, full)
     with pytest.raises(ModelError, match="no full weights, but the model has no adapters"):
         load_trained_weights(plain, adapted)
-    with pytest.raises(ModelError, match=r"`\S*0.self_attn.q_proj.lora_a` is \[64, 2\], the model needs \[64, 4\]"):
+    with pytest.raises(
+        ModelError, match=r"`\S*0.self_attn.q_proj.lora_a` is \[64, 2\], the model needs \[64, 4\]"
+    ):
         load_trained_weights(load_model(LLAMA, LoRAConfig(rank=4))[0], adapted)
-    with pytest.raises(ModelError, match=r"do not fit the model: `\S*0.self_attn.k_proj.bias` and 5 more missing"):
+    with pytest.raises(
+        ModelError, match=r"do not fit the model: `\S*0.self_attn.k_proj.bias` and 5 more missing"
+    ):
         load_trained_weights(load_model(PARITY / "models" / "qwen2-tiny")[0], full)

@@ -1,8 +1,9 @@
-"""Every switch of every family against transformers: windows, activations, biases, positions, norms, caps, scales.
+"""Every switch of every family against transformers: windows, activations, biases, positions,
+norms, caps, scales.
 
-The cases are random configurations with the logits that transformers computed (tests/fixtures/architectures, the
-generator beside them). Weights are drawn here as they were there.
-"""
+The cases are random configurations with the logits that transformers computed
+(tests/fixtures/architectures, the generator beside them). Weights are drawn here as they were
+there."""
 
 from __future__ import annotations
 
@@ -46,7 +47,10 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
     def make(name: str) -> Path:
         case, folder = CASES[name], tmp_path_factory.mktemp(name)
         (folder / "config.json").write_text(json.dumps(case["config"]), encoding="utf-8")
-        tensors = {key: mx.array(weight(key, tuple(shape), case["seed"])) for key, shape in case["tensors"].items()}
+        tensors = {
+            key: mx.array(weight(key, tuple(shape), case["seed"]))
+            for key, shape in case["tensors"].items()
+        }
         mx.save_safetensors(str(folder / "model.safetensors"), tensors, metadata={"format": "pt"})
         for path in Path(ready).glob("token*"):
             (folder / path.name).write_bytes(path.read_bytes())
@@ -62,7 +66,8 @@ def long_context(name: str) -> int | None:
 
 
 def in_steps(model: Any, ids: mx.array, first: int) -> np.ndarray:
-    """Logits (T, V) of a prefill of `first` tokens and then one at a time, over the model's own caches."""
+    """Logits (T, V) of a prefill of `first` tokens and then one at a time, over the model's own
+    caches."""
     cache = model.make_cache()
     found = [model(ids[None, :first], cache=cache)[0]]
     found += [model(ids[None, at : at + 1], cache=cache)[0] for at in range(first, len(ids))]
@@ -70,7 +75,9 @@ def in_steps(model: Any, ids: mx.array, first: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_are_those_of_transformers(name: str, logits: dict[str, np.ndarray], folder_of: Make) -> None:
+def test_logits_are_those_of_transformers(
+    name: str, logits: dict[str, np.ndarray], folder_of: Make
+) -> None:
     model, _ = load_model(folder_of(name))
     ids, want = mx.array(CASES[name]["ids"]), logits[name]
     kept = len(want)
@@ -82,7 +89,9 @@ def test_logits_are_those_of_transformers(name: str, logits: dict[str, np.ndarra
         np.testing.assert_allclose(in_steps(model, ids, 30)[-kept:], want, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(in_steps(model, ids, 3)[-kept:], want, rtol=1e-4, atol=1e-4)
     elif original < len(ids):
-        np.testing.assert_allclose(in_steps(model, ids, original + 2)[-kept:], want, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            in_steps(model, ids, original + 2)[-kept:], want, rtol=1e-4, atol=1e-4
+        )
         with pytest.raises(ModelError, match=f"grows beyond {original} tokens"):
             in_steps(model, ids, original - 2)
 
@@ -112,8 +121,11 @@ def test_chuk_s_own_equals_mlx_lm_s_where_that_is_right(name: str, folder_of: Ma
         np.testing.assert_allclose(np.array(own(ids)), np.array(theirs(ids)), atol=1e-4)
 
 
-def test_the_cases_have_what_mlx_lm_gets_wrong(logits: dict[str, np.ndarray], folder_of: Make) -> None:
-    """Without this the table could say "wrong" for nothing, and the cases could hold nothing that differs."""
+def test_the_cases_have_what_mlx_lm_gets_wrong(
+    logits: dict[str, np.ndarray], folder_of: Make
+) -> None:
+    """Without this the table could say "wrong" for nothing, and the cases could hold nothing that
+    differs."""
     off = {}
     for name, case in CASES.items():
         if why_own(flatten_rope(case["config"])) is None:
@@ -126,13 +138,25 @@ def test_the_cases_have_what_mlx_lm_gets_wrong(logits: dict[str, np.ndarray], fo
         found = np.array(model(mx.array([case["ids"]]))[0])[-len(want) :]
         off[name] = float(np.abs(found - want).max())
     assert {name.rpartition("-")[0] for name, gap in off.items() if gap > 2e-3} >= {
-        "llama", "mistral", "qwen2", "qwen3", "starcoder2", "phi3", "gemma2",
-    }  # fmt: skip
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "starcoder2",
+        "phi3",
+        "gemma2",
+    }
 
 
-@pytest.mark.parametrize("name", ["mistral-0", "qwen2-0", "gemma2-0", "gemma3_text-0", "starcoder2-0", "phi3-0"])
-def test_rollouts_saving_and_adapters_work_on_it(name: str, folder_of: Make, tmp_path: Path) -> None:
-    model, tokenizer = load_model(folder_of(name), LoRAConfig(rank=2, targets=["all-linear"]), implementation="chuk")
+@pytest.mark.parametrize(
+    "name", ["mistral-0", "qwen2-0", "gemma2-0", "gemma3_text-0", "starcoder2-0", "phi3-0"]
+)
+def test_rollouts_saving_and_adapters_work_on_it(
+    name: str, folder_of: Make, tmp_path: Path
+) -> None:
+    model, tokenizer = load_model(
+        folder_of(name), LoRAConfig(rank=2, targets=["all-linear"]), implementation="chuk"
+    )
     prompts = [CASES[name]["ids"][:9], CASES[name]["ids"][:18]]
     greedy = SamplingConfig(temperature=0.0, max_tokens=12)
     written = rollouts(model, tokenizer, prompts, greedy, group_size=2)
@@ -152,7 +176,9 @@ def test_rollouts_saving_and_adapters_work_on_it(name: str, folder_of: Make, tmp
     assert mx.array_equal(again(ids), plain(ids))
 
 
-def test_an_implementation_that_is_not_there_is_refused(folder_of: Make, tiny_model_dir: Path) -> None:
+def test_an_implementation_that_is_not_there_is_refused(
+    folder_of: Make, tiny_model_dir: Path
+) -> None:
     with pytest.raises(ConfigError, match="implementation"):
         load_model(tiny_model_dir, implementation="torch")  # type: ignore[arg-type]
     folder = folder_of("llama-0")
@@ -165,11 +191,17 @@ def test_an_implementation_that_is_not_there_is_refused(folder_of: Make, tiny_mo
         load_model(folder)
 
 
-def test_commands_run_the_implementation_that_is_asked_for(tiny_model_dir: Path, run_chuk: RunChuk) -> None:
-    done = run_chuk("infer", "--model", tiny_model_dir, "--prompt", "hello", "--implementation", "torch")
+def test_commands_run_the_implementation_that_is_asked_for(
+    tiny_model_dir: Path, run_chuk: RunChuk
+) -> None:
+    done = run_chuk(
+        "infer", "--model", tiny_model_dir, "--prompt", "hello", "--implementation", "torch"
+    )
     assert (done.returncode, "`implementation` should be one of" in done.stderr) == (2, True)
     texts = {
-        run_chuk("infer", "-m", tiny_model_dir, "-p", "hi", "--seed", "1", "--implementation", name, "-q").stdout
+        run_chuk(
+            "infer", "-m", tiny_model_dir, "-p", "hi", "--seed", "1", "--implementation", name, "-q"
+        ).stdout
         for name in ("auto", "chuk", "mlx-lm")
     }
     assert len(texts) == 1

@@ -43,7 +43,9 @@ TALK = [
     {
         "role": "assistant",
         "content": "",
-        "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 1}}}],
+        "tool_calls": [
+            {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 1}}}
+        ],
     },
     {"role": "tool", "name": "add", "content": "2"},
     {"role": "assistant", "content": "It is 2."},
@@ -52,26 +54,39 @@ TALK = [
 
 @pytest.fixture
 def words(tmp_path: Path) -> Path:
-    rows = [{"prompt": f"how many are {n} red apples", "completion": f"{n} apples"} for n in range(200)]
+    rows = [
+        {"prompt": f"how many are {n} red apples", "completion": f"{n} apples"} for n in range(200)
+    ]
     path = tmp_path / "words.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 @pytest.mark.parametrize("kind", ["char", "bytes", "trained"])
-def test_transformers_reads_the_tokenizer_and_loses_nothing(kind: str, tmp_path: Path, words: Path) -> None:
+def test_transformers_reads_the_tokenizer_and_loses_nothing(
+    kind: str, tmp_path: Path, words: Path
+) -> None:
     from transformers import AutoTokenizer
 
     if kind == "trained":
-        folder = create_model("nano", tmp_path / "m", tokenizer_texts=texts_of(words), vocab_size=400)
+        folder = create_model(
+            "nano", tmp_path / "m", tokenizer_texts=texts_of(words), vocab_size=400
+        )
     else:
         folder = create_model("nano", tmp_path / "m", tokenizer=kind)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert [tokenizer.decode(tokenizer.encode(text)) for text in TEXTS] == TEXTS
-    assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token) == ("<|pad|>", "<|im_end|>", None)
+    assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token) == (
+        "<|pad|>",
+        "<|im_end|>",
+        None,
+    )
     assert tokenizer.model_max_length == 512
     assert "<|im_end|>" in tokenizer.all_special_tokens
-    assert tokenizer.decode(tokenizer.encode("a<|im_end|><tool_call>"), skip_special_tokens=True) == "a<tool_call>"
+    assert (
+        tokenizer.decode(tokenizer.encode("a<|im_end|><tool_call>"), skip_special_tokens=True)
+        == "a<tool_call>"
+    )
 
 
 def test_character_tokenizer_has_one_token_a_character() -> None:
@@ -86,7 +101,11 @@ def test_trained_tokenizer_merges_words_but_never_digits(tmp_path: Path, words: 
     tokenizer = load_tokenizer(folder)
     assert len(tokenizer.encode(" apples")) < len("apples")
     assert len(tokenizer.encode("12345")) == 5
-    assert json.loads((folder / "config.json").read_text())["vocab_size"] == len(tokenizer.get_vocab()) <= 400
+    assert (
+        json.loads((folder / "config.json").read_text())["vocab_size"]
+        == len(tokenizer.get_vocab())
+        <= 400
+    )
 
 
 def test_chat_template_marks_what_the_assistant_wrote(tiny_model_dir: Path) -> None:
@@ -95,14 +114,21 @@ def test_chat_template_marks_what_the_assistant_wrote(tiny_model_dir: Path) -> N
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     text = tokenizer.apply_chat_template(TALK, tokenize=False)
     call = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 1}}</tool_call><|im_end|>'
-    assert text == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n"
-        f"<|im_start|>assistant\n{call}\n<|im_start|>tool\n2<|im_end|>\n<|im_start|>assistant\nIt is 2.<|im_end|>\n"
+    assert (
+        text == "<|im_start|>system\nBe"
+        f" brief.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n{call}\n<|im_start|>tool\n2<|im_end|>\n<|im_start|>assistant\nIt"
+        " is 2.<|im_end|>\n"
     )
     made = tokenizer.apply_chat_template(TALK, return_dict=True, return_assistant_tokens_mask=True)
-    learned = [token for token, mark in zip(made["input_ids"], made["assistant_masks"], strict=True) if mark]
+    learned = [
+        token
+        for token, mark in zip(made["input_ids"], made["assistant_masks"], strict=True)
+        if mark
+    ]
     assert tokenizer.decode(learned) == call + "It is 2.<|im_end|>"
-    asked = tokenizer.apply_chat_template(TALK[:2], tokenize=False, add_generation_prompt=True, tools=[{"name": "add"}])
+    asked = tokenizer.apply_chat_template(
+        TALK[:2], tokenize=False, add_generation_prompt=True, tools=[{"name": "add"}]
+    )
     assert '# Tools\n<tools>\n{"name": "add"}\n</tools><|im_end|>' in asked
     assert asked.endswith("<|im_start|>assistant\n")
 
@@ -127,7 +153,11 @@ def test_config_has_rope_in_both_forms_and_transformers_reads_it(tmp_path: Path)
     config = json.loads((folder / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10_000.0
     read = AutoConfig.from_pretrained(folder)
-    assert (read.model_type, read.max_position_embeddings, read.tie_word_embeddings) == ("llama", 99, True)
+    assert (read.model_type, read.max_position_embeddings, read.tie_word_embeddings) == (
+        "llama",
+        99,
+        True,
+    )
     assert read.eos_token_id == [3, 1]
 
 
@@ -146,13 +176,19 @@ def test_weights_are_drawn_as_stated(tmp_path: Path) -> None:
     stored = load_file(create_model("tiny", tmp_path / "m") / "model.safetensors")
     std = (2 / (5 * 128)) ** 0.5
     assert np.std(stored["model.layers.0.mlp.up_proj.weight"]) == pytest.approx(std, rel=0.02)
-    assert np.std(stored["model.layers.3.mlp.down_proj.weight"]) == pytest.approx(std / 8**0.5, rel=0.02)
+    assert np.std(stored["model.layers.3.mlp.down_proj.weight"]) == pytest.approx(
+        std / 8**0.5, rel=0.02
+    )
     assert (stored["model.norm.weight"] == 1).all()
-    assert not np.array_equal(stored["model.layers.0.mlp.up_proj.weight"], stored["model.layers.1.mlp.up_proj.weight"])
+    assert not np.array_equal(
+        stored["model.layers.0.mlp.up_proj.weight"], stored["model.layers.1.mlp.up_proj.weight"]
+    )
 
 
 def test_seed_decides_the_bytes(tmp_path: Path) -> None:
-    first, again, other = (create_model("nano", tmp_path / str(i), seed=seed) for i, seed in enumerate((5, 5, 6)))
+    first, again, other = (
+        create_model("nano", tmp_path / str(i), seed=seed) for i, seed in enumerate((5, 5, 6))
+    )
     for path in first.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes()
     assert (first / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
@@ -164,7 +200,13 @@ def test_vocabulary_size_adds_rows_to_a_ready_tokenizer(tmp_path: Path) -> None:
 
 
 def test_tokenizer_of_another_model_is_copied(tmp_path: Path, words: Path) -> None:
-    first = create_model("nano", tmp_path / "a", tokenizer_texts=texts_of(words), vocab_size=350, chat_template="none")
+    first = create_model(
+        "nano",
+        tmp_path / "a",
+        tokenizer_texts=texts_of(words),
+        vocab_size=350,
+        chat_template="none",
+    )
     second = create_model("micro", tmp_path / "b", tokenizer=first)
     assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
     assert json.loads((second / "config.json").read_text())["eos_token_id"] == 3
@@ -227,11 +269,20 @@ def test_overwriting_never_removes_a_folder_that_is_no_model(tmp_path: Path) -> 
 
 
 def test_command_makes_a_model_and_says_what_it_is(run_chuk: RunChuk, tmp_path: Path) -> None:
-    done = run_chuk("model", "create", "--preset", "nano", "--output", "m", "--context-length", "64", "--json")
+    done = run_chuk(
+        "model", "create", "--preset", "nano", "--output", "m", "--context-length", "64", "--json"
+    )
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
-    assert (made["path"], made["parameters"], made["vocabulary"], made["context_length"]) == ("m", 33_120, 262, 64)
-    assert run_chuk("model", "create", "--preset", "nano", "--output", "q", "--quiet").stdout == "q\n"
+    assert (made["path"], made["parameters"], made["vocabulary"], made["context_length"]) == (
+        "m",
+        33_120,
+        262,
+        64,
+    )
+    assert (
+        run_chuk("model", "create", "--preset", "nano", "--output", "q", "--quiet").stdout == "q\n"
+    )
     again = run_chuk("model", "create", "--preset", "nano", "--output", "m")
     assert again.returncode == 2
     assert "--overwrite" in again.stderr

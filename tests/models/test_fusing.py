@@ -21,7 +21,9 @@ TEXTS = IDS.tolist()
 
 def adapter_on(base: Path, folder: Path, size: float = 1.0, **settings) -> Path:
     """An adapter on `base` with B of about 0.05·size."""
-    model, tokenizer = load_model(base, LoRAConfig(**{"rank": 4, "targets": ("all-linear",), **settings}))
+    model, tokenizer = load_model(
+        base, LoRAConfig(**{"rank": 4, "targets": ("all-linear",), **settings})
+    )
     shake_adapters(model)
     layers = adapters_of(model).values()
     for layer in layers:
@@ -37,8 +39,12 @@ def packed(tmp_path: Path) -> Path:
     return tmp_path / "packed"
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"targets": ("embed_tokens", "lm_head", "q_proj")}])
-def test_a_float_base_gives_the_adapter_s_logits_here_and_in_mlx_lm(settings: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_dora": True}, {"targets": ("embed_tokens", "lm_head", "q_proj")}]
+)
+def test_a_float_base_gives_the_adapter_s_logits_here_and_in_mlx_lm(
+    settings: dict, tmp_path: Path
+) -> None:
     from mlx_lm import load
 
     adapter = adapter_on(LLAMA, tmp_path / "adapter", **settings)
@@ -60,14 +66,22 @@ def test_stored_types_stay_unless_told_otherwise(tmp_path: Path) -> None:
     adapter = adapter_on(tmp_path / "half", tmp_path / "adapter")
     fuse_model(adapter, tmp_path / "fused")
     fuse_model(adapter, tmp_path / "wide", FuseConfig(dtype="float32"))
-    kinds = [{v.dtype for v in mx.load(str(tmp_path / n / "model.safetensors")).values()} for n in ("fused", "wide")]
+    kinds = [
+        {v.dtype for v in mx.load(str(tmp_path / n / "model.safetensors")).values()}
+        for n in ("fused", "wide")
+    ]
     assert kinds == [{mx.bfloat16}, {mx.float32}]
 
 
-def test_a_packed_base_gets_8_bits_where_it_is_merged_and_stays_where_not(packed: Path, tmp_path: Path) -> None:
+def test_a_packed_base_gets_8_bits_where_it_is_merged_and_stays_where_not(
+    packed: Path, tmp_path: Path
+) -> None:
     adapter = adapter_on(packed, tmp_path / "adapter", size=0.1, targets=("q_proj", "v_proj"))
     made = fuse_model(adapter, tmp_path / "fused", probe=TEXTS)
-    assert made.packings == {"4 bits in groups of 64 (affine)": 12, "8 bits in groups of 64 (affine)": 4}
+    assert made.packings == {
+        "4 bits in groups of 64 (affine)": 12,
+        "8 bits in groups of 64 (affine)": 4,
+    }
     before, after = (mx.load(str(folder / "model.safetensors")) for folder in (packed, made.folder))
     assert mx.array_equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
     assert made.probed is not None
@@ -77,15 +91,24 @@ def test_a_packed_base_gets_8_bits_where_it_is_merged_and_stays_where_not(packed
     assert (section["bits"], section["model.layers.0.self_attn.q_proj"]["bits"]) == (4, 8)
     from mlx_lm import load
 
-    np.testing.assert_allclose(logits(load(str(made.folder))[0]), logits(load_model(made.folder)[0]), atol=1e-6)
+    np.testing.assert_allclose(
+        logits(load(str(made.folder))[0]), logits(load_model(made.folder)[0]), atol=1e-6
+    )
 
 
-def test_keeping_few_bits_stops_when_they_would_lose_the_adapter(packed: Path, tmp_path: Path) -> None:
+def test_keeping_few_bits_stops_when_they_would_lose_the_adapter(
+    packed: Path, tmp_path: Path
+) -> None:
     adapter = adapter_on(packed, tmp_path / "adapter", size=0.05)
     keep = FuseConfig(keep_quantized=True)
-    with pytest.raises(ModelError, match=r"the adapter would be lost: .* [2-9]\.\d times as much as the adapter does"):
+    with pytest.raises(
+        ModelError,
+        match=r"the adapter would be lost: .* [2-9]\.\d times as much as the adapter does",
+    ):
         fuse_model(adapter, tmp_path / "fused", keep)
-    with pytest.raises(ModelError, match=r"lost: .* the loss would go from .* the KL to the adapter would be"):
+    with pytest.raises(
+        ModelError, match=r"lost: .* the loss would go from .* the KL to the adapter would be"
+    ):
         fuse_model(adapter, tmp_path / "fused", keep, probe=TEXTS)
     assert not (tmp_path / "fused").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -115,7 +138,9 @@ def test_the_error_told_is_that_of_the_weights(packed: Path, tmp_path: Path) -> 
 def test_dequantizing_is_exact(packed: Path, tmp_path: Path) -> None:
     adapter = adapter_on(packed, tmp_path / "adapter", size=0.1)
     made = fuse_model(adapter, tmp_path / "fused", FuseConfig(dequantize=True))
-    np.testing.assert_allclose(logits(load_model(made.folder)[0]), logits(load_model(adapter)[0]), atol=2e-5)
+    np.testing.assert_allclose(
+        logits(load_model(made.folder)[0]), logits(load_model(adapter)[0]), atol=2e-5
+    )
     assert "quantization" not in json.loads((made.folder / "config.json").read_text())
 
 
@@ -132,18 +157,34 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path) -> None:
         fuse_model(LLAMA, tmp_path / "fused")
 
 
-def test_command_merges_shows_and_leaves_nothing_half(packed: Path, tmp_path: Path, run_chuk: RunChuk) -> None:
+def test_command_merges_shows_and_leaves_nothing_half(
+    packed: Path, tmp_path: Path, run_chuk: RunChuk
+) -> None:
     adapter = adapter_on(packed, tmp_path / "adapter", size=0.1)
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time there was a fox. " * 20)
     assert run_chuk("model", "fuse", adapter, "-o", "out", "--dry-run").returncode == 0
     assert not (tmp_path / "out").exists()
-    answer = json.loads(run_chuk("model", "fuse", adapter, "-o", "out", "--probe", text, "--json").stdout)
+    answer = json.loads(
+        run_chuk("model", "fuse", adapter, "-o", "out", "--probe", text, "--json").stdout
+    )
     assert answer["layers"] == 14
     assert answer["probed"]["kl"] < answer["base"]["kl"]
     done = run_chuk("model", "fuse", adapter, "-o", "out")
     assert (done.returncode, "not empty" in done.stderr) == (2, True)
-    done = run_chuk("model", "fuse", packed, "--adapter", adapter, "-o", "out", "--overwrite", "-q", "--bits", "4")
+    done = run_chuk(
+        "model",
+        "fuse",
+        packed,
+        "--adapter",
+        adapter,
+        "-o",
+        "out",
+        "--overwrite",
+        "-q",
+        "--bits",
+        "4",
+    )
     assert (done.returncode, done.stdout) == (0, "out\n")
     adapter = adapter_on(packed, tmp_path / "small", size=0.05)
     done = run_chuk("model", "fuse", adapter, "-o", "out2", "--keep-quantized")

@@ -1,8 +1,9 @@
-"""GGUF files: what llama.cpp was seen to answer rightly, what gguf-py packs, and files that are damaged.
+"""GGUF files: what llama.cpp was seen to answer rightly, what gguf-py packs, and files that are
+damaged.
 
-`cases.json.z` has models whose files llama.cpp answered as transformers does (24 greedy tokens, five log-probabilities,
-token ids of odd texts); chuk writes the same bytes still (tests/fixtures/gguf).
-"""
+`cases.json.z` has models whose files llama.cpp answered as transformers does (24 greedy tokens,
+five log-probabilities, token ids of odd texts); chuk writes the same bytes still
+(tests/fixtures/gguf)."""
 
 from __future__ import annotations
 
@@ -35,7 +36,15 @@ TEXTS = [
     "café 日本語 🙂",
     "a<|im_end|>b",
 ]
-ERRORS = {"q8_0": 0.006, "q4_0": 0.09, "q4_1": 0.085, "q5_0": 0.045, "q5_1": 0.042, "q4_k": 0.075, "q6_k": 0.019}
+ERRORS = {
+    "q8_0": 0.006,
+    "q4_0": 0.09,
+    "q4_1": 0.085,
+    "q5_0": 0.045,
+    "q5_1": 0.042,
+    "q4_k": 0.075,
+    "q6_k": 0.019,
+}
 
 
 def folder_of(name: str, folder: Path) -> Path:
@@ -79,14 +88,20 @@ def test_eight_bits_are_packed_fast() -> None:
 def test_files_are_those_that_llama_cpp_answers_rightly_and_come_back(
     name: str, tmp_path: Path, run_chuk: RunChuk
 ) -> None:
-    source, file, back = folder_of(name, tmp_path / name), tmp_path / "model.gguf", tmp_path / "back"
+    source, file, back = (
+        folder_of(name, tmp_path / name),
+        tmp_path / "model.gguf",
+        tmp_path / "back",
+    )
     run_chuk("model", "convert", str(source), "-o", str(file), "--to", "gguf", "--type", "f32")
     assert hashlib.sha256(file.read_bytes()).hexdigest() == CASES[name]["sha256"]
     run_chuk("model", "convert", str(file), "-o", str(back), "--to", "hf")
     before, after = (load_file(folder / "model.safetensors") for folder in (source, back))
     assert before.keys() == after.keys()
     for key, value in before.items():
-        spare = 2e-7 if name == "gemma3" and key.endswith("norm.weight") else 0  # they are stored with 1 added
+        spare = (
+            2e-7 if name == "gemma3" and key.endswith("norm.weight") else 0
+        )  # they are stored with 1 added
         np.testing.assert_allclose(after[key], value, rtol=0, atol=spare)
     tokenizers = [Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (source, back)]
     for text in TEXTS:
@@ -96,7 +111,9 @@ def test_files_are_those_that_llama_cpp_answers_rightly_and_come_back(
 
 
 @pytest.mark.parametrize("name", ["llama", "llama3_rope", "granite", "starcoder2", "phi3"])
-def test_a_file_runs_as_its_folder_does(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_runs_as_its_folder_does(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlx.core as mx
 
     from chuk_lib.models import load_model
@@ -118,11 +135,16 @@ def test_a_file_runs_as_its_folder_does(name: str, tmp_path: Path, monkeypatch: 
     [
         ({"sliding_window": 8, "model_type": "mistral"}, "sliding window of 8"),
         ({"hidden_act": "gelu"}, "activation `gelu`"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "RoPE of kind `dynamic`"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "RoPE of kind `dynamic`",
+        ),
         ({"model_type": "gpt2"}, "does not write GGUF files of `gpt2`"),
     ],
 )
-def test_what_a_file_cannot_say_is_refused(change: dict[str, Any], why: str, tmp_path: Path, run_chuk: RunChuk) -> None:
+def test_what_a_file_cannot_say_is_refused(
+    change: dict[str, Any], why: str, tmp_path: Path, run_chuk: RunChuk
+) -> None:
     source = folder_of("llama", tmp_path / "llama")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | change))
@@ -136,7 +158,11 @@ def test_what_a_file_cannot_say_is_refused(change: dict[str, Any], why: str, tmp
 def test_a_split_without_a_name_is_refused(tmp_path: Path, run_chuk: RunChuk) -> None:
     source = folder_of("llama", tmp_path / "llama")
     path = source / "tokenizer.json"
-    path.write_text(path.read_text(encoding="utf-8").replace('"individual_digits": true', '"individual_digits": false'))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace(
+            '"individual_digits": true', '"individual_digits": false'
+        )
+    )
     asked = ("model", "convert", str(source), "-o", str(tmp_path / "x.gguf"), "--to", "gguf")
     refused = run_chuk(*asked)
     assert refused.returncode == 1
@@ -146,21 +172,37 @@ def test_a_split_without_a_name_is_refused(tmp_path: Path, run_chuk: RunChuk) ->
 def _damaged(raw: bytes, how: str) -> bytes:
     huge = struct.pack("<Q", 1 << 60)
     return {
-        "cut": raw[: len(raw) // 2], "cut header": raw[:300], "many tensors": raw[:8] + huge + raw[16:],
-        "many keys": raw[:16] + huge + raw[24:], "long string": raw[:24] + huge + raw[32:],
-        "no magic": b"XXXX" + raw[4:], "version": raw[:4] + struct.pack("<I", 99) + raw[8:], "empty": b"",
+        "cut": raw[: len(raw) // 2],
+        "cut header": raw[:300],
+        "many tensors": raw[:8] + huge + raw[16:],
+        "many keys": raw[:16] + huge + raw[24:],
+        "long string": raw[:24] + huge + raw[32:],
+        "no magic": b"XXXX" + raw[4:],
+        "version": raw[:4] + struct.pack("<I", 99) + raw[8:],
+        "empty": b"",
         "other dimensions": raw.replace(b"token_embd.weight\x02", b"token_embd.weight\x63"),
         "long array": raw.replace(
-            b"tokenizer.ggml.tokens\x09\0\0\0\x08\0\0\0", b"tokenizer.ggml.tokens\x09\0\0\0\x08\0\0\0" + huge
+            b"tokenizer.ggml.tokens\x09\0\0\0\x08\0\0\0",
+            b"tokenizer.ggml.tokens\x09\0\0\0\x08\0\0\0" + huge,
         ),
-    }[how]  # fmt: skip
+    }[how]
 
 
 @pytest.mark.parametrize(
     "how",
-    ["cut", "cut header", "many tensors", "many keys", "long string", "no magic", "version", "empty",
-     "other dimensions", "long array"],
-)  # fmt: skip
+    [
+        "cut",
+        "cut header",
+        "many tensors",
+        "many keys",
+        "long string",
+        "no magic",
+        "version",
+        "empty",
+        "other dimensions",
+        "long array",
+    ],
+)
 def test_damage_is_one_clear_line(how: str, tmp_path: Path, llama_file: bytes) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(_damaged(llama_file, how))
@@ -175,5 +217,7 @@ def llama_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     from chuk_lib.models.conversion import plan_conversion
 
     folder = tmp_path_factory.mktemp("gguf")
-    plan_conversion(str(folder_of("llama", folder / "llama")), folder / "x.gguf", "gguf", "f32").write()
+    plan_conversion(
+        str(folder_of("llama", folder / "llama")), folder / "x.gguf", "gguf", "f32"
+    ).write()
     return (folder / "x.gguf").read_bytes()

@@ -54,7 +54,9 @@ def split_in_shards(folder: Path) -> None:
         file = f"model-0000{number}-of-00002.safetensors"
         save_file({name: tensors[name] for name in part}, folder / file)
         weight_map |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
 
 
 @pytest.mark.parametrize("preset", ["nano", "micro"])
@@ -77,7 +79,9 @@ def test_parameters_are_those_of_the_loaded_model(preset: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("bits", [3, 4, 5, 8])
-def test_packed_weights_count_as_what_they_stand_for(bits: int, model: Path, tmp_path: Path) -> None:
+def test_packed_weights_count_as_what_they_stand_for(
+    bits: int, model: Path, tmp_path: Path
+) -> None:
     import mlx.core as mx
     import mlx.nn as nn
     import mlx_lm
@@ -117,7 +121,9 @@ def test_one_module_packed_otherwise(model: Path) -> None:
 
 def test_memory_follows_from_the_shape(model: Path) -> None:
     found = describe_model(model)
-    assert found.kv_cache_bytes_per_token == 2 * 2 * 8 * 4 * 2  # keys and values, heads, width, bytes, layers
+    assert (
+        found.kv_cache_bytes_per_token == 2 * 2 * 8 * 4 * 2
+    )  # keys and values, heads, width, bytes, layers
     assert found.memory is not None
     assert found.memory.kv_cache_full_context == 512 * 256
     assert found.memory.run == 4 * 33_120 + 512 * 256
@@ -129,7 +135,10 @@ def test_memory_follows_from_the_shape(model: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama-tiny", "qwen2-tiny"])
 def test_rope_reads_alike_in_both_config_forms(name: str) -> None:
-    forms = [json.loads((PARITY / name / file).read_text()) for file in ("config.json", "config.transformers_v5.json")]
+    forms = [
+        json.loads((PARITY / name / file).read_text())
+        for file in ("config.json", "config.transformers_v5.json")
+    ]
     old = {key: value for key, value in forms[0].items() if key != "rope_parameters"}
     assert rope_of(old) == rope_of(forms[0]) == rope_of(forms[1]) is not None
 
@@ -138,14 +147,24 @@ def test_rope_scaling_and_layer_types() -> None:
     llama3 = {"rope_theta": 500_000.0, "rope_scaling": {"type": "llama3", "factor": 8.0}}
     assert (rope := rope_of(llama3)) is not None
     assert (rope.theta, rope.type, rope.scaling) == (500_000.0, "llama3", {"factor": 8.0})
-    gemma = {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}
+    gemma = {
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 1e6},
+            "sliding_attention": {"rope_theta": 1e4},
+        }
+    }
     assert (rope := rope_of(gemma)) is not None
     assert rope.theta == 1e6
     assert rope_of({}) is None
 
 
 def test_cache_of_sliding_layers_stops_at_the_window() -> None:
-    config = {"num_hidden_layers": 4, "num_attention_heads": 2, "hidden_size": 8, "sliding_window": 16}
+    config = {
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "hidden_size": 8,
+        "sliding_window": 16,
+    }
     types = ["full_attention", "sliding_attention", "sliding_attention", "sliding_attention"]
     assert kv_cache_bytes(config | {"layer_types": types}, 100, 2) == 2 * 2 * 4 * 2 * (100 + 3 * 16)
     assert kv_cache_bytes(config | {"use_sliding_window": False}, 100, 2) == 2 * 2 * 4 * 2 * 400
@@ -191,13 +210,22 @@ def test_tensor_that_only_the_index_knows(model: Path) -> None:
 def test_cut_file_is_named(kept: int, model: Path) -> None:
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ModelError, match=r"model\.safetensors` (is cut short|is not a safetensors file)") as caught:
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors` (is cut short|is not a safetensors file)"
+    ) as caught:
         describe_model(model)
     assert "\n" not in caught.value.message
 
 
 @pytest.mark.parametrize(
-    "header", [b"[]", b"{", b'{"a": 1}', b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}', b"\xff\xff"]
+    "header",
+    [
+        b"[]",
+        b"{",
+        b'{"a": 1}',
+        b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}',
+        b"\xff\xff",
+    ],
 )
 def test_nonsense_headers_are_refused(header: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
@@ -210,7 +238,12 @@ def test_peft_adapter() -> None:
     found = describe_model(PARITY / "llama-tiny-lora-adapter")
     assert found.kind == "adapter"
     assert found.adapter is not None
-    assert (found.adapter.type, found.adapter.rank, found.adapter.scale, found.adapter.layers) == ("lora", 4, 2.0, 2)
+    assert (found.adapter.type, found.adapter.rank, found.adapter.scale, found.adapter.layers) == (
+        "lora",
+        4,
+        2.0,
+        2,
+    )
     assert found.adapter.targets == ("down_proj", "q_proj", "v_proj")
     assert found.adapter.base == "../llama-tiny"
 
@@ -261,7 +294,9 @@ def fake_cache(home: Path, model: Path, model_id: str) -> Path:
     return snapshot
 
 
-def test_hub_models_come_from_the_local_cache(run_chuk: RunChuk, model: Path, tmp_path: Path) -> None:
+def test_hub_models_come_from_the_local_cache(
+    run_chuk: RunChuk, model: Path, tmp_path: Path
+) -> None:
     home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_CACHE": str(tmp_path / "home" / "hub")}
     snapshot = fake_cache(tmp_path / "home", model, "someone/nano")
     done = run_chuk("model", "info", "someone/nano", "--json", env=home)
@@ -269,7 +304,9 @@ def test_hub_models_come_from_the_local_cache(run_chuk: RunChuk, model: Path, tm
     fetched = run_chuk("model", "download", "someone/nano", "--json", env=home)
     assert fetched.returncode == 0, fetched.stderr
     assert json.loads(fetched.stdout) == {"model": "someone/nano", "path": str(snapshot)}
-    assert run_chuk("model", "download", "someone/nano", "--quiet", env=home).stdout.strip() == str(snapshot)
+    assert run_chuk("model", "download", "someone/nano", "--quiet", env=home).stdout.strip() == str(
+        snapshot
+    )
 
 
 def test_what_cannot_be_fetched_is_said_in_one_line(run_chuk: RunChuk, tmp_path: Path) -> None:
@@ -308,15 +345,28 @@ def test_wrong_sources_are_explained(tmp_path: Path) -> None:
 
 def test_info_loads_nothing_heavy(model: Path) -> None:
     code = (
-        "import sys; from chuk_cli.app import run; code = run(sys.argv[1:]); "
-        "print(*sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr); sys.exit(code)"
+        "import sys; from chuk_cli.app import run; code = run(sys.argv[1:]);"
+        " print(*sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr);"
+        " sys.exit(code)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "model", "info", str(model)],
-        capture_output=True, text=True, cwd=ROOT, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
     assert "33,120" in done.stdout
-    heavy = {"mlx", "numpy", "transformers", "tokenizers", "safetensors", "huggingface_hub", "yaml", "rich"}
+    heavy = {
+        "mlx",
+        "numpy",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "huggingface_hub",
+        "yaml",
+        "rich",
+    }
     assert not heavy & set(done.stderr.split())
 
 
@@ -331,7 +381,9 @@ def test_info_speaks_in_three_modes(run_chuk: RunChuk, model: Path) -> None:
     assert len(told["memory"]["assumptions"]) == 4
 
 
-def test_a_part_of_a_model_in_the_cache_is_named_file_by_file(run_chuk: RunChuk, model: Path, tmp_path: Path) -> None:
+def test_a_part_of_a_model_in_the_cache_is_named_file_by_file(
+    run_chuk: RunChuk, model: Path, tmp_path: Path
+) -> None:
     home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_CACHE": str(tmp_path / "home" / "hub")}
     snapshot = fake_cache(tmp_path / "home", model, "someone/nano")
     (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
@@ -346,10 +398,16 @@ def test_a_part_of_a_model_in_the_cache_is_named_file_by_file(run_chuk: RunChuk,
 def test_a_model_is_packed_as_it_is_fetched(run_chuk: RunChuk, model: Path, tmp_path: Path) -> None:
     home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_CACHE": str(tmp_path / "home" / "hub")}
     fake_cache(tmp_path / "home", model, "someone/nano")
-    done = run_chuk("model", "download", "someone/nano", "--quantize", "8", "-o", "packed", "-q", env=home)
+    done = run_chuk(
+        "model", "download", "someone/nano", "--quantize", "8", "-o", "packed", "-q", env=home
+    )
     assert (done.returncode, done.stdout) == (0, "packed\n")
     quantization = describe_model(tmp_path / "packed").quantization
     assert quantization is not None
     assert quantization.bits == 8
-    for words in (["--quantize", "8"], ["--overwrite"], ["--quantize", "8", "-o", "x", "--include", "*.json"]):
+    for words in (
+        ["--quantize", "8"],
+        ["--overwrite"],
+        ["--quantize", "8", "-o", "x", "--include", "*.json"],
+    ):
         assert run_chuk("model", "download", "someone/nano", *words, env=home).returncode == 2

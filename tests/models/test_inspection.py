@@ -1,4 +1,5 @@
-"""`chuk model inspect` and `diff`: what is in files and what two models differ in, against NumPy and headers."""
+"""`chuk model inspect` and `diff`: what is in files and what two models differ in, against NumPy
+and headers."""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ from chuk_lib.models.inspection import inspect
 from chuk_lib.models.probe import compare, mean_loss, windows
 from chuk_lib.models.writing import planned, write_json, write_tensors
 from tests.conftest import ROOT, RunChuk, chuk_environment
-from tests.models.parity_models import LLAMA, PARITY, edit_json, logits, shake_adapters, writable_copy
+from tests.models.parity_models import (
+    LLAMA,
+    PARITY,
+    edit_json,
+    logits,
+    shake_adapters,
+    writable_copy,
+)
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 
@@ -34,7 +42,9 @@ def four_bit(folder: Path) -> Path:
 def test_every_tensor_is_listed_as_the_library_reads_it() -> None:
     found = inspect(LLAMA)
     theirs = mx.load(str(LLAMA / "model.safetensors"))
-    assert {row.name: row.shape for row in found.rows} == {name: tuple(value.shape) for name, value in theirs.items()}
+    assert {row.name: row.shape for row in found.rows} == {
+        name: tuple(value.shape) for name, value in theirs.items()
+    }
     assert found.numbers == sum(value.size for value in theirs.values())
     assert (found.kind, found.files) == ("model", ("model.safetensors",))
 
@@ -52,7 +62,9 @@ def test_statistics_are_those_of_numpy(dtype: mx.Dtype, tmp_path: Path) -> None:
     assert stats is not None
     assert (stats.zeros, stats.nan, stats.inf) == (7, 3, 2)
     assert (stats.minimum, stats.maximum) == (good.min(), good.max())
-    np.testing.assert_allclose((stats.rms, stats.norm), ((good**2).mean() ** 0.5, (good**2).sum() ** 0.5), rtol=1e-9)
+    np.testing.assert_allclose(
+        (stats.rms, stats.norm), ((good**2).mean() ** 0.5, (good**2).sum() ** 0.5), rtol=1e-9
+    )
 
 
 def test_packed_weights_are_what_they_stand_for(tmp_path: Path) -> None:
@@ -87,7 +99,10 @@ def test_adapters_and_checkpoints_with_their_optimizer(tmp_path: Path) -> None:
     mx.save_safetensors(str(tmp_path / "optimizer.safetensors"), {"step": mx.array(3)})
     (tmp_path / "state.json").write_text(json.dumps({"step": 3}))
     found = inspect(tmp_path)
-    assert (found.kind, found.files) == ("checkpoint", ("adapters.safetensors", "optimizer.safetensors"))
+    assert (found.kind, found.files) == (
+        "checkpoint",
+        ("adapters.safetensors", "optimizer.safetensors"),
+    )
 
 
 def sparse_model(folder: Path, n_bytes: int, tensors: int) -> Path:
@@ -96,7 +111,11 @@ def sparse_model(folder: Path, n_bytes: int, tensors: int) -> Path:
     header, end = {}, 0
     for number in range(tensors):
         name = f"model.layers.{number // 9}.t{number % 9}.weight"
-        header[name] = {"dtype": "F32", "shape": [rows, 1024], "data_offsets": [end, end + rows * 4096]}
+        header[name] = {
+            "dtype": "F32",
+            "shape": [rows, 1024],
+            "data_offsets": [end, end + rows * 4096],
+        }
         end += rows * 4096
     text = json.dumps(header).encode()
     folder.mkdir()
@@ -107,19 +126,30 @@ def sparse_model(folder: Path, n_bytes: int, tensors: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", [["inspect"], ["inspect", "--sort", "size", "--json"], ["info"]])
+@pytest.mark.parametrize(
+    "command", [["inspect"], ["inspect", "--sort", "size", "--json"], ["info"]]
+)
 def test_a_gigabyte_costs_neither_time_nor_memory(command: list[str], tmp_path: Path) -> None:
     folder = sparse_model(tmp_path / "large", 1 << 30, 270)
     words = [sys.executable, "-m", "chuk_cli", "model", *command, str(folder)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    code = f"import subprocess, resource; subprocess.run({words!r}, check=True, capture_output=True)\n"
+    code = (
+        f"import subprocess, resource; subprocess.run({words!r}, check=True, capture_output=True)\n"
+    )
     code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=chuk_environment(), cwd=ROOT, check=True
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=chuk_environment(),
+        cwd=ROOT,
+        check=True,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert int(done.stdout) * (1 if sys.platform == "darwin" else 1024) < 100 << 20
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2  # about 0.25 on an idle machine
+    assert (
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    )  # about 0.25 on an idle machine
 
 
 def test_models_with_the_same_files_are_the_same(tmp_path: Path) -> None:
@@ -133,7 +163,11 @@ def test_an_adapter_has_the_tokenizer_and_template_of_its_base(tmp_path: Path) -
     save_pretrained(model, tokenizer, tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "tokenizer.json").exists()
     found = diff(LLAMA, tmp_path / "adapter")
-    assert (found.tokenizer, found.template, found.is_same) == (True, diff(LLAMA, LLAMA).template, False)
+    assert (found.tokenizer, found.template, found.is_same) == (
+        True,
+        diff(LLAMA, LLAMA).template,
+        False,
+    )
 
 
 def test_distance_and_cosine_are_those_of_the_arrays(tmp_path: Path) -> None:
@@ -150,7 +184,9 @@ def test_distance_and_cosine_are_those_of_the_arrays(tmp_path: Path) -> None:
     assert not found.is_same
     assert (found.config["rope_theta"][1], found.template, found.tokenizer) == (5.0, False, True)
     changes = {change.name: change for change in found.tensors}
-    assert changes[Q].distance == pytest.approx(np.linalg.norm(old - new) / np.linalg.norm(old), rel=1e-5)
+    assert changes[Q].distance == pytest.approx(
+        np.linalg.norm(old - new) / np.linalg.norm(old), rel=1e-5
+    )
     cosine = (old * new).sum() / np.linalg.norm(old) / np.linalg.norm(new)
     assert changes[Q].cosine == pytest.approx(cosine, rel=1e-5)
     assert all(change.distance == 0 for name, change in changes.items() if name != Q)
@@ -181,8 +217,9 @@ def test_kl_and_loss_are_those_of_the_logits(tmp_path: Path) -> None:
     assert found.tokens == 8
     np.testing.assert_allclose(
         [found.loss, found.other_loss, found.kl, found.same_argmax],
-        [np.mean(losses[0]), np.mean(losses[1]), np.mean(kls), np.mean(same)], rtol=1e-4,
-    )  # fmt: skip
+        [np.mean(losses[0]), np.mean(losses[1]), np.mean(kls), np.mean(same)],
+        rtol=1e-4,
+    )
     assert mean_loss(model, ids) == pytest.approx(found.other_loss, rel=1e-6)
     assert compare(base, base, ids).kl < 1e-6
     assert windows(list(range(7)), 3) == [[0, 1, 2], [3, 4, 5]]
@@ -198,7 +235,9 @@ def test_commands_say_what_the_library_finds(tmp_path: Path, run_chuk: RunChuk) 
     four = four_bit(tmp_path / "four")
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time there was a fox. " * 20)
-    answer = json.loads(run_chuk("model", "diff", LLAMA, four, "--stats", "--tokens", text, "--json").stdout)
+    answer = json.loads(
+        run_chuk("model", "diff", LLAMA, four, "--stats", "--tokens", text, "--json").stdout
+    )
     assert not answer["same"]
     assert 0 < answer["tokens"]["kl"] < 1
     assert run_chuk("model", "diff", LLAMA, four, "-q").stdout == "different\n"

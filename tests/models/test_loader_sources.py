@@ -12,7 +12,14 @@ import pytest
 
 from chuk_lib.errors import ModelError
 from chuk_lib.models import LoRAConfig, load_model, locate, provenance_of, save_pretrained
-from tests.models.parity_models import LLAMA, PEFT_ADAPTER, edit_json, logits, shake_adapters, writable_copy
+from tests.models.parity_models import (
+    LLAMA,
+    PEFT_ADAPTER,
+    edit_json,
+    logits,
+    shake_adapters,
+    writable_copy,
+)
 
 
 def adapted(folder: Path, base: Path = LLAMA, shake: int = 1) -> Path:
@@ -75,7 +82,9 @@ def test_adapter_finds_its_base_by_relative_path_after_both_moved(tmp_path: Path
     assert provenance_of(model).folder == tmp_path / "there" / "llama-tiny"
 
 
-def test_adapter_whose_base_is_gone_says_so_and_loads_on_a_base_that_is_named(tmp_path: Path) -> None:
+def test_adapter_whose_base_is_gone_says_so_and_loads_on_a_base_that_is_named(
+    tmp_path: Path,
+) -> None:
     base = writable_copy("llama-tiny", tmp_path)
     adapter = adapted(tmp_path / "adapter", base)
     expected = logits(load_model(adapter)[0])
@@ -91,7 +100,9 @@ def test_adapter_refuses_a_base_whose_weights_changed(tmp_path: Path) -> None:
     base = writable_copy("llama-tiny", tmp_path)
     adapter = adapted(tmp_path / "adapter", base)
     tensors = mx.load(str(base / "model.safetensors"))
-    mx.save_safetensors(str(base / "model.safetensors"), {name: value * 1.01 for name, value in tensors.items()})
+    mx.save_safetensors(
+        str(base / "model.safetensors"), {name: value * 1.01 for name, value in tensors.items()}
+    )
     with pytest.raises(ModelError, match="other weights"):
         load_model(adapter)
     load_model(base, adapter=adapter)
@@ -129,12 +140,16 @@ def test_hub_id_that_is_not_cached_names_the_command_that_fetches_it() -> None:
     assert "chuk model download chuk-tests/not-there" in caught.value.hint
 
 
-def test_hub_id_in_the_cache_loads_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_id_in_the_cache_loads_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "models--chuk-tests--llama-tiny"
-    snapshot = writable_copy("llama-tiny", repository / "snapshots").rename(repository / "snapshots" / "abc123")
+    snapshot = writable_copy("llama-tiny", repository / "snapshots").rename(
+        repository / "snapshots" / "abc123"
+    )
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc123")
     model, tokenizer = load_model("chuk-tests/llama-tiny", LoRAConfig(rank=2), local_only=True)
@@ -142,12 +157,18 @@ def test_hub_id_in_the_cache_loads_without_a_network(tmp_path: Path, monkeypatch
     shake_adapters(model)
     (tmp_path / "adapter").mkdir()
     save_pretrained(model, tokenizer, tmp_path / "adapter")
-    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["model"] == "chuk-tests/llama-tiny"
+    assert (
+        json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["model"]
+        == "chuk-tests/llama-tiny"
+    )
     again, tokenizer = load_model(tmp_path / "adapter", local_only=True)
     np.testing.assert_array_equal(logits(again), logits(model))
     (tmp_path / "later").mkdir()
     save_pretrained(again, tokenizer, tmp_path / "later")
-    assert json.loads((tmp_path / "later" / "adapter_config.json").read_text())["model"] == "chuk-tests/llama-tiny"
+    assert (
+        json.loads((tmp_path / "later" / "adapter_config.json").read_text())["model"]
+        == "chuk-tests/llama-tiny"
+    )
 
 
 def broken(folder: Path, how: str) -> Path:
@@ -209,10 +230,16 @@ def broken(folder: Path, how: str) -> Path:
         ("empty", "not a safetensors file"),
         ("missing", "`model.norm.weight` missing"),
         ("extra", "`model.odd.weight` not in the model"),
-        ("shape", r"`model.layers.0.mlp.down_proj.weight` and 5 more of another shape \(\[64, 128\], .* \[64, 96\]\)"),
+        (
+            "shape",
+            (
+                r"`model.layers.0.mlp.down_proj.weight` and 5 more of another shape \(\[64, 128\],"
+                r" .* \[64, 96\]\)"
+            ),
+        ),
         ("shard", "lacks 1 of 1 weight files, such as model-00001-of-00002.safetensors"),
     ],
-)  # fmt: skip
+)
 def test_what_is_broken_is_named(how: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=message):
         load_model(broken(tmp_path, how))

@@ -24,7 +24,15 @@ from chuk_lib.models import (
     set_trainable,
 )
 from chuk_lib.models.randomness import evaluating
-from tests.models.parity_models import IDS, LLAMA, PARITY, logits, parameters, shake_adapters, trainable
+from tests.models.parity_models import (
+    IDS,
+    LLAMA,
+    PARITY,
+    logits,
+    parameters,
+    shake_adapters,
+    trainable,
+)
 
 X = mx.array(np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32))
 
@@ -40,7 +48,8 @@ def total_loss(model: Any, ids: mx.array) -> mx.array:
 
 
 @pytest.mark.parametrize(
-    ("config", "scale"), [(LoRAConfig(rank=4, alpha=8), 2.0), (LoRAConfig(rank=4, alpha=8, use_rslora=True), 4.0)]
+    ("config", "scale"),
+    [(LoRAConfig(rank=4, alpha=8), 2.0), (LoRAConfig(rank=4, alpha=8, use_rslora=True), 4.0)],
 )
 def test_lora_adds_scale_times_b_a_x(config: LoRAConfig, scale: float) -> None:
     layer = layer_of(config)
@@ -52,7 +61,9 @@ def test_lora_adds_scale_times_b_a_x(config: LoRAConfig, scale: float) -> None:
 def test_dora_scales_rows_to_the_learned_magnitude() -> None:
     layer = layer_of(LoRAConfig(rank=4, alpha=8, use_dora=True))
     weight = np.array(layer.linear.weight, np.float64)
-    full = weight + 2.0 * (np.array(layer.lora_a, np.float64) @ np.array(layer.lora_b, np.float64)).T
+    full = (
+        weight + 2.0 * (np.array(layer.lora_a, np.float64) @ np.array(layer.lora_b, np.float64)).T
+    )
     full *= (np.array(layer.m, np.float64) / np.linalg.norm(full, axis=1))[:, None]
     np.testing.assert_allclose(np.array(layer(X)), np.array(X, np.float64) @ full.T, atol=1e-5)
 
@@ -72,7 +83,9 @@ def test_new_adapters_change_nothing_and_follow_pefts_initialization(dora: bool)
 
 def test_initialization_depends_on_seed_and_module_only() -> None:
     few, many, other = (
-        load_model(LLAMA, LoRAConfig(targets=targets), seed=seed)[0].model.layers[0].self_attn.q_proj.lora_a
+        load_model(LLAMA, LoRAConfig(targets=targets), seed=seed)[0]
+        .model.layers[0]
+        .self_attn.q_proj.lora_a
         for targets, seed in ((("q_proj",), 1), (("all-linear",), 1), (("q_proj",), 2))
     )
     assert mx.array_equal(few, many)
@@ -87,7 +100,11 @@ def test_initialization_depends_on_seed_and_module_only() -> None:
         (("mlp.up_proj",), {"mlp.up_proj"}),
         (("[qk]_proj",), {"self_attn.q_proj", "self_attn.k_proj"}),
         (("mlp.*",), {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}),
-        (("all-linear",), {f"self_attn.{n}_proj" for n in "qkvo"} | {f"mlp.{n}_proj" for n in ("gate", "up", "down")}),
+        (
+            ("all-linear",),
+            {f"self_attn.{n}_proj" for n in "qkvo"}
+            | {f"mlp.{n}_proj" for n in ("gate", "up", "down")},
+        ),
     ],
 )
 def test_targets_in_every_form(targets: tuple[str, ...] | None, expected: set[str]) -> None:
@@ -99,7 +116,9 @@ def test_targets_in_every_form(targets: tuple[str, ...] | None, expected: set[st
 
 def test_one_path_and_modules_outside_the_blocks() -> None:
     model, _ = load_model(LLAMA)
-    paths = resolve_targets(model, ("lm_head", "embed_tokens", "model.layers.1.mlp.up_proj"), num_layers=1)
+    paths = resolve_targets(
+        model, ("lm_head", "embed_tokens", "model.layers.1.mlp.up_proj"), num_layers=1
+    )
     assert paths == ["lm_head", "model.embed_tokens", "model.layers.1.mlp.up_proj"]
 
 
@@ -162,7 +181,9 @@ def test_full_training_of_the_last_blocks() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "trained"), [("auto", mx.float32), ("bfloat16", mx.bfloat16)])
-def test_full_training_widens_weights_unless_the_dtype_was_chosen(dtype: Any, trained: mx.Dtype) -> None:
+def test_full_training_widens_weights_unless_the_dtype_was_chosen(
+    dtype: Any, trained: mx.Dtype
+) -> None:
     model, _ = load_model(LLAMA, dtype=dtype)
     model.update(tree_map(lambda value: value.astype(mx.bfloat16), model.parameters()))
     set_trainable(model, lora=False, num_layers=1)
@@ -171,7 +192,9 @@ def test_full_training_widens_weights_unless_the_dtype_was_chosen(dtype: Any, tr
 
 
 def test_quantized_base_trains_adapters_only() -> None:
-    model, _ = load_model(LoadConfig(str(LLAMA), use_4bit=True, use_lora=True, lora_config=LoRAConfig(rank=2)))
+    model, _ = load_model(
+        LoadConfig(str(LLAMA), use_4bit=True, use_lora=True, lora_config=LoRAConfig(rank=2))
+    )
     shake_adapters(model)
     _, gradient = nn.value_and_grad(model, lambda ids: total_loss(model, ids))(IDS)
     found = dict(tree_flatten(gradient))
@@ -216,7 +239,9 @@ def test_dropout_acts_in_training_and_never_else() -> None:
 def test_adapters_off_is_the_base_and_on_again_after(dora: bool, four_bit: bool) -> None:
     base, _ = load_model(LoadConfig(str(LLAMA), use_4bit=four_bit))
     lora = LoRAConfig(rank=2, targets=("all-linear", "lm_head"), use_dora=dora)
-    model, _ = load_model(LoadConfig(str(LLAMA), use_4bit=four_bit, use_lora=True, lora_config=lora))
+    model, _ = load_model(
+        LoadConfig(str(LLAMA), use_4bit=four_bit, use_lora=True, lora_config=lora)
+    )
     shake_adapters(model)
     adapted, names = logits(model), list(parameters(model))
     with adapters_off(model):
@@ -231,7 +256,10 @@ def test_adapters_come_back_after_an_error_and_a_plain_model_has_none_to_switch_
     with pytest.raises(RuntimeError, match="inside"), adapters_off(model):
         raise RuntimeError("inside")
     assert len(adapters_of(model)) == 4
-    with pytest.raises(ModelError, match="no adapters to switch off"), adapters_off(load_model(LLAMA)[0]):
+    with (
+        pytest.raises(ModelError, match="no adapters to switch off"),
+        adapters_off(load_model(LLAMA)[0]),
+    ):
         pass
 
 
@@ -239,13 +267,17 @@ def test_adapters_come_back_after_an_error_and_a_plain_model_has_none_to_switch_
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_fused_model_equals_the_adapted_one(dora: bool, four_bit: bool) -> None:
     lora = LoRAConfig(rank=2, targets=("all-linear", "lm_head"), use_dora=dora)
-    model, _ = load_model(LoadConfig(str(LLAMA), use_4bit=four_bit, use_lora=True, lora_config=lora))
+    model, _ = load_model(
+        LoadConfig(str(LLAMA), use_4bit=four_bit, use_lora=True, lora_config=lora)
+    )
     plain, _ = load_model(LLAMA)
     shake_adapters(model)
     adapted = logits(model)
     fuse(model)
     np.testing.assert_allclose(logits(model), adapted, atol=2e-4)
-    assert {n: v.shape for n, v in parameters(model).items()} == {n: v.shape for n, v in parameters(plain).items()}
+    assert {n: v.shape for n, v in parameters(model).items()} == {
+        n: v.shape for n, v in parameters(plain).items()
+    }
     assert provenance_of(model).lora is None
     assert "quantization" not in provenance_of(model).config
     with pytest.raises(ModelError, match="no adapters to merge"):
@@ -253,7 +285,9 @@ def test_fused_model_equals_the_adapted_one(dora: bool, four_bit: bool) -> None:
 
 
 def test_fused_embedding_and_biases(tmp_path: Any) -> None:
-    model, _ = load_model(PARITY / "models" / "qwen2-tiny", LoRAConfig(targets=("q_proj", "embed_tokens")))
+    model, _ = load_model(
+        PARITY / "models" / "qwen2-tiny", LoRAConfig(targets=("q_proj", "embed_tokens"))
+    )
     shake_adapters(model)
     adapted = logits(model)
     np.testing.assert_allclose(logits(fuse(model)), adapted, atol=2e-5)

@@ -1,4 +1,5 @@
-"""Families other than Llama, as tiny random models: default targets, experts, packed projections, odd heads."""
+"""Families other than Llama, as tiny random models: default targets, experts, packed projections,
+odd heads."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chuk_lib.models import LoadConfig, LoRAConfig, adapters_of, apply_lora, fuse, load_model, save_pretrained
+from chuk_lib.models import (
+    LoadConfig,
+    LoRAConfig,
+    adapters_of,
+    apply_lora,
+    fuse,
+    load_model,
+    save_pretrained,
+)
 from chuk_lib.models.headers import read_headers
 from chuk_lib.models.targets import default_targets
 from tests.models.parity_models import logits, parameters, shake_adapters, writable_copy
@@ -21,27 +30,52 @@ COMMON = {
     "num_attention_heads": 2,
     "vocab_size": 320,
 }
-LLAMA_LIKE = COMMON | {"num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 64, "rope_theta": 1e4}
+LLAMA_LIKE = COMMON | {
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 64,
+    "rope_theta": 1e4,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
-    "gemma3_text": LLAMA_LIKE | {
-        "num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2,
+    "gemma3_text": LLAMA_LIKE
+    | {
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window_pattern": 2,
     },
     "gemma2": LLAMA_LIKE | {"head_dim": 16, "query_pre_attn_scalar": 16},
     "mistral": LLAMA_LIKE | {"tie_word_embeddings": False},
     "phi3": LLAMA_LIKE | {"partial_rotary_factor": 1.0},
     "gpt2": {
-        "n_ctx": 64, "n_embd": 32, "n_head": 2, "n_layer": 2, "n_positions": 64, "layer_norm_epsilon": 1e-5,
+        "n_ctx": 64,
+        "n_embd": 32,
+        "n_head": 2,
+        "n_layer": 2,
+        "n_positions": 64,
+        "layer_norm_epsilon": 1e-5,
         "vocab_size": 320,
     },
-    "gpt_neox": COMMON | {
-        "max_position_embeddings": 64, "layer_norm_eps": 1e-5, "rotary_emb_base": 10000, "rotary_pct": 0.25,
+    "gpt_neox": COMMON
+    | {
+        "max_position_embeddings": 64,
+        "layer_norm_eps": 1e-5,
+        "rotary_emb_base": 10000,
+        "rotary_pct": 0.25,
         "use_parallel_residual": True,
     },
-    "qwen3_moe": LLAMA_LIKE | {
-        "num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1, "mlp_only_layers": [], "head_dim": 16,
-        "moe_intermediate_size": 32, "norm_topk_prob": True, "tie_word_embeddings": False,
+    "qwen3_moe": LLAMA_LIKE
+    | {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "head_dim": 16,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+        "tie_word_embeddings": False,
     },
-}  # fmt: skip
+}
 TARGETS = {"gpt2": ("c_attn",), "gpt_neox": ("query_key_value",), "phi3": ("qkv_proj",)}
 
 
@@ -59,7 +93,9 @@ def saved(model: Any, tokenizer: Any, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_default_targets_are_pefts(kind: str, tmp_path: Path) -> None:
-    assert default_targets(random_model(kind, tmp_path)[0]) == TARGETS.get(kind, ("q_proj", "v_proj"))
+    assert default_targets(random_model(kind, tmp_path)[0]) == TARGETS.get(
+        kind, ("q_proj", "v_proj")
+    )
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -86,7 +122,8 @@ def test_experts_take_adapters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "layout"), [("mistral", "pt"), ("gemma3_text", "pt"), ("qwen3_moe", "mlx"), ("gpt2", "mlx")]
+    ("kind", "layout"),
+    [("mistral", "pt"), ("gemma3_text", "pt"), ("qwen3_moe", "mlx"), ("gpt2", "mlx")],
 )
 def test_layout_says_who_can_load_it(kind: str, layout: str, tmp_path: Path) -> None:
     model, tokenizer = random_model(kind, tmp_path)

@@ -1,4 +1,5 @@
-"""Every form of PEFT's LoRA, both ways, against the logits of PEFT itself. See `tests/fixtures/peft/make.py`."""
+"""Every form of PEFT's LoRA, both ways, against the logits of PEFT itself. See
+`tests/fixtures/peft/make.py`."""
 
 from __future__ import annotations
 
@@ -45,9 +46,16 @@ def expected() -> dict[str, np.ndarray]:
 
 
 def stored(case: Case) -> dict[str, np.ndarray]:
-    """The base model's tensors as its file has them: experts are one tensor in memory and split there."""
-    memory = {name: weight(name, tuple(shape), case["seed"]) for name, shape in case["base"]["memory"].items()}
-    return {name: memory[name] if name in memory else _expert(name, memory) for name in case["base"]["stored"]}
+    """The base model's tensors as its file has them: experts are one tensor in memory and split
+    there."""
+    memory = {
+        name: weight(name, tuple(shape), case["seed"])
+        for name, shape in case["base"]["memory"].items()
+    }
+    return {
+        name: memory[name] if name in memory else _expert(name, memory)
+        for name in case["base"]["stored"]
+    }
 
 
 def _expert(name: str, memory: dict[str, np.ndarray]) -> np.ndarray:
@@ -74,7 +82,10 @@ def make(tmp_path: Path) -> Callable[[str], tuple[Path, Path]]:
         write_tensors(base, planned(tensors))
         adapter.mkdir()
         write_json(adapter / "adapter_config.json", case["adapter"])
-        values = {key: drawn(key, tuple(shape), case["seed"]) for key, shape in case["tensors"]["drawn"].items()}
+        values = {
+            key: drawn(key, tuple(shape), case["seed"])
+            for key, shape in case["tensors"]["drawn"].items()
+        }
         for key, shape in case["tensors"]["kept"].items():
             values[key] = _kept(key, tuple(shape), case, tensors)
         for key, source in case["tensors"]["same"].items():
@@ -85,13 +96,18 @@ def make(tmp_path: Path) -> Callable[[str], tuple[Path, Path]]:
     return folders
 
 
-def _kept(key: str, shape: tuple[int, ...], case: Case, tensors: dict[str, np.ndarray]) -> np.ndarray:
-    """A copy of a base weight beside an adapter: the model's own, or that of the vocabulary that grew."""
+def _kept(
+    key: str, shape: tuple[int, ...], case: Case, tensors: dict[str, np.ndarray]
+) -> np.ndarray:
+    """A copy of a base weight beside an adapter: the model's own, or that of the vocabulary that
+    grew."""
     name = key.removeprefix("base_model.model.").replace(".base_layer", "")
     source = name if name in tensors else "model.embed_tokens.weight"
     if tensors[source].shape == shape:
         return tensors[source]
-    return weight(f"grown {name.replace('lm_head', 'embed') if case['tied'] else name}", shape, case["seed"])
+    return weight(
+        f"grown {name.replace('lm_head', 'embed') if case['tied'] else name}", shape, case["seed"]
+    )
 
 
 def logits(model: Any, case: Case) -> np.ndarray:
@@ -100,12 +116,17 @@ def logits(model: Any, case: Case) -> np.ndarray:
 
 def is_close(model: Any, case: Case, expected: np.ndarray) -> None:
     """Equal to 1e-5 of the largest logit (2 to 12)."""
-    np.testing.assert_allclose(logits(model, case), expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(
+        logits(model, case), expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max())
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_are_those_of_peft_and_stay_so_saved_again(
-    name: str, make: Callable[[str], tuple[Path, Path]], expected: dict[str, np.ndarray], tmp_path: Path
+    name: str,
+    make: Callable[[str], tuple[Path, Path]],
+    expected: dict[str, np.ndarray],
+    tmp_path: Path,
 ) -> None:
     case = CASES[name]
     base, adapter = make(name)
@@ -191,7 +212,9 @@ def test_an_adapter_of_both_sides_of_a_tied_matrix_goes_to_peft_and_back(
     assert provenance_of(again).untied
 
 
-@pytest.mark.parametrize("name", ["much", "embedding tied", "lora bias", "token rows tied", "patterns"])
+@pytest.mark.parametrize(
+    "name", ["much", "embedding tied", "lora bias", "token rows tied", "patterns"]
+)
 def test_training_goes_on_from_a_checkpoint_of_it(
     name: str, make: Callable[[str], tuple[Path, Path]], tmp_path: Path
 ) -> None:
@@ -213,10 +236,15 @@ def test_a_packed_base_takes_changed_weights_as_float_ones(tmp_path: Path) -> No
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     zeros = {
-        f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight": np.zeros(shape, np.float32)
+        f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight": np.zeros(
+            shape, np.float32
+        )
         for side, shape in (("A", (2, 64)), ("B", (64, 2)))
     }
-    write_safetensors(adapter / "adapter_model.safetensors", planned(zeros | {"base_model.model.lm_head.weight": head}))
+    write_safetensors(
+        adapter / "adapter_model.safetensors",
+        planned(zeros | {"base_model.model.lm_head.weight": head}),
+    )
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "modules_to_save": ["lm_head"]}
     write_json(adapter / "adapter_config.json", settings)
     adapted, _ = load_model(tmp_path / "packed", adapter=adapter)

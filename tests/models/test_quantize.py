@@ -42,7 +42,9 @@ def mlx_lm_s(folder: Path, **settings) -> dict[str, mx.array]:
     ],
     ids=str,
 )
-def test_weights_are_those_of_mlx_lm(packing: Packing, recipe: str | None, theirs: dict, tmp_path: Path) -> None:
+def test_weights_are_those_of_mlx_lm(
+    packing: Packing, recipe: str | None, theirs: dict, tmp_path: Path
+) -> None:
     from mlx_lm import load
 
     want = mlx_lm_s(tmp_path / "theirs", **theirs)
@@ -50,9 +52,14 @@ def test_weights_are_those_of_mlx_lm(packing: Packing, recipe: str | None, their
     ours = mx.load(str(made.folder / "model.safetensors"))
     assert ours.keys() == want.keys()
     assert all(mx.array_equal(ours[name], want[name]) for name in want)
-    configs = [json.loads((tmp_path / n / "config.json").read_text())["quantization"] for n in ("ours", "theirs")]
+    configs = [
+        json.loads((tmp_path / n / "config.json").read_text())["quantization"]
+        for n in ("ours", "theirs")
+    ]
     assert resolved(configs[0], ours) == resolved(configs[1], want)
-    np.testing.assert_array_equal(logits(load_model(made.folder)[0]), logits(load(str(made.folder))[0]))
+    np.testing.assert_array_equal(
+        logits(load_model(made.folder)[0]), logits(load(str(made.folder))[0])
+    )
     assert verify(made.folder).problems == ()
 
 
@@ -64,12 +71,20 @@ def resolved(section: dict, tensors: dict) -> dict:
 
 
 def test_rules_are_for_the_layers_they_match_and_the_last_counts(tmp_path: Path) -> None:
-    rules = (Rule("*_proj", 8), Rule("v_proj", 2), Rule("lm_head", None), Rule("model.layers.0.mlp.*", 6))
+    rules = (
+        Rule("*_proj", 8),
+        Rule("v_proj", 2),
+        Rule("lm_head", None),
+        Rule("model.layers.0.mlp.*", 6),
+    )
     made = quantize_model(LLAMA, tmp_path / "out", QuantizeConfig(FOUR, rules=rules), report=True)
     bits = {layer.path: layer.packing.bits if layer.packing else None for layer in made.layers}
     assert (bits["lm_head"], bits["model.embed_tokens"]) == (None, 4)
     assert (bits["model.layers.0.mlp.up_proj"], bits["model.layers.1.mlp.up_proj"]) == (6, 8)
-    assert (bits["model.layers.0.self_attn.v_proj"], bits["model.layers.0.self_attn.q_proj"]) == (2, 8)
+    assert (bits["model.layers.0.self_attn.v_proj"], bits["model.layers.0.self_attn.q_proj"]) == (
+        2,
+        8,
+    )
     errors = {layer.path: layer.error for layer in made.layers}
     weight = mx.load(str(LLAMA / "model.safetensors"))["model.layers.0.self_attn.v_proj.weight"]
     kept = mx.dequantize(*mx.quantize(weight, group_size=64, bits=2), group_size=64, bits=2)
@@ -83,18 +98,24 @@ def test_rules_are_for_the_layers_they_match_and_the_last_counts(tmp_path: Path)
 
 @pytest.mark.parametrize("target", [4.0, 5.3, 7.0])
 def test_a_target_is_reached_from_below_and_beats_even_bits(target: float, tmp_path: Path) -> None:
-    made = quantize_model(LLAMA, tmp_path / "out", QuantizeConfig(Packing(4, 32), target_bpw=target), calibration=ROWS)
+    made = quantize_model(
+        LLAMA, tmp_path / "out", QuantizeConfig(Packing(4, 32), target_bpw=target), calibration=ROWS
+    )
     stored = sum(value.nbytes for value in mx.load(str(made.folder / "model.safetensors")).values())
     numbers = sum(value.size for value in mx.load(str(LLAMA / "model.safetensors")).values())
     assert made.bits_per_weight == pytest.approx(8 * stored / numbers)
-    assert target - 0.7 < made.bits_per_weight <= target + 1.1  # scales are float32 here, half of it is usual
+    assert (
+        target - 0.7 < made.bits_per_weight <= target + 1.1
+    )  # scales are float32 here, half of it is usual
     assert made.losses is not None
     assert len({layer.packing.bits for layer in made.layers if layer.packing}) > 1
 
 
 def test_impossible_targets_say_what_is_possible(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot be packed to 1.5 bits"):
-        quantize_model(LLAMA, tmp_path / "out", QuantizeConfig(FOUR, target_bpw=1.5), calibration=ROWS)
+        quantize_model(
+            LLAMA, tmp_path / "out", QuantizeConfig(FOUR, target_bpw=1.5), calibration=ROWS
+        )
     with pytest.raises(ConfigError, match="needs text to measure on"):
         quantize_model(LLAMA, tmp_path / "out", QuantizeConfig(FOUR, target_bpw=5))
 
@@ -107,7 +128,9 @@ def test_float_again_is_what_the_packed_weights_stand_for(tmp_path: Path) -> Non
     )
     assert "quantization" not in json.loads((made.folder / "config.json").read_text())
     half = dequantize_model(tmp_path / "packed", tmp_path / "half", "bfloat16")
-    assert {value.dtype for value in mx.load(str(half.folder / "model.safetensors")).values()} == {mx.bfloat16}
+    assert {value.dtype for value in mx.load(str(half.folder / "model.safetensors")).values()} == {
+        mx.bfloat16
+    }
     with pytest.raises(ModelError, match="is not quantized"):
         dequantize_model(LLAMA, tmp_path / "again")
     with pytest.raises(ModelError, match="is quantized already"):
@@ -117,8 +140,12 @@ def test_float_again_is_what_the_packed_weights_stand_for(tmp_path: Path) -> Non
 def test_what_mlx_has_not_is_refused() -> None:
     assert make_packing(None, None) == FOUR
     assert make_packing(None, None, "nvfp4") == Packing(4, 16, "nvfp4")
-    for given, message in (((7, None), "no bits 7"), ((4, 48), "no group size 48"), ((8, None, "mxfp4"), "no bits 8"),
-                           ((4, 64, "int4"), "unknown mode `int4`")):  # fmt: skip
+    for given, message in (
+        ((7, None), "no bits 7"),
+        ((4, 48), "no group size 48"),
+        ((8, None, "mxfp4"), "no bits 8"),
+        ((4, 64, "int4"), "unknown mode `int4`"),
+    ):
         with pytest.raises(ConfigError, match=message):
             make_packing(*given)
     assert read_rule("*.v_proj=6") == Rule("*.v_proj", 6)
@@ -144,8 +171,21 @@ def test_commands(tmp_path: Path, run_chuk: RunChuk) -> None:
     done = run_chuk("model", "quantize", LLAMA, "-o", "out", "--dry-run", "--json")
     assert json.loads(done.stdout)["written"] is False
     assert not (tmp_path / "out").exists()
-    done = run_chuk("model", "quantize", LLAMA, "-o", "out", "--rule", "v_proj=6", "--rule", "lm_head=float",
-                    "--calibration", text, "--report", "--json")  # fmt: skip
+    done = run_chuk(
+        "model",
+        "quantize",
+        LLAMA,
+        "-o",
+        "out",
+        "--rule",
+        "v_proj=6",
+        "--rule",
+        "lm_head=float",
+        "--calibration",
+        text,
+        "--report",
+        "--json",
+    )
     answer = json.loads(done.stdout)
     assert {layer["bits"] for layer in answer["layers"]} == {4, 6, None}
     assert answer["loss_after"] != answer["loss_before"]

@@ -1,4 +1,5 @@
-"""Gradient checkpointing: the same loss and gradients, for one model and not its class, dropout included."""
+"""Gradient checkpointing: the same loss and gradients, for one model and not its class, dropout
+included."""
 
 from __future__ import annotations
 
@@ -10,7 +11,13 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from chuk_lib.models import LoRAConfig, checkpoint_layers, load_model, set_trainable, uncheckpoint_layers
+from chuk_lib.models import (
+    LoRAConfig,
+    checkpoint_layers,
+    load_model,
+    set_trainable,
+    uncheckpoint_layers,
+)
 from tests.models.parity_models import IDS, LLAMA, logits, parameters, shake_adapters, trainable
 
 
@@ -55,7 +62,8 @@ def test_other_models_and_eval_mode_are_left_alone() -> None:
 
 
 def test_two_passes_in_one_loss() -> None:
-    """As a preference loss does: the second pass must see the parameters that the gradient is taken for."""
+    """As a preference loss does: the second pass must see the parameters that the gradient is taken
+    for."""
     model, _ = load_model(LLAMA)
     set_trainable(model, lora=False)
     model.train()
@@ -73,7 +81,8 @@ def test_two_passes_in_one_loss() -> None:
 
 
 def test_dropout_is_the_same_in_both_runs_of_a_block() -> None:
-    """The gradient with dropout is that of the loss with the same drops: compared with finite differences."""
+    """The gradient with dropout is that of the loss with the same drops: compared with finite
+    differences."""
     model, _ = load_model(LLAMA, LoRAConfig(rank=4, dropout=0.5))
     shake_adapters(model)
     checkpoint_layers(model)
@@ -91,7 +100,9 @@ def test_dropout_is_the_same_in_both_runs_of_a_block() -> None:
     for _ in range(3):
         way = {name: generator.normal(size=value.shape).astype(np.float32) for name, value in start}
         step = 1e-3
-        up, down = (loss_at([(n, v + sign * step * mx.array(way[n])) for n, v in start]) for sign in (1, -1))
+        up, down = (
+            loss_at([(n, v + sign * step * mx.array(way[n])) for n, v in start]) for sign in (1, -1)
+        )
         slope = sum(float((gradient[name] * way[name]).sum()) for name in way)
         assert (up - down) / (2 * step) == pytest.approx(slope, rel=0.01, abs=1e-3)
 

@@ -20,7 +20,9 @@ def place(tmp_path: Path) -> Path:
     folder = tmp_path / "place"
     shutil.copytree(LLAMA, folder / "model", copy_function=shutil.copyfile)
     shutil.copytree(PEFT_ADAPTER, folder / "adapter", copy_function=shutil.copyfile)
-    shutil.copytree(LLAMA, folder / "run" / "checkpoints" / "step_000001", copy_function=shutil.copyfile)
+    shutil.copytree(
+        LLAMA, folder / "run" / "checkpoints" / "step_000001", copy_function=shutil.copyfile
+    )
     (folder / "letters").mkdir()
     (folder / "letters" / "one.txt").write_text("dear")
     return folder
@@ -56,7 +58,9 @@ def test_models_adapters_and_runs_are_listed_with_their_sizes(place: Path, cache
     sizes = [one.n_bytes for one in list_models([place], sort="size")]
     assert sizes == sorted(sizes, reverse=True)
     (place / "model" / "model.safetensors").write_bytes(b"cut")
-    assert "not a safetensors file" in next(one.note for one in list_models([place]) if one.kind == "model")
+    assert "not a safetensors file" in next(
+        one.note for one in list_models([place]) if one.kind == "model"
+    )
     with pytest.raises(ConfigError, match="cannot sort by"):
         list_models([place], sort="weight")
     with pytest.raises(ConfigError, match="no folder at"):
@@ -77,13 +81,20 @@ def test_a_revision_takes_only_what_no_other_needs(cache: Path) -> None:
         plan_removal("owner/tiny")
 
 
-def test_whole_models_go_and_nothing_else_does(place: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_models_go_and_nothing_else_does(
+    place: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(place)
     refused = {
-        "letters": "is no model", "run": "is no model", "run/checkpoints": "is no model", ".": "is no model",
-        "../hub/models--owner--tiny/snapshots/aaa": "inside the hub's cache", "../../../etc": "neither a folder",
-        "owner/other": "neither a folder", "..": "is no model",
-    }  # fmt: skip
+        "letters": "is no model",
+        "run": "is no model",
+        "run/checkpoints": "is no model",
+        ".": "is no model",
+        "../hub/models--owner--tiny/snapshots/aaa": "inside the hub's cache",
+        "../../../etc": "neither a folder",
+        "owner/other": "neither a folder",
+        "..": "is no model",
+    }
     (place / "model" / "notes").mkdir()
     refused["model"] = "the folder `notes` in it"
     (place / "link").symlink_to(place / "adapter")
@@ -106,8 +117,10 @@ def test_commands_list_ask_and_remove(place: Path, run_chuk: RunChuk, tmp_path: 
     done = run_chuk("model", "ls", place, "-q")
     assert sorted(Path(line).name for line in done.stdout.split()) == ["adapter", "model", "run"]
     assert {one["kind"] for one in json.loads(run_chuk("model", "ls", place, "--json").stdout)} == {
-        "adapter", "model", "run",
-    }  # fmt: skip
+        "adapter",
+        "model",
+        "run",
+    }
     assert "no models here" in run_chuk("model", "ls", place / "letters").stdout
     done = run_chuk("model", "rm", place / "model")
     assert (done.returncode, "add `--yes`" in done.stderr) == (2, True)

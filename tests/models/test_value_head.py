@@ -51,7 +51,9 @@ def test_scores_at_every_token_at_ends_and_of_rows_agree(tiny_model_dir):
     assert everywhere.shape == (4, 9)
     assert everywhere.dtype == np.float32
     at_ends = np.array(model.score(mx.array(ids), lengths))
-    np.testing.assert_allclose(at_ends, [everywhere[at, len(row) - 1] for at, row in enumerate(ROWS)], atol=1e-6)
+    np.testing.assert_allclose(
+        at_ends, [everywhere[at, len(row) - 1] for at, row in enumerate(ROWS)], atol=1e-6
+    )
     np.testing.assert_allclose(score_rows(model, ROWS, batch_size=3), at_ends, atol=1e-6)
 
 
@@ -67,7 +69,11 @@ def test_a_saved_model_has_transformers_layout_and_loads_equal(name, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     family = name.partition("-")[0].capitalize()
     assert config["architectures"] == [f"{family}ForSequenceClassification"]
-    assert (config["num_labels"], config["id2label"], config["pad_token_id"]) == (1, {"0": "LABEL_0"}, 0)
+    assert (config["num_labels"], config["id2label"], config["pad_token_id"]) == (
+        1,
+        {"0": "LABEL_0"},
+        0,
+    )
     weights = mx.load(str(tmp_path / "model.safetensors"))
     assert weights["score.weight"].shape == (1, config["hidden_size"])
     assert {key.partition(".")[0] for key in weights} == {"model", "score"}
@@ -82,8 +88,10 @@ def test_adapters_and_head_are_saved_together(tiny_model_dir, tmp_path):
         layer.lora_b = layer.lora_b + 0.1
     save_score_model(model, tokenizer, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "adapter_config.json", "adapters.safetensors", "score.safetensors",
-    ]  # fmt: skip
+        "adapter_config.json",
+        "adapters.safetensors",
+        "score.safetensors",
+    ]
     assert is_reward_model(tmp_path)
     again, _ = load_reward_model(tmp_path, dtype="float32")
     np.testing.assert_array_equal(score_rows(again, ROWS), score_rows(model, ROWS))

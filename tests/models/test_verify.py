@@ -1,4 +1,5 @@
-"""Damage of every kind: `chuk model verify` names it in one line, and loading never passes over it in silence."""
+"""Damage of every kind: `chuk model verify` names it in one line, and loading never passes over it
+in silence."""
 
 from __future__ import annotations
 
@@ -79,41 +80,89 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (lambda f: edit_bytes(f / WEIGHTS, lambda c: c[:-5000]), "cut short"),
     "empty": (lambda f: (f / WEIGHTS).write_bytes(b"") and None, "not a safetensors file"),
-    "tail": (lambda f: edit_bytes(f / WEIGHTS, lambda c: c + b"more"), "4 bytes at its end belong to no tensor"),
+    "tail": (
+        lambda f: edit_bytes(f / WEIGHTS, lambda c: c + b"more"),
+        "4 bytes at its end belong to no tensor",
+    ),
     "flipped bit": (lambda f: edit_bytes(f / WEIGHTS, flip_bit), "damaged|checksum differs"),
-    "header of 2^60 bytes": (lambda f: edit_bytes(f / WEIGHTS, lambda c: (1 << 60).to_bytes(8, "little") + c[8:]),
-                             "not a safetensors file"),
-    "header of 40 MB": (lambda f: edit_bytes(f / WEIGHTS, lambda c: _MANY),
-                        "header of 41,943,040 bytes"),
-    "header without end": (lambda f: edit_bytes(f / WEIGHTS, lambda c: _OPEN),
-                           "not a safetensors file"),
-    "offsets beyond": (lambda f: edit_header(f / WEIGHTS, lambda h: h[Q].update(data_offsets=[10**9, 10**9 + 16384])),
-                       "cut short"),
-    "negative offsets": (lambda f: edit_header(f / WEIGHTS, lambda h: h[Q].update(data_offsets=[-16384, 0])),
-                         "contradicts itself about tensor"),
-    "negative shape": (lambda f: edit_header(f / WEIGHTS, lambda h: h[Q].update(shape=[-64, -64])), "contradicts"),
-    "two in one place": (lambda f: edit_header(f / WEIGHTS, lambda h: h[Q].update(data_offsets=[0, 16384])),
-                         "two tensors lie in the same place"),
-    "unknown type": (lambda f: edit_header(f / WEIGHTS, lambda h: h[Q].update(dtype="F7")), "unknown type `F7`"),
-    "other shape": (lambda f: edit_tensors(f / WEIGHTS, lambda t: t.update({Q: mx.zeros((64, 32))})),
-                    r"of another shape \(\[64, 32\], the model needs \[64, 64\]\)"),
-    "missing tensor": (lambda f: edit_tensors(f / WEIGHTS, lambda t: t.__delitem__(Q)), f"`{Q}` missing"),
-    "surplus tensor": (lambda f: edit_tensors(f / WEIGHTS, lambda t: t.update(odd=mx.zeros(2))), "`odd` not in"),
-    "NaN": (lambda f: edit_tensors(f / WEIGHTS, lambda t: t[Q].__setitem__((3, 5), float("nan"))), "NaN"),
-    "infinity": (lambda f: edit_tensors(f / WEIGHTS, lambda t: t[Q].__setitem__((3, 5), float("inf"))), "NaN or inf"),
+    "header of 2^60 bytes": (
+        lambda f: edit_bytes(f / WEIGHTS, lambda c: (1 << 60).to_bytes(8, "little") + c[8:]),
+        "not a safetensors file",
+    ),
+    "header of 40 MB": (
+        lambda f: edit_bytes(f / WEIGHTS, lambda c: _MANY),
+        "header of 41,943,040 bytes",
+    ),
+    "header without end": (
+        lambda f: edit_bytes(f / WEIGHTS, lambda c: _OPEN),
+        "not a safetensors file",
+    ),
+    "offsets beyond": (
+        lambda f: edit_header(
+            f / WEIGHTS, lambda h: h[Q].update(data_offsets=[10**9, 10**9 + 16384])
+        ),
+        "cut short",
+    ),
+    "negative offsets": (
+        lambda f: edit_header(f / WEIGHTS, lambda h: h[Q].update(data_offsets=[-16384, 0])),
+        "contradicts itself about tensor",
+    ),
+    "negative shape": (
+        lambda f: edit_header(f / WEIGHTS, lambda h: h[Q].update(shape=[-64, -64])),
+        "contradicts",
+    ),
+    "two in one place": (
+        lambda f: edit_header(f / WEIGHTS, lambda h: h[Q].update(data_offsets=[0, 16384])),
+        "two tensors lie in the same place",
+    ),
+    "unknown type": (
+        lambda f: edit_header(f / WEIGHTS, lambda h: h[Q].update(dtype="F7")),
+        "unknown type `F7`",
+    ),
+    "other shape": (
+        lambda f: edit_tensors(f / WEIGHTS, lambda t: t.update({Q: mx.zeros((64, 32))})),
+        r"of another shape \(\[64, 32\], the model needs \[64, 64\]\)",
+    ),
+    "missing tensor": (
+        lambda f: edit_tensors(f / WEIGHTS, lambda t: t.__delitem__(Q)),
+        f"`{Q}` missing",
+    ),
+    "surplus tensor": (
+        lambda f: edit_tensors(f / WEIGHTS, lambda t: t.update(odd=mx.zeros(2))),
+        "`odd` not in",
+    ),
+    "NaN": (
+        lambda f: edit_tensors(f / WEIGHTS, lambda t: t[Q].__setitem__((3, 5), float("nan"))),
+        "NaN",
+    ),
+    "infinity": (
+        lambda f: edit_tensors(f / WEIGHTS, lambda t: t[Q].__setitem__((3, 5), float("inf"))),
+        "NaN or inf",
+    ),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "no safetensors weights|has no weights"),
-    "other config": (lambda f: edit_json(f / "config.json", intermediate_size=96), "of another shape"),
+    "other config": (
+        lambda f: edit_json(f / "config.json", intermediate_size=96),
+        "of another shape",
+    ),
     "config with a size of 0": (lambda f: edit_json(f / "config.json", hidden_size=0), "above 0"),
-}  # fmt: skip
+}
 SHARDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing shard": (lambda f: (f / SECOND).unlink(), "lacks 1 of 2 weight files"),
-    "shard outside": (lambda f: edit_bytes(f / INDEX, lambda c: c.replace(SECOND.encode(), b"../" + SECOND.encode())),
-                      "names `../model-00002-of-00002.safetensors`, which is no file of its folder"),
-    "shard elsewhere": (lambda f: edit_bytes(f / INDEX, lambda c: c.replace(SECOND.encode(), b"/etc/passwd")),
-                        "names `/etc/passwd`"),
-    "tensor of the index is lost": (lambda f: edit_tensors(f / SECOND, lambda t: t.popitem()),
-                                    "in no file"),
-}  # fmt: skip
+    "shard outside": (
+        lambda f: edit_bytes(
+            f / INDEX, lambda c: c.replace(SECOND.encode(), b"../" + SECOND.encode())
+        ),
+        "names `../model-00002-of-00002.safetensors`, which is no file of its folder",
+    ),
+    "shard elsewhere": (
+        lambda f: edit_bytes(f / INDEX, lambda c: c.replace(SECOND.encode(), b"/etc/passwd")),
+        "names `/etc/passwd`",
+    ),
+    "tensor of the index is lost": (
+        lambda f: edit_tensors(f / SECOND, lambda t: t.popitem()),
+        "in no file",
+    ),
+}
 
 
 def is_refused(folder: Path, message: str) -> None:
@@ -162,7 +211,9 @@ def test_what_loading_would_not_notice_is_a_problem_too(whole: Path) -> None:
     for name in ("lm_head.weight", "model.embed_tokens.weight"):
         tensors[name] = tensors[name][:100]
     mx.save_safetensors(str(whole / WEIGHTS), tensors)
-    assert any("the embeddings only 100 rows" in problem.message for problem in verify(whole).problems)
+    assert any(
+        "the embeddings only 100 rows" in problem.message for problem in verify(whole).problems
+    )
 
 
 def test_surplus_files_are_problems(sharded: Path) -> None:
@@ -190,7 +241,9 @@ def test_write_makes_checksums_of_what_is_sound_only(whole: Path) -> None:
     assert (whole / "checksums.json").read_bytes() == before
 
 
-def test_the_hub_s_own_hashes_are_compared(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_s_own_hashes_are_compared(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import hashlib
 
     (whole / "checksums.json").unlink()
@@ -216,7 +269,9 @@ def test_the_hub_s_own_hashes_are_compared(whole: Path, tmp_path: Path, monkeypa
         changed = bytearray(content)
         changed[-100] ^= 1
         blob.write_bytes(changed if name == WEIGHTS else content + b" ")
-        assert f"`{snapshot / name}` is not as the hub has it" in [p.message for p in verify("a/b").problems]
+        assert f"`{snapshot / name}` is not as the hub has it" in [
+            p.message for p in verify("a/b").problems
+        ]
         blob.write_bytes(content)
 
 
@@ -227,9 +282,13 @@ def test_an_adapter_of_another_model_is_named(tmp_path: Path) -> None:
     qwen = PARITY / "models" / "qwen2-tiny"
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     del config["chuk"]["base"]
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"model": str(qwen)}))
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps(config | {"model": str(qwen)})
+    )
     is_refused(tmp_path / "adapter", "does not fit")
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"model": str(tmp_path / "gone")}))
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps(config | {"model": str(tmp_path / "gone")})
+    )
     assert "which is gone" in verify(tmp_path / "adapter").notes[0]
 
 
@@ -251,7 +310,9 @@ def test_command_says_it_in_one_line_and_exits_1(whole: Path, run_chuk: RunChuk)
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["header of 40 MB", "header without end", "header of 2^60 bytes", "truncated"])
+@pytest.mark.parametrize(
+    "name", ["header of 40 MB", "header without end", "header of 2^60 bytes", "truncated"]
+)
 def test_damage_costs_no_memory(name: str, whole: Path) -> None:
     (whole / "checksums.json").unlink()
     bare = peak("import chuk_lib.models.headers")
@@ -266,6 +327,10 @@ def peak(code: str) -> int:
     """Largest resident bytes of a process that runs `code`."""
     text = f"{code}\nimport resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     done = subprocess.run(
-        [sys.executable, "-c", text], capture_output=True, text=True, env=chuk_environment(), cwd=ROOT
+        [sys.executable, "-c", text],
+        capture_output=True,
+        text=True,
+        env=chuk_environment(),
+        cwd=ROOT,
     )
     return int(done.stdout) * (1 if sys.platform == "darwin" else 1024)

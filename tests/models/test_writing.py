@@ -1,4 +1,5 @@
-"""Writing models: whole or not at all, one tensor in memory, readable by others, and checked when they are loaded."""
+"""Writing models: whole or not at all, one tensor in memory, readable by others, and checked when
+they are loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ import pytest
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models import load_model, writing
 from chuk_lib.models.headers import read_headers, read_tensors
-from chuk_lib.models.writing import Planned, copy_companions, new_folder, planned, write_json, write_tensors
+from chuk_lib.models.writing import (
+    Planned,
+    copy_companions,
+    new_folder,
+    planned,
+    write_json,
+    write_tensors,
+)
 from tests.models.parity_models import LLAMA
 
 KINDS = [mx.uint8, mx.float32, mx.bfloat16, mx.float16, mx.int8, mx.uint32, mx.int64, mx.bool_]
@@ -38,7 +46,9 @@ def test_other_readers_get_the_arrays_back(tmp_path: Path) -> None:
     assert all(tensor.begin % widths[tensor.dtype] == 0 for tensor in tensors)
 
 
-def test_tensors_are_made_one_at_a_time_and_go_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_are_made_one_at_a_time_and_go_into_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(writing, "SHARD_BYTES", 1000)
     alive: list[int] = []
 
@@ -52,7 +62,9 @@ def test_tensors_are_made_one_at_a_time_and_go_into_shards(tmp_path: Path, monke
         return np.ones((100,), np.float32).view(Counted)
 
     files = write_tensors(tmp_path, [Planned(f"t{n}", "F32", (100,), make) for n in range(7)])
-    assert [path.name for path in files] == [f"model-{n:05d}-of-00004.safetensors" for n in range(1, 5)]
+    assert [path.name for path in files] == [
+        f"model-{n:05d}-of-00004.safetensors" for n in range(1, 5)
+    ]
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 2800
     assert {tensor.name for tensor in read_tensors(tmp_path)[1]} == set(index["weight_map"])
@@ -80,7 +92,10 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert json.loads((target / "config.json").read_text()) == {"a": 1}
     with new_folder(target, overwrite=True) as folder:
         write_json(folder / "adapter_config.json", {})
-    assert sorted(path.name for path in target.iterdir()) == ["adapter_config.json", "checksums.json"]
+    assert sorted(path.name for path in target.iterdir()) == [
+        "adapter_config.json",
+        "checksums.json",
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
@@ -93,13 +108,19 @@ def _stopped(target: Path, overwrite: bool = False) -> None:
 def test_what_is_no_model_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "one.txt").write_text("dear")
-    with pytest.raises(ConfigError, match="no model"), new_folder(tmp_path / "letters", overwrite=True):
+    with (
+        pytest.raises(ConfigError, match="no model"),
+        new_folder(tmp_path / "letters", overwrite=True),
+    ):
         pass
     assert (tmp_path / "letters" / "one.txt").read_text() == "dear"
 
 
 def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"has .* free"), new_folder(tmp_path / "huge", n_bytes=1 << 60):
+    with (
+        pytest.raises(ModelError, match=r"has .* free"),
+        new_folder(tmp_path / "huge", n_bytes=1 << 60),
+    ):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -121,5 +142,7 @@ def test_a_flipped_bit_is_found_when_the_model_is_loaded(tmp_path: Path) -> None
     content = bytearray(path.read_bytes())
     content[-100] ^= 4
     path.write_bytes(content)
-    with pytest.raises(ModelError, match=r"model.safetensors` is damaged: it is not as checksums.json says"):
+    with pytest.raises(
+        ModelError, match=r"model.safetensors` is damaged: it is not as checksums.json says"
+    ):
         load_model(folder)

@@ -1,4 +1,5 @@
-"""The parity folder: every suite holds on it, what is not read is said, and what makes it knows nothing of chuk."""
+"""The parity folder: every suite holds on it, what is not read is said, and what makes it knows
+nothing of chuk."""
 
 from __future__ import annotations
 
@@ -18,7 +19,17 @@ from chuk_lib.parity.reads import Seen
 from tests.conftest import ROOT, RunChuk
 
 FIXTURES = ROOT / "tests" / "fixtures" / "parity"
-ELSEWHERE = {"dpo", "kto", "orpo_cpo", "reward", "generation", "advantages", "grpo", "ppo", "rewards"}
+ELSEWHERE = {
+    "dpo",
+    "kto",
+    "orpo_cpo",
+    "reward",
+    "generation",
+    "advantages",
+    "grpo",
+    "ppo",
+    "rewards",
+}
 """Suites that run with the tests of what they check."""
 ENVIRONMENT = {"torch", "trl", "transformers", "peft", "datasets", "numpy", "safetensors"}
 
@@ -58,14 +69,24 @@ def test_a_folder_of_some_suites_says_what_is_not_there(small: Path, run_chuk: R
 def test_numbers_that_no_check_reads_are_named(small: Path, run_chuk: RunChuk) -> None:
     (small / "inputs").mkdir()
     (small / "inputs" / "more.npz").write_bytes(b"")
-    edit(small, lambda found: found["cases"]["beta0.5_T1.0"].update(kept=1.0) or found.update(note="words", more=[1]))
+    edit(
+        small,
+        lambda found: (
+            found["cases"]["beta0.5_T1.0"].update(kept=1.0) or found.update(note="words", more=[1])
+        ),
+    )
     found = json.loads(run_chuk("doctor", "--parity", small, "--json").stdout)
     assert found["unread"] == ["expected/distillation_unit.json: kept, more", "inputs/more.npz"]
     assert "not read by any check: inputs/more.npz" in run_chuk("doctor", "--parity", small).stderr
 
 
 def test_another_number_fails(small: Path, run_chuk: RunChuk) -> None:
-    edit(small, lambda found: found["cases"]["beta0.5_T1.0"].update(loss=found["cases"]["beta0.5_T1.0"]["loss"] + 1e-3))
+    edit(
+        small,
+        lambda found: found["cases"]["beta0.5_T1.0"].update(
+            loss=found["cases"]["beta0.5_T1.0"]["loss"] + 1e-3
+        ),
+    )
     done = run_chuk("doctor", "--parity", small)
     assert done.returncode == 1
     assert "failed: distillation/beta0.5_T1.0/loss: off by 0.001" in done.stderr
@@ -91,8 +112,15 @@ def test_what_makes_the_fixtures_knows_no_code_of_chuk() -> None:
     own = {path.stem for path in files}
     for path in files:
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-        met = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-        met |= {str(node.module).split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
+        met = {
+            alias.name.split(".")[0]
+            for node in nodes
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        met |= {
+            str(node.module).split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)
+        }
         assert met <= own | ENVIRONMENT | set(sys.stdlib_module_names), path.name
 
 

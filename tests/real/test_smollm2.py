@@ -1,4 +1,5 @@
-"""LoRA on a real chat model and real text: held-out loss falls, others read the adapter, and it still knows Tokyo.
+"""LoRA on a real chat model and real text: held-out loss falls, others read the adapter, and it
+still knows Tokyo.
 
 `make real` fetches what is needed and runs this in about three minutes; elsewhere it is skipped.
 """
@@ -60,12 +61,25 @@ def trained(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     rows = short_rows(place.parent / TEXT, tokenizer, 32)
     train, held_out = SFTDataset(rows[8:], tokenizer), SFTDataset(rows[:8], tokenizer)
     config = SFTConfig(
-        model=str(place), output=str(tmp_path_factory.mktemp("real") / "run"), use_lora=True,
-        lora_target_modules=("all-linear",), max_steps=12, batch_size=2, learning_rate=5e-4, log_interval=1,
-    )  # fmt: skip
+        model=str(place),
+        output=str(tmp_path_factory.mktemp("real") / "run"),
+        use_lora=True,
+        lora_target_modules=("all-linear",),
+        max_steps=12,
+        batch_size=2,
+        learning_rate=5e-4,
+        log_interval=1,
+    )
     before = loss_of(model, held_out)
     result = SFTTrainer(model, tokenizer, config).train(train)
-    return Trained(model, tokenizer, result.run_dir, before, loss_of(model, held_out), logits_of(model, tokenizer))
+    return Trained(
+        model,
+        tokenizer,
+        result.run_dir,
+        before,
+        loss_of(model, held_out),
+        logits_of(model, tokenizer),
+    )
 
 
 def short_rows(path: Path, tokenizer: Any, count: int) -> list[dict[str, Any]]:
@@ -118,12 +132,16 @@ def test_mlx_lm_loads_the_same_folder_with_identical_logits(trained: Trained, pl
     adapter = trained.run / "checkpoints" / "step_000012"
     model, tokenizer = mlx_lm.load(str(place), adapter_path=str(adapter))
     assert np.array_equal(logits_of(model, tokenizer), trained.logits)
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], add_generation_prompt=True
+    )
     assert "Tokyo" in mlx_lm.generate(model, tokenizer, prompt, max_tokens=12)
 
 
 def test_the_command_line_answers_with_the_adapter(trained: Trained, run_chuk: RunChuk) -> None:
-    done = run_chuk("infer", "--model", trained.run, "--prompt", QUESTION, "--max-tokens", 12, "--quiet")
+    done = run_chuk(
+        "infer", "--model", trained.run, "--prompt", QUESTION, "--max-tokens", 12, "--quiet"
+    )
     assert done.returncode == 0, done.stderr
     assert "Tokyo" in done.stdout
 
@@ -131,7 +149,9 @@ def test_the_command_line_answers_with_the_adapter(trained: Trained, run_chuk: R
 def test_the_fused_model_answers_alike(trained: Trained, tmp_path: Path) -> None:
     """Last: it changes the model in memory."""
     fuse(trained.model)
-    np.testing.assert_allclose(logits_of(trained.model, trained.tokenizer), trained.logits, atol=2e-3)
+    np.testing.assert_allclose(
+        logits_of(trained.model, trained.tokenizer), trained.logits, atol=2e-3
+    )
     save_pretrained(trained.model, trained.tokenizer, tmp_path)
     model, tokenizer = load_model(tmp_path)
     assert np.array_equal(logits_of(model, tokenizer), logits_of(trained.model, trained.tokenizer))

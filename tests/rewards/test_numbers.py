@@ -1,4 +1,5 @@
-"""Numbers as they are written, exactly: what is equal, what is not, and what is no number at all."""
+"""Numbers as they are written, exactly: what is equal, what is not, and what is no number at
+all."""
 
 from __future__ import annotations
 
@@ -13,34 +14,156 @@ from chuk_lib.rewards.numbers import quantities_in, read_quantity, same_quantity
 from chuk_lib.rewards.numeric import find_quantity, last_boxed
 
 EQUAL: list[tuple[Any, Any]] = [
-    ("42", "42"), ("42", 42), ("42.0", 42), ("42.", "42"), ("042", "42"), ("+42", "42"), (".5", "0.5"),
-    ("1/2", "0.5"), ("2/4", "1/2"), ("-1/2", "-0.5"), ("1 1/2", "3/2"), ("1½", "1.5"), ("¾", "0.75"), ("7⁄8", "0.875"),
-    ("0.333333", "1/3"), ("0.6666667", "2/3"), ("10/5", "2"), ("3 / 4", "3/4"),
-    ("1,234", "1234"), ("1,234,567.89", "1234567.89"), ("1 234 567", "1234567"), ("1\u202f234", "1234"),
-    ("1'234'567", "1234567"), ("1_000", "1000"), (r"1{,}000", "1000"), (r"1\,000", "1000"), ("-1,234.5", "-1234.5"),
-    ("50%", "0.5"), ("50 %", "50"), ("50%", "50 percent"), (r"50\%", "50%"), ("0.5", "50%"), ("12.5%", "1/8"),
-    ("5 km", "5"), ("5", "5 apples"), ("5 km", "5000 m"), ("5 km", "5 kilometers"), ("30 min", "0.5 hours"),
-    ("90 km/h", "25 m/s"), ("1 m^2", "10000 cm²"), ("2 square meters", "2 m^2"), ("3 cubic cm", "3 cm^3"),
-    ("$5", "5 dollars"), ("5 dollars", "500 cents"), ("$1,200.50", "1200.5"), ("-$5", "$-5"), ("€3", "3 EUR"),
-    ("90°", r"90^\circ"), (r"90^{\circ}", "90 degrees"), ("36 inches", "1 yard"), ("2 weeks", "14 days"),
-    (r"\frac{1}{2}", "0.5"), (r"\frac12", "1/2"), (r"\dfrac{-3}{4}", "-0.75"), (r"-\tfrac{3}{4}", "-3/4"),
-    (r"2\frac{1}{2}", "2.5"), (r"$\frac{3}{4}$", "0.75"), (r"\(7\)", "7"), (r"3 \text{ cm}", "3 cm"),
-    (r"5\ \mathrm{kg}", "5000 g"), (r"$$1.5$$", "3/2"), ("x = 5", "5"), ("≈ 3", "3"),
-    ("1e3", "1000"), ("1.5E-3", "0.0015"), (r"6.02 \times 10^{23}", "6.02e23"), ("2×10³", "2000"), ("3*10^-2", "0.03"),
-    ("5 million", "5000000"), ("2.5 thousand", "2,500"), ("−7", "-7"), ("-0", "0"), (0.1, "0.1"), (1e-9, "1e-9"),
-]  # fmt: skip
+    ("42", "42"),
+    ("42", 42),
+    ("42.0", 42),
+    ("42.", "42"),
+    ("042", "42"),
+    ("+42", "42"),
+    (".5", "0.5"),
+    ("1/2", "0.5"),
+    ("2/4", "1/2"),
+    ("-1/2", "-0.5"),
+    ("1 1/2", "3/2"),
+    ("1½", "1.5"),
+    ("¾", "0.75"),
+    ("7⁄8", "0.875"),
+    ("0.333333", "1/3"),
+    ("0.6666667", "2/3"),
+    ("10/5", "2"),
+    ("3 / 4", "3/4"),
+    ("1,234", "1234"),
+    ("1,234,567.89", "1234567.89"),
+    ("1 234 567", "1234567"),
+    ("1\u202f234", "1234"),
+    ("1'234'567", "1234567"),
+    ("1_000", "1000"),
+    (r"1{,}000", "1000"),
+    (r"1\,000", "1000"),
+    ("-1,234.5", "-1234.5"),
+    ("50%", "0.5"),
+    ("50 %", "50"),
+    ("50%", "50 percent"),
+    (r"50\%", "50%"),
+    ("0.5", "50%"),
+    ("12.5%", "1/8"),
+    ("5 km", "5"),
+    ("5", "5 apples"),
+    ("5 km", "5000 m"),
+    ("5 km", "5 kilometers"),
+    ("30 min", "0.5 hours"),
+    ("90 km/h", "25 m/s"),
+    ("1 m^2", "10000 cm²"),
+    ("2 square meters", "2 m^2"),
+    ("3 cubic cm", "3 cm^3"),
+    ("$5", "5 dollars"),
+    ("5 dollars", "500 cents"),
+    ("$1,200.50", "1200.5"),
+    ("-$5", "$-5"),
+    ("€3", "3 EUR"),
+    ("90°", r"90^\circ"),
+    (r"90^{\circ}", "90 degrees"),
+    ("36 inches", "1 yard"),
+    ("2 weeks", "14 days"),
+    (r"\frac{1}{2}", "0.5"),
+    (r"\frac12", "1/2"),
+    (r"\dfrac{-3}{4}", "-0.75"),
+    (r"-\tfrac{3}{4}", "-3/4"),
+    (r"2\frac{1}{2}", "2.5"),
+    (r"$\frac{3}{4}$", "0.75"),
+    (r"\(7\)", "7"),
+    (r"3 \text{ cm}", "3 cm"),
+    (r"5\ \mathrm{kg}", "5000 g"),
+    (r"$$1.5$$", "3/2"),
+    ("x = 5", "5"),
+    ("≈ 3", "3"),
+    ("1e3", "1000"),
+    ("1.5E-3", "0.0015"),
+    (r"6.02 \times 10^{23}", "6.02e23"),
+    ("2×10³", "2000"),
+    ("3*10^-2", "0.03"),
+    ("5 million", "5000000"),
+    ("2.5 thousand", "2,500"),
+    ("−7", "-7"),
+    ("-0", "0"),
+    (0.1, "0.1"),
+    (1e-9, "1e-9"),
+]
 DIFFERENT: list[tuple[Any, Any]] = [
-    ("16", "6"), ("6", "16"), ("42", "-42"), ("1000000", "1000001"), ("0.33", "1/3"), ("0.5", "0.6"), ("1/2", "1/3"),
-    ("1,234", "1.234"), ("50%", "5"), ("50%", "0.05"), ("5 km", "5 m"), ("5 km", "5 kg"), ("5%", "5 km"), ("$5", "5 €"),
-    ("5 m", "5 m^2"), ("5 m/s", "5 km/h"), ("1 1/2", "11/2"), ("1e3", "100"), ("5 million", "5"), ("1e-9", "2e-9"),
-    ("1000000.5", "1000000.4"), (r"\frac{1}{2}", r"\frac{2}{1}"), ("0", "0.001"),
-]  # fmt: skip
+    ("16", "6"),
+    ("6", "16"),
+    ("42", "-42"),
+    ("1000000", "1000001"),
+    ("0.33", "1/3"),
+    ("0.5", "0.6"),
+    ("1/2", "1/3"),
+    ("1,234", "1.234"),
+    ("50%", "5"),
+    ("50%", "0.05"),
+    ("5 km", "5 m"),
+    ("5 km", "5 kg"),
+    ("5%", "5 km"),
+    ("$5", "5 €"),
+    ("5 m", "5 m^2"),
+    ("5 m/s", "5 km/h"),
+    ("1 1/2", "11/2"),
+    ("1e3", "100"),
+    ("5 million", "5"),
+    ("1e-9", "2e-9"),
+    ("1000000.5", "1000000.4"),
+    (r"\frac{1}{2}", r"\frac{2}{1}"),
+    ("0", "0.001"),
+]
 NO_NUMBERS: list[Any] = [
-    "", "   ", "twelve", "abc", "A", "nan", "inf", "-inf", "NaN", "Infinity", "1.2.3", "12:30", "1/2/2024",
-    "2024-01-05", "x", "2x", "x1", "3D", "3rd", "1st", "5 or 6", "(1,2)", "1, 2", "[3]", "0x10", "1/0", "--5", "+-5",
-    "1e999999999", "9" * 1000, "1,23", "12,34,5", "3+4", "3 + 4 = 7", "2^10", r"\frac{x}{2}", r"\frac{1}{\frac{1}{2}}",
-    r"\sqrt{4}", "1.5e", "e5", ".", "-", "%", "$", None, True, [], {"a": 1},
-]  # fmt: skip
+    "",
+    "   ",
+    "twelve",
+    "abc",
+    "A",
+    "nan",
+    "inf",
+    "-inf",
+    "NaN",
+    "Infinity",
+    "1.2.3",
+    "12:30",
+    "1/2/2024",
+    "2024-01-05",
+    "x",
+    "2x",
+    "x1",
+    "3D",
+    "3rd",
+    "1st",
+    "5 or 6",
+    "(1,2)",
+    "1, 2",
+    "[3]",
+    "0x10",
+    "1/0",
+    "--5",
+    "+-5",
+    "1e999999999",
+    "9" * 1000,
+    "1,23",
+    "12,34,5",
+    "3+4",
+    "3 + 4 = 7",
+    "2^10",
+    r"\frac{x}{2}",
+    r"\frac{1}{\frac{1}{2}}",
+    r"\sqrt{4}",
+    "1.5e",
+    "e5",
+    ".",
+    "-",
+    "%",
+    "$",
+    None,
+    True,
+    [],
+    {"a": 1},
+]
 
 
 @pytest.mark.parametrize(("one", "other"), EQUAL, ids=str)
@@ -84,7 +207,9 @@ IN_TEXT = {
 
 @pytest.mark.parametrize(("text", "want"), IN_TEXT.items(), ids=IN_TEXT)
 def test_numbers_in_a_text(text: str, want: str) -> None:
-    assert [found.value for found in quantities_in(text)] == [Fraction(part) for part in want.split()]
+    assert [found.value for found in quantities_in(text)] == [
+        Fraction(part) for part in want.split()
+    ]
 
 
 ANSWERS = {
@@ -120,8 +245,11 @@ def test_where_the_answer_is_looked_for() -> None:
     text = r"It is \boxed{5}. Or 7"
     found = {where: find_quantity(text, where) for where in ("auto", "marked", "last", "whole")}
     assert {where: got and int(got.value) for where, got in found.items()} == {
-        "auto": 5, "marked": 5, "last": 7, "whole": None,
-    }  # fmt: skip
+        "auto": 5,
+        "marked": 5,
+        "last": 7,
+        "whole": None,
+    }
     assert find_quantity("It is 7", "marked") is None
     assert find_quantity("7", "whole")
 
@@ -142,12 +270,24 @@ def test_endless_repetitions_do_not_take_long(piece: str) -> None:
 
 def scores(spec: str, texts: list[str], answer: list[Any]) -> list[float | None]:
     batch = Completions([""] * len(texts), [*texts], [[1]] * len(texts), {"answer": answer})
-    return [None if score != score else score for score in load_rewards([spec]).score(batch)[:, 0].tolist()]
+    return [
+        None if score != score else score
+        for score in load_rewards([spec]).score(batch)[:, 0].tolist()
+    ]
 
 
 def test_the_reward() -> None:
-    assert scores("numeric", ["It is 72.", "It is 71.", "words"], ["so 70 + 2\n#### 72"] * 3) == [1.0, 0.0, 0.0]
-    assert scores("numeric", ["5", "5", "5", "0.5"], ["no number", None, True, 0.5]) == [None, None, None, 1.0]
+    assert scores("numeric", ["It is 72.", "It is 71.", "words"], ["so 70 + 2\n#### 72"] * 3) == [
+        1.0,
+        0.0,
+        0.0,
+    ]
+    assert scores("numeric", ["5", "5", "5", "0.5"], ["no number", None, True, 0.5]) == [
+        None,
+        None,
+        None,
+        1.0,
+    ]
     assert scores("numeric", ["1 2 3 4 5 6"], ["3"]) == [0.0]
     assert scores("numeric:where=marked", ["It is 3", r"\boxed{3}"], ["3", 3]) == [0.0, 1.0]
     assert scores("numeric:tolerance=0.01", ["0.334"], ["1/3"]) == [1.0]

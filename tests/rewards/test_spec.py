@@ -20,10 +20,16 @@ WRITTEN = {
     "format=-1e-2": RewardSpec("", "format", weight=-0.01),
     "length:max=200": RewardSpec("", "length", arguments={"max": "200"}),
     "length:max=200=0.5": RewardSpec("", "length", arguments={"max": "200"}, weight=0.5),
-    "length:min=3,max=200=2": RewardSpec("", "length", arguments={"min": "3", "max": "200"}, weight=2.0),
+    "length:min=3,max=200=2": RewardSpec(
+        "", "length", arguments={"min": "3", "max": "200"}, weight=2.0
+    ),
     r"regex:pattern=\d+:\d+": RewardSpec("", "regex", arguments={"pattern": r"\d+:\d+"}),
-    "regex:pattern='a=b,c'=0.5": RewardSpec("", "regex", arguments={"pattern": "a=b,c"}, weight=0.5),
-    'regex:pattern="x=1",full=true': RewardSpec("", "regex", arguments={"pattern": "x=1", "full": "true"}),
+    "regex:pattern='a=b,c'=0.5": RewardSpec(
+        "", "regex", arguments={"pattern": "a=b,c"}, weight=0.5
+    ),
+    'regex:pattern="x=1",full=true': RewardSpec(
+        "", "regex", arguments={"pattern": "x=1", "full": "true"}
+    ),
     "regex:pattern='it''s'": RewardSpec("", "regex", arguments={"pattern": "it's"}),
     "rewards.py:brevity": RewardSpec("", "brevity", "rewards.py"),
     "my files/r.py:f=0.1": RewardSpec("", "f", "my files/r.py", weight=0.1),
@@ -48,7 +54,12 @@ WRONG = {
 @pytest.mark.parametrize(("text", "want"), WRITTEN.items(), ids=WRITTEN)
 def test_what_can_be_written(text: str, want: RewardSpec) -> None:
     got = parse_spec(text)
-    assert (got.name, got.file, got.arguments, got.weight) == (want.name, want.file, want.arguments, want.weight)
+    assert (got.name, got.file, got.arguments, got.weight) == (
+        want.name,
+        want.file,
+        want.arguments,
+        want.weight,
+    )
 
 
 @pytest.mark.parametrize(("text", "says"), WRONG.items(), ids=WRONG)
@@ -95,10 +106,17 @@ def test_names_are_kept_as_written_and_told_apart() -> None:
 
 
 def test_a_package_that_is_not_there_is_named_with_its_extra() -> None:
-    with pytest.raises(ConfigError, match="reward `accuracy` needs the package math-verify") as caught:
+    with pytest.raises(
+        ConfigError, match="reward `accuracy` needs the package math-verify"
+    ) as caught:
         need("accuracy", "no_such_module", "math-verify", "rewards")
     assert caught.value.hint == "install it: pip install 'chuk-mlx[rewards]'"
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
     assert [line.split(">=")[0] for line in extras["rewards"] + extras["gym"]] == [
-        "jsonschema", "math-verify", "referencing", "reasoning-gym",
-    ]  # fmt: skip
+        "jsonschema",
+        "math-verify",
+        "referencing",
+        "reasoning-gym",
+    ]

@@ -134,8 +134,19 @@ def file(tmp_path: Path) -> Path:
 
 def batch(texts: list[str] | None = None) -> Completions:
     texts = texts or ["a", "bb", "ccc"]
-    columns = {"answer": ["a", "x", "ccc"][: len(texts)], "prompt": ["hidden"] * len(texts), "extra": [1] * len(texts)}
-    return Completions(["p"] * len(texts), [*texts], [[1]] * len(texts), columns, 5, [False, True, False][: len(texts)])
+    columns = {
+        "answer": ["a", "x", "ccc"][: len(texts)],
+        "prompt": ["hidden"] * len(texts),
+        "extra": [1] * len(texts),
+    }
+    return Completions(
+        ["p"] * len(texts),
+        [*texts],
+        [[1]] * len(texts),
+        columns,
+        5,
+        [False, True, False][: len(texts)],
+    )
 
 
 def scores(file: Path, name: str, **options: str) -> list[float]:
@@ -175,16 +186,23 @@ def test_trl_s_signature_as_it_is(file: Path) -> None:
     assert np.isnan(rewards.total(np.full((1, 2), np.nan, np.float32))).all()
     import sys
 
-    module = next(module for name, module in sys.modules.items() if name.endswith("my rewards") and module.calls)
+    module = next(
+        module
+        for name, module in sys.modules.items()
+        if name.endswith("my rewards") and module.calls
+    )
     assert module.calls == [(["p"] * 3, ["a", "bb", "ccc"], [[1]] * 3, ["extra"], 5)]
 
 
 def test_chats_come_as_messages_to_lists_and_as_text_to_single_ones(file: Path) -> None:
     file.write_text(
-        "def role(completions, **_):\n    return [c[0]['role'] == 'assistant' for c in completions]\n"
-        "def size(prompt, completion):\n    return len(completion) + 10 * len(prompt)\n"
+        "def role(completions, **_):\n    return [c[0]['role'] == 'assistant' for c in"
+        " completions]\ndef size(prompt, completion):\n    return len(completion) + 10 *"
+        " len(prompt)\n"
     )
-    chat = Completions([[{"role": "user", "content": "q"}]], [[{"role": "assistant", "content": "abc"}]], [[1]])
+    chat = Completions(
+        [[{"role": "user", "content": "q"}]], [[{"role": "assistant", "content": "abc"}]], [[1]]
+    )
     assert load_rewards([f"{file}:role", f"{file}:size"]).score(chat).tolist() == [[1.0, 13.0]]
 
 
@@ -218,22 +236,26 @@ def test_no_completions_give_no_scores(file: Path) -> None:
 
 
 BROKEN = {
-    "breaks": "completion 2 of 3, \"\": ZeroDivisionError: division by zero (line",
-    "breaks_alone": "completion 2 of 3, \"\": ZeroDivisionError",
-    "breaks_later": "completion 2 of 3, \"\": ZeroDivisionError",
-    "breaks_together": "these 3 completions (on none of them alone): RuntimeError: too many of them",
-    "leaves": "completion 1 of 3, \"a\": SystemExit: 0",
-    "says_text": "gave \"good\", which is no number, for completion 3 of 3, \"bb\"",
-    "says_nan": "gave NaN for completion 3 of 3, \"bb\"",
-    "says_inf": "gave 1e+300 for completion 3 of 3, \"bb\"",
-    "too_few": "gave 1 scores for 3 completions, the first being \"a\"",
+    "breaks": 'completion 2 of 3, "": ZeroDivisionError: division by zero (line',
+    "breaks_alone": 'completion 2 of 3, "": ZeroDivisionError',
+    "breaks_later": 'completion 2 of 3, "": ZeroDivisionError',
+    "breaks_together": (
+        "these 3 completions (on none of them alone): RuntimeError: too many of them"
+    ),
+    "leaves": 'completion 1 of 3, "a": SystemExit: 0',
+    "says_text": 'gave "good", which is no number, for completion 3 of 3, "bb"',
+    "says_nan": 'gave NaN for completion 3 of 3, "bb"',
+    "says_inf": 'gave 1e+300 for completion 3 of 3, "bb"',
+    "too_few": 'gave 1 scores for 3 completions, the first being "a"',
     "one_number": "gave 1.0, not a list, for 3 completions",
     "nothing": "gave None, not a list, for 3 completions",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "says"), BROKEN.items(), ids=BROKEN)
-def test_a_broken_reward_stops_with_the_completion_that_broke_it(file: Path, name: str, says: str) -> None:
+def test_a_broken_reward_stops_with_the_completion_that_broke_it(
+    file: Path, name: str, says: str
+) -> None:
     texts = batch(["a", "", "bb"])
     with pytest.raises(TrainingError) as caught:
         load_rewards([f"{file}:{name}"]).score(texts)
@@ -249,9 +271,13 @@ def test_or_scores_nothing_by_choice(file: Path) -> None:
         return rewards.score(batch(["a", "", "bb"]), logged)[:, 0].tolist(), logged
 
     cases = {
-        "breaks": [1.0, None, 0.5], "breaks_later": [1.0, None, 0.5], "breaks_together": [1.0] * 3,
-        "says_nan": [1.0, 1.0, None], "says_text": [1.0, 1.0, None], "one_number": [None] * 3,
-    }  # fmt: skip
+        "breaks": [1.0, None, 0.5],
+        "breaks_later": [1.0, None, 0.5],
+        "breaks_together": [1.0] * 3,
+        "says_nan": [1.0, 1.0, None],
+        "says_text": [1.0, 1.0, None],
+        "one_number": [None] * 3,
+    }
     for name, want in cases.items():
         got, logged = go_on(name)
         assert [None if score != score else score for score in got] == want, name
@@ -271,14 +297,30 @@ def test_what_a_function_says_of_each_completion_stays_with_it(file: Path) -> No
 WRONG_FILES = {
     "no such file": (None, "does not exist", "check the path"),
     "syntax": ("def f(:\n", "does not import: SyntaxError: invalid syntax (line 1)", "python "),
-    "import": ("x = 1\nimport not_there\n", "ModuleNotFoundError: No module named 'not_there' (line 2)", "python "),
-    "error": ("def g():\n    raise ValueError('a\\nb')\ng()\n", "ValueError: a b (line 2)", "python "),
+    "import": (
+        "x = 1\nimport not_there\n",
+        "ModuleNotFoundError: No module named 'not_there' (line 2)",
+        "python ",
+    ),
+    "error": (
+        "def g():\n    raise ValueError('a\\nb')\ng()\n",
+        "ValueError: a b (line 2)",
+        "python ",
+    ),
     "exit": ("import sys\nsys.exit(3)\n", "does not import: SystemExit: 3 (line 2)", "python "),
-    "other name": ("def ff(completions):\n    return []\n", "has no function `f`", "did you mean `ff`?"),
+    "other name": (
+        "def ff(completions):\n    return []\n",
+        "has no function `f`",
+        "did you mean `ff`?",
+    ),
     "empty": ("", "has no function `f`", "it has: no functions"),
     "a class": ("class f:\n    pass\n", "is not a function", "name a function"),
     "a number": ("f = 3\n", "is not a function", "name a function"),
-    "positional": ("def f(completions, /):\n    return []\n", "takes parameters without names", "remove the `/`"),
+    "positional": (
+        "def f(completions, /):\n    return []\n",
+        "takes parameters without names",
+        "remove the `/`",
+    ),
 }
 
 

@@ -19,16 +19,25 @@ WriteRun = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def two_runs(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runs `first` (12 steps, evaluated) and `second` (6 steps, another learning rate)."""
+    """A folder with the runs `first` (12 steps, evaluated) and `second` (6 steps, another learning
+    rate)."""
     folder = tmp_path_factory.mktemp("trained")
     data = folder / "toy"
     data.mkdir()
     write_rows(data / "train.jsonl", toy_rows(37))
     write_rows(data / "valid.jsonl", toy_rows(9, offset=100))
-    shared: dict[str, Any] = {"model": str(tiny_model_dir), "data": str(data), "batch_size": 4, "log_interval": 1}
+    shared: dict[str, Any] = {
+        "model": str(tiny_model_dir),
+        "data": str(data),
+        "batch_size": 4,
+        "log_interval": 1,
+    }
     origins = {"learning_rate": "--learning-rate", "seed": "default"}
     for name, changes in (
-        ("first", {"max_steps": 12, "learning_rate": 3e-3, "eval_steps": 4, "checkpoint_interval": 6}),
+        (
+            "first",
+            {"max_steps": 12, "learning_rate": 3e-3, "eval_steps": 4, "checkpoint_interval": 6},
+        ),
         ("second", {"max_steps": 6, "learning_rate": 1e-4, "eval_steps": 3}),
     ):
         config = SFTConfig(output=str(folder / "runs" / name), **(shared | changes))
@@ -50,7 +59,9 @@ def write_run(tmp_path: Path) -> WriteRun:
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         lines = [event if isinstance(event, str) else event.to_json() for event in events]
-        (folder / "events.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        (folder / "events.jsonl").write_text(
+            "".join(f"{line}\n" for line in lines), encoding="utf-8"
+        )
         return folder
 
     return write
@@ -58,7 +69,9 @@ def write_run(tmp_path: Path) -> WriteRun:
 
 def started(time: float, step: int = 0, **data: Any) -> Event:
     """The first event of a session."""
-    return Event("started", step, {"algorithm": "sft", "steps": 10, "start_step": step} | data, time)
+    return Event(
+        "started", step, {"algorithm": "sft", "steps": 10, "start_step": step} | data, time
+    )
 
 
 def step(number: int, time: float, loss: float = 1.0, **data: Any) -> Event:

@@ -17,7 +17,19 @@ from tests.runs.conftest import WriteRun, as_json, started, step
 def test_ls(runs: Path, run_chuk: RunChuk) -> None:
     done = run_chuk("runs", "ls", "--sort", "name")
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["run", "status", "steps", "loss", "best", "eval", "took", "age", "size", "how", "model"]
+    assert lines[0].split() == [
+        "run",
+        "status",
+        "steps",
+        "loss",
+        "best",
+        "eval",
+        "took",
+        "age",
+        "size",
+        "how",
+        "model",
+    ]
     assert re.match(r"first +done +12/12 +\d", lines[1])
     assert re.match(r"second +done +6/6 +\d", lines[2])
     listed = as_json(run_chuk("runs", "ls", "--json", "--sort", "-step").stdout)
@@ -47,13 +59,23 @@ def test_ls_of_nothing(run_chuk: RunChuk, runs: Path, tmp_path: Path) -> None:
 def test_show(runs: Path, run_chuk: RunChuk) -> None:
     done = run_chuk("runs", "show", "first", env={"COLUMNS": "80"})
     assert (done.returncode, done.stderr) == (0, "")
-    for part in ("12/12", "Settings that were chosen", "Samples", "Environment", "Checkpoints", "step_000012"):
+    for part in (
+        "12/12",
+        "Settings that were chosen",
+        "Samples",
+        "Environment",
+        "Checkpoints",
+        "step_000012",
+    ):
         assert part in done.stdout
     assert re.search(r"learning_rate +0.003 +none +--learning-rate", done.stdout)
     assert max(map(len, done.stdout.splitlines())) <= 80
     found = as_json(run_chuk("runs", "show", "runs/first", "--json").stdout)
     assert found["curves"]["loss"]["steps"] == list(range(1, 13))
-    assert (found["settings"]["batch_size"], found["origins"]["learning_rate"]) == (4, "--learning-rate")
+    assert (found["settings"]["batch_size"], found["origins"]["learning_rate"]) == (
+        4,
+        "--learning-rate",
+    )
     assert [point["marks"] for point in found["checkpoints"]][-1] == ["latest", "best"]
     assert found["samples"][0]["prompt"]
     assert run_chuk("runs", "show", "fi", "-q").stdout == "runs/first\n"
@@ -67,10 +89,16 @@ def test_show_in_ascii_writes_ascii(runs: Path, run_chuk: RunChuk) -> None:
         assert not re.search(r"\\u2[0-9a-f]{3}", done.stdout)
 
 
-def test_show_of_a_run_of_which_only_the_log_is_left(write_run: WriteRun, run_chuk: RunChuk) -> None:
+def test_show_of_a_run_of_which_only_the_log_is_left(
+    write_run: WriteRun, run_chuk: RunChuk
+) -> None:
     write_run("bare", ["rubbish", started(1), step(1, 2), step(2, 3)])
     done = run_chuk("runs", "show", "bare")
-    assert (done.returncode, "killed after" in done.stdout, "damaged" in done.stdout) == (0, True, True)
+    assert (done.returncode, "killed after" in done.stdout, "damaged" in done.stdout) == (
+        0,
+        True,
+        True,
+    )
     write_run("empty", [])
     for command in ("show", "plot", "report", "watch"):
         assert run_chuk("runs", command, "empty").returncode in (0, 1)
@@ -124,7 +152,10 @@ def test_compare(runs: Path, run_chuk: RunChuk) -> None:
 
 
 def test_export(runs: Path, run_chuk: RunChuk, tmp_path: Path) -> None:
-    assert as_json(run_chuk("runs", "export", "first", "-o", "first.csv", "--json").stdout)["rows"] == 12
+    assert (
+        as_json(run_chuk("runs", "export", "first", "-o", "first.csv", "--json").stdout)["rows"]
+        == 12
+    )
     with (tmp_path / "first.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["step"] for row in rows] == [str(number) for number in range(1, 13)]
@@ -141,18 +172,25 @@ def test_export(runs: Path, run_chuk: RunChuk, tmp_path: Path) -> None:
 
 def test_rm_asks_and_removes(runs: Path, run_chuk: RunChuk) -> None:
     refused = run_chuk("runs", "rm", "first")
-    assert (refused.returncode, "--yes" in refused.stderr, (runs / "first").exists()) == (2, True, True)
+    assert (refused.returncode, "--yes" in refused.stderr, (runs / "first").exists()) == (
+        2,
+        True,
+        True,
+    )
     (runs / "first" / "notes.txt").write_text("mine")
     done = run_chuk("runs", "rm", "first", "second", "--yes", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout) == [
-        {"path": "runs/first", "left": ["notes.txt"]}, {"path": "runs/second", "left": []},
-    ]  # fmt: skip
+        {"path": "runs/first", "left": ["notes.txt"]},
+        {"path": "runs/second", "left": []},
+    ]
     assert "notes.txt" in json.loads(done.stderr)["warning"]["message"]
     assert [entry.name for entry in runs.iterdir()] == ["first"]
 
 
-def test_names_of_runs_cannot_do_anything_to_the_terminal(write_run: WriteRun, run_chuk: RunChuk) -> None:
+def test_names_of_runs_cannot_do_anything_to_the_terminal(
+    write_run: WriteRun, run_chuk: RunChuk
+) -> None:
     write_run("evil\x1b[31m", [started(1, model="m\x1b]0;x\x07"), step(1, 2, text="\x1b[2J")])
     for command in (["ls"], ["show", "evil"], ["plot", "evil"]):
         done = run_chuk("runs", *command)

@@ -30,18 +30,28 @@ def test_a_light_reading_has_the_same_summary(runs: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "", "{", "null", "[1]", '{"kind": "step"}', '{"v": 1, "t": 1, "kind": "step", "step": "2", "data": {}}',
-        '{"v": 1, "t": 1, "kind": "step", "step": true, "data": {}}', "[" * 5000,
-        '{"v": 1, "t": 1, "kind": "step", "step": 2, "data": 7}', '{"t": "x", "kind": "a", "step": 1, "data": {}}',
-        '{"t": NaN, "kind": "a", "step": 1, "data": {}}', '{"t": 1, "kind": 3, "step": -1, "data": {}}',
+        "",
+        "{",
+        "null",
+        "[1]",
+        '{"kind": "step"}',
+        '{"v": 1, "t": 1, "kind": "step", "step": "2", "data": {}}',
+        '{"v": 1, "t": 1, "kind": "step", "step": true, "data": {}}',
+        "[" * 5000,
+        '{"v": 1, "t": 1, "kind": "step", "step": 2, "data": 7}',
+        '{"t": "x", "kind": "a", "step": 1, "data": {}}',
+        '{"t": NaN, "kind": "a", "step": 1, "data": {}}',
+        '{"t": 1, "kind": 3, "step": -1, "data": {}}',
     ],
-)  # fmt: skip
+)
 def test_a_line_that_is_no_event_is_none(line: str) -> None:
     assert parse(line) is None
 
 
 def test_damaged_lines_are_counted_and_skipped(write_run: WriteRun) -> None:
-    run = write_run("torn", [started(1), "garbage", step(1, 2), '{"v": 1, "t": 3, "kind": "st', step(2, 4), ""])
+    run = write_run(
+        "torn", [started(1), "garbage", step(1, 2), '{"v": 1, "t": 3, "kind": "st', step(2, 4), ""]
+    )
     log = read_log(run / "events.jsonl")
     assert ([event.step for event in log.of("step")], log.damaged) == ([1, 2], 2)
 
@@ -62,7 +72,9 @@ def test_any_damage_to_a_real_log_is_survived(runs: Path) -> None:
             board.see(event)
 
 
-def test_steps_that_a_resume_took_again_are_left_out_but_their_time_counts(write_run: WriteRun) -> None:
+def test_steps_that_a_resume_took_again_are_left_out_but_their_time_counts(
+    write_run: WriteRun,
+) -> None:
     abandoned = [started(0), step(1, 1), step(2, 2, loss=9.0), step(3, 3, loss=9.0)]
     again = [started(1000, step=1), step(2, 1001), Event("saved", 2, {"path": "x"}, 1002)]
     run = write_run("resumed", [*abandoned, *again])
@@ -73,7 +85,9 @@ def test_steps_that_a_resume_took_again_are_left_out_but_their_time_counts(write
 
 
 def test_a_resume_without_steps_yet_shows_the_last_step_that_counts(write_run: WriteRun) -> None:
-    run = write_run("again", [started(0), step(1, 1, loss=3.0), step(2, 2, loss=2.0), started(50, step=1)])
+    run = write_run(
+        "again", [started(0), step(1, 1, loss=3.0), step(2, 2, loss=2.0), started(50, step=1)]
+    )
     summary = summarize(run)
     assert (summary.step, summary.loss) == (1, 3.0)
 
@@ -120,7 +134,9 @@ def test_a_follower_waits_for_whole_lines_and_sees_a_new_file(tmp_path: Path) ->
 
 
 def test_a_light_reading_skims_all_steps_but_the_last(write_run: WriteRun) -> None:
-    run = write_run("long", [started(0), *(step(number, number, grad_norm=1.0) for number in range(1, 50))])
+    run = write_run(
+        "long", [started(0), *(step(number, number, grad_norm=1.0) for number in range(1, 50))]
+    )
     whole, light = (read_log(run / "events.jsonl", light=light) for light in (False, True))
     assert [event.step for event in light.events] == [event.step for event in whole.events]
     assert (light.seconds, light.events[-1].data) == (whole.seconds, whole.events[-1].data)
@@ -135,10 +151,29 @@ def evaluated(number: int, time: float, **data: object) -> Event:
 @pytest.mark.parametrize(
     ("events", "best"),
     [
-        ([evaluated(1, 2, eval_loss=2.0), evaluated(2, 3, eval_loss=1.5), evaluated(3, 4, eval_loss=1.7)], (2, 1.5)),
+        (
+            [
+                evaluated(1, 2, eval_loss=2.0),
+                evaluated(2, 3, eval_loss=1.5),
+                evaluated(3, 4, eval_loss=1.7),
+            ],
+            (2, 1.5),
+        ),
         # the run said with its threshold that 1.49 is no better than 1.5
-        ([evaluated(1, 2, eval_loss=1.5, best=True), evaluated(2, 3, eval_loss=1.49, best=False)], (1, 1.5)),
-        ([evaluated(1, 2, eval_loss=9.0, eval_reward=0.1), evaluated(2, 3, eval_loss=1.0, eval_reward=0.0)], (1, 0.1)),
+        (
+            [
+                evaluated(1, 2, eval_loss=1.5, best=True),
+                evaluated(2, 3, eval_loss=1.49, best=False),
+            ],
+            (1, 1.5),
+        ),
+        (
+            [
+                evaluated(1, 2, eval_loss=9.0, eval_reward=0.1),
+                evaluated(2, 3, eval_loss=1.0, eval_reward=0.0),
+            ],
+            (1, 0.1),
+        ),
         ([evaluated(1, 2, eval_loss="nan"), evaluated(2, 3, eval_loss=4.0)], (2, 4.0)),
         # went back to step 1: what came after it was never kept
         ([evaluated(1, 2, eval_loss=2.0), evaluated(3, 3, eval_loss=0.5), started(5, 1)], (1, 2.0)),
@@ -155,9 +190,22 @@ def test_screens_and_summaries_name_the_same_best(
 
 
 def test_both_readers_drop_what_a_resume_went_back_before(write_run: WriteRun) -> None:
-    events = [started(1), step(2, 2), step(5, 3), started(4, 3), step(4, 5), started(6, 1), step(2, 7), step(3, 8)]
+    events = [
+        started(1),
+        step(2, 2),
+        step(5, 3),
+        started(4, 3),
+        step(4, 5),
+        started(6, 1),
+        step(2, 7),
+        step(3, 8),
+    ]
     path = write_run("twice", events) / "events.jsonl"
     assert [(event.kind, event.step) for event in read_events(path)] == [
-        ("started", 0), ("started", 3), ("started", 1), ("step", 2), ("step", 3),
-    ]  # fmt: skip
+        ("started", 0),
+        ("started", 3),
+        ("started", 1),
+        ("step", 2),
+        ("step", 3),
+    ]
     assert read_log(path).events == read_events(path)

@@ -21,8 +21,17 @@ NAMES = spellings(TrainerConfig)
 def three(write_run: WriteRun) -> list:
     """Three runs: `a` done with loss 1, `b` killed with loss nan, `c` without a step."""
     config = {"learning_rate": 1e-4, "use_lora": True}
-    write_run("a", [started(100, config=config, model="org/Qwen3-0.6B"), step(1, 101, 1.0), finished(110, seconds=10)])
-    write_run("b", [started(200, config={"learning_rate": 2e-5}, model="m"), step(4, 201, float("nan"))])
+    write_run(
+        "a",
+        [
+            started(100, config=config, model="org/Qwen3-0.6B"),
+            step(1, 101, 1.0),
+            finished(110, seconds=10),
+        ],
+    )
+    write_run(
+        "b", [started(200, config={"learning_rate": 2e-5}, model="m"), step(4, 201, float("nan"))]
+    )
     folder = write_run("c", [started(300, config=config, model="n")])
     return [summarize(run) for run in list_runs(folder.parent)]
 
@@ -30,12 +39,25 @@ def three(write_run: WriteRun) -> list:
 @pytest.mark.parametrize(
     ("condition", "names"),
     [
-        ("status=done", "a"), ("status!=done", "bc"), ("loss<2", "a"), ("loss>=1", "a"), ("step>0", "ab"),
-        ("learning_rate=1e-4", "ac"), ("lr=0.0001", "ac"), ("learning-rate<5e-5", "b"), ("use_lora=true", "ac"),
-        ("model=*qwen*", "a"), ("model=Qwen3-0.6B", "a"), ("name=b", "b"), ("loss=none", "c"), ("duration>5", "a"),
-        ("step=4", "b"), ("eval_loss<9", ""), (" status = killed ", "bc"),
+        ("status=done", "a"),
+        ("status!=done", "bc"),
+        ("loss<2", "a"),
+        ("loss>=1", "a"),
+        ("step>0", "ab"),
+        ("learning_rate=1e-4", "ac"),
+        ("lr=0.0001", "ac"),
+        ("learning-rate<5e-5", "b"),
+        ("use_lora=true", "ac"),
+        ("model=*qwen*", "a"),
+        ("model=Qwen3-0.6B", "a"),
+        ("name=b", "b"),
+        ("loss=none", "c"),
+        ("duration>5", "a"),
+        ("step=4", "b"),
+        ("eval_loss<9", ""),
+        (" status = killed ", "bc"),
     ],
-)  # fmt: skip
+)
 def test_conditions(three: list, condition: str, names: str) -> None:
     assert "".join(run.name for run in select(three, [condition], NAMES)) == names
 
@@ -46,7 +68,12 @@ def test_conditions_add_up(three: list) -> None:
 
 @pytest.mark.parametrize(
     ("condition", "message"),
-    [("status", "is no condition"), ("=3", "is no condition"), ("stats=done", "no run has"), ("loss<low", "number")],
+    [
+        ("status", "is no condition"),
+        ("=3", "is no condition"),
+        ("stats=done", "no run has"),
+        ("loss<low", "number"),
+    ],
 )
 def test_wrong_conditions(three: list, condition: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -60,13 +87,22 @@ def test_a_wrong_key_is_answered_with_the_nearest(three: list) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "names"), [("loss", "abc"), ("-step", "abc"), ("name", "abc"), ("-began", "cba"), ("learning_rate", "bac")]
+    ("key", "names"),
+    [
+        ("loss", "abc"),
+        ("-step", "abc"),
+        ("name", "abc"),
+        ("-began", "cba"),
+        ("learning_rate", "bac"),
+    ],
 )
 def test_order(three: list, key: str, names: str) -> None:
     assert "".join(run.name for run in arrange(three, key, NAMES)) == names
 
 
-def test_a_run_is_found_by_path_name_and_beginning(write_run: WriteRun, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_is_found_by_path_name_and_beginning(
+    write_run: WriteRun, tmp_path: Path, monkeypatch
+) -> None:
     for name in ("20260101-sft-tiny-ab12", "20260102-sft-tiny-cd34", "other"):
         write_run(name, [started(1)])
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,5 @@
-"""The report: one page, all data, no requests, safe whatever a run logged; drawn by a browser where there is one."""
+"""The report: one page, all data, no requests, safe whatever a run logged; drawn by a browser where
+there is one."""
 
 from __future__ import annotations
 
@@ -68,8 +69,12 @@ def test_the_page_asks_for_nothing(runs: Path) -> None:
     addresses = set(re.findall(r"https?://[^\s\"'<)]+", text))
     assert addresses == {"http://www.w3.org/2000/svg"}
     page = Page(text)
-    assert not [tag for tag, _ in page.tags if tag in ("link", "img", "iframe", "object", "embed", "base")]
-    assert not [attributes for _, attributes in page.tags if {"src", "href", "action"} & set(attributes)]
+    assert not [
+        tag for tag, _ in page.tags if tag in ("link", "img", "iframe", "object", "embed", "base")
+    ]
+    assert not [
+        attributes for _, attributes in page.tags if {"src", "href", "action"} & set(attributes)
+    ]
     assert "@import" not in text
     assert "default-src 'none'" in text
     assert not re.search(r"\b(fetch|XMLHttpRequest|WebSocket|innerHTML)\b|\beval\(", text)
@@ -77,11 +82,14 @@ def test_the_page_asks_for_nothing(runs: Path) -> None:
 
 def test_what_was_logged_cannot_become_markup(write_run: WriteRun) -> None:
     events = [
-        started(1, model=EVIL, data=EVIL, config={"model": EVIL, EVIL: EVIL}, report={"source": EVIL}),
-        Event("step", 1, {"loss": 1.0, EVIL: 2.0}, 2), Event("warning", 1, {"text": EVIL, "hint": EVIL}, 3),
+        started(
+            1, model=EVIL, data=EVIL, config={"model": EVIL, EVIL: EVIL}, report={"source": EVIL}
+        ),
+        Event("step", 1, {"loss": 1.0, EVIL: 2.0}, 2),
+        Event("warning", 1, {"text": EVIL, "hint": EVIL}, 3),
         Event("sample", 1, {"prompt": EVIL, "target": EVIL, "completion": EVIL}, 4),
         finished(5, "failed", error=EVIL),
-    ]  # fmt: skip
+    ]
     run = write_run("evil", events)
     (run / "environment.json").write_text(json.dumps({"platform": EVIL, "versions": {EVIL: EVIL}}))
     page = Page(to_html(read_run(run)))
@@ -100,7 +108,9 @@ def test_script_json_is_json() -> None:
 
 
 def test_numbers_that_are_none_leave_gaps(write_run: WriteRun) -> None:
-    run = write_run("nan", [started(1), step(1, 2, float("nan")), step(2, 3, 2.0), step(3, 4, float("inf"))])
+    run = write_run(
+        "nan", [started(1), step(1, 2, float("nan")), step(2, 3, 2.0), step(3, 4, float("inf"))]
+    )
     (chart,) = charts_of(read_run(run))
     assert (chart["lines"][0]["steps"], chart["lines"][0]["values"]) == ([2], [2.0])
 
@@ -114,11 +124,15 @@ def test_long_curves_are_thinned_and_keep_their_extremes() -> None:
     assert kept == sorted(set(kept))
 
 
-def test_an_existing_file_is_not_overwritten_unasked(runs: Path, run_chuk: RunChuk, tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten_unasked(
+    runs: Path, run_chuk: RunChuk, tmp_path: Path
+) -> None:
     (tmp_path / "page.html").write_text("mine")
     assert run_chuk("runs", "report", "first", "-o", "page.html").returncode == 2
     assert (tmp_path / "page.html").read_text() == "mine"
-    written = as_json(run_chuk("runs", "report", "first", "-o", "page.html", "--overwrite", "--json").stdout)
+    written = as_json(
+        run_chuk("runs", "report", "first", "-o", "page.html", "--overwrite", "--json").stdout
+    )
     assert written["bytes"] == (tmp_path / "page.html").stat().st_size > 20_000
 
 
@@ -128,12 +142,31 @@ def test_a_browser_draws_the_curves(runs: Path, tmp_path: Path) -> None:
         pytest.skip("no browser")
     page = tmp_path / "page.html"
     page.write_text(to_html(read_run(runs / "first")), encoding="utf-8")
-    switches = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-    switches += ["disable-component-update", "disable-sync", f"user-data-dir={tmp_path / 'browser'}"]
+    switches = [
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+    ]
+    switches += [
+        "disable-component-update",
+        "disable-sync",
+        f"user-data-dir={tmp_path / 'browser'}",
+    ]
     done = subprocess.run(
-        [browser, "--headless", *(f"--{switch}" for switch in switches), "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        [
+            browser,
+            "--headless",
+            *(f"--{switch}" for switch in switches),
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     drawn = Page(done.stdout)
     charts = len(data_of(drawn)["charts"])
     classes = [str(attributes.get("class")) for _, attributes in drawn.tags]
@@ -147,11 +180,18 @@ def rollouts(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A short run of GRPO with two rewards."""
     folder = tmp_path_factory.mktemp("rollouts")
     rows = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(12)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     config = GRPOConfig(
-        model=str(tiny_model_dir), data=str(folder / "rows.jsonl"), output=str(folder / "run"), max_steps=3,
-        log_interval=1, max_completion_length=4, rewards=("exact_match", "length:max=3"),
-    )  # fmt: skip
+        model=str(tiny_model_dir),
+        data=str(folder / "rows.jsonl"),
+        output=str(folder / "run"),
+        max_steps=3,
+        log_interval=1,
+        max_completion_length=4,
+        rewards=("exact_match", "length:max=3"),
+    )
     train("grpo", config)
     return read_run(folder / "run")
 
@@ -171,7 +211,9 @@ def test_charts_of_rewards_have_words_groups_and_a_colour_a_line(rollouts: RunRe
     assert max(len(chart["lines"]) for chart in charts) <= palette[1].count('"') / 2
 
 
-def test_the_first_figure_of_a_run_with_rewards_is_the_reward(rollouts: RunRecord, runs: Path) -> None:
+def test_the_first_figure_of_a_run_with_rewards_is_the_reward(
+    rollouts: RunRecord, runs: Path
+) -> None:
     assert tiles(rollouts)[0][0] == "Reward"
     assert tiles(read_run(runs / "first"))[0][0] == "Loss"
 
@@ -207,10 +249,20 @@ def test_hover_and_ticks_in_a_browser(write_run: WriteRun, tmp_path: Path) -> No
     head, _, tail = text.rpartition("})();")
     page.write_text(head + probe + tail, encoding="utf-8")
     done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}",
-         "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'browser'}",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title
     before, there = json.loads(html.unescape(title[1]))

@@ -38,18 +38,31 @@ class Reported:
 
 
 def private(folder: Path) -> dict[str, str]:
-    """Variables that keep every package out of the developer's own folders, and W&B off the network."""
-    own = {"TRACKIO_DIR": "trackio", "WANDB_CONFIG_DIR": "wc", "WANDB_CACHE_DIR": "wx", "WANDB_DATA_DIR": "wd"}
+    """Variables that keep every package out of the developer's own folders, and W&B off the
+    network."""
+    own = {
+        "TRACKIO_DIR": "trackio",
+        "WANDB_CONFIG_DIR": "wc",
+        "WANDB_CACHE_DIR": "wx",
+        "WANDB_DATA_DIR": "wd",
+    }
     own |= {"HOME": "home"}
     return {name: str(folder / place) for name, place in own.items()} | {"WANDB_MODE": "offline"}
 
 
-def chuk(*args: object, folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def chuk(
+    *args: object, folder: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
     """The real executable."""
     return subprocess.run(
-        [sys.executable, "-m", "chuk_cli", *map(str, args)], cwd=folder, env=chuk_environment(environment),
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-m", "chuk_cli", *map(str, args)],
+        cwd=folder,
+        env=chuk_environment(environment),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +74,27 @@ def reported(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     write_rows(folder / "toy" / "valid.jsonl", toy_rows(5, offset=50))
     settings = ["log_interval=1", "eval_steps=3", "checkpoint_interval=3"]
     sets = [part for setting in settings for part in ("--set", setting)]
-    args = ["train", "sft", "-m", tiny_model_dir, "-d", "toy", "-o", "runs/first", "--max-steps", 6, *sets]
+    args = [
+        "train",
+        "sft",
+        "-m",
+        tiny_model_dir,
+        "-d",
+        "toy",
+        "-o",
+        "runs/first",
+        "--max-steps",
+        6,
+        *sets,
+    ]
     environment = private(folder)
-    done = chuk(*args, "--report-to", ",".join(SINKS), "--json", folder=folder, environment=environment)
+    done = chuk(
+        *args, "--report-to", ",".join(SINKS), "--json", folder=folder, environment=environment
+    )
     assert done.returncode == 0, done.stderr
-    shutil.rmtree(folder / "runs/first/checkpoints/step_000006")  # as if killed after step 6, before the checkpoint
+    shutil.rmtree(
+        folder / "runs/first/checkpoints/step_000006"
+    )  # as if killed after step 6, before the checkpoint
     again = chuk("train", "resume", "runs/first", "-q", folder=folder, environment=environment)
     assert again.returncode == 0, again.stderr
     return Reported(folder / "runs" / "first", environment, done.stdout, done.stderr)
@@ -73,15 +102,24 @@ def reported(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def logged(run: Path, kind: str, metric: str) -> list[tuple[int, float]]:
     """What the run's own log says, without the steps that were taken again."""
-    return [(event.step, event.data[metric]) for event in read_events(run / "events.jsonl") if event.kind == kind]
+    return [
+        (event.step, event.data[metric])
+        for event in read_events(run / "events.jsonl")
+        if event.kind == kind
+    ]
 
 
 def read_back(script: str, environment: Mapping[str, str], *args: object) -> Any:
-    """What a script prints as JSON, in a process of its own (these packages start threads and warn)."""
+    """What a script prints as JSON, in a process of its own (these packages start threads and
+    warn)."""
     done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, args)], env=chuk_environment(environment), capture_output=True,
-        text=True, check=False, timeout=60,
-    )  # fmt: skip
+        [sys.executable, "-c", script, *map(str, args)],
+        env=chuk_environment(environment),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -111,12 +149,15 @@ def test_tensorboard_has_each_step_once(reported: Reported) -> None:
     for tag, kind, metric in (("train/loss", "step", "loss"), ("eval/loss", "eval", "eval_loss")):
         expected = logged(reported.run, kind, metric)
         assert [step for step, _ in numbers[tag]] == [step for step, _ in expected]
-        assert [value for _, value in numbers[tag]] == pytest.approx([value for _, value in expected], rel=1e-6)
+        assert [value for _, value in numbers[tag]] == pytest.approx(
+            [value for _, value in expected], rel=1e-6
+        )
     assert '"batch_size": 8' in texts["settings/text_summary"][0]
     assert "prompt" in texts["sample/text_summary"][0]
 
 
-# A .wandb file is a LevelDB log: seven bytes of head, then blocks of 32 KiB with records of checksum, length and type.
+# A .wandb file is a LevelDB log: seven bytes of head, then blocks of 32 KiB with records of
+# checksum, length and type.
 WANDB = """
 import json, struct, sys
 from wandb.proto import wandb_internal_pb2 as messages
@@ -150,21 +191,50 @@ print(json.dumps([rows, config, name]))
 
 
 def test_wandb_offline_has_one_run_in_two_parts(reported: Reported) -> None:
-    parts = sorted((reported.run / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
-    (rows, config, name), (more, _, same) = [read_back(WANDB, reported.environment, path) for path in parts]
-    losses = {row["train/global_step"]: row["train/loss"] for row in rows + more if "train/loss" in row}
+    parts = sorted(
+        (reported.run / "wandb").glob("offline-run-*/run-*.wandb"),
+        key=lambda path: path.stat().st_mtime,
+    )
+    (rows, config, name), (more, _, same) = [
+        read_back(WANDB, reported.environment, path) for path in parts
+    ]
+    losses = {
+        row["train/global_step"]: row["train/loss"] for row in rows + more if "train/loss" in row
+    }
     assert losses == pytest.approx(dict(logged(reported.run, "step", "loss")))
     assert [row["train/global_step"] for row in rows if "eval/loss" in row] == [3, 6]
     assert [row["sample/target"] for row in rows if "sample/target" in row]
-    assert (config["batch_size"], config["algorithm"], name[:2], name) == (8, "sft", ["chuk", "first"], same)
+    assert (config["batch_size"], config["algorithm"], name[:2], name) == (
+        8,
+        "sft",
+        ["chuk", "first"],
+        same,
+    )
 
 
-def test_wandb_without_a_login_is_told_before_anything_is_written(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_wandb_without_a_login_is_told_before_anything_is_written(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
     data = write_rows(tmp_path / "toy.jsonl", toy_rows(8))
-    args = ["train", "sft", "-m", tiny_model_dir, "-d", data, "-o", "runs/first", "--report-to", "wandb"]
+    args = [
+        "train",
+        "sft",
+        "-m",
+        tiny_model_dir,
+        "-d",
+        data,
+        "-o",
+        "runs/first",
+        "--report-to",
+        "wandb",
+    ]
     environment = private(tmp_path) | {"WANDB_MODE": "online", "NETRC": "/nowhere"}
     done = chuk(*args, folder=tmp_path, environment=environment)
-    assert (done.returncode, "wandb login" in done.stderr, (tmp_path / "runs").exists()) == (2, True, False)
+    assert (done.returncode, "wandb login" in done.stderr, (tmp_path / "runs").exists()) == (
+        2,
+        True,
+        False,
+    )
 
 
 TRACKIO = """
@@ -189,7 +259,9 @@ def test_unknown_sinks_are_refused_with_the_nearest() -> None:
     assert error.value.hint == "did you mean `tensorboard`?"
 
 
-def test_a_package_that_is_missing_is_named_with_the_command_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_missing_is_named_with_the_command_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import chuk_lib.sinks.make as make
 
     monkeypatch.setitem(make.SINKS, "no_such_package", "nowhere:Nothing")
@@ -215,6 +287,11 @@ def test_a_sink_that_fails_is_dropped_by_name_and_the_rest_goes_on(tmp_path: Pat
 
 
 def test_names_are_those_of_hugging_face() -> None:
-    assert scalars(Event("step", 1, {"loss": 1.5, "best": True, "text": "x"})) == {"train/loss": 1.5}
-    assert scalars(Event("eval", 1, {"eval_loss": 2, "seconds": 0.5})) == {"eval/loss": 2.0, "eval/seconds": 0.5}
+    assert scalars(Event("step", 1, {"loss": 1.5, "best": True, "text": "x"})) == {
+        "train/loss": 1.5
+    }
+    assert scalars(Event("eval", 1, {"eval_loss": 2, "seconds": 0.5})) == {
+        "eval/loss": 2.0,
+        "eval/seconds": 0.5,
+    }
     assert scalars(Event("saved", 1, {"bytes": 3})) == {}

@@ -26,12 +26,26 @@ from tests.training.conftest import toy_rows, write_rows
 def training(tiny_model_dir: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that trains endlessly in `runs/live` and has logged a step."""
     data = write_rows(tmp_path / "toy.jsonl", toy_rows(16))
-    args = ["train", "sft", "-m", tiny_model_dir, "-d", data, "-o", "runs/live", "--max-steps", 1_000_000, "-q"]
+    args = [
+        "train",
+        "sft",
+        "-m",
+        tiny_model_dir,
+        "-d",
+        data,
+        "-o",
+        "runs/live",
+        "--max-steps",
+        1_000_000,
+        "-q",
+    ]
     more = ["--set", "log_interval=1", "--set", "checkpoint_interval=20", "--keep-checkpoints", "2"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "chuk_cli", *map(str, args), *more], env=chuk_environment(), cwd=tmp_path,
+        [sys.executable, "-m", "chuk_cli", *map(str, args), *more],
+        env=chuk_environment(),
+        cwd=tmp_path,
         stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     until(lambda: summarize(tmp_path / "runs/live").step >= 25)
     yield process
     process.kill()
@@ -48,15 +62,27 @@ def until(condition: object, seconds: float = 60) -> None:
 
 @pytest.mark.parametrize(
     ("ending", "status"),
-    [("done", "done"), ("early_stopping", "done"), ("stopped", "stopped"), ("failed", "failed"), (None, "killed")],
+    [
+        ("done", "done"),
+        ("early_stopping", "done"),
+        ("stopped", "stopped"),
+        ("failed", "failed"),
+        (None, "killed"),
+    ],
 )
-def test_the_last_event_says_how_it_ended(write_run: WriteRun, ending: str | None, status: str) -> None:
+def test_the_last_event_says_how_it_ended(
+    write_run: WriteRun, ending: str | None, status: str
+) -> None:
     events = [started(0), step(1, 1)] + ([finished(2, ending)] if ending else [])
     assert summarize(write_run("run", events)).status == status
 
 
-def test_a_resumed_run_that_was_killed_is_killed_though_it_was_stopped_before(write_run: WriteRun) -> None:
-    run = write_run("run", [started(0), step(5, 1), finished(2, "stopped"), started(9, step=5), step(6, 10)])
+def test_a_resumed_run_that_was_killed_is_killed_though_it_was_stopped_before(
+    write_run: WriteRun,
+) -> None:
+    run = write_run(
+        "run", [started(0), step(5, 1), finished(2, "stopped"), started(9, step=5), step(6, 10)]
+    )
     assert summarize(run).status == "killed"
 
 

@@ -30,9 +30,22 @@ def training(tiny_model_dir: Path, tmp_path: Path) -> Iterator[subprocess.Popen[
     """A process that trains in `runs/live` until it is stopped, and has begun."""
     data = write_rows(tmp_path / "toy.jsonl", toy_rows(16))
     process = start(
-        "train", "sft", "-m", tiny_model_dir, "-d", data, "-o", "runs/live", "--max-steps", 1_000_000, "-q",
-        "--set", "log_interval=5", cwd=tmp_path, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+        "train",
+        "sft",
+        "-m",
+        tiny_model_dir,
+        "-d",
+        data,
+        "-o",
+        "runs/live",
+        "--max-steps",
+        1_000_000,
+        "-q",
+        "--set",
+        "log_interval=5",
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+    )
     log, end = tmp_path / "runs" / "live" / "events.jsonl", time.monotonic() + 60
     while not log.exists() or log.read_text().count("\n") < 3:
         assert time.monotonic() < end
@@ -51,13 +64,21 @@ def test_watching_ends_with_the_run(training: subprocess.Popen[str], tmp_path: P
     with watching.stdout:  # communicate() would lose what readline() has buffered
         rest = [json.loads(line) for line in watching.stdout]
     watching.wait(timeout=60)
-    assert (rest[-1]["kind"], rest[-1]["data"]["reason"], watching.returncode) == ("finished", "stopped", 0)
-    logged = [json.loads(line) for line in (tmp_path / "runs/live/events.jsonl").read_text().splitlines()]
+    assert (rest[-1]["kind"], rest[-1]["data"]["reason"], watching.returncode) == (
+        "finished",
+        "stopped",
+        0,
+    )
+    logged = [
+        json.loads(line) for line in (tmp_path / "runs/live/events.jsonl").read_text().splitlines()
+    ]
     assert seen + rest == logged
 
 
 def test_a_kill_is_told_and_fails(training: subprocess.Popen[str], tmp_path: Path) -> None:
-    watching = start("runs", "watch", "live", cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    watching = start(
+        "runs", "watch", "live", cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert watching.stderr is not None
     assert watching.stderr.readline().startswith("sft ")
     training.send_signal(signal.SIGKILL)
@@ -82,9 +103,12 @@ def test_a_terminal_gets_the_live_view(training: subprocess.Popen[str], tmp_path
 
     leader, follower = pty.openpty()
     watching = subprocess.Popen(
-        [sys.executable, "-m", "chuk_cli", "runs", "watch", "live"], stdout=follower, stderr=follower, cwd=tmp_path,
+        [sys.executable, "-m", "chuk_cli", "runs", "watch", "live"],
+        stdout=follower,
+        stderr=follower,
+        cwd=tmp_path,
         env=chuk_environment({"TERM": "xterm-256color", "COLUMNS": "90", "LINES": "30"}),
-    )  # fmt: skip
+    )
     os.close(follower)
     text = b""
     while text.count(b"tokens/s") < 2:

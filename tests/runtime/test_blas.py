@@ -15,7 +15,8 @@ from chuk_lib.runtime import blas, elf, prepare
 from tests.conftest import chuk_environment
 
 pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or mx.default_device() != mx.cpu, reason="concerns products on a Linux CPU"
+    not sys.platform.startswith("linux") or mx.default_device() != mx.cpu,
+    reason="concerns products on a Linux CPU",
 )
 
 
@@ -30,7 +31,8 @@ def fast_blas() -> Iterator[None]:
 
 def slot_values() -> list[int]:
     return [
-        elf.read_pointer(slot) for slot in elf.import_slots(elf.loaded_library("libmlx.so"), blas.FUNCTIONS).values()
+        elf.read_pointer(slot)
+        for slot in elf.import_slots(elf.loaded_library("libmlx.so"), blas.FUNCTIONS).values()
     ]
 
 
@@ -44,7 +46,11 @@ def product(dtype: mx.Dtype, shape: tuple[int, int, int] = (130, 257, 65)) -> np
 def in_a_new_process(code: str, **environment: str) -> dict[str, object]:
     script = f"import json\nimport mlx.core as mx\nfrom chuk_lib import runtime\n{code}"
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=chuk_environment(environment), check=False
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=chuk_environment(environment),
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)  # type: ignore[no-any-return]
@@ -101,7 +107,9 @@ def test_it_can_be_switched_off() -> None:
     assert "CHUK_BLAS=off" in str(found["reason"])
 
 
-@pytest.mark.parametrize("library", ["/nowhere/libopenblas.so", "libc.so.6", __file__], ids=["gone", "other", "text"])
+@pytest.mark.parametrize(
+    "library", ["/nowhere/libopenblas.so", "libc.so.6", __file__], ids=["gone", "other", "text"]
+)
 def test_a_library_that_will_not_do_is_a_reason_not_a_crash(library: str) -> None:
     found = in_a_new_process(STATUS, CHUK_BLAS=library)
     assert not found["fast"]
@@ -117,8 +125,9 @@ def test_a_library_can_be_named() -> None:
 
 def test_it_can_come_after_the_first_product() -> None:
     code = (
-        "a = mx.arange(12.0).reshape(3, 4)\nbefore = (a @ a.T).tolist()\nstatus = runtime.prepare().blas\n"
-        "print(json.dumps({'fast': status.fast, 'same': before == (a @ a.T).tolist()}))"
+        "a = mx.arange(12.0).reshape(3, 4)\nbefore = (a @ a.T).tolist()\nstatus ="
+        " runtime.prepare().blas\nprint(json.dumps({'fast': status.fast, 'same': before == (a @"
+        " a.T).tolist()}))"
     )
     assert in_a_new_process(code) == {"fast": True, "same": True}
 

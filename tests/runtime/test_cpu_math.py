@@ -1,4 +1,5 @@
-"""The functions that replace MLX's on a CPU: same numbers and gradients, and MLX as it was afterwards."""
+"""The functions that replace MLX's on a CPU: same numbers and gradients, and MLX as it was
+afterwards."""
 
 import mlx.core as mx
 import numpy as np
@@ -52,7 +53,10 @@ def test_attention_and_its_three_gradients(kind, block, monkeypatch):
 
     def run():
         def loss(q, k, v):
-            return (mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=mask, sinks=None) * weights).sum()
+            return (
+                mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=mask, sinks=None)
+                * weights
+            ).sum()
 
         value, gradients = mx.value_and_grad(loss, argnums=(0, 1, 2))(*arrays)
         mx.eval(value, gradients)
@@ -62,7 +66,9 @@ def test_attention_and_its_three_gradients(kind, block, monkeypatch):
     with fast_math():
         got = run()
     for index, (mine, theirs) in enumerate(zip(got, want, strict=True)):
-        np.testing.assert_allclose(np.array(mine), np.array(theirs), atol=2e-3 if index == 0 else 2e-5)
+        np.testing.assert_allclose(
+            np.array(mine), np.array(theirs), atol=2e-3 if index == 0 else 2e-5
+        )
 
 
 def test_a_query_that_sees_nothing_gives_numbers():

@@ -89,7 +89,11 @@ METAL = {
 
 
 def as_if_on(
-    monkeypatch: pytest.MonkeyPatch, backend: str, known: dict[str, object], active: int = 0, cached: int = 0
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
+    known: dict[str, object],
+    active: int = 0,
+    cached: int = 0,
 ) -> None:
     """MLX computes on a GPU that tells `known`."""
     monkeypatch.setattr(hardware, "device", lambda: hardware.Device(backend, "a GPU", known))
@@ -101,14 +105,18 @@ def sizes(memory: runtime.DeviceMemory) -> tuple[int, int, int]:
     return memory.total, memory.free, memory.usable
 
 
-def test_a_card_has_what_all_processes_leave_and_what_mlx_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_has_what_all_processes_leave_and_what_mlx_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     as_if_on(monkeypatch, "cuda", CUDA, active=7 * GIB, cached=3 * GIB)
     assert sizes(runtime.device_memory()) == (80 * GIB, 73 * GIB, 72 * GIB)
     as_if_on(monkeypatch, "cuda", CUDA | {"free_memory": 20 * GIB}, active=7 * GIB, cached=3 * GIB)
     assert sizes(runtime.device_memory()) == (80 * GIB, 23 * GIB, 27 * GIB)
 
 
-def test_a_mac_s_gpu_has_its_working_set_not_the_machine_s_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mac_s_gpu_has_its_working_set_not_the_machine_s_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     as_if_on(monkeypatch, "metal", METAL, active=2 * GIB, cached=3 * GIB)
     assert sizes(runtime.device_memory()) == (12 * GIB, 10 * GIB, int(10.8 * GIB))
 

@@ -13,7 +13,9 @@ from chuk_lib.runtime.checkup import NEEDED, check_up, folder_size, package_prob
 from tests.conftest import ROOT, RunChuk
 
 FIXTURES = ROOT / "tests" / "fixtures" / "parity"
-on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the BLAS is swapped on Linux only")
+on_linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="the BLAS is swapped on Linux only"
+)
 HEALTHY = dict.fromkeys(NEEDED, "1.0") | {"mlx": "0.32.4", "mlx-cpu": "0.32.4"}
 
 
@@ -23,7 +25,17 @@ def test_json_has_the_facts(run_chuk: RunChuk) -> None:
     assert done.returncode == 0
     assert found["speed"]["matmul_gflops"] > 0
     assert found["versions"]["mlx-lm"]
-    assert {"platform", "device", "dtype", "blas", "threads", "memory", "disk", "hub", "problems"} <= set(found)
+    assert {
+        "platform",
+        "device",
+        "dtype",
+        "blas",
+        "threads",
+        "memory",
+        "disk",
+        "hub",
+        "problems",
+    } <= set(found)
     assert found["hub"]["offline"] is True
 
 
@@ -43,7 +55,9 @@ def test_a_wrong_setting_is_a_usage_error(run_chuk: RunChuk) -> None:
 
 def test_packages_are_judged() -> None:
     assert package_problems(HEALTHY) == []
-    missing = package_problems({name: version for name, version in HEALTHY.items() if name != "transformers"})
+    missing = package_problems(
+        {name: version for name, version in HEALTHY.items() if name != "transformers"}
+    )
     assert [problem.fatal for problem in missing] == [True]
     assert missing[0].fix == "pip install transformers"
     assert "over each other" in package_problems(HEALTHY | {"mlx-cuda-12": "0.32.4"})[0].message

@@ -12,7 +12,9 @@ import pytest
 from chuk_lib.runtime import elf
 from chuk_lib.runtime.blas import FUNCTIONS
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ELF is the format of Linux")
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="ELF is the format of Linux"
+)
 
 
 def libmlx() -> Path:
@@ -53,11 +55,19 @@ def test_a_library_that_is_not_loaded_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("at", "form", "value", "said"),
-    [(0, "B", 0, "ELF"), (4, "B", 1, "64-bit"), (5, "B", 2, "64-bit"), (18, "<H", 8, "another machine"),
-     (54, "<H", 32, "unknown size"), (32, "<Q", 1 << 60, "cannot be read")],
+    [
+        (0, "B", 0, "ELF"),
+        (4, "B", 1, "64-bit"),
+        (5, "B", 2, "64-bit"),
+        (18, "<H", 8, "another machine"),
+        (54, "<H", 32, "unknown size"),
+        (32, "<Q", 1 << 60, "cannot be read"),
+    ],
     ids=["magic", "class", "byte order", "machine", "header size", "header place"],
-)  # fmt: skip
-def test_a_file_of_another_kind_is_refused(tmp_path: Path, at: int, form: str, value: int, said: str) -> None:
+)
+def test_a_file_of_another_kind_is_refused(
+    tmp_path: Path, at: int, form: str, value: int, said: str
+) -> None:
     with pytest.raises(elf.ElfError, match=said):
         elf.import_slots(broken_copy(tmp_path, at, form, value), FUNCTIONS)
 

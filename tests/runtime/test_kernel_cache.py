@@ -72,13 +72,17 @@ def test_two_that_compile_the_same_keep_the_first() -> None:
     assert (first.shared / "a.ptx").read_bytes() == b"a"
 
 
-def test_a_folder_of_the_user_s_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_the_user_s_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(kernel_cache.VARIABLE, str(tmp_path / "mine"))
     assert open_cache("0.32.4", "sm_90") is None
     assert os.environ[kernel_cache.VARIABLE] == str(tmp_path / "mine")
 
 
-def test_where_no_folder_can_be_made_mlx_goes_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_folder_can_be_made_mlx_goes_its_own_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CHUK_CACHE", str(tmp_path / "file"))
     assert open_cache("0.32.4", "sm_90") is None
@@ -104,7 +108,12 @@ def test_the_oldest_kernels_go_first() -> None:
         os.utime(cache.own / f"{name}.ptx", (age, age))
     cache.publish()
     prune(cache.shared.parent, 2500)
-    assert sorted(path.name for path in cache.shared.iterdir()) == ["a.ptx", "a.txt", "b.ptx", "b.txt"]
+    assert sorted(path.name for path in cache.shared.iterdir()) == [
+        "a.ptx",
+        "a.txt",
+        "b.ptx",
+        "b.txt",
+    ]
 
 
 def test_a_process_publishes_at_its_end(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""A Mac is where chuk is used: what it chooses there, by a pretended one, since tests run anywhere."""
+"""A Mac is where chuk is used: what it chooses there, by a pretended one, since tests run
+anywhere."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from chuk_lib.training.utils.head_products import WeightProduct
 
 GIB = 1 << 30
 SHARES = {"8": 16 / 3, "16": 32 / 3, "24": 16, "64": 48}
-"""GiB that macOS recommends to a GPU process at most, by the machine's memory: two thirds, from 36 GB on more."""
+"""GiB that macOS recommends to a GPU process at most, by the machine's memory: two thirds, from 36
+GB on more."""
 LLAMA_3 = 128_256
 
 
@@ -53,7 +55,9 @@ def test_prepare_sets_all_three_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("size", "rows"), {"8": 116, "16": 232, "24": 348, "64": 1046}.items())
-def test_a_tile_of_the_head_is_a_96th_of_what_the_gpu_may_take(pretend_mac, size: str, rows: int) -> None:
+def test_a_tile_of_the_head_is_a_96th_of_what_the_gpu_may_take(
+    pretend_mac, size: str, rows: int
+) -> None:
     pretend_mac(size)
     assert tile_rows(LLAMA_3) == rows
     assert 4 * rows * LLAMA_3 <= runtime.device_memory().total / 96
@@ -61,19 +65,29 @@ def test_a_tile_of_the_head_is_a_96th_of_what_the_gpu_may_take(pretend_mac, size
 
 @pytest.mark.slow
 def test_the_head_s_peak_on_8_gb(pretend_mac) -> None:
-    """2,048 targets over Llama 3's vocabulary in bfloat16, uncompiled: compiled kernels hold less."""
+    """2,048 targets over Llama 3's vocabulary in bfloat16, uncompiled: compiled kernels hold
+    less."""
     pretend_mac("8")
     weight = mx.random.normal((LLAMA_3, 64)).astype(mx.bfloat16)
-    hidden, targets = mx.random.normal((2048, 64)).astype(mx.bfloat16), mx.random.randint(0, LLAMA_3, (2048,))
+    hidden, targets = (
+        mx.random.normal((2048, 64)).astype(mx.bfloat16),
+        mx.random.randint(0, LLAMA_3, (2048,)),
+    )
     mx.eval(weight, hidden, targets)
     mx.clear_cache()
     before = mx.get_active_memory()
     runtime.reset_peak()
-    mx.eval(mx.grad(lambda rows: FusedHead(WeightProduct(weight, False)).stats(rows, targets)[0].sum())(hidden))
+    mx.eval(
+        mx.grad(lambda rows: FusedHead(WeightProduct(weight, False)).stats(rows, targets)[0].sum())(
+            hidden
+        )
+    )
     assert mx.get_peak_memory() - before <= 0.8 * GIB
 
 
-def test_a_large_head_is_widened_in_parts_with_the_same_numbers(pretend_mac, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_head_is_widened_in_parts_with_the_same_numbers(
+    pretend_mac, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weight, rows = mx.random.normal((300, 32)).astype(mx.bfloat16), mx.random.normal((7, 32))
     whole = WeightProduct(weight, False).logits(rows, ())
     pretend_mac("8")
@@ -103,14 +117,20 @@ def test_rollouts_take_half_of_the_gpu_s_share_not_of_the_machine_s_memory(
     assert rollout_budget.MOST_ROWS[runtime.device.current_backend()] == 128
 
 
-def test_frozen_weights_are_bfloat16_and_trained_ones_float32(pretend_mac, tiny_model_dir: Path) -> None:
+def test_frozen_weights_are_bfloat16_and_trained_ones_float32(
+    pretend_mac, tiny_model_dir: Path
+) -> None:
     pretend_mac("16")
     assert runtime.default_dtype(trained=True) == mx.float32
     model, _ = load_model(tiny_model_dir)
-    assert {leaf.dtype for leaf in (model.layers[0].self_attn.q_proj.weight, model.model.norm.weight)} == {mx.bfloat16}
+    assert {
+        leaf.dtype for leaf in (model.layers[0].self_attn.q_proj.weight, model.model.norm.weight)
+    } == {mx.bfloat16}
 
 
-@pytest.mark.parametrize(("longest", "padded"), [(1, 16), (13, 16), (17, 32), (64, 64), (65, 128), (1000, 1024)])
+@pytest.mark.parametrize(
+    ("longest", "padded"), [(1, 16), (13, 16), (17, 32), (64, 64), (65, 128), (1000, 1024)]
+)
 def test_short_rows_are_padded_to_16(longest: int, padded: int) -> None:
     assert GPU_ROUNDING(longest) == padded
     assert Rounding.of(None)(longest) == longest
@@ -118,7 +138,10 @@ def test_short_rows_are_padded_to_16(longest: int, padded: int) -> None:
 
 
 def test_the_older_chips_have_no_bfloat16_of_their_own() -> None:
-    emulates = {chip: hardware.pretended_mac(f"16:{chip}").emulates_bfloat16 for chip in ("M1", "M2", "M3", "M4")}
+    emulates = {
+        chip: hardware.pretended_mac(f"16:{chip}").emulates_bfloat16
+        for chip in ("M1", "M2", "M3", "M4")
+    }
     assert emulates == {"M1": True, "M2": True, "M3": False, "M4": False}
 
 
@@ -179,15 +202,36 @@ def test_without_proc_and_affinity_a_run_ends_and_goes_on(
     environment = bare_python | ({} if device == "cpu" else pretend_mac(device))
     data = tmp_path / "sums.jsonl"
     data.write_text('{"prompt": "1+1=", "completion": "2"}\n' * 4)
-    given = ("--model", tiny_model_dir, "--data", data, "--output", tmp_path / "run", "--batch-size", 2)
+    given = (
+        "--model",
+        tiny_model_dir,
+        "--data",
+        data,
+        "--output",
+        tmp_path / "run",
+        "--batch-size",
+        2,
+    )
     done = run_chuk("train", "sft", *given, "--lora", "--max-steps", 2, env=environment)
     assert done.returncode == 0, done.stderr
     done = run_chuk("train", "resume", tmp_path / "run", "--max-steps", 3, env=environment)
     assert done.returncode == 0, done.stderr
-    steps = [line for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines() if '"step"' in line]
+    steps = [
+        line
+        for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+        if '"step"' in line
+    ]
     assert all("cache_memory_bytes" in line for line in steps if '"kind": "step"' in line)
     done = run_chuk(
-        "batch", "build", "--data", data, "--model", tiny_model_dir, "--output", tmp_path / "b", env=environment
+        "batch",
+        "build",
+        "--data",
+        data,
+        "--model",
+        tiny_model_dir,
+        "--output",
+        tmp_path / "b",
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
 
@@ -204,13 +248,19 @@ def test_evaluation_meets_the_shapes_of_training_and_gives_the_same_loss(
             pretend_mac("16")
         trainer = SFTTrainer(model, tokenizer, SFTConfig(eval_batch_size=1))
         found[name] = trainer._evaluator(dataset)(0)["eval_loss"]
-    widths = {batch.input_ids.shape[1] for step in range(6) for batch in trainer._eval_plan(dataset).batches(step)}
+    widths = {
+        batch.input_ids.shape[1]
+        for step in range(6)
+        for batch in trainer._eval_plan(dataset).batches(step)
+    }
     assert widths <= {16, 32, 48, 64, 128}
     assert len(widths) < len(rows)
     assert found["mac"] == pytest.approx(found["cpu"], rel=1e-5)
 
 
-def test_what_is_kept_for_reuse_goes_between_phases(pretend_mac, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_for_reuse_goes_between_phases(
+    pretend_mac, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
     monkeypatch.setattr(mx, "clear_cache", lambda: calls.append(1))
     limits.release_cache()
@@ -228,7 +278,22 @@ def test_rollouts_and_evaluation_let_go_of_it(
     monkeypatch.setattr(mx, "clear_cache", lambda: calls.append(1) or real())
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n' * 4)
     pretend_mac("8")
-    settings = {"model": str(tiny_model_dir), "data": str(tmp_path / "prompts.jsonl"), "max_steps": 2, "use_lora": True}
-    train("grpo", GRPOConfig(**settings, rewards=("exact_match",), max_completion_length=4, num_generations=2,
-                             batch_size=4, gradient_accumulation_steps=1, output=str(tmp_path / "run")))  # fmt: skip
+    settings = {
+        "model": str(tiny_model_dir),
+        "data": str(tmp_path / "prompts.jsonl"),
+        "max_steps": 2,
+        "use_lora": True,
+    }
+    train(
+        "grpo",
+        GRPOConfig(
+            **settings,
+            rewards=("exact_match",),
+            max_completion_length=4,
+            num_generations=2,
+            batch_size=4,
+            gradient_accumulation_steps=1,
+            output=str(tmp_path / "run"),
+        ),
+    )
     assert len(calls) >= 2

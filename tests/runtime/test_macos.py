@@ -54,7 +54,9 @@ def test_the_bounds_are_those_of_the_project() -> None:
     assert f'requires-python = ">={oldest[0]}.{oldest[1]},<{newest[0]}.{newest[1] + 1}"' in project
 
 
-@pytest.mark.parametrize(("chip", "value"), [("Apple M1", "1"), ("Apple M4 Pro", "1"), ("Apple M5", None), ("", None)])
+@pytest.mark.parametrize(
+    ("chip", "value"), [("Apple M1", "1"), ("Apple M4 Pro", "1"), ("Apple M5", None), ("", None)]
+)
 def test_the_display_waits_longer_where_that_helps(chip: str, value: str | None) -> None:
     environment: dict[str, str] = {}
     relax_watchdog(environment, chip)
@@ -70,7 +72,15 @@ def test_what_somebody_decided_of_it_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("macos", "old"), [("26.0", True), ("26.1", True), ("26.1.1", True), ("26.2", False), ("26.10", False), ("", False)]
+    ("macos", "old"),
+    [
+        ("26.0", True),
+        ("26.1", True),
+        ("26.1.1", True),
+        ("26.2", False),
+        ("26.10", False),
+        ("", False),
+    ],
 )
 def test_systems_that_are_older_than_their_wheel(macos: str, old: bool) -> None:
     assert is_too_old_for_its_wheel(macos) is old
@@ -90,13 +100,19 @@ def test_a_checkpoint_reaches_the_drive_itself(
     data = write_rows(tmp_path / "rows.jsonl", toy_rows(8))
     train_sft(
         SFTConfig(
-            model=str(tiny_model_dir), data=str(data), output=str(tmp_path / "run"), max_steps=4, checkpoint_interval=2
+            model=str(tiny_model_dir),
+            data=str(data),
+            output=str(tmp_path / "run"),
+            max_steps=4,
+            checkpoint_interval=2,
         )
     )
     assert asked == [51, 51]
 
 
-def test_a_volume_without_that_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_volume_without_that_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def refuse(handle: int, command: int) -> int:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 

@@ -1,4 +1,5 @@
-"""Kernels seen before they are compiled: what MLX gives the compiler is kept, and what it gets back loads."""
+"""Kernels seen before they are compiled: what MLX gives the compiler is kept, and what it gets back
+loads."""
 
 from __future__ import annotations
 

@@ -62,14 +62,28 @@ print(json.dumps(seen))
 
 
 @pytest.mark.parametrize(("compile", "calls"), [("on", 1), ("off", 3)])
-def test_library_leaves_the_callers_world_alone(tiny_model_dir: Path, tmp_path: Path, compile: str, calls: int) -> None:
+def test_library_leaves_the_callers_world_alone(
+    tiny_model_dir: Path, tmp_path: Path, compile: str, calls: int
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LIBRARY, str(tiny_model_dir), str(tmp_path), compile], capture_output=True, text=True,
-        env=chuk_environment(), check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", LIBRARY, str(tiny_model_dir), str(tmp_path), compile],
+        capture_output=True,
+        text=True,
+        env=chuk_environment(),
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
-    assert set(seen) >= {"before", "load_model", "between chunks", "generate", "sink", "sft", "reward", "grpo"}
+    assert set(seen) >= {
+        "before",
+        "load_model",
+        "between chunks",
+        "generate",
+        "sink",
+        "sft",
+        "reward",
+        "grpo",
+    }
     assert {name: found for name, found in seen.items() if found != [calls, True]} == {}
 
 

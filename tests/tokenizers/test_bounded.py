@@ -1,4 +1,5 @@
-"""Chat templates that loop, grow, raise or reach for Python end at once, with one line, and read nothing."""
+"""Chat templates that loop, grow, raise or reach for Python end at once, with one line, and read
+nothing."""
 
 from __future__ import annotations
 
@@ -18,9 +19,18 @@ from tests.tokenizers.conftest import TEMPLATES
 
 HOSTILE = sorted((TEMPLATES / "hostile").glob("*.jinja"))
 STOPPED = {
-    "big_power", "branches", "calls_itself", "doubles", "grows_a_list", "loops", "one_huge_text", "replaces",
-    "wide_filter", "wide_format", "writes_forever",
-}  # fmt: skip
+    "big_power",
+    "branches",
+    "calls_itself",
+    "doubles",
+    "grows_a_list",
+    "loops",
+    "one_huge_text",
+    "replaces",
+    "wide_filter",
+    "wide_format",
+    "writes_forever",
+}
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
@@ -46,7 +56,11 @@ def test_training_data_says_which_row_met_them(
     with_template: Callable[[str | None], Any], path: Path, assistant_only: bool
 ) -> None:
     with pytest.raises(ChukError) as caught:
-        SFTDataset([{"messages": TALK}], with_template(path.read_text()), assistant_only_loss=assistant_only)
+        SFTDataset(
+            [{"messages": TALK}],
+            with_template(path.read_text()),
+            assistant_only_loss=assistant_only,
+        )
     said = caught.value.message
     assert "chat template" in said
     assert "`rows` row 1" in said or "is broken" in said
@@ -54,14 +68,29 @@ def test_training_data_says_which_row_met_them(
 
 
 ORDINARY = [
-    ("{% for m in messages %}{{ m.role ~ ': ' ~ m.content + '\\n' }}{% endfor %}", "user: a\nassistant: b\n"),
+    (
+        "{% for m in messages %}{{ m.role ~ ': ' ~ m.content + '\\n' }}{% endfor %}",
+        "user: a\nassistant: b\n",
+    ),
     ("{{ messages | map(attribute='content') | join(', ') }}", "a, b"),
-    ("{{ ', '.join(['x', 'y']) }}{{ '%s-%d' % ('k', 3) }}{{ '{}/{:>3}'.format('a', 1) }}", "x, yk-3a/  1"),
+    (
+        "{{ ', '.join(['x', 'y']) }}{{ '%s-%d' % ('k', 3) }}{{ '{}/{:>3}'.format('a', 1) }}",
+        "x, yk-3a/  1",
+    ),
     ("{{ {'b': 1, 'a': '<é>'} | tojson }}", '{"b": 1, "a": "<é>"}'),
     ("{{ {'b': 1} | tojson(indent=2) }}", '{\n  "b": 1\n}'),
     ("{% for i in range(9) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "012"),
-    ("{% set ns = namespace(n=1) %}{% for m in messages %}{% set ns.n = ns.n * 2 %}{% endfor %}{{ ns.n + 1 }}", "5"),
-    ("{{ 'abc'[::-1] | upper | replace('C', 'c') | indent(2) }}{{ 'a\tb'.expandtabs(4) }}", "cBAa   b"),
+    (
+        (
+            "{% set ns = namespace(n=1) %}{% for m in messages %}{% set ns.n = ns.n * 2 %}{% endfor"
+            " %}{{ ns.n + 1 }}"
+        ),
+        "5",
+    ),
+    (
+        "{{ 'abc'[::-1] | upper | replace('C', 'c') | indent(2) }}{{ 'a\tb'.expandtabs(4) }}",
+        "cBAa   b",
+    ),
     ("{{ ('ab' * 3).center(10) }}{{ 7 % 4 }}{{ 2 ** 5 }}{{ [1] + [2] }}", "  ababab  332[1, 2]"),
     ("{{ dict(a=1).a }}{{ (strftime_now('%Y') | length) }}", "14"),
 ]
@@ -79,9 +108,9 @@ def test_a_refusal_keeps_its_words() -> None:
 
 def test_marked_ranges_are_characters_of_the_text() -> None:
     template = (
-        "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}"
-        "{{ m.content }}{% if m.content %}!{% endif %}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
-        "{% endfor %}"
+        "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}{{"
+        " m.content }}{% if m.content %}!{% endif %}{% endgeneration %}{% else %}{{ m.content }}{%"
+        " endif %}{% endfor %}"
     )
     text, ranges = render(template, [*TALK, {"role": "assistant", "content": ""}, *TALK])
     assert [text[start:end] for start, end in ranges] == ["b!", "", "b!"]
@@ -95,7 +124,8 @@ def test_one_rendering_does_not_use_up_the_next_one_s_limits() -> None:
 def test_long_messages_may_have_long_renderings() -> None:
     text = "x" * (bounded.LONGEST + 1)
     shown = render(
-        "{% for m in messages %}{{ '<' + m.content + '>' }}{% endfor %}", [{"role": "user", "content": text}]
+        "{% for m in messages %}{{ '<' + m.content + '>' }}{% endfor %}",
+        [{"role": "user", "content": text}],
     )
     assert len(shown.text) == len(text) + 2
 
@@ -103,7 +133,10 @@ def test_long_messages_may_have_long_renderings() -> None:
 @pytest.mark.parametrize("key", ["thinking", "reasoning", "reasoning_content"])
 def test_reasoning_is_found_under_each_of_its_names(key: str) -> None:
     message = {"role": "assistant", "content": "b", key: "why", "tool_calls": None}
-    template = "{{ messages[0].reasoning_content }} {{ messages[0].thinking }} {{ 'tool_calls' in messages[0] }}"
+    template = (
+        "{{ messages[0].reasoning_content }} {{ messages[0].thinking }} {{ 'tool_calls' in"
+        " messages[0] }}"
+    )
     assert render(template, [message]).text == "why why False"
 
 
@@ -111,7 +144,11 @@ def test_it_renders_what_transformers_renders(folder: Path, tokenizer: Any) -> N
     """Templates with markers, tools, nested data and objects that are no JSON."""
     hf = tokenizer._tokenizer
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": [1, None, "é"]}}}
-    talk = [{"role": "system", "content": "s"}, *TALK, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    talk = [
+        {"role": "system", "content": "s"},
+        *TALK,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     templates = [path.read_text() for path in sorted((TEMPLATES / "families").glob("*.jinja"))]
     for template in [hf.chat_template, *templates]:
@@ -119,7 +156,11 @@ def test_it_renders_what_transformers_renders(folder: Path, tokenizer: Any) -> N
             for given, with_tools in ((TALK, None), (talk, tools)):
                 try:
                     want = hf.apply_chat_template(
-                        given, tools=with_tools, chat_template=template, tokenize=False, add_generation_prompt=prompt
+                        given,
+                        tools=with_tools,
+                        chat_template=template,
+                        tokenize=False,
+                        add_generation_prompt=prompt,
                     )
                 except ERRORS:
                     want = None
@@ -128,6 +169,8 @@ def test_it_renders_what_transformers_renders(folder: Path, tokenizer: Any) -> N
 
 def _rendered(template: str, given: Any, tools: Any, prompt: bool, hf: Any) -> str | None:
     try:
-        return render(template, given, tools=tools, prompt=prompt, values=hf.special_tokens_map).text
+        return render(
+            template, given, tools=tools, prompt=prompt, values=hf.special_tokens_map
+        ).text
     except ERRORS:
         return None

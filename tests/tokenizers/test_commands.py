@@ -18,7 +18,9 @@ HELLO = "Hello, world 🎉"
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     path = tmp_path / "corpus.jsonl"
-    rows = [{"text": f"row {index} of some words", "other": f"zebra {index}"} for index in range(50)]
+    rows = [
+        {"text": f"row {index} of some words", "other": f"zebra {index}"} for index in range(50)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -42,15 +44,30 @@ def test_texts_from_stdin_files_and_lines(chuk: Chuk, folder: Path, tmp_path: Pa
     whole = chuk("tokenizer", "encode", folder, "--file", "in.txt").stdout
     assert chuk("tokenizer", "encode", folder, input=b"one\ntwo\n").stdout == whole
     assert len(whole.splitlines()) == 1
-    lines = chuk("tokenizer", "encode", folder, "-", "--lines", "--json", input=b"one\ntwo\n").stdout
+    lines = chuk(
+        "tokenizer", "encode", folder, "-", "--lines", "--json", input=b"one\ntwo\n"
+    ).stdout
     assert [json.loads(line)["text"] for line in lines.splitlines()] == ["one", "two"]
     (tmp_path / "ids.jsonl").write_text(lines)
     assert chuk("tokenizer", "decode", folder, "--file", "ids.jsonl").stdout == "one\ntwo\n"
-    assert chuk("tokenizer", "decode", folder, input=b"[3]\n4, 5\n\n").stdout.startswith("<|im_end|>\n")
+    assert chuk("tokenizer", "decode", folder, input=b"[3]\n4, 5\n\n").stdout.startswith(
+        "<|im_end|>\n"
+    )
 
 
 def test_special_tokens_in_and_out(chuk: Chuk, corpus: Path) -> None:
-    chuk("tokenizer", "train", "--data", corpus, "--output", "t", "--chat-template", "llama3", "--vocab-size", 400)
+    chuk(
+        "tokenizer",
+        "train",
+        "--data",
+        corpus,
+        "--output",
+        "t",
+        "--chat-template",
+        "llama3",
+        "--vocab-size",
+        400,
+    )
     with_bos = chuk("tokenizer", "encode", "t", "hi").stdout.split()
     assert with_bos[1:] == chuk("tokenizer", "encode", "t", "hi", "--no-special").stdout.split()
     assert chuk("tokenizer", "decode", "t", *with_bos).stdout == "<|begin_of_text|>hi\n"
@@ -61,7 +78,12 @@ def test_special_tokens_in_and_out(chuk: Chuk, corpus: Path) -> None:
     ("words", "given", "code", "said"),
     [
         (["decode", "FOLDER", "12x"], b"", 1, "line 1 of the ids holds no ids: `12x`"),
-        (["decode", "FOLDER", "99999"], b"", 1, "row 1: 99999 is not one of the tokenizer's 320 ids"),
+        (
+            ["decode", "FOLDER", "99999"],
+            b"",
+            1,
+            "row 1: 99999 is not one of the tokenizer's 320 ids",
+        ),
         (["decode", "FOLDER"], b'{"a": 1}', 1, "holds no ids"),
         (["encode", "FOLDER"], b"\xff\xfe", 1, "`stdin` is not UTF-8 (byte 0xff at position 1)"),
         (["encode", "FOLDER", "--file", "no.txt"], b"", 1, "`no.txt` cannot be read"),
@@ -69,14 +91,29 @@ def test_special_tokens_in_and_out(chuk: Chuk, corpus: Path) -> None:
         (["encode", "nowhere/at-all"], b"a", 1, "nowhere/at-all"),
         (["compare", "FOLDER", "FOLDER"], b"", 2, "give texts, or a source"),
         (["vocab", "FOLDER", "[", "--regex"], b"", 2, "is no regular expression"),
-        (["vocab", "FOLDER", "--output", "x", "--format", "xml"], b"", 2, "there is no form called `xml`"),
+        (
+            ["vocab", "FOLDER", "--output", "x", "--format", "xml"],
+            b"",
+            2,
+            "there is no form called `xml`",
+        ),
         (["doctor", "FOLDER", "--template", "chatml"], b"", 2, "are for --fix"),
         (["template", "FOLDER", "-"], b"[1", 1, "`stdin` line 1 is not JSON"),
         (["template", "FOLDER", "-"], b"[]", 1, "holds no messages"),
         (["template", "FOLDER", "-"], b"[3]", 1, "`stdin` row 1 is no object"),
-        (["template", "FOLDER", "--template", "chatlm"], b"", 2, "cannot read chat template `chatlm`"),
+        (
+            ["template", "FOLDER", "--template", "chatlm"],
+            b"",
+            2,
+            "cannot read chat template `chatlm`",
+        ),
         (["train", "--data", "no.jsonl", "--output", "t"], b"", 1, "`no.jsonl` does not exist"),
-        (["train", "--data", "-", "--output", "t", "--kind", "bep"], b'{"a":"b"}', 2, "no kind of tokenizer"),
+        (
+            ["train", "--data", "-", "--output", "t", "--kind", "bep"],
+            b'{"a":"b"}',
+            2,
+            "no kind of tokenizer",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_on_one_line(
@@ -89,25 +126,49 @@ def test_what_is_wrong_is_said_on_one_line(
     assert not done.stdout
 
 
-def test_train_from_a_file_stdin_a_column_or_some_rows(chuk: Chuk, corpus: Path, tmp_path: Path) -> None:
+def test_train_from_a_file_stdin_a_column_or_some_rows(
+    chuk: Chuk, corpus: Path, tmp_path: Path
+) -> None:
     first = chuk(
-        "tokenizer", "train", "--data", corpus, "--output", "a", "--kind", "char", "--vocab-size", 400, "--json"
+        "tokenizer",
+        "train",
+        "--data",
+        corpus,
+        "--output",
+        "a",
+        "--kind",
+        "char",
+        "--vocab-size",
+        400,
+        "--json",
     )
     made = json.loads(first.stdout)
     assert made["kind"] == "char"
     assert sorted(item.name for item in (tmp_path / "a").iterdir()) == [
-        "chat_template.jinja", "tokenizer.json", "tokenizer_config.json",
-    ]  # fmt: skip
+        "chat_template.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     rest = ["--kind", "char", "--vocab-size", 400, "--json"]
-    piped = chuk("tokenizer", "train", "--data", "-", "--output", "b", *rest, input=corpus.read_bytes())
+    piped = chuk(
+        "tokenizer", "train", "--data", "-", "--output", "b", *rest, input=corpus.read_bytes()
+    )
     assert json.loads(piped.stdout)["fingerprint"] == made["fingerprint"]
-    column = chuk("tokenizer", "train", "--data", corpus, "--output", "c", "--text-field", "text", *rest)
-    assert json.loads(column.stdout)["vocabulary"] == made["vocabulary"]  # what training reads is `text`
-    other = chuk("tokenizer", "train", "--data", corpus, "--output", "f", "--text-field", "other", *rest)
+    column = chuk(
+        "tokenizer", "train", "--data", corpus, "--output", "c", "--text-field", "text", *rest
+    )
+    assert (
+        json.loads(column.stdout)["vocabulary"] == made["vocabulary"]
+    )  # what training reads is `text`
+    other = chuk(
+        "tokenizer", "train", "--data", corpus, "--output", "f", "--text-field", "other", *rest
+    )
     assert json.loads(other.stdout)["fingerprint"] != made["fingerprint"]
     some = chuk("tokenizer", "train", "--data", corpus, "--output", "d", "--rows", 2, *rest)
     assert json.loads(some.stdout)["vocabulary"] == made["vocabulary"] - 8  # the digits from 2 on
-    rare = chuk("tokenizer", "train", "--data", corpus, "--output", "e", "--min-frequency", 51, *rest)
+    rare = chuk(
+        "tokenizer", "train", "--data", corpus, "--output", "e", "--min-frequency", 51, *rest
+    )
     assert json.loads(rare.stdout)["vocabulary"] < made["vocabulary"]
 
 
@@ -138,7 +199,9 @@ def test_info_names_what_matters(chuk: Chuk, folder: Path) -> None:
 def test_vocab_is_searched_and_exported(chuk: Chuk, folder: Path, tmp_path: Path) -> None:
     found = json.loads(chuk("tokenizer", "vocab", folder, "im_", "--json").stdout)
     assert [entry["token"] for entry in found] == ["<|im_start|>", "<|im_end|>"]
-    regex = json.loads(chuk("tokenizer", "vocab", folder, "^<.*end.*>$", "--regex", "--json").stdout)
+    regex = json.loads(
+        chuk("tokenizer", "vocab", folder, "^<.*end.*>$", "--regex", "--json").stdout
+    )
     assert "<|im_end|>" in [entry["token"] for entry in regex]
     special = json.loads(chuk("tokenizer", "vocab", folder, "--special", "--json").stdout)
     assert all(entry["special"] for entry in special)
@@ -154,10 +217,14 @@ def test_vocab_is_searched_and_exported(chuk: Chuk, folder: Path, tmp_path: Path
     assert json.loads((tmp_path / "v.csv").read_text())["<|im_end|>"] == 3
 
 
-def test_compare_counts_what_each_makes_of_a_text(chuk: Chuk, folder: Path, corpus: Path, tmp_path: Path) -> None:
+def test_compare_counts_what_each_makes_of_a_text(
+    chuk: Chuk, folder: Path, corpus: Path, tmp_path: Path
+) -> None:
     words = {"the": 4, "<pad>": 0, "<unk>": 1, "<bos>": 2, "<eos>": 3}
     (tmp_path / "words.json").write_text(json.dumps({"version": "1.0", "vocab": words}))
-    done = json.loads(chuk("tokenizer", "compare", folder, "words.json", "the cat", "--json").stdout)
+    done = json.loads(
+        chuk("tokenizer", "compare", folder, "words.json", "the cat", "--json").stdout
+    )
     bytes_, words_ = done["tokenizers"]
     assert (words_["tokens"], words_["unknown"], words_["changed_texts"]) == (2, 1, 1)
     assert words_["coverage"] == pytest.approx(4 / 7)
@@ -173,12 +240,17 @@ def test_compare_counts_what_each_makes_of_a_text(chuk: Chuk, folder: Path, corp
 
 
 def test_bench_measures(chuk: Chuk, folder: Path, corpus: Path) -> None:
-    done = json.loads(chuk("tokenizer", "bench", folder, "--data", corpus, "--seconds", 0.1, "--json").stdout)
+    done = json.loads(
+        chuk("tokenizer", "bench", folder, "--data", corpus, "--seconds", 0.1, "--json").stdout
+    )
     assert done["tokens"] > 100
     assert done["batch_megabytes_per_second"] > 0
     few = chuk("tokenizer", "bench", folder, "--rows", 2, "--seconds", 0.1, "--json").stdout
     assert json.loads(few)["megabytes"] < 0.01
-    assert float(chuk("tokenizer", "bench", folder, "--rows", 2, "--seconds", 0.1, "--quiet").stdout) > 0
+    assert (
+        float(chuk("tokenizer", "bench", folder, "--rows", 2, "--seconds", 0.1, "--quiet").stdout)
+        > 0
+    )
 
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
@@ -187,7 +259,10 @@ CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"
 def test_template_shows_the_mask(chuk: Chuk, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "chat.json").write_text(json.dumps(CHAT))
     assert "⟦Ho<|im_end|>⟧↵" in chuk("tokenizer", "template", folder, "chat.json").stdout
-    assert "⟦<|im_start|>user↵" in chuk("tokenizer", "template", folder, "chat.json", "--all-tokens").stdout
+    assert (
+        "⟦<|im_start|>user↵"
+        in chuk("tokenizer", "template", folder, "chat.json", "--all-tokens").stdout
+    )
     text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n"
     assert chuk("tokenizer", "template", folder, "chat.json", "--quiet").stdout == text
     rows = "".join(json.dumps(row) + "\n" for row in ({"messages": CHAT}, CHAT)).encode()
@@ -197,14 +272,26 @@ def test_template_shows_the_mask(chuk: Chuk, folder: Path, tmp_path: Path) -> No
     assert "⟦bravo answer" in chuk("tokenizer", "template", folder).stdout
 
 
-def test_template_takes_tools_prompts_and_other_templates(chuk: Chuk, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "tools.json").write_text('[{"type": "function", "function": {"name": "weather", "parameters": {}}}]')
+def test_template_takes_tools_prompts_and_other_templates(
+    chuk: Chuk, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tools.json").write_text(
+        '[{"type": "function", "function": {"name": "weather", "parameters": {}}}]'
+    )
     assert '"weather"' in chuk("tokenizer", "template", folder, "--tools", "tools.json").stdout
     (tmp_path / "tools.json").write_text("{}")
-    assert "holds no list of tools" in chuk("tokenizer", "template", folder, "--tools", "tools.json").stderr
+    assert (
+        "holds no list of tools"
+        in chuk("tokenizer", "template", folder, "--tools", "tools.json").stderr
+    )
     given = json.dumps(CHAT).encode()
-    prompt = chuk("tokenizer", "template", folder, "-", "--generation-prompt", "--json", input=given)
-    assert json.loads(prompt.stdout)["text"] == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    prompt = chuk(
+        "tokenizer", "template", folder, "-", "--generation-prompt", "--json", input=given
+    )
+    assert (
+        json.loads(prompt.stdout)["text"]
+        == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
     other = chuk("tokenizer", "template", folder, "-", "--template", "alpaca", input=given).stdout
     assert "### Response:↵" in other
     assert "⟦Ho<|im_end|>⟧" in other
@@ -219,8 +306,12 @@ def test_doctor_says_what_is_wrong_and_mends_it(chuk: Chuk, folder: Path, tmp_pa
     broken = tmp_path / "broken"
     broken.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (broken / name).write_text((folder / name).read_text().replace('"<|pad|>"', '"<|im_end|>"', 0))
-    config = json.loads((broken / "tokenizer_config.json").read_text()) | {"pad_token": "<|im_end|>"}
+        (broken / name).write_text(
+            (folder / name).read_text().replace('"<|pad|>"', '"<|im_end|>"', 0)
+        )
+    config = json.loads((broken / "tokenizer_config.json").read_text()) | {
+        "pad_token": "<|im_end|>"
+    }
     (broken / "tokenizer_config.json").write_text(json.dumps(config))
     (broken / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }")
     ill = chuk("tokenizer", "doctor", "broken")
@@ -228,11 +319,15 @@ def test_doctor_says_what_is_wrong_and_mends_it(chuk: Chuk, folder: Path, tmp_pa
     assert "! pad: PAD is EOS" in ill.stdout
     assert "✗ chat template: the chat template is broken in line 1" in ill.stdout
     assert chuk("tokenizer", "doctor", "broken", "--quiet").stdout == "chat template\n"
-    cured = chuk("tokenizer", "doctor", "broken", "--fix", "cured", "--template", "chatml", "--json")
+    cured = chuk(
+        "tokenizer", "doctor", "broken", "--fix", "cured", "--template", "chatml", "--json"
+    )
     assert cured.returncode == 0
     assert json.loads(cured.stdout)["changes"] == ["chat template: chatml", "PAD: `<|pad|>`"]
     assert "is not empty" in chuk("tokenizer", "doctor", "broken", "--fix", "cured").stderr
-    again = chuk("tokenizer", "doctor", "broken", "--fix", "cured", "--template", "alpaca", "--overwrite")
+    again = chuk(
+        "tokenizer", "doctor", "broken", "--fix", "cured", "--template", "alpaca", "--overwrite"
+    )
     assert again.returncode == 0
     assert "### Response:" in (tmp_path / "cured" / "chat_template.jinja").read_text()
 
@@ -241,7 +336,17 @@ def test_a_pipe_of_processes(run_chuk: RunChuk, folder: Path, tmp_path: Path) ->
     made = run_chuk("data", "generate-math", "--samples", 50, "--output", "-")
     words = ["--data", "-", "--kind", "char", "--output", "digits", "--vocab-size", 400, "--quiet"]
     assert run_chuk("tokenizer", "train", *words, input=made.stdout).stdout == "digits\n"
-    model = ["model", "create", "--preset", "nano", "--tokenizer", "digits", "--output", "m", "--quiet"]
+    model = [
+        "model",
+        "create",
+        "--preset",
+        "nano",
+        "--tokenizer",
+        "digits",
+        "--output",
+        "m",
+        "--quiet",
+    ]
     assert run_chuk(*model).returncode == 0
     assert run_chuk("tokenizer", "doctor", "m").returncode == 0
 

@@ -20,7 +20,8 @@ from tests.tokenizers.conftest import TEMPLATES
 
 @pytest.fixture
 def ill(folder: Path, tmp_path: Path) -> Callable[..., Any]:
-    """The sound tokenizer with settings of its tokenizer_config.json changed; `template=None` removes it."""
+    """The sound tokenizer with settings of its tokenizer_config.json changed; `template=None`
+    removes it."""
 
     def make(template: Any = ..., **settings: Any) -> Any:
         copy = tmp_path / "ill"
@@ -52,42 +53,79 @@ def test_a_sound_tokenizer_is_sound(folder: Path) -> None:
 
 PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
 MARKED_USER = (
-    "{% for m in messages %}{% generation %}{{ m.role + m.content }}<|im_end|>{% endgeneration %}{% endfor %}" + PROMPT
+    "{% for m in messages %}{% generation %}{{ m.role + m.content }}<|im_end|>{% endgeneration %}{%"
+    " endfor %}" + PROMPT
 )
-NEVER_ENDS = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}\n{% endfor %}" + PROMPT
-OTHER_END = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}" + PROMPT
+NEVER_ENDS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}\n{% endfor %}" + PROMPT
+)
+OTHER_END = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}"
+    + PROMPT
+)
 OTHER_PROMPT = OTHER_END.replace("assistant: {% endif", "assistant: <think>{% endif")
 NO_PROMPT = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
-UNASKED = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}" + (
-    "{{ '<|im_start|>assistant: ' }}"
+UNASKED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    + "{{ '<|im_start|>assistant: ' }}"
 )
 """As the first template of Llama-3-8B-Instruct."""
 ILL: list[tuple[dict[str, Any], str, str]] = [
     ({"eos_token": None}, "eos", "there is no EOS token"),
     ({"pad_token": "<|im_end|>"}, "pad", "PAD is EOS"),
     ({"template": "{% for m in messages %}{{ m.content }"}, "chat template", "is broken in line 1"),
-    ({"template": "{{ raise_exception('never') }}"}, "chat template", "refuses a plain conversation: never"),
+    (
+        {"template": "{{ raise_exception('never') }}"},
+        "chat template",
+        "refuses a plain conversation: never",
+    ),
     ({"template": OTHER_PROMPT}, "generation prompt", "begins in another way"),
-    ({"template": UNASKED}, "generation prompt", "writes '<|im_start|>assistant: ' at the end of every conversation"),
-    ({"template": NO_PROMPT}, "generation prompt", "it lacks '<|im_start|>assistant:', after which"),
-    ({"template": MARKED_USER}, "training mask", "learns the user's words ['alpha question', 'charlie question']"),
+    (
+        {"template": UNASKED},
+        "generation prompt",
+        "writes '<|im_start|>assistant: ' at the end of every conversation",
+    ),
+    (
+        {"template": NO_PROMPT},
+        "generation prompt",
+        "it lacks '<|im_start|>assistant:', after which",
+    ),
+    (
+        {"template": MARKED_USER},
+        "training mask",
+        "learns the user's words ['alpha question', 'charlie question']",
+    ),
     ({"template": NEVER_ENDS}, "training mask", "no end-of-text token is learned"),
-    ({"template": OTHER_END}, "training mask", "no end-of-text token is learned: turns end with '<|endoftext|>'"),
-    ({"template": family("one_line_for_all_roles")}, "template tokens", "`<start_of_turn>`, `<end_of_turn>`, which"),
+    (
+        {"template": OTHER_END},
+        "training mask",
+        "no end-of-text token is learned: turns end with '<|endoftext|>'",
+    ),
+    (
+        {"template": family("one_line_for_all_roles")},
+        "template tokens",
+        "`<start_of_turn>`, `<end_of_turn>`, which",
+    ),
     ({"template": None}, "chat template", "there is none"),
     ({"template": family("plain_chatml")}, "tools", "does not show the tools, tool calls"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("settings", "check", "said"), ILL)
-def test_each_illness_is_found(ill: Callable[..., Any], settings: dict[str, Any], check: str, said: str) -> None:
+def test_each_illness_is_found(
+    ill: Callable[..., Any], settings: dict[str, Any], check: str, said: str
+) -> None:
     finding = of(examine(ill(**settings)), check)
     assert said in finding.message
     assert finding.state in ("problem", "warning")
 
 
-@pytest.mark.parametrize("name", ["loops", "writes_forever", "one_huge_text", "calls_itself", "not_jinja"])
-def test_hostile_templates_are_a_finding(ill: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["loops", "writes_forever", "one_huge_text", "calls_itself", "not_jinja"]
+)
+def test_hostile_templates_are_a_finding(
+    ill: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setattr(bounded, "SECONDS", 0.2)
     found = examine(ill((TEMPLATES / "hostile" / f"{name}.jinja").read_text()))
     assert [finding.check for finding in problems(found)] == ["chat template"]
@@ -118,7 +156,10 @@ def test_bos_twice(tmp_path: Path) -> None:
 
 
 def test_text_that_does_not_come_back(tmp_path: Path) -> None:
-    vocabulary = {"vocab": {"the": 4}, "special_tokens": {"<pad>": 0, "<unk>": 1, "<bos>": 2, "<eos>": 3}}
+    vocabulary = {
+        "vocab": {"the": 4},
+        "special_tokens": {"<pad>": 0, "<unk>": 1, "<bos>": 2, "<eos>": 3},
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary))
     assert read_legacy(tmp_path / "tokenizer.json").get_vocab_size() == 5
     assert of(examine(load_tokenizer(tmp_path)), "round trip").state == "problem"
@@ -128,24 +169,30 @@ CURES: list[tuple[dict[str, Any], str | None, list[str]]] = [
     ({"eos_token": None}, None, ["EOS: `<|im_end|>`"]),
     ({"pad_token": "<|im_end|>"}, None, ["PAD: `<|pad|>`"]),
     (
-        {"pad_token": None, "template": family("plain_chatml")}, None,
+        {"pad_token": None, "template": family("plain_chatml")},
+        None,
         ["generation markers in the chat template", "PAD: `<|pad|>`"],
     ),
     ({"template": OTHER_END}, None, ["EOS: `<|endoftext|>`"]),
     ({"template": NEVER_ENDS}, "chatml", ["chat template: chatml"]),
     (
-        {"template": UNASKED}, None,
+        {"template": UNASKED},
+        None,
         ["the assistant's header at the end of the chat template, now under add_generation_prompt"],
     ),
     ({"template": "{% for m in messages %}{{ m.content }"}, "chatml", ["chat template: chatml"]),
     ({"template": None}, "chatml", ["chat template: chatml"]),
     ({}, None, []),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("settings", "template", "changes"), CURES)
 def test_the_copy_is_cured(
-    ill: Callable[..., Any], tmp_path: Path, settings: dict[str, Any], template: str | None, changes: list[str]
+    ill: Callable[..., Any],
+    tmp_path: Path,
+    settings: dict[str, Any],
+    template: str | None,
+    changes: list[str],
 ) -> None:
     before = ill(**settings)
     ids = fingerprint(before)
@@ -167,8 +214,12 @@ def test_markers_of_a_copy_render_as_before(ill: Callable[..., Any], tmp_path: P
     assert after._tokenizer.apply_chat_template(talk, tokenize=False) == want
 
 
-def test_a_template_whose_tokens_are_missing_is_refused(ill: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"needs tokens that the tokenizer does not have: <\|begin_of_text\|>"):
+def test_a_template_whose_tokens_are_missing_is_refused(
+    ill: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"needs tokens that the tokenizer does not have: <\|begin_of_text\|>"
+    ):
         mend(ill(), tmp_path / "out", "llama3")
     assert not (tmp_path / "out").exists()
 

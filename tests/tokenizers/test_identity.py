@@ -1,4 +1,5 @@
-"""Fingerprints: equal for equal ids, however a tokenizer was loaded or used; different for what moves an id."""
+"""Fingerprints: equal for equal ids, however a tokenizer was loaded or used; different for what
+moves an id."""
 
 from __future__ import annotations
 
@@ -10,7 +11,13 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from chuk_lib.data.tokenizers import fingerprint, load_tokenizer, protocol, save_tokenizer, template_fingerprint
+from chuk_lib.data.tokenizers import (
+    fingerprint,
+    load_tokenizer,
+    protocol,
+    save_tokenizer,
+    template_fingerprint,
+)
 
 
 @pytest.fixture
@@ -29,7 +36,11 @@ def test_it_does_not_depend_on_how_it_was_loaded_or_used(folder: Path, tmp_path:
     loaded = load_tokenizer(folder)
     found = fingerprint(loaded)
     assert len(found) == 32
-    assert fingerprint(loaded._tokenizer) == fingerprint(Tokenizer.from_file(str(folder / "tokenizer.json"))) == found
+    assert (
+        fingerprint(loaded._tokenizer)
+        == fingerprint(Tokenizer.from_file(str(folder / "tokenizer.json")))
+        == found
+    )
     loaded._tokenizer(["a", "b c d e"], padding=True, truncation=True, max_length=2)
     assert fingerprint(loaded) == found
     save_tokenizer(loaded, tmp_path)
@@ -54,13 +65,19 @@ CHANGES: dict[str, Callable[[Tokenizer], Any]] = {
     "normalizer": lambda made: setattr(made, "normalizer", normalizers.Lowercase()),
     "pre-tokenizer": lambda made: setattr(made, "pre_tokenizer", pre_tokenizers.Digits()),
     "bos": lambda made: setattr(
-        made, "post_processor", processors.TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 0)])
+        made,
+        "post_processor",
+        processors.TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 0)]),
     ),
     "merges": lambda made: setattr(
-        made, "model", models.BPE(vocab={"<unk>": 0, "a": 1, "b": 2, "ab": 3}, merges=[], unk_token="<unk>")
+        made,
+        "model",
+        models.BPE(vocab={"<unk>": 0, "a": 1, "b": 2, "ab": 3}, merges=[], unk_token="<unk>"),
     ),
     "ids": lambda made: setattr(
-        made, "model", models.BPE({"<unk>": 0, "a": 2, "b": 1, "ab": 3}, [("a", "b")], unk_token="<unk>")
+        made,
+        "model",
+        models.BPE({"<unk>": 0, "a": 2, "b": 1, "ab": 3}, [("a", "b")], unk_token="<unk>"),
     ),
 }
 

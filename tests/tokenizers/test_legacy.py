@@ -39,7 +39,12 @@ def test_it_encodes_and_decodes_as_before(path: Path) -> None:
         assert hf.decode([2, 5, 3]) == "<bos> 1 <eos>"
         assert (hf.pad_token_id, hf.unk_token_id, hf.bos_token_id, hf.eos_token_id) == (0, 1, 2, 3)
     info = describe_tokenizer(load_tokenizer(path))
-    assert (info.model, info.vocabulary, info.adds_bos, info.template) == ("WordLevel", 21, True, None)
+    assert (info.model, info.vocabulary, info.adds_bos, info.template) == (
+        "WordLevel",
+        21,
+        True,
+        None,
+    )
 
 
 def test_what_is_written_is_what_was_read(path: Path) -> None:
@@ -52,7 +57,9 @@ def test_other_names_of_special_tokens_become_the_predecessor_s(tmp_path: Path, 
     document["vocab"] |= SPECIAL  # as its own writer did
     path.write_text(json.dumps(document))
     loaded = load_tokenizer(path)
-    assert json.loads(export(loaded, list(vocabulary(loaded)), "legacy"))["special_tokens"] == SPECIAL
+    assert (
+        json.loads(export(loaded, list(vocabulary(loaded)), "legacy"))["special_tokens"] == SPECIAL
+    )
 
 
 def test_a_tokenizer_without_unk_cannot_be_written(folder: Path) -> None:

@@ -1,4 +1,5 @@
-"""New tokenizers: each kind trains on a stream, keeps what it promises, and loads as a folder everywhere."""
+"""New tokenizers: each kind trains on a stream, keeps what it promises, and loads as a folder
+everywhere."""
 
 from __future__ import annotations
 
@@ -11,16 +12,31 @@ import pytest
 
 from chuk_lib.data.tokenizer_doctor.examine import TEXTS, examine, problems
 from chuk_lib.data.tokenizers import fingerprint, load_tokenizer
-from chuk_lib.data.tokenizers.folder import check_target, choose_template, tokenizer_files, write_folder
+from chuk_lib.data.tokenizers.folder import (
+    check_target,
+    choose_template,
+    tokenizer_files,
+    write_folder,
+)
 from chuk_lib.data.tokenizers.ready import READY
 from chuk_lib.data.tokenizers.train import KINDS, train_tokenizer
 from chuk_lib.data.workbench.content import texts_of
 from chuk_lib.errors import ConfigError, DataError, ModelError
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards box with jugs of milk"
-TEXTS_TO_LEARN = [" ".join(WORDS.split()[index % 7 : index % 7 + 9]) + f". {index} apples!\n" for index in range(300)]
+TEXTS_TO_LEARN = [
+    " ".join(WORDS.split()[index % 7 : index % 7 + 9]) + f". {index} apples!\n"
+    for index in range(300)
+]
 SIZE = 420
-ODD = [*TEXTS, " leading and trailing ", "<|im_start|>user\nhi<|im_end|>", "<tool_call>{}</tool_call>", "<0x41>", ""]
+ODD = [
+    *TEXTS,
+    " leading and trailing ",
+    "<|im_start|>user\nhi<|im_end|>",
+    "<tool_call>{}</tool_call>",
+    "<0x41>",
+    "",
+]
 
 
 def stream() -> Iterator[str]:
@@ -37,8 +53,15 @@ def test_it_is_no_larger_than_asked_and_compresses(trained: tuple[str, Any]) -> 
     assert 60 < made.get_vocab_size() <= SIZE
     text = "the quick brown fox"
     count = len(made.encode(text).ids)
-    assert count == len(text) if kind == "char" else count < len(text) * (0.9 if kind == "unigram" else 0.5)
-    assert [made.token_to_id(token) for token in ("<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [
+    assert (
+        count == len(text)
+        if kind == "char"
+        else count < len(text) * (0.9 if kind == "unigram" else 0.5)
+    )
+    assert [
+        made.token_to_id(token)
+        for token in ("<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    ] == [
         0,
         1,
         2,
@@ -142,16 +165,29 @@ def test_only_tokenizers_are_replaced(tmp_path: Path) -> None:
     [
         ({"text": "x"}, ["x"]),
         ({"prompt": "x", "completion": "y"}, ["x", "y"]),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, ["x", "y"]),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+            ["x", "y"],
+        ),
         ({"prompt": "x", "chosen": "y", "rejected": "z"}, ["x", "y", "z"]),
         ({"prompt": "x", "completion": "y", "label": False}, ["x", "y"]),
         ({"prompt": "x"}, ["x"]),
-        ({"messages": [{"role": "user", "content": "x"}], "tools": [{"function": {"name": "y"}}]}, ["x", "y"]),
+        (
+            {
+                "messages": [{"role": "user", "content": "x"}],
+                "tools": [{"function": {"name": "y"}}],
+            },
+            ["x", "y"],
+        ),
     ],
 )
-def test_texts_are_those_that_training_reads(tmp_path: Path, row: dict[str, object], texts: list[str]) -> None:
+def test_texts_are_those_that_training_reads(
+    tmp_path: Path, row: dict[str, object], texts: list[str]
+) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({**row, "id": "u-7", "url": "https://example.org", "problem_type": "sum"}) + "\n")
+    path.write_text(
+        json.dumps({**row, "id": "u-7", "url": "https://example.org", "problem_type": "sum"}) + "\n"
+    )
     assert list(texts_of(path)) == texts
 
 

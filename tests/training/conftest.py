@@ -46,9 +46,15 @@ def sft_config(tiny_model_dir, toy_data, tmp_path):
 
     def make(name="run", **changes):
         config = SFTConfig(
-            model=str(tiny_model_dir), data=str(toy_data), output=str(tmp_path / name), max_steps=12, batch_size=4,
-            learning_rate=3e-3, log_interval=1, checkpoint_interval=1000,
-        )  # fmt: skip
+            model=str(tiny_model_dir),
+            data=str(toy_data),
+            output=str(tmp_path / name),
+            max_steps=12,
+            batch_size=4,
+            learning_rate=3e-3,
+            log_interval=1,
+            checkpoint_interval=1000,
+        )
         return replace(config, **changes)
 
     return make

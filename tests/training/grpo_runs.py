@@ -1,4 +1,5 @@
-"""Short GRPO runs on the tiny model: a reward that untrained models earn in part, a few prompts, a few steps."""
+"""Short GRPO runs on the tiny model: a reward that untrained models earn in part, a few prompts, a
+few steps."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -49,7 +50,8 @@ def prompt_rows(count=10):
 
 
 def make_config(folder, model, name="run", **changes):
-    """Settings of a small run in `folder`; `rewards` are names of functions of the reward file, with weights."""
+    """Settings of a small run in `folder`; `rewards` are names of functions of the reward file,
+    with weights."""
     rewards = folder / "rewards.py"
     rewards.write_text(REWARDS, encoding="utf-8")
     data = folder / "prompts.jsonl"
@@ -57,10 +59,18 @@ def make_config(folder, model, name="run", **changes):
         write_rows(data, prompt_rows())
     given = changes.pop("rewards", ("even",))
     config = GRPOConfig(
-        model=str(model), data=str(data), output=str(folder / name), max_steps=2, batch_size=8, num_generations=4,
-        gradient_accumulation_steps=1, max_completion_length=8, learning_rate=3e-3, checkpoint_interval=1000,
+        model=str(model),
+        data=str(data),
+        output=str(folder / name),
+        max_steps=2,
+        batch_size=8,
+        num_generations=4,
+        gradient_accumulation_steps=1,
+        max_completion_length=8,
+        learning_rate=3e-3,
+        checkpoint_interval=1000,
         rewards=tuple(f"{rewards}:{reward}" for reward in given),
-    )  # fmt: skip
+    )
     return replace(config, **changes)
 
 
@@ -82,14 +92,18 @@ def algorithm_of(config, player=None, few_shapes=False):
 
 
 def learn(config, steps=2, compiled=False):
-    """Weights after some steps of the engine's updates, and what each step reported; nothing is written. `compiled`:
-    as on a GPU."""
+    """Weights after some steps of the engine's updates, and what each step reported; nothing is
+    written. `compiled`: as on a GPU."""
     trainer, algorithm = algorithm_of(config, few_shapes=compiled)
-    update = Updater(algorithm, build_optimizer(trainer.config, trainer.model), config.max_grad_norm, compiled)
+    update = Updater(
+        algorithm, build_optimizer(trainer.config, trainer.model), config.max_grad_norm, compiled
+    )
     reports = []
     trainer.model.train()
     with nullcontext() if compiled else step_math(config):
         for step in range(steps):
             sums = [update(part, trainer.config.learning_rate) for part in algorithm.updates(step)]
             reports.append((algorithm.finish(step), sums))
-    return {name: np.array(leaf) for name, leaf in tree_flatten(trainer.model.parameters())}, reports
+    return {
+        name: np.array(leaf) for name, leaf in tree_flatten(trainer.model.parameters())
+    }, reports

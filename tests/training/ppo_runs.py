@@ -20,7 +20,10 @@ def nothing(completions, **columns):
 
 def prompt_rows(count=11):
     """Prompts of varied length with an answer."""
-    return [{"prompt": f"{WORDS[i % 8]} {i}: "[i % 4 :], "answer": WORDS[(i + 1) % 8]} for i in range(count)]
+    return [
+        {"prompt": f"{WORDS[i % 8]} {i}: "[i % 4 :], "answer": WORDS[(i + 1) % 8]}
+        for i in range(count)
+    ]
 
 
 class PPORuns:
@@ -36,10 +39,18 @@ class PPORuns:
     def config(self, name="run", **changes):
         """Settings of a quick run; keyword arguments change them."""
         config = PPOConfig(
-            model=str(self._model), data=str(self.data), output=str(self.folder / name),
-            rewards=(f"{self.reward}:vowels",), max_steps=3, batch_size=4, gradient_accumulation_steps=2,
-            max_completion_length=6, learning_rate=1e-3, num_ppo_epochs=2, temperature=1.0,
-        )  # fmt: skip
+            model=str(self._model),
+            data=str(self.data),
+            output=str(self.folder / name),
+            rewards=(f"{self.reward}:vowels",),
+            max_steps=3,
+            batch_size=4,
+            gradient_accumulation_steps=2,
+            max_completion_length=6,
+            learning_rate=1e-3,
+            num_ppo_epochs=2,
+            temperature=1.0,
+        )
         return replace(config, **changes)
 
     def __call__(self, name="run", *, sinks=(), should_stop=lambda: False, **changes):

@@ -1,4 +1,5 @@
-"""Short runs of the trainers on preferences: a few pairs that a tiny model learns to tell apart, a few steps."""
+"""Short runs of the trainers on preferences: a few pairs that a tiny model learns to tell apart, a
+few steps."""
 
 import json
 from dataclasses import replace
@@ -8,16 +9,29 @@ from chuk_lib.training import CPOConfig, DPOConfig, KTOConfig, ORPOConfig, Rewar
 from chuk_lib.training import train as train_job
 from tests.training.conftest import WORDS, write_rows
 
-CONFIGS = {"dpo": DPOConfig, "kto": KTOConfig, "orpo": ORPOConfig, "cpo": CPOConfig, "reward": RewardConfig}
+CONFIGS = {
+    "dpo": DPOConfig,
+    "kto": KTOConfig,
+    "orpo": ORPOConfig,
+    "cpo": CPOConfig,
+    "reward": RewardConfig,
+}
 
 
 def pair_rows(count, offset=0):
-    """The chosen answer repeats the prompt's colour, the rejected one names another; lengths vary."""
+    """The chosen answer repeats the prompt's colour, the rejected one names another; lengths
+    vary."""
     rows = []
     for i in range(count):
         colour, other = WORDS[i % 8], WORDS[(i + 3) % 8]
         prompt = f"{colour} {i + offset}: "
-        rows.append({"prompt": prompt, "chosen": f"{colour}{'!' * (i % 4)}", "rejected": f"{other} no{'o' * (i % 3)}"})
+        rows.append(
+            {
+                "prompt": prompt,
+                "chosen": f"{colour}{'!' * (i % 4)}",
+                "rejected": f"{other} no{'o' * (i % 3)}",
+            }
+        )
     return rows
 
 
@@ -26,7 +40,13 @@ def label_rows(count, offset=0):
     rows = []
     for i, row in enumerate(pair_rows(count, offset)):
         good = i % 2 == 0
-        rows.append({"prompt": row["prompt"], "completion": row["chosen" if good else "rejected"], "label": good})
+        rows.append(
+            {
+                "prompt": row["prompt"],
+                "completion": row["chosen" if good else "rejected"],
+                "label": good,
+            }
+        )
     return rows
 
 
@@ -43,9 +63,15 @@ def make_config(algorithm, model, folder, name="run", **changes):
     """Settings of a small run in `folder`."""
     data = write_data(folder / f"data-{algorithm}", algorithm)
     config = CONFIGS[algorithm](
-        model=str(model), data=str(data), output=str(folder / name), max_steps=6, batch_size=4, learning_rate=3e-3,
-        log_interval=1, checkpoint_interval=1000,
-    )  # fmt: skip
+        model=str(model),
+        data=str(data),
+        output=str(folder / name),
+        max_steps=6,
+        batch_size=4,
+        learning_rate=3e-3,
+        log_interval=1,
+        checkpoint_interval=1000,
+    )
     if "ref_log_probs_cache" not in changes and changes.get("precompute_ref_log_probs"):
         changes["ref_log_probs_cache"] = str(folder / "cache")
     return replace(config, **changes)

@@ -29,9 +29,13 @@ def test_a_completion_is_compared_with_its_group():
     got = group_relative(Scored(REWARDS, 4), "none")
     np.testing.assert_allclose(got, [0, -1, 1, 0, 0, 0, 0, 0], atol=1e-6)
     spread = np.std([1, 0, 2, 1], ddof=1)
-    np.testing.assert_allclose(group_relative(Scored(REWARDS, 4))[:4], np.array([0, -1, 1, 0]) / (spread + 1e-4))
+    np.testing.assert_allclose(
+        group_relative(Scored(REWARDS, 4))[:4], np.array([0, -1, 1, 0]) / (spread + 1e-4)
+    )
     whole = np.std(REWARDS, ddof=1)
-    np.testing.assert_allclose(group_relative(Scored(REWARDS, 4), "batch")[1], -1 / (whole + 1e-4), rtol=1e-6)
+    np.testing.assert_allclose(
+        group_relative(Scored(REWARDS, 4), "batch")[1], -1 / (whole + 1e-4), rtol=1e-6
+    )
 
 
 def test_equal_rewards_give_exactly_nothing():

@@ -30,8 +30,13 @@ def grpo(run_chuk, tiny_model_dir, tmp_path):
 @pytest.mark.parametrize("adapted", [False, True])
 def test_trl_s_rates_stand_for_billions_and_grow_below(config, adapted):
     rate = config.usual_rates[adapted]
-    assert {scaled_rate(rate, size, config.rate_power) for size in (10**9, 7 * 10**9, 10**12)} == {rate}
-    rates = [scaled_rate(rate, size, config.rate_power) for size in (10**5, 10**6, 10**7, 10**8, USUAL_SIZE)]
+    assert {scaled_rate(rate, size, config.rate_power) for size in (10**9, 7 * 10**9, 10**12)} == {
+        rate
+    }
+    rates = [
+        scaled_rate(rate, size, config.rate_power)
+        for size in (10**5, 10**6, 10**7, 10**8, USUAL_SIZE)
+    ]
     assert rates == sorted(rates, reverse=True)
     assert len(set(rates)) == 5
     assert 99 <= rates[0] / rate <= 300
@@ -67,12 +72,12 @@ def test_what_somebody_gave_stands(grpo):
 
 def test_ppo_and_adapters_have_rates_of_their_own(grpo):
     rates = {
-        (algorithm, lora): json.loads(grpo(*lora, "--dry-run", "--json", algorithm=algorithm).stdout)["settings"][
-            "learning_rate"
-        ]["value"]
+        (algorithm, lora): json.loads(
+            grpo(*lora, "--dry-run", "--json", algorithm=algorithm).stdout
+        )["settings"]["learning_rate"]["value"]
         for algorithm in ("grpo", "ppo")
         for lora in ((), ("--lora",))
-    }  # fmt: skip
+    }
     assert rates["ppo", ()] == scaled_rate(3e-6, NANO, PPOConfig.rate_power)
     for algorithm in ("grpo", "ppo"):
         assert 9 < rates[algorithm, ("--lora",)] / rates[algorithm, ()] < 11
@@ -86,9 +91,16 @@ def test_packed_weights_are_counted_one_by_one(tiny_model_dir):
     assert count_weights(model) == NANO
 
 
-@pytest.mark.parametrize(("size", "text"), [
-    (7, "7 weights"), (99_008, "99 k weights"), (1_060_000, "1.1 M weights"), (134_500_000, "134 M weights"),
-    (1_235_000_000, "1.2 B weights"), (70 * 10**9, "70 B weights"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (7, "7 weights"),
+        (99_008, "99 k weights"),
+        (1_060_000, "1.1 M weights"),
+        (134_500_000, "134 M weights"),
+        (1_235_000_000, "1.2 B weights"),
+        (70 * 10**9, "70 B weights"),
+    ],
+)
 def test_sizes_in_words(size, text):
     assert size_origin(size) == f"auto: {text}"

@@ -18,7 +18,10 @@ from chuk_lib.training.checkpoints import (
 )
 from chuk_lib.training.run_dir import RunDir
 
-STATE = {"step": mx.array(7, mx.uint64), "layers": [{"m": mx.array([1.5, -2.0])}, {"m": mx.array([0.25])}]}
+STATE = {
+    "step": mx.array(7, mx.uint64),
+    "layers": [{"m": mx.array([1.5, -2.0])}, {"m": mx.array([0.25])}],
+}
 
 
 def write_weights(folder):
@@ -34,13 +37,20 @@ def run(tmp_path):
 
 
 def save(run, *steps):
-    return [save_checkpoint(run, step, write_weights, STATE, {"counts": {"tokens": step}}) for step in steps]
+    return [
+        save_checkpoint(run, step, write_weights, STATE, {"counts": {"tokens": step}})
+        for step in steps
+    ]
 
 
 def test_a_checkpoint_comes_back_as_it_was(run):
     (folder,) = save(run, 20)
     checkpoint = verify_checkpoint(folder)
-    assert (folder.name, checkpoint.step, checkpoint.state["counts"]) == ("step_000020", 20, {"tokens": 20})
+    assert (folder.name, checkpoint.step, checkpoint.state["counts"]) == (
+        "step_000020",
+        20,
+        {"tokens": 20},
+    )
     state = load_optimizer_state(checkpoint)
     assert state["step"].item() == 7
     assert state["step"].dtype == mx.uint64
@@ -59,7 +69,9 @@ def flip_a_bit(path):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, lambda path: path.unlink()])
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "config.json", "state.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "config.json", "state.json"]
+)
 def test_damage_to_any_file_is_seen_and_the_previous_checkpoint_is_used(run, name, damage):
     save(run, 10, 20)
     damage(run.checkpoints / "step_000020" / name)
@@ -82,7 +94,11 @@ def test_pruning_keeps_the_newest_and_the_best_and_clears_leftovers(run):
     save(run, 1, 2, 3, 4, 5)
     (run.checkpoints / ".partial-step_000006").mkdir()
     prune(run.path, keep=2, best="step_000002")
-    assert [entry.name for entry in sorted(run.checkpoints.iterdir())] == ["step_000002", "step_000004", "step_000005"]
+    assert [entry.name for entry in sorted(run.checkpoints.iterdir())] == [
+        "step_000002",
+        "step_000004",
+        "step_000005",
+    ]
 
 
 def test_a_writer_that_fails_leaves_nothing_behind(run):

@@ -1,4 +1,5 @@
-"""No dead options in DPO, KTO, ORPO, CPO and reward models: every setting of their own changes something."""
+"""No dead options in DPO, KTO, ORPO, CPO and reward models: every setting of their own changes
+something."""
 
 import numpy as np
 import pytest
@@ -60,8 +61,10 @@ CHANGES = {
         "center_rewards_coefficient": ({}, {"center_rewards_coefficient": 0.5}),
         "learning_rate": ({"learning_rate": None}, {"learning_rate": 1e-3}),
     },
-}  # fmt: skip
-CASES = [(name, setting, *case) for name, cases in CHANGES.items() for setting, case in cases.items()]
+}
+CASES = [
+    (name, setting, *case) for name, cases in CHANGES.items() for setting, case in cases.items()
+]
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +78,18 @@ def learned(tiny_model_dir, tmp_path_factory):
         key = (algorithm, str(sorted(settings.items())))
         if key not in known:
             given = {name: other if value == OTHER else value for name, value in settings.items()}
-            made = train_on(algorithm, tiny_model_dir, folder, f"run-{len(known)}", **{"max_steps": 4} | given)
+            made = train_on(
+                algorithm, tiny_model_dir, folder, f"run-{len(known)}", **{"max_steps": 4} | given
+            )
             known[key] = arrays_of(made)
         return known[key]
 
     return run
 
 
-@pytest.mark.parametrize(("algorithm", "name", "shared", "change"), CASES, ids=[f"{c[0]} {c[1]}" for c in CASES])
+@pytest.mark.parametrize(
+    ("algorithm", "name", "shared", "change"), CASES, ids=[f"{c[0]} {c[1]}" for c in CASES]
+)
 def test_the_setting_changes_what_is_learned(algorithm, name, shared, change, learned):
     before, after = learned(algorithm, shared), learned(algorithm, shared | change)
     assert any(not np.array_equal(before[key], after[key]) for key in before)
@@ -92,7 +99,11 @@ def arrays_of(result):
     """What was trained, from the files of the last checkpoint."""
     import mlx.core as mx
 
-    (path,) = (path for path in result.checkpoint.glob("*.safetensors") if path.stem in ("model", "adapters"))
+    (path,) = (
+        path
+        for path in result.checkpoint.glob("*.safetensors")
+        if path.stem in ("model", "adapters")
+    )
     weights = mx.load(str(path))
     return {name: np.array(value) for name, value in weights.items()}
 
@@ -101,13 +112,23 @@ def test_precomputing_changes_where_numbers_come_from_and_no_number(tiny_model_d
     live = train_on("dpo", tiny_model_dir, tmp_path, "live")
     kept = {"precompute_ref_log_probs": True, "ref_log_probs_cache": str(tmp_path / "here")}
     table = train_on("dpo", tiny_model_dir, tmp_path, "table", **kept)
-    small = train_on("dpo", tiny_model_dir, tmp_path, "small", **kept | {
-        "precompute_ref_batch_size": 1, "ref_log_probs_cache": str(tmp_path / "there"),
-    })  # fmt: skip
+    small = train_on(
+        "dpo",
+        tiny_model_dir,
+        tmp_path,
+        "small",
+        **kept
+        | {
+            "precompute_ref_batch_size": 1,
+            "ref_log_probs_cache": str(tmp_path / "there"),
+        },
+    )
     before, after = weights_of(live.run_dir), weights_of(table.run_dir)
     for name in before:
         np.testing.assert_allclose(after[name], before[name], atol=2e-4)
-    names = [sorted(path.name for path in (tmp_path / folder).iterdir()) for folder in ("here", "there")]
+    names = [
+        sorted(path.name for path in (tmp_path / folder).iterdir()) for folder in ("here", "there")
+    ]
     assert names[0] == names[1]
     assert len(names[0]) == 2
     assert table.metrics["eval_loss"] == pytest.approx(live.metrics["eval_loss"], rel=1e-3)
@@ -122,7 +143,12 @@ def test_padding_to_a_multiple_changes_shapes_but_no_number(tiny_model_dir, tmp_
     assert padded.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=1e-3)
 
 
-ELSEWHERE = {"precompute_ref_log_probs", "precompute_ref_batch_size", "ref_log_probs_cache", "pad_to_multiple_of"}
+ELSEWHERE = {
+    "precompute_ref_log_probs",
+    "precompute_ref_batch_size",
+    "ref_log_probs_cache",
+    "pad_to_multiple_of",
+}
 
 
 def test_every_setting_of_their_own_has_a_test():
@@ -130,13 +156,25 @@ def test_every_setting_of_their_own_has_a_test():
     common = set(CHANGES["dpo"]) | ELSEWHERE
     for algorithm, config in CONFIGS.items():
         own = set(settings_of(config)) - shared
-        special = {name for name in own if name not in common or name in ("beta", "loss_type", "disable_dropout")}
+        special = {
+            name
+            for name in own
+            if name not in common or name in ("beta", "loss_type", "disable_dropout")
+        }
         assert special <= set(CHANGES[algorithm]), algorithm
 
 
 REFUSED = {
-    "WPO of sorted pairs": ("dpo", {"loss_type": ("sigmoid", "aot"), "use_weighting": True}, "loss_type=aot sorts"),
-    "WPO of sorted ratios": ("dpo", {"loss_type": ("aot_unpaired",), "use_weighting": True}, "aot_unpaired sorts"),
+    "WPO of sorted pairs": (
+        "dpo",
+        {"loss_type": ("sigmoid", "aot"), "use_weighting": True},
+        "loss_type=aot sorts",
+    ),
+    "WPO of sorted ratios": (
+        "dpo",
+        {"loss_type": ("aot_unpaired",), "use_weighting": True},
+        "aot_unpaired sorts",
+    ),
     "an unknown loss": ("dpo", {"loss_type": ("sigmod",)}, "no loss_type `sigmod`"),
     "no loss": ("dpo", {"loss_type": ()}, "loss_type is empty"),
     "weights for other losses": ("dpo", {"loss_weights": (1.0, 2.0)}, "2 weights for 1 losses"),
@@ -144,18 +182,32 @@ REFUSED = {
     "robust with half": ("dpo", {"loss_type": ("robust",), "label_smoothing": 0.5}, "below 0.5"),
     "smoothing of sigmoid": ("dpo", {"label_smoothing": 0.1}, "`label_smoothing` does nothing"),
     "divergence of apo": (
-        "dpo", {"loss_type": ("apo_zero",), "f_divergence_type": "js_divergence"}, "does not fit loss_type=apo_zero",
+        "dpo",
+        {"loss_type": ("apo_zero",), "f_divergence_type": "js_divergence"},
+        "does not fit loss_type=apo_zero",
     ),
-    "a moving table": ("dpo", {"sync_ref_model": True, "precompute_ref_log_probs": True}, "moves the reference"),
+    "a moving table": (
+        "dpo",
+        {"sync_ref_model": True, "precompute_ref_log_probs": True},
+        "moves the reference",
+    ),
     "mixup alone": ("dpo", {"ref_model_mixup_alpha": 0.5}, "`ref_model_mixup_alpha` does nothing"),
     "tau alone": ("dpo", {"discopop_tau": 0.5}, "`discopop_tau` does nothing"),
-    "order alone": ("dpo", {"f_alpha_divergence_coef": 2.0}, "`f_alpha_divergence_coef` does nothing"),
+    "order alone": (
+        "dpo",
+        {"f_alpha_divergence_coef": 2.0},
+        "`f_alpha_divergence_coef` does nothing",
+    ),
     "one row of kto": ("kto", {"batch_size": 1}, "one row in it"),
     "a table for kto": ("kto", {"precompute_ref_log_probs": True}, "its KL asks for other rows"),
     "gamma of cpo": ("cpo", {"simpo_gamma": 1.0}, "`simpo_gamma` does nothing"),
-    "smoothing of hinge": ("cpo", {"loss_type": "hinge", "label_smoothing": 0.1}, "`label_smoothing` does nothing"),
+    "smoothing of hinge": (
+        "cpo",
+        {"loss_type": "hinge", "label_smoothing": 0.1},
+        "`label_smoothing` does nothing",
+    ),
     "beta of 0": ("orpo", {"beta": 0.0}, "should be above 0"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("algorithm", "changes", "message"), REFUSED.values(), ids=REFUSED)
@@ -169,18 +221,25 @@ def test_settings_that_make_no_sense_are_refused_and_nothing_is_written(
 
 def test_metrics_are_trl_s_by_name(tiny_model_dir, tmp_path):
     names = {
-        f"{kind}/{part}" for kind in ("rewards", "logps", "logits") for part in ("chosen", "rejected")
-    } | {"rewards/margins", "entropy", "num_tokens", "learning_rate", "grad_norm", "loss", "epoch"}  # fmt: skip
+        f"{kind}/{part}"
+        for kind in ("rewards", "logps", "logits")
+        for part in ("chosen", "rejected")
+    } | {"rewards/margins", "entropy", "num_tokens", "learning_rate", "grad_norm", "loss", "epoch"}
     own = {
-        "dpo": {"rewards/accuracies", "mean_token_accuracy"}, "kto": {"kl"},
+        "dpo": {"rewards/accuracies", "mean_token_accuracy"},
+        "kto": {"kl"},
         "orpo": {"nll_loss", "log_odds_ratio", "log_odds_chosen", "rewards/accuracies"},
         "cpo": {"nll_loss", "rewards/accuracies"},
-    }  # fmt: skip
+    }
     for algorithm, more in own.items():
         run = train_on(algorithm, tiny_model_dir, tmp_path, algorithm, max_steps=1).run_dir
         assert names | more <= set(events_of(run, "step")[-1]), algorithm
         evaluated = events_of(run, "eval")[-1]
-        assert {"eval_loss", "eval_rewards/margins", *(f"eval_{name}" for name in more)} <= set(evaluated)
+        assert {"eval_loss", "eval_rewards/margins", *(f"eval_{name}" for name in more)} <= set(
+            evaluated
+        )
     run = train_on("reward", tiny_model_dir, tmp_path, "reward", max_steps=1).run_dir
-    assert {"min_reward", "mean_reward", "max_reward", "accuracy", "margin"} <= set(events_of(run, "step")[-1])
+    assert {"min_reward", "mean_reward", "max_reward", "accuracy", "margin"} <= set(
+        events_of(run, "step")[-1]
+    )
     assert {"eval_loss", "eval_accuracy", "eval_margin"} <= set(events_of(run, "eval")[-1])

@@ -21,7 +21,8 @@ NAN = math.nan
 
 
 class Toy(Algorithm):
-    """Its updates say that they weigh `said` and weigh `real`; the mean loss is the same whatever that is."""
+    """Its updates say that they weigh `said` and weigh `real`; the mean loss is the same whatever
+    that is."""
 
     def __init__(self, said=1.0, real=1.0):
         mx.random.seed(0)
@@ -59,7 +60,9 @@ def test_an_update_that_weighs_something_else_than_its_losses_is_refused_before_
     toy = Toy(1000.0, 4.0)
     before = toy.model.weight.tolist()
     updater = Updater(toy, build_optimizer(SFTConfig(), toy.model), 0.0)
-    with pytest.raises(TrainingError, match="the update weighs 1000, but its losses weigh 4 together"):
+    with pytest.raises(
+        TrainingError, match="the update weighs 1000, but its losses weigh 4 together"
+    ):
         updater(next(toy.updates(0)), 1e-3)
     assert toy.model.weight.tolist() == before
     assert updated(1000.0, 1000.0 * (1 + 1e-4))[0] > 0  # what float32 sums may differ by
@@ -69,21 +72,37 @@ def evaluated(values, patience=None, greater=True):
     """How a run of as many steps ends whose evaluations give `values`, and its events."""
     toy, events, progress = Toy(), [], Progress()
     plan = Cadence(
-        len(values), 0, Schedule(), eval_interval=1, patience=patience, watched="eval_reward", greater_is_better=greater
+        len(values),
+        0,
+        Schedule(),
+        eval_interval=1,
+        patience=patience,
+        watched="eval_reward",
+        greater_is_better=greater,
     )
-    hooks = Hooks(events.append, lambda progress, best: None, lambda step: {"eval_reward": values[step - 1]})
+    hooks = Hooks(
+        events.append, lambda progress, best: None, lambda step: {"eval_reward": values[step - 1]}
+    )
     reason = fit(toy, build_optimizer(SFTConfig(), toy.model), plan, progress, hooks)
     return reason, progress, [event for event in events if event.kind == "eval"]
 
 
 @pytest.mark.parametrize(
     ("values", "best"),
-    [([NAN, 3.0, 2.0], 2), ([NAN, NAN, 1.0], 3), ([1.0, NAN, 2.0], 3), ([2.0, NAN, 2.0], 1), ([NAN, NAN], None)],
+    [
+        ([NAN, 3.0, 2.0], 2),
+        ([NAN, NAN, 1.0], 3),
+        ([1.0, NAN, 2.0], 3),
+        ([2.0, NAN, 2.0], 1),
+        ([NAN, NAN], None),
+    ],
 )
 def test_an_evaluation_that_is_not_a_number_is_never_the_best(values, best):
     _, progress, _ = evaluated(values)
     assert (progress.best or {}).get("step") == best
-    told = best_eval(Log([Event("eval", at + 1, {"eval_reward": value}) for at, value in enumerate(values)]))
+    told = best_eval(
+        Log([Event("eval", at + 1, {"eval_reward": value}) for at, value in enumerate(values)])
+    )
     assert (told[0] if told else None) == best
 
 
@@ -98,5 +117,8 @@ def test_a_run_that_is_over_leaves_its_model_in_evaluation_mode():
     toy.model.train()
     plan = Cadence(5, 0, Schedule(), patience=1)
     hooks = Hooks(lambda event: None, lambda progress, best: None)
-    assert fit(toy, build_optimizer(SFTConfig(), toy.model), plan, Progress(step=3, stale=1), hooks) == "early_stopping"
+    assert (
+        fit(toy, build_optimizer(SFTConfig(), toy.model), plan, Progress(step=3, stale=1), hooks)
+        == "early_stopping"
+    )
     assert not toy.model.training

@@ -1,4 +1,5 @@
-"""Rows that the model cannot run, rows that are cut or left out: refused or told, in every command."""
+"""Rows that the model cannot run, rows that are cut or left out: refused or told, in every
+command."""
 
 from __future__ import annotations
 
@@ -26,13 +27,25 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def larger(model: Path) -> tuple[Path, int]:
-    """A model whose tokenizer has two tokens more than its embedding, and the first of their ids."""
+    """A model whose tokenizer has two tokens more than its embedding, and the first of their
+    ids."""
     path = model / "tokenizer.json"
-    content, rows = json.loads(path.read_text()), json.loads((model / "config.json").read_text())["vocab_size"]
+    content, rows = (
+        json.loads(path.read_text()),
+        json.loads((model / "config.json").read_text())["vocab_size"],
+    )
     content["added_tokens"] += [
-        {"id": rows + at, "content": f"<new{at}>", "single_word": False, "lstrip": False, "rstrip": False,
-         "normalized": False, "special": True} for at in range(2)
-    ]  # fmt: skip
+        {
+            "id": rows + at,
+            "content": f"<new{at}>",
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for at in range(2)
+    ]
     path.write_text(json.dumps(content))
     return model, rows
 
@@ -56,13 +69,20 @@ def test_tokens_beyond_the_embedding_are_refused_by_name(
     bad = write_rows(tmp_path / "bad.jsonl", [row("1+1="), row("1<new1>="), row("2<new0>=")])
     fine = write_rows(tmp_path / "fine.jsonl", [row("1+1="), row("1+1=")])
     for more in ([], ["--dry-run"]):
-        done = run_chuk("train", kind, *KINDS[kind], *SMALL, "-m", folder, "-d", bad, "-o", "run", *more)
+        done = run_chuk(
+            "train", kind, *KINDS[kind], *SMALL, "-m", folder, "-d", bad, "-o", "run", *more
+        )
         assert done.returncode == 1
         assert f"bad.jsonl` line 2: token `<new1>` (id {first + 1})" in done.stderr
         assert f"{first:,} rows" in done.stderr
         assert " of " in done.stderr.partition("rows;")[2]
         assert not (tmp_path / "run").exists()
-    assert run_chuk("train", kind, *KINDS[kind], *SMALL, "-m", folder, "-d", fine, "-o", "run").returncode == 0
+    assert (
+        run_chuk(
+            "train", kind, *KINDS[kind], *SMALL, "-m", folder, "-d", fine, "-o", "run"
+        ).returncode
+        == 0
+    )
 
 
 def test_tokens_beyond_the_embedding_are_refused_at_inference(
@@ -71,10 +91,16 @@ def test_tokens_beyond_the_embedding_are_refused_at_inference(
     folder, first = larger
     data = write_rows(tmp_path / "rows.jsonl", [row("1+1="), row("1+1=", "<new0>")])
     wrong = f"token `<new0>` (id {first}) has no row"
-    for command in (["infer", "-p", "1<new0>"], ["eval", "-d", data], ["eval", "-d", data, "--reward", "exact_match"]):
+    for command in (
+        ["infer", "-p", "1<new0>"],
+        ["eval", "-d", data],
+        ["eval", "-d", data, "--reward", "exact_match"],
+    ):
         done = run_chuk(*command, "-m", folder)
         assert (done.returncode, wrong in done.stderr) == (1, True), done.stderr
-    ids = write_rows(tmp_path / "ids.jsonl", [{"input_ids": [1, 2, first], "labels": [1, 2, first]}])
+    ids = write_rows(
+        tmp_path / "ids.jsonl", [{"input_ids": [1, 2, first], "labels": [1, 2, first]}]
+    )
     done = run_chuk("train", "sft", "-m", folder, "-d", ids, *SMALL)
     assert (done.returncode, f"ids.jsonl` line 1: {wrong}" in done.stderr) == (1, True)
 
@@ -102,12 +128,16 @@ def test_rows_that_are_cut_or_left_out_are_told_while_it_trains_and_later(
     assert (cut in done.stderr) == (kind != "reward")
     assert left in done.stderr
     assert left in run_chuk("runs", "show", "run").stdout.replace("\n", " ")
-    planned = run_chuk("train", kind, "-m", model, "-d", data, *SMALL, "--max-length", 12, "--dry-run")
+    planned = run_chuk(
+        "train", kind, "-m", model, "-d", data, *SMALL, "--max-length", 12, "--dry-run"
+    )
     assert left in planned.stdout + planned.stderr
 
 
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
-def test_prompts_that_are_left_out_are_told(model: Path, tmp_path: Path, run_chuk: RunChuk, kind: str) -> None:
+def test_prompts_that_are_left_out_are_told(
+    model: Path, tmp_path: Path, run_chuk: RunChuk, kind: str
+) -> None:
     data = write_rows(tmp_path / "rows.jsonl", [row("1+1="), row("1" * 30)])
     limit = ["--set", "max_prompt_length=8"]
     done = run_chuk("train", kind, *ONLINE, *SMALL, *limit, "-m", model, "-d", data, "-o", "run")
@@ -116,7 +146,9 @@ def test_prompts_that_are_left_out_are_told(model: Path, tmp_path: Path, run_chu
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
-def test_rows_beyond_the_context_are_trained_whole_and_it_is_said(tmp_path: Path, run_chuk: RunChuk, kind: str) -> None:
+def test_rows_beyond_the_context_are_trained_whole_and_it_is_said(
+    tmp_path: Path, run_chuk: RunChuk, kind: str
+) -> None:
     model = create_model("nano", tmp_path / "small", context_length=32)
     data = write_rows(tmp_path / "rows.jsonl", [row("1" * 60)])
     done = run_chuk("train", kind, "-m", model, "-d", data, *SMALL, "-o", "run")
@@ -125,7 +157,9 @@ def test_rows_beyond_the_context_are_trained_whole_and_it_is_said(tmp_path: Path
     assert f"are trained whole; --max-length 32 would {what}" in done.stderr
 
 
-def test_a_prompt_beyond_the_context_is_named_and_can_be_left_out(tmp_path: Path, run_chuk: RunChuk) -> None:
+def test_a_prompt_beyond_the_context_is_named_and_can_be_left_out(
+    tmp_path: Path, run_chuk: RunChuk
+) -> None:
     model = create_model("nano", tmp_path / "small", context_length=32)
     data = write_rows(tmp_path / "rows.jsonl", [row("1+1="), row("1" * 60), row("1+1=")])
     for more in ([], ["--reward", "exact_match"]):

@@ -19,15 +19,28 @@ from tests.training.conftest import toy_rows, write_rows
 def run(model: Path, folder: Path, dtype: str, **changes: Any) -> list[float]:
     """The losses of twelve LoRA steps."""
     data = write_rows(folder / "rows.jsonl", toy_rows(24))
-    settings = {"max_steps": 12, "batch_size": 4, "learning_rate": 3e-3, "log_interval": 1, "lora_rank": 4} | changes
+    settings = {
+        "max_steps": 12,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "log_interval": 1,
+        "lora_rank": 4,
+    } | changes
     config = SFTConfig(
-        model=str(model), data=str(data), output=str(folder / dtype), use_lora=True, dtype=dtype, **settings
+        model=str(model),
+        data=str(data),
+        output=str(folder / dtype),
+        use_lora=True,
+        dtype=dtype,
+        **settings,
     )
     done = train_sft(config)
     return [e.data["loss"] for e in read_events(done.run_dir / "events.jsonl") if e.kind == "step"]
 
 
-def test_both_short_types_learn_what_float32_learns(tiny_model_dir: Path, tmp_path: Path, pretend_mac: Any) -> None:
+def test_both_short_types_learn_what_float32_learns(
+    tiny_model_dir: Path, tmp_path: Path, pretend_mac: Any
+) -> None:
     pretend_mac("16:M1")
     exact = run(tiny_model_dir, tmp_path, "float32")
     assert exact[-1] < exact[0] - 0.05
@@ -35,7 +48,9 @@ def test_both_short_types_learn_what_float32_learns(tiny_model_dir: Path, tmp_pa
         assert run(tiny_model_dir, tmp_path, dtype) == pytest.approx(exact, rel=near)
 
 
-def test_what_is_beyond_float16_stops_the_run_and_is_named(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_what_is_beyond_float16_stops_the_run_and_is_named(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
     model, tokenizer = load_model(tiny_model_dir, dtype="float32")
     layer = model.layers[0].mlp
     layer.update(tree_map(lambda leaf: 300 * leaf, layer.parameters()))

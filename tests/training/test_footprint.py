@@ -15,7 +15,13 @@ from chuk_lib.training.planning import footprint as module
 from chuk_lib.training.planning.footprint import StepLimit, footprint_of
 from tests.inference.tiny_models import tiny
 
-WIDE = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+WIDE = {
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
 
 
 def model_of(**changes: int) -> nn.Module:
@@ -45,7 +51,8 @@ def billion() -> nn.Module:
 
 
 def test_the_need_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An H200 took 31.2 GiB for 8 rows of 2,048 tokens however low the limit: 2.4 of weights, adapters and moments."""
+    """An H200 took 31.2 GiB for 8 rows of 2,048 tokens however low the limit: 2.4 of weights,
+    adapters and moments."""
     monkeypatch.setattr(module, "tile_rows", lambda vocabulary: (1 << 30) // (4 * vocabulary))
     found = footprint_of(billion(), held=0)
     whole = found.need(8 * 2048, 8 * 2048) - found.resident
@@ -63,7 +70,11 @@ def test_it_grows_with_tokens_and_blocks_and_shrinks_when_blocks_recompute() -> 
 
 def test_adapters_do_not_hide_the_layers_beneath() -> None:
     plain, model = footprint_of(model_of(), 0), model_of()
-    paths = [path for path, layer in model.named_modules() if isinstance(layer, nn.Linear) and "layers" in path]
+    paths = [
+        path
+        for path, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and "layers" in path
+    ]
     add_adapters(model, dict.fromkeys(paths, AdapterSpec(2, 2.0)))
     set_trainable(model, lora=True)
     found = footprint_of(model, 0)
@@ -71,13 +82,17 @@ def test_adapters_do_not_hide_the_layers_beneath() -> None:
     assert found.resident < plain.resident  # gradients of adapters alone
 
 
-def test_a_run_on_cuda_has_the_limit_and_leaves_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_cuda_has_the_limit_and_leaves_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     limits: list[int] = []
     before = mx.set_memory_limit(1 << 40)
     mx.set_memory_limit(before)
     real = runtime.set_memory_limit
     monkeypatch.setattr(module, "current_backend", lambda: "cuda")
-    monkeypatch.setattr(runtime, "set_memory_limit", lambda limit: limits.append(limit) or real(limit))
+    monkeypatch.setattr(
+        runtime, "set_memory_limit", lambda limit: limits.append(limit) or real(limit)
+    )
     model = model_of()
     with StepLimit.of(model, build_optimizer(SFTConfig(learning_rate=1e-5), model)) as reserve:
         first = reserve.limit

@@ -1,5 +1,7 @@
 """The tiled head: same numbers and gradients as whole logits with automatic differentiation."""
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -40,24 +42,37 @@ def gradients(stats, hidden, weight, scale):
 
 @pytest.mark.parametrize("kernel", ["numpy", "mlx"])
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "made again"])
-@pytest.mark.parametrize("transform", [None, SoftCap(2.0), Scale(0.3)], ids=["plain", "softcap", "scale"])
+@pytest.mark.parametrize(
+    "transform", [None, SoftCap(2.0), Scale(0.3)], ids=["plain", "softcap", "scale"]
+)
 def test_statistics_and_both_gradients_agree(inputs, transform, keep, kernel, monkeypatch):
-    monkeypatch.setattr(fused_head, "tile_rows", lambda vocabulary: 16)  # three tiles, the last one short
+    monkeypatch.setattr(
+        fused_head, "tile_rows", lambda vocabulary: 16
+    )  # three tiles, the last one short
     monkeypatch.setattr(fused_head, "KEEP_BYTES", 1 << 20 if keep else 0)
     if kernel == "mlx":
         monkeypatch.setattr(fused_head, "_NumpyTile", fused_head._MlxTile)
     hidden, weight, targets, scale = inputs
     head = FusedHead(WeightProduct(weight, True), transform)
-    for got, want in zip(head.stats(hidden, targets), whole(hidden, weight, targets, transform)[:3], strict=True):
+    for got, want in zip(
+        head.stats(hidden, targets), whole(hidden, weight, targets, transform)[:3], strict=True
+    ):
         np.testing.assert_allclose(np.array(got), np.array(want), atol=2e-5)
-    got = gradients(lambda h, w: FusedHead(WeightProduct(w, True), transform).stats(h, targets), hidden, weight, scale)
+    got = gradients(
+        lambda h, w: FusedHead(WeightProduct(w, True), transform).stats(h, targets),
+        hidden,
+        weight,
+        scale,
+    )
     want = gradients(lambda h, w: whole(h, w, targets, transform), hidden, weight, scale)
     for index in (0, 1):
         np.testing.assert_allclose(np.array(got[1][index]), np.array(want[1][index]), atol=2e-5)
 
 
 @pytest.mark.parametrize("kernel", ["numpy", "mlx"])
-def test_a_frozen_weight_gets_no_gradient_and_the_hidden_states_the_same_one(inputs, kernel, monkeypatch):
+def test_a_frozen_weight_gets_no_gradient_and_the_hidden_states_the_same_one(
+    inputs, kernel, monkeypatch
+):
     monkeypatch.setattr(fused_head, "tile_rows", lambda vocabulary: 16)
     if kernel == "mlx":
         monkeypatch.setattr(fused_head, "_NumpyTile", fused_head._MlxTile)
@@ -65,7 +80,10 @@ def test_a_frozen_weight_gets_no_gradient_and_the_hidden_states_the_same_one(inp
     frozen = FusedHead(WeightProduct(weight, False)).stats(hidden, targets)
     for got, want in zip(frozen, whole(hidden, weight, targets, None)[:3], strict=True):
         np.testing.assert_allclose(np.array(got), np.array(want), atol=2e-5)
-    loss = lambda hidden: (FusedHead(WeightProduct(weight, False)).stats(hidden, targets)[0] * scale).sum()  # noqa: E731
+
+    def loss(hidden: mx.array) -> mx.array:
+        return (FusedHead(WeightProduct(weight, False)).stats(hidden, targets)[0] * scale).sum()
+
     want = gradients(lambda h, w: whole(h, w, targets, None), hidden, weight, scale)[1][0]
     np.testing.assert_allclose(np.array(mx.grad(loss)(hidden)), np.array(want), atol=2e-5)
 
@@ -76,14 +94,18 @@ EVERYTHING = StatOptions(temperature=0.7, entropy_gradient=True, moments=True)
 @pytest.mark.parametrize("kernel", ["numpy", "mlx"])
 @pytest.mark.parametrize("transform", [None, SoftCap(2.0)], ids=["plain", "softcap"])
 @pytest.mark.parametrize("is_trained", [True, False], ids=["trained", "frozen"])
-def test_temperature_moments_and_the_gradient_of_the_entropy(inputs, is_trained, transform, kernel, monkeypatch):
+def test_temperature_moments_and_the_gradient_of_the_entropy(
+    inputs, is_trained, transform, kernel, monkeypatch
+):
     monkeypatch.setattr(fused_head, "tile_rows", lambda vocabulary: 16)
     if kernel == "numpy":
         monkeypatch.setattr(fused_head, "_MlxTile", fused_head._NumpyTile)
     hidden, weight, targets, scale = inputs
 
     def tiled(h, w):
-        return FusedHead(WeightProduct(w, is_trained), tempered(transform, 0.7)).stats(h, targets, EVERYTHING)
+        return FusedHead(WeightProduct(w, is_trained), tempered(transform, 0.7)).stats(
+            h, targets, EVERYTHING
+        )
 
     def plain(h, w):
         logits = h @ w.T
@@ -92,8 +114,14 @@ def test_temperature_moments_and_the_gradient_of_the_entropy(inputs, is_trained,
     for got, want in zip(tiled(hidden, weight), plain(hidden, weight), strict=True):
         np.testing.assert_allclose(np.array(got), np.array(want), atol=3e-5)
     which = (0, 1) if is_trained else (0,)
-    loss = lambda stats: lambda h, w: (stats(h, w)[0] * scale).sum() + (stats(h, w)[1] * scale * scale).sum()  # noqa: E731
-    got, want = (mx.grad(loss(stats), argnums=which)(hidden, weight) for stats in (tiled, plain))
+
+    def gradient(stats: Any) -> Any:
+        def loss(h: mx.array, w: mx.array) -> mx.array:
+            return (stats(h, w)[0] * scale).sum() + (stats(h, w)[1] * scale * scale).sum()
+
+        return mx.grad(loss, argnums=which)(hidden, weight)
+
+    got, want = gradient(tiled), gradient(plain)
     for index in which:
         np.testing.assert_allclose(np.array(got[index]), np.array(want[index]), atol=5e-5)
 
@@ -104,7 +132,9 @@ def layers():
     adapted = LoRALinear.from_base(nn.Linear(64, 128, bias=False), r=4)
     adapted.lora_b = mx.random.normal(adapted.lora_b.shape) * 0.1
     adapted.linear.freeze()
-    quantized = nn.QuantizedLinear.from_linear(nn.Linear(64, 128, bias=False), group_size=32, bits=8)
+    quantized = nn.QuantizedLinear.from_linear(
+        nn.Linear(64, 128, bias=False), group_size=32, bits=8
+    )
     return {"biased": biased, "adapted": adapted, "quantized": quantized}
 
 
@@ -125,15 +155,19 @@ def test_heads_that_are_more_than_a_weight(kind, kernel, monkeypatch):
         return (logit_stats(module(h), targets).logps * scale).sum()
 
     for got, want in zip(
-        FusedHead(LayerProduct(layer, False, 128)).stats(hidden, targets), logit_stats(layer(hidden), targets)[:3],
+        FusedHead(LayerProduct(layer, False, 128)).stats(hidden, targets),
+        logit_stats(layer(hidden), targets)[:3],
         strict=True,
-    ):  # fmt: skip
+    ):
         np.testing.assert_allclose(np.array(got), np.array(want), atol=3e-5)
     got, want = (mx.grad(loss, argnums=1)(layer, hidden) for loss in (tiled, plain))
     np.testing.assert_allclose(np.array(got), np.array(want), atol=3e-5)
     if kind == "quantized":
         return
-    got, want = (dict(tree_flatten(nn.value_and_grad(layer, loss)(layer, hidden)[1])) for loss in (tiled, plain))
+    got, want = (
+        dict(tree_flatten(nn.value_and_grad(layer, loss)(layer, hidden)[1]))
+        for loss in (tiled, plain)
+    )
     assert got.keys() == want.keys()
     for name in want:
         np.testing.assert_allclose(np.array(got[name]), np.array(want[name]), atol=5e-5)
@@ -145,12 +179,16 @@ def test_completions_of_uneven_rows_score_as_each_would_alone(tiny_model, few_sh
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 60, size).tolist() for size in (4, 9, 2)]
     completions = [rng.integers(3, 60, size).tolist() for size in (6, 1, 3)]
-    arrays = completion_arrays(prompts, completions, multiple=8 if few_shapes else None, few_shapes=few_shapes)
+    arrays = completion_arrays(
+        prompts, completions, multiple=8 if few_shapes else None, few_shapes=few_shapes
+    )
     stats = completion_stats(head, model, arrays)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         logits = model(mx.array([prompt + completion]))[0, len(prompt) - 1 : -1]
         want = logit_stats(logits, mx.array(completion))
-        np.testing.assert_allclose(np.array(stats.logps[row, : len(completion)]), np.array(want.logps), atol=2e-5)
+        np.testing.assert_allclose(
+            np.array(stats.logps[row, : len(completion)]), np.array(want.logps), atol=2e-5
+        )
         assert not np.array(stats.logps[row, len(completion) :]).any()
 
 
@@ -166,10 +204,15 @@ def tiny_model():
 
 def exact(hidden, weight, targets):
     """Log-probs and entropies in float64 of the numbers that a bfloat16 head has."""
-    logits = np.array(hidden.astype(mx.float32), np.float64) @ np.array(weight.astype(mx.float32), np.float64).T
+    logits = (
+        np.array(hidden.astype(mx.float32), np.float64)
+        @ np.array(weight.astype(mx.float32), np.float64).T
+    )
     log_probs = logits - logits.max(axis=1, keepdims=True)
     log_probs -= np.log(np.exp(log_probs).sum(axis=1, keepdims=True))
-    return log_probs[np.arange(len(logits)), np.array(targets)], -(np.exp(log_probs) * log_probs).sum(axis=1)
+    return log_probs[np.arange(len(logits)), np.array(targets)], -(
+        np.exp(log_probs) * log_probs
+    ).sum(axis=1)
 
 
 def layer_of(weight, kind):
@@ -178,7 +221,10 @@ def layer_of(weight, kind):
     layer.weight = weight
     if kind == "adapted":
         adapted = LoRALinear.from_base(layer, r=4, scale=2.0)
-        adapted.lora_a, adapted.lora_b = adapted.lora_a.astype(weight.dtype), adapted.lora_b.astype(weight.dtype)
+        adapted.lora_a, adapted.lora_b = (
+            adapted.lora_a.astype(weight.dtype),
+            adapted.lora_b.astype(weight.dtype),
+        )
         return adapted, weight  # adapters begin with nothing to add
     quantized = nn.QuantizedLinear.from_linear(layer, group_size=32, bits=8)
     scales, biases = quantized.scales.astype(mx.float32), quantized.biases.astype(mx.float32)
@@ -186,16 +232,21 @@ def layer_of(weight, kind):
 
 
 @pytest.mark.parametrize("kernel", ["numpy", "mlx"])
-@pytest.mark.parametrize("kind", ["frozen", "trained", "no gradient", "moments", "adapted", "quantized"])
+@pytest.mark.parametrize(
+    "kind", ["frozen", "trained", "no gradient", "moments", "adapted", "quantized"]
+)
 def test_a_bfloat16_head_has_float32_logits(kind, kernel, monkeypatch):
-    """Logits of 7 and more: rounded to bfloat16 they would be off by up to a sixteenth, log-probs by a tenth."""
+    """Logits of 7 and more: rounded to bfloat16 they would be off by up to a sixteenth, log-probs
+    by a tenth."""
     monkeypatch.setattr(fused_head, "tile_rows", lambda vocabulary: 16)
     if kernel == "mlx":
         monkeypatch.setattr(fused_head, "_NumpyTile", fused_head._MlxTile)
     mx.random.seed(1)
     hidden = mx.random.normal((TOKENS, 64)).astype(mx.bfloat16)
     weight = (0.9 * mx.random.normal((2000, 64))).astype(mx.bfloat16)
-    targets = mx.argmax(hidden @ weight.T, axis=1) * (mx.arange(TOKENS) % 2)  # likely and unlikely ones
+    targets = mx.argmax(hidden @ weight.T, axis=1) * (
+        mx.arange(TOKENS) % 2
+    )  # likely and unlikely ones
     product = WeightProduct(weight, kind == "trained")
     if kind in ("adapted", "quantized"):
         layer, weight = layer_of(weight, kind)

@@ -13,7 +13,10 @@ def noise(*shape, seed=0):
 def sum_of_discounted_errors(rewards, values, gamma, lam):
     """A_t = Σ_k (γλ)^k·δ_{t+k} for one row, by the definition."""
     following = [*values[1:], 0.0]
-    errors = [reward + gamma * after - value for reward, value, after in zip(rewards, values, following, strict=True)]
+    errors = [
+        reward + gamma * after - value
+        for reward, value, after in zip(rewards, values, following, strict=True)
+    ]
     return [
         sum((gamma * lam) ** (later - step) * errors[later] for later in range(step, len(errors)))
         for step in range(len(errors))
@@ -32,7 +35,9 @@ def test_advantages_are_discounted_sums_of_errors(gamma, lam):
 def test_with_lambda_1_returns_are_the_discounted_rewards():
     rewards = noise(2, 5)
     got = gae(rewards, noise(2, 5, seed=1), gamma=0.5, lam=1.0)
-    want = [[sum(0.5 ** (k - t) * row[k] for k in range(t, 5)) for t in range(5)] for row in rewards]
+    want = [
+        [sum(0.5 ** (k - t) * row[k] for k in range(t, 5)) for t in range(5)] for row in rewards
+    ]
     np.testing.assert_allclose(got.returns, want, atol=1e-5)
 
 
@@ -50,8 +55,13 @@ def test_an_episode_that_ended_learns_nothing_from_the_next():
     rewards, values = noise(1, 6), noise(1, 6, seed=1)
     dones = np.array([[0, 0, 1, 0, 0, 1]])
     got = gae(rewards, values, gamma=0.9, lam=0.8, dones=dones)
-    parts = [gae(rewards[:, part], values[:, part], gamma=0.9, lam=0.8) for part in (slice(0, 3), slice(3, 6))]
-    np.testing.assert_allclose(got.advantages, np.concatenate([part.advantages for part in parts], axis=1), atol=1e-6)
+    parts = [
+        gae(rewards[:, part], values[:, part], gamma=0.9, lam=0.8)
+        for part in (slice(0, 3), slice(3, 6))
+    ]
+    np.testing.assert_allclose(
+        got.advantages, np.concatenate([part.advantages for part in parts], axis=1), atol=1e-6
+    )
 
 
 def test_a_row_that_was_cut_goes_on_with_its_last_value():

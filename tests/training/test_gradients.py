@@ -6,7 +6,10 @@ import pytest
 
 from chuk_lib.training.utils.gradient_utils import add_gradients, clip_factor, global_norm
 
-TREE = {"layers": [{"w": mx.array([3.0, 0.0])}, {"w": mx.array([[0.0], [4.0]])}], "head": mx.array([12.0])}
+TREE = {
+    "layers": [{"w": mx.array([3.0, 0.0])}, {"w": mx.array([[0.0], [4.0]])}],
+    "head": mx.array([12.0]),
+}
 
 
 def test_norm_counts_leaves_inside_lists():

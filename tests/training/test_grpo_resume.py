@@ -26,8 +26,17 @@ CASES = {
     "reference": {"beta": 0.2, "num_iterations": 2},
     "reference of adapters": {"beta": 0.2, "use_lora": True},
     "moving reference": {"beta": 0.2, "sync_ref_model": True, "ref_model_sync_steps": 2},
-    "moving reference of adapters": {"beta": 0.2, "sync_ref_model": True, "ref_model_sync_steps": 2, "use_lora": True},
-    "adaptive entropy": {"use_adaptive_entropy": True, "entropy_target": 100.0, "entropy_coef": 0.1},
+    "moving reference of adapters": {
+        "beta": 0.2,
+        "sync_ref_model": True,
+        "ref_model_sync_steps": 2,
+        "use_lora": True,
+    },
+    "adaptive entropy": {
+        "use_adaptive_entropy": True,
+        "entropy_target": 100.0,
+        "entropy_coef": 0.1,
+    },
     "dynamic sampling": {"rewards": ("low",), "dynamic_sampling": 2},
     "rloo": {"advantage_estimator": "rloo"},
     "evaluation": {"eval_data": "DATA", "eval_steps": 2},
@@ -38,7 +47,11 @@ def logged(run):
     """Every logged number that does not depend on the clock or the machine's memory."""
     timed = ("second", "memory", "step_time")
     return [
-        (event.kind, event.step, {k: v for k, v in event.data.items() if not any(word in k for word in timed)})
+        (
+            event.kind,
+            event.step,
+            {k: v for k, v in event.data.items() if not any(word in k for word in timed)},
+        )
         for event in read_events(run / "events.jsonl")
         if event.kind in ("step", "eval")
     ]
@@ -48,7 +61,9 @@ def logged(run):
 def test_stopping_and_resuming_changes_no_bit(tiny_model_dir, tmp_path, changes):
     if "eval_data" in changes:
         changes = changes | {"eval_data": str(write_rows(tmp_path / "valid.jsonl", prompt_rows(3)))}
-    whole = train_job("grpo", make_config(tmp_path, tiny_model_dir, "whole", max_steps=6, **changes))
+    whole = train_job(
+        "grpo", make_config(tmp_path, tiny_model_dir, "whole", max_steps=6, **changes)
+    )
     config = make_config(tmp_path, tiny_model_dir, "parts", max_steps=6, **changes)
     part = train_job("grpo", config, should_stop=stop_after(3))
     assert (part.reason, part.steps) == ("stopped", 3)
@@ -66,20 +81,52 @@ def test_kill_9_loses_nothing_but_steps(tiny_model_dir, tmp_path):
     whole = train(tmp_path, tiny_model_dir, "whole", **changes)
     config = make_config(tmp_path, tiny_model_dir, "killed", **changes)
     command = [
-        sys.executable, "-m", "chuk_cli", "train", "grpo", "--model", config.model, "--data", config.data,
-        "--output", config.output, "--max-steps", "25", "--batch-size", "8", "--num-generations", "4",
-        "--max-completion-length", "8", "--learning-rate", "3e-3", "--beta", "0.1", "--reward", config.rewards[0],
-        "--set", "gradient_accumulation_steps=1", "--set", "num_iterations=2", "--set", "checkpoint_interval=5",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "chuk_cli",
+        "train",
+        "grpo",
+        "--model",
+        config.model,
+        "--data",
+        config.data,
+        "--output",
+        config.output,
+        "--max-steps",
+        "25",
+        "--batch-size",
+        "8",
+        "--num-generations",
+        "4",
+        "--max-completion-length",
+        "8",
+        "--learning-rate",
+        "3e-3",
+        "--beta",
+        "0.1",
+        "--reward",
+        config.rewards[0],
+        "--set",
+        "gradient_accumulation_steps=1",
+        "--set",
+        "num_iterations=2",
+        "--set",
+        "checkpoint_interval=5",
+    ]
     environment = chuk_environment()
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     wait_for_checkpoint(tmp_path / "killed", process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     rest = resume(tmp_path / "killed")
     assert rest.steps == 25
     assert_same_bits(weights_of(whole.run_dir), weights_of(tmp_path / "killed"))
-    lines = [list(read_completions(tmp_path / name / "completions.jsonl")) for name in ("whole", "killed")]
+    lines = [
+        list(read_completions(tmp_path / name / "completions.jsonl"))
+        for name in ("whole", "killed")
+    ]
     assert lines[0] == lines[1]
 
 
@@ -94,6 +141,8 @@ def test_changed_prompts_and_changed_columns_are_refused(tiny_model_dir, tmp_pat
 def test_a_run_is_resumed_from_another_folder(tiny_model_dir, tmp_path, monkeypatch):
     config = make_config(tmp_path, tiny_model_dir, max_steps=2)
     monkeypatch.chdir(tmp_path)
-    run = train_job("grpo", replace(config, rewards=("rewards.py:even",), data="prompts.jsonl")).run_dir
+    run = train_job(
+        "grpo", replace(config, rewards=("rewards.py:even",), data="prompts.jsonl")
+    ).run_dir
     monkeypatch.chdir("/")
     assert resume(run, changes={"max_steps": 3}).steps == 3

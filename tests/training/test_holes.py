@@ -20,12 +20,16 @@ MASKS = [[True, True, False, False, True], [True, False, True]]
 
 
 @pytest.mark.parametrize("few_shapes", [False, True])
-def test_log_probs_are_those_of_the_whole_text_and_zero_in_holes(tiny_model_dir: Path, few_shapes: bool) -> None:
+def test_log_probs_are_those_of_the_whole_text_and_zero_in_holes(
+    tiny_model_dir: Path, few_shapes: bool
+) -> None:
     model, _ = load_model(tiny_model_dir, dtype="float32")
     head = output_head(model)
     shapes = {"multiple": 8, "few_shapes": True} if few_shapes else {}
     whole = completion_stats(head, model, completion_arrays(PROMPTS, COMPLETIONS, **shapes))
-    holes = completion_stats(head, model, completion_arrays(PROMPTS, COMPLETIONS, masks=MASKS, **shapes))
+    holes = completion_stats(
+        head, model, completion_arrays(PROMPTS, COMPLETIONS, masks=MASKS, **shapes)
+    )
     for row, mask in enumerate(MASKS):
         for at, counts in enumerate(mask):
             want = whole.logps[row, at].item() if counts else 0.0
@@ -34,11 +38,14 @@ def test_log_probs_are_those_of_the_whole_text_and_zero_in_holes(tiny_model_dir:
 
 
 def test_no_gradient_comes_of_what_stands_in_a_hole(tiny_model_dir: Path) -> None:
-    """The loss of a text with a hole is that of its written tokens: masking the losses of the whole text gives the
-    same gradient."""
+    """The loss of a text with a hole is that of its written tokens: masking the losses of the whole
+    text gives the same gradient."""
     model, _ = load_model(tiny_model_dir, dtype="float32")
     head = output_head(model)
-    whole, holes = completion_arrays(PROMPTS, COMPLETIONS), completion_arrays(PROMPTS, COMPLETIONS, masks=MASKS)
+    whole, holes = (
+        completion_arrays(PROMPTS, COMPLETIONS),
+        completion_arrays(PROMPTS, COMPLETIONS, masks=MASKS),
+    )
     written = holes["mask"]
 
     def of_holes(model: nn.Module) -> mx.array:
@@ -47,10 +54,14 @@ def test_no_gradient_comes_of_what_stands_in_a_hole(tiny_model_dir: Path) -> Non
     def of_all(model: nn.Module) -> mx.array:
         return (completion_stats(head, model, whole).logps * written).sum()
 
-    (one, first), (other, second) = (nn.value_and_grad(model, loss)(model) for loss in (of_holes, of_all))
+    (one, first), (other, second) = (
+        nn.value_and_grad(model, loss)(model) for loss in (of_holes, of_all)
+    )
     assert one.item() == pytest.approx(other.item(), abs=1e-4)
     for name in ("q_proj", "v_proj"):
-        ours, theirs = (found["model"]["layers"][0]["self_attn"][name]["weight"] for found in (first, second))
+        ours, theirs = (
+            found["model"]["layers"][0]["self_attn"][name]["weight"] for found in (first, second)
+        )
         np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=1e-5)
         assert mx.abs(ours).max().item() > 1e-3
 

@@ -1,4 +1,5 @@
-"""It learns, and it learns the right thing: steps equal explicit arithmetic, and only what should move moves."""
+"""It learns, and it learns the right thing: steps equal explicit arithmetic, and only what should
+move moves."""
 
 import json
 import math
@@ -25,10 +26,13 @@ from tests.training.conftest import WORDS, assert_same_bits, toy_rows, weights_o
 
 def test_full_training_from_scratch_learns_a_toy_set_by_heart(sft_config, tmp_path):
     rows = [
-        {"prompt": f"{word}: ", "completion": f"{other}."} for word, other in zip(WORDS, reversed(WORDS), strict=True)
+        {"prompt": f"{word}: ", "completion": f"{other}."}
+        for word, other in zip(WORDS, reversed(WORDS), strict=True)
     ]
     data = str(write_rows(tmp_path / "words.jsonl", rows))
-    config = sft_config(data=data, max_steps=150, batch_size=8, learning_rate=1e-2, lr_scheduler_type="cosine")
+    config = sft_config(
+        data=data, max_steps=150, batch_size=8, learning_rate=1e-2, lr_scheduler_type="cosine"
+    )
     assert train_sft(config).metrics["loss"] < 0.01
 
 
@@ -57,7 +61,9 @@ def untied(source, folder):
     weights = mx.load(str(folder / "model.safetensors"))
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * 0.5
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
-    assert "lm_head.weight" in {header.name for header in read_headers(folder / "model.safetensors")}
+    assert "lm_head.weight" in {
+        header.name for header in read_headers(folder / "model.safetensors")
+    }
     config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
     (folder / "config.json").write_text(json.dumps(config))
     return weights_of(folder), str(folder)
@@ -82,7 +88,9 @@ class Setup:
     """A model with its optimizer, and rows, ready for single updates."""
 
     def __init__(self, folder, rows, **changes):
-        self.config = replace(SFTConfig(optimizer="adamw", learning_rate=1e-2, weight_decay=0.1), **changes)
+        self.config = replace(
+            SFTConfig(optimizer="adamw", learning_rate=1e-2, weight_decay=0.1), **changes
+        )
         self.model, self.tokenizer = load_model(folder, dtype="float32")
         prepare_model(self.model, self.config)
         self.model.train()
@@ -97,7 +105,8 @@ class Setup:
         return updater(make_update(plan.batches(step)), learning_rate)
 
     def gradients(self, plan, step=0):
-        """Loss and gradients of a window by differentiating its mean loss as a whole, without the engine."""
+        """Loss and gradients of a window by differentiating its mean loss as a whole, without the
+        engine."""
         import mlx.nn as nn
 
         algorithm, window = SFTAlgorithm(self.model, plan), make_update(plan.batches(step))
@@ -121,7 +130,9 @@ def test_updates_equal_adamw_written_out(tiny_model_dir):
         before = setup.weights()
         _, gradients = setup.gradients(plan, step)
         done = setup.update(plan, step)
-        norm = math.sqrt(sum(float(np.square(g.astype(np.float64)).sum()) for g in gradients.values()))
+        norm = math.sqrt(
+            sum(float(np.square(g.astype(np.float64)).sum()) for g in gradients.values())
+        )
         assert done["grad_norm"] == pytest.approx(norm, rel=1e-5)
         for name, weight in setup.weights().items():
             expected, moments[name] = adamw(
@@ -130,22 +141,32 @@ def test_updates_equal_adamw_written_out(tiny_model_dir):
             np.testing.assert_allclose(weight, expected, atol=2e-5, err_msg=name)
 
 
-def adamw(name, weight, gradient, moments, step, rate=1e-2, decay=0.1, betas=(0.9, 0.999), epsilon=1e-8):
-    """One step of Loshchilov and Hutter's algorithm 2 with bias correction; norms are not decayed."""
+def adamw(
+    name, weight, gradient, moments, step, rate=1e-2, decay=0.1, betas=(0.9, 0.999), epsilon=1e-8
+):
+    """One step of Loshchilov and Hutter's algorithm 2 with bias correction; norms are not
+    decayed."""
     first = betas[0] * moments[0] + (1 - betas[0]) * gradient
     second = betas[1] * moments[1] + (1 - betas[1]) * gradient**2
     kept = weight if "norm" in name else weight * (1 - rate * decay)
-    step_size = first / (1 - betas[0] ** step) / (np.sqrt(second / (1 - betas[1] ** step)) + epsilon)
+    step_size = (
+        first / (1 - betas[0] ** step) / (np.sqrt(second / (1 - betas[1] ** step)) + epsilon)
+    )
     return kept - rate * step_size, (first, second)
 
 
 def test_accumulation_equals_one_large_batch(tiny_model_dir):
     rows = toy_rows(16)  # of unequal length, so that a mean of means would differ
-    large, small = Setup(tiny_model_dir, rows, optimizer="sgd"), Setup(tiny_model_dir, rows, optimizer="sgd")
+    large, small = (
+        Setup(tiny_model_dir, rows, optimizer="sgd"),
+        Setup(tiny_model_dir, rows, optimizer="sgd"),
+    )
     whole, parts = large.plan(batch_size=16), small.plan(batch_size=4, accumulation=4)
     assert (len(whole.batches(0)), len(parts.batches(0))) == (1, 4)
     done = [large.update(whole), small.update(parts)]
-    assert done[0]["total"] / done[0]["weight"] == pytest.approx(done[1]["total"] / done[1]["weight"], rel=1e-6)
+    assert done[0]["total"] / done[0]["weight"] == pytest.approx(
+        done[1]["total"] / done[1]["weight"], rel=1e-6
+    )
     for name, weight in large.weights().items():
         np.testing.assert_allclose(small.weights()[name], weight, atol=1e-6, err_msg=name)
 
@@ -156,7 +177,10 @@ def test_packed_rows_give_the_loss_and_gradients_of_unpacked_ones(tiny_model_dir
     alone = setup.plan(batch_size=10)
     packed = setup.plan(batch_size=10, packing="bfd", max_length=96)
     assert packed.rows < 10
-    (loss, gradients), (packed_loss, packed_gradients) = setup.gradients(alone), setup.gradients(packed)
+    (loss, gradients), (packed_loss, packed_gradients) = (
+        setup.gradients(alone),
+        setup.gradients(packed),
+    )
     assert packed_loss == pytest.approx(loss, abs=1e-5)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(packed_gradients[name], gradient, atol=1e-5, err_msg=name)
@@ -167,13 +191,21 @@ def test_padding_changes_neither_loss_nor_gradients(tiny_model_dir):
     tight = setup.plan(batch_size=6)
     loose = setup.plan(batch_size=6, pad_to_multiple_of=128, pad_token_id=77)
     assert loose.batches(0)[0].input_ids.shape[1] == 128
-    (loss, gradients), (padded_loss, padded_gradients) = setup.gradients(tight), setup.gradients(loose)
+    (loss, gradients), (padded_loss, padded_gradients) = (
+        setup.gradients(tight),
+        setup.gradients(loose),
+    )
     assert padded_loss == pytest.approx(loss, rel=1e-6)
     for name, gradient in gradients.items():
         np.testing.assert_allclose(padded_gradients[name], gradient, atol=1e-6, err_msg=name)
 
 
-EXPLODING = {"learning_rate": 1e30, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "optimizer": "sgd"}
+EXPLODING = {
+    "learning_rate": 1e30,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "optimizer": "sgd",
+}
 
 
 def test_a_loss_that_explodes_stops_with_the_last_good_checkpoint(sft_config, tmp_path):
@@ -188,7 +220,9 @@ def test_a_loss_that_explodes_stops_with_the_last_good_checkpoint(sft_config, tm
     assert (last.kind, last.data["reason"]) == ("finished", "failed")
 
 
-def test_a_weight_that_is_not_finite_stops_before_the_first_step(sft_config, tiny_model_dir, tmp_path):
+def test_a_weight_that_is_not_finite_stops_before_the_first_step(
+    sft_config, tiny_model_dir, tmp_path
+):
     import shutil
 
     folder = shutil.copytree(tiny_model_dir, tmp_path / "broken")
@@ -201,7 +235,8 @@ def test_a_weight_that_is_not_finite_stops_before_the_first_step(sft_config, tin
 
 
 def test_resuming_a_run_that_exploded_loses_nothing(sft_config, tmp_path):
-    """The saved state is that before the bad step: resuming meets it again and says so, and loses nothing."""
+    """The saved state is that before the bad step: resuming meets it again and says so, and loses
+    nothing."""
     with pytest.raises(TrainingError):
         train_sft(sft_config(**EXPLODING))
     kept = weights_of(tmp_path / "run")
@@ -213,9 +248,26 @@ def test_resuming_a_run_that_exploded_loses_nothing(sft_config, tmp_path):
 def test_exit_code_and_message_of_a_loss_that_explodes(run_chuk, sft_config):
     config = sft_config()
     done = run_chuk(
-        "train", "sft", "-m", config.model, "-d", config.data, "-o", "run", "--max-steps", 12, "--optimizer", "sgd",
-        "--learning-rate", "1e30", "--set", "max_grad_norm=0", "--lr-scheduler-type", "constant", "-q",
-    )  # fmt: skip
+        "train",
+        "sft",
+        "-m",
+        config.model,
+        "-d",
+        config.data,
+        "-o",
+        "run",
+        "--max-steps",
+        12,
+        "--optimizer",
+        "sgd",
+        "--learning-rate",
+        "1e30",
+        "--set",
+        "max_grad_norm=0",
+        "--lr-scheduler-type",
+        "constant",
+        "-q",
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: step ")
     assert "no weight was changed, the state after step" in done.stderr

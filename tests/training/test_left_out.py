@@ -1,4 +1,5 @@
-"""What a chat template leaves out of a later row is said by every command that reads rows, in the same words."""
+"""What a chat template leaves out of a later row is said by every command that reads rows, in the
+same words."""
 
 from __future__ import annotations
 
@@ -12,14 +13,16 @@ import pytest
 from chuk_cli.app import run
 
 TEMPLATE = (
-    "{% for m in messages %}{% if m.role in ['system', 'user', 'assistant'] %}{{ '<|im_start|>' + m.role + '\n' + "
-    "m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for m in messages %}{% if m.role in ['system', 'user', 'assistant'] %}{{ '<|im_start|>' +"
+    " m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}{% if"
+    " add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CALL = {
     "role": "assistant",
     "content": "",
-    "tool_calls": [{"type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}],
+    "tool_calls": [
+        {"type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
+    ],
 }
 TALK = [{"role": "user", "content": "Weather?"}, CALL, {"role": "tool", "content": "5 C in Oslo"}]
 FIRST = [{"role": "user", "content": "Hi"}]
@@ -28,7 +31,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "chats": [{"messages": [*turns, *SAY]} for turns in (FIRST, TALK)],
     "pairs": [{"prompt": turns, "chosen": SAY, "rejected": NO} for turns in (FIRST, TALK)],
     "labelled": [
-        {"prompt": turns, "completion": SAY, "label": turns is FIRST, "system": "Be kind."} for turns in (FIRST, TALK)
+        {"prompt": turns, "completion": SAY, "label": turns is FIRST, "system": "Be kind."}
+        for turns in (FIRST, TALK)
     ],
     "prompts": [{"prompt": turns, "answer": "Five."} for turns in (FIRST, TALK)],
 }
@@ -38,7 +42,10 @@ COMMANDS = {
     "check pairs": ("pairs", ["data", "check", "D", "--model", "M"]),
     "batch build": ("chats", ["batch", "build", "--model", "M", "--data", "D", "--output", "O"]),
     "eval": ("chats", ["eval", "--model", "M", "--data", "D", "--max-tokens", "2"]),
-    "sft": ("chats", ["train", "sft", "--model", "M", "--data", "D", "--max-steps", "1", "--output", "O"]),
+    "sft": (
+        "chats",
+        ["train", "sft", "--model", "M", "--data", "D", "--max-steps", "1", "--output", "O"],
+    ),
     "sft dry run": ("chats", ["train", "sft", "--model", "M", "--data", "D", "--dry-run"]),
     "dpo dry run": ("pairs", ["train", "dpo", "--model", "M", "--data", "D", "--dry-run"]),
     "kto dry run": ("labelled", ["train", "kto", "--model", "M", "--data", "D", "--dry-run"]),
@@ -47,7 +54,10 @@ COMMANDS = {
         "prompts",
         ["train", "grpo", "--model", "M", "--data", "D", "--reward", "exact_match", "--dry-run"],
     ),
-    "ppo dry run": ("prompts", ["train", "ppo", "--model", "M", "--data", "D", "--reward", "exact_match", "--dry-run"]),
+    "ppo dry run": (
+        "prompts",
+        ["train", "ppo", "--model", "M", "--data", "D", "--reward", "exact_match", "--dry-run"],
+    ),
 }
 
 

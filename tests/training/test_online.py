@@ -74,12 +74,19 @@ def test_a_prompt_that_comes_twice_gets_other_completions(collector):
 def test_episodes_are_prompt_major_and_scored(collector):
     found = collector(0, [4, 1], OnlineConfig(max_completion_length=6).sampling(0), 3)
     assert [(one.prompt.row, one.member) for one in found.episodes] == [
-        (4, 0), (4, 1), (4, 2), (1, 0), (1, 1), (1, 2)
-    ]  # fmt: skip
+        (4, 0),
+        (4, 1),
+        (4, 2),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+    ]
     assert found.scores.shape == (6, 1)
     want = [np.mean(np.asarray(one.ids) % 2 == 0) for one in found.episodes]
     np.testing.assert_allclose(found.scores[:, 0], want, rtol=1e-6)
-    assert [len(one) for one in found.episodes] == [len(one.prompt.asked) + len(one.ids) for one in found.episodes]
+    assert [len(one) for one in found.episodes] == [
+        len(one.prompt.asked) + len(one.ids) for one in found.episodes
+    ]
     fresh = collector(0, [2], OnlineConfig(max_completion_length=6).sampling(0), 3)
     found.give_way([0], fresh, 3)
     assert [one.prompt.row for one in found.learned] == [2, 2, 2, 1, 1, 1]
@@ -88,26 +95,56 @@ def test_episodes_are_prompt_major_and_scored(collector):
 
 def test_lines_of_completions(collector):
     found = collector(0, [4], OnlineConfig(max_completion_length=6).sampling(0), 2)
-    worth = [replace(one, advantage=value) for one, value in zip(found.episodes, (1.0, -1.0), strict=True)]
+    worth = [
+        replace(one, advantage=value)
+        for one, value in zip(found.episodes, (1.0, -1.0), strict=True)
+    ]
     lines = completion_rows(worth, ("even",), np.array([0.5, np.nan]))
     assert list(lines[0]) == [
-        "prompt", "completion", "reward", "rewards", "wanted", "advantage", "tokens", "finish_reason", "row"
-    ]  # fmt: skip
+        "prompt",
+        "completion",
+        "reward",
+        "rewards",
+        "wanted",
+        "advantage",
+        "tokens",
+        "finish_reason",
+        "row",
+    ]
     assert [line["advantage"] for line in lines] == [1.0, -1.0]
-    assert lines[0]["wanted"] == str(next(iter(collector.dataset[4].columns[name] for name in TO_FIND
-                                               if name in collector.dataset[4].columns)))  # fmt: skip
-    assert (lines[0]["prompt"], lines[0]["row"], lines[1]["reward"]) == (collector.dataset[4].text, 5, None)
+    assert lines[0]["wanted"] == str(
+        next(
+            iter(
+                collector.dataset[4].columns[name]
+                for name in TO_FIND
+                if name in collector.dataset[4].columns
+            )
+        )
+    )
+    assert (lines[0]["prompt"], lines[0]["row"], lines[1]["reward"]) == (
+        collector.dataset[4].text,
+        5,
+        None,
+    )
 
 
 def test_lengths_of_completions_that_never_end():
     metrics = completion_metrics(np.array([4, 8]), np.array([False, False]))
-    assert (metrics["completions/clipped_ratio"], metrics["completions/mean_terminated_length"]) == (1.0, 0.0)
+    assert (
+        metrics["completions/clipped_ratio"],
+        metrics["completions/mean_terminated_length"],
+    ) == (1.0, 0.0)
     metrics = completion_metrics(np.array([4, 8, 6]), np.array([True, False, True]))
-    assert (metrics["completions/mean_length"], metrics["completions/mean_terminated_length"]) == (6.0, 5.0)
+    assert (metrics["completions/mean_length"], metrics["completions/mean_terminated_length"]) == (
+        6.0,
+        5.0,
+    )
 
 
 def test_validation_is_the_same_each_time_and_shows_a_sample(collector):
-    evaluate = RewardEvaluator(collector, OnlineConfig(max_completion_length=5, eval_num_generations=2))
+    evaluate = RewardEvaluator(
+        collector, OnlineConfig(max_completion_length=5, eval_num_generations=2)
+    )
     first, second = evaluate(1), evaluate(2)
     assert first.pop("sample")["prompt"] == collector.dataset[0].text
     assert second.pop("sample")["target"] == collector.dataset[1].columns["answer"]

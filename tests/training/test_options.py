@@ -1,4 +1,5 @@
-"""No dead options: every setting of SFT changes something that a user can see, and a test says what.
+"""No dead options: every setting of SFT changes something that a user can see, and a test says
+what.
 
 The last test keeps the list complete: a new setting without a row here fails.
 """
@@ -61,7 +62,10 @@ CHANGES_WEIGHTS = {
     "completion_only_loss": ({}, {"completion_only_loss": False}),
     "packing": ({"max_length": 64}, {"packing": True}),
     "packing_strategy": ({"packing": True, "max_length": 40}, {"packing_strategy": "wrapped"}),
-    "packing_strategy bfd_split": ({"packing": True, "max_length": 20}, {"packing_strategy": "bfd_split"}),
+    "packing_strategy bfd_split": (
+        {"packing": True, "max_length": 20},
+        {"packing_strategy": "bfd_split"},
+    ),
     "group_by_length": ({"group_by_length": False}, {"group_by_length": True}),
     "shuffle": ({}, {"shuffle": False}),
     "loss_type": ({}, {"loss_type": "dft"}),
@@ -74,7 +78,8 @@ def test_the_setting_changes_what_is_learned(train, shared, change):
     after = weights_of(train("after", **(shared | change)).run_dir)
     same_names = set(before) == set(after)
     assert not same_names or any(
-        before[name].shape != after[name].shape or not np.array_equal(before[name], after[name]) for name in before
+        before[name].shape != after[name].shape or not np.array_equal(before[name], after[name])
+        for name in before
     )
 
 
@@ -142,7 +147,13 @@ def test_eval_data_and_eval_batch_size(train, tmp_path):
 
 
 def test_early_stopping_patience_and_threshold(train):
-    diverging = {"learning_rate": 1.0, "optimizer": "sgd", "max_grad_norm": 0.0, "eval_steps": 1, "max_steps": 40}
+    diverging = {
+        "learning_rate": 1.0,
+        "optimizer": "sgd",
+        "max_grad_norm": 0.0,
+        "eval_steps": 1,
+        "max_steps": 40,
+    }
     stopped = train("patient", early_stopping_patience=3, early_stopping_threshold=1e9, **diverging)
     assert (stopped.reason, stopped.steps, stopped.best["step"]) == ("early_stopping", 4, 1)
     assert train("endless", early_stopping_patience=100, **diverging).reason == "done"
@@ -154,7 +165,10 @@ def test_the_best_checkpoint_is_kept_and_is_what_the_run_loads(train):
     best = result.best["step"]
     assert best == 1
     assert checkpoints(result.run_dir) == [best, 12]
-    names = weights_of(result.run_dir), weights_of(result.run_dir / "checkpoints" / f"step_{best:06d}")
+    names = (
+        weights_of(result.run_dir),
+        weights_of(result.run_dir / "checkpoints" / f"step_{best:06d}"),
+    )
     assert all(np.array_equal(names[0][key], names[1][key]) for key in names[0])
 
 
@@ -165,7 +179,10 @@ def test_padding_to_a_multiple_changes_shapes_but_no_number(train):
 
 
 def test_recomputing_activations_gives_the_same_weights(train):
-    before, after = weights_of(train("plain").run_dir), weights_of(train("again", gradient_checkpointing=True).run_dir)
+    before, after = (
+        weights_of(train("plain").run_dir),
+        weights_of(train("again", gradient_checkpointing=True).run_dir),
+    )
     for name in before:
         np.testing.assert_allclose(after[name], before[name], atol=1e-5)
 
@@ -219,7 +236,9 @@ def test_model_data_and_output_are_where_things_come_from_and_go(train, sft_conf
         ({"early_stopping_patience": 2, "data": "FILE"}, "no validation data"),
     ],
 )
-def test_settings_that_would_do_nothing_are_refused_and_nothing_is_written(train, toy_data, tmp_path, changes, message):
+def test_settings_that_would_do_nothing_are_refused_and_nothing_is_written(
+    train, toy_data, tmp_path, changes, message
+):
     if changes.get("data") == "FILE":
         changes = changes | {"data": str(toy_data / "train.jsonl")}
     with pytest.raises(ConfigError, match=message):
@@ -228,14 +247,30 @@ def test_settings_that_would_do_nothing_are_refused_and_nothing_is_written(train
 
 
 ELSEWHERE = {
-    "model", "data", "eval_data", "output", "optimizer", "lora_rank", "gradient_checkpointing", "checkpointing_blocks",
-    "log_interval", "eval_steps", "eval_batch_size", "checkpoint_interval", "checkpoint_minutes", "keep_checkpoints",
-    "early_stopping_patience", "early_stopping_threshold", "assistant_only_loss", "pad_to_multiple_of", "format",
+    "model",
+    "data",
+    "eval_data",
+    "output",
+    "optimizer",
+    "lora_rank",
+    "gradient_checkpointing",
+    "checkpointing_blocks",
+    "log_interval",
+    "eval_steps",
+    "eval_batch_size",
+    "checkpoint_interval",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+    "assistant_only_loss",
+    "pad_to_multiple_of",
+    "format",
     "text_field",
     "implementation",
     "report_to",  # event files, databases: tests/runs/test_sinks.py
     "revision",  # a hub branch: tests/models/test_loader.py, with a cache made by hand
-}  # fmt: skip
+}
 
 
 def test_every_setting_has_a_test():

@@ -1,4 +1,5 @@
-"""A job of one's own: whatever has an algorithm trains with the settings of any run, and with no others."""
+"""A job of one's own: whatever has an algorithm trains with the settings of any run, and with no
+others."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ class Regression(Algorithm):
 
 
 def train(output: Path, config: RunConfig, **options: object) -> RunResult:
-    config = RunConfig(**{name: getattr(config, name) for name in settings_of(RunConfig)} | {"output": str(output)})
+    config = RunConfig(
+        **{name: getattr(config, name) for name in settings_of(RunConfig)} | {"output": str(output)}
+    )
     return run_training(Job(algorithm=Regression(), name="line", steps=12), config, **options)  # type: ignore[arg-type]
 
 
@@ -56,7 +59,9 @@ def test_max_steps_ends_a_job_s_plan_and_its_schedule(tmp_path: Path) -> None:
     assert train(tmp_path / "whole", RunConfig(**shared)).steps == 12  # type: ignore[arg-type]
     short = train(tmp_path / "short", RunConfig(max_steps=4, **shared))  # type: ignore[arg-type]
     rates = [
-        event.data["learning_rate"] for event in read_events(short.run_dir / "events.jsonl") if event.kind == "step"
+        event.data["learning_rate"]
+        for event in read_events(short.run_dir / "events.jsonl")
+        if event.kind == "step"
     ]
     assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
     assert train(tmp_path / "long", RunConfig(max_steps=100, **shared)).steps == 12  # type: ignore[arg-type]
@@ -74,5 +79,8 @@ def test_a_run_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
     steps = iter([False] * 5 + [True] * 9)
     train(tmp_path / "part", config, should_stop=lambda: next(steps))
     done = train(tmp_path / "part", config, open_run=lambda: reopen(tmp_path / "part"))
-    files = [folder / "checkpoints" / "step_000012" / "model.safetensors" for folder in (whole.run_dir, done.run_dir)]
+    files = [
+        folder / "checkpoints" / "step_000012" / "model.safetensors"
+        for folder in (whole.run_dir, done.run_dir)
+    ]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -1,5 +1,5 @@
-"""Pipelines: stages hand on their model, finished ones are skipped, what changed is refused, and what is wrong is said
-before anything runs."""
+"""Pipelines: stages hand on their model, finished ones are skipped, what changed is refused, and
+what is wrong is said before anything runs."""
 
 import json
 import shutil
@@ -11,7 +11,12 @@ import pytest
 from chuk_lib.config.settings import Layer
 from chuk_lib.errors import ConfigError, DataError, ModelError, TrainingError
 from chuk_lib.models import load_model, provenance_of
-from chuk_lib.training.pipeline.config import make_pipeline, name_stages, parse_stages, planned_again
+from chuk_lib.training.pipeline.config import (
+    make_pipeline,
+    name_stages,
+    parse_stages,
+    planned_again,
+)
 from chuk_lib.training.pipeline.file import read_pipeline
 from chuk_lib.training.pipeline.manifest import MANIFEST, PipelineDir, read_manifest
 from chuk_lib.training.pipeline.run import plan_stages, run_pipeline
@@ -25,7 +30,11 @@ def make(tiny_model_dir, toy_data, tmp_path):
     """Makes a pipeline of the tiny model; a dotted key is for one stage."""
 
     def made(stages="sft,sft", name="pipe", **settings):
-        first = {"model": str(tiny_model_dir), "data": str(toy_data), "output": str(tmp_path / name)}
+        first = {
+            "model": str(tiny_model_dir),
+            "data": str(toy_data),
+            "output": str(tmp_path / name),
+        }
         given = first | (QUICK if stages != "eval" else {}) | settings
         return make_pipeline(parse_stages(stages), given=[Layer("given in code", given)])
 
@@ -47,15 +56,24 @@ def test_each_stage_begins_with_what_the_one_before_made(make):
     assert (result.reason, result.model.name) == ("done", "02-sft-2")
     assert states(result.path) == [("sft", "finished"), ("sft-2", "finished"), ("eval", "finished")]
     first, second, check = result.records
-    assert (second.model, check.model) == (str(result.path / "01-sft"), str(result.path / "02-sft-2"))
+    assert (second.model, check.model) == (
+        str(result.path / "01-sft"),
+        str(result.path / "02-sft-2"),
+    )
     assert first.inputs["model"] != second.inputs["model"]
     numbers = [event.data["stage"] for event in events if event.kind == "started"]
     assert [(stage["number"], stage["of"], stage["name"]) for stage in numbers] == [
-        (1, 3, "sft"), (2, 3, "sft-2"), (3, 3, "eval"),
-    ]  # fmt: skip
+        (1, 3, "sft"),
+        (2, 3, "sft-2"),
+        (3, 3, "eval"),
+    ]
     measured = json.loads((result.path / "03-eval" / "eval.json").read_text())
     assert measured["exact_match"] == check.metrics["eval_exact_match"]
-    assert set(json.loads((result.path / MANIFEST).read_text())["stages"][0]) >= {"fingerprint", "seconds", "steps"}
+    assert set(json.loads((result.path / MANIFEST).read_text())["stages"][0]) >= {
+        "fingerprint",
+        "seconds",
+        "steps",
+    }
 
 
 def test_a_finished_pipeline_does_nothing_again(make):
@@ -88,7 +106,10 @@ def test_stopping_goes_on_inside_the_stage_to_the_same_bits(make):
 def test_changed_settings_are_refused_or_redone_from_there_on(make):
     first = run_pipeline(make())
     changed = make(**{"sft-2.learning_rate": 1e-4})
-    with pytest.raises(ConfigError, match=r"stage `sft-2` was begun with other .*learning_rate was 0.003, now 0.0001"):
+    with pytest.raises(
+        ConfigError,
+        match=r"stage `sft-2` was begun with other .*learning_rate was 0.003, now 0.0001",
+    ):
         run_pipeline(changed)
     assert states(first.path) == [("sft", "finished"), ("sft-2", "finished")]
     before = weights_of(first.path / "01-sft"), weights_of(first.path / "02-sft-2")
@@ -189,7 +210,8 @@ def test_what_was_planned_can_be_asked_for_again(make):
     result = run_pipeline(make("sft,eval"))
     manifest = read_manifest(result.path)
     again = make_pipeline(
-        planned_again(manifest.plan), [Layer(MANIFEST, {"model": manifest.model, "output": str(result.path)})]
+        planned_again(manifest.plan),
+        [Layer(MANIFEST, {"model": manifest.model, "output": str(result.path)})],
     )
     assert events_of(again)[1] == []
 
@@ -216,11 +238,16 @@ def test_a_file_has_stages_and_settings_for_all(tiny_model_dir, toy_data, tmp_pa
     specs, shared = read_pipeline(path)
     pipeline = make_pipeline(specs, shared)
     assert [(stage.name, stage.kind) for stage in pipeline.stages] == [
-        ("first", "sft"), ("sft", "sft"), ("eval", "eval"),
-    ]  # fmt: skip
+        ("first", "sft"),
+        ("sft", "sft"),
+        ("eval", "eval"),
+    ]
     first, second, check = (stage.settings for stage in pipeline.stages)
     assert (first.value.learning_rate, second.value.learning_rate) == (3e-3, 1e-4)
-    assert (first.origins["batch_size"], second.origins["learning_rate"]) == ("pipeline.yaml:8", "pipeline.yaml:11")
+    assert (first.origins["batch_size"], second.origins["learning_rate"]) == (
+        "pipeline.yaml:8",
+        "pipeline.yaml:11",
+    )
     assert check.value.data == str(toy_data)
 
 
@@ -230,9 +257,18 @@ def test_a_file_has_stages_and_settings_for_all(tiny_model_dir, toy_data, tmp_pa
         ("stages: [sfd]", r"unknown stage `sfd` \(p.yaml:1\)"),
         ("stages: []", r"`stages` \(p.yaml:1\) is empty"),
         ("stages:\n  - name: a", r"unknown stage `a`"),
-        ("stages:\n  - {kind: sft, name: a}\n  - {kind: sft, name: a}", "two stages are called `a`"),
-        ("stages:\n  - {kind: sft, lerning_rate: 1}", r"unknown setting `lerning_rate` in p.yaml:2"),
-        ("lerning_rate: 1\nstages: sft", r"unknown setting `lerning_rate` in p.yaml:1: no stage has it"),
+        (
+            "stages:\n  - {kind: sft, name: a}\n  - {kind: sft, name: a}",
+            "two stages are called `a`",
+        ),
+        (
+            "stages:\n  - {kind: sft, lerning_rate: 1}",
+            r"unknown setting `lerning_rate` in p.yaml:2",
+        ),
+        (
+            "lerning_rate: 1\nstages: sft",
+            r"unknown setting `lerning_rate` in p.yaml:1: no stage has it",
+        ),
         ("stages:\n  sft:\n    output: here", "has an `output` of its own"),
         ("stages: sft\nstages: eval", "already set"),
         ("sft:\n  learning_rate: 1", "is a section"),
@@ -259,10 +295,16 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line(tmp_path, text, message
         ({"eval.rewards": "numeric:column=gone"}, DataError, "stage `eval`: .*`gone`"),
         ({"eval.rewards": "nomeric"}, ConfigError, "stage `eval`: .*`nomeric`"),
         ({"sft.momentum": 0.5}, ConfigError, "stage `sft`: `momentum` does nothing"),
-        ({"early_stopping_patience": 2, "sft.data": "FILE"}, ConfigError, "stage `sft`: early stopping has no valid"),
+        (
+            {"early_stopping_patience": 2, "sft.data": "FILE"},
+            ConfigError,
+            "stage `sft`: early stopping has no valid",
+        ),
     ],
-)  # fmt: skip
-def test_what_cannot_work_is_said_before_anything_runs(make, toy_data, tmp_path, settings, error, message):
+)
+def test_what_cannot_work_is_said_before_anything_runs(
+    make, toy_data, tmp_path, settings, error, message
+):
     places = {"FOLDER": str(toy_data), "FILE": str(toy_data / "train.jsonl")}
     settings = {key: places.get(value, value) for key, value in settings.items()}
     with pytest.raises(error, match=message):
@@ -271,7 +313,9 @@ def test_what_cannot_work_is_said_before_anything_runs(make, toy_data, tmp_path,
 
 
 def test_an_eval_stage_measures_rewards_of_samples(make):
-    result = run_pipeline(make("eval", **{"eval.rewards": "exact_match,length:max=3=0.5", "eval.samples": 2}))
+    result = run_pipeline(
+        make("eval", **{"eval.rewards": "exact_match,length:max=3=0.5", "eval.samples": 2})
+    )
     assert result.model is None
     (check,) = result.records
     assert 0 <= check.metrics["eval_rewards/exact_match"] <= 1
@@ -284,30 +328,62 @@ def test_an_eval_stage_measures_rewards_of_samples(make):
         ("dpo", {}, DataError, "stage `dpo`: .*has no `chosen`"),
         ("sft,grpo", {}, ConfigError, "stage `grpo`: no rewards given"),
         ("sft,grpo", {"grpo.rewards": "numeric:column=gone"}, DataError, "stage `grpo`: .*`gone`"),
-        ("grpo", {"grpo.rewards": "reward_model:path=./gone"}, ModelError, "stage `grpo`: no model at `./gone`"),
-        ("grpo", {"grpo.rewards": "reward_model:path=stage:judge"}, ConfigError, "`stage:judge` names no stage"),
-        ("sft,ppo", {"ppo.rewards": "exact_match", "ppo.num_generations": 3}, ConfigError, "stage `ppo`: a step has"),
+        (
+            "grpo",
+            {"grpo.rewards": "reward_model:path=./gone"},
+            ModelError,
+            "stage `grpo`: no model at `./gone`",
+        ),
+        (
+            "grpo",
+            {"grpo.rewards": "reward_model:path=stage:judge"},
+            ConfigError,
+            "`stage:judge` names no stage",
+        ),
+        (
+            "sft,ppo",
+            {"ppo.rewards": "exact_match", "ppo.num_generations": 3},
+            ConfigError,
+            "stage `ppo`: a step has",
+        ),
     ],
 )
-def test_a_stage_that_needs_what_it_has_not_is_named(make, tmp_path, stages, settings, error, message):
+def test_a_stage_that_needs_what_it_has_not_is_named(
+    make, tmp_path, stages, settings, error, message
+):
     with pytest.raises(error, match=message):
         run_pipeline(make(stages, **settings))
     assert not (tmp_path / "pipe").exists()
 
 
-def test_a_reward_model_made_on_the_way_scores_and_values_a_later_stage(make, tiny_model_dir, tmp_path):
-    rows = [{"prompt": f"{word}: ", "chosen": "yes.", "rejected": "no."} for word in ("red", "green", "blue", "grey")]
+def test_a_reward_model_made_on_the_way_scores_and_values_a_later_stage(
+    make, tiny_model_dir, tmp_path
+):
+    rows = [
+        {"prompt": f"{word}: ", "chosen": "yes.", "rejected": "no."}
+        for word in ("red", "green", "blue", "grey")
+    ]
     data = str(write_rows(tmp_path / "pairs.jsonl", rows))
     online = {
-        "ppo.rewards": "reward_model:path=stage:judge", "ppo.value_model": "stage:judge", "ppo.max_steps": 1,
+        "ppo.rewards": "reward_model:path=stage:judge",
+        "ppo.value_model": "stage:judge",
+        "ppo.max_steps": 1,
         "ppo.max_completion_length": 4,
-    }  # fmt: skip
-    given = QUICK | {"model": str(tiny_model_dir), "data": data, "output": str(tmp_path / "pipe")} | online
+    }
+    given = (
+        QUICK
+        | {"model": str(tiny_model_dir), "data": data, "output": str(tmp_path / "pipe")}
+        | online
+    )
     specs = name_stages([("judge", "reward", (), "here"), ("ppo", "ppo", (), "here")])
     result = run_pipeline(make_pipeline(specs, given=[Layer("given in code", given)]))
     _, ppo = result.records
     assert (ppo.model, result.model) == (str(tiny_model_dir), result.path / "02-ppo")
-    assert ppo.settings["value_model"] == str(result.path / "01-judge") == judge_folder(ppo.settings["rewards"])
+    assert (
+        ppo.settings["value_model"]
+        == str(result.path / "01-judge")
+        == judge_folder(ppo.settings["rewards"])
+    )
     assert ppo.metrics["rewards/reward_model/mean"] != 0
 
 
@@ -316,7 +392,10 @@ def judge_folder(rewards):
 
 
 def test_a_stage_that_fails_is_named_in_error_and_manifest(make):
-    bad = make("sft,sft", **{"sft-2.learning_rate": 1e30, "sft-2.optimizer": "sgd", "sft-2.max_grad_norm": 0.0})
+    bad = make(
+        "sft,sft",
+        **{"sft-2.learning_rate": 1e30, "sft-2.optimizer": "sgd", "sft-2.max_grad_norm": 0.0},
+    )
     with pytest.raises(TrainingError, match=r"stage `sft-2`: step \d+ is not finite"):
         run_pipeline(bad)
     records = read_manifest(Path(bad.output)).records

@@ -1,4 +1,5 @@
-"""`chuk train pipeline` as a process: what it prints, how it goes on after kill -9, and its report."""
+"""`chuk train pipeline` as a process: what it prints, how it goes on after kill -9, and its
+report."""
 
 import json
 import os
@@ -15,9 +16,19 @@ from tests.conftest import chuk_environment
 from tests.training.conftest import assert_same_bits, toy_rows, weights_of, write_rows
 
 SETTINGS = (
-    "--max-steps", "40", "--batch-size", "4", "--learning-rate", "3e-3", "--set", "checkpoint_interval=5",
-    "--set", "sft-2.use_lora=true", "--set", "log_interval=1",
-)  # fmt: skip
+    "--max-steps",
+    "40",
+    "--batch-size",
+    "4",
+    "--learning-rate",
+    "3e-3",
+    "--set",
+    "checkpoint_interval=5",
+    "--set",
+    "sft-2.use_lora=true",
+    "--set",
+    "log_interval=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +37,16 @@ def arguments(tiny_model_dir, tmp_path_factory):
     write_rows(folder / "train.jsonl", toy_rows(37))
     write_rows(folder / "valid.jsonl", toy_rows(9, offset=100))
     return [
-        "train", "pipeline", "--stages", "sft,sft,eval", "--model", str(tiny_model_dir), "--data", str(folder),
+        "train",
+        "pipeline",
+        "--stages",
+        "sft,sft,eval",
+        "--model",
+        str(tiny_model_dir),
+        "--data",
+        str(folder),
         *SETTINGS,
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +54,9 @@ def pipe(arguments, tmp_path_factory):
     """A finished pipeline and what the command said."""
     folder = tmp_path_factory.mktemp("work")
     command = [sys.executable, "-m", "chuk_cli", *arguments, "--output", "pipe"]
-    done = subprocess.run(command, env=chuk_environment(), cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=chuk_environment(), cwd=folder, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return folder / "pipe", done
 
@@ -46,12 +66,26 @@ def test_it_prints_the_model_and_writes_a_report_of_all_stages(pipe, run_chuk):
     assert done.stdout == "pipe/02-sft-2\n"
     assert "1/3 sft: finished, 40 steps" in done.stderr
     page = (path / "report.html").read_text(encoding="utf-8")
-    assert all(text in page for text in ("3 of 3 stages", "sft: Loss", "sft-2: Loss", "exact match", "01-sft"))
+    assert all(
+        text in page
+        for text in ("3 of 3 stages", "sft: Loss", "sft-2: Loss", "exact match", "01-sft")
+    )
     again = run_chuk("train", "pipeline", "--output", "pipe", "--json", cwd=path.parent)
     assert again.returncode == 0, again.stderr
     result = json.loads(again.stdout.splitlines()[-1])
-    assert (result["reason"], [stage["state"] for stage in result["stages"]]) == ("done", ["finished"] * 3)
-    changed = run_chuk("train", "pipeline", "--output", "pipe", "--set", "sft-2.learning_rate=1e-4", cwd=path.parent)
+    assert (result["reason"], [stage["state"] for stage in result["stages"]]) == (
+        "done",
+        ["finished"] * 3,
+    )
+    changed = run_chuk(
+        "train",
+        "pipeline",
+        "--output",
+        "pipe",
+        "--set",
+        "sft-2.learning_rate=1e-4",
+        cwd=path.parent,
+    )
     assert changed.returncode == 2
     assert "learning_rate was 0.003, now 0.0001" in changed.stderr
     assert "--redo" in changed.stderr
@@ -65,7 +99,11 @@ def test_kill_9_at_any_moment_changes_no_bit(pipe, arguments, tmp_path, seed):
     kills = 0
     for attempt in range(30):
         process = subprocess.Popen(
-            command, env=chuk_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
+            command,
+            env=chuk_environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=tmp_path,
         )
         try:
             code = process.wait(timeout=0.9 + draw.random() * (0.8 + 0.8 * attempt))
@@ -82,7 +120,8 @@ def test_kill_9_at_any_moment_changes_no_bit(pipe, arguments, tmp_path, seed):
     for folder in ("01-sft", "02-sft-2"):
         assert_same_bits(weights_of(pipe[0] / folder), weights_of(tmp_path / "killed" / folder))
     own = [
-        json.loads((path / "03-eval" / "eval.json").read_text())["metrics"] for path in (pipe[0], tmp_path / "killed")
+        json.loads((path / "03-eval" / "eval.json").read_text())["metrics"]
+        for path in (pipe[0], tmp_path / "killed")
     ]
     assert own[0] == own[1]
 
@@ -93,8 +132,20 @@ def test_a_dry_run_shows_every_stage_with_origins_and_writes_nothing(run_chuk, a
     assert "stage 2 of 3: sft-2 (sft)" in done.stdout
     assert "learning_rate" in done.stdout
     assert "(--learning-rate)" in done.stdout
-    online = ["train", "pipeline", "--stages", "grpo,eval", *arguments[4:8], "--reward", "exact_match", "--dry-run"]
-    rewards = [stage["settings"]["rewards"] for stage in json.loads(run_chuk(*online, "--json").stdout)["stages"]]
+    online = [
+        "train",
+        "pipeline",
+        "--stages",
+        "grpo,eval",
+        *arguments[4:8],
+        "--reward",
+        "exact_match",
+        "--dry-run",
+    ]
+    rewards = [
+        stage["settings"]["rewards"]
+        for stage in json.loads(run_chuk(*online, "--json").stdout)["stages"]
+    ]
     assert rewards == [{"value": ["exact_match"], "origin": "--reward"}] * 2
     data = json.loads(run_chuk(*arguments, "--dry-run", "--json").stdout)
     second = data["stages"][1]["settings"]
@@ -108,13 +159,38 @@ def test_a_dry_run_shows_every_stage_with_origins_and_writes_nothing(run_chuk, a
 
 
 def test_a_dry_run_counts_the_steps_that_the_stages_then_take(run_chuk, tiny_model_dir, tmp_path):
-    write_rows(tmp_path / "rows.jsonl", [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(21)])
+    write_rows(
+        tmp_path / "rows.jsonl",
+        [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(21)],
+    )
     pairs = [{"prompt": f"{n}+1=", "chosen": str(n + 1), "rejected": "x"} for n in range(13)]
     write_rows(tmp_path / "pairs.jsonl", pairs)
-    words = ["train", "pipeline", "--stages", "sft,kto,grpo", "--model", tiny_model_dir, "--data", "rows.jsonl",
-             "--set", "kto.data=pairs.jsonl", "--set", "batch_size=4", "--set", "num_epochs=2", "--reward",
-             "exact_match", "--set", "grpo.num_generations=2", "--set", "grpo.max_completion_length=3",
-             "--set", "gradient_accumulation_steps=2", "-o", "pipe"]  # fmt: skip
+    words = [
+        "train",
+        "pipeline",
+        "--stages",
+        "sft,kto,grpo",
+        "--model",
+        tiny_model_dir,
+        "--data",
+        "rows.jsonl",
+        "--set",
+        "kto.data=pairs.jsonl",
+        "--set",
+        "batch_size=4",
+        "--set",
+        "num_epochs=2",
+        "--reward",
+        "exact_match",
+        "--set",
+        "grpo.num_generations=2",
+        "--set",
+        "grpo.max_completion_length=3",
+        "--set",
+        "gradient_accumulation_steps=2",
+        "-o",
+        "pipe",
+    ]
     planned = json.loads(run_chuk(*words, "--dry-run", "--json").stdout)["stages"]
     assert [stage["rows"] for stage in planned] == [21, 26, 21]
     assert run_chuk(*words, "-q").returncode == 0
@@ -129,10 +205,18 @@ def test_chuk_runs_knows_a_pipeline_and_its_stages(pipe, run_chuk, tmp_path):
     assert {"tuned/01-sft", "tuned/02-sft-2"} <= names
     shown = run_chuk("runs", "show", "tuned")
     assert (shown.returncode, "before it: `tuned/01-sft`" in shown.stderr) == (0, True)
-    assert json.loads(run_chuk("runs", "show", "tuned", "--json").stdout)["name"] == "tuned/02-sft-2"
-    assert json.loads(run_chuk("runs", "show", "tuned/01-sft", "--json").stdout)["name"] == "tuned/01-sft"
+    assert (
+        json.loads(run_chuk("runs", "show", "tuned", "--json").stdout)["name"] == "tuned/02-sft-2"
+    )
+    assert (
+        json.loads(run_chuk("runs", "show", "tuned/01-sft", "--json").stdout)["name"]
+        == "tuned/01-sft"
+    )
     lines = run_chuk("runs", "plot", "tuned", "-q", "--metric", "loss").stdout.splitlines()
-    assert [line.split("\t")[:2] for line in lines] == [["loss", "tuned/01-sft"], ["loss", "tuned/02-sft-2"]]
+    assert [line.split("\t")[:2] for line in lines] == [
+        ["loss", "tuned/01-sft"],
+        ["loss", "tuned/02-sft-2"],
+    ]
     assert float(lines[0].split("\t")[2]) > 0
     assert run_chuk("runs", "watch", "tuned", "-q").returncode == 0
     refused = run_chuk("runs", "rm", "tuned", "--yes")
@@ -146,11 +230,17 @@ def test_chuk_runs_knows_a_pipeline_and_its_stages(pipe, run_chuk, tmp_path):
         (["--stages", "sft,dop", "--model", "m", "--data", "d"], "unknown stage `dop` (--stages)"),
         ([], "Usage"),
         (["--model", "m"], "no stages given"),
-        (["--stages", "sft", "--set", "eval.max_rows=3"], "is for a stage `eval`, which there is not"),
-        (["--stages", "sft", "--set", "max_rows=3"], "unknown setting `max_rows` in --set: no stage has it"),
+        (
+            ["--stages", "sft", "--set", "eval.max_rows=3"],
+            "is for a stage `eval`, which there is not",
+        ),
+        (
+            ["--stages", "sft", "--set", "max_rows=3"],
+            "unknown setting `max_rows` in --set: no stage has it",
+        ),
         (["--stages", "sft", "--set", "nonsense"], "is not KEY=VALUE"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said_in_one_line(run_chuk, arguments, message):
     done = run_chuk("train", "pipeline", *arguments)
     assert done.returncode == 2
@@ -161,7 +251,9 @@ def test_what_is_wrong_is_said_in_one_line(run_chuk, arguments, message):
 def test_ctrl_c_saves_and_the_same_folder_goes_on(arguments, run_chuk, tmp_path):
     slow = [text if text != "40" else "4000" for text in arguments]
     command = [sys.executable, "-m", "chuk_cli", *slow, "--output", "pipe"]
-    process = subprocess.Popen(command, env=chuk_environment(), stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        command, env=chuk_environment(), stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "pipe" / "01-sft" / "latest").exists():
         assert time.monotonic() < deadline

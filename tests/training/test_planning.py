@@ -1,4 +1,5 @@
-"""What a run would be, and settings for a budget: estimates against real runs, and nothing written."""
+"""What a run would be, and settings for a budget: estimates against real runs, and nothing
+written."""
 
 import json
 from dataclasses import replace
@@ -31,7 +32,20 @@ def long_data(tmp_path):
 
 def said_and_measured(run_chuk, model, data, *options):
     """The foretold peak in bytes, and MLX's own of the same run."""
-    args = ["train", "sft", "-m", model, "-d", data, "-o", "run", "--num-epochs", 1, "--set", "log_interval=1"]
+    args = [
+        "train",
+        "sft",
+        "-m",
+        model,
+        "-d",
+        data,
+        "-o",
+        "run",
+        "--num-epochs",
+        1,
+        "--set",
+        "log_interval=1",
+    ]
     args += ["--overwrite", "--json", *options]
     plan = json.loads(run_chuk(*args, "--dry-run").stdout)
     events = [json.loads(line) for line in run_chuk(*args).stdout.splitlines()]
@@ -40,7 +54,9 @@ def said_and_measured(run_chuk, model, data, *options):
     return plan["memory"]["mlx_peak"], max(peaks)
 
 
-@pytest.mark.parametrize("options", [("--batch-size", 16), ("--lora", "--batch-size", 32)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "options", [("--batch-size", 16), ("--lora", "--batch-size", 32)], ids=["full", "lora"]
+)
 def test_the_estimate_is_near_the_peak(run_chuk, tiny_model_dir, long_data, options):
     said, measured = said_and_measured(run_chuk, tiny_model_dir, long_data, *options)
     assert said == pytest.approx(measured, rel=0.25)
@@ -91,16 +107,38 @@ def test_a_plan_tells_what_the_run_does(sft_config, train, tmp_path):
     assert plan.seconds == pytest.approx(plan.step_seconds * 20)
 
 
-def test_a_dry_run_shows_everything_and_writes_nothing(run_chuk, tiny_model_dir, toy_data, tmp_path):
+def test_a_dry_run_shows_everything_and_writes_nothing(
+    run_chuk, tiny_model_dir, toy_data, tmp_path
+):
     before = sorted(tmp_path.rglob("*"))
-    args = ["train", "sft", "-m", tiny_model_dir, "-d", toy_data, "--learning-rate", "1e-4", "--set", "seed=3"]
+    args = [
+        "train",
+        "sft",
+        "-m",
+        tiny_model_dir,
+        "-d",
+        toy_data,
+        "--learning-rate",
+        "1e-4",
+        "--set",
+        "seed=3",
+    ]
     args += ["--dry-run"]
     done = run_chuk(*args)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["model", "data", "learning_rate", "seed"]
     assert lines[2].endswith("1e-4  (--learning-rate)")
-    parts = ["⟦", "padding", "of the positions", "memory at the peak", "optimizer", "about", "runs/", "(default)"]
+    parts = [
+        "⟦",
+        "padding",
+        "of the positions",
+        "memory at the peak",
+        "optimizer",
+        "about",
+        "runs/",
+        "(default)",
+    ]
     assert not [part for part in parts if part not in done.stdout]
     found = json.loads(run_chuk(*args, "--json").stdout)
     assert found["settings"]["seed"] == {"value": 3, "origin": "--set"}
@@ -109,7 +147,9 @@ def test_a_dry_run_shows_everything_and_writes_nothing(run_chuk, tiny_model_dir,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_dry_run_reads_stdin_and_refuses_what_the_run_would(run_chuk, tiny_model_dir, toy_data, tmp_path):
+def test_a_dry_run_reads_stdin_and_refuses_what_the_run_would(
+    run_chuk, tiny_model_dir, toy_data, tmp_path
+):
     args = ["train", "sft", "-m", tiny_model_dir, "--dry-run", "-d"]
     rows = (toy_data / "train.jsonl").read_text()
     assert json.loads(run_chuk(*args, "-", "--json", input=rows).stdout)["data"]["kept"] == 37
@@ -120,7 +160,13 @@ def test_a_dry_run_reads_stdin_and_refuses_what_the_run_would(run_chuk, tiny_mod
     assert run_chuk(*args, toy_data, "--set", "lora_rank=3").returncode == 2
 
 
-SIZES = {"8GiB": 8 * 2**30, "500MB": 500 * 10**6, "1.5g": 1_500_000_000, "64 kib": 65536, "1000": 1000}
+SIZES = {
+    "8GiB": 8 * 2**30,
+    "500MB": 500 * 10**6,
+    "1.5g": 1_500_000_000,
+    "64 kib": 65536,
+    "1000": 1000,
+}
 
 
 @pytest.mark.parametrize(("text", "size"), SIZES.items())
@@ -158,7 +204,9 @@ def test_what_fits_nowhere_names_the_smallest_need(sft_config):
 
 def test_padding_is_a_reason_to_pack_unless_somebody_chose(sft_config, tmp_path):
     rows = [{"text": "ab " * (1 + 60 * (i % 4 == 0))} for i in range(40)]
-    config = sft_config(data=str(write_rows(tmp_path / "uneven.jsonl", rows)), max_length=200, batch_size=8)
+    config = sft_config(
+        data=str(write_rows(tmp_path / "uneven.jsonl", rows)), max_length=200, batch_size=8
+    )
     origins = dict.fromkeys(settings_of(SFTConfig), "default")
     chosen = fit_sft(config, 2**34, origins=origins)
     assert chosen.choice.packing
@@ -175,7 +223,20 @@ def test_auto_asks_the_machine(sft_config):
 
 
 def test_the_chosen_settings_are_those_of_the_run(run_chuk, tiny_model_dir, long_data, tmp_path):
-    args = ["train", "sft", "-m", tiny_model_dir, "-d", long_data, "-o", "run", "--max-steps", 1, "--batch-size", 32]
+    args = [
+        "train",
+        "sft",
+        "-m",
+        tiny_model_dir,
+        "-d",
+        long_data,
+        "-o",
+        "run",
+        "--max-steps",
+        1,
+        "--batch-size",
+        32,
+    ]
     done = run_chuk(*args, "--fit", "8MiB")
     assert done.returncode == 0, done.stderr
     assert "fit: budget 8 MiB: given" in done.stderr
@@ -188,16 +249,24 @@ def test_the_chosen_settings_are_those_of_the_run(run_chuk, tiny_model_dir, long
 
 def test_a_budget_that_cannot_be_is_refused(run_chuk, tiny_model_dir, long_data):
     args = ["train", "sft", "-m", tiny_model_dir, "-d"]
-    for more in ([long_data, "--fit", "lots"], [long_data, "--fit", "1KiB", "--dry-run"], ["-", "--fit", "1GiB"]):
+    for more in (
+        [long_data, "--fit", "lots"],
+        [long_data, "--fit", "1KiB", "--dry-run"],
+        ["-", "--fit", "1GiB"],
+    ):
         done = run_chuk(*args, *more, input="")
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
 
 
 def test_other_commands_that_write_say_what_they_would(run_chuk, tmp_path):
-    made = json.loads(run_chuk("model", "create", "--preset", "nano", "-o", "m", "--dry-run", "--json").stdout)
+    made = json.loads(
+        run_chuk("model", "create", "--preset", "nano", "-o", "m", "--dry-run", "--json").stdout
+    )
     assert made["parameters"] == 33_120
     assert "model.safetensors" in made["files"]
-    rows = json.loads(run_chuk("data", "generate-math", "-n", 40, "-o", "d", "--dry-run", "--json").stdout)
+    rows = json.loads(
+        run_chuk("data", "generate-math", "-n", 40, "-o", "d", "--dry-run", "--json").stdout
+    )
     assert sum(rows["rows"].values()) == 40
     done = run_chuk("model", "download", "chuk-tests/not-there", "--dry-run")
     assert (done.returncode, done.stdout) == (1, "")

@@ -1,4 +1,5 @@
-"""PPO runs: exact under micro-batches and resume, one copy of the model with adapters, and it learns."""
+"""PPO runs: exact under micro-batches and resume, one copy of the model with adapters, and it
+learns."""
 
 import json
 import os
@@ -37,7 +38,9 @@ def ppo(tmp_path, tiny_model_dir):
 
 
 def steps_of(result):
-    return [event.data for event in read_events(result.run_dir / "events.jsonl") if event.kind == "step"]
+    return [
+        event.data for event in read_events(result.run_dir / "events.jsonl") if event.kind == "step"
+    ]
 
 
 def memory_of(result):
@@ -47,7 +50,10 @@ def memory_of(result):
 
 def untimed(steps):
     timed = ("second", "memory", "eps", "step_time")
-    return [{name: value for name, value in step.items() if not any(word in name for word in timed)} for step in steps]
+    return [
+        {name: value for name, value in step.items() if not any(word in name for word in timed)}
+        for step in steps
+    ]
 
 
 def test_micro_batches_change_no_gradient(ppo):
@@ -82,7 +88,9 @@ def test_stopping_and_resuming_changes_no_bit(ppo, changes):
     assert_same_bits(weights_of(whole.run_dir), weights_of(rest.run_dir))
     assert_same_bits(memory_of(whole), memory_of(rest))
     assert untimed(steps_of(whole)) == untimed(steps_of(rest))
-    written = [list(read_completions(result.run_dir / "completions.jsonl")) for result in (whole, rest)]
+    written = [
+        list(read_completions(result.run_dir / "completions.jsonl")) for result in (whole, rest)
+    ]
     assert written[0] == written[1]
     assert len(written[0]) == 3 * 8
 
@@ -91,12 +99,39 @@ def test_kill_9_loses_nothing_but_steps(ppo, tmp_path):
     whole = ppo("whole", max_steps=12, checkpoint_interval=2)
     config = ppo.config("killed", max_steps=12)
     command = [
-        sys.executable, "-m", "chuk_cli", "train", "ppo", "--model", config.model, "--data", config.data, "--output",
-        config.output, "--max-steps", "12", "--batch-size", "4", "--learning-rate", "1e-3", "--reward",
-        config.rewards[0], "--max-completion-length", "6", "--temperature", "1.0", "--set", "checkpoint_interval=2",
-        "--set", "gradient_accumulation_steps=2", "--set", "num_ppo_epochs=2",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, env=chuk_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        sys.executable,
+        "-m",
+        "chuk_cli",
+        "train",
+        "ppo",
+        "--model",
+        config.model,
+        "--data",
+        config.data,
+        "--output",
+        config.output,
+        "--max-steps",
+        "12",
+        "--batch-size",
+        "4",
+        "--learning-rate",
+        "1e-3",
+        "--reward",
+        config.rewards[0],
+        "--max-completion-length",
+        "6",
+        "--temperature",
+        "1.0",
+        "--set",
+        "checkpoint_interval=2",
+        "--set",
+        "gradient_accumulation_steps=2",
+        "--set",
+        "num_ppo_epochs=2",
+    ]
+    process = subprocess.Popen(
+        command, env=chuk_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 90
     while not list_checkpoints(tmp_path / "killed"):
         assert process.poll() is None
@@ -113,11 +148,29 @@ def test_kill_9_loses_nothing_but_steps(ppo, tmp_path):
 def test_metrics_are_trl_s_and_rewards_come_first(ppo):
     (first, *_) = steps_of(ppo())
     names = {
-        "objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward", "objective/scores",
-        "policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg", "loss/policy_avg", "loss/value_avg",
-        "val/clipfrac_avg", "val/ratio", "val/ratio_deviation", "val/num_eos_tokens", "eps", "reward", "reward_std",
-        "rewards/vowels/mean", "completions/mean_length", "completions/clipped_ratio", "rollout_seconds", "step_time",
-    }  # fmt: skip
+        "objective/kl",
+        "objective/entropy",
+        "objective/non_score_reward",
+        "objective/rlhf_reward",
+        "objective/scores",
+        "policy/approxkl_avg",
+        "policy/clipfrac_avg",
+        "policy/entropy_avg",
+        "loss/policy_avg",
+        "loss/value_avg",
+        "val/clipfrac_avg",
+        "val/ratio",
+        "val/ratio_deviation",
+        "val/num_eos_tokens",
+        "eps",
+        "reward",
+        "reward_std",
+        "rewards/vowels/mean",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "rollout_seconds",
+        "step_time",
+    }
     assert names <= set(first)
     assert first["objective/kl"] == pytest.approx(0.0, abs=1e-5)
     assert first["objective/scores"] == pytest.approx(first["reward"])
@@ -134,7 +187,15 @@ def test_the_first_pass_of_a_policy_has_ratio_1(ppo):
 def test_completions_are_kept_with_their_rewards(ppo):
     rows = list(read_completions(ppo().run_dir / "completions.jsonl"))
     assert {row["step"] for row in rows} == {1, 2, 3}
-    assert set(rows[0]) >= {"prompt", "completion", "reward", "rewards", "advantage", "tokens", "finish_reason"}
+    assert set(rows[0]) >= {
+        "prompt",
+        "completion",
+        "reward",
+        "rewards",
+        "advantage",
+        "tokens",
+        "finish_reason",
+    }
 
 
 def test_what_cannot_be_scored_is_not_learned_from(ppo):
@@ -143,7 +204,10 @@ def test_what_cannot_be_scored_is_not_learned_from(ppo):
     result = ppo(rewards=rewards, max_steps=1, sinks=[seen.append])
     assert_same_bits(weights_of(result.run_dir), weights_of(ppo.config().model))
     assert any("no reward could score" in event.data.get("text", "") for event in seen)
-    assert json.loads((result.run_dir / "completions.jsonl").read_text().splitlines()[0])["reward"] is None
+    assert (
+        json.loads((result.run_dir / "completions.jsonl").read_text().splitlines()[0])["reward"]
+        is None
+    )
 
 
 def test_a_run_is_a_model_and_adapters_are_all_that_it_adds(ppo, tiny_model_dir):
@@ -176,7 +240,8 @@ def test_a_value_model_learns_apart_from_the_policy(ppo):
     values = memory_of(own)
     assert "value.model.embed_tokens.weight" in values
     assert not np.array_equal(
-        values["value.model.embed_tokens.weight"], weights_of(own.run_dir)["model.embed_tokens.weight"]
+        values["value.model.embed_tokens.weight"],
+        weights_of(own.run_dir)["model.embed_tokens.weight"],
     )
     assert steps_of(own)[0]["reward"] == steps_of(shared)[0]["reward"]
 
@@ -185,7 +250,9 @@ def test_validation_rewards_choose_the_best_checkpoint(ppo):
     result = ppo(eval_data=str(ppo.data), eval_steps=1)
     assert result.best is not None
     assert "eval_reward" in result.best
-    evals = [event.data for event in read_events(result.run_dir / "events.jsonl") if event.kind == "eval"]
+    evals = [
+        event.data for event in read_events(result.run_dir / "events.jsonl") if event.kind == "eval"
+    ]
     assert result.best["eval_reward"] == max(data["eval_reward"] for data in evals)
 
 
@@ -194,7 +261,11 @@ def test_validation_rewards_choose_the_best_checkpoint(ppo):
     [
         ({"rewards": ()}, ConfigError, "no reward given"),
         ({"num_generations": 3}, ConfigError, "a step has 8 completions"),
-        ({"kl_coef": 0.0, "kl_estimator": "k3"}, ConfigError, "`kl_estimator` does nothing without kl_coef"),
+        (
+            {"kl_coef": 0.0, "kl_estimator": "k3"},
+            ConfigError,
+            "`kl_estimator` does nothing without kl_coef",
+        ),
         ({"kl_estimator": "k2"}, ConfigError, "should be one of k1, k3"),
         ({"rewards": ("numeric:column=gone",)}, DataError, "gone"),
         ({"max_prompt_length": 1}, DataError, "more than max_prompt_length"),
@@ -213,18 +284,36 @@ def test_what_cannot_work_is_said_and_nothing_is_written(ppo, tmp_path, changes,
 
 @pytest.mark.parametrize("seed", [1])
 def test_it_learns(tmp_path, seed):
-    """A model that knows a third to a half of all one-digit sums: 60 steps, and it knows most of them."""
-    rows = [{"prompt": f"{a}+{b}=", "completion": f"{a + b}."} for a in range(10) for b in range(10)]
+    """A model that knows a third to a half of all one-digit sums: 60 steps, and it knows most of
+    them."""
+    rows = [
+        {"prompt": f"{a}+{b}=", "completion": f"{a + b}."} for a in range(10) for b in range(10)
+    ]
     data = str(write_rows(tmp_path / "sums.jsonl", rows))
     model = str(create_model("nano", tmp_path / "model", seed=seed))
     shared = {"data": data, "lr_scheduler_type": "constant", "seed": seed, "log_interval": 60}
     base = train_sft(
-        SFTConfig(model=model, output=str(tmp_path / "sft"), max_steps=120, batch_size=16, learning_rate=1e-2, **shared)
+        SFTConfig(
+            model=model,
+            output=str(tmp_path / "sft"),
+            max_steps=120,
+            batch_size=16,
+            learning_rate=1e-2,
+            **shared,
+        )
     ).run_dir
     config = PPOConfig(
-        model=str(base), output=str(tmp_path / "ppo"), rewards=("exact_match",), max_steps=60, batch_size=32,
-        gradient_accumulation_steps=1, max_completion_length=4, learning_rate=1.5e-3, temperature=1.0, **shared,
-    )  # fmt: skip
+        model=str(base),
+        output=str(tmp_path / "ppo"),
+        rewards=("exact_match",),
+        max_steps=60,
+        batch_size=32,
+        gradient_accumulation_steps=1,
+        max_completion_length=4,
+        learning_rate=1.5e-3,
+        temperature=1.0,
+        **shared,
+    )
     after = start("ppo", config).run_dir
     before, now = (measure(str(run), data).exact_match for run in (base, after))
     assert 0.2 < before < 0.65

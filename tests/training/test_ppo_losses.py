@@ -42,12 +42,19 @@ def batch(rows=6, width=8, seed=0):
     value_mask = np.pad(mask, ((0, 0), (1, 0)), constant_values=1.0)
     draw = lambda *shape: noise.normal(size=shape).astype(np.float32)  # noqa: E731
     given = {
-        "mask": mask, "old_logps": draw(rows, width) * mask, "advantages": draw(rows, width) * mask,
-        "value_mask": value_mask, "old_values": draw(rows, width + 1), "returns": draw(rows, width + 1),
-        "token_share": np.float32(1 / mask.sum()), "value_share": np.float32(1 / value_mask.sum()),
-    }  # fmt: skip
+        "mask": mask,
+        "old_logps": draw(rows, width) * mask,
+        "advantages": draw(rows, width) * mask,
+        "value_mask": value_mask,
+        "old_values": draw(rows, width + 1),
+        "returns": draw(rows, width + 1),
+        "token_share": np.float32(1 / mask.sum()),
+        "value_share": np.float32(1 / value_mask.sum()),
+    }
     model = [draw(rows, width) * mask, np.abs(draw(rows, width)) * mask, draw(rows, width + 1)]
-    return {name: mx.array(value) for name, value in given.items()}, [mx.array(part) for part in model]
+    return {name: mx.array(value) for name, value in given.items()}, [
+        mx.array(part) for part in model
+    ]
 
 
 def test_micro_batches_add_up_to_their_mini_batch():
@@ -60,7 +67,9 @@ def test_micro_batches_add_up_to_their_mini_batch():
     assert sum(part.total.item() for part in parts) == pytest.approx(whole.total.item(), rel=1e-5)
     assert sum(part.weight.item() for part in parts) == pytest.approx(1.0)
     for name, value in whole.metrics.items():
-        assert sum(part.metrics[name].item() for part in parts) == pytest.approx(value.item(), rel=1e-4, abs=1e-6)
+        assert sum(part.metrics[name].item() for part in parts) == pytest.approx(
+            value.item(), rel=1e-4, abs=1e-6
+        )
 
 
 def test_a_policy_that_has_not_moved_has_ratio_1_and_the_plain_gradient():
@@ -116,24 +125,36 @@ def test_the_score_stands_behind_an_ended_completion_and_on_the_last_token_of_a_
 def test_a_completion_s_experience_does_not_depend_on_how_wide_its_batch_is():
     short = sampled([3, 2], width=4)
     widened = Sampled(
-        *(np.pad(part, ((0, 0), (0, 5)), constant_values=9.0) for part in (short.logps, short.ref_logps, short.values)),
-        short.scores, written([3, 2], 9), short.ended,
-    )  # fmt: skip
+        *(
+            np.pad(part, ((0, 0), (0, 5)), constant_values=9.0)
+            for part in (short.logps, short.ref_logps, short.values)
+        ),
+        short.scores,
+        written([3, 2], 9),
+        short.ended,
+    )
     one, other = learn_from(short, 8, RewardOptions()), learn_from(widened, 8, RewardOptions())
     np.testing.assert_allclose(one.advantages, other.advantages[:, :4], atol=1e-6)
     np.testing.assert_allclose(one.returns, other.returns[:, :5], atol=1e-6)
 
 
 def test_what_a_tool_wrote_is_no_step_of_an_episode():
-    """The numbers of an episode with a tool's words in between are those of the model's words side by side."""
+    """The numbers of an episode with a tool's words in between are those of the model's words side
+    by side."""
     alone, places = sampled([4], width=4), [0, 1, 4, 6]
-    wide = [np.full((1, 8), np.nan, np.float32), np.full((1, 8), np.nan, np.float32), np.full((1, 9), 99, np.float32)]
+    wide = [
+        np.full((1, 8), np.nan, np.float32),
+        np.full((1, 8), np.nan, np.float32),
+        np.full((1, 9), 99, np.float32),
+    ]
     for part, of in zip(wide, (alone.logps, alone.ref_logps, alone.values), strict=True):
         part[0, [*places, 7][: of.shape[1]]] = of
     mask = np.zeros((1, 8), np.float32)
     mask[0, places] = 1
     one = learn_from(alone, 8, RewardOptions(whiten_rewards=True))
-    other = learn_from(Sampled(*wide, alone.scores, mask, alone.ended), 8, RewardOptions(whiten_rewards=True))
+    other = learn_from(
+        Sampled(*wide, alone.scores, mask, alone.ended), 8, RewardOptions(whiten_rewards=True)
+    )
     assert value_steps(mask, 8, 9)[0].tolist() == [1, 1, 0, 0, 1, 0, 1, 1, 0]
     np.testing.assert_allclose(other.advantages[0, places], one.advantages[0], rtol=1e-5)
     np.testing.assert_allclose(other.returns[0, [*places, 7]], one.returns[0], rtol=1e-5)

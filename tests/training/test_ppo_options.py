@@ -44,7 +44,7 @@ CHANGES_WEIGHTS = {
     "top_k": ({}, {"top_k": 4}),
     "min_p": ({}, {"min_p": 0.9}),
     "repetition_penalty": ({}, {"repetition_penalty": 3.0}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -69,7 +69,10 @@ def learned(tmp_path_factory, tiny_model_dir):
 @pytest.mark.parametrize(("shared", "change"), CHANGES_WEIGHTS.values(), ids=CHANGES_WEIGHTS)
 def test_the_setting_changes_what_is_learned(learned, tiny_model_dir, other_model, shared, change):
     places = {"OTHER": str(other_model), "MODEL": str(tiny_model_dir)}
-    change = {name: places.get(value, value) if isinstance(value, str) else value for name, value in change.items()}
+    change = {
+        name: places.get(value, value) if isinstance(value, str) else value
+        for name, value in change.items()
+    }
     before, after = learned(shared), learned(shared | change)
     assert any(not np.array_equal(before[name], after[name]) for name in before)
 
@@ -101,17 +104,24 @@ def test_reward_errors_stop_the_run_or_leave_completions_out(ppo):
     spec = (f"{ppo.reward}:bad",)
     with pytest.raises(Exception, match="no"):
         ppo("raises", rewards=spec)
-    rows = read_completions(ppo("none", rewards=spec, reward_errors="none", max_steps=1).run_dir / "completions.jsonl")
+    rows = read_completions(
+        ppo("none", rewards=spec, reward_errors="none", max_steps=1).run_dir / "completions.jsonl"
+    )
     assert {row["reward"] for row in rows} == {None}
 
 
 def test_eval_num_generations_samples_instead_of_one_greedy_answer(ppo, tmp_path):
     few = str(write_rows(tmp_path / "few.jsonl", [{"prompt": "red 1: ", "answer": "blue"}]))
     shared = {"eval_data": few, "eval_steps": 1, "max_steps": 1}
-    greedy, sampled = ppo("greedy", **shared), ppo("sampled", eval_num_generations=8, temperature=2.0, **shared)
+    greedy, sampled = (
+        ppo("greedy", **shared),
+        ppo("sampled", eval_num_generations=8, temperature=2.0, **shared),
+    )
     spread = [
         next(
-            event.data["eval_reward_std"] for event in read_events(run.run_dir / "events.jsonl") if event.kind == "eval"
+            event.data["eval_reward_std"]
+            for event in read_events(run.run_dir / "events.jsonl")
+            if event.kind == "eval"
         )
         for run in (greedy, sampled)
     ]

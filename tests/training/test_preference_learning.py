@@ -1,4 +1,5 @@
-"""Preferences are learned: held-out pairs are told apart better after training, by policies and by reward models."""
+"""Preferences are learned: held-out pairs are told apart better after training, by policies and by
+reward models."""
 
 import random
 
@@ -24,9 +25,13 @@ def polite_rows(count, seed):
     for at in range(count):
         first, second = draw.sample(WORDS, 2)
         endings = (" please", " now")
-        rows.append({
-            "prompt": f"{seed}.{at} {first}: ", "chosen": first + endings[0], "rejected": second + endings[1],
-        })  # fmt: skip
+        rows.append(
+            {
+                "prompt": f"{seed}.{at} {first}: ",
+                "chosen": first + endings[0],
+                "rejected": second + endings[1],
+            }
+        )
     return rows
 
 
@@ -40,12 +45,22 @@ def polite(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("algorithm", "changes"),
-    [("dpo", {"use_lora": True, "learning_rate": 2e-2}), ("dpo", {}),
-     ("orpo", {}), ("cpo", {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0})],
+    [
+        ("dpo", {"use_lora": True, "learning_rate": 2e-2}),
+        ("dpo", {}),
+        ("orpo", {}),
+        ("cpo", {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0}),
+    ],
     ids=["dpo with adapters", "dpo", "orpo", "simpo"],
-)  # fmt: skip
+)
 def test_held_out_preference_accuracy_rises(algorithm, changes, polite, tiny_model_dir, tmp_path):
-    settings = {"data": str(polite), "batch_size": 8, "max_steps": 24, "eval_steps": 12, "learning_rate": 2e-3}
+    settings = {
+        "data": str(polite),
+        "batch_size": 8,
+        "max_steps": 24,
+        "eval_steps": 12,
+        "learning_rate": 2e-3,
+    }
     result = train_on(algorithm, tiny_model_dir, tmp_path, **settings | changes)
     evaluated = events_of(result.run_dir, "eval")
     losses = [record["eval_loss"] for record in evaluated]
@@ -57,30 +72,45 @@ def test_held_out_preference_accuracy_rises(algorithm, changes, polite, tiny_mod
 
 
 def test_kto_parts_good_from_bad(polite, tiny_model_dir, tmp_path):
-    settings = {"data": str(polite), "batch_size": 8, "max_steps": 24, "learning_rate": 2e-3, "eval_steps": 24}
+    settings = {
+        "data": str(polite),
+        "batch_size": 8,
+        "max_steps": 24,
+        "learning_rate": 2e-3,
+        "eval_steps": 24,
+    }
     result = train_on("kto", tiny_model_dir, tmp_path, **settings)
     (evaluated,) = events_of(result.run_dir, "eval")
     assert evaluated["eval_loss"] < 0.45  # 0.5 is where policy and reference agree
     assert events_of(result.run_dir, "step")[-1]["rewards/margins"] > 0.2
 
 
-@pytest.mark.parametrize("lora", [{}, {"use_lora": True, "learning_rate": 2e-2}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora", [{}, {"use_lora": True, "learning_rate": 2e-2}], ids=["full", "lora"]
+)
 def test_a_reward_model_scores_held_out_pairs_right(lora, polite, tiny_model_dir, tmp_path):
     settings = {"data": str(polite), "batch_size": 8, "max_steps": 24, "learning_rate": 3e-3}
     result = train_on("reward", tiny_model_dir, tmp_path, **settings | lora)
     assert events_of(result.run_dir, "eval")[-1]["eval_accuracy"] > 0.9
     model, tokenizer = load_reward_model(result.run_dir, dtype="float32")
     pairs = PairDataset(polite, tokenizer, split="valid").examples
-    whole = [[np.concatenate([pair.prompt, part]).tolist() for part in pair.completions] for pair in pairs]
+    whole = [
+        [np.concatenate([pair.prompt, part]).tolist() for part in pair.completions]
+        for pair in pairs
+    ]
     chosen, rejected = (score_rows(model, list(side)) for side in zip(*whole, strict=True))
-    assert (chosen > rejected).mean() == pytest.approx(events_of(result.run_dir, "eval")[-1]["eval_accuracy"])
+    assert (chosen > rejected).mean() == pytest.approx(
+        events_of(result.run_dir, "eval")[-1]["eval_accuracy"]
+    )
 
 
 def test_only_what_should_move_moves(tiny_model_dir, tmp_path):
     before = weights_of(tiny_model_dir)
     after = weights_of(train_on("dpo", tiny_model_dir, tmp_path, "full", max_steps=2).run_dir)
     assert [name for name in before if np.array_equal(before[name], after[name])] == []
-    adapted, _ = load_model(train_on("dpo", tiny_model_dir, tmp_path, "lora", max_steps=2, use_lora=True).run_dir)
+    adapted, _ = load_model(
+        train_on("dpo", tiny_model_dir, tmp_path, "lora", max_steps=2, use_lora=True).run_dir
+    )
     base = adapted.model.layers[0].self_attn.q_proj.linear.weight
     np.testing.assert_array_equal(np.array(base), before["model.layers.0.self_attn.q_proj.weight"])
 
@@ -101,29 +131,49 @@ def test_a_run_of_sft_adapters_goes_on_and_is_its_own_reference(tiny_model_dir, 
 def test_a_reward_model_can_be_trained_further(tiny_model_dir, tmp_path):
     for name, lora in (("full", {}), ("lora", {"use_lora": True})):
         first = train_on("reward", tiny_model_dir, tmp_path, f"{name}-first", **lora)
-        second = train_on("reward", first.run_dir, tmp_path, f"{name}-second", **lora, learning_rate=1e-9, max_steps=1)
+        second = train_on(
+            "reward",
+            first.run_dir,
+            tmp_path,
+            f"{name}-second",
+            **lora,
+            learning_rate=1e-9,
+            max_steps=1,
+        )
         ids = [[5, 9, 14, 7], [3, 4]]
         scores = [score_rows(load_reward_model(run.run_dir)[0], ids) for run in (first, second)]
         np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
 
 
 def test_pairs_that_are_cut_to_the_same_tokens_are_ties(tiny_model_dir, tmp_path):
-    """The same row at two places of a batch may differ in the last bit; as in TRL neither is the better one."""
-    rows = [{"prompt": f"{word}: ", "chosen": "aaaaaaaa yes", "rejected": "aaaaaaaa no"} for word in WORDS]
+    """The same row at two places of a batch may differ in the last bit; as in TRL neither is the
+    better one."""
+    rows = [
+        {"prompt": f"{word}: ", "chosen": "aaaaaaaa yes", "rejected": "aaaaaaaa no"}
+        for word in WORDS
+    ]
     data = str(write_rows(tmp_path / "ties.jsonl", rows))
     for algorithm in ("dpo", "orpo", "cpo"):
         given = {"data": data, "max_length": 14, "max_steps": 3}
         result = train_on(algorithm, tiny_model_dir, tmp_path, f"ties-{algorithm}", **given)
-        steps = [event.data for event in read_events(result.run_dir / "events.jsonl") if event.kind == "step"]
+        steps = [
+            event.data
+            for event in read_events(result.run_dir / "events.jsonl")
+            if event.kind == "step"
+        ]
         assert [step["rewards/accuracies"] for step in steps] == [0.0] * 3
         assert all(abs(step["rewards/margins"]) < 1e-4 for step in steps)
 
 
 def test_kto_puts_whole_completions_behind_other_prompts_and_then_cuts():
-    """As TRL's collator does: a short prompt shows more of the completion of a long one than its own row could."""
+    """As TRL's collator does: a short prompt shows more of the completion of a long one than its
+    own row could."""
     long, short = np.arange(100, 106, dtype=np.int32), np.array([7], dtype=np.int32)
     answer = np.arange(200, 208, dtype=np.int32)
     rows = [UnpairedExample(prompt, answer, True).cut(9) for prompt in (long, short)]
     assert [len(row.completion) for row in rows] == [3, 8]
-    assert [row.completion.tolist() for row in mismatched(rows, 9)] == [answer[:3].tolist(), answer.tolist()]
+    assert [row.completion.tolist() for row in mismatched(rows, 9)] == [
+        answer[:3].tolist(),
+        answer.tolist(),
+    ]
     assert [len(row.completion) for row in mismatched(rows, None)] == [8, 8]

@@ -27,7 +27,9 @@ from tests.training.preference_runs import label_rows, other_model, pair_rows
 FIXTURES = Path(ROOT) / "tests" / "fixtures" / "parity"
 
 
-@pytest.mark.parametrize(("suite", "least"), [("dpo", 600), ("kto", 50), ("orpo_cpo", 70), ("reward", 20)])
+@pytest.mark.parametrize(
+    ("suite", "least"), [("dpo", 600), ("kto", 50), ("orpo_cpo", 70), ("reward", 20)]
+)
 def test_every_fixture_of_trl_holds(suite, least):
     checks = parity.run(FIXTURES, [suite])
     assert len(checks) >= least
@@ -39,7 +41,9 @@ def ratios(scale=1.0, pairs=5, width=7, seed=0):
     logps = -scale * noise.exponential(size=(2 * pairs, width)).astype(np.float32)
     sizes = noise.integers(1, width + 1, 2 * pairs)
     mask = (np.arange(width) < sizes[:, None]).astype(np.float32)
-    reference = (-scale * noise.exponential(size=(2 * pairs, width)) * mask).sum(axis=1).astype(np.float32)
+    reference = (
+        (-scale * noise.exponential(size=(2 * pairs, width)) * mask).sum(axis=1).astype(np.float32)
+    )
     return mx.array(logps), mx.array(reference), mx.array(mask)
 
 
@@ -48,7 +52,10 @@ def config_for(name):
     return DPOConfig(loss_type=(name,), label_smoothing=smoothing)
 
 
-NOT_MONOTONE = ("apo_down", "discopop")  # apo_down lowers both, the rejected more; discopop was found by search
+NOT_MONOTONE = (
+    "apo_down",
+    "discopop",
+)  # apo_down lowers both, the rejected more; discopop was found by search
 
 
 @pytest.mark.parametrize("name", [name for name in DPO_LOSSES if name not in NOT_MONOTONE])
@@ -58,7 +65,9 @@ def test_a_better_chosen_answer_is_never_punished_near_the_start(name):
     assert (np.array(mx.grad(loss)(logps) * mask)[:5]).sum() < 0
 
 
-@pytest.mark.parametrize("name", [name for name in DPO_LOSSES if name != "discopop"])  # it has exp(-x) in it
+@pytest.mark.parametrize(
+    "name", [name for name in DPO_LOSSES if name != "discopop"]
+)  # it has exp(-x) in it
 def test_losses_stay_finite_far_from_the_start(name):
     logps, reference, mask = ratios(scale=200.0)
     loss = lambda now: preference_loss(make_ratios(now, reference, mask), config_for(name)).mean()  # noqa: E731
@@ -77,9 +86,13 @@ def test_odds_are_exact_where_probabilities_are_near_one_or_zero():
     chosen, rejected = np.array([-1e-4, -50.0, -0.7]), np.array([-3e-4, -49.0, -0.6])
     log1m = lambda m: np.log(-np.expm1(m))  # noqa: E731
     want = (chosen - rejected) - (log1m(chosen) - log1m(rejected))
-    got = odds_ratio(mx.array(chosen.astype(np.float32)), mx.array(rejected.astype(np.float32))).log_odds
+    got = odds_ratio(
+        mx.array(chosen.astype(np.float32)), mx.array(rejected.astype(np.float32))
+    ).log_odds
     np.testing.assert_allclose(np.array(got), want, rtol=2e-3)
-    gradient = mx.grad(lambda m: odds_ratio(m, m - 1.0).log_sigmoid.sum())(mx.array([0.0, -1e-8, -100.0]))
+    gradient = mx.grad(lambda m: odds_ratio(m, m - 1.0).log_sigmoid.sum())(
+        mx.array([0.0, -1e-8, -100.0])
+    )
     assert np.isfinite(np.array(gradient)).all()
 
 
@@ -97,14 +110,19 @@ def test_reward_loss_by_hand():
     chosen, rejected, margin = mx.array([1.0]), mx.array([0.5]), mx.array([0.25])
     assert reward_loss(chosen, rejected).item() == pytest.approx(np.log1p(np.exp(-0.5)))
     assert reward_loss(chosen, rejected, margin).item() == pytest.approx(np.log1p(np.exp(-0.25)))
-    assert reward_loss(chosen, rejected, None, 0.1).item() == pytest.approx(np.log1p(np.exp(-0.5)) + 0.1 * 2.25)
+    assert reward_loss(chosen, rejected, None, 0.1).item() == pytest.approx(
+        np.log1p(np.exp(-0.5)) + 0.1 * 2.25
+    )
 
 
 SPLIT = {
-    "dpo with sft": DPOConfig(loss_type=("sigmoid", "sft")), "dpo weighted": DPOConfig(use_weighting=True),
-    "orpo": ORPOConfig(), "cpo": CPOConfig(), "simpo": CPOConfig(loss_type="simpo"),
+    "dpo with sft": DPOConfig(loss_type=("sigmoid", "sft")),
+    "dpo weighted": DPOConfig(use_weighting=True),
+    "orpo": ORPOConfig(),
+    "cpo": CPOConfig(),
+    "simpo": CPOConfig(loss_type="simpo"),
     "kto": KTOConfig(desirable_weight=1.5),
-}  # fmt: skip
+}
 
 
 def mean_of(config, model, tokenizer, dataset):
@@ -114,7 +132,10 @@ def mean_of(config, model, tokenizer, dataset):
     losses = [algorithm.loss(model, micro_batch) for micro_batch in update.micro_batches]
     weight = sum(loss.weight.item() for loss in losses)
     assert weight == update.weight
-    means = {name: sum(loss.metrics[name].item() for loss in losses) / weight for name in losses[0].metrics}
+    means = {
+        name: sum(loss.metrics[name].item() for loss in losses) / weight
+        for name in losses[0].metrics
+    }
     return means | {"loss": sum(loss.total.item() for loss in losses) / weight}, len(losses)
 
 
@@ -122,11 +143,21 @@ def mean_of(config, model, tokenizer, dataset):
 def test_how_an_update_is_split_changes_nothing(config, tiny_model_dir, tmp_path):
     model, tokenizer = load_model(tiny_model_dir, dtype="float32")
     is_kto = isinstance(config, KTOConfig)
-    dataset = UnpairedDataset(label_rows(12), tokenizer) if is_kto else PairDataset(pair_rows(12), tokenizer)
-    reference = {} if isinstance(config, ORPOConfig | CPOConfig) else {"ref_model": str(other_model(tmp_path))}
+    dataset = (
+        UnpairedDataset(label_rows(12), tokenizer)
+        if is_kto
+        else PairDataset(pair_rows(12), tokenizer)
+    )
+    reference = (
+        {}
+        if isinstance(config, ORPOConfig | CPOConfig)
+        else {"ref_model": str(other_model(tmp_path))}
+    )
     base = replace(config, shuffle=False, **reference)
     whole, one = mean_of(replace(base, batch_size=12), model, tokenizer, dataset)
-    parts, three = mean_of(replace(base, batch_size=5, gradient_accumulation_steps=3), model, tokenizer, dataset)
+    parts, three = mean_of(
+        replace(base, batch_size=5, gradient_accumulation_steps=3), model, tokenizer, dataset
+    )
     assert (one, three) == (1, 3)
     assert parts == pytest.approx(whole, rel=1e-4, abs=1e-5)
 
@@ -147,5 +178,7 @@ def test_a_row_without_prompt_learns_all_but_its_first_token(tiny_model_dir):
     (update,) = algorithm.updates(0)
     mask = np.array(update.micro_batches[0]["mask"])
     started = [len(dataset[0].prompt) > 0] * 2
-    sizes = [len(part) - (not begun) for part, begun in zip(dataset[0].completions, started, strict=True)]
+    sizes = [
+        len(part) - (not begun) for part, begun in zip(dataset[0].completions, started, strict=True)
+    ]
     assert mask.sum(axis=1).tolist() == sizes

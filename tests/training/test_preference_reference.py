@@ -1,4 +1,5 @@
-"""The reference of DPO: kept log-probs that are used only for what they were made of, and one copy of the model."""
+"""The reference of DPO: kept log-probs that are used only for what they were made of, and one copy
+of the model."""
 
 import mlx.core as mx
 import numpy as np
@@ -28,9 +29,14 @@ def table(tiny_model_dir, tmp_path):
         policy, tokenizer = load_model(model, lora, dtype="float32")
         dataset = PairDataset(rows or pair_rows(5), tokenizer)
         return precompute(
-            Reference.of(policy), dataset.examples, lambda some: pair_arrays(some, Layout()),
-            fingerprint=dataset.fingerprint, folder=tmp_path / "kept", batch_size=2, ld_alpha=ld_alpha,
-        )  # fmt: skip
+            Reference.of(policy),
+            dataset.examples,
+            lambda some: pair_arrays(some, Layout()),
+            fingerprint=dataset.fingerprint,
+            folder=tmp_path / "kept",
+            batch_size=2,
+            ld_alpha=ld_alpha,
+        )
 
     return make
 
@@ -45,9 +51,11 @@ def test_the_second_time_they_are_read(table):
 def test_other_data_another_model_or_other_settings_miss_the_file(table, tmp_path):
     known = table()
     others = [
-        table(rows=pair_rows(5, offset=1)), table(rows=pair_rows(6)), table(model=other_model(tmp_path)),
+        table(rows=pair_rows(5, offset=1)),
+        table(rows=pair_rows(6)),
+        table(model=other_model(tmp_path)),
         table(ld_alpha=0.5),
-    ]  # fmt: skip
+    ]
     assert not any(other.was_kept for other in others)
     assert len({known.path, *(other.path for other in others)}) == 5
     assert table(lora=LoRAConfig(rank=2)).logps == pytest.approx(known.logps, abs=1e-4)
@@ -61,7 +69,9 @@ def test_one_changed_weight_misses_the_file(table, tiny_model_dir, tmp_path):
     assert table(model=tmp_path / "copy").was_kept
     weights = mx.load(str(tmp_path / "copy" / "model.safetensors"))
     weights["model.norm.weight"] = weights["model.norm.weight"] + 1e-3
-    mx.save_safetensors(str(tmp_path / "copy" / "model.safetensors"), weights, metadata={"format": "pt"})
+    mx.save_safetensors(
+        str(tmp_path / "copy" / "model.safetensors"), weights, metadata={"format": "pt"}
+    )
     assert not table(model=tmp_path / "copy").was_kept
 
 
@@ -71,7 +81,9 @@ def test_a_damaged_file_is_made_again(table, damage):
     raw = good.path.read_bytes()
     flipped = bytearray(raw)
     flipped[len(raw) // 4] ^= 0xFF
-    good.path.write_bytes({"cut": raw[:-20], "empty": b"", "flipped": bytes(flipped), "words": b"hello"}[damage])
+    good.path.write_bytes(
+        {"cut": raw[:-20], "empty": b"", "flipped": bytes(flipped), "words": b"hello"}[damage]
+    )
     again = table()
     assert not again.was_kept
     np.testing.assert_array_equal(again.logps, good.logps)
@@ -81,7 +93,9 @@ def test_a_damaged_file_is_made_again(table, damage):
 
 def test_a_run_says_where_they_are(tiny_model_dir, tmp_path):
     runs = [
-        train_on("dpo", tiny_model_dir, tmp_path, name, precompute_ref_log_probs=True, max_steps=1).run_dir
+        train_on(
+            "dpo", tiny_model_dir, tmp_path, name, precompute_ref_log_probs=True, max_steps=1
+        ).run_dir
         for name in ("first", "second")
     ]
     told = [" ".join(event["text"] for event in events_of(run, "note")) for run in runs]
@@ -99,14 +113,16 @@ def test_with_adapters_there_is_one_copy_of_the_model(tmp_path):
 
 
 def steps_beside_weights(folder, lora):
-    """The most memory, in bytes, that is held after a step and while the reference runs, beside what was there before;
-    and the bytes of the weights. The optimizer has no state."""
+    """The most memory, in bytes, that is held after a step and while the reference runs, beside
+    what was there before; and the bytes of the weights. The optimizer has no state."""
     model, tokenizer = load_model(folder, lora, dtype="float32")
     more = {"use_lora": True, "lora_rank": lora.rank} if lora else {}
     config = DPOConfig(model=str(folder), batch_size=2, learning_rate=1e-3, optimizer="sgd", **more)
     prepare_model(model, config)
     weights = sum(leaf.nbytes for _, leaf in tree_flatten(model.parameters()))
-    algorithm = PreferenceTrainer(model, tokenizer, config).make_algorithm(PairDataset(pair_rows(4), tokenizer))
+    algorithm = PreferenceTrainer(model, tokenizer, config).make_algorithm(
+        PairDataset(pair_rows(4), tokenizer)
+    )
     update = Updater(algorithm, build_optimizer(config, model), 1.0)
     before, most = runtime.memory().active, 0
     with step_math(config):

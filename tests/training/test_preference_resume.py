@@ -1,4 +1,5 @@
-"""Resume is exact for learning from preferences too: references that move, tables, heads beside adapters."""
+"""Resume is exact for learning from preferences too: references that move, tables, heads beside
+adapters."""
 
 import pytest
 
@@ -40,7 +41,9 @@ def test_stopping_and_resuming_changes_no_bit(algorithm, changes, tiny_model_dir
     if changes.get("ref_model") == "OTHER":
         changes = changes | {"ref_model": str(other_model(tmp_path))}
     whole = train_on(algorithm, tiny_model_dir, tmp_path, "whole", **changes)
-    part = train_on(algorithm, tiny_model_dir, tmp_path, "parts", should_stop=stop_after(3), **changes)
+    part = train_on(
+        algorithm, tiny_model_dir, tmp_path, "parts", should_stop=stop_after(3), **changes
+    )
     assert (part.reason, part.steps) == ("stopped", 3)
     rest = resume(part.run_dir)
     assert (rest.reason, rest.steps, whole.steps) == ("done", 6, 6)

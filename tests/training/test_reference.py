@@ -59,7 +59,10 @@ def test_whole_weights_are_kept_as_they_were_and_shared_until_the_first_update(f
     model, tokenizer = load_model(folder, dtype="float32")
     before = logits(model)
     reference = Reference.of(model, tokenizer=tokenizer)
-    assert all(array is dict(tree_flatten(model.parameters()))[name] for name, array in reference.arrays().items())
+    assert all(
+        array is dict(tree_flatten(model.parameters()))[name]
+        for name, array in reference.arrays().items()
+    )
     train_a_little(model)
     with reference.active() as kept:
         np.testing.assert_array_equal(logits(kept), before)

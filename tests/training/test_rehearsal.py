@@ -1,4 +1,5 @@
-"""The step that is taken for the sake of its kernels: of every algorithm, small, and by a run's own settings."""
+"""The step that is taken for the sake of its kernels: of every algorithm, small, and by a run's own
+settings."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ def config_of(algorithm: str, model: Path, folder: Path, **more: Any) -> Trainer
         rows = [row | {"label": at % 2 == 0} for at, row in enumerate(rows)]
     data = folder / f"{algorithm}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    more |= {"rewards": ("mine.py:none",), "max_completion_length": 40} if algorithm in ("grpo", "ppo") else {}
+    more |= (
+        {"rewards": ("mine.py:none",), "max_completion_length": 40}
+        if algorithm in ("grpo", "ppo")
+        else {}
+    )
     return recipes.config_class(algorithm)(model=str(model), data=str(data), **more)
 
 
@@ -40,7 +45,8 @@ def config_of(algorithm: str, model: Path, folder: Path, **more: Any) -> Trainer
 def test_every_algorithm_takes_its_step(
     algorithm: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No weights are needed, no reward of the user's is asked, and an update is computed in both ways."""
+    """No weights are needed, no reward of the user's is asked, and an update is computed in both
+    ways."""
     config = config_of(algorithm, tiny_model_dir, tmp_path, use_lora=True)
     small = rehearsal._small_config(config)
     assert small is not None
@@ -58,7 +64,9 @@ def test_every_algorithm_takes_its_step(
     assert not list((tmp_path / "model").glob("*.safetensors"))
 
 
-def test_the_model_is_cut_to_what_has_a_block_of_each_kind(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_the_model_is_cut_to_what_has_a_block_of_each_kind(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "deep"
     folder.mkdir()
     config = json.loads((tiny_model_dir / "config.json").read_text()) | {"num_hidden_layers": 9}
@@ -75,8 +83,14 @@ def test_the_model_is_cut_to_what_has_a_block_of_each_kind(tiny_model_dir: Path,
 def test_what_makes_other_kernels_makes_another_kind(tiny_model_dir: Path) -> None:
     config = SFTConfig(model=str(tiny_model_dir), data="rows.jsonl")
     kind = lambda changed, small=(("a", 1),): rehearsal._kind("sft", changed, dict(small))  # noqa: E731
-    assert kind(config) == kind(replace(config, data="other.jsonl", seed=3, learning_rate=1e-3, max_steps=7))
-    others = [replace(config, use_lora=True), replace(config, optimizer="lion"), replace(config, dtype="bfloat16")]
+    assert kind(config) == kind(
+        replace(config, data="other.jsonl", seed=3, learning_rate=1e-3, max_steps=7)
+    )
+    others = [
+        replace(config, use_lora=True),
+        replace(config, optimizer="lion"),
+        replace(config, dtype="bfloat16"),
+    ]
     assert len({kind(one) for one in (config, *others)}) == 4
     assert kind(config) != kind(config, (("a", 2),))
     assert kind(config) != rehearsal._kind("dpo", config, {"a": 1})
@@ -89,12 +103,15 @@ def test_a_cpu_rehearses_nothing(tiny_model_dir: Path, monkeypatch: pytest.Monke
     rehearsal.begin("sft", SFTConfig(model=str(tiny_model_dir), data="rows.jsonl"))
 
 
-def test_a_run_takes_over_what_was_made_and_goes_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_takes_over_what_was_made_and_goes_on_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = KernelCache(tmp_path / "shared", tmp_path / "own")
     cache.shared.mkdir()
     cache.own.mkdir()
     write = (
-        "import sys, pathlib as p; f = p.Path(sys.stdin.read()); [(f / n).write_text('x') for n in ('a.txt', 'a.ptx')]"
+        "import sys, pathlib as p; f = p.Path(sys.stdin.read()); [(f / n).write_text('x') for n in"
+        " ('a.txt', 'a.ptx')]"
     )
     cache.have_made([sys.executable, "-c", write], str(cache.shared))
     cache.wait()

@@ -1,4 +1,5 @@
-"""Resume is exact: 2n steps are n + resume n, bit for bit, whatever is switched on and however the run ended."""
+"""Resume is exact: 2n steps are n + resume n, bit for bit, whatever is switched on and however the
+run ended."""
 
 import os
 import signal
@@ -39,7 +40,9 @@ def stop_after(steps):
 
 
 def optimizer_bits(run):
-    return (verify_checkpoint(list_checkpoints(run)[-1]).folder / "optimizer.safetensors").read_bytes()
+    return (
+        verify_checkpoint(list_checkpoints(run)[-1]).folder / "optimizer.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
@@ -58,7 +61,11 @@ def log_of(run):
     """Every logged number that does not depend on the clock or the machine's memory."""
     timed = ("second", "memory")
     return [
-        (event.kind, event.step, {k: v for k, v in event.data.items() if not any(word in k for word in timed)})
+        (
+            event.kind,
+            event.step,
+            {k: v for k, v in event.data.items() if not any(word in k for word in timed)},
+        )
         for event in read_events(run / "events.jsonl")
         if event.kind in ("step", "eval")
     ]
@@ -76,12 +83,32 @@ def test_kill_9_at_any_moment_loses_nothing_but_steps(sft_config, tmp_path):
     whole = train_sft(sft_config("whole", **settings))
     config = sft_config("killed", **settings)
     command = [
-        sys.executable, "-m", "chuk_cli", "train", "sft", "--model", config.model, "--data", config.data,
-        "--output", config.output, "--max-steps", "60", "--batch-size", "4", "--learning-rate", "3e-3",
-        "--set", "checkpoint_interval=7", "--set", "log_interval=1",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "chuk_cli",
+        "train",
+        "sft",
+        "--model",
+        config.model,
+        "--data",
+        config.data,
+        "--output",
+        config.output,
+        "--max-steps",
+        "60",
+        "--batch-size",
+        "4",
+        "--learning-rate",
+        "3e-3",
+        "--set",
+        "checkpoint_interval=7",
+        "--set",
+        "log_interval=1",
+    ]
     environment = chuk_environment()
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     run = tmp_path / "killed"
     wait_for_checkpoint(run, process)
     os.kill(process.pid, signal.SIGKILL)

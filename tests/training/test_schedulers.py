@@ -1,4 +1,5 @@
-"""Schedules: the formulas are checked against TRL's numbers by the parity suite; here, what users rely on."""
+"""Schedules: the formulas are checked against TRL's numbers by the parity suite; here, what users
+rely on."""
 
 import pytest
 
@@ -16,10 +17,13 @@ def test_warmup_starts_at_zero_and_reaches_the_peak(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "end"), [("linear", 1 / 16), ("cosine", 0.00961), ("cosine_with_min_lr", 0.10865), ("constant", 1.0)]
+    ("kind", "end"),
+    [("linear", 1 / 16), ("cosine", 0.00961), ("cosine_with_min_lr", 0.10865), ("constant", 1.0)],
 )
 def test_the_last_step_is_where_the_formula_puts_it(kind, end):
-    schedule = Schedule(kind, warmup_steps=0 if kind == "constant" else 4, total_steps=20, min_lr_rate=0.1)
+    schedule = Schedule(
+        kind, warmup_steps=0 if kind == "constant" else 4, total_steps=20, min_lr_rate=0.1
+    )
     assert schedule.factor(19) == pytest.approx(end, rel=1e-3)
 
 

@@ -1,4 +1,5 @@
-"""What a setting may name is a table: every choice gives another result, and what has no row raises."""
+"""What a setting may name is a table: every choice gives another result, and what has no row
+raises."""
 
 from itertools import combinations
 
@@ -31,19 +32,32 @@ from tests.training.preference_runs import other_model, train_on
 def assert_all_differ(results):
     """No two choices may give the same arrays."""
     for one, other in combinations(results, 2):
-        assert any(not np.array_equal(results[one][key], results[other][key]) for key in results[one]), (one, other)
+        assert any(
+            not np.array_equal(results[one][key], results[other][key]) for key in results[one]
+        ), (one, other)
 
 
 def test_every_optimizer_learns_something_of_its_own(train):
-    decay = {name: {"weight_decay": 0.1} if "weight_decay" in row.reads else {} for name, row in OPTIMIZERS.items()}
-    runs = {name: train(name, optimizer=name, max_steps=3, **decay[name]).run_dir for name in OPTIMIZERS}
+    decay = {
+        name: {"weight_decay": 0.1} if "weight_decay" in row.reads else {}
+        for name, row in OPTIMIZERS.items()
+    }
+    runs = {
+        name: train(name, optimizer=name, max_steps=3, **decay[name]).run_dir for name in OPTIMIZERS
+    }
     assert_all_differ({name: weights_of(run) for name, run in runs.items()})
 
 
 def test_every_schedule_has_rates_of_its_own():
     found = {}
     for name, row in SCHEDULES.items():
-        given = {"warmup_steps": 4, "num_cycles": 2.0, "min_lr_rate": 0.1, "lr_power": 2.0, "num_decay_steps": 5}
+        given = {
+            "warmup_steps": 4,
+            "num_cycles": 2.0,
+            "min_lr_rate": 0.1,
+            "lr_power": 2.0,
+            "num_decay_steps": 5,
+        }
         own = {key: value for key, value in given.items() if key in row.reads}
         config = SFTConfig(lr_scheduler_type=name, learning_rate=1e-3, **own)
         refuse_idle_settings(config)
@@ -63,12 +77,16 @@ def grpo(tiny_model_dir, tmp_path_factory):
 
 
 def test_every_loss_of_grpo_learns_something_of_its_own(grpo):
-    """With rows of uneven length, two updates of two a pass, and completions that count for nothing: what the sums are
-    divided by differs too."""
+    """With rows of uneven length, two updates of two a pass, and completions that count for
+    nothing: what the sums are divided by differs too."""
     shared = {
-        "num_iterations": 2, "steps_per_generation": 2, "learning_rate": 3e-2, "max_grad_norm": 0.0, "stop": ("e",),
+        "num_iterations": 2,
+        "steps_per_generation": 2,
+        "learning_rate": 3e-2,
+        "max_grad_norm": 0.0,
+        "stop": ("e",),
         "mask_truncated_completions": True,
-    }  # fmt: skip
+    }
     assert_all_differ({name: grpo(loss_type=name, **shared) for name in LOSSES})
 
 
@@ -77,13 +95,22 @@ def test_every_advantage_estimator_learns_something_of_its_own(grpo):
     assert_all_differ({name: grpo(advantage_estimator=name, **shared) for name in ESTIMATORS})
 
 
-def of_preferences(algorithm, model, folder, names, key="loss_type", wrap=lambda name: name, **shared):
+def of_preferences(
+    algorithm, model, folder, names, key="loss_type", wrap=lambda name: name, **shared
+):
     """Weights of short runs by the value of a setting."""
     found = {}
     for name in names:
         more = {"label_smoothing": 0.1} if name in ("exo_pair", "robust") else {}
         result = train_on(
-            algorithm, model, folder, f"{algorithm}-{name}", max_steps=3, **{key: wrap(name)}, **more, **shared
+            algorithm,
+            model,
+            folder,
+            f"{algorithm}-{name}",
+            max_steps=3,
+            **{key: wrap(name)},
+            **more,
+            **shared,
         )
         found[name] = weights_of(result.run_dir)
     return found
@@ -92,12 +119,24 @@ def of_preferences(algorithm, model, folder, names, key="loss_type", wrap=lambda
 def test_every_preference_loss_and_divergence_learns_something_of_its_own(tiny_model_dir, tmp_path):
     assert_all_differ(
         of_preferences(
-            "dpo", tiny_model_dir, tmp_path, DPO_LOSSES, wrap=lambda name: (name,), batch_size=16, learning_rate=2e-2
+            "dpo",
+            tiny_model_dir,
+            tmp_path,
+            DPO_LOSSES,
+            wrap=lambda name: (name,),
+            batch_size=16,
+            learning_rate=2e-2,
         )
     )
     assert_all_differ(of_preferences("cpo", tiny_model_dir, tmp_path, CPO_LOSSES[:4]))
-    assert_all_differ(of_preferences("kto", tiny_model_dir, tmp_path, KTO_LOSSES, ref_model=str(other_model(tmp_path))))
-    assert_all_differ(of_preferences("dpo", tiny_model_dir, tmp_path, DIVERGENCES, "f_divergence_type"))
+    assert_all_differ(
+        of_preferences(
+            "kto", tiny_model_dir, tmp_path, KTO_LOSSES, ref_model=str(other_model(tmp_path))
+        )
+    )
+    assert_all_differ(
+        of_preferences("dpo", tiny_model_dir, tmp_path, DIVERGENCES, "f_divergence_type")
+    )
 
 
 ONE = mx.ones((1,))
@@ -132,21 +171,42 @@ def test_the_nearest_row_is_named():
 
 
 CHANGED = {
-    "momentum": 0.5, "adam_beta1": 0.5, "adam_beta2": 0.5, "adam_epsilon": 1e-3, "weight_decay": 0.1,
-    "warmup_steps": 3, "warmup_ratio": 0.1, "num_cycles": 3.0, "min_lr_rate": 0.1, "lr_power": 2.0,
+    "momentum": 0.5,
+    "adam_beta1": 0.5,
+    "adam_beta2": 0.5,
+    "adam_epsilon": 1e-3,
+    "weight_decay": 0.1,
+    "warmup_steps": 3,
+    "warmup_ratio": 0.1,
+    "num_cycles": 3.0,
+    "min_lr_rate": 0.1,
+    "lr_power": 2.0,
     "num_decay_steps": 3,
-    "epsilon": 0.1, "epsilon_high": 0.5, "delta": 2.0, "sapo_temperature_pos": 3.0, "sapo_temperature_neg": 3.0,
-    "vespo_k_pos": 1.0, "vespo_lambda_pos": 1.0, "vespo_k_neg": 1.0, "vespo_lambda_neg": 1.0,
-    "scale_rewards": "none", "multi_objective_aggregation": "normalize_then_sum", "normalize_advantages": True,
+    "epsilon": 0.1,
+    "epsilon_high": 0.5,
+    "delta": 2.0,
+    "sapo_temperature_pos": 3.0,
+    "sapo_temperature_neg": 3.0,
+    "vespo_k_pos": 1.0,
+    "vespo_lambda_pos": 1.0,
+    "vespo_k_neg": 1.0,
+    "vespo_lambda_neg": 1.0,
+    "scale_rewards": "none",
+    "multi_objective_aggregation": "normalize_then_sum",
+    "normalize_advantages": True,
     "reward_clip_range": (-1.0, 1.0),
-}  # fmt: skip
+}
 TABLES = [
-    (SFTConfig, "optimizer", OPTIMIZERS), (SFTConfig, "lr_scheduler_type", SCHEDULES),
-    (GRPOConfig, "loss_type", LOSSES), (GRPOConfig, "advantage_estimator", ESTIMATORS),
-]  # fmt: skip
+    (SFTConfig, "optimizer", OPTIMIZERS),
+    (SFTConfig, "lr_scheduler_type", SCHEDULES),
+    (GRPOConfig, "loss_type", LOSSES),
+    (GRPOConfig, "advantage_estimator", ESTIMATORS),
+]
 
 
-@pytest.mark.parametrize(("config", "setting", "table"), TABLES, ids=[setting for _, setting, _ in TABLES])
+@pytest.mark.parametrize(
+    ("config", "setting", "table"), TABLES, ids=[setting for _, setting, _ in TABLES]
+)
 def test_a_setting_that_a_row_does_not_read_is_refused_beside_it(config, setting, table):
     named = {name for row in table.values() for name in row.reads}
     for choice, row in table.items():
@@ -163,7 +223,9 @@ def test_modes_of_importance_sampling_differ():
     old, sampled, mask = mx.array([[0.0, 0.5, -0.5]]), mx.zeros((1, 3)), mx.ones((1, 3))
     found = {
         mode: {
-            "weights": np.broadcast_to(np.array(importance_weights(old + 0.2, sampled, mask, mode, 0.9, 1.5)), (1, 3))
+            "weights": np.broadcast_to(
+                np.array(importance_weights(old + 0.2, sampled, mask, mode, 0.9, 1.5)), (1, 3)
+            )
         }
         for mode in IMPORTANCE_MODES
     }

@@ -1,8 +1,9 @@
-"""Settings files of other tools, and of chuk's predecessor, read as chuk's: one table for each form.
+"""Settings files of other tools, and of chuk's predecessor, read as chuk's: one table for each
+form.
 
-A file is recognised by its keys. Its values become chuk's settings, the tool's defaults are kept where chuk's differ,
-and each key that becomes nothing is named with the reason; one without which the run would be another is refused.
-"""
+A file is recognised by its keys. Its values become chuk's settings, the tool's defaults are kept
+where chuk's differ, and each key that becomes nothing is named with the reason; one without which
+the run would be another is refused."""
 
 from __future__ import annotations
 
@@ -14,9 +15,15 @@ from chuk_lib.config.forms.form import Form, Translation, translate
 from chuk_lib.config.yaml_lines import Entry, read_entries
 
 FORMS: tuple[Form, ...] = (
-    legacy.FORM, axolotl.FORM, llama_factory.FORM, mlx_lm.FORM, unsloth.FORM, trl.FORM,
-)  # fmt: skip
-"""In the order in which they are tried: TRL's names are those of transformers, which others share, so it is last."""
+    legacy.FORM,
+    axolotl.FORM,
+    llama_factory.FORM,
+    mlx_lm.FORM,
+    unsloth.FORM,
+    trl.FORM,
+)
+"""In the order in which they are tried: TRL's names are those of transformers, which others share,
+so it is last."""
 
 
 def form_of(entries: Sequence[Entry]) -> Form | None:
@@ -26,7 +33,8 @@ def form_of(entries: Sequence[Entry]) -> Form | None:
 
 
 def command_of(path: Path) -> str | None:
-    """The training command that a file of another tool is for, where it says so. Raises ConfigError for bad YAML."""
+    """The training command that a file of another tool is for, where it says so. Raises ConfigError
+    for bad YAML."""
     form = form_of(read_entries(path))
     if form is None:
         return None
@@ -35,8 +43,8 @@ def command_of(path: Path) -> str | None:
 
 
 def translated(path: Path, cls: type, command: str | None = None) -> Translation | None:
-    """A file of another form in the settings `cls` of a training command; None for a file in chuk's form. Raises
-    ConfigError as `translate` does."""
+    """A file of another form in the settings `cls` of a training command; None for a file in chuk's
+    form. Raises ConfigError as `translate` does."""
     form = form_of(read_entries(path))
     return None if form is None else translate(form, path, cls, command)
 

@@ -1,26 +1,49 @@
-"""Settings files of axolotl (`axolotl train FILE`): `base_model`, `datasets`, `sequence_len`, `micro_batch_size` …"""
+"""Settings files of axolotl (`axolotl train FILE`): `base_model`, `datasets`, `sequence_len`,
+`micro_batch_size` …"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from chuk_lib.config.forms.form import Form, Key, Values, number, off, switches, unless_off, when_on, yes
+from chuk_lib.config.forms.form import (
+    Form,
+    Key,
+    Values,
+    number,
+    off,
+    switches,
+    unless_off,
+    when_on,
+    yes,
+)
 from chuk_lib.config.forms.trl import TRANSFORMERS
 
 _RL = {"dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "cpo", "grpo": "grpo"}
 _TYPES = {
-    "alpaca": "alpaca", "chat_template": "messages", "sharegpt": "sharegpt", "completion": "text",
-    "input_output": "", "chatml.intel": "", "llama3.intel": "",
-}  # fmt: skip
+    "alpaca": "alpaca",
+    "chat_template": "messages",
+    "sharegpt": "sharegpt",
+    "completion": "text",
+    "input_output": "",
+    "chatml.intel": "",
+    "llama3.intel": "",
+}
 """Axolotl's kinds of rows, and chuk's formats; an empty one is recognised by its columns."""
 _OPTIMIZERS = {
-    "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw", "adamw_apex_fused": "adamw",
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_hf": "adamw",
+    "adamw_apex_fused": "adamw",
     "lion_pytorch": "lion",
-}  # fmt: skip
+}
 _CHATS = ("chat_template", "sharegpt")
-_LEARNED = {"roles_to_train": (["assistant"], ["gpt"], ["assistant", "gpt"]), "train_on_eos": ("turn",)}
-"""What axolotl learns of a chat unless a file says otherwise, in all its spellings: the answers with their ends."""
+_LEARNED = {
+    "roles_to_train": (["assistant"], ["gpt"], ["assistant", "gpt"]),
+    "train_on_eos": ("turn",),
+}
+"""What axolotl learns of a chat unless a file says otherwise, in all its spellings: the answers
+with their ends."""
 _ONE = "put the rows of all into one file, and name it as `data`"
 _SPLIT = "`chuk data split` makes a train and a valid file; name their folder as `data`"
 _PER_EPOCH = "write a number of steps"
@@ -35,11 +58,23 @@ def _data(value: Any, _: Values) -> str:
 def _data_hint(value: Any, _: Values) -> str:
     if len(value) > 1:
         return _ONE
-    known = {"path", "type", "ds_type", "data_files", "split", "field_messages", "chat_template", *_LEARNED}
+    known = {
+        "path",
+        "type",
+        "ds_type",
+        "data_files",
+        "split",
+        "field_messages",
+        "chat_template",
+        *_LEARNED,
+    }
     odd = {name for name, usual in _LEARNED.items() if value[0].get(name, usual[0]) not in usual}
     extra = sorted((set(value[0]) - known) | odd)
     if extra:
-        return f"rename the columns in the rows, and leave {', '.join(f'`{name}`' for name in extra)} out"
+        return (
+            "rename the columns in the rows, and leave"
+            f" {', '.join(f'`{name}`' for name in extra)} out"
+        )
     if value[0].get("split", "train") not in ("train", None):
         return f"write the split `{value[0]['split']}` to a file and name it as `data`"
     if isinstance(value[0].get("data_files"), list) and len(value[0]["data_files"]) > 1:
@@ -56,7 +91,9 @@ def _format_hint(value: Any, _: Values) -> str:
     kind = value[0].get("type")
     if isinstance(kind, dict):
         return "write the rows as prompt and completion: chuk has no formats made of fields"
-    known = kind is None or kind.split(":")[0].split(".")[0] in {name.split(".")[0] for name in _TYPES} | {"chatml"}
+    known = kind is None or kind.split(":")[0].split(".")[0] in {
+        name.split(".")[0] for name in _TYPES
+    } | {"chatml"}
     return "" if known else f"one of {', '.join(name for name in _TYPES if '.' not in name)}"
 
 
@@ -78,7 +115,10 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "base_model_config": (off("a model's own configuration is used"),),
     "tokenizer_config": (off("a model's own tokenizer is used"),),
     "revision_of_model": (Key("revision"),),
-    "datasets": (Key("data", _data, "the data", _data_hint), Key("format", _format, "kind of rows", _format_hint)),
+    "datasets": (
+        Key("data", _data, "the data", _data_hint),
+        Key("format", _format, "kind of rows", _format_hint),
+    ),
     "test_datasets": (Key("eval_data", _data, "the validation data", _data_hint),),
     "val_set_size": (Key(reason="a part of the rows for validation", refused=when_on(_SPLIT)),),
     "rl": (
@@ -89,20 +129,34 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "sequence_len": (Key("max_length"),),
     "micro_batch_size": (Key("batch_size"),),
     "eval_batch_size": (Key("eval_batch_size"),),
-    "adapter": (Key("use_lora", lambda v, _: v in ("lora", "qlora"), "how it is trained", _adapter_hint),),
+    "adapter": (
+        Key("use_lora", lambda v, _: v in ("lora", "qlora"), "how it is trained", _adapter_hint),
+    ),
     "lora_model_dir": (Key("model"),),
     "lora_r": (Key("lora_rank"),),
     "lora_alpha": (Key("lora_alpha", number),),
-    "lora_target_linear": (Key("lora_target_modules", lambda v, _: ["all-linear"] if yes(v, _) else None),),
-    "lora_target_modules": (Key("lora_target_modules", lambda v, _: [v] if isinstance(v, str) else list(v)),),
-    "lora_modules_to_save": (Key(reason="whole modules beside adapters", refused=when_on("leave it out")),),
+    "lora_target_linear": (
+        Key("lora_target_modules", lambda v, _: ["all-linear"] if yes(v, _) else None),
+    ),
+    "lora_target_modules": (
+        Key("lora_target_modules", lambda v, _: [v] if isinstance(v, str) else list(v)),
+    ),
+    "lora_modules_to_save": (
+        Key(reason="whole modules beside adapters", refused=when_on("leave it out")),
+    ),
     "peft_use_dora": (Key("use_dora", yes),),
     "peft_use_rslora": (Key("use_rslora", yes),),
     "load_in_4bit": (Key("load_in_4bit", lambda v, _: yes(v, _) or None),),
-    "optimizer": (Key("optimizer", lambda v, _: _OPTIMIZERS.get(v, v), "the optimizer", lambda v, _: _bits(v)),),
+    "optimizer": (
+        Key(
+            "optimizer", lambda v, _: _OPTIMIZERS.get(v, v), "the optimizer", lambda v, _: _bits(v)
+        ),
+    ),
     "lr_scheduler": (Key("lr_scheduler_type"),),
     "cosine_min_lr_ratio": (Key("min_lr_rate", number),),
-    "train_on_inputs": (Key("completion_only_loss", lambda v, _: None if not yes(v, _) else False),),
+    "train_on_inputs": (
+        Key("completion_only_loss", lambda v, _: None if not yes(v, _) else False),
+    ),
     "sample_packing": (Key("packing", yes),),
     "eval_sample_packing": (off("evaluation rows are not packed"),),
     "pad_to_sequence_len": (off("rows are padded to a few lengths"),),
@@ -111,27 +165,49 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "early_stopping_patience": (Key("early_stopping_patience"),),
     "chat_template": (off("a model's own chat template is used"),),
     "special_tokens": (off("a model's own special tokens are used"),),
-    "tokens": (Key(reason="new tokens", refused=when_on("add them to the model's tokenizer first")),),
+    "tokens": (
+        Key(reason="new tokens", refused=when_on("add them to the model's tokenizer first")),
+    ),
     "noisy_embedding_alpha": (Key(reason="noise on embeddings", refused=when_on("leave it out")),),
-    "unfrozen_parameters": (Key(reason="some weights only", refused=when_on("`num_layers` trains the last blocks")),),
-    **switches("model_type tokenizer_type is_llama_derived_model is_mistral_derived_model lora_fan_in_fan_out strict "
-                "trust_remote_code_ok dataset_prepared_path dataset_processes dataset_keep_in_memory debug "
-                "shuffle_merged_datasets loss_watchdog_threshold loss_watchdog_patience xformers_attention "
-                "sdp_attention s2_attention flex_attention eval_table_size eval_max_new_tokens save_safetensors "
-                "plugins liger_rope liger_rms_norm liger_glu_activation liger_fused_linear_cross_entropy "
-                "lora_mlp_kernel lora_qkv_kernel lora_o_kernel dataloader_processes resize_token_embeddings_to_32x",
-                "it does not change what is learned here"),
-    **switches("wandb_project wandb_entity wandb_watch wandb_name wandb_run_id wandb_log_model wandb_mode "
-                "use_wandb mlflow_experiment_name comet_project_name", "`report_to: wandb` reports there"),
-    **unless_off("deepspeed fsdp fsdp_config sequence_parallel_degree context_parallel_size", "several devices"),
-    **unless_off("gptq relora_steps lisa_n_layers loraplus_lr_ratio curriculum_sampling pretraining_dataset "
-                  "process_reward_model", "chuk has no such training"),
-    "reward_model": (Key(reason="the command says it", refused=when_on("`chuk train reward` trains one")),),
-}  # fmt: skip
+    "unfrozen_parameters": (
+        Key(reason="some weights only", refused=when_on("`num_layers` trains the last blocks")),
+    ),
+    **switches(
+        "model_type tokenizer_type is_llama_derived_model is_mistral_derived_model"
+        " lora_fan_in_fan_out strict trust_remote_code_ok dataset_prepared_path dataset_processes"
+        " dataset_keep_in_memory debug shuffle_merged_datasets loss_watchdog_threshold"
+        " loss_watchdog_patience xformers_attention sdp_attention s2_attention flex_attention"
+        " eval_table_size eval_max_new_tokens save_safetensors plugins liger_rope liger_rms_norm"
+        " liger_glu_activation liger_fused_linear_cross_entropy lora_mlp_kernel lora_qkv_kernel"
+        " lora_o_kernel dataloader_processes resize_token_embeddings_to_32x",
+        "it does not change what is learned here",
+    ),
+    **switches(
+        "wandb_project wandb_entity wandb_watch wandb_name wandb_run_id wandb_log_model wandb_mode "
+        "use_wandb mlflow_experiment_name comet_project_name",
+        "`report_to: wandb` reports there",
+    ),
+    **unless_off(
+        "deepspeed fsdp fsdp_config sequence_parallel_degree context_parallel_size",
+        "several devices",
+    ),
+    **unless_off(
+        "gptq relora_steps lisa_n_layers loraplus_lr_ratio curriculum_sampling pretraining_dataset "
+        "process_reward_model",
+        "chuk has no such training",
+    ),
+    "reward_model": (
+        Key(reason="the command says it", refused=when_on("`chuk train reward` trains one")),
+    ),
+}
 
 
 def _bits(name: Any) -> str:
-    return "write adamw: chuk keeps the moments in full" if "8bit" in str(name) or "paged" in str(name) else ""
+    return (
+        "write adamw: chuk keeps the moments in full"
+        if "8bit" in str(name) or "paged" in str(name)
+        else ""
+    )
 
 
 def _command(values: Values) -> str | None:

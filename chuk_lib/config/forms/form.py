@@ -18,9 +18,9 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Key:
-    """What became of a key. `setting` and `convert` make the new value from (value, the file's values); a converted
-    None is left out, as is a key without a setting, because of `reason`. `refused(value, values)` gives the hint where
-    a run without the key would be another one."""
+    """What became of a key. `setting` and `convert` make the new value from (value, the file's
+    values); a converted None is left out, as is a key without a setting, because of `reason`.
+    `refused(value, values)` gives the hint where a run without the key would be another one."""
 
     setting: str | None = None
     convert: Callable[[Any, Values], Any] = lambda value, _: value
@@ -48,14 +48,13 @@ class Left:
 
 @dataclass(frozen=True)
 class Form:
-    """A form of settings files. `recognises(names, entries)` looks at the keys of the top level; `table` has every key
-    that means something (`section.key`), and what became of it.
+    """A form of settings files. `recognises(names, entries)` looks at the keys of the top level;
+    `table` has every key that means something (`section.key`), and what became of it.
 
-    `own_too`: chuk's own names are understood beside the table's; `others` are rows for commands that have no setting
-    of that name. `defaults(values, cls)` are the tool's for
-    settings that the file does not give, where chuk's differ. `command(values)` is the training command that the file
-    is for.
-    `sections`: mappings whose keys have rows of their own; any other mapping is one value.
+    `own_too`: chuk's own names are understood beside the table's; `others` are rows for commands
+    that have no setting of that name. `defaults(values, cls)` are the tool's for settings that the
+    file does not give, where chuk's differ. `command(values)` is the training command that the file
+    is for. `sections`: mappings whose keys have rows of their own; any other mapping is one value.
     """
 
     name: str
@@ -71,8 +70,8 @@ class Form:
 
 @dataclass(frozen=True)
 class Translation:
-    """A file in chuk's settings, in the file's order; what was left out; and what the tool takes where nothing is
-    given."""
+    """A file in chuk's settings, in the file's order; what was left out; and what the tool takes
+    where nothing is given."""
 
     form: Form
     path: Path
@@ -87,15 +86,18 @@ class Translation:
 
 
 def translate(form: Form, path: Path, cls: type, command: str | None) -> Translation:
-    """A file of a form in the settings `cls` of a training command (None: a dataclass that is no command's). Raises
-    ConfigError, with file and line, for keys that the form does not have, values that are wrong, and a file that is
-    for another command."""
+    """A file of a form in the settings `cls` of a training command (None: a dataclass that is no
+    command's). Raises ConfigError, with file and line, for keys that the form does not have, values
+    that are wrong, and a file that is for another command."""
     entries = read_entries(path, sections=form.sections)
     values = {entry.name: entry.value for entry in entries}
     meant = _command(form, path, values, command)
     names = spellings(cls)
     known = names if form.own_too else {}
-    form = replace(form, table={**{name: form.others[name] for name in form.others.keys() - known}, **form.table})
+    form = replace(
+        form,
+        table={**{name: form.others[name] for name in form.others.keys() - known}, **form.table},
+    )
     mapped: dict[str, Mapped] = {}
     left: list[Left] = []
     given: set[str | None] = set()
@@ -113,7 +115,9 @@ def translate(form: Form, path: Path, cls: type, command: str | None) -> Transla
                     left.append(Left(earlier.entry, f"`{entry.name}` says it in line {entry.line}"))
                 mapped[outcome.setting] = outcome
     settings = {*names.values()}
-    defaults = {k: v for k, v in form.defaults(values, cls).items() if k not in given and k in settings}
+    defaults = {
+        k: v for k, v in form.defaults(values, cls).items() if k not in given and k in settings
+    }
     fitting, strange = _fitting([*mapped.values()], settings, meant)
     return Translation(form, path, meant, fitting, [*left, *strange], defaults)
 
@@ -128,7 +132,9 @@ def _command(form: Form, path: Path, values: Values, asked: str | None) -> str:
     return asked or meant or "sft"
 
 
-def _fitting(mapped: list[Mapped], settings: set[str], command: str) -> tuple[list[Mapped], list[Left]]:
+def _fitting(
+    mapped: list[Mapped], settings: set[str], command: str
+) -> tuple[list[Mapped], list[Left]]:
     """Those of settings that the command has; the others are left, by name."""
     strange = [item for item in mapped if item.setting not in settings]
     reason = f"`chuk train {command}` has no `{{}}`"
@@ -149,7 +155,12 @@ def _refuse_unknown(form: Form, path: Path, entry: Entry, own: Mapping[str, str]
     if entry.name in form.table or entry.name in own or (entry.value is None and within):
         return
     where = f"{path.name}:{entry.line}"
-    if form.sections and len(entry.keys) == 1 and not form.own_too and entry.keys[0] not in form.sections:
+    if (
+        form.sections
+        and len(entry.keys) == 1
+        and not form.own_too
+        and entry.keys[0] not in form.sections
+    ):
         raise ConfigError(
             f"`{entry.name}` ({where}) stands outside the sections of {form.about}",
             f"use one form in a file: `chuk config migrate {path}` writes the new one without it",
@@ -157,8 +168,14 @@ def _refuse_unknown(form: Form, path: Path, entry: Entry, own: Mapping[str, str]
     near = difflib.get_close_matches(entry.name, [*form.table, *own], n=1, cutoff=0.6)
     beside = [name for name in form.table if name.startswith(f"{entry.keys[0]}.")]
     beside = beside or ([] if form.own_too else list(form.sections))
-    hint = f"{form.about} knows: {', '.join(beside)}" if beside else f"leave it out, if {form.name} ignores it"
-    raise ConfigError(f"unknown setting `{entry.name}` in {where}", f"did you mean `{near[0]}`?" if near else hint)
+    hint = (
+        f"{form.about} knows: {', '.join(beside)}"
+        if beside
+        else f"leave it out, if {form.name} ignores it"
+    )
+    raise ConfigError(
+        f"unknown setting `{entry.name}` in {where}", f"did you mean `{near[0]}`?" if near else hint
+    )
 
 
 def _apply(path: Path, entry: Entry, key: Key, values: Values) -> Mapped | Left:
@@ -169,20 +186,27 @@ def _apply(path: Path, entry: Entry, key: Key, values: Values) -> Mapped | Left:
         return Mapped(entry, key.setting, key.convert(entry.value, values))
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError):
         raise ConfigError(
-            f"`{entry.name}` ({path.name}:{entry.line}) cannot be `{entry.value}`", "correct the value there"
+            f"`{entry.name}` ({path.name}:{entry.line}) cannot be `{entry.value}`",
+            "correct the value there",
         ) from None
 
 
 def refuse_lost(translation: Translation) -> None:
-    """Raise ConfigError for the keys without which the run would be another one: all of them in one line."""
+    """Raise ConfigError for the keys without which the run would be another one: all of them in one
+    line."""
     lost = [item for item in translation.left if item.hint]
     if not lost:
         return
     first, where = lost[0], f"`{translation.path.name}:{lost[0].entry.line}`"
     others = ", ".join(f"`{item.entry.name}` (line {item.entry.line})" for item in lost[1:])
-    also = f"; also {others}: `chuk config migrate {translation.path}` tells about each" if others else ""
+    also = (
+        f"; also {others}: `chuk config migrate {translation.path}` tells about each"
+        if others
+        else ""
+    )
     raise ConfigError(
-        f"{where}: `{first.entry.name}: {first.entry.value}` is not supported: {first.reason}", first.hint + also
+        f"{where}: `{first.entry.name}: {first.entry.value}` is not supported: {first.reason}",
+        first.hint + also,
     )
 
 
@@ -193,8 +217,8 @@ def told(translation: Translation) -> str:
     taken = ", ".join(f"{name}={_short(value)}" for name, value in translation.defaults.items())
     kept = f"; {translation.form.name}'s own defaults: {taken}" if taken else ""
     return (
-        f"`{path.name}` has {translation.form.about}: `chuk config migrate {path}` writes the new one "
-        f"(flat `name: value` lines){without}{kept}"
+        f"`{path.name}` has {translation.form.about}: `chuk config migrate {path}` writes the new"
+        f" one (flat `name: value` lines){without}{kept}"
     )
 
 
@@ -203,7 +227,8 @@ def _short(value: Any) -> str:
 
 
 def migrated(translation: Translation) -> str:
-    """The text of a file in chuk's form that does what the other did, with a comment on what became of each key."""
+    """The text of a file in chuk's form that does what the other did, with a comment on what became
+    of each key."""
     import yaml
 
     def dumped(name: str, value: Any) -> str:
@@ -211,7 +236,10 @@ def migrated(translation: Translation) -> str:
         return f"{name}: {text.removesuffix('...' + chr(10)).strip()}"
 
     given = [(dumped(item.setting, item.value), item.entry.name) for item in translation.mapped]
-    kept = [(dumped(name, value), f"{translation.form.name}'s default") for name, value in translation.defaults.items()]
+    kept = [
+        (dumped(name, value), f"{translation.form.name}'s default")
+        for name, value in translation.defaults.items()
+    ]
     width = max((len(text) for text, _ in given + kept), default=0)
     use = f"# chuk train {translation.command} --config FILE"
     lines = [f"# Made from `{translation.path.name}` by `chuk config migrate`.", use, ""]
@@ -253,7 +281,16 @@ def one_of(table: Mapping[Any, Any]) -> Callable[[Any, Values], Any]:
 
 def yes(value: Any, _: Values) -> bool:
     """A switch, which YAML or a person may have written as text."""
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    words = {
+        "true": True,
+        "yes": True,
+        "on": True,
+        "1": True,
+        "false": False,
+        "no": False,
+        "off": False,
+        "0": False,
+    }
     return value if isinstance(value, bool) else words[str(value).lower()]
 
 
@@ -268,5 +305,6 @@ def switches(names: str, reason: str) -> dict[str, tuple[Key, ...]]:
 
 
 def unless_off(names: str, reason: str, hint: str = "leave it out") -> dict[str, tuple[Key, ...]]:
-    """Rows for keys (with blanks between) of what chuk does not do: refused where they switch it on."""
+    """Rows for keys (with blanks between) of what chuk does not do: refused where they switch it
+    on."""
     return {name: (Key(reason=reason, refused=when_on(hint)),) for name in names.split()}

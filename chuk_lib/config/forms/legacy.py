@@ -1,8 +1,9 @@
-"""The old sectioned YAML (`model:`, `optimizer:`, `checkpoint:`, `training:`, `batch:`) in today's settings.
+"""The old sectioned YAML (`model:`, `optimizer:`, `checkpoint:`, `training:`, `batch:`) in today's
+settings.
 
-`TABLE` names every key that the old form had and what became of it: a setting, nothing (with the reason), or a refusal
-(with the way out). A file may hold some sections only, such as an optimizer's, and is laid over others as any file.
-"""
+`TABLE` names every key that the old form had and what became of it: a setting, nothing (with the
+reason), or a refusal (with the way out). A file may hold some sections only, such as an
+optimizer's, and is laid over others as any file."""
 
 from __future__ import annotations
 
@@ -15,9 +16,12 @@ from chuk_lib.config.yaml_lines import Entry
 
 SECTIONS = ("model", "optimizer", "optimizer.lr_schedule", "checkpoint", "training", "batch")
 SCHEDULES = {
-    "cosine_decay": "cosine", "cosine_annealing": "cosine", "cosine_decay_with_warmup": "cosine",
-    "linear_decay": "linear", "warmup": "constant_with_warmup",
-}  # fmt: skip
+    "cosine_decay": "cosine",
+    "cosine_annealing": "cosine",
+    "cosine_decay_with_warmup": "cosine",
+    "linear_decay": "linear",
+    "warmup": "constant_with_warmup",
+}
 
 
 def _schedule(value: Any, others: Mapping[str, Any]) -> str:
@@ -43,7 +47,11 @@ def _no_schedule(value: Any, _: Mapping[str, Any]) -> str:
     if str(value) in SCHEDULES:
         return ""
     near = difflib.get_close_matches(str(value), SCHEDULES, n=1)
-    return f"did you mean `{near[0]}`?" if near and value != "exponential_decay" else "use `type: cosine_decay`"
+    return (
+        f"did you mean `{near[0]}`?"
+        if near and value != "exponential_decay"
+        else "use `type: cosine_decay`"
+    )
 
 
 def _is_other(value: Any, others: Mapping[str, Any]) -> str:
@@ -70,14 +78,23 @@ _EPOCHS = "checkpoints are counted in steps (`checkpoint_interval`); the last st
 TABLE: dict[str, tuple[Key, ...]] = {
     "model.name": (Key("model"),),
     "model.tokenizer": (Key(reason="a model's own tokenizer is used", refused=_is_other),),
-    "model.load_initial_weights": (Key(reason="a model's weights are always loaded", refused=_from_scratch),),
+    "model.load_initial_weights": (
+        Key(reason="a model's weights are always loaded", refused=_from_scratch),
+    ),
     "optimizer.name": (Key("optimizer", lambda value, _: str(value).lower()),),
     "optimizer.initial_lr": (Key("learning_rate", number),),
     "optimizer.lr_schedule.type": (
-        Key("lr_scheduler_type", _schedule, "a rate that falls by a factor each step is gone in a few", _no_schedule),
+        Key(
+            "lr_scheduler_type",
+            _schedule,
+            "a rate that falls by a factor each step is gone in a few",
+            _no_schedule,
+        ),
     ),
     "optimizer.lr_schedule.warmup_steps": (Key("warmup_steps"),),
-    "optimizer.lr_schedule.minimum": (Key("min_lr_rate", _min_rate, "it needs the peak", _no_minimum),),
+    "optimizer.lr_schedule.minimum": (
+        Key("min_lr_rate", _min_rate, "it needs the peak", _no_minimum),
+    ),
     "optimizer.lr_schedule.decay_rate": (Key(reason="only exponential_decay read it"),),
     "optimizer.betas": (Key("adam_beta1", _beta(0)), Key("adam_beta2", _beta(1))),
     "optimizer.eps": (Key("adam_epsilon", number),),

@@ -1,7 +1,8 @@
-"""Settings files of LLaMA-Factory (`llamafactory-cli train FILE`): `stage`, `dataset`, `template`, `cutoff_len` …
+"""Settings files of LLaMA-Factory (`llamafactory-cli train FILE`): `stage`, `dataset`, `template`,
+`cutoff_len` …
 
-Its data sets are names in `dataset_info.json` of `dataset_dir`; a name whose file lies there is found.
-"""
+Its data sets are names in `dataset_info.json` of `dataset_dir`; a name whose file lies there is
+found."""
 
 from __future__ import annotations
 
@@ -65,9 +66,15 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "dataset_dir": (off("it is where `dataset` lies"),),
     "template": (off("a model's own chat template is used"),),
     "cutoff_len": (Key("max_length"),),
-    "max_samples": (Key(reason="a part of the rows", refused=always("write so many rows to a file of their own")),),
+    "max_samples": (
+        Key(
+            reason="a part of the rows", refused=always("write so many rows to a file of their own")
+        ),
+    ),
     "val_size": (Key(reason="a part of the rows for validation", refused=when_on(_SPLIT)),),
-    "finetuning_type": (Key("use_lora", lambda v, _: v == "lora", "how it is trained", _kind_hint),),
+    "finetuning_type": (
+        Key("use_lora", lambda v, _: v == "lora", "how it is trained", _kind_hint),
+    ),
     "lora_rank": (Key("lora_rank"),),
     "lora_alpha": (Key("lora_alpha", number),),
     "lora_target": (Key("lora_target_modules", _targets),),
@@ -75,16 +82,24 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "use_dora": (Key("use_dora", yes),),
     "adapter_name_or_path": (Key("model"),),
     "train_on_prompt": (Key("completion_only_loss", lambda v, _: not yes(v, _)),),
-    "mask_history": (Key(reason="the last turn only", refused=when_on("leave it out: every turn is learned")),),
+    "mask_history": (
+        Key(reason="the last turn only", refused=when_on("leave it out: every turn is learned")),
+    ),
     "packing": (Key("packing", yes),),
     "neat_packing": (Key("packing", lambda v, _: yes(v, _) or None),),
     "pref_beta": (Key("beta", number),),
     "pref_loss": (Key("loss_type", _loss, "the loss", _loss_hint),),
-    "pref_ftx": (Key(reason="a share of supervised loss", refused=when_on("`rpo_alpha` has TRL's")),),
+    "pref_ftx": (
+        Key(reason="a share of supervised loss", refused=when_on("`rpo_alpha` has TRL's")),
+    ),
     "ref_model": (Key("ref_model"),),
-    "quantization_bit": (Key(reason="quantizing on the way in", refused=when_on("name a model that is quantized")),),
+    "quantization_bit": (
+        Key(reason="quantizing on the way in", refused=when_on("name a model that is quantized")),
+    ),
     "plot_loss": (off("`chuk runs report` draws it"),),
-    "enable_thinking": (Key(reason="the template's switch", refused=lambda v, _: 'a column {"enable_thinking": …}'),),
+    "enable_thinking": (
+        Key(reason="the template's switch", refused=lambda v, _: 'a column {"enable_thinking": …}'),
+    ),
     "enable_liger_kernel": (off("chuk's own kernels stand in its place"),),
     "use_unsloth": (off("chuk's own kernels stand in its place"),),
     "use_galore": (Key(reason="GaLore", refused=when_on("leave it out, or train adapters")),),
@@ -92,15 +107,19 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "loraplus_lr_ratio": (Key(reason="LoRA+", refused=when_on("leave it out")),),
     "pissa_init": (Key(reason="PiSSA", refused=when_on("leave it out")),),
     "reward_model": (Key("rewards", lambda v, _: [f"reward_model:path={v}"]),),
-    "predict_with_generate": (Key(reason="writing answers", refused=when_on("`chuk eval` writes and scores them")),),
+    "predict_with_generate": (
+        Key(reason="writing answers", refused=when_on("`chuk eval` writes and scores them")),
+    ),
     "freeze_trainable_layers": (Key(reason="frozen blocks", refused=always(_FREEZE)),),
-}  # fmt: skip
+}
 
 
 def _defaults(values: Values, cls: Any) -> Mapping[str, Any]:
     """LLaMA-Factory's and transformers' defaults, where chuk's differ."""
     found: dict[str, Any] = {"learning_rate": 5e-5, "max_length": 2048, "num_epochs": 3}
-    if str(values.get("stage", "sft")) == "sft" and not yes(values.get("train_on_prompt") or False, values):
+    if str(values.get("stage", "sft")) == "sft" and not yes(
+        values.get("train_on_prompt") or False, values
+    ):
         found["assistant_only_loss"] = True  # of a chat too
     if values.get("pref_loss") == "simpo":
         found["cpo_alpha"] = 0.0

@@ -1,5 +1,5 @@
-"""Settings in unsloth's names: those of `FastLanguageModel.from_pretrained` and `get_peft_model` beside the trainer's,
-as its notebooks, its `unsloth-cli.py` and its studio write them."""
+"""Settings in unsloth's names: those of `FastLanguageModel.from_pretrained` and `get_peft_model`
+beside the trainer's, as its notebooks, its `unsloth-cli.py` and its studio write them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,12 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "r": (Key("lora_rank"),),
     "lora_alpha": (Key("lora_alpha", number),),
     "lora_dropout": (Key("lora_dropout", number),),
-    "target_modules": (Key("lora_target_modules", lambda v, _: ["all-linear"] if v == "all-linear" else list(v)),),
-    "bias": (Key(reason="biases of adapters", refused=lambda v, _: "" if v == "none" else "write none"),),
+    "target_modules": (
+        Key("lora_target_modules", lambda v, _: ["all-linear"] if v == "all-linear" else list(v)),
+    ),
+    "bias": (
+        Key(reason="biases of adapters", refused=lambda v, _: "" if v == "none" else "write none"),
+    ),
     "use_gradient_checkpointing": (Key("gradient_checkpointing", _checkpointing),),
     "random_state": (Key("seed"),),
     "use_rslora": (Key("use_rslora", yes),),
@@ -36,11 +40,22 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "dataset": (Key("data"),),
     "packing": (Key("packing", yes),),
     "train_on_responses_only": (Key("assistant_only_loss", yes),),
-    **{name: (off(_SAVING),) for name in ("save_model", "save_method", "save_path", "save_gguf", "quantization")},
+    **{
+        name: (off(_SAVING),)
+        for name in ("save_model", "save_method", "save_path", "save_gguf", "quantization")
+    },
     "push_model": (Key(reason="uploading", refused=when_on("`hf upload` takes the run's folder")),),
-    **{name: (off("chuk decides by the machine"),) for name in ("dtype_of_unsloth", "fast_inference", "max_lora_rank",
-                                                                "gpu_memory_utilization", "float8_kv_cache")},
-}  # fmt: skip
+    **{
+        name: (off("chuk decides by the machine"),)
+        for name in (
+            "dtype_of_unsloth",
+            "fast_inference",
+            "max_lora_rank",
+            "gpu_memory_utilization",
+            "float8_kv_cache",
+        )
+    },
+}
 
 _ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -49,14 +64,23 @@ def _defaults(values: Values, cls: Any) -> Mapping[str, Any]:
     """unsloth's defaults, where chuk's differ: adapters of rank 16 on every projection."""
     if values.get("full_finetuning"):
         return {"max_length": 2048}
-    return {"use_lora": True, "lora_rank": 16, "lora_alpha": 16.0, "lora_target_modules": _ALL, "max_length": 2048}
+    return {
+        "use_lora": True,
+        "lora_rank": 16,
+        "lora_alpha": 16.0,
+        "lora_target_modules": _ALL,
+        "max_length": 2048,
+    }
 
 
 FORM = Form(
     name="unsloth",
     about="unsloth's names",
     recognises=lambda names, _: (
-        bool(names & {"use_gradient_checkpointing", "random_state", "loftq_config", "full_finetuning"})
+        bool(
+            names
+            & {"use_gradient_checkpointing", "random_state", "loftq_config", "full_finetuning"}
+        )
         or {"r", "target_modules"} <= names
     ),
     table=TABLE,

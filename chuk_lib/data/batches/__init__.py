@@ -1,4 +1,5 @@
-"""Batches on disk: a plan made once, with a manifest that says from what, and trained from anywhere."""
+"""Batches on disk: a plan made once, with a manifest that says from what, and trained from
+anywhere."""
 
 from __future__ import annotations
 
@@ -13,14 +14,26 @@ if TYPE_CHECKING:
     from chuk_lib.data.batches.spec import BatchSpec
 
 _WHERE = {
-    "BatchFolder": "folder", "BatchManifest": "manifest", "BatchSpec": "spec", "BuildResult": "builder",
-    "FolderPlan": "folder", "build": "builder", "is_batch_folder": "folder", "read_manifest": "manifest",
-}  # fmt: skip
+    "BatchFolder": "folder",
+    "BatchManifest": "manifest",
+    "BatchSpec": "spec",
+    "BuildResult": "builder",
+    "FolderPlan": "folder",
+    "build": "builder",
+    "is_batch_folder": "folder",
+    "read_manifest": "manifest",
+}
 
 __all__ = [
-    "BatchFolder", "BatchManifest", "BatchSpec", "BuildResult", "FolderPlan", "build", "is_batch_folder",
+    "BatchFolder",
+    "BatchManifest",
+    "BatchSpec",
+    "BuildResult",
+    "FolderPlan",
+    "build",
+    "is_batch_folder",
     "read_manifest",
-]  # fmt: skip
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""Documents to batches, in a stream: windows of rows are shuffled and packed, rows wait in buckets by length, and a
-bucket that is full becomes a file. What waits is bounded, and can be saved and taken up again.
-"""
+"""Documents to batches, in a stream: windows of rows are shuffled and packed, rows wait in buckets
+by length, and a bucket that is full becomes a file. What waits is bounded, and can be saved and
+taken up again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _NEAR = 0.75
 
 
 class StoredRow(NamedTuple):
-    """One row of a batch to be: ids (T,), mask (T,), and the length and record of each document in it."""
+    """One row of a batch to be: ids (T,), mask (T,), and the length and record of each document in
+    it."""
 
     ids: np.ndarray
     mask: np.ndarray
@@ -32,14 +33,16 @@ Entry = tuple[StoredRow, ...]
 
 
 class Assembler:
-    """Takes documents, gives batches to `emit`. Which rows meet in a batch depends on the documents, the settings and
-    the seed, and on nothing else."""
+    """Takes documents, gives batches to `emit`. Which rows meet in a batch depends on the
+    documents, the settings and the seed, and on nothing else."""
 
     def __init__(self, spec: BatchSpec, pad_id: int, emit: Callable[[FileBatch], None]) -> None:
         self._spec = spec
         self._pad = pad_id
         self._emit = emit
-        self._edges = np.array(spec.edges if isinstance(spec.edges, tuple) else (spec.max_length,), dtype=np.int64)
+        self._edges = np.array(
+            spec.edges if isinstance(spec.edges, tuple) else (spec.max_length,), dtype=np.int64
+        )
         self._buckets: list[list[Entry]] = [[] for _ in self._edges]
         self._window: list[Documents] = []
         self._count = self._tokens = 0
@@ -47,8 +50,8 @@ class Assembler:
         self._carried: list[StoredRow] = []
 
     def take(self, documents: Documents, start: int) -> tuple[int, bool]:
-        """Take documents from `start` on until the window is full. Returns where it stopped, and whether the window
-        was full and is done with: then nothing waits but rows in buckets."""
+        """Take documents from `start` on until the window is full. Returns where it stopped, and
+        whether the window was full and is done with: then nothing waits but rows in buckets."""
         group = self._spec.group
         sizes = np.cumsum(documents.lengths[start:])
         most = (self._spec.window - self._count) * group
@@ -65,8 +68,8 @@ class Assembler:
         return start + count, full
 
     def finish(self) -> None:
-        """Everything that still waits, the bucket of the longest rows first. Rows of shorter buckets fill its last
-        batch up where that costs little, so that few batches are small."""
+        """Everything that still waits, the bucket of the longest rows first. Rows of shorter
+        buckets fill its last batch up where that costs little, so that few batches are small."""
         self._process()
         if self._carried:
             self._place(_joined(self._carried))
@@ -77,17 +80,25 @@ class Assembler:
         self._buckets = [[] for _ in self._edges]
         while waiting:
             width = waiting[0][0]
-            near = [entry for edge, entry in waiting[: self._spec.rows_of(width)] if edge >= _NEAR * width]
+            near = [
+                entry
+                for edge, entry in waiting[: self._spec.rows_of(width)]
+                if edge >= _NEAR * width
+            ]
             self._flush(near, width)
             waiting = waiting[len(near) :]
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """What waits between windows, as JSON and arrays."""
-        rows = [row for bucket in self._buckets for entry in bucket for row in entry] + self._carried
+        rows = [
+            row for bucket in self._buckets for entry in bucket for row in entry
+        ] + self._carried
         counts = {"windows": self._windows, "buckets": [len(bucket) for bucket in self._buckets]}
         arrays = {
             "ids": np.concatenate([np.zeros(0, np.int32), *(row.ids for row in rows)]),
-            "mask": np.concatenate([np.zeros(0, bool), *(row.mask for row in rows)]).astype(np.uint8),
+            "mask": np.concatenate([np.zeros(0, bool), *(row.mask for row in rows)]).astype(
+                np.uint8
+            ),
             "documents": np.array([len(row.sizes) for row in rows], dtype=np.int64),
             "sizes": np.array([size for row in rows for size in row.sizes], dtype=np.int64),
             "records": np.array([record for row in rows for record in row.records], dtype=np.int64),
@@ -101,7 +112,11 @@ class Assembler:
             sizes = tuple(arrays["sizes"][at : at + documents].tolist())
             records = tuple(arrays["records"][at : at + documents].tolist())
             end = token + sum(sizes)
-            rows.append(StoredRow(arrays["ids"][token:end], arrays["mask"][token:end].astype(bool), sizes, records))
+            rows.append(
+                StoredRow(
+                    arrays["ids"][token:end], arrays["mask"][token:end].astype(bool), sizes, records
+                )
+            )
             token, at = end, at + documents
         group, start = self._spec.group, 0
         self._windows = counts["windows"]
@@ -167,7 +182,9 @@ class Assembler:
         for at, row in enumerate(rows):
             ids[at, : len(row.ids)], mask[at, : len(row.ids)] = row.ids, row.mask
             if segments is not None:
-                segments[at, : len(row.ids)] = np.repeat(np.arange(1, len(row.sizes) + 1), row.sizes)
+                segments[at, : len(row.ids)] = np.repeat(
+                    np.arange(1, len(row.sizes) + 1), row.sizes
+                )
                 mask[at, np.cumsum((0, *row.sizes[:-1]))] = False
         mask[:, 0] = False
         lengths = np.array([len(row.ids) for row in rows], dtype=np.int32)
@@ -190,7 +207,11 @@ def _row(documents: Documents, at: int, start: int) -> StoredRow:
     """One document as a row of its own memory: a view would keep its whole window."""
     size = int(documents.lengths[at])
     ids = documents.ids[start : start + size].copy()
-    mask = np.ones(size, dtype=bool) if documents.mask is None else documents.mask[start : start + size].copy()
+    mask = (
+        np.ones(size, dtype=bool)
+        if documents.mask is None
+        else documents.mask[start : start + size].copy()
+    )
     return StoredRow(ids, mask, (size,), (int(documents.records[at]),))
 
 
@@ -209,7 +230,10 @@ def _joined(parts: Sequence[StoredRow]) -> Entry:
     records = tuple(record for part in parts for record in part.records)
     return (
         StoredRow(
-            np.concatenate([part.ids for part in parts]), np.concatenate([part.mask for part in parts]), sizes, records
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.mask for part in parts]),
+            sizes,
+            records,
         ),
     )
 
@@ -217,9 +241,13 @@ def _joined(parts: Sequence[StoredRow]) -> Entry:
 def _concatenated(parts: Sequence[Documents]) -> Documents:
     if len(parts) == 1:
         return parts[0]
-    masks = [part.mask if part.mask is not None else np.ones(len(part.ids), dtype=bool) for part in parts]
+    masks = [
+        part.mask if part.mask is not None else np.ones(len(part.ids), dtype=bool) for part in parts
+    ]
     mask = None if all(part.mask is None for part in parts) else np.concatenate(masks)
     return Documents(
-        np.concatenate([part.ids for part in parts]), mask, np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.ids for part in parts]),
+        mask,
+        np.concatenate([part.lengths for part in parts]),
         np.concatenate([part.records for part in parts]),
-    )  # fmt: skip
+    )

@@ -1,9 +1,8 @@
 """A source cut into blocks that are rendered apart from each other, in order.
 
-A block of a JSONL or text file is a range of bytes that ends with a line: whoever renders it reads it itself. Other
-formats, and compressed files, are read here and handed on as records. A position says where a block begins, so that
-a build can go on there.
-"""
+A block of a JSONL or text file is a range of bytes that ends with a line: whoever renders it reads
+it itself. Other formats, and compressed files, are read here and handed on as records. A position
+says where a block begins, so that a build can go on there."""
 
 from __future__ import annotations
 
@@ -25,7 +24,8 @@ _PIECE = 1 << 16
 
 
 class Position(NamedTuple):
-    """Where a block begins: the file, the byte (or the record, where files are read as records) and the line."""
+    """Where a block begins: the file, the byte (or the record, where files are read as records) and
+    the line."""
 
     file: int = 0
     offset: int = 0
@@ -34,7 +34,8 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class RecordBlock:
-    """Part of a source: `size` bytes of a file of lines from `position` on, or records that were read already."""
+    """Part of a source: `size` bytes of a file of lines from `position` on, or records that were
+    read already."""
 
     path: str
     name: str
@@ -44,13 +45,20 @@ class RecordBlock:
 
 
 def blocks(
-    files: Sequence[Path], names: Sequence[str], start: Position = Position(), block_bytes: int = BLOCK_BYTES
+    files: Sequence[Path],
+    names: Sequence[str],
+    start: Position = Position(),
+    block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[RecordBlock]:
     """The blocks of some files from a position on. `names` are what messages call the files."""
     for number in range(start.file, len(files)):
         begin = start if number == start.file else Position(number)
         of_lines = files[number].suffix.lower() in (".jsonl", ".ndjson", ".txt")
-        parts = _ranges(files[number], begin, block_bytes) if of_lines else _batches(files[number], begin)
+        parts = (
+            _ranges(files[number], begin, block_bytes)
+            if of_lines
+            else _batches(files[number], begin)
+        )
         for position, size, records in parts:
             yield RecordBlock(str(files[number]), names[number], position, size, records)
 
@@ -115,7 +123,9 @@ def _text(line: bytes, source: Source) -> dict[str, Any] | None:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError:
-        text = list(decoded(chain(repeat(b"", source.line - 1), [line]), source.name))[-1]  # raises with the place
+        text = list(decoded(chain(repeat(b"", source.line - 1), [line]), source.name))[
+            -1
+        ]  # raises with the place
     return {"text": text.rstrip("\r\n")} if text.strip() else None
 
 
@@ -124,9 +134,13 @@ def _parsed(line: bytes, source: Source, decoder: JsonDecoder) -> dict[str, Any]
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError:
-        text = list(decoded(chain(repeat(b"", source.line - 1), [line]), source.name))[-1]  # raises with the place
+        text = list(decoded(chain(repeat(b"", source.line - 1), [line]), source.name))[
+            -1
+        ]  # raises with the place
     return record_of(decoder, text, source).columns if text.strip() else None
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"`{path}` cannot be read: {error.strerror or error}", "check the file and its permissions")
+    return DataError(
+        f"`{path}` cannot be read: {error.strerror or error}", "check the file and its permissions"
+    )

@@ -1,8 +1,9 @@
-"""Building batches: a source, a tokenizer and settings in, a folder of NPZ files with a manifest out.
+"""Building batches: a source, a tokenizer and settings in, a folder of NPZ files with a manifest
+out.
 
-Rows stream through: memory does not grow with the source. The same source, tokenizer and settings make the same bytes,
-however many processes rendered them and however often the build was killed and taken up again.
-"""
+Rows stream through: memory does not grow with the source. The same source, tokenizer and settings
+make the same bytes, however many processes rendered them and however often the build was killed and
+taken up again."""
 
 from __future__ import annotations
 
@@ -21,7 +22,14 @@ from chuk_lib.data.batches.blocks import BLOCK_BYTES, Position, RecordBlock, rec
 from chuk_lib.data.batches.documents import Maker, RenderedRow, RenderPlan, loaded, plan_of
 from chuk_lib.data.batches.edges import suggest
 from chuk_lib.data.batches.layouts import FileBatch, facts_of, to_arrays
-from chuk_lib.data.batches.manifest import NAME, BatchManifest, FileEntry, TokenizerEntry, read_manifest, write_manifest
+from chuk_lib.data.batches.manifest import (
+    NAME,
+    BatchManifest,
+    FileEntry,
+    TokenizerEntry,
+    read_manifest,
+    write_manifest,
+)
 from chuk_lib.data.batches.npz import dump
 from chuk_lib.data.batches.pool import renderers
 from chuk_lib.data.batches.source import BuildSource, open_source
@@ -33,7 +41,8 @@ from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.errors import ChukError, ConfigError, DataError
 
 INLINE_BYTES = 1 << 21
-"""Sources up to this size are rendered in the process itself: others would start for longer than they work."""
+"""Sources up to this size are rendered in the process itself: others would start for longer than
+they work."""
 
 
 class BuildProgress(NamedTuple):
@@ -48,7 +57,8 @@ class BuildProgress(NamedTuple):
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A finished build. `state` is built, resumed (a killed one was taken up) or unchanged (it was there already)."""
+    """A finished build. `state` is built, resumed (a killed one was taken up) or unchanged (it was
+    there already)."""
 
     path: Path
     manifest: BatchManifest
@@ -70,17 +80,20 @@ def build(
     save_seconds: float = 5.0,
     block_bytes: int = BLOCK_BYTES,
 ) -> BuildResult:
-    """Build a folder of batches. `tokenizer` is a folder, or a loaded one (then rows that need its chat template are
-    rendered in this process alone). `workers` processes render; unset: one a core, or none for a small source.
+    """Build a folder of batches. `tokenizer` is a folder, or a loaded one (then rows that need its
+    chat template are rendered in this process alone). `workers` processes render; unset: one a
+    core, or none for a small source.
 
-    Raises ConfigError for settings and for an output that exists, DataError naming file and line, ModelError. A build
-    that was killed leaves `OUTPUT.partial`, from which the same call goes on.
+    Raises ConfigError for settings and for an output that exists, DataError naming file and line,
+    ModelError. A build that was killed leaves `OUTPUT.partial`, from which the same call goes on.
     """
     began = time.perf_counter()
     output, spec = Path(output), checked(spec or BatchSpec())
     staging = Staging(output)
     try:
-        desk = _Build(staging, open_source(source, split, staging.path / STDIN), tokenizer, spec, split)
+        desk = _Build(
+            staging, open_source(source, split, staging.path / STDIN), tokenizer, spec, split
+        )
         done = desk.finished(overwrite)
         if done is not None:
             return BuildResult(output, done, "unchanged", time.perf_counter() - began)
@@ -93,14 +106,21 @@ def build(
     finally:
         staging.close()
     state = "resumed" if resumed else "built"
-    return BuildResult(output, desk.manifest(), state, time.perf_counter() - began, desk.tally.notes)
+    return BuildResult(
+        output, desk.manifest(), state, time.perf_counter() - began, desk.tally.notes
+    )
 
 
 class _Build:
     """One build at work."""
 
     def __init__(
-        self, staging: Staging, source: BuildSource, tokenizer: Tokenizer | str | Path, spec: BatchSpec, split: str
+        self,
+        staging: Staging,
+        source: BuildSource,
+        tokenizer: Tokenizer | str | Path,
+        spec: BatchSpec,
+        split: str,
     ) -> None:
         self._staging, self._source, self._split = staging, source, split
         self._tokenizer, folder = loaded(tokenizer)
@@ -111,8 +131,8 @@ class _Build:
         self.tally = BuildTally()
 
     def finished(self, overwrite: bool) -> BatchManifest | None:
-        """The manifest of a result that is there already and is what would be built. Raises ConfigError when
-        something else is there that may not be replaced."""
+        """The manifest of a result that is there already and is what would be built. Raises
+        ConfigError when something else is there that may not be replaced."""
         output = self._staging.output
         if not output.exists() or (output.is_dir() and not any(output.iterdir())):
             return None
@@ -124,15 +144,21 @@ class _Build:
                 self._staging.leave()
                 return manifest
             raise ConfigError(
-                f"`{output}` holds batches of other data or settings", "choose another --output, or add --overwrite"
+                f"`{output}` holds batches of other data or settings",
+                "choose another --output, or add --overwrite",
             )
-        strange = sorted(path.name for path in output.iterdir() if path.suffix != ".npz" and path.name != NAME)
+        strange = sorted(
+            path.name for path in output.iterdir() if path.suffix != ".npz" and path.name != NAME
+        )
         if strange:
             raise ConfigError(
-                f"`{output}` holds what is no batch (`{strange[0]}`)", "choose another --output: that is not replaced"
+                f"`{output}` holds what is no batch (`{strange[0]}`)",
+                "choose another --output: that is not replaced",
             )
         if not overwrite:
-            raise ConfigError(f"`{output}` is not empty", "choose another --output, or add --overwrite")
+            raise ConfigError(
+                f"`{output}` is not empty", "choose another --output, or add --overwrite"
+            )
         return None
 
     def _is_ours(self, manifest: BatchManifest) -> bool:
@@ -150,7 +176,9 @@ class _Build:
         over: bool,
     ) -> bool:
         """Do what is left to do. Returns whether a former build was taken up."""
-        if (self._staging.path / NAME).is_file() and self._is_ours(read_manifest(self._staging.path)):
+        if (self._staging.path / NAME).is_file() and self._is_ours(
+            read_manifest(self._staging.path)
+        ):
             return True  # killed when all was done but the renaming
         stamp = self._source.stamp()
         cursor, resumed = self._start(stamp, over, block_bytes)
@@ -192,14 +220,24 @@ class _Build:
         self.tally = BuildTally.restored(note["tally"])
         self._assembler.restore(note["assembler"], waiting)
         self._staging.open_journal(note["journal"])
-        return _Cursor(
-            Position(*note["position"]), note["block_bytes"], note["skip"], note["base"], note["saves"]
-        ), True
+        return (
+            _Cursor(
+                Position(*note["position"]),
+                note["block_bytes"],
+                note["skip"],
+                note["base"],
+                note["saves"],
+            ),
+            True,
+        )
 
     def _identity(self, stamp: list[list[Any]]) -> dict[str, Any]:
         return {
-            "spec": self._asked.as_dict(), "tokenizer": asdict(self._entry), "split": self._split, "sources": stamp,
-        }  # fmt: skip
+            "spec": self._asked.as_dict(),
+            "tokenizer": asdict(self._entry),
+            "split": self._split,
+            "sources": stamp,
+        }
 
     def _refuse_other(self, former: dict[str, Any], stamp: list[list[Any]], over: bool) -> None:
         """A changed source is a reason to start over; other settings may be a slip."""
@@ -207,8 +245,8 @@ class _Build:
         changed = [name for name in asked if asked[name] != was.get(name)]
         if changed and not over:
             raise ConfigError(
-                f"`{self._staging.path}` holds an unfinished build with other settings ({changed[0]} was "
-                f"{was.get(changed[0])}, now {asked[changed[0]]})",
+                f"`{self._staging.path}` holds an unfinished build with other settings"
+                f" ({changed[0]} was {was.get(changed[0])}, now {asked[changed[0]]})",
                 "take the same settings to go on with it, or add --overwrite to start over",
             )
 
@@ -224,17 +262,24 @@ class _Build:
         counts, waiting = self._assembler.state()
         cursor.saves += 1
         note = {
-            "identity": self._identity(stamp), "edges": list(self._edges), "position": list(cursor.position),
-            "block_bytes": cursor.block_bytes, "skip": cursor.skip, "base": cursor.base, "saves": cursor.saves,
+            "identity": self._identity(stamp),
+            "edges": list(self._edges),
+            "position": list(cursor.position),
+            "block_bytes": cursor.block_bytes,
+            "skip": cursor.skip,
+            "base": cursor.base,
+            "saves": cursor.saves,
             "tally": self.tally.as_dict(),
             "assembler": counts,
-        }  # fmt: skip
+        }
         self._staging.save(note, waiting, cursor.saves)
 
     @property
     def _pads_to_longest(self) -> bool:
         """Whether batches are as wide as their longest row: packed rows are all about full."""
-        return self._asked.edges == "none" or (self._asked.edges == "auto" and self._asked.packing is not None)
+        return self._asked.edges == "none" or (
+            self._asked.edges == "auto" and self._asked.packing is not None
+        )
 
     @property
     def _edges(self) -> tuple[int, ...]:
@@ -246,7 +291,9 @@ class _Build:
         if isinstance(self._asked.edges, tuple):
             return self._asked.edges
         lengths = unit_lengths(self._source, self._plan, self._tokenizer)
-        return suggest(lengths, self._asked.buckets, self._asked.max_length, self._asked.multiple).edges
+        return suggest(
+            lengths, self._asked.buckets, self._asked.max_length, self._asked.multiple
+        ).edges
 
     def _workers(self, asked: int | None) -> int:
         """One where others would not pay, or cannot load the tokenizer."""
@@ -266,11 +313,17 @@ class _Build:
     def _progress(self, block: RecordBlock) -> BuildProgress:
         done = sum(path.stat().st_size for path in self._source.files[: block.position.file])
         done += block.position.offset + block.size if block.records is None else 0
-        return BuildProgress(done, self._source.size, self.tally.read, self.tally.tokens, len(self._files))
+        return BuildProgress(
+            done, self._source.size, self.tally.read, self.tally.tokens, len(self._files)
+        )
 
     def _finish(self, stamp: list[list[Any]]) -> None:
         if not self._files:
-            hint = "prompts may fill max_length: raise it" if self.tally.truncated or self.tally.lost else ""
+            hint = (
+                "prompts may fill max_length: raise it"
+                if self.tally.truncated or self.tally.lost
+                else ""
+            )
             raise DataError(
                 f"`{self._source.name}`: none of the {self.tally.read} rows has a token to learn",
                 hint or "each row needs at least two tokens, and one in its completion",
@@ -283,15 +336,21 @@ class _Build:
         name = Path(self._source.name).name
         report = self.tally.report(self._plan, name, self._split, self._files)
         manifest = BatchManifest(
-            self._asked.kind, self._asked.prefix, settings, self._entry, entries, report, tuple(self._files)
+            self._asked.kind,
+            self._asked.prefix,
+            settings,
+            self._entry,
+            entries,
+            report,
+            tuple(self._files),
         )
         write_manifest(manifest, self._staging.path)
 
 
 @dataclass
 class _Cursor:
-    """Where a build is: the block, its documents done with, the records before it, and how often it was saved. Blocks
-    stay as large as they were: the records of the first are counted already."""
+    """Where a build is: the block, its documents done with, the records before it, and how often it
+    was saved. Blocks stay as large as they were: the records of the first are counted already."""
 
     position: Position
     block_bytes: int
@@ -305,12 +364,14 @@ def tokenizer_entry(tokenizer: Tokenizer, conversational: bool) -> TokenizerEntr
     hf = unwrap(tokenizer)
     pad = hf.pad_token_id if hf.pad_token_id is not None else (hf.eos_token_id or 0)
     template = template_fingerprint(tokenizer) if conversational else None
-    return TokenizerEntry(fingerprint(tokenizer), template, len(hf), pad, hf.bos_token_id, hf.eos_token_id)
+    return TokenizerEntry(
+        fingerprint(tokenizer), template, len(hf), pad, hf.bos_token_id, hf.eos_token_id
+    )
 
 
 def unit_lengths(source: BuildSource, plan: RenderPlan, tokenizer: Tokenizer) -> np.ndarray:
-    """Lengths of rows (of pairs: of the longer one) on a sample spread over the source. Rows that cannot be read are
-    left out here: the build itself says where they are."""
+    """Lengths of rows (of pairs: of the longer one) on a sample spread over the source. Rows that
+    cannot be read are left out here: the build itself says where they are."""
     maker, group = Maker(plan, tokenizer), plan.spec.group
     found = [np.zeros(0, dtype=np.int64)]
     for block in source.sample():

@@ -1,8 +1,9 @@
-"""Records as documents: ids and masks of many rows in flat arrays, cut, counted, and the same as `SFTDataset` makes.
+"""Records as documents: ids and masks of many rows in flat arrays, cut, counted, and the same as
+`SFTDataset` makes.
 
-Plain text, and prompts with completions, go to the fast tokenizer in large batches, piece by piece where that is the
-same (see `words`); whatever needs a chat template goes through `Renderer`, whose rules hold for both.
-"""
+Plain text, and prompts with completions, go to the fast tokenizer in large batches, piece by piece
+where that is the same (see `words`); whatever needs a chat template goes through `Renderer`, whose
+rules hold for both."""
 
 from __future__ import annotations
 
@@ -25,12 +26,14 @@ from chuk_lib.errors import DataError
 
 _PAIRS = ("prompt_completion", "prompt_response", "input_output", "alpaca")
 _ENCODE_CHARACTERS = 1 << 18
-"""Text that is encoded at once: the tokenizer's own results take a hundred bytes a token until they are read."""
+"""Text that is encoded at once: the tokenizer's own results take a hundred bytes a token until they
+are read."""
 
 
 class Documents(NamedTuple):
-    """Some documents one after another. `ids` int32 (N,), `mask` bool (N,) or None where every token is learned,
-    `lengths` int64 (D,), `records` int64 (D,): the record each came from, counted from the first of the block."""
+    """Some documents one after another. `ids` int32 (N,), `mask` bool (N,) or None where every
+    token is learned, `lengths` int64 (D,), `records` int64 (D,): the record each came from, counted
+    from the first of the block."""
 
     ids: np.ndarray
     mask: np.ndarray | None
@@ -48,12 +51,14 @@ class Documents(NamedTuple):
         edges = np.concatenate([[0], np.cumsum(self.lengths)])
         first, last = int(edges[start]), int(edges[end])
         mask = None if self.mask is None else self.mask[first:last]
-        return Documents(self.ids[first:last], mask, self.lengths[start:end], self.records[start:end])
+        return Documents(
+            self.ids[first:last], mask, self.lengths[start:end], self.records[start:end]
+        )
 
 
 class RenderedRow(NamedTuple):
-    """The documents of a block and what became of its records: `read` of them, `dropped` with nothing to learn,
-    `truncated` cut, `lost` tokens cut off."""
+    """The documents of a block and what became of its records: `read` of them, `dropped` with
+    nothing to learn, `truncated` cut, `lost` tokens cut off."""
 
     documents: Documents
     read: int
@@ -66,8 +71,9 @@ class RenderedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Direct:
-    """What the direct path needs of a tokenizer, small enough to be sent to another process: its pipeline as JSON,
-    the end-of-text token, and the ids that end a text. `completion_only`: prompts of pairs are not learned."""
+    """What the direct path needs of a tokenizer, small enough to be sent to another process: its
+    pipeline as JSON, the end-of-text token, and the ids that end a text. `completion_only`: prompts
+    of pairs are not learned."""
 
     pipeline: str
     end: str
@@ -80,8 +86,9 @@ class Direct:
 
 @dataclass(frozen=True)
 class RenderPlan:
-    """How records become documents: the build's settings, the first record, which decides the format, and either
-    what the direct path needs or the folder of a tokenizer. The rest says in words what is made of a row."""
+    """How records become documents: the build's settings, the first record, which decides the
+    format, and either what the direct path needs or the folder of a tokenizer. The rest says in
+    words what is made of a row."""
 
     spec: BatchSpec
     first: Record
@@ -103,24 +110,36 @@ def loaded(tokenizer: Tokenizer | str | Path) -> tuple[Tokenizer, str | None]:
 
 
 def plan_of(spec: BatchSpec, first: Record, tokenizer: Tokenizer, folder: str | None) -> RenderPlan:
-    """Decide the path by the first record. Raises what rendering that record raises, and DataError when text is
-    wanted and something else is there."""
+    """Decide the path by the first record. Raises what rendering that record raises, and DataError
+    when text is wanted and something else is there."""
     if spec.kind == "preference":
         from chuk_lib.data.batches.pairs import check_first
 
         seen = check_first(first, tokenizer)
-        return RenderPlan(spec, first, None, folder, seen.format, seen.how, seen.loss_on, seen.conversational)
+        return RenderPlan(
+            spec, first, None, folder, seen.format, seen.how, seen.loss_on, seen.conversational
+        )
     renderer = make_renderer(spec, first, tokenizer)
     recogniser = renderer.recogniser
     form = recogniser.format.name if recogniser.format else ""
     if spec.kind == "pretrain" and form != "text":
         raise DataError(
-            f"pretraining takes plain text, but {first.source} is {form}", "name its column with --text-field"
+            f"pretraining takes plain text, but {first.source} is {form}",
+            "name its column with --text-field",
         )
-    limits = (("completions", renderer.completion_only), ("assistant turns", spec.assistant_only_loss))
+    limits = (
+        ("completions", renderer.completion_only),
+        ("assistant turns", spec.assistant_only_loss),
+    )
     loss_on = " that are ".join(name for name, on in limits if on) or "every token"
-    direct = _direct(tokenizer, renderer) if form in ("text", *_PAIRS) and not recogniser.conversational else None
-    return RenderPlan(spec, first, direct, folder, form, recogniser.how, loss_on, recogniser.conversational)
+    direct = (
+        _direct(tokenizer, renderer)
+        if form in ("text", *_PAIRS) and not recogniser.conversational
+        else None
+    )
+    return RenderPlan(
+        spec, first, direct, folder, form, recogniser.how, loss_on, recogniser.conversational
+    )
 
 
 def _direct(tokenizer: Tokenizer, renderer: Renderer) -> Direct | None:
@@ -129,19 +148,29 @@ def _direct(tokenizer: Tokenizer, renderer: Renderer) -> Direct | None:
     backend = getattr(hf, "backend_tokenizer", None)
     if backend is None or not hasattr(backend, "encode_batch_fast"):
         return None
-    hf(["a"], verbose=False)  # leaves the pipeline without padding and truncation, as the renderer uses it
+    hf(
+        ["a"], verbose=False
+    )  # leaves the pipeline without padding and truncation, as the renderer uses it
     return Direct(
-        backend.to_str(), hf.eos_token or "", tuple(sorted(_stop_ids(tokenizer))), renderer.recogniser.has_template,
-        bool(getattr(hf, "split_special_tokens", False)), renderer.completion_only, Encoder(tokenizer).ends,
-    )  # fmt: skip
+        backend.to_str(),
+        hf.eos_token or "",
+        tuple(sorted(_stop_ids(tokenizer))),
+        renderer.recogniser.has_template,
+        bool(getattr(hf, "split_special_tokens", False)),
+        renderer.completion_only,
+        Encoder(tokenizer).ends,
+    )
 
 
 def make_renderer(spec: BatchSpec, first: Record, tokenizer: Tokenizer) -> Renderer:
     """The general path, with its format and rules settled by the first record."""
     renderer = Renderer(
-        tokenizer, completion_only_loss=spec.completion_only_loss, assistant_only_loss=spec.assistant_only_loss,
-        format=spec.format, text_field=spec.text_field,
-    )  # fmt: skip
+        tokenizer,
+        completion_only_loss=spec.completion_only_loss,
+        assistant_only_loss=spec.assistant_only_loss,
+        format=spec.format,
+        text_field=spec.text_field,
+    )
     list(renderer.render([first]))
     return renderer
 
@@ -158,9 +187,13 @@ class Maker:
         if plan.direct is None:
             from chuk_lib.data.tokenizers.loader import load_tokenizer
 
-            self._tokenizer = tokenizer if tokenizer is not None else load_tokenizer(str(plan.folder))
+            self._tokenizer = (
+                tokenizer if tokenizer is not None else load_tokenizer(str(plan.folder))
+            )
             pairs = plan.spec.kind == "preference"
-            self._renderer = None if pairs else make_renderer(plan.spec, plan.first, self._tokenizer)
+            self._renderer = (
+                None if pairs else make_renderer(plan.spec, plan.first, self._tokenizer)
+            )
             self._stops = np.array(sorted(_stop_ids(self._tokenizer)), dtype=np.int32)
         else:
             self._rows = _DirectRows(plan.direct, plan.spec, plan.first)
@@ -176,7 +209,13 @@ class Maker:
             result = shaped(self._made(records), self._spec)
         documents = result.documents
         learned = documents.ids if documents.mask is None else documents.ids[documents.mask]
-        notes = self._renderer.notes if self._renderer is not None else self._rows.notes if self._rows else ()
+        notes = (
+            self._renderer.notes
+            if self._renderer is not None
+            else self._rows.notes
+            if self._rows
+            else ()
+        )
         return result._replace(stops=bool(np.isin(learned, self._stops).any()), notes=notes)
 
     def _made(self, records: Iterable[Record]) -> Documents:
@@ -211,8 +250,10 @@ class _DirectRows:
         if not self._cut_prompts:
             return ()
         return (
-            f"in {self._cut_prompts} rows the prompt alone has other last tokens than before its completion; "
-            "the completion starts where they part",
+            (
+                f"in {self._cut_prompts} rows the prompt alone has other last tokens than before"
+                " its completion; the completion starts where they part"
+            ),
         )
 
     def __call__(self, records: Iterable[Record]) -> Documents:
@@ -232,7 +273,9 @@ class _DirectRows:
             return Documents(ids, None, sizes, np.arange(len(rows), dtype=np.int64))
         prompts = self._encode([row.prompt for row in rows], goes_on=True)
         starts = np.fromiter(map(shared, prompts, wholes), dtype=np.int64, count=len(rows))
-        self._cut_prompts += sum(4 * start < len(ids) for start, ids in zip(starts.tolist(), prompts, strict=True))
+        self._cut_prompts += sum(
+            4 * start < len(ids) for start, ids in zip(starts.tolist(), prompts, strict=True)
+        )
         mask = _offsets(sizes) >= np.repeat(starts, sizes)
         return Documents(ids, mask, sizes, np.arange(len(rows), dtype=np.int64))
 
@@ -279,7 +322,8 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
 
 
 def shaped(made: Documents, spec: BatchSpec) -> RenderedRow:
-    """Documents cut at `max_length`, or long ones in pieces, without those that have nothing to learn."""
+    """Documents cut at `max_length`, or long ones in pieces, without those that have nothing to
+    learn."""
     read = len(made.lengths)
     over = made.lengths > spec.max_length
     truncated = lost = 0
@@ -301,13 +345,16 @@ def _cut(made: Documents, limit: int) -> Documents:
     return replace_arrays(made, made.ids[inside], mask, np.minimum(made.lengths, limit))
 
 
-def replace_arrays(made: Documents, ids: np.ndarray, mask: np.ndarray | None, lengths: np.ndarray) -> Documents:
+def replace_arrays(
+    made: Documents, ids: np.ndarray, mask: np.ndarray | None, lengths: np.ndarray
+) -> Documents:
     """The same records with other contents."""
     return Documents(ids, mask, lengths, made.records)
 
 
 def _learns(made: Documents, first_counts: bool) -> np.ndarray:
-    """Which documents have a target. Where rows are joined without boundaries the first token can be one."""
+    """Which documents have a target. Where rows are joined without boundaries the first token can
+    be one."""
     if made.mask is None:
         return made.lengths > (0 if first_counts else 1)
     sums = np.concatenate([[0], np.cumsum(made.mask)])
@@ -327,7 +374,8 @@ def _chosen(made: Documents, kept: np.ndarray) -> Documents:
 
 
 def _in_pieces(made: Documents, limit: int) -> Documents:
-    """Long documents as rows that share one token, so that every token but the first is a target once."""
+    """Long documents as rows that share one token, so that every token but the first is a target
+    once."""
     if not (made.lengths > limit).any():
         return made
     counts = np.maximum(1, -(-(made.lengths - 1) // (limit - 1)))

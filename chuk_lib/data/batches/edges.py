@@ -11,7 +11,8 @@ _MOST_CANDIDATES = 1024
 
 
 class Suggestion(NamedTuple):
-    """Edges, and the share of positions that they leave as padding for the lengths they were made for."""
+    """Edges, and the share of positions that they leave as padding for the lengths they were made
+    for."""
 
     edges: tuple[int, ...]
     padding: float
@@ -25,19 +26,24 @@ class Cut(NamedTuple):
     tokens_lost: float
 
 
-def suggest(lengths: Sequence[int] | np.ndarray, count: int, max_length: int, multiple: int = 8) -> Suggestion:
-    """The `count` edges (or fewer) with the least padding for rows of these lengths; the last is `max_length`.
+def suggest(
+    lengths: Sequence[int] | np.ndarray, count: int, max_length: int, multiple: int = 8
+) -> Suggestion:
+    """The `count` edges (or fewer) with the least padding for rows of these lengths; the last is
+    `max_length`.
 
-    Exact by dynamic programming over multiples of `multiple`: best[k][j] = min over i < j of best[k-1][i] + edge_j ·
-    rows between edge_i and edge_j. Beyond 1,024 candidates the multiple is raised.
-    """
+    Exact by dynamic programming over multiples of `multiple`: best[k][j] = min over i < j of
+    best[k-1][i] + edge_j · rows between edge_i and edge_j. Beyond 1,024 candidates the multiple is
+    raised."""
     sizes = np.clip(np.asarray(lengths, dtype=np.int64), 1, max_length)
     step = max(multiple, -(-max_length // _MOST_CANDIDATES))
     candidates = np.unique(np.append(np.arange(step, max_length, step), max_length))
     below = np.searchsorted(np.sort(sizes), candidates, side="right").astype(np.float64)
     best, back = candidates * below, []
     for _ in range(min(count, len(candidates)) - 1):
-        table = best[:, None] + candidates[None] * (below[None] - below[:, None])  # (i, j): last edge i, then j
+        table = best[:, None] + candidates[None] * (
+            below[None] - below[:, None]
+        )  # (i, j): last edge i, then j
         table[np.tril_indices(len(candidates), 0)] = np.inf
         chosen = np.argmin(table, axis=0)
         found = table[chosen, np.arange(len(candidates))]
@@ -59,7 +65,8 @@ def _walk(candidates: np.ndarray, back: list[np.ndarray]) -> tuple[int, ...]:
 
 
 def padding_of(lengths: Sequence[int] | np.ndarray, edges: Sequence[int]) -> float:
-    """The share of positions that is padding when each row is as long as the smallest edge that holds it."""
+    """The share of positions that is padding when each row is as long as the smallest edge that
+    holds it."""
     sizes = np.minimum(np.asarray(lengths, dtype=np.int64), edges[-1])
     slots = np.asarray(edges)[np.searchsorted(edges, sizes)].sum()
     return 1.0 - float(sizes.sum()) / max(1.0, float(slots))
@@ -68,7 +75,9 @@ def padding_of(lengths: Sequence[int] | np.ndarray, edges: Sequence[int]) -> flo
 def cuts(lengths: Sequence[int] | np.ndarray) -> list[Cut]:
     """What common limits cost, from 64 up to one that cuts nothing."""
     sizes = np.asarray(lengths, dtype=np.int64)
-    limits = [2**power for power in range(6, 31) if 2**power < 2 * max(64, int(sizes.max(initial=1)))]
+    limits = [
+        2**power for power in range(6, 31) if 2**power < 2 * max(64, int(sizes.max(initial=1)))
+    ]
     return [cut_at(sizes, limit) for limit in limits]
 
 
@@ -78,13 +87,19 @@ def cut_at(sizes: np.ndarray, limit: int) -> Cut:
     return Cut(limit, float((lost > 0).mean()), float(lost.sum()) / max(1.0, float(sizes.sum())))
 
 
-def best_length(lengths: Sequence[int] | np.ndarray, keep: float = 0.995, multiple: int = 64) -> int:
-    """The least multiple of `multiple` that keeps this share of all tokens, and this share of rows whole."""
+def best_length(
+    lengths: Sequence[int] | np.ndarray, keep: float = 0.995, multiple: int = 64
+) -> int:
+    """The least multiple of `multiple` that keeps this share of all tokens, and this share of rows
+    whole."""
     sizes = np.sort(np.asarray(lengths, dtype=np.int64))
     kept_rows = int(sizes[min(len(sizes) - 1, int(np.ceil(keep * len(sizes))) - 1)])
     low, high = 1, -(-int(sizes[-1]) // multiple)
     while low < high:
         middle = (low + high) // 2
-        fits = cut_at(sizes, middle * multiple).tokens_lost <= 1 - keep and middle * multiple >= kept_rows
+        fits = (
+            cut_at(sizes, middle * multiple).tokens_lost <= 1 - keep
+            and middle * multiple >= kept_rows
+        )
         low, high = (low, middle) if fits else (middle + 1, high)
     return low * multiple

@@ -1,8 +1,9 @@
-"""A folder of batches as training data: what an update sees was decided when it was built, and is checked when read.
+"""A folder of batches as training data: what an update sees was decided when it was built, and is
+checked when read.
 
-`BatchFolder` has the surface of `SFTDataset` (examples in the order of their source), and `plan` gives the batches as
-they were built, with the surface of `BatchPlan`. Folders without a manifest, as older tools made them, are read too.
-"""
+`BatchFolder` has the surface of `SFTDataset` (examples in the order of their source), and `plan`
+gives the batches as they were built, with the surface of `BatchPlan`. Folders without a manifest,
+as older tools made them, are read too."""
 
 from __future__ import annotations
 
@@ -34,13 +35,16 @@ _HINT = "build the batches again with `chuk batch build`"
 
 
 def is_batch_folder(source: Any) -> bool:
-    """Whether a source is a folder of batches: one with a manifest, or with NPZ files and no data files."""
+    """Whether a source is a folder of batches: one with a manifest, or with NPZ files and no data
+    files."""
     if not isinstance(source, str | Path) or not Path(source).is_dir():
         return False
     folder = Path(source)
     if (folder / NAME).is_file() and _npz_files(folder):
         return True
-    return bool(_npz_files(folder)) and not any(suffix_of(path) in READ_SUFFIXES for path in folder.iterdir())
+    return bool(_npz_files(folder)) and not any(
+        suffix_of(path) in READ_SUFFIXES for path in folder.iterdir()
+    )
 
 
 def _npz_files(folder: Path) -> list[Path]:
@@ -50,16 +54,21 @@ def _npz_files(folder: Path) -> list[Path]:
 class BatchFolder:
     """Batches on disk. With a tokenizer the folder must have been built with the same one.
 
-    `prefix` chooses where a folder without a manifest holds several sets. Raises DataError naming the file for
-    whatever is not as the manifest says, or cannot be trained on.
-    """
+    `prefix` chooses where a folder without a manifest holds several sets. Raises DataError naming
+    the file for whatever is not as the manifest says, or cannot be trained on."""
 
-    def __init__(self, path: str | Path, tokenizer: Tokenizer | None = None, *, prefix: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, tokenizer: Tokenizer | None = None, *, prefix: str | None = None
+    ) -> None:
         self.path = Path(path)
         self.source = str(path)
         if not self.path.is_dir():
-            raise DataError(f"`{path}` is no folder of batches", "build one with `chuk batch build`")
-        self.manifest: BatchManifest | None = read_manifest(self.path) if (self.path / NAME).exists() else None
+            raise DataError(
+                f"`{path}` is no folder of batches", "build one with `chuk batch build`"
+            )
+        self.manifest: BatchManifest | None = (
+            read_manifest(self.path) if (self.path / NAME).exists() else None
+        )
         self._vocab_size = len(unwrap(tokenizer)) if tokenizer is not None else None
         self._pad_id = _pad_of(tokenizer)
         if self.manifest is not None:
@@ -84,19 +93,22 @@ class BatchFolder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the hashes of all files, in order: equal when and only when training would see the same."""
+        """SHA-256 over the hashes of all files, in order: equal when and only when training would
+        see the same."""
         return hashlib.sha256("".join(entry.sha256 for entry in self.files).encode()).hexdigest()
 
     @cached_property
     def report(self) -> DataReport:
-        """What became of the source's rows, as the build counted them; of older folders, what is there."""
+        """What became of the source's rows, as the build counted them; of older folders, what is
+        there."""
         if self.manifest is not None:
             return _report_of(self.manifest, self.path / NAME, self.source)
         return self._counted()
 
     @property
     def examples(self) -> Sequence[Any]:
-        """Every document (or pair), in the order of the source where the files say so, all in memory."""
+        """Every document (or pair), in the order of the source where the files say so, all in
+        memory."""
         return self._documents[0]
 
     @cached_property
@@ -107,7 +119,11 @@ class BatchFolder:
         for number, entry in enumerate(self.files):
             batch, start = self._read(number), len(found)
             made = list(self._documents_of(batch, self._name(entry)))
-            records = range(start, start + len(made)) if batch.records is None else batch.records[: len(made)].tolist()
+            records = (
+                range(start, start + len(made))
+                if batch.records is None
+                else batch.records[: len(made)].tolist()
+            )
             found += zip(records, made, strict=True)
             members.append(list(range(start, len(found))))
         order = sorted(range(len(found)), key=lambda at: found[at][0])
@@ -118,7 +134,9 @@ class BatchFolder:
         return pairs_of(batch, name) if self.kind == "preference" else documents_of(batch, name)
 
     def __len__(self) -> int:
-        return sum(entry.documents for entry in self.files) // (2 if self.kind == "preference" else 1)
+        return sum(entry.documents for entry in self.files) // (
+            2 if self.kind == "preference" else 1
+        )
 
     def __getitem__(self, index: int) -> Any:
         return self.examples[index]
@@ -127,7 +145,8 @@ class BatchFolder:
         return iter(self.examples)
 
     def read(self, number: int) -> FileBatch:
-        """The rows of file `number` (from 0), checked against the manifest. Recent ones are kept."""
+        """The rows of file `number` (from 0), checked against the manifest. Recent ones are
+        kept."""
         return self._cached(number)
 
     def members(self, number: int) -> list[int]:
@@ -143,7 +162,8 @@ class BatchFolder:
         seed: int = 0,
         shuffle: bool = True,
     ) -> FolderPlan:
-        """The batches as they were built: `accumulation` files an update, in a new order each epoch."""
+        """The batches as they were built: `accumulation` files an update, in a new order each
+        epoch."""
         return FolderPlan(self, accumulation, num_epochs, max_steps, seed, shuffle)
 
     def settings(self) -> dict[str, Any]:
@@ -152,21 +172,30 @@ class BatchFolder:
         if self.manifest is None:
             return decided
         made = self.manifest.settings
-        names = ("max_length", "completion_only_loss", "assistant_only_loss", "format", "text_field")
+        names = (
+            "max_length",
+            "completion_only_loss",
+            "assistant_only_loss",
+            "format",
+            "text_field",
+        )
         decided |= {name: made[name] for name in names if name in made}
         packing = made.get("packing")
-        return decided | ({"packing": True, "packing_strategy": packing} if packing else {"packing": False})
+        return decided | (
+            {"packing": True, "packing_strategy": packing} if packing else {"packing": False}
+        )
 
     def settle(self, config: T) -> T:
-        """Settings (a dataclass) with what the folder has decided put in. Raises ConfigError when somebody asked for
-        something else."""
+        """Settings (a dataclass) with what the folder has decided put in. Raises ConfigError when
+        somebody asked for something else."""
         fields = {item.name: item for item in dataclasses.fields(cast(Any, config))}
         decided = {name: value for name, value in self.settings().items() if name in fields}
         for name, value in decided.items():
             asked = getattr(config, name)
             if asked not in (value, fields[name].default):
                 raise ConfigError(
-                    f"`{name}` is {asked}, but the batches in `{self.source}` were built with {value}",
+                    f"`{name}` is {asked}, but the batches in `{self.source}` were built with"
+                    f" {value}",
                     f"leave {name} out, or build other batches",
                 )
         return cast(T, dataclasses.replace(cast(Any, config), **decided))
@@ -181,20 +210,33 @@ class BatchFolder:
             if not path.is_file():
                 raise DataError(f"`{path}` is missing: the manifest lists it", _HINT)
             if path.stat().st_size != entry.bytes:
-                raise DataError(f"`{path}` has {path.stat().st_size:,} bytes, the manifest says {entry.bytes:,}", _HINT)
+                raise DataError(
+                    f"`{path}` has {path.stat().st_size:,} bytes, the manifest says"
+                    f" {entry.bytes:,}",
+                    _HINT,
+                )
 
     def _read(self, number: int) -> FileBatch:
         entry = self.files[number]
         name = self._name(entry)
         data = read_bytes(self.path / entry.name)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise DataError(f"`{name}` was changed: its hash is not the one it was built with", _HINT)
+            raise DataError(
+                f"`{name}` was changed: its hash is not the one it was built with", _HINT
+            )
         batch = parse(data, name, self._pad_id, self._vocab_size)
         if self.manifest is not None:
-            found = {"rows": len(batch.lengths), "length": batch.input_ids.shape[1], "documents": batch.documents}
+            found = {
+                "rows": len(batch.lengths),
+                "length": batch.input_ids.shape[1],
+                "documents": batch.documents,
+            }
             for field, value in found.items():
                 if getattr(entry, field) != value:
-                    raise DataError(f"`{name}` has {value} {field}, the manifest says {getattr(entry, field)}", _HINT)
+                    raise DataError(
+                        f"`{name}` has {value} {field}, the manifest says {getattr(entry, field)}",
+                        _HINT,
+                    )
         return batch
 
     def _scanned(self, paths: Sequence[Path]) -> list[FileEntry]:
@@ -206,30 +248,56 @@ class BatchFolder:
             name = path.relative_to(self.path).as_posix()
             entries.append(FileEntry(name, len(data), hashlib.sha256(data).hexdigest(), **facts))
         if not any(entry.trained_tokens for entry in entries):
-            raise DataError(f"`{self.source}`: no row has a token to learn", "check the masks in its files")
+            raise DataError(
+                f"`{self.source}`: no row has a token to learn", "check the masks in its files"
+            )
         return entries
 
     def _counted(self) -> DataReport:
-        lengths = [int(length) for number in range(len(self.files)) for length in self._read(number).lengths]
+        lengths = [
+            int(length)
+            for number in range(len(self.files))
+            for length in self._read(number).lengths
+        ]
         layout = self._read(0).layout
         notes = ("the files say nothing about their tokenizer: rows are taken as they are",)
         return DataReport(
-            source=self.source, split="train", format="batches", how=f"rows as they stand ({layout})",
-            loss_on="masked tokens", rows=len(lengths), kept=len(lengths), dropped=0, truncated=0,
-            tokens=sum(lengths), trained_tokens=sum(entry.trained_tokens for entry in self.files), max_length=None,
-            longest=max(lengths), conversational=False, lengths=length_bins(lengths), notes=notes,
-        )  # fmt: skip
+            source=self.source,
+            split="train",
+            format="batches",
+            how=f"rows as they stand ({layout})",
+            loss_on="masked tokens",
+            rows=len(lengths),
+            kept=len(lengths),
+            dropped=0,
+            truncated=0,
+            tokens=sum(lengths),
+            trained_tokens=sum(entry.trained_tokens for entry in self.files),
+            max_length=None,
+            longest=max(lengths),
+            conversational=False,
+            lengths=length_bins(lengths),
+            notes=notes,
+        )
 
 
 class FolderPlan:
-    """The batches of a run over a folder: a micro-batch is a file, an update `accumulation` of them. `shuffle` draws
-    a new order of files each epoch from (seed, epoch)."""
+    """The batches of a run over a folder: a micro-batch is a file, an update `accumulation` of
+    them. `shuffle` draws a new order of files each epoch from (seed, epoch)."""
 
     def __init__(
-        self, folder: BatchFolder, accumulation: int, num_epochs: float, max_steps: int | None, seed: int, shuffle: bool
+        self,
+        folder: BatchFolder,
+        accumulation: int,
+        num_epochs: float,
+        max_steps: int | None,
+        seed: int,
+        shuffle: bool,
     ) -> None:
         if accumulation < 1:
-            raise ConfigError("accumulation should be at least 1", "one file an update is the least")
+            raise ConfigError(
+                "accumulation should be at least 1", "one file an update is the least"
+            )
         self.folder = folder
         self.window = accumulation
         self.seed, self.shuffle = seed, shuffle
@@ -237,7 +305,9 @@ class FolderPlan:
         self.rows = sum(entry.rows for entry in folder.files)
         self.batch_size = max(entry.rows for entry in folder.files)
         self.steps_per_epoch = -(-len(folder.files) // accumulation)
-        self.steps = max_steps if max_steps is not None else math.ceil(self.steps_per_epoch * num_epochs)
+        self.steps = (
+            max_steps if max_steps is not None else math.ceil(self.steps_per_epoch * num_epochs)
+        )
         self.examples: Sequence[Example] = _Places(folder, self._firsts)
 
     def batches(self, step: int) -> list[Batch]:
@@ -245,7 +315,8 @@ class FolderPlan:
         return [self._batch(int(file)) for file in self._files(step)]
 
     def micro_batches(self, step: int) -> list[list[int]]:
-        """The same as numbers of `folder.examples`, in the order of the source, for rows of any kind."""
+        """The same as numbers of `folder.examples`, in the order of the source, for rows of any
+        kind."""
         return [self.folder.members(int(file)) for file in self._files(step)]
 
     def epoch(self, step: int) -> float:
@@ -253,8 +324,12 @@ class FolderPlan:
         return step / self.steps_per_epoch
 
     def width(self, longest: int) -> int:
-        """The padded length of a batch with a row this long: the least of the folder that holds it."""
-        return min((entry.length for entry in self.folder.files if entry.length >= longest), default=longest)
+        """The padded length of a batch with a row this long: the least of the folder that holds
+        it."""
+        return min(
+            (entry.length for entry in self.folder.files if entry.length >= longest),
+            default=longest,
+        )
 
     @property
     def padding_share(self) -> float:
@@ -273,9 +348,9 @@ class FolderPlan:
     def _order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(len(self.folder.files))
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))).permutation(
-            len(self.folder.files)
-        )
+        return np.random.Generator(
+            np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))
+        ).permutation(len(self.folder.files))
 
     def _batch(self, number: int) -> Batch:
         read, first = self.folder.read(number), int(self._firsts[number])
@@ -300,7 +375,11 @@ class _Places(Sequence[Example]):
         if isinstance(index, slice):
             return [self[at] for at in range(*index.indices(len(self)))]
         file = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        source = Source(self._folder._name(self._folder.files[file]), index - int(self._firsts[file]) + 1, "document")
+        source = Source(
+            self._folder._name(self._folder.files[file]),
+            index - int(self._firsts[file]) + 1,
+            "document",
+        )
         return Example(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=bool), (), source)
 
 
@@ -308,11 +387,14 @@ def parse(data: bytes, name: str, pad_id: int | None, vocab_size: int | None) ->
     """The rows of a file's bytes. Raises DataError naming the file."""
     batch = from_arrays(load(data, name, KEYS), name, pad_id)
     if vocab_size is not None:
-        real = batch.input_ids * (np.arange(batch.input_ids.shape[1])[None] < batch.lengths[:, None])
+        real = batch.input_ids * (
+            np.arange(batch.input_ids.shape[1])[None] < batch.lengths[:, None]
+        )
         if int(real.max(initial=0)) >= vocab_size:
             row = int(np.argmax(real.max(axis=1)))
             raise DataError(
-                f"`{name}` row {row + 1}: token {int(real.max())} is not one of the tokenizer's {vocab_size:,}",
+                f"`{name}` row {row + 1}: token {int(real.max())} is not one of the tokenizer's"
+                f" {vocab_size:,}",
                 "take the tokenizer that the batches were built with",
             )
     return batch
@@ -323,7 +405,9 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"`{path}` cannot be read: {error.strerror or error}", "check the file") from None
+        raise DataError(
+            f"`{path}` cannot be read: {error.strerror or error}", "check the file"
+        ) from None
 
 
 def documents_of(batch: FileBatch, name: str) -> Iterator[Example]:
@@ -334,7 +418,11 @@ def documents_of(batch: FileBatch, name: str) -> Iterator[Example]:
         if batch.segment_ids is None:
             yield Example(ids.copy(), mask.copy(), (), source)
             continue
-        edges = [0, *(np.flatnonzero(np.diff(batch.segment_ids[row, :length])) + 1).tolist(), length]
+        edges = [
+            0,
+            *(np.flatnonzero(np.diff(batch.segment_ids[row, :length])) + 1).tolist(),
+            length,
+        ]
         for start, end in pairwise(edges):
             yield Example(ids[start:end].copy(), mask[start:end].copy(), (), source)
 
@@ -346,16 +434,19 @@ def check_tokenizer(manifest: BatchManifest, tokenizer: Tokenizer, source: str) 
     entry = manifest.tokenizer
     if fingerprint(tokenizer) != entry.fingerprint:
         raise DataError(
-            f"the batches in `{source}` were built with another tokenizer", "take that model, or build them again"
+            f"the batches in `{source}` were built with another tokenizer",
+            "take that model, or build them again",
         )
     if entry.template is not None and template_fingerprint(tokenizer) != entry.template:
         raise DataError(
-            f"the batches in `{source}` were built with another chat template", "put it back, or build them again"
+            f"the batches in `{source}` were built with another chat template",
+            "put it back, or build them again",
         )
 
 
 def old_files(folder: Path, prefix: str | None = None) -> list[Path]:
-    """The files of a folder without a manifest, by number. Raises DataError when there is none, or several sets."""
+    """The files of a folder without a manifest, by number. Raises DataError when there is none, or
+    several sets."""
     sets: dict[str, list[tuple[int, Path]]] = {}
     for path in _npz_files(folder):
         match = _NUMBERED.fullmatch(path.name)
@@ -367,8 +458,15 @@ def old_files(folder: Path, prefix: str | None = None) -> list[Path]:
         raise DataError(f"`{folder}` has no NPZ files", "build batches with `chuk batch build`")
     if len(sets) > 1:
         names = ", ".join(sorted(sets)[:6])
-        raise DataError(f"`{folder}` holds several sets of batches: {names}", "move each to a folder of its own")
-    return [path for _, path in sorted(next(iter(sets.values())), key=lambda item: (str(item[1].parent), item[0]))]
+        raise DataError(
+            f"`{folder}` holds several sets of batches: {names}", "move each to a folder of its own"
+        )
+    return [
+        path
+        for _, path in sorted(
+            next(iter(sets.values())), key=lambda item: (str(item[1].parent), item[0])
+        )
+    ]
 
 
 def _pad_of(tokenizer: Tokenizer | None) -> int | None:
@@ -383,10 +481,18 @@ def _report_of(manifest: BatchManifest, path: Path, source: str) -> DataReport:
     given = manifest.report
     try:
         bins = tuple((int(part["up_to"]), int(part["rows"])) for part in given["lengths"])
-        values = {item.name: given[item.name] for item in dataclasses.fields(DataReport) if item.name in given}
+        values = {
+            item.name: given[item.name]
+            for item in dataclasses.fields(DataReport)
+            if item.name in given
+        }
         counts = ("rows", "kept", "dropped", "truncated", "tokens", "trained_tokens", "longest")
-        if any(not isinstance(values[name], int) for name in counts) or not isinstance(values["split"], str):
+        if any(not isinstance(values[name], int) for name in counts) or not isinstance(
+            values["split"], str
+        ):
             raise TypeError("a count is no number")
-        return DataReport(**values | {"source": source, "lengths": bins, "notes": tuple(map(str, given["notes"]))})
+        return DataReport(
+            **values | {"source": source, "lengths": bins, "notes": tuple(map(str, given["notes"]))}
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"`{path}`: `report` is not complete ({error})", _HINT) from None

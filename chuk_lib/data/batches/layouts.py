@@ -1,12 +1,13 @@
-"""What the arrays of a batch file mean: the layout that chuk writes, and every older one that is still about.
+"""What the arrays of a batch file mean: the layout that chuk writes, and every older one that is
+still about.
 
-Written: `input_tensor` (B, T) whole rows, `target_tensor` (B, T) the token after each position, `attention_mask_tensor`
-(B, T) 1 where that target is learned (a loss mask, despite its name), `lengths` (B,), `record_tensor` (D,) the source
-record of each document, and for packed rows `segment_tensor` (B, T) 1, 2, … per document and 0 on padding.
+Written: `input_tensor` (B, T) whole rows, `target_tensor` (B, T) the token after each position,
+`attention_mask_tensor` (B, T) 1 where that target is learned (a loss mask, despite its name),
+`lengths` (B,), `record_tensor` (D,) the source record of each document, and for packed rows
+`segment_tensor` (B, T) 1, 2, … per document and 0 on padding.
 
-Read besides: files without a mask or lengths; rows whose target is an answer instead of the shifted row;
-`concatenated_tensor` with prompt and answer in one row; `input_ids` with `loss_mask`.
-"""
+Read besides: files without a mask or lengths; rows whose target is an answer instead of the shifted
+row; `concatenated_tensor` with prompt and answer in one row; `input_ids` with `loss_mask`."""
 
 from __future__ import annotations
 
@@ -19,17 +20,22 @@ from chuk_lib.errors import DataError
 
 INPUT, TARGET, MASK, LENGTHS = "input_tensor", "target_tensor", "attention_mask_tensor", "lengths"
 SEGMENTS, RECORDS, JOINED, IDS, LOSS_MASK = (
-    "segment_tensor", "record_tensor", "concatenated_tensor", "input_ids", "loss_mask",
-)  # fmt: skip
+    "segment_tensor",
+    "record_tensor",
+    "concatenated_tensor",
+    "input_ids",
+    "loss_mask",
+)
 KEYS = (INPUT, TARGET, MASK, LENGTHS, SEGMENTS, RECORDS, JOINED, IDS, LOSS_MASK)
 _HINT = "build the batches again with `chuk batch build`"
 
 
 @dataclass(frozen=True)
 class FileBatch:
-    """The rows of one file. `input_ids` int32 (B, T), `loss_mask` bool (B, T) True where the token itself is learned
-    (never in column 0), `lengths` int32 (B,), `segment_ids` int32 (B, T) or None, `records` int64 (D,) the number of
-    each document in its source, row by row, or None where nobody knows. `layout` names how it was stored."""
+    """The rows of one file. `input_ids` int32 (B, T), `loss_mask` bool (B, T) True where the token
+    itself is learned (never in column 0), `lengths` int32 (B,), `segment_ids` int32 (B, T) or None,
+    `records` int64 (D,) the number of each document in its source, row by row, or None where nobody
+    knows. `layout` names how it was stored."""
 
     input_ids: np.ndarray
     loss_mask: np.ndarray
@@ -49,9 +55,12 @@ class FileBatch:
 def facts_of(batch: FileBatch) -> dict[str, int]:
     """Counts of one file, as the manifest lists them."""
     return {
-        "rows": batch.input_ids.shape[0], "length": batch.input_ids.shape[1], "documents": batch.documents,
-        "tokens": int(batch.lengths.sum()), "trained_tokens": int(batch.loss_mask.sum()),
-    }  # fmt: skip
+        "rows": batch.input_ids.shape[0],
+        "length": batch.input_ids.shape[1],
+        "documents": batch.documents,
+        "tokens": int(batch.lengths.sum()),
+        "trained_tokens": int(batch.loss_mask.sum()),
+    }
 
 
 def to_arrays(batch: FileBatch, pad_id: int) -> dict[str, np.ndarray]:
@@ -68,9 +77,11 @@ def to_arrays(batch: FileBatch, pad_id: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def from_arrays(arrays: Mapping[str, np.ndarray], name: str, pad_id: int | None = None) -> FileBatch:
-    """The rows that arrays stand for. `pad_id` is what fills rows up where neither lengths nor a mask say how long
-    they are; None finds it out. Raises DataError naming the file."""
+def from_arrays(
+    arrays: Mapping[str, np.ndarray], name: str, pad_id: int | None = None
+) -> FileBatch:
+    """The rows that arrays stand for. `pad_id` is what fills rows up where neither lengths nor a
+    mask say how long they are; None finds it out. Raises DataError naming the file."""
     arrays = {key: _integers(array, key, name) for key, array in arrays.items()}
     if JOINED in arrays:
         return _joined(arrays, name, pad_id)
@@ -87,35 +98,49 @@ def from_arrays(arrays: Mapping[str, np.ndarray], name: str, pad_id: int | None 
 
 def _integers(array: np.ndarray, key: str, name: str) -> np.ndarray:
     """As int32, or int64 for records. Older tools also wrote whole numbers as floats."""
-    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.floor(array)).all()):
+    if array.dtype.kind == "f" and not (
+        np.isfinite(array).all() and (array == np.floor(array)).all()
+    ):
         raise DataError(f"`{name}`: `{key}` holds numbers that are not whole", _HINT)
     if array.size and array.dtype.kind != "b":
         low, high = float(array.min()), float(array.max())
         if low < 0 or high > 2**31 - 1:
             worst = low if low < 0 else high
-            raise DataError(f"`{name}`: `{key}` holds {worst:.0f}, which is no token or length", _HINT)
+            raise DataError(
+                f"`{name}`: `{key}` holds {worst:.0f}, which is no token or length", _HINT
+            )
     return array.astype(np.int32, copy=False)
 
 
-def _check_shapes(arrays: Mapping[str, np.ndarray], first: str, others: tuple[str, ...], name: str) -> None:
-    """Raise DataError unless arrays are (B, T) alike, with at least one row and column, and lengths fit."""
+def _check_shapes(
+    arrays: Mapping[str, np.ndarray], first: str, others: tuple[str, ...], name: str
+) -> None:
+    """Raise DataError unless arrays are (B, T) alike, with at least one row and column, and lengths
+    fit."""
     shape = arrays[first].shape
     if len(shape) != 2 or 0 in shape:
         raise DataError(f"`{name}`: `{first}` has the shape {shape}, not (rows, length)", _HINT)
     for key in others:
         if key in arrays and arrays[key].shape != shape:
-            raise DataError(f"`{name}`: `{key}` has the shape {arrays[key].shape}, `{first}` {shape}", _HINT)
+            raise DataError(
+                f"`{name}`: `{key}` has the shape {arrays[key].shape}, `{first}` {shape}", _HINT
+            )
     for key in (MASK, LOSS_MASK):
         if key in arrays and arrays[key].size and int(arrays[key].max()) > 1:
-            raise DataError(f"`{name}`: `{key}` holds {int(arrays[key].max())}, a mask is 0 or 1", _HINT)
+            raise DataError(
+                f"`{name}`: `{key}` holds {int(arrays[key].max())}, a mask is 0 or 1", _HINT
+            )
     if LENGTHS in arrays:
         lengths = arrays[LENGTHS]
         if lengths.shape != shape[:1] or (lengths.size and int(lengths.max()) > shape[1]):
             raise DataError(f"`{name}`: `{LENGTHS}` does not fit rows of the shape {shape}", _HINT)
 
 
-def _is_shifted(inputs: np.ndarray, targets: np.ndarray, mask: np.ndarray | None, pad_id: int | None) -> bool:
-    """Whether each learned target is the token after its position. The last of a row may be a token of its own."""
+def _is_shifted(
+    inputs: np.ndarray, targets: np.ndarray, mask: np.ndarray | None, pad_id: int | None
+) -> bool:
+    """Whether each learned target is the token after its position. The last of a row may be a token
+    of its own."""
     pad = pad_id if pad_id is not None else _shared_padding(inputs, targets)
     real = mask > 0 if mask is not None else inputs != pad
     ends = inputs.shape[1] - 1 - np.argmax(real[:, ::-1], axis=1)
@@ -124,7 +149,8 @@ def _is_shifted(inputs: np.ndarray, targets: np.ndarray, mask: np.ndarray | None
 
 
 def _shifted(arrays: Mapping[str, np.ndarray], name: str, pad_id: int | None) -> FileBatch:
-    """Rows and the same rows one token on. Where the last column has a target of its own the row is one longer."""
+    """Rows and the same rows one token on. Where the last column has a target of its own the row is
+    one longer."""
     inputs, targets, mask = arrays[INPUT], arrays[TARGET], arrays.get(MASK)
     pad = _pad_of(targets) if pad_id is None else pad_id
     lengths = arrays[LENGTHS] if LENGTHS in arrays else _lengths(inputs, targets, mask, pad)
@@ -141,7 +167,9 @@ def _shifted(arrays: Mapping[str, np.ndarray], name: str, pad_id: int | None) ->
         lengths, learned = lengths + extra.astype(np.int32), np.zeros(wide.shape, dtype=bool)
     width = wide.shape[1] - 1
     learned[:, 1:] = mask[:, :width] > 0 if mask is not None else True
-    return _finished(wide, learned, lengths, arrays, name, "shifted" if mask is not None else "shifted, no mask")
+    return _finished(
+        wide, learned, lengths, arrays, name, "shifted" if mask is not None else "shifted, no mask"
+    )
 
 
 def _pad_of(targets: np.ndarray) -> int | None:
@@ -150,23 +178,37 @@ def _pad_of(targets: np.ndarray) -> int | None:
     return int(last[0]) if (last == last[0]).all() else None
 
 
-def _lengths(inputs: np.ndarray, targets: np.ndarray, mask: np.ndarray | None, pad: int | None) -> np.ndarray:
+def _lengths(
+    inputs: np.ndarray, targets: np.ndarray, mask: np.ndarray | None, pad: int | None
+) -> np.ndarray:
     """Tokens before padding of each row of inputs."""
-    real = mask > 0 if mask is not None else (inputs != pad if pad is not None else np.ones(inputs.shape, dtype=bool))
+    real = (
+        mask > 0
+        if mask is not None
+        else (inputs != pad if pad is not None else np.ones(inputs.shape, dtype=bool))
+    )
     lengths = np.where(real.any(axis=1), inputs.shape[1] - np.argmax(real[:, ::-1], axis=1), 0)
     if mask is not None:  # the token that the last learned position predicts may stand in the row
         at = np.arange(len(lengths))
         last, following = np.maximum(lengths - 1, 0), np.minimum(lengths, inputs.shape[1] - 1)
-        stands = (lengths > 0) & (lengths < inputs.shape[1]) & (inputs[at, following] == targets[at, last])
+        stands = (
+            (lengths > 0)
+            & (lengths < inputs.shape[1])
+            & (inputs[at, following] == targets[at, last])
+        )
         lengths = lengths + (stands if pad is None else stands & (targets[at, last] != pad))
     return lengths.astype(np.int32)
 
 
 def _answers(arrays: Mapping[str, np.ndarray], name: str, pad_id: int | None) -> FileBatch:
-    """Prompts as input and answers as target, position by position: joined here, and the answers learned."""
+    """Prompts as input and answers as target, position by position: joined here, and the answers
+    learned."""
     inputs, targets = arrays[INPUT], arrays[TARGET]
     pad = pad_id if pad_id is not None else _shared_padding(inputs, targets)
-    parts = [(_stripped(row, pad), _stripped(answer, pad)) for row, answer in zip(inputs, targets, strict=True)]
+    parts = [
+        (_stripped(row, pad), _stripped(answer, pad))
+        for row, answer in zip(inputs, targets, strict=True)
+    ]
     lengths = np.array([len(prompt) + len(answer) for prompt, answer in parts], dtype=np.int32)
     shape = (len(parts), max(1, int(lengths.max())))
     ids, learned = np.full(shape, pad, dtype=np.int32), np.zeros(shape, dtype=bool)
@@ -178,7 +220,8 @@ def _answers(arrays: Mapping[str, np.ndarray], name: str, pad_id: int | None) ->
 
 
 def _shared_padding(inputs: np.ndarray, targets: np.ndarray) -> int:
-    """The commonest last token of inputs and targets; 0, which older tools filled with, where nothing repeats."""
+    """The commonest last token of inputs and targets; 0, which older tools filled with, where
+    nothing repeats."""
     values, counts = np.unique(np.concatenate([inputs[:, -1], targets[:, -1]]), return_counts=True)
     return int(values[np.argmax(counts)]) if counts.max() > 1 else 0
 
@@ -193,7 +236,11 @@ def _joined(arrays: Mapping[str, np.ndarray], name: str, pad_id: int | None) -> 
     _check_shapes(arrays, JOINED, (), name)
     ids = arrays[JOINED]
     pad = pad_id if pad_id is not None else 0
-    lengths = arrays[LENGTHS] if LENGTHS in arrays else np.array([len(_stripped(row, pad)) for row in ids], np.int32)
+    lengths = (
+        arrays[LENGTHS]
+        if LENGTHS in arrays
+        else np.array([len(_stripped(row, pad)) for row in ids], np.int32)
+    )
     learned = np.zeros(ids.shape, dtype=bool)
     learned[:, ids.shape[1] // 2 :] = True
     return _finished(ids, learned, lengths, {}, name, "prompt and answer in halves")
@@ -206,13 +253,20 @@ def _plain(arrays: Mapping[str, np.ndarray], name: str, pad_id: int | None) -> F
     pad = pad_id if pad_id is not None else _pad_of(ids)
     real = ids != pad if pad is not None else np.ones(ids.shape, dtype=bool)
     real = real | (mask > 0) if mask is not None else real
-    lengths = np.where(real.any(axis=1), ids.shape[1] - np.argmax(real[:, ::-1], axis=1), 0).astype(np.int32)
+    lengths = np.where(real.any(axis=1), ids.shape[1] - np.argmax(real[:, ::-1], axis=1), 0).astype(
+        np.int32
+    )
     learned = mask > 0 if mask is not None else np.ones(ids.shape, dtype=bool)
     return _finished(ids, learned, lengths, {}, name, "ids and loss mask")
 
 
 def _finished(
-    ids: np.ndarray, learned: np.ndarray, lengths: np.ndarray, arrays: Mapping[str, np.ndarray], name: str, layout: str
+    ids: np.ndarray,
+    learned: np.ndarray,
+    lengths: np.ndarray,
+    arrays: Mapping[str, np.ndarray],
+    name: str,
+    layout: str,
 ) -> FileBatch:
     learned = learned & (np.arange(ids.shape[1])[None] < lengths[:, None])
     learned[:, 0] = False

@@ -26,8 +26,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file: its size and SHA-256, rows and padded length, documents (packed rows hold several), tokens that are
-    no padding, and learned ones."""
+    """One file: its size and SHA-256, rows and padded length, documents (packed rows hold several),
+    tokens that are no padding, and learned ones."""
 
     name: str
     bytes: int
@@ -50,7 +50,8 @@ class SourceEntry:
 
 @dataclass(frozen=True)
 class TokenizerEntry:
-    """Which tokenizer made the ids. `template` is the chat template's fingerprint where rows went through it."""
+    """Which tokenizer made the ids. `template` is the chat template's fingerprint where rows went
+    through it."""
 
     fingerprint: str
     template: str | None
@@ -62,8 +63,8 @@ class TokenizerEntry:
 
 @dataclass(frozen=True)
 class BatchManifest:
-    """Everything that is known about a folder. `settings` are the build's, with the edges that were found; `report`
-    says what became of the rows, as `DataReport` has it."""
+    """Everything that is known about a folder. `settings` are the build's, with the edges that were
+    found; `report` says what became of the rows, as `DataReport` has it."""
 
     kind: str
     prefix: str
@@ -94,19 +95,31 @@ def read_manifest(folder: Path) -> BatchManifest:
     if content.get("format") != FORMAT:
         raise DataError(f"`{path}` is no manifest of batches: `format` is not `{FORMAT}`", _HINT)
     if content.get("version") != VERSION:
-        raise DataError(f"`{path}` has version {content.get('version')}, chuk reads {VERSION}", _HINT)
+        raise DataError(
+            f"`{path}` has version {content.get('version')}, chuk reads {VERSION}", _HINT
+        )
     manifest = BatchManifest(
-        kind=_field(content, "kind", str, path), prefix=_field(content, "prefix", str, path),
+        kind=_field(content, "kind", str, path),
+        prefix=_field(content, "prefix", str, path),
         settings=_field(content, "settings", dict, path),
-        tokenizer=_entry(_field(content, "tokenizer", dict, path), TokenizerEntry, "tokenizer", path),
-        sources=_entries(content, "sources", SourceEntry, path), report=_field(content, "report", dict, path),
+        tokenizer=_entry(
+            _field(content, "tokenizer", dict, path), TokenizerEntry, "tokenizer", path
+        ),
+        sources=_entries(content, "sources", SourceEntry, path),
+        report=_field(content, "report", dict, path),
         files=_entries(content, "files", FileEntry, path),
-    )  # fmt: skip
+    )
     names = [entry.name for entry in manifest.files]
-    if not names or len(set(names)) < len(names) or any(Path(name).name != name or name[:1] == "." for name in names):
+    if (
+        not names
+        or len(set(names)) < len(names)
+        or any(Path(name).name != name or name[:1] == "." for name in names)
+    ):
         raise DataError(f"`{path}`: `files` should name files of this folder, each once", _HINT)
     if content.get("digest") != manifest.digest:
-        raise DataError(f"`{path}` was changed since it was written: its digest does not fit", _HINT)
+        raise DataError(
+            f"`{path}` was changed since it was written: its digest does not fit", _HINT
+        )
     return manifest
 
 
@@ -152,7 +165,11 @@ def _entry(value: Any, cls: type[T], where: str, path: Path) -> T:
         is_count = isinstance(found, int) and not isinstance(found, bool) and found >= 0
         fits = is_count if counts else isinstance(found, str)
         if not fits and not (optional and found is None and item.name in value):
-            what = "is missing" if item.name not in value else f"should be {'a count' if counts else 'text'}"
+            what = (
+                "is missing"
+                if item.name not in value
+                else f"should be {'a count' if counts else 'text'}"
+            )
             raise DataError(f"`{path}`: `{where}.{item.name}` {what}", _HINT)
         made[item.name] = found
     return cls(**made)

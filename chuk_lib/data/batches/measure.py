@@ -1,4 +1,5 @@
-"""Numbers about batches: what is padding, how long rows are, what a build will weigh, how fast files load."""
+"""Numbers about batches: what is padding, how long rows are, what a build will weigh, how fast
+files load."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ _LONGEST = 1 << 30
 
 @dataclass(frozen=True)
 class Bucket:
-    """The files of one padded length together. `padding` is a share of positions; `bytes` are on disk."""
+    """The files of one padded length together. `padding` is a share of positions; `bytes` are on
+    disk."""
 
     length: int
     files: int
@@ -55,7 +57,13 @@ def analyze(folder: BatchFolder) -> list[Bucket]:
         }
         slots = length * sums["rows"]
         found.append(
-            Bucket(length=length, files=len(entries), slots=slots, padding=1 - sums["tokens"] / max(1, slots), **sums)
+            Bucket(
+                length=length,
+                files=len(entries),
+                slots=slots,
+                padding=1 - sums["tokens"] / max(1, slots),
+                **sums,
+            )
         )
     return found
 
@@ -75,7 +83,9 @@ class SampledRows(NamedTuple):
     def lengths(self, group: int = 1) -> np.ndarray:
         """Tokens of rows, or of the longer row of pairs."""
         sizes = [
-            part.documents.lengths.reshape(-1, group).max(axis=1) for part in self.rendered if len(part[0].lengths)
+            part.documents.lengths.reshape(-1, group).max(axis=1)
+            for part in self.rendered
+            if len(part[0].lengths)
         ]
         return np.concatenate([np.zeros(0, dtype=np.int64), *sizes])
 
@@ -91,9 +101,11 @@ def opened(
         yield found, plan_of(checked(spec), found.first(), its, folder), its
 
 
-def sampled(source: BuildSource, plan: RenderPlan, tokenizer: Tokenizer, whole: bool = False) -> SampledRows:
-    """Documents of a sample spread over the source, or of all of it. Unreadable rows end it only when all is asked
-    for: a sample's line numbers are not the file's."""
+def sampled(
+    source: BuildSource, plan: RenderPlan, tokenizer: Tokenizer, whole: bool = False
+) -> SampledRows:
+    """Documents of a sample spread over the source, or of all of it. Unreadable rows end it only
+    when all is asked for: a sample's line numbers are not the file's."""
     maker, began = Maker(plan, tokenizer), time.perf_counter()
     rendered, seen = [], 0
     for block in source.blocks() if whole else source.sample():
@@ -110,11 +122,20 @@ def sampled(source: BuildSource, plan: RenderPlan, tokenizer: Tokenizer, whole: 
 
 
 def _bytes_of(block: RecordBlock) -> int:
-    return block.size if block.records is None else sum(len(str(record.columns)) for record in block.records)
+    return (
+        block.size
+        if block.records is None
+        else sum(len(str(record.columns)) for record in block.records)
+    )
 
 
 def natural_lengths(
-    source: str | Path, tokenizer: Tokenizer | str | Path, spec: BatchSpec, *, split: str = "train", whole: bool = False
+    source: str | Path,
+    tokenizer: Tokenizer | str | Path,
+    spec: BatchSpec,
+    *,
+    split: str = "train",
+    whole: bool = False,
 ) -> tuple[np.ndarray, float]:
     """Tokens of rows as they are, uncut, and the share of the source that was looked at."""
     uncut = replace(spec, max_length=_LONGEST, edges="none", packing=None, tokens_per_batch=None)
@@ -123,14 +144,16 @@ def natural_lengths(
         lengths = sample.lengths(spec.group)
     if not len(lengths):
         raise DataError(
-            f"`{source}`: no row of the sample has a token to learn", "check the data with `chuk data check`"
+            f"`{source}`: no row of the sample has a token to learn",
+            "check the data with `chuk data check`",
         )
     return lengths, sample.share
 
 
 @dataclass(frozen=True)
 class BuildEstimate:
-    """What a build comes to. `exact` when all of the source was looked at; `seconds` with one process."""
+    """What a build comes to. `exact` when all of the source was looked at; `seconds` with one
+    process."""
 
     files: int
     rows: int
@@ -168,16 +191,22 @@ def estimate(
     total = lambda name: round(sum(facts[name] for facts in counts) / sample.share)  # noqa: E731
     slots = sum(facts["rows"] * facts["length"] for facts in counts) / sample.share
     return BuildEstimate(
-        files=round(len(counts) / sample.share), rows=total("rows"), tokens=total("tokens"), bytes=total("bytes"),
-        padding=1 - total("tokens") / max(1.0, slots), edges=spec.edges if isinstance(spec.edges, tuple) else (),
+        files=round(len(counts) / sample.share),
+        rows=total("rows"),
+        tokens=total("tokens"),
+        bytes=total("bytes"),
+        padding=1 - total("tokens") / max(1.0, slots),
+        edges=spec.edges if isinstance(spec.edges, tuple) else (),
         truncated=round(sum(part.truncated for part in sample.rendered) / sample.share),
         dropped=round(sum(part.dropped for part in sample.rendered) / sample.share),
-        seconds=sample.seconds / sample.share, exact=sample.share == 1.0,
-    )  # fmt: skip
+        seconds=sample.seconds / sample.share,
+        exact=sample.share == 1.0,
+    )
 
 
 def bytes_of(tokens: int, max_length: int, batch_size: int) -> tuple[int, int]:
-    """Files and bytes of full batches that hold so many tokens, without padding: three int32 arrays and lengths."""
+    """Files and bytes of full batches that hold so many tokens, without padding: three int32 arrays
+    and lengths."""
     files = -(-tokens // (max_length * batch_size))
     shape = (batch_size, max_length)
     zeros = np.zeros(shape, dtype=np.int32)
@@ -189,7 +218,8 @@ def bytes_of(tokens: int, max_length: int, batch_size: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class LoadSpeed:
-    """How fast files were read, checked and turned into batches. Bytes and tokens are of one round."""
+    """How fast files were read, checked and turned into batches. Bytes and tokens are of one
+    round."""
 
     files: int
     tokens: int
@@ -204,8 +234,8 @@ class LoadSpeed:
 
 
 def load_speed(folder: BatchFolder, rounds: int = 3, most: int | None = None) -> LoadSpeed:
-    """Read the first `most` files (or all) `rounds` times; the best round counts, the first one says what a cold
-    start costs."""
+    """Read the first `most` files (or all) `rounds` times; the best round counts, the first one
+    says what a cold start costs."""
     numbers: Sequence[int] = range(len(folder.files))[:most]
     times = []
     for _ in range(max(1, rounds)):
@@ -216,4 +246,6 @@ def load_speed(folder: BatchFolder, rounds: int = 3, most: int | None = None) ->
         times.append(time.perf_counter() - began)
     entries = [folder.files[number] for number in numbers]
     size = sum(entry.bytes for entry in entries)
-    return LoadSpeed(len(entries), sum(entry.tokens for entry in entries), size, min(times), times[0])
+    return LoadSpeed(
+        len(entries), sum(entry.tokens for entry in entries), size, min(times), times[0]
+    )

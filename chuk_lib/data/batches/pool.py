@@ -1,8 +1,8 @@
 """Blocks rendered by several processes, handed back in order.
 
-Workers are plain child processes that talk over pipes: they need nothing of the parent's main module, start without
-MLX, and end by themselves when the parent is gone. What they send is read from our own children only.
-"""
+Workers are plain child processes that talk over pipes: they need nothing of the parent's main
+module, start without MLX, and end by themselves when the parent is gone. What they send is read
+from our own children only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from chuk_lib.errors import ChukError, DataError
 
 _AHEAD = 2
 _SIZE = struct.Struct("<Q")
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from chuk_lib.data.batches.pool import serve; serve()"
+_START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from chuk_lib.data.batches.pool import serve;"
+    " serve()"
+)
 _ROOT = str(Path(__file__).resolve().parents[3])
 
 
@@ -35,7 +38,8 @@ class WorkerBug(RuntimeError):
 
 @contextmanager
 def renderers(plan: RenderPlan, tokenizer: Tokenizer, workers: int) -> Iterator[Renderers]:
-    """What renders blocks: this process with `workers=1`, else that many children, which are gone afterwards."""
+    """What renders blocks: this process with `workers=1`, else that many children, which are gone
+    afterwards."""
     made = Renderers(plan, tokenizer, workers)
     try:
         yield made
@@ -51,7 +55,8 @@ class Renderers:
         self._children = [] if workers == 1 else [_Child(plan) for _ in range(workers)]
 
     def __call__(self, blocks: Iterable[RecordBlock]) -> Iterator[tuple[RecordBlock, RenderedRow]]:
-        """Each block with its documents, in order. Raises what rendering raises, for the first block that does."""
+        """Each block with its documents, in order. Raises what rendering raises, for the first
+        block that does."""
         if self._maker is not None:
             yield from ((block, self._maker(records_of(block))) for block in blocks)
             return
@@ -90,7 +95,9 @@ def _run(free: queue.SimpleQueue[_Child], block: RecordBlock) -> RenderedRow:
 class _Child:
     def __init__(self, plan: RenderPlan) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, _ROOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-P", "-c", _START, _ROOT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -114,7 +121,8 @@ class _Child:
         return answer
 
     def close(self) -> None:
-        """A child that reads the end of its input leaves; one in the middle of a block is told to."""
+        """A child that reads the end of its input leaves; one in the middle of a block is told
+        to."""
         self._process.terminate()
         for stream in (self._in, self._out):
             try:
@@ -127,7 +135,8 @@ class _Child:
 def _lost(code: int) -> DataError:
     reason = f"signal {-code}" if code < 0 else f"exit code {code}"
     return DataError(
-        f"a process that renders rows ended ({reason})", "it may have run out of memory: try fewer with --workers"
+        f"a process that renders rows ended ({reason})",
+        "it may have run out of memory: try fewer with --workers",
     )
 
 
@@ -150,12 +159,15 @@ def _receive(stream: IO[bytes]) -> Any:
 
 
 def serve() -> None:
-    """The life of a child: a plan, then blocks, each answered with its documents or with what went wrong."""
+    """The life of a child: a plan, then blocks, each answered with its documents or with what went
+    wrong."""
     import os
     import signal
     import traceback
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent decides
     os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
     given, taken = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that a library writes may get between the answers

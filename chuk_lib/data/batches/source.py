@@ -1,4 +1,5 @@
-"""What a build reads: the files of a source, what they are called, and whether they are still the same."""
+"""What a build reads: the files of a source, what they are called, and whether they are still the
+same."""
 
 from __future__ import annotations
 
@@ -33,18 +34,24 @@ class BuildSource:
         return sum(path.stat().st_size for path in self.files)
 
     def stamp(self) -> list[list[Any]]:
-        """What tells whether a source changed: names, sizes and times; of stdin, whose copy is always new, its hash."""
+        """What tells whether a source changed: names, sizes and times; of stdin, whose copy is
+        always new, its hash."""
         if self.names == ("stdin",):
             return [["stdin", *seal(self.files[0]).values()]]
         stats = [path.stat() for path in self.files]
-        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(self.names, stats, strict=True)]
+        return [
+            [name, stat.st_size, stat.st_mtime_ns]
+            for name, stat in zip(self.names, stats, strict=True)
+        ]
 
     def entries(self) -> tuple[SourceEntry, ...]:
-        """Sizes and hashes, as the manifest lists them: without the folders that differ from machine to machine."""
+        """Sizes and hashes, as the manifest lists them: without the folders that differ from
+        machine to machine."""
         seals = [seal(path) for path in self.files]
         names = [Path(name).name for name in self.names]
         return tuple(
-            SourceEntry(name, found["bytes"], found["sha256"]) for name, found in zip(names, seals, strict=True)
+            SourceEntry(name, found["bytes"], found["sha256"])
+            for name, found in zip(names, seals, strict=True)
         )
 
     def first(self) -> Record:
@@ -52,9 +59,13 @@ class BuildSource:
         for block in self.blocks(block_bytes=1 << 16):
             for record in records_of(block):
                 return record
-        raise DataError(f"`{self.name}` holds no records", f"a record is one row such as {ROW_EXAMPLE}")
+        raise DataError(
+            f"`{self.name}` holds no records", f"a record is one row such as {ROW_EXAMPLE}"
+        )
 
-    def blocks(self, start: Position = Position(), block_bytes: int = 1 << 20) -> Iterator[RecordBlock]:
+    def blocks(
+        self, start: Position = Position(), block_bytes: int = 1 << 20
+    ) -> Iterator[RecordBlock]:
         """All blocks from a position on."""
         return blocks(self.files, self.names, start, block_bytes)
 
@@ -64,8 +75,8 @@ class BuildSource:
         return self.size <= _PIECES * _PIECE_BYTES
 
     def sample(self) -> Iterator[RecordBlock]:
-        """Blocks spread evenly over the files; the first ones of a source that is read as records; all of a small
-        one. The line numbers of a spread are not the file's."""
+        """Blocks spread evenly over the files; the first ones of a source that is read as records;
+        all of a small one. The line numbers of a spread are not the file's."""
         if self.is_small:
             yield from self.blocks()
             return
@@ -77,7 +88,10 @@ class BuildSource:
             count = max(1, _PIECES // len(self.files))
             for at in sorted({size * piece // count for piece in range(count)}):
                 position = Position(number, _line_start(path, at), 1)
-                yield from (block for block, _ in zip(self.blocks(position, _PIECE_BYTES), range(1), strict=False))
+                yield from (
+                    block
+                    for block, _ in zip(self.blocks(position, _PIECE_BYTES), range(1), strict=False)
+                )
 
 
 def _line_start(path: Path, offset: int) -> int:
@@ -91,14 +105,16 @@ def _line_start(path: Path, offset: int) -> int:
 
 
 def open_source(source: str | Path, split: str, spool: Path | None = None) -> BuildSource:
-    """The files of a path, a hub id, or stdin (`-`), which is copied to `spool` first. Raises DataError."""
+    """The files of a path, a hub id, or stdin (`-`), which is copied to `spool` first. Raises
+    DataError."""
     if str(source) != "-":
         files = find_files(source, split)
         return BuildSource(str(source), tuple(files), tuple(str(path) for path in files))
     assert spool is not None
     if sys.stdin is None or sys.stdin.isatty():
         raise DataError(
-            "data is `-`, but nothing is piped in", "pipe JSONL: cat train.jsonl | chuk batch build --data -"
+            "data is `-`, but nothing is piped in",
+            "pipe JSONL: cat train.jsonl | chuk batch build --data -",
         )
     _copy(sys.stdin.buffer, spool)
     return BuildSource("stdin", (spool,), ("stdin",))

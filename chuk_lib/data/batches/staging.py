@@ -1,8 +1,7 @@
 """The folder in which a build grows: files, a journal of them, and a note of how far it came.
 
-A build that was killed is taken up at its last note: files that the note does not know are written again. The folder
-becomes the result by being renamed, so a result is whole or not there.
-"""
+A build that was killed is taken up at its last note: files that the note does not know are written
+again. The folder becomes the result by being renamed, so a result is whole or not there."""
 
 from __future__ import annotations
 
@@ -58,8 +57,8 @@ class Staging:
                 path.unlink()
 
     def note(self) -> tuple[dict[str, Any], list[FileEntry], dict[str, np.ndarray]] | None:
-        """How far a former build came: its note, its files, and what waited. None without one, or when files of it
-        are no longer there as they were."""
+        """How far a former build came: its note, its files, and what waited. None without one, or
+        when files of it are no longer there as they were."""
         try:
             note = json.loads((self.path / _NOTE).read_bytes())
             journal = (self.path / _JOURNAL).read_bytes()[: note["journal"]]
@@ -74,7 +73,9 @@ class Staging:
 
     def open_journal(self, size: int = 0) -> None:
         """Go on writing after `size` bytes of journal."""
-        self._journal = (self.path / _JOURNAL).open("r+b" if (self.path / _JOURNAL).exists() else "w+b")
+        self._journal = (self.path / _JOURNAL).open(
+            "r+b" if (self.path / _JOURNAL).exists() else "w+b"
+        )
         self._journal.truncate(size)
         self._journal.seek(size)
 
@@ -82,12 +83,15 @@ class Staging:
         """One file of the result."""
         assert self._journal is not None
         (self.path / name).write_bytes(data)
-        entry = FileEntry(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), **facts)
+        entry = FileEntry(
+            name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), **facts
+        )
         self._journal.write(json.dumps(asdict(entry), separators=(",", ":")).encode() + b"\n")
         return entry
 
     def save(self, note: Mapping[str, Any], waiting: Mapping[str, np.ndarray], number: int) -> None:
-        """Note how far the build came. The note names the file of what waits, so the two always fit."""
+        """Note how far the build came. The note names the file of what waits, so the two always
+        fit."""
         assert self._journal is not None
         self._journal.flush()
         size = self._journal.tell()
@@ -113,13 +117,16 @@ class Staging:
                 path.unlink()
         if self.output.exists():
             if not overwrite and any(self.output.iterdir()):
-                raise ConfigError(f"`{self.output}` exists", "choose another --output, or add --overwrite")
+                raise ConfigError(
+                    f"`{self.output}` exists", "choose another --output, or add --overwrite"
+                )
             os.replace(self.output, self._replaced)
         os.replace(self.path, self.output)
         shutil.rmtree(self._replaced, ignore_errors=True)
 
     def leave(self) -> None:
-        """The result is there already: nothing of this build, or of one that was killed at its end, stays."""
+        """The result is there already: nothing of this build, or of one that was killed at its end,
+        stays."""
         if self.is_new:
             self.discard()
         shutil.rmtree(self._replaced, ignore_errors=True)
@@ -132,5 +139,7 @@ class Staging:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             stream.close()
-            raise ConfigError(f"another build is writing `{self.output}`", "wait for it, or stop it") from None
+            raise ConfigError(
+                f"another build is writing `{self.output}`", "wait for it, or stop it"
+            ) from None
         return stream

@@ -18,7 +18,8 @@ _COUNTED = re.compile(r"in ([\d,]+) rows ")
 
 @dataclass
 class BuildTally:
-    """Sums over blocks. `bins` has the rows of up to 2^k tokens; `stops`: a text's end is learned somewhere."""
+    """Sums over blocks. `bins` has the rows of up to 2^k tokens; `stops`: a text's end is learned
+    somewhere."""
 
     read: int = 0
     dropped: int = 0
@@ -61,23 +62,38 @@ class BuildTally:
     def notes(self) -> tuple[str, ...]:
         """What the user should know about how these rows were rendered."""
         notes = sorted(
-            _COUNTED.sub("in some rows ", note) for note in self.said if not note.startswith("no row learns")
+            _COUNTED.sub("in some rows ", note)
+            for note in self.said
+            if not note.startswith("no row learns")
         )
         if self.read and not self.stops:
             notes.append("no row learns an end-of-text token: the model may not learn to stop")
         return tuple(notes)
 
-    def report(self, plan: RenderPlan, source: str, split: str, files: Sequence[FileEntry]) -> dict[str, Any]:
+    def report(
+        self, plan: RenderPlan, source: str, split: str, files: Sequence[FileEntry]
+    ) -> dict[str, Any]:
         """The counts as `DataReport` has them, with the tokens that were cut off."""
         low, high = min(map(int, self.bins)), max(map(int, self.bins))
         spec = plan.spec
         report = DataReport(
-            source=source, split=split, format=plan.format, how=plan.how, loss_on=plan.loss_on, rows=self.read,
-            kept=self.read - self.dropped, dropped=self.dropped, truncated=self.truncated,
-            tokens=sum(entry.tokens for entry in files), trained_tokens=sum(entry.trained_tokens for entry in files),
-            max_length=spec.max_length, longest=self.longest, conversational=plan.conversational,
-            lengths=tuple((2**k, self.bins.get(str(k), 0)) for k in range(low, high + 1)), notes=self.notes,
-        )  # fmt: skip
+            source=source,
+            split=split,
+            format=plan.format,
+            how=plan.how,
+            loss_on=plan.loss_on,
+            rows=self.read,
+            kept=self.read - self.dropped,
+            dropped=self.dropped,
+            truncated=self.truncated,
+            tokens=sum(entry.tokens for entry in files),
+            trained_tokens=sum(entry.trained_tokens for entry in files),
+            max_length=spec.max_length,
+            longest=self.longest,
+            conversational=plan.conversational,
+            lengths=tuple((2**k, self.bins.get(str(k), 0)) for k in range(low, high + 1)),
+            notes=self.notes,
+        )
         return report.as_dict() | {"lost_tokens": self.lost}
 
 

@@ -1,5 +1,5 @@
-"""Whether a folder of batches is what its manifest says, was made with a tokenizer, and from a source: every problem
-with its file, not the first one only."""
+"""Whether a folder of batches is what its manifest says, was made with a tokenizer, and from a
+source: every problem with its file, not the first one only."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from chuk_lib.errors import DataError
 
 
 def verify(
-    folder: Path, tokenizer: Tokenizer | None = None, source: str | Path | None = None, split: str = "train"
+    folder: Path,
+    tokenizer: Tokenizer | None = None,
+    source: str | Path | None = None,
+    split: str = "train",
 ) -> list[str]:
-    """All problems of a folder, none when it is as it should be. Folders without a manifest are read file by file.
+    """All problems of a folder, none when it is as it should be. Folders without a manifest are
+    read file by file.
 
     Raises DataError when there is nothing to check.
     """
@@ -28,7 +32,9 @@ def verify(
     return list(_problems(folder, tokenizer, source, split))
 
 
-def _problems(folder: Path, tokenizer: Tokenizer | None, source: str | Path | None, split: str) -> Iterator[str]:
+def _problems(
+    folder: Path, tokenizer: Tokenizer | None, source: str | Path | None, split: str
+) -> Iterator[str]:
     vocab_size = len(unwrap(tokenizer)) if tokenizer is not None else None
     if not (folder / NAME).exists():
         yield from _of_old_files(folder, vocab_size, source)
@@ -88,15 +94,22 @@ def _of_sums(folder: Path, manifest: BatchManifest) -> Iterator[str]:
     for name in ("tokens", "trained_tokens"):
         found = sum(getattr(entry, name) for entry in manifest.files)
         if manifest.report.get(name) != found:
-            yield f"`{folder / NAME}`: the report has {manifest.report.get(name)} {name}, its files {found}"
+            yield (
+                f"`{folder / NAME}`: the report has {manifest.report.get(name)} {name}, its files"
+                f" {found}"
+            )
 
 
 def _of_source(manifest: BatchManifest, source: str | Path, split: str) -> Iterator[str]:
-    """The source's files against those that the batches were built from: what is equal builds the same batches."""
+    """The source's files against those that the batches were built from: what is equal builds the
+    same batches."""
     with TemporaryDirectory() as scratch:
         found = open_source(source, split, Path(scratch) / "stdin.jsonl").entries()
     if len(found) != len(manifest.sources):
-        yield f"`{source}` has {len(found)} files, the batches were built from {len(manifest.sources)}"
+        yield (
+            f"`{source}` has {len(found)} files, the batches were built from"
+            f" {len(manifest.sources)}"
+        )
         return
     for here, then in zip(found, manifest.sources, strict=True):
         if here.sha256 != then.sha256:

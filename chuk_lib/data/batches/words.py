@@ -1,10 +1,10 @@
 """Text to ids by pieces that come again and again: each is tokenised once and then looked up.
 
-Most pipelines of byte-level BPE cut a text before every space that follows a visible ASCII character, whatever stands
-further left or right (GPT-2's pattern and those made after it have no lookbehind, and no alternative runs from a
-visible character into a space). So the ids of a text are those of its pieces between such points, joined. Pipelines
-that are not known to do so, or fail a test of it, tokenise whole texts.
-"""
+Most pipelines of byte-level BPE cut a text before every space that follows a visible ASCII
+character, whatever stands further left or right (GPT-2's pattern and those made after it have no
+lookbehind, and no alternative runs from a visible character into a space). So the ids of a text are
+those of its pieces between such points, joined. Pipelines that are not known to do so, or fail a
+test of it, tokenise whole texts."""
 
 from __future__ import annotations
 
@@ -29,20 +29,31 @@ PATTERNS = frozenset(
         _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _REST,
         rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
         rf"{_CONTRACTIONS}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        r"\p{N}{1,3}", r"[0-9]", r"\d",
+        r"\p{N}{1,3}",
+        r"[0-9]",
+        r"\d",
     )
-)  # fmt: skip
+)
 """Patterns of GPT-2, Llama 3, Qwen and gpt-oss, and those that only take numbers apart."""
 _PROBES = (
-    "Hello, world! It's  3 o'clock,  isn't it?\n\n  Yes: 12345 6.", "a b", " a", "", "a  b   c \n d\t e",
-    "x\u00a0 y \u3000z é ñ\u0303 ü", "def f(x):\n    return x + 1  # no\n", "日本語 テキスト。 終わり !",
-    "it ' s 'll 'S ' d", "a\r\n b\r c \r\n", "1 000 000 -5 + - = ...  ? !",
-)  # fmt: skip
+    "Hello, world! It's  3 o'clock,  isn't it?\n\n  Yes: 12345 6.",
+    "a b",
+    " a",
+    "",
+    "a  b   c \n d\t e",
+    "x\u00a0 y \u3000z é ñ\u0303 ü",
+    "def f(x):\n    return x + 1  # no\n",
+    "日本語 テキスト。 終わり !",
+    "it ' s 'll 'S ' d",
+    "a\r\n b\r c \r\n",
+    "1 000 000 -5 + - = ...  ? !",
+)
 
 
 def encoder_of(pipeline: Any) -> Callable[[Sequence[str]], list[bytes]]:
-    """What makes int32 ids of texts, as bytes, special tokens of plain text included: by pieces where that gives the
-    same ids, else whole. Takes a `tokenizers.Tokenizer` without padding and truncation."""
+    """What makes int32 ids of texts, as bytes, special tokens of plain text included: by pieces
+    where that gives the same ids, else whole. Takes a `tokenizers.Tokenizer` without padding and
+    truncation."""
     if cuts_before_spaces(json.loads(pipeline.to_str())):
         pieces = Pieces(pipeline)
         if pieces(_PROBES) == whole(pipeline, _PROBES):
@@ -57,7 +68,8 @@ def whole(pipeline: Any, texts: Sequence[str], special: bool = True) -> list[byt
 
 
 class Pieces:
-    """Texts by their pieces. Remembers the ids of short pieces; forgets all of them when they are too many."""
+    """Texts by their pieces. Remembers the ids of short pieces; forgets all of them when they are
+    too many."""
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
@@ -88,7 +100,9 @@ class Pieces:
 
 def _around(pipeline: Any) -> tuple[bytes, bytes]:
     """The ids that the pipeline puts before and after a text, such as BOS."""
-    bare, dressed = (pipeline.encode("a b", add_special_tokens=special).ids for special in (False, True))
+    bare, dressed = (
+        pipeline.encode("a b", add_special_tokens=special).ids for special in (False, True)
+    )
     at = next((at for at in range(len(dressed)) if dressed[at : at + len(bare)] == bare), 0)
     before, after = dressed[:at], dressed[at + len(bare) :]
     return np.array(before, dtype=np.int32).tobytes(), np.array(after, dtype=np.int32).tobytes()
@@ -110,14 +124,25 @@ def shared(prompt: bytes, whole: bytes) -> int:
 
 
 def cuts_before_spaces(parts: dict[str, Any]) -> bool:
-    """Whether a pipeline, as JSON, is known to cut before each space that follows a visible ASCII character."""
+    """Whether a pipeline, as JSON, is known to cut before each space that follows a visible ASCII
+    character."""
     normalizer, model = parts.get("normalizer"), parts["model"]
     if normalizer is not None and normalizer.get("type") != "NFC":
         return False
-    if model.get("type") != "BPE" or model.get("dropout") or parts.get("truncation") or parts.get("padding"):
+    if (
+        model.get("type") != "BPE"
+        or model.get("dropout")
+        or parts.get("truncation")
+        or parts.get("padding")
+    ):
         return False
     for token in parts.get("added_tokens", ()):
-        if token.get("lstrip") or token.get("rstrip") or token.get("single_word") or re.search(r"\s", token["content"]):
+        if (
+            token.get("lstrip")
+            or token.get("rstrip")
+            or token.get("single_word")
+            or re.search(r"\s", token["content"])
+        ):
             return False
     splitter = parts.get("pre_tokenizer") or {}
     steps = splitter.get("pretokenizers", ()) if splitter.get("type") == "Sequence" else (splitter,)
@@ -126,10 +151,16 @@ def cuts_before_spaces(parts: dict[str, Any]) -> bool:
     patterns = [_pattern(step) for step in steps[:-1] if step.get("type") != "Digits"]
     if not all(pattern in PATTERNS for pattern in patterns):
         return False
-    return bool(steps[-1].get("use_regex")) or any(pattern.endswith(r"\s+(?!\S)|\s+") for pattern in patterns)
+    return bool(steps[-1].get("use_regex")) or any(
+        pattern.endswith(r"\s+(?!\S)|\s+") for pattern in patterns
+    )
 
 
 def _pattern(step: dict[str, Any]) -> str:
     """What a step splits at, empty for what is no plain split."""
-    plain = step.get("type") == "Split" and step.get("behavior") == "Isolated" and not step.get("invert")
+    plain = (
+        step.get("type") == "Split"
+        and step.get("behavior") == "Isolated"
+        and not step.get("invert")
+    )
     return str(step["pattern"].get("Regex", "")) if plain else ""

@@ -1,8 +1,9 @@
-"""Tasks of reasoning-gym as prompts with answers: arithmetic, algebra, logic, games, graphs, each made from a seed.
+"""Tasks of reasoning-gym as prompts with answers: arithmetic, algebra, logic, games, graphs, each
+made from a seed.
 
-Many tasks have more than one right answer; then `answer` is one of them or null, and the task's own scorer decides.
-It needs the row's `task` and `metadata`, which come back from JSON as it expects them.
-"""
+Many tasks have more than one right answer; then `answer` is one of them or null, and the task's own
+scorer decides. It needs the row's `task` and `metadata`, which come back from JSON as it expects
+them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from typing import Any
 from chuk_lib.errors import ConfigError, DataError
 
 _HIDDEN = ("composite", "arc_agi", "rearc")
-"""A mixture that has to be told of which, and tasks whose scorers do not know their own answers after JSON."""
+"""A mixture that has to be told of which, and tasks whose scorers do not know their own answers
+after JSON."""
 _MISSES = 200
 """Problems in a row that came before until a task counts as used up."""
 _BATCH = 256
@@ -32,13 +34,17 @@ def tasks() -> dict[str, str]:
 
 
 def problems(
-    task: str, count: int, seed: int = 42, settings: Mapping[str, Any] | None = None, as_messages: bool = False
+    task: str,
+    count: int,
+    seed: int = 42,
+    settings: Mapping[str, Any] | None = None,
+    as_messages: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """`count` different rows {prompt, answer, task, metadata}. The same arguments give the same rows.
+    """`count` different rows {prompt, answer, task, metadata}. The same arguments give the same
+    rows.
 
-    `settings` are the task's own (`min_terms`, `max_digits` …). Raises ConfigError for an unknown task or setting,
-    DataError when the task has fewer different problems.
-    """
+    `settings` are the task's own (`min_terms`, `max_digits` …). Raises ConfigError for an unknown
+    task or setting, DataError when the task has fewer different problems."""
     known = tasks()
     if task not in known:
         raise ConfigError(f"there is no task `{task}`", _nearest(task, known))
@@ -52,7 +58,8 @@ def problems(
                 misses += 1
                 if misses >= _MISSES:
                     raise DataError(
-                        f"`{task}` gives only about {made:,} different problems like this, not {count:,}",
+                        f"`{task}` gives only about {made:,} different problems like this, not"
+                        f" {count:,}",
                         "ask for fewer, or widen its settings with --set",
                     )
                 continue
@@ -71,7 +78,8 @@ def settings_of(task: str) -> dict[str, Any]:
 
 
 def _first_seed(seed: int) -> int:
-    """A problem's own seed is the data set's plus its index: seeds side by side would share nearly all problems."""
+    """A problem's own seed is the data set's plus its index: seeds side by side would share nearly
+    all problems."""
     return int.from_bytes(blake2b(str(seed).encode(), digest_size=4).digest(), "little") // 4
 
 
@@ -87,13 +95,16 @@ def _dataset(task: str, seed: int, settings: Mapping[str, Any]) -> Any:
     unknown = sorted(set(settings) - set(settings_of(task)))
     if unknown:
         raise ConfigError(
-            f"`{task}` has no setting `{unknown[0]}`", f"its settings: {', '.join(settings_of(task)) or 'none'}"
+            f"`{task}` has no setting `{unknown[0]}`",
+            f"its settings: {', '.join(settings_of(task)) or 'none'}",
         )
     try:
         return _library().create_dataset(task, size=_BATCH, seed=seed, **settings)
     except (AssertionError, TypeError, ValueError) as error:
         reason = str(error) or type(error).__name__
-        raise ConfigError(f"`{task}` does not take these settings: {reason}", "see `chuk data tasks TASK`") from None
+        raise ConfigError(
+            f"`{task}` does not take these settings: {reason}", "see `chuk data tasks TASK`"
+        ) from None
 
 
 def _nearest(task: str, known: Mapping[str, str]) -> str:
@@ -108,9 +119,12 @@ def _library() -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # one of its own dependencies leaves a file open
+            warnings.simplefilter(
+                "ignore", ResourceWarning
+            )  # one of its own dependencies leaves a file open
             return import_module("reasoning_gym")
     except ImportError:
         raise ConfigError(
-            "these tasks come from the package `reasoning-gym`, which is not installed", "pip install reasoning-gym"
+            "these tasks come from the package `reasoning-gym`, which is not installed",
+            "pip install reasoning-gym",
         ) from None

@@ -1,7 +1,7 @@
 """One maker for each type of problem: (random numbers, difficulty) -> a draft with an exact answer.
 
-In every type a higher difficulty means larger numbers and from some level on a longer or trickier form.
-"""
+In every type a higher difficulty means larger numbers and from some level on a longer or trickier
+form."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from chuk_lib.data.generators.problems import Draft, apply, exact
 from chuk_lib.data.generators.words import word_problem
 
 Maker = Callable[[Random, int], Draft]
-_QUESTIONS = ("What is {}?", "Calculate {}.", "Compute {}.", "Find the value of {}.", "Work out {}.")
+_QUESTIONS = (
+    "What is {}?",
+    "Calculate {}.",
+    "Compute {}.",
+    "Find the value of {}.",
+    "Work out {}.",
+)
 
 
 def addition(random: Random, difficulty: int) -> Draft:
     """`a+b=` with two numbers of `difficulty` digits each."""
     low, high = (10 ** (difficulty - 1) if difficulty > 1 else 0), 10**difficulty - 1
     a, b = random.randint(low, high), random.randint(low, high)
-    return Draft(f"{a}+{b}=", f"{a} + {b}", ((f"{a} + {b}", Fraction(a + b)),), ("+", min(a, b), max(a, b)))
+    return Draft(
+        f"{a}+{b}=", f"{a} + {b}", ((f"{a} + {b}", Fraction(a + b)),), ("+", min(a, b), max(a, b))
+    )
 
 
 def arithmetic(random: Random, difficulty: int) -> Draft:
@@ -42,7 +50,8 @@ def arithmetic(random: Random, difficulty: int) -> Draft:
 
 
 def fractions(random: Random, difficulty: int) -> Draft:
-    """Two proper fractions (three at level 5). Level 1: one denominator; multiplication from 2, division from 3."""
+    """Two proper fractions (three at level 5). Level 1: one denominator; multiplication from 2,
+    division from 3."""
     operator = random.choice("+-" if difficulty == 1 else "+-*" if difficulty == 2 else "+-*/")
     largest = (10, 12, 15, 30, 40)[difficulty - 1]
     first = _proper(random, random.randint(3, largest))
@@ -58,13 +67,21 @@ def fractions(random: Random, difficulty: int) -> Draft:
     third, sign = _proper(random, random.randint(2, largest)), random.choice("+-")
     steps = ((expression, value), (f"({value}) {sign} ({third})", apply(sign, value, third)))
     text = random.choice(_QUESTIONS).format(f"({shown}) {sign} {third}")
-    return Draft(text, f"({expression}) {sign} ({third})", steps, _key_of_three(operator, sign, first, second, third))
+    return Draft(
+        text,
+        f"({expression}) {sign} ({third})",
+        steps,
+        _key_of_three(operator, sign, first, second, third),
+    )
 
 
 def percentages(random: Random, difficulty: int) -> Draft:
     """A share of a number; any percentage from level 3, increases and decreases from level 4."""
     if difficulty == 1:
-        percent, base = random.choice((5, 10, 20, 25, 30, 40, 50, 60, 75, 80)), 20 * random.randint(1, 20)
+        percent, base = (
+            random.choice((5, 10, 20, 25, 30, 40, 50, 60, 75, 80)),
+            20 * random.randint(1, 20),
+        )
     elif difficulty == 2:
         percent, base = 5 * random.randint(1, 19), random.randint(10, 500)
     else:
@@ -80,7 +97,9 @@ def percentages(random: Random, difficulty: int) -> Draft:
     total = base + part if kind == "more" else base - part
     steps = ((share, part), (f"{base} {sign} {exact(part, True)}", Fraction(total)))
     text = random.choice(_QUESTIONS).format(f"{base} {word} by {percent}%")
-    return Draft(text, f"{base} {sign} {share}", steps, ("percent", kind, percent, base), decimal=True)
+    return Draft(
+        text, f"{base} {sign} {share}", steps, ("percent", kind, percent, base), decimal=True
+    )
 
 
 def multi_step(random: Random, difficulty: int) -> Draft:
@@ -101,19 +120,29 @@ def multi_step(random: Random, difficulty: int) -> Draft:
     sides = [_side(left[0], a, b), _side(right[0], c, d)]
     key = ("multi", last, *map(str, sorted(sides) if last in "+*" else sides))
     shown = f"{left[0]} {last} {right[0]}" if last != "*" else f"({left[0]}) * ({right[0]})"
-    return Draft(random.choice(_QUESTIONS).format(shown), f"({left[0]}) {last} ({right[0]})", steps, key)
+    return Draft(
+        random.choice(_QUESTIONS).format(shown), f"({left[0]}) {last} ({right[0]})", steps, key
+    )
 
 
 def comparison(random: Random, difficulty: int) -> Draft:
-    """The larger or smaller of two or three values, or how far two are apart; fractions at level 3, sums at 4."""
+    """The larger or smaller of two or three values, or how far two are apart; fractions at level 3,
+    sums at 4."""
     values = _values_to_compare(random, difficulty)
-    kind = random.choice(("max", "min") if len(values) > 2 or difficulty == 4 else ("max", "min", "abs"))
+    kind = random.choice(
+        ("max", "min") if len(values) > 2 or difficulty == 4 else ("max", "min", "abs")
+    )
     shown = [text for text, _ in values]
     key = ("compare", kind, *sorted(shown))
     if kind == "abs":
         difference = abs(values[0][1] - values[1][1])
         expression = f"abs({shown[0]} - {shown[1]})"
-        return Draft(f"How far apart are {shown[0]} and {shown[1]}?", expression, ((expression, difference),), key)
+        return Draft(
+            f"How far apart are {shown[0]} and {shown[1]}?",
+            expression,
+            ((expression, difference),),
+            key,
+        )
     two, many = ("larger", "largest") if kind == "max" else ("smaller", "smallest")
     value = (max if kind == "max" else min)(number for _, number in values)
     expression = f"{kind}({', '.join(shown)})"
@@ -121,7 +150,12 @@ def comparison(random: Random, difficulty: int) -> Draft:
         text = f"Which is the {many}: {', '.join(shown[:-1])} or {shown[-1]}?"
     else:
         text = f"Which is {two}: {shown[0]} or {shown[1]}?"
-    return Draft(text + (" Give its value." if difficulty == 4 else ""), expression, ((expression, value),), key)
+    return Draft(
+        text + (" Give its value." if difficulty == 4 else ""),
+        expression,
+        ((expression, value),),
+        key,
+    )
 
 
 MAKERS: dict[str, Maker] = {
@@ -135,7 +169,9 @@ MAKERS: dict[str, Maker] = {
 }
 
 
-def _asked(random: Random, shown: str, expression: str, value: Fraction, key: tuple[object, ...]) -> Draft:
+def _asked(
+    random: Random, shown: str, expression: str, value: Fraction, key: tuple[object, ...]
+) -> Draft:
     return Draft(random.choice(_QUESTIONS).format(shown), expression, ((expression, value),), key)
 
 
@@ -143,7 +179,9 @@ def _proper(random: Random, denominator: int) -> Fraction:
     return Fraction(random.randint(1, denominator - 1), denominator)
 
 
-def _key_of_three(operator: str, sign: str, first: Fraction, second: Fraction, third: Fraction) -> tuple[object, ...]:
+def _key_of_three(
+    operator: str, sign: str, first: Fraction, second: Fraction, third: Fraction
+) -> tuple[object, ...]:
     """Sums in any order are the same problem: what is added and what is taken away, each sorted."""
     if operator in "+-":
         terms = [("+", first), (operator, second), (sign, third)]
@@ -177,8 +215,15 @@ def _two_steps(random: Random, shape: str, a: int, b: int, c: int) -> Draft:
         sign = shape[3]
         inner, numbers = a * b, (min(a, b), max(a, b))
         expression = f"{a} * {b} {sign} {c}"
-        steps = _whole((f"{a} * {b}", inner), (f"{inner} {sign} {c}", inner + c if sign == "+" else inner - c))
-    return Draft(random.choice(_QUESTIONS).format(expression), expression, steps, ("multi", shape, *numbers, c))
+        steps = _whole(
+            (f"{a} * {b}", inner), (f"{inner} {sign} {c}", inner + c if sign == "+" else inner - c)
+        )
+    return Draft(
+        random.choice(_QUESTIONS).format(expression),
+        expression,
+        steps,
+        ("multi", shape, *numbers, c),
+    )
 
 
 def _values_to_compare(random: Random, difficulty: int) -> list[tuple[str, Fraction]]:
@@ -192,7 +237,9 @@ def _values_to_compare(random: Random, difficulty: int) -> list[tuple[str, Fract
             sums = [(random.randint(10, 200), random.randint(10, 200)) for _ in range(2)]
             values = [(f"{a} + {b}", Fraction(a + b)) for a, b in sums]
         else:
-            numbers = [random.randint(1, 99 if difficulty == 1 else 999) for _ in range(1 + difficulty)]
+            numbers = [
+                random.randint(1, 99 if difficulty == 1 else 999) for _ in range(1 + difficulty)
+            ]
             values = [(str(number), Fraction(number)) for number in numbers]
         if len({value for _, value in values}) == len(values):
             return values

@@ -1,4 +1,5 @@
-"""Math problems with exact answers, for supervised, preference and reward training. No problem comes twice."""
+"""Math problems with exact answers, for supervised, preference and reward training. No problem
+comes twice."""
 
 from __future__ import annotations
 
@@ -10,10 +11,24 @@ from random import Random
 from typing import Any
 
 from chuk_lib.data.generators.makers import MAKERS
-from chuk_lib.data.generators.problems import TOOL_NAME, Draft, MathProblem, ToolCallTrace, TrainingSample, exact
+from chuk_lib.data.generators.problems import (
+    TOOL_NAME,
+    Draft,
+    MathProblem,
+    ToolCallTrace,
+    TrainingSample,
+    exact,
+)
 from chuk_lib.errors import ConfigError, DataError
 
-PROBLEM_TYPES = ("arithmetic", "fractions", "percentages", "word_problem", "multi_step", "comparison")
+PROBLEM_TYPES = (
+    "arithmetic",
+    "fractions",
+    "percentages",
+    "word_problem",
+    "multi_step",
+    "comparison",
+)
 """The types drawn when none are named. `addition` is one more, drawn only when named."""
 
 HARDEST = 5
@@ -23,7 +38,8 @@ _MISSES = 200
 
 
 class MathProblemGenerator:
-    """Draws problems from a seed. The same seed and calls give the same problems; a later batch repeats none."""
+    """Draws problems from a seed. The same seed and calls give the same problems; a later batch
+    repeats none."""
 
     def __init__(self, seed: int = 42) -> None:
         self._random = Random(seed)
@@ -37,8 +53,8 @@ class MathProblemGenerator:
     ) -> list[TrainingSample]:
         """`n` samples, types and difficulties drawn evenly until one is used up.
 
-        Raises ConfigError for an unknown type or difficulty, DataError when there are fewer than `n` problems left.
-        """
+        Raises ConfigError for an unknown type or difficulty, DataError when there are fewer than
+        `n` problems left."""
         types = tuple(problem_types or PROBLEM_TYPES)
         check_request(n, difficulty_range, types)
         low, high = difficulty_range
@@ -47,8 +63,8 @@ class MathProblemGenerator:
         while len(samples) < n:
             if not cells:
                 raise DataError(
-                    f"there are only about {len(samples):,} different problems of {', '.join(types)} at difficulty "
-                    f"{low}-{high}, not {n:,}",
+                    f"there are only about {len(samples):,} different problems of"
+                    f" {', '.join(types)} at difficulty {low}-{high}, not {n:,}",
                     "ask for fewer samples, more types or a higher difficulty",
                 )
             kind, level = cell = self._random.choice(cells)
@@ -103,15 +119,27 @@ class MathProblemGenerator:
     def _sample(self, draft: Draft, kind: str, difficulty: int) -> TrainingSample:
         answer = exact(draft.answer, draft.decimal)
         problem = MathProblem(
-            id=f"math_{len(self._seen):06d}", problem_type=kind, problem_text=draft.text, expression=draft.expression,
-            answer=float(draft.answer), answer_exact=answer, difficulty=difficulty, key=draft.key, unit=draft.unit,
-        )  # fmt: skip
+            id=f"math_{len(self._seen):06d}",
+            problem_type=kind,
+            problem_text=draft.text,
+            expression=draft.expression,
+            answer=float(draft.answer),
+            answer_exact=answer,
+            difficulty=difficulty,
+            key=draft.key,
+            unit=draft.unit,
+        )
         steps = [(expression, exact(value, draft.decimal)) for expression, value in draft.steps]
-        trace = tuple(ToolCallTrace(TOOL_NAME, {"expression": expression}, result) for expression, result in steps)
+        trace = tuple(
+            ToolCallTrace(TOOL_NAME, {"expression": expression}, result)
+            for expression, result in steps
+        )
         if kind == "addition":
             wrong = tuple(_wrong_numbers(self._random, draft))
             return TrainingSample(problem, trace, answer, wrong)
-        return TrainingSample(problem, trace, _worked(steps, answer), _wrong_responses(self._random, draft, steps))
+        return TrainingSample(
+            problem, trace, _worked(steps, answer), _wrong_responses(self._random, draft, steps)
+        )
 
 
 def check_request(n: int, difficulty_range: tuple[int, int], types: Sequence[str]) -> None:
@@ -123,14 +151,16 @@ def check_request(n: int, difficulty_range: tuple[int, int], types: Sequence[str
     hardest = HARDEST_ADDITION if set(types) == {"addition"} else HARDEST
     if not 1 <= low <= high <= hardest:
         raise ConfigError(
-            f"difficulty {low}-{high} is not between 1 and {hardest}", "write it as `1-3`, or `3` for one level"
+            f"difficulty {low}-{high} is not between 1 and {hardest}",
+            "write it as `1-3`, or `3` for one level",
         )
     if n < 1:
         raise ConfigError(f"{n} samples cannot be made", "ask for 1 or more")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> Path:
-    """Write rows as JSON lines, beside and renamed: the file is whole or not there. Makes missing folders."""
+    """Write rows as JSON lines, beside and renamed: the file is whole or not there. Makes missing
+    folders."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
@@ -144,11 +174,17 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> Path:
 
 
 def _metadata(problem: MathProblem) -> dict[str, Any]:
-    return {"problem_id": problem.id, "problem_type": problem.problem_type, "difficulty": problem.difficulty}
+    return {
+        "problem_id": problem.id,
+        "problem_type": problem.problem_type,
+        "difficulty": problem.difficulty,
+    }
 
 
 def _worked(steps: Sequence[tuple[str, str]], answer: str) -> str:
-    return "\n".join([*(f"{expression} = {result}" for expression, result in steps), f"ANSWER: {answer}"])
+    return "\n".join(
+        [*(f"{expression} = {result}" for expression, result in steps), f"ANSWER: {answer}"]
+    )
 
 
 def _wrong_numbers(random: Random, draft: Draft) -> list[str]:
@@ -161,8 +197,11 @@ def _wrong_numbers(random: Random, draft: Draft) -> list[str]:
     return list(dict.fromkeys(texts))[:4]
 
 
-def _wrong_responses(random: Random, draft: Draft, steps: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """A slip in the last step, a slip in copying the result, two bare guesses: same form, different numbers."""
+def _wrong_responses(
+    random: Random, draft: Draft, steps: Sequence[tuple[str, str]]
+) -> tuple[str, ...]:
+    """A slip in the last step, a slip in copying the result, two bare guesses: same form, different
+    numbers."""
     first, second, third, fourth = _wrong_numbers(random, draft)
     slipped = [*steps[:-1], (steps[-1][0], first)]
     return _worked(slipped, first), _worked(steps, second), f"ANSWER: {third}", f"ANSWER: {fourth}"

@@ -1,8 +1,7 @@
 """What a generated problem is: its text, its expression, and an answer that is exact.
 
-Answers are fractions inside and text outside: `12`, `4.5` where decimals are natural and end, `5/6` elsewhere. Nothing
-is rounded.
-"""
+Answers are fractions inside and text outside: `12`, `4.5` where decimals are natural and end, `5/6`
+elsewhere. Nothing is rounded."""
 
 from __future__ import annotations
 
@@ -27,10 +26,11 @@ TOOL_SCHEMA = {
 
 @dataclass(frozen=True)
 class MathProblem:
-    """One problem. `answer_exact` is the answer; `answer` is its nearest float, for plots and sorting only.
+    """One problem. `answer_exact` is the answer; `answer` is its nearest float, for plots and
+    sorting only.
 
-    `key` is equal for problems that are the same but for wording, names or the order of summands and factors.
-    """
+    `key` is equal for problems that are the same but for wording, names or the order of summands
+    and factors."""
 
     id: str
     problem_type: str
@@ -56,7 +56,8 @@ class ToolCallTrace:
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """A problem with its solution: as text, as tool calls, and as plausible wrong texts of the same form."""
+    """A problem with its solution: as text, as tool calls, and as plausible wrong texts of the same
+    form."""
 
     problem: MathProblem
     correct_trace: tuple[ToolCallTrace, ...]
@@ -66,7 +67,8 @@ class TrainingSample:
 
 @dataclass(frozen=True)
 class Draft:
-    """What a problem maker returns. `steps`: expressions with their values, the last one being the answer.
+    """What a problem maker returns. `steps`: expressions with their values, the last one being the
+    answer.
 
     `decimal`: write the answer as a decimal where that is exact.
     """
@@ -94,7 +96,8 @@ def apply(operator: str, a: Fraction, b: Fraction) -> Fraction:
 
 
 def exact(value: Fraction, decimal: bool = False) -> str:
-    """A value as text that loses nothing: `12`, `-5/6`, and with `decimal` `4.5` where the decimals end."""
+    """A value as text that loses nothing: `12`, `-5/6`, and with `decimal` `4.5` where the decimals
+    end."""
     if value.denominator == 1:
         return str(value.numerator)
     if not decimal:

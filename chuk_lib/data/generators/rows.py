@@ -21,11 +21,11 @@ REVERSALS = ("nothing", "answers", "numbers")
 def to_row(sample: TrainingSample, format: str, reverse: str = "nothing") -> dict[str, Any]:
     """One row, with the columns `answer`, `problem_type`, `difficulty` and `problem_id` at its end.
 
-    `reverse` is one of REVERSALS and holds for addition: `answers` writes the answer's last digit first, the order in
-    which carries run; `numbers` reverses the summands too, so that every digit stands at the same distance from those
-    that it follows from, which a model of two layers learns in a few hundred steps. `answer` keeps its order. Raises
-    ConfigError for an unknown format and for what cannot be reversed.
-    """
+    `reverse` is one of REVERSALS and holds for addition: `answers` writes the answer's last digit
+    first, the order in which carries run; `numbers` reverses the summands too, so that every digit
+    stands at the same distance from those that it follows from, which a model of two layers learns
+    in a few hundred steps. `answer` keeps its order. Raises ConfigError for an unknown format and
+    for what cannot be reversed."""
     check_format(format)
     problem = sample.problem
     if reverse != "nothing":
@@ -50,7 +50,9 @@ def _reversed(sample: TrainingSample, format: str, reverse: str) -> TrainingSamp
         raise ConfigError(f"unknown reversal `{reverse}`", f"one of: {', '.join(REVERSALS)}")
     problem = sample.problem
     if problem.problem_type != "addition" or format == "tools":
-        raise ConfigError("only `addition` can be reversed, and not as tool calls", "use `--types addition`")
+        raise ConfigError(
+            "only `addition` can be reversed, and not as tool calls", "use `--types addition`"
+        )
     if reverse == "numbers":
         turned = re.sub(r"\d+", lambda found: found[0][::-1], problem.problem_text)
         problem = replace(problem, problem_text=turned)
@@ -69,10 +71,14 @@ def _messages(sample: TrainingSample) -> dict[str, Any]:
 
 
 def _tools(sample: TrainingSample) -> dict[str, Any]:
-    """Each step is a call by the assistant and a result in the tool's own turn, which is not the assistant's text."""
+    """Each step is a call by the assistant and a result in the tool's own turn, which is not the
+    assistant's text."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": sample.problem.problem_text}]
     for call in sample.correct_trace:
-        made = {"type": "function", "function": {"name": call.tool_name, "arguments": call.tool_args}}
+        made = {
+            "type": "function",
+            "function": {"name": call.tool_name, "arguments": call.tool_args},
+        }
         messages.append({"role": "assistant", "content": "", "tool_calls": [made]})
         messages.append({"role": "tool", "name": call.tool_name, "content": call.tool_result})
     messages.append({"role": "assistant", "content": f"ANSWER: {sample.problem.answer_exact}"})
@@ -125,27 +131,40 @@ def to_line(row: dict[str, Any]) -> str:
 def split_sizes(count: int, valid: float, test: float) -> list[int]:
     """Rows of train, valid and test. Raises ConfigError when nothing is left to train on."""
     if not (valid >= 0 and test >= 0 and valid + test < 1):
-        raise ConfigError(f"shares of {valid:g} and {test:g} leave nothing to train on", "together they stay below 1")
+        raise ConfigError(
+            f"shares of {valid:g} and {test:g} leave nothing to train on",
+            "together they stay below 1",
+        )
     held_out = [max(1, round(count * share)) if share else 0 for share in (valid, test)]
     train = count - sum(held_out)
     if train < 1:
-        raise ConfigError(f"{count} samples are too few for {sum(held_out)} held-out ones", "ask for more samples")
+        raise ConfigError(
+            f"{count} samples are too few for {sum(held_out)} held-out ones", "ask for more samples"
+        )
     return [train, *held_out]
 
 
-def split_rows(rows: Sequence[dict[str, Any]], valid: float, test: float) -> dict[str, list[dict[str, Any]]]:
-    """Rows by split, in order; `valid` and `test` are shares. A share above 0 gets at least one row.
+def split_rows(
+    rows: Sequence[dict[str, Any]], valid: float, test: float
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows by split, in order; `valid` and `test` are shares. A share above 0 gets at least one
+    row.
 
-    No two samples of one generator share a problem, so no two splits do. Raises ConfigError when nothing is left to
-    train on.
-    """
+    No two samples of one generator share a problem, so no two splits do. Raises ConfigError when
+    nothing is left to train on."""
     sizes = split_sizes(len(rows), valid, test)
     ends = [sizes[0], sizes[0] + sizes[1], len(rows)]
-    return {name: list(rows[start:end]) for name, start, end in zip(SPLITS, [0, *ends], ends, strict=False)}
+    return {
+        name: list(rows[start:end])
+        for name, start, end in zip(SPLITS, [0, *ends], ends, strict=False)
+    }
 
 
-def write_splits(folder: Path, splits: dict[str, list[dict[str, Any]]], overwrite: bool = False) -> None:
-    """Write `train.jsonl`, `valid.jsonl` and `test.jsonl`; a split without rows has no file afterwards.
+def write_splits(
+    folder: Path, splits: dict[str, list[dict[str, Any]]], overwrite: bool = False
+) -> None:
+    """Write `train.jsonl`, `valid.jsonl` and `test.jsonl`; a split without rows has no file
+    afterwards.
 
     Raises ConfigError when one of the files exists and `overwrite` is false.
     """
@@ -165,5 +184,6 @@ def check_splits(folder: Path, overwrite: bool) -> None:
     taken = [name for name in SPLITS if (folder / f"{name}.jsonl").exists()]
     if taken and not overwrite:
         raise ConfigError(
-            f"`{folder / taken[0]}.jsonl` exists", "choose another --output, or replace the files with --overwrite"
+            f"`{folder / taken[0]}.jsonl` exists",
+            "choose another --output, or replace the files with --overwrite",
         )

@@ -1,4 +1,5 @@
-"""Word problems: one operation in a small story; from level 3 on a sentence with a number that does not matter."""
+"""Word problems: one operation in a small story; from level 3 on a sentence with a number that does
+not matter."""
 
 from __future__ import annotations
 
@@ -8,14 +9,30 @@ from random import Random
 from chuk_lib.data.generators.problems import Draft, apply
 
 _STORIES = (
-    ("+", "{name} has {a} {items} and buys {b} more. How many {items} does {name} have?", "{items}"),
-    ("+", "{name} read {a} pages on Monday and {b} pages on Tuesday. How many pages is that?", "pages"),
-    ("-", "{name} has {a} {items} and gives {b} of them to {other}. How many {items} are left?", "{items}"),
+    (
+        "+",
+        "{name} has {a} {items} and buys {b} more. How many {items} does {name} have?",
+        "{items}",
+    ),
+    (
+        "+",
+        "{name} read {a} pages on Monday and {b} pages on Tuesday. How many pages is that?",
+        "pages",
+    ),
+    (
+        "-",
+        "{name} has {a} {items} and gives {b} of them to {other}. How many {items} are left?",
+        "{items}",
+    ),
     ("-", "A shop had {a} {items} and sold {b}. How many {items} remain?", "{items}"),
     ("*", "A box holds {a} {items}. How many {items} are in {b} boxes?", "{items}"),
     ("*", "A train travels {a} km every hour. How far does it travel in {b} hours?", "km"),
     ("*", "A ticket costs {a} dollars. How much do {b} tickets cost?", "dollars"),
-    ("/", "{name} shares {a} {items} equally among {b} friends. How many {items} does each get?", "{items}"),
+    (
+        "/",
+        "{name} shares {a} {items} equally among {b} friends. How many {items} does each get?",
+        "{items}",
+    ),
 )
 _ASIDES = (
     "{other} is {n} years old.",
@@ -25,8 +42,34 @@ _ASIDES = (
     "There are {n} houses in the street.",
     "The bus came {n} minutes late.",
 )
-_NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gita", "Hugo", "Ines", "Jon", "Kira", "Leo", "Mia", "Noor")
-_ITEMS = ("apples", "books", "marbles", "coins", "pencils", "shells", "stamps", "cards", "stones", "beads")
+_NAMES = (
+    "Ada",
+    "Ben",
+    "Cleo",
+    "Dan",
+    "Eva",
+    "Finn",
+    "Gita",
+    "Hugo",
+    "Ines",
+    "Jon",
+    "Kira",
+    "Leo",
+    "Mia",
+    "Noor",
+)
+_ITEMS = (
+    "apples",
+    "books",
+    "marbles",
+    "coins",
+    "pencils",
+    "shells",
+    "stamps",
+    "cards",
+    "stones",
+    "beads",
+)
 
 
 def word_problem(random: Random, difficulty: int) -> Draft:

@@ -1,1 +1,2 @@
-"""The tokenizer doctor: what is wrong with a tokenizer and its chat template for training, and mending it."""
+"""The tokenizer doctor: what is wrong with a tokenizer and its chat template for training, and
+mending it."""

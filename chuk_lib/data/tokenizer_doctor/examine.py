@@ -1,8 +1,8 @@
 """A check-up of a tokenizer: what would make training or generation go wrong, and why.
 
-A *problem* makes a model learn or do the wrong thing; a *warning* is worth knowing. Nothing is changed (`mend` does
-that), and a template that loops or makes endless output ends with a finding (`bounded`).
-"""
+A *problem* makes a model learn or do the wrong thing; a *warning* is worth knowing. Nothing is
+changed (`mend` does that), and a template that loops or makes endless output ends with a finding
+(`bounded`)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.data.tokenizers.training_forms import training_form
 
 TEXTS = (
-    "The quick brown fox jumps over the lazy dog.", "  two  spaces,\ttab\nand a new line\n\n", "12345 + 67890 = 80235",
-    "naïve café, 日本語, Привет, مرحبا, 🎉", "def f(x):\n    return x ** 2  # 'quoted' \"text\"\n", "e\u0301 ﬁ ½ ①",
-)  # fmt: skip
+    "The quick brown fox jumps over the lazy dog.",
+    "  two  spaces,\ttab\nand a new line\n\n",
+    "12345 + 67890 = 80235",
+    "naïve café, 日本語, Привет, مرحبا, 🎉",
+    "def f(x):\n    return x ** 2  # 'quoted' \"text\"\n",
+    "e\u0301 ﬁ ½ ①",
+)
 """What must come back from decoding as it went in."""
 
 
@@ -36,10 +40,19 @@ def examine(tokenizer: Tokenizer, folder: Path | None = None) -> list[Finding]:
         hint = "for chats, add one: `chuk tokenizer doctor MODEL --fix OUT --template chatml`"
         return [
             *found,
-            Finding("chat template", "warning", "there is none: messages cannot be rendered", hint, "template"),
+            Finding(
+                "chat template",
+                "warning",
+                "there is none: messages cannot be rendered",
+                hint,
+                "template",
+            ),
         ]
     if encoder.is_code:
-        return [*found, Finding("chat template", "ok", "it is Python code of mlx-lm, which is not looked into")]
+        return [
+            *found,
+            Finding("chat template", "ok", "it is Python code of mlx-lm, which is not looked into"),
+        ]
     return [*found, *check_template(tokenizer)]
 
 
@@ -54,19 +67,29 @@ def _vocabulary(hf: Any, folder: Path | None) -> Iterator[Finding]:
     highest = max(numbers, default=-1)
     if rows is not None and highest >= rows:
         yield Finding(
-            "vocabulary", "problem", f"ids go up to {highest:,}, but the model has {rows:,} embedding rows",
+            "vocabulary",
+            "problem",
+            f"ids go up to {highest:,}, but the model has {rows:,} embedding rows",
             "take the tokenizer that belongs to the model",
-        )  # fmt: skip
+        )
         return
     gaps = highest + 1 - len(numbers)
-    more = f", {rows - highest - 1:,} embedding rows to spare" if rows is not None and rows > highest + 1 else ""
+    more = (
+        f", {rows - highest - 1:,} embedding rows to spare"
+        if rows is not None and rows > highest + 1
+        else ""
+    )
     unused = f", {gaps:,} ids without a token" if gaps else ""
     yield Finding("vocabulary", "ok", f"{len(numbers):,} tokens{unused}{more}")
 
 
 def _embedding_rows(folder: Path | None) -> int | None:
     try:
-        config = json.loads(((folder or Path()) / "config.json").read_bytes()) if folder is not None else {}
+        config = (
+            json.loads(((folder or Path()) / "config.json").read_bytes())
+            if folder is not None
+            else {}
+        )
         rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     except (OSError, ValueError, AttributeError):
         return None
@@ -77,22 +100,34 @@ def _roles(hf: Any, encoder: Encoder) -> Iterator[Finding]:
     special = special_tokens(hf)
     if "eos" not in special:
         yield Finding(
-            "eos", "problem", "there is no EOS token: generation does not stop, and texts are learned without an end",
-            "set `eos_token` in tokenizer_config.json", "eos",
-        )  # fmt: skip
+            "eos",
+            "problem",
+            "there is no EOS token: generation does not stop, and texts are learned without an end",
+            "set `eos_token` in tokenizer_config.json",
+            "eos",
+        )
     else:
         token, number = special["eos"]
         others = sorted(encoder.stop_ids - {number})
-        also = f"; {', '.join(map(str, hf.convert_ids_to_tokens(others)))} end a turn too" if others else ""
+        also = (
+            f"; {', '.join(map(str, hf.convert_ids_to_tokens(others)))} end a turn too"
+            if others
+            else ""
+        )
         yield Finding("eos", "ok", f"`{token}` ({number}){also}")
     if "pad" not in special:
-        yield Finding("pad", "warning", "there is no PAD token; chuk needs none, other trainers do", "", "pad")
+        yield Finding(
+            "pad", "warning", "there is no PAD token; chuk needs none, other trainers do", "", "pad"
+        )
     elif special.get("eos") == special["pad"]:
         yield Finding(
-            "pad", "warning",
-            f"PAD is EOS (`{special['pad'][0]}`): trainers that mask padding by its id never teach the model to stop",
-            "use another token; chuk masks by length and is not affected", "pad",
-        )  # fmt: skip
+            "pad",
+            "warning",
+            f"PAD is EOS (`{special['pad'][0]}`): trainers that mask padding by its id never teach"
+            " the model to stop",
+            "use another token; chuk masks by length and is not affected",
+            "pad",
+        )
     else:
         yield Finding("pad", "ok", f"`{special['pad'][0]}` ({special['pad'][1]})")
     yield from _bos(hf, special)
@@ -104,7 +139,12 @@ def _bos(hf: Any, special: dict[str, tuple[str, int]]) -> Iterator[Finding]:
     token, number = special["bos"]
     ids = hf("a")["input_ids"]
     if ids[:2] == [number, number]:
-        yield Finding("bos", "problem", f"encoding a text puts `{token}` twice before it", "mend the post-processor")
+        yield Finding(
+            "bos",
+            "problem",
+            f"encoding a text puts `{token}` twice before it",
+            "mend the post-processor",
+        )
     else:
         before = "put before plain text" if ids[:1] == [number] else "not put before plain text"
         yield Finding("bos", "ok", f"`{token}` ({number}), {before}")
@@ -119,9 +159,11 @@ def _atoms(hf: Any) -> Iterator[Finding]:
             cut.append(f"`{token}` ({number}) becomes {ids[:6]}")
     if cut:
         yield Finding(
-            "special tokens", "problem", f"{len(cut)} are not encoded as themselves: {'; '.join(cut[:3])}",
+            "special tokens",
+            "problem",
+            f"{len(cut)} are not encoded as themselves: {'; '.join(cut[:3])}",
             "mark them as special in tokenizer.json",
-        )  # fmt: skip
+        )
     else:
         yield Finding("special tokens", "ok", f"{len(hf.all_special_tokens)}, each one token")
 
@@ -137,12 +179,19 @@ def _round_trips(hf: Any) -> Iterator[Finding]:
     if lost:
         text, back = lost[0]
         yield Finding(
-            "round trip", "problem", f"{len(lost)} of {len(TEXTS)} texts come back changed: {text!r} as {back!r}",
-            "the tokenizer cannot write these characters; train one with bytes for what it does not know",
-        )  # fmt: skip
+            "round trip",
+            "problem",
+            f"{len(lost)} of {len(TEXTS)} texts come back changed: {text!r} as {back!r}",
+            "the tokenizer cannot write these characters; train one with bytes for what it does not"
+            " know",
+        )
     elif rewritten:
         text, back = rewritten[0]
-        yield Finding("round trip", "warning", f"spaces or forms of characters change: {text!r} comes back as {back!r}")
+        yield Finding(
+            "round trip",
+            "warning",
+            f"spaces or forms of characters change: {text!r} comes back as {back!r}",
+        )
     else:
         yield Finding("round trip", "ok", f"{len(TEXTS)} texts come back as they went in")
 
@@ -153,9 +202,12 @@ def _letters(text: str) -> str:
 
 
 def known_form(tokenizer: Tokenizer) -> str | None:
-    """The template with markers put in, where that changes no rendering; None where there is nothing to put."""
+    """The template with markers put in, where that changes no rendering; None where there is
+    nothing to put."""
     encoder = Encoder(tokenizer)
-    form = training_form(encoder.template()) if encoder.has_template and not encoder.is_code else None
+    form = (
+        training_form(encoder.template()) if encoder.has_template and not encoder.is_code else None
+    )
     return None if form is None or not form.shows_the_same else form.template
 
 
@@ -164,5 +216,9 @@ def is_sound(template: str) -> bool:
     try:
         templates.render(template, [{"role": "user", "content": "a"}])
     except templates.ERRORS as error:
-        return not (templates.is_endless(error) or isinstance(error, SyntaxError) or templates.is_broken(error))
+        return not (
+            templates.is_endless(error)
+            or isinstance(error, SyntaxError)
+            or templates.is_broken(error)
+        )
     return True

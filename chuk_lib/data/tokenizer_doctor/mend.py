@@ -16,26 +16,49 @@ from chuk_lib.data.tokenizers.ready import READY, find_template
 from chuk_lib.errors import ConfigError
 
 _PADS = (
-    "<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<|end_of_text|>", "<unk>", "[UNK]",
-)  # fmt: skip
-_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
+    "<|pad|>",
+    "<pad>",
+    "[PAD]",
+    "<|finetune_right_pad_id|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<unk>",
+    "[UNK]",
+)
+_ENDS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "</s>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<eos>",
+)
 
 
 def mend(
     tokenizer: Tokenizer, output: Path, template: str | None = None, overwrite: bool = False
 ) -> tuple[list[str], list[Finding]]:
-    """Write a corrected copy to the folder `output`; what was changed, and what the doctor says of the copy.
+    """Write a corrected copy to the folder `output`; what was changed, and what the doctor says of
+    the copy.
 
-    `template` is the name of a ready template or a Jinja file that takes the place of the tokenizer's own. The
-    tokenizer in memory is changed too. Raises ConfigError when the folder is taken or the template does not fit.
-    """
+    `template` is the name of a ready template or a Jinja file that takes the place of the
+    tokenizer's own. The tokenizer in memory is changed too. Raises ConfigError when the folder is
+    taken or the template does not fit."""
     check_target(output, overwrite)
     hf = unwrap(tokenizer)
     wanted = {finding.fix for finding in examine(tokenizer) if finding.fix}
-    done = [*_mend_template(tokenizer, hf, template), *_mend_eos(tokenizer, hf, wanted), *_mend_pad(hf)]
+    done = [
+        *_mend_template(tokenizer, hf, template),
+        *_mend_eos(tokenizer, hf, wanted),
+        *_mend_pad(hf),
+    ]
     with tempfile.TemporaryDirectory() as place:
         save_tokenizer(tokenizer, Path(place))
-        write_folder(output, {item.name: item.read_bytes() for item in Path(place).iterdir()}, overwrite)
+        write_folder(
+            output, {item.name: item.read_bytes() for item in Path(place).iterdir()}, overwrite
+        )
     return done, examine(load_tokenizer(output))
 
 
@@ -43,11 +66,14 @@ def _mend_template(tokenizer: Tokenizer, hf: Any, template: str | None) -> list[
     if template is not None:
         text = find_template(template)
         lacking = (
-            [token for token in READY[template].tokens if token not in hf.get_vocab()] if template in READY else []
+            [token for token in READY[template].tokens if token not in hf.get_vocab()]
+            if template in READY
+            else []
         )
         if lacking:
             raise ConfigError(
-                f"chat template `{template}` needs tokens that the tokenizer does not have: {', '.join(lacking)}",
+                f"chat template `{template}` needs tokens that the tokenizer does not have:"
+                f" {', '.join(lacking)}",
                 "choose another template: new tokens would need new embedding rows",
             )
         hf.chat_template = text
@@ -57,7 +83,10 @@ def _mend_template(tokenizer: Tokenizer, hf: Any, template: str | None) -> list[
         asked = asked_only(hf.chat_template, hf.special_tokens_map)
         if asked is not None:
             hf.chat_template = asked
-            done.append("the assistant's header at the end of the chat template, now under add_generation_prompt")
+            done.append(
+                "the assistant's header at the end of the chat template, now under"
+                " add_generation_prompt"
+            )
         form = known_form(tokenizer)
         if form is not None:
             hf.chat_template = form
@@ -82,7 +111,9 @@ def _mend_pad(hf: Any) -> list[str]:
         return []
     known = hf.get_vocab()
     free = [token for token in _PADS if token in known and known[token] != hf.eos_token_id]
-    reserved = sorted(token for token in hf.all_special_tokens if "reserved" in token or "unused" in token)
+    reserved = sorted(
+        token for token in hf.all_special_tokens if "reserved" in token or "unused" in token
+    )
     for token in [*free, *reserved]:
         hf.pad_token = token
         return [f"PAD: `{token}`"]

@@ -1,6 +1,5 @@
-"""The doctor's checks of a chat template: that it is Jinja and ends, what it can render, and that training learns the
-assistant's words with their end and nothing else.
-"""
+"""The doctor's checks of a chat template: that it is Jinja and ends, what it can render, and that
+training learns the assistant's words with their end and nothing else."""
 
 from __future__ import annotations
 
@@ -27,16 +26,23 @@ TALK: list[dict[str, Any]] = [
 TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
-        "name": "echo_tool", "description": "Echo.",
-        "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
+        "name": "echo_tool",
+        "description": "Echo.",
+        "parameters": {
+            "type": "object",
+            "properties": {"word": {"type": "string"}},
+            "required": ["word"],
+        },
     },
-}  # fmt: skip
+}
 CALL: list[dict[str, Any]] = [
     {"role": "user", "content": "alpha question"},
     {
         "role": "assistant",
         "content": "",
-        "tool_calls": [{"type": "function", "function": {"name": "echo_tool", "arguments": {"word": "golf"}}}],
+        "tool_calls": [
+            {"type": "function", "function": {"name": "echo_tool", "arguments": {"word": "golf"}}}
+        ],
     },
     {"role": "tool", "name": "echo_tool", "content": "hotel result"},
     {"role": "assistant", "content": "india answer"},
@@ -46,7 +52,8 @@ _TOKEN = re.compile(r"<\|[^<>|\s]+\|>|<(?:start|end)_of_turn>|\[/?INST\]|<｜[^<
 
 @dataclass(frozen=True)
 class Finding:
-    """One result: `state` is ok, warning or problem. `fix` names what `mend` would do about it, "" for nothing."""
+    """One result: `state` is ok, warning or problem. `fix` names what `mend` would do about it, ""
+    for nothing."""
 
     check: str
     state: str
@@ -75,11 +82,19 @@ def check_template(tokenizer: Tokenizer) -> Iterator[Finding]:
 def _no_rendering(error: Exception) -> Finding:
     hint = "mend it, or take a ready one: `--fix OUT --template chatml`"
     if templates.is_endless(error):
-        return Finding("chat template", "problem", f"it was stopped: {first_line(error)}", hint, "template")
+        return Finding(
+            "chat template", "problem", f"it was stopped: {first_line(error)}", hint, "template"
+        )
     if templates.is_broken(error):
-        return Finding("chat template", "problem", templates.broken(error).message, hint, "template")
+        return Finding(
+            "chat template", "problem", templates.broken(error).message, hint, "template"
+        )
     return Finding(
-        "chat template", "problem", f"it refuses a plain conversation: {first_line(error)}", hint, "template"
+        "chat template",
+        "problem",
+        f"it refuses a plain conversation: {first_line(error)}",
+        hint,
+        "template",
     )
 
 
@@ -97,7 +112,11 @@ def _roles(encoder: Encoder) -> Iterator[Finding]:
     with_tools = _try(encoder, CALL, [TOOL])
     missing = [
         name
-        for name, word in (("the tools", "Echo."), ("tool calls", "golf"), ("tool results", "hotel result"))
+        for name, word in (
+            ("the tools", "Echo."),
+            ("tool calls", "golf"),
+            ("tool results", "hotel result"),
+        )
         if word not in with_tools
     ]
     if missing:
@@ -111,10 +130,12 @@ def _tokens(encoder: Encoder, hf: Any, shown: str) -> Iterator[Finding]:
     cut = [token for token in dict.fromkeys(_TOKEN.findall(shown)) if len(_ids(hf, token)) > 1]
     if cut:
         yield Finding(
-            "template tokens", "warning",
-            f"the template writes {', '.join(f'`{token}`' for token in cut[:4])}, which the tokenizer cuts into pieces",
+            "template tokens",
+            "warning",
+            f"the template writes {', '.join(f'`{token}`' for token in cut[:4])}, which the"
+            " tokenizer cuts into pieces",
             "is it the template of another model? `--fix OUT --template NAME` takes a ready one",
-        )  # fmt: skip
+        )
 
 
 def _ids(hf: Any, text: str) -> list[int]:
@@ -128,14 +149,19 @@ def _double_bos(encoder: Encoder, hf: Any, shown: str) -> Iterator[Finding]:
     plain, wrapped = _ids(hf, shown), list(hf(shown)["input_ids"])
     if plain[:2] == [bos[1]] * 2:
         yield Finding(
-            "double BOS", "problem", f"the template writes `{bos[0]}` twice at the start", "mend it", "template"
+            "double BOS",
+            "problem",
+            f"the template writes `{bos[0]}` twice at the start",
+            "mend it",
+            "template",
         )
     elif wrapped[:2] == [bos[1]] * 2:
         yield Finding(
-            "double BOS", "warning",
-            f"template and tokenizer both add `{bos[0]}`: encode rendered chats with add_special_tokens=False, as "
-            "chuk does",
-        )  # fmt: skip
+            "double BOS",
+            "warning",
+            f"template and tokenizer both add `{bos[0]}`: encode rendered chats with"
+            " add_special_tokens=False, as chuk does",
+        )
 
 
 def _prompt(tokenizer: Tokenizer, encoder: Encoder, shown: str) -> Iterator[Finding]:
@@ -144,8 +170,10 @@ def _prompt(tokenizer: Tokenizer, encoder: Encoder, shown: str) -> Iterator[Find
             "generation prompt",
             "problem",
             f"the template writes {encoder.unasked!r} at the end of every "
-            "conversation, asked or not: a model would learn to open another turn after each answer",
-            "chuk leaves it out when it trains, other trainers do not; `--fix OUT` puts it under add_generation_prompt",
+            "conversation, asked or not: a model would learn to open another turn after each"
+            " answer",
+            "chuk leaves it out when it trains, other trainers do not; `--fix OUT` puts it under"
+            " add_generation_prompt",
             "header",
         )
         return
@@ -154,19 +182,26 @@ def _prompt(tokenizer: Tokenizer, encoder: Encoder, shown: str) -> Iterator[Find
     except templates.ERRORS as error:
         reason = first_line(error)
         yield Finding(
-            "generation prompt", "warning", f"the template refuses a conversation that the user ends: {reason}"
+            "generation prompt",
+            "warning",
+            f"the template refuses a conversation that the user ends: {reason}",
         )
         return
     lacking = _not_prompted(tokenizer, prompt)
     if not shown.startswith(prompt):
         yield Finding(
-            "generation prompt", "warning", "an assistant turn begins in another way than the prompt promises"
+            "generation prompt",
+            "warning",
+            "an assistant turn begins in another way than the prompt promises",
         )
     elif lacking:
         yield Finding(
-            "generation prompt", "problem", f"it lacks {lacking!r}, after which training learns the answer",
-            "the template should write that where add_generation_prompt is set", "template",
-        )  # fmt: skip
+            "generation prompt",
+            "problem",
+            f"it lacks {lacking!r}, after which training learns the answer",
+            "the template should write that where add_generation_prompt is set",
+            "template",
+        )
     else:
         yield Finding("generation prompt", "ok", "assistant turns begin where the prompt ends")
 
@@ -193,11 +228,17 @@ def _markers(tokenizer: Tokenizer) -> Iterator[Finding]:
         kept += ", with the stop token after the last answer," if form.adds_stop else ""
         fix = "markers" if form.shows_the_same else ""
         yield Finding(
-            "generation markers", "ok", f"none, but chuk puts them in for {form.family}{kept} when it trains", "", fix
+            "generation markers",
+            "ok",
+            f"none, but chuk puts them in for {form.family}{kept} when it trains",
+            "",
+            fix,
         )
     else:
         yield Finding(
-            "generation markers", "warning", "none: chuk finds the assistant's turns itself, other trainers refuse"
+            "generation markers",
+            "warning",
+            "none: chuk finds the assistant's turns itself, other trainers refuse",
         )
 
 
@@ -207,7 +248,11 @@ def _masks(tokenizer: Tokenizer) -> Iterator[Finding]:
         example = _example(tokenizer)
     except ChukError as error:
         yield Finding(
-            "training mask", "problem", error.message.removeprefix("`sample` line 1: "), error.hint, "template"
+            "training mask",
+            "problem",
+            error.message.removeprefix("`sample` line 1: "),
+            error.hint,
+            "template",
         )
         return
     hf = unwrap(tokenizer)
@@ -218,16 +263,25 @@ def _masks(tokenizer: Tokenizer) -> Iterator[Finding]:
     if lost or leaked:
         what = f"does not learn {lost}" if lost else f"learns the user's words {leaked}"
         yield Finding(
-            "training mask", "problem", f"assistant_only_loss {what}", "mend the generation markers", "template"
+            "training mask",
+            "problem",
+            f"assistant_only_loss {what}",
+            "mend the generation markers",
+            "template",
         )
     elif not any(set(run) & Encoder(tokenizer).stop_ids for run in runs):
         end = hf.decode(runs[-1][-1:])
         yield Finding(
-            "training mask", "problem", f"no end-of-text token is learned: turns end with {end!r}, EOS is "
-            f"`{hf.eos_token}`", "make the token that ends turns the EOS token", "eos",
-        )  # fmt: skip
+            "training mask",
+            "problem",
+            f"no end-of-text token is learned: turns end with {end!r}, EOS is `{hf.eos_token}`",
+            "make the token that ends turns the EOS token",
+            "eos",
+        )
     else:
-        yield Finding("training mask", "ok", "learns the assistant's words and their end, and nothing else")
+        yield Finding(
+            "training mask", "ok", "learns the assistant's words and their end, and nothing else"
+        )
 
 
 def _example(tokenizer: Tokenizer) -> Example:
@@ -238,7 +292,9 @@ def _example(tokenizer: Tokenizer) -> Example:
 def _learned(example: Example) -> list[list[int]]:
     """The runs of learned tokens."""
     runs: list[list[int]] = []
-    for index, (token, bit) in enumerate(zip(example.input_ids.tolist(), example.loss_mask, strict=True)):
+    for index, (token, bit) in enumerate(
+        zip(example.input_ids.tolist(), example.loss_mask, strict=True)
+    ):
         if bit and (index == 0 or not example.loss_mask[index - 1]):
             runs.append([])
         if bit:

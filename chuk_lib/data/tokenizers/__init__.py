@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from chuk_lib.data.tokenizers.loader import load_tokenizer, save_tokenizer
 
 _WHERE = {
-    "fingerprint": "identity", "load_tokenizer": "loader", "save_tokenizer": "loader",
+    "fingerprint": "identity",
+    "load_tokenizer": "loader",
+    "save_tokenizer": "loader",
     "template_fingerprint": "identity",
-}  # fmt: skip
+}
 
 __all__ = ["fingerprint", "load_tokenizer", "save_tokenizer", "template_fingerprint"]
 

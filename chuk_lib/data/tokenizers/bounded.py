@@ -1,12 +1,12 @@
-"""The environment that chat templates run in: Jinja's immutable sandbox, which reaches no files and no Python, with
-limits on time and size.
+"""The environment that chat templates run in: Jinja's immutable sandbox, which reaches no files and
+no Python, with limits on time and size.
 
-A chat template comes with a model and is a program. The sandbox alone stops neither loops inside loops nor
-`'x' * 9999999999`. So every block of a template counts a step and now and then looks at the clock; sums, products and
-joins are measured before they run, and so are the methods and filters that can make much of little (`growth`).
-Signals and processes are not needed, rendering stays in the caller's thread, and ordinary templates keep their speed.
-One operation of Python's own (splitting a very long text, say) cannot be interrupted, but its size is bounded.
-"""
+A chat template comes with a model and is a program. The sandbox alone stops neither loops inside
+loops nor `'x' * 9999999999`. So every block of a template counts a step and now and then looks at
+the clock; sums, products and joins are measured before they run, and so are the methods and filters
+that can make much of little (`growth`). Signals and processes are not needed, rendering stays in
+the caller's thread, and ordinary templates keep their speed. One operation of Python's own
+(splitting a very long text, say) cannot be interrupted, but its size is bounded."""
 
 from __future__ import annotations
 
@@ -34,23 +34,34 @@ class TemplateLimitError(jinja2.TemplateRuntimeError):
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """What transformers gives to chat templates (`tojson`, `raise_exception`, `strftime_now`, `{% generation %}`,
-    `{% break %}`), within limits. `start` begins a new rendering; one environment renders one text at a time."""
+    """What transformers gives to chat templates (`tojson`, `raise_exception`, `strftime_now`, `{%
+    generation %}`, `{% break %}`), within limits. `start` begins a new rendering; one environment
+    renders one text at a time."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+        )
         self.code_generator_class = _CountingCode
         self.filters["tojson"] = _tojson
-        self.filters |= {name: self._measured(name, filter) for name, filter in self.filters.items()}
-        self.globals |= {"raise_exception": _raise, "strftime_now": _strftime, "dict": _Dict(), "namespace": _Namespace}
+        self.filters |= {
+            name: self._measured(name, filter) for name, filter in self.filters.items()
+        }
+        self.globals |= {
+            "raise_exception": _raise,
+            "strftime_now": _strftime,
+            "dict": _Dict(),
+            "namespace": _Namespace,
+        }
         del self.globals["lipsum"]  # Jinja's maker of filler text, of any length
         self.ranges: list[tuple[int, int]] = []
         self.start()
 
     def start(self, given: int = 0) -> None:
-        """Forget what the last rendering used. Sizes may grow with the characters `given` to the template."""
+        """Forget what the last rendering used. Sizes may grow with the characters `given` to the
+        template."""
         self._longest, self._most = LONGEST + 4 * given, MADE + 16 * given
         self._steps = self._made = 0
         self.written = 0
@@ -58,7 +69,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self._deadline = time.monotonic() + SECONDS
 
     def step(self) -> None:
-        """Called at the start of every block of a template. Raises TemplateLimitError after `SECONDS`."""
+        """Called at the start of every block of a template. Raises TemplateLimitError after
+        `SECONDS`."""
         self._steps += 1
         if not self._steps & 255:
             self.check_time()
@@ -78,7 +90,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         """Count what is about to be made: characters or items."""
         self._made += size
         if size > self._longest or self._made > self._most:
-            raise TemplateLimitError(f"it makes texts or lists of more than {self._longest:,} characters or items")
+            raise TemplateLimitError(
+                f"it makes texts or lists of more than {self._longest:,} characters or items"
+            )
 
     def joined(self, parts: Iterable[Any]) -> str:
         """What `~` makes."""
@@ -94,7 +108,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if operator == "+":
             self.made(size(left) + size(right))
         elif operator == "*":
-            self.made(size(left) * count(right) + size(right) * count(left) + (bits(left) + bits(right)))
+            self.made(
+                size(left) * count(right) + size(right) * count(left) + (bits(left) + bits(right))
+            )
         elif operator == "**":
             self.made(bits(left) * max(1, count(right)))
         elif isinstance(left, str):
@@ -102,11 +118,14 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """A call of a method, macro or global, with methods of texts measured first. The signature is Jinja's."""
+        """A call of a method, macro or global, with methods of texts measured first. The signature
+        is Jinja's."""
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             measure = GROWTH.get(__obj.__name__)
-            __self.made(len(owner) if measure is None else measure(owner, (*args, *kwargs.values())))
+            __self.made(
+                len(owner) if measure is None else measure(owner, (*args, *kwargs.values()))
+            )
             __self.check_time()
         return super().call(__context, __obj, *args, **kwargs)
 
@@ -124,8 +143,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return run
 
     def _measured(self, name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter whose result is counted, before it is made where it can be much larger than what went in."""
-        skipped = 1 if hasattr(filter, "jinja_pass_arg") else 0  # Jinja gives those the environment first
+        """A filter whose result is counted, before it is made where it can be much larger than what
+        went in."""
+        skipped = (
+            1 if hasattr(filter, "jinja_pass_arg") else 0
+        )  # Jinja gives those the environment first
         measure = GROWTH.get(name)
 
         @wraps(filter)
@@ -145,7 +167,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class Generation(Extension):
-    """`{% generation %}…{% endgeneration %}`: notes the characters that the block writes in `environment.ranges`."""
+    """`{% generation %}…{% endgeneration %}`: notes the characters that the block writes in
+    `environment.ranges`."""
 
     tags = {"generation"}  # noqa: RUF012  # Jinja's own declaration
 
@@ -178,10 +201,16 @@ class _CountingCode(CodeGenerator):
 
 
 def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
 ) -> str:
     """JSON without Jinja's escapes for HTML, as transformers has it."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise(message: str) -> None:

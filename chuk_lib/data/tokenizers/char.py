@@ -1,8 +1,9 @@
-"""Ready tokenizers that need no data: one token a character, or one token a byte. Both lose nothing.
+"""Ready tokenizers that need no data: one token a character, or one token a byte. Both lose
+nothing.
 
-They are ordinary `tokenizers` pipelines, so a folder made with them loads wherever a Hugging Face folder does. The
-character tokenizer knows printable ASCII and the newline; any other character becomes its UTF-8 bytes.
-"""
+They are ordinary `tokenizers` pipelines, so a folder made with them loads wherever a Hugging Face
+folder does. The character tokenizer knows printable ASCII and the newline; any other character
+becomes its UTF-8 bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 PAD, END_OF_TEXT, TURN_START, TURN_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (PAD, END_OF_TEXT, TURN_START, TURN_END)
-"""Ids 0 to 3 of every tokenizer made here. `TURN_END` is the end-of-sequence token; there is no BOS."""
+"""Ids 0 to 3 of every tokenizer made here. `TURN_END` is the end-of-sequence token; there is no
+BOS."""
 
 TOOL_TOKENS = ("<tool_call>", "</tool_call>")
 """Ids 4 and 5: single tokens, but text, so that decoding shows them."""
@@ -22,11 +24,16 @@ CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 
 
 def char_tokenizer() -> Tokenizer:
-    """One token for each printable ASCII character and the newline; UTF-8 bytes for the rest. 262 tokens."""
+    """One token for each printable ASCII character and the newline; UTF-8 bytes for the rest. 262
+    tokens."""
     from tokenizers import Tokenizer, decoders, models
 
     known = set(CHARACTERS.encode())
-    pieces = [*reserved_tokens(), *CHARACTERS, *(f"<0x{byte:02X}>" for byte in range(256) if byte not in known)]
+    pieces = [
+        *reserved_tokens(),
+        *CHARACTERS,
+        *(f"<0x{byte:02X}>" for byte in range(256) if byte not in known),
+    ]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
@@ -47,7 +54,10 @@ def byte_level(tokenizer: Tokenizer) -> Tokenizer:
     from tokenizers import decoders, pre_tokenizers
 
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -63,5 +73,7 @@ def add_reserved(tokenizer: Tokenizer) -> Tokenizer:
     from tokenizers import AddedToken
 
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TOOL_TOKENS])
+    tokenizer.add_tokens(
+        [AddedToken(token, special=False, normalized=False) for token in TOOL_TOKENS]
+    )
     return tokenizer

@@ -1,8 +1,9 @@
-"""What rendering needs of a tokenizer: texts to ids in batches, messages to text through the chat template.
+"""What rendering needs of a tokenizer: texts to ids in batches, messages to text through the chat
+template.
 
-Takes mlx-lm's `TokenizerWrapper` or a transformers tokenizer. The template is called without the wrapper's own
-defaults (it sets `enable_thinking` for thinking models), as TRL does, and within limits of time and size.
-"""
+Takes mlx-lm's `TokenizerWrapper` or a transformers tokenizer. The template is called without the
+wrapper's own defaults (it sets `enable_thinking` for thinking models), as TRL does, and within
+limits of time and size."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _PROBE = "chukprobe"
 
 
 class Encoding(NamedTuple):
-    """Token ids and, when asked for, the characters start..end that each token covers, int32 (T, 2)."""
+    """Token ids and, when asked for, the characters start..end that each token covers, int32 (T,
+    2)."""
 
     ids: list[int]
     offsets: np.ndarray | None = None
@@ -38,29 +40,34 @@ class Encoding(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """BOS and EOS as text and id, each None where the tokenizer does not put it around plain text. Text may hold them
-    already, having been through a chat template or `text + eos`: then there would be two of one."""
+    """BOS and EOS as text and id, each None where the tokenizer does not put it around plain text.
+    Text may hold them already, having been through a chat template or `text + eos`: then there
+    would be two of one."""
 
     bos: tuple[str, int] | None
     eos: tuple[str, int] | None
 
-    def extra(self, text: str, ids: Sequence[int] | np.ndarray, *, goes_on: bool = False) -> tuple[int, int]:
-        """How many ids at the start and at the end of `ids` the tokenizer should not have added to `text`. With
-        `goes_on` the text is to be continued, so no EOS is added at all."""
+    def extra(
+        self, text: str, ids: Sequence[int] | np.ndarray, *, goes_on: bool = False
+    ) -> tuple[int, int]:
+        """How many ids at the start and at the end of `ids` the tokenizer should not have added to
+        `text`. With `goes_on` the text is to be continued, so no EOS is added at all."""
         first = last = 0
         if self.bos is not None and text.startswith(self.bos[0]) and len(ids) > 1:
             twice = text.startswith(self.bos[0] * 2)
             first = int(ids[0] == ids[1] == self.bos[1] and not twice)
         if self.eos is not None and len(ids) > first:
             ended = text.endswith(self.eos[0])
-            again = ended and not text.endswith(self.eos[0] * 2) and list(ids[-2:]) == [self.eos[1]] * 2
+            again = (
+                ended and not text.endswith(self.eos[0] * 2) and list(ids[-2:]) == [self.eos[1]] * 2
+            )
             last = int(again or (goes_on and not ended and ids[-1] == self.eos[1]))
         return first, last
 
 
 class Encoder:
-    """A tokenizer as rendering sees it. `marked=True`: where the chat template is of a known family and has no
-    markers, its copy with markers (`training_forms`) takes its place."""
+    """A tokenizer as rendering sees it. `marked=True`: where the chat template is of a known family
+    and has no markers, its copy with markers (`training_forms`) takes its place."""
 
     def __init__(self, tokenizer: Tokenizer, *, marked: bool = False) -> None:
         self._wrapped = is_wrapped(tokenizer)
@@ -93,8 +100,16 @@ class Encoder:
     def ends(self) -> Ends:
         """The tokens that open and close plain text."""
         hf, ids = self._hf, self._hf("a")["input_ids"]
-        bos = None if hf.bos_token is None or ids[:1] != [hf.bos_token_id] else (hf.bos_token, hf.bos_token_id)
-        eos = None if hf.eos_token is None or ids[-1:] != [hf.eos_token_id] else (hf.eos_token, hf.eos_token_id)
+        bos = (
+            None
+            if hf.bos_token is None or ids[:1] != [hf.bos_token_id]
+            else (hf.bos_token, hf.bos_token_id)
+        )
+        eos = (
+            None
+            if hf.eos_token is None or ids[-1:] != [hf.eos_token_id]
+            else (hf.eos_token, hf.eos_token_id)
+        )
         return Ends(bos, eos)
 
     @property
@@ -113,7 +128,8 @@ class Encoder:
         return own if form is None else form.template
 
     def form(self, tools: bool = False) -> TrainingForm | None:
-        """The copy with markers that takes the place of the tokenizer's own template, None when that one is used."""
+        """The copy with markers that takes the place of the tokenizer's own template, None when
+        that one is used."""
         own = self._own_template(tools)
         if not self._marked or self._function is not None:
             return None
@@ -124,41 +140,59 @@ class Encoder:
     def _own_template(self, tools: bool) -> str:
         template = self._hf.chat_template
         if isinstance(template, Mapping):
-            return str(template["tool_use"] if tools and "tool_use" in template else template["default"])
+            return str(
+                template["tool_use"] if tools and "tool_use" in template else template["default"]
+            )
         return str(template or "")
 
     @property
     def unasked(self) -> str:
-        """The header of the assistant's turn where the template writes it at the end though it was not asked to, as
-        the first one of Llama-3-8B-Instruct did; "" for all others. `render` leaves it out there."""
-        return "" if self._function is not None or not self.has_template else self._unasked_by(self.template())
+        """The header of the assistant's turn where the template writes it at the end though it was
+        not asked to, as the first one of Llama-3-8B-Instruct did; "" for all others. `render`
+        leaves it out there."""
+        return (
+            ""
+            if self._function is not None or not self.has_template
+            else self._unasked_by(self.template())
+        )
 
     def shows(self, role: str) -> bool:
-        """Whether the template shows what messages of a role say, as the first of a conversation."""
+        """Whether the template shows what messages of a role say, as the first of a
+        conversation."""
         if role not in self._shows:
             talk = [{"role": role, "content": _PROBE}, {"role": "user", "content": "a"}]
-            self._shows[role] = _PROBE in (self.tried([*talk, {"role": "assistant", "content": "b"}]) or "")
+            self._shows[role] = _PROBE in (
+                self.tried([*talk, {"role": "assistant", "content": "b"}]) or ""
+            )
         return self._shows[role]
 
     def encode(
         self, texts: Sequence[str], *, special: bool, offsets: bool = False, goes_on: bool = False
     ) -> list[Encoding]:
-        """Ids of each text. `special` adds what the tokenizer adds to plain text (such as BOS), once; with `goes_on`
-        nothing that ends it."""
+        """Ids of each text. `special` adds what the tokenizer adds to plain text (such as BOS),
+        once; with `goes_on` nothing that ends it."""
         if not texts:
             return []
         if offsets and not self._hf.is_fast:
             raise ModelError(
-                "assistant turns cannot be found: this tokenizer does not tell which characters a token covers",
+                "assistant turns cannot be found: this tokenizer does not tell which characters a"
+                " token covers",
                 "use a model folder with tokenizer.json",
             )
         out = self._hf(
-            list(texts), add_special_tokens=special, return_offsets_mapping=offsets, return_attention_mask=False,
-            return_token_type_ids=False, verbose=False,
-        )  # fmt: skip
+            list(texts),
+            add_special_tokens=special,
+            return_offsets_mapping=offsets,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
         if offsets:
             pairs = zip(out["input_ids"], out["offset_mapping"], strict=True)
-            return [Encoding(ids, np.asarray(spans, dtype=np.int32).reshape(-1, 2)) for ids, spans in pairs]
+            return [
+                Encoding(ids, np.asarray(spans, dtype=np.int32).reshape(-1, 2))
+                for ids, spans in pairs
+            ]
         if not special or self.ends == (None, None):
             return [Encoding(ids) for ids in out["input_ids"]]
         found = []
@@ -168,10 +202,15 @@ class Encoder:
         return found
 
     def render(
-        self, messages: Messages, tools: list[Any] | None = None, options: Mapping[str, Any] | None = None,
-        *, prompt: bool = False,
-    ) -> str:  # fmt: skip
-        """Messages as text; `prompt` adds the header of the assistant's turn. Raises what the template raises."""
+        self,
+        messages: Messages,
+        tools: list[Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        prompt: bool = False,
+    ) -> str:
+        """Messages as text; `prompt` adds the header of the assistant's turn. Raises what the
+        template raises."""
         return self.rendered(messages, tools, options, prompt=prompt).text
 
     def tried(
@@ -203,7 +242,11 @@ class Encoder:
 
         if self._function is not None:
             text = self.tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=prompt, **(options or {})
+                messages,
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **(options or {}),
             )
             return Rendered(str(text), [])
         template = self.template(tools is not None)
@@ -213,7 +256,10 @@ class Encoder:
         if not unasked or not shown.text.endswith(unasked):
             return shown
         end = len(shown.text) - len(unasked)
-        return Rendered(shown.text[:end], [(first, min(last, end)) for first, last in shown.ranges if first < end])
+        return Rendered(
+            shown.text[:end],
+            [(first, min(last, end)) for first, last in shown.ranges if first < end],
+        )
 
     def _unasked_by(self, template: str) -> str:
         if template not in self._unasked:

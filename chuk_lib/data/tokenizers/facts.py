@@ -25,9 +25,10 @@ _UNSET = 10**15
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """`special`: token and id by role; `end_ids`: what ends a turn; `max_length`: None without a limit. `template` is
-    the name of a ready template or of a known family, "own" for any other, None without one; `markers`: whether
-    training finds the assistant's turns by markers, in the template or put in."""
+    """`special`: token and id by role; `end_ids`: what ends a turn; `max_length`: None without a
+    limit. `template` is the name of a ready template or of a known family, "own" for any other,
+    None without one; `markers`: whether training finds the assistant's turns by markers, in the
+    template or put in."""
 
     model: str
     vocabulary: int
@@ -47,7 +48,8 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class VocabularyEntry:
-    """One token: how the vocabulary writes it, and the text it stands for ("�" where that is part of a character)."""
+    """One token: how the vocabulary writes it, and the text it stands for ("�" where that is part
+    of a character)."""
 
     id: int
     token: str
@@ -65,20 +67,33 @@ def describe_tokenizer(tokenizer: Tokenizer) -> TokenizerInfo:
     backend = json.loads(hf.backend_tokenizer.to_str())["model"] if hf.is_fast else {}
     longest = int(hf.model_max_length)
     return TokenizerInfo(
-        model=str(backend.get("type") or type(hf).__name__), vocabulary=len(hf), added=len(hf.get_added_vocab()),
-        special=special_tokens(hf), end_ids=tuple(sorted(encoder.stop_ids)),
-        max_length=longest if longest < _UNSET else None, fast=bool(hf.is_fast),
+        model=str(backend.get("type") or type(hf).__name__),
+        vocabulary=len(hf),
+        added=len(hf.get_added_vocab()),
+        special=special_tokens(hf),
+        end_ids=tuple(sorted(encoder.stop_ids)),
+        max_length=longest if longest < _UNSET else None,
+        fast=bool(hf.is_fast),
         adds_bos=hf.bos_token_id is not None and hf.bos_token_id in hf("a")["input_ids"],
-        template=(same_as(own) or (form.family if form else "own")) if encoder.has_template else None,
-        markers=encoder.has_markers(), tools=bool(re.search(r"\btools\b", template)), thinking="<think>" in template,
-        fingerprint=fingerprint(tokenizer), template_fingerprint=template_fingerprint(tokenizer),
-    )  # fmt: skip
+        template=(same_as(own) or (form.family if form else "own"))
+        if encoder.has_template
+        else None,
+        markers=encoder.has_markers(),
+        tools=bool(re.search(r"\btools\b", template)),
+        thinking="<think>" in template,
+        fingerprint=fingerprint(tokenizer),
+        template_fingerprint=template_fingerprint(tokenizer),
+    )
 
 
 def special_tokens(hf: Any) -> dict[str, tuple[str, int]]:
     """Token and id by role, for the roles that are set."""
-    found = {role: (getattr(hf, f"{role}_token"), getattr(hf, f"{role}_token_id")) for role in ROLES}
-    return {role: (token, int(number)) for role, (token, number) in found.items() if number is not None}
+    found = {
+        role: (getattr(hf, f"{role}_token"), getattr(hf, f"{role}_token_id")) for role in ROLES
+    }
+    return {
+        role: (token, int(number)) for role, (token, number) in found.items() if number is not None
+    }
 
 
 def vocabulary(tokenizer: Tokenizer) -> Iterator[VocabularyEntry]:
@@ -90,8 +105,11 @@ def vocabulary(tokenizer: Tokenizer) -> Iterator[VocabularyEntry]:
         yield VocabularyEntry(number, token, text, number in special)
 
 
-def search(entries: Iterator[VocabularyEntry], pattern: str, regex: bool = False) -> Iterator[VocabularyEntry]:
-    """Those whose token or text holds the pattern. Raises ConfigError for a broken regular expression."""
+def search(
+    entries: Iterator[VocabularyEntry], pattern: str, regex: bool = False
+) -> Iterator[VocabularyEntry]:
+    """Those whose token or text holds the pattern. Raises ConfigError for a broken regular
+    expression."""
     try:
         found = re.compile(pattern if regex else re.escape(pattern))
     except re.error as error:
@@ -102,13 +120,18 @@ def search(entries: Iterator[VocabularyEntry], pattern: str, regex: bool = False
 
 
 def export(tokenizer: Tokenizer, entries: Sequence[VocabularyEntry], form: str) -> str:
-    """Entries as `json` {token: id}, `csv` with a header, or the predecessor's `legacy` vocabulary. Raises ConfigError
-    for another form, ModelError when the predecessor could not use them."""
+    """Entries as `json` {token: id}, `csv` with a header, or the predecessor's `legacy` vocabulary.
+    Raises ConfigError for another form, ModelError when the predecessor could not use them."""
     if form == "json":
-        return json.dumps({entry.token: entry.id for entry in entries}, ensure_ascii=False, indent=1) + "\n"
+        return (
+            json.dumps({entry.token: entry.id for entry in entries}, ensure_ascii=False, indent=1)
+            + "\n"
+        )
     if form == "csv":
         lines = io.StringIO()
-        rows = csv.writer(lines)  # with its own line ends: else a token that is one stays without quotes
+        rows = csv.writer(
+            lines
+        )  # with its own line ends: else a token that is one stays without quotes
         rows.writerow(["id", "token", "text", "special"])
         rows.writerows([entry.id, entry.token, entry.text, int(entry.special)] for entry in entries)
         return lines.getvalue()

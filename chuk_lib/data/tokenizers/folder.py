@@ -1,7 +1,8 @@
-"""A tokenizer as a folder that transformers, mlx-lm and chuk load: `tokenizer.json`, its settings, the chat template.
+"""A tokenizer as a folder that transformers, mlx-lm and chuk load: `tokenizer.json`, its settings,
+the chat template.
 
-The folder is written beside and renamed. What it replaces must be a tokenizer's folder too: weights are never removed.
-"""
+The folder is written beside and renamed. What it replaces must be a tokenizer's folder too: weights
+are never removed."""
 
 from __future__ import annotations
 
@@ -22,16 +23,25 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja", "config.json", "generation_config.json",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+)
 """What a folder may hold and be replaced as a tokenizer's."""
 
 
 @dataclass(frozen=True)
 class TemplateChoice:
-    """What a new tokenizer needs for the chat template that it was given: the special tokens, in order of their ids,
-    the token that ends a turn, the one that opens a text (None: none), and the template (None: none)."""
+    """What a new tokenizer needs for the chat template that it was given: the special tokens, in
+    order of their ids, the token that ends a turn, the one that opens a text (None: none), and the
+    template (None: none)."""
 
     special: tuple[str, ...]
     eos: str
@@ -40,8 +50,9 @@ class TemplateChoice:
 
 
 def choose_template(name: str, more: Sequence[str] = ()) -> TemplateChoice:
-    """From the name of a ready template, `none`, or a Jinja file, and `more` special tokens. A file is taken to write
-    no special tokens but those in `more`. Raises ConfigError and ModelError as `find_template` does."""
+    """From the name of a ready template, `none`, or a Jinja file, and `more` special tokens. A file
+    is taken to write no special tokens but those in `more`. Raises ConfigError and ModelError as
+    `find_template` does."""
     if name == "none":
         return TemplateChoice(_unique(PAD, END_OF_TEXT, *more), END_OF_TEXT, None, None)
     text = find_template(name)
@@ -56,14 +67,19 @@ def _unique(*tokens: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tokens))
 
 
-def tokenizer_files(tokenizer: Tokenizer, choice: TemplateChoice, max_length: int | None = None) -> dict[str, bytes]:
-    """The files of a new tokenizer. A BOS is put before plain text, and templates write their own."""
+def tokenizer_files(
+    tokenizer: Tokenizer, choice: TemplateChoice, max_length: int | None = None
+) -> dict[str, bytes]:
+    """The files of a new tokenizer. A BOS is put before plain text, and templates write their
+    own."""
     from tokenizers import processors
 
     if choice.bos is not None:
         number = tokenizer.token_to_id(choice.bos)
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{choice.bos} $A", pair=f"{choice.bos} $A $B:1", special_tokens=[(choice.bos, number)]
+            single=f"{choice.bos} $A",
+            pair=f"{choice.bos} $A $B:1",
+            special_tokens=[(choice.bos, number)],
         )
     unknown = json.loads(tokenizer.to_str())["model"].get("unk_token")
     roles = {choice.eos, choice.bos, PAD, unknown}
@@ -82,17 +98,27 @@ def tokenizer_files(tokenizer: Tokenizer, choice: TemplateChoice, max_length: in
     }
     if max_length is not None:
         config["model_max_length"] = max_length
-    files = {"tokenizer.json": tokenizer.to_str(pretty=True).encode(), "tokenizer_config.json": as_json(config)}
-    return files if choice.template is None else files | {"chat_template.jinja": choice.template.encode()}
+    files = {
+        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+        "tokenizer_config.json": as_json(config),
+    }
+    return (
+        files
+        if choice.template is None
+        else files | {"chat_template.jinja": choice.template.encode()}
+    )
 
 
 def check_target(folder: Path, overwrite: bool) -> None:
-    """Raise ConfigError unless `folder` is missing, empty, or holds a tokenizer alone that may be overwritten."""
+    """Raise ConfigError unless `folder` is missing, empty, or holds a tokenizer alone that may be
+    overwritten."""
     check_folder(folder)
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not overwrite:
-        raise ConfigError(f"`{folder}` is not empty", "choose another --output, or replace it with --overwrite")
+        raise ConfigError(
+            f"`{folder}` is not empty", "choose another --output, or replace it with --overwrite"
+        )
     others = sorted(item.name for item in folder.iterdir() if item.name not in FILES)
     if others:
         raise ConfigError(

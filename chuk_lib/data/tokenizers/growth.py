@@ -1,6 +1,5 @@
-"""How large the result of an operation in a chat template will be, before it is made: upper bounds, in characters of a
-text or items of a list.
-"""
+"""How large the result of an operation in a chat template will be, before it is made: upper bounds,
+in characters of a text or items of a list."""
 
 from __future__ import annotations
 
@@ -9,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 LONGEST = 16_000_000
-"""Characters of one text, items of one list, and characters written in all; more where messages are longer."""
+"""Characters of one text, items of one list, and characters written in all; more where messages are
+longer."""
 MADE = 128_000_000
 """Characters and items that one rendering may make on its way, those thrown away included."""
 _MANY_DIGITS = re.compile(r"\d{7}")
@@ -35,14 +35,18 @@ def _text_size(value: Any) -> int:
 
 
 def formatted(pattern: Any, values: Any) -> int:
-    """An upper bound of what a format pattern makes; a width of seven digits is beyond any limit."""
+    """An upper bound of what a format pattern makes; a width of seven digits is beyond any
+    limit."""
     text = str(pattern)
     if _MANY_DIGITS.search(text):
         return LONGEST + 1
     found = values.values() if isinstance(values, dict) else values
     widths = sum(map(int, re.findall(r"\d+", text)))
     numbers = [count(value) if "*" in text or "{" in text else 0 for value in found]
-    longest = max([*map(_text_size, found), *(number if number > 10**6 else 0 for number in numbers)], default=0)
+    longest = max(
+        [*map(_text_size, found), *(number if number > 10**6 else 0 for number in numbers)],
+        default=0,
+    )
     return len(text) + widths + longest * (text.count("%") + text.count("{"))
 
 
@@ -65,7 +69,9 @@ def _join_size(items: Any, given: tuple[Any, ...]) -> int:
 
 
 def _indented(text: Any, given: tuple[Any, ...]) -> int:
-    width = max((_text_size(part) if isinstance(part, str) else count(part) for part in given), default=4)
+    width = max(
+        (_text_size(part) if isinstance(part, str) else count(part) for part in given), default=4
+    )
     return _text_size(text) + (str(text).count("\n") + 1) * width
 
 
@@ -80,10 +86,20 @@ def _json_size(value: Any, given: tuple[Any, ...]) -> int:
 
 
 GROWTH: dict[str, Callable[[Any, tuple[Any, ...]], int]] = {
-    "batch": _items, "center": _padded,
+    "batch": _items,
+    "center": _padded,
     "expandtabs": lambda text, given: len(text) + text.count("\t") * _padded("", given),
-    "format": formatted, "format_map": lambda text, given: formatted(text, given[0] if given else {}),
-    "indent": _indented, "join": _join_size, "ljust": _padded, "replace": _replaced, "rjust": _padded, "slice": _items,
-    "tojson": _json_size, "wordwrap": _indented, "zfill": _padded,
-}  # fmt: skip
-"""How much the methods and filters make that can make much of little: an upper bound from the value and arguments."""
+    "format": formatted,
+    "format_map": lambda text, given: formatted(text, given[0] if given else {}),
+    "indent": _indented,
+    "join": _join_size,
+    "ljust": _padded,
+    "replace": _replaced,
+    "rjust": _padded,
+    "slice": _items,
+    "tojson": _json_size,
+    "wordwrap": _indented,
+    "zfill": _padded,
+}
+"""How much the methods and filters make that can make much of little: an upper bound from the value
+and arguments."""

@@ -1,9 +1,8 @@
 """The vocabulary JSON of chuk's predecessor, with a fast tokenizer behind it.
 
-The file: `version`, `vocab` {token: id}, `special_tokens` {`<pad>`, `<unk>`, `<bos>`, `<eos>`: id}, `added_tokens` [].
-Text is split at whitespace and nothing else, what is unknown becomes `<unk>`, BOS and EOS stand around it, and decoding
-joins with spaces, as the predecessor did.
-"""
+The file: `version`, `vocab` {token: id}, `special_tokens` {`<pad>`, `<unk>`, `<bos>`, `<eos>`: id},
+`added_tokens` []. Text is split at whitespace and nothing else, what is unknown becomes `<unk>`,
+BOS and EOS stand around it, and decoding joins with spaces, as the predecessor did."""
 
 from __future__ import annotations
 
@@ -22,17 +21,26 @@ SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>")
 
 def is_legacy(document: Any) -> bool:
     """Whether parsed JSON is such a vocabulary, and not the tokenizer.json of Hugging Face."""
-    return isinstance(document, dict) and isinstance(document.get("vocab"), dict) and "model" not in document
+    return (
+        isinstance(document, dict)
+        and isinstance(document.get("vocab"), dict)
+        and "model" not in document
+    )
 
 
 def read_legacy(path: Path) -> Tokenizer:
-    """A `tokenizers` pipeline that does what the vocabulary file says. Raises ModelError naming what is wrong."""
+    """A `tokenizers` pipeline that does what the vocabulary file says. Raises ModelError naming
+    what is wrong."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"`{path}` cannot be read as a vocabulary: {error}", "check the file") from None
+        raise ModelError(
+            f"`{path}` cannot be read as a vocabulary: {error}", "check the file"
+        ) from None
     if not is_legacy(document):
-        raise ModelError(f"`{path}` is no vocabulary: it has no object `vocab`", "give a file with `vocab`")
+        raise ModelError(
+            f"`{path}` is no vocabulary: it has no object `vocab`", "give a file with `vocab`"
+        )
     return _pipeline(_vocabulary(document, path))
 
 
@@ -41,14 +49,23 @@ def _vocabulary(document: dict[str, Any], path: Path) -> dict[str, int]:
     vocabulary = {**document["vocab"], **(special if isinstance(special, dict) else {})}
     for token, number in vocabulary.items():
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise ModelError(f"`{path}`: the id of `{token}` should be a number, not {json.dumps(number)}", "mend it")
+            raise ModelError(
+                f"`{path}`: the id of `{token}` should be a number, not {json.dumps(number)}",
+                "mend it",
+            )
     lacking = [token for token in SPECIAL if token not in vocabulary]
     if lacking:
-        raise ModelError(f"`{path}` has no {', '.join(lacking)}", "add them to `special_tokens` with ids of their own")
+        raise ModelError(
+            f"`{path}` has no {', '.join(lacking)}",
+            "add them to `special_tokens` with ids of their own",
+        )
     seen: dict[int, str] = {}
     for token, number in vocabulary.items():
         if number in seen:
-            raise ModelError(f"`{path}`: `{seen[number]}` and `{token}` both have id {number}", "give each its own")
+            raise ModelError(
+                f"`{path}`: `{seen[number]}` and `{token}` both have id {number}",
+                "give each its own",
+            )
         seen[number] = token
     return vocabulary
 
@@ -68,13 +85,15 @@ def _pipeline(vocabulary: dict[str, int]) -> Tokenizer:
 
 
 def to_legacy(vocabulary: Mapping[str, int], roles: Mapping[str, str | None]) -> dict[str, Any]:
-    """A vocabulary as the predecessor's JSON. `roles`: which token is `pad`, `unk`, `bos` and `eos`; they are written
-    under the predecessor's names. Raises ModelError when one is missing: the predecessor needs all four."""
+    """A vocabulary as the predecessor's JSON. `roles`: which token is `pad`, `unk`, `bos` and
+    `eos`; they are written under the predecessor's names. Raises ModelError when one is missing:
+    the predecessor needs all four."""
     named = {name: roles.get(name) for name in ("pad", "unk", "bos", "eos")}
     lacking = [name for name, token in named.items() if token is None or token not in vocabulary]
     if lacking:
         raise ModelError(
-            f"a legacy vocabulary needs the tokens pad, unk, bos and eos; this tokenizer has no {', '.join(lacking)}",
+            "a legacy vocabulary needs the tokens pad, unk, bos and eos; this tokenizer has no"
+            f" {', '.join(lacking)}",
             "export JSON or CSV instead",
         )
     special = {f"<{name}>": vocabulary[str(token)] for name, token in named.items()}

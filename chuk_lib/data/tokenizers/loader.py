@@ -1,8 +1,8 @@
-"""Load and save tokenizers: a folder's own files, or a tokenizer file alone; never code and never the network.
+"""Load and save tokenizers: a folder's own files, or a tokenizer file alone; never code and never
+the network.
 
-What comes back is mlx-lm's wrapper: a streaming detokenizer, the set of ids that end a turn, and everything else
-passed on to the transformers tokenizer inside.
-"""
+What comes back is mlx-lm's wrapper: a streaming detokenizer, the set of ids that end a turn, and
+everything else passed on to the transformers tokenizer inside."""
 
 from __future__ import annotations
 
@@ -17,33 +17,45 @@ from chuk_lib.errors import ModelError
 from chuk_lib.utils.text import first_line
 
 _FILES = (
-    "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json", "tiktoken.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "tiktoken.model",
     "qwen.tiktoken",
-)  # fmt: skip
+)
 _TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 
 
 def load_tokenizer(folder: str | Path, eos_token_ids: int | Iterable[int] | None = None) -> Any:
-    """The tokenizer of a model folder, as mlx-lm's `TokenizerWrapper`; also a `tokenizer.json` or a vocabulary file of
-    chuk's predecessor by itself.
+    """The tokenizer of a model folder, as mlx-lm's `TokenizerWrapper`; also a `tokenizer.json` or a
+    vocabulary file of chuk's predecessor by itself.
 
-    `eos_token_ids`: ids that end a text, besides the tokenizer's own; None takes those that the folder's config.json
-    and generation_config.json name. Raises ModelError when the folder has no tokenizer or it cannot be read.
-    """
+    `eos_token_ids`: ids that end a text, besides the tokenizer's own; None takes those that the
+    folder's config.json and generation_config.json name. Raises ModelError when the folder has no
+    tokenizer or it cannot be read."""
     folder = Path(folder)
     alone = _lone_file(folder)
     if alone is not None:
         return _load_file(alone)
     if not any((folder / name).is_file() for name in _FILES):
-        raise ModelError(f"`{folder}` has no tokenizer: no tokenizer.json in it", "copy the base model's there")
+        raise ModelError(
+            f"`{folder}` has no tokenizer: no tokenizer.json in it", "copy the base model's there"
+        )
     from mlx_lm.utils import load_tokenizer as load
 
     ends = _named_ends(folder) if eos_token_ids is None else _as_ids(eos_token_ids)
     try:
         tokenizer = load(folder, eos_token_ids=sorted(ends) or None)
-        unwrap(tokenizer).deprecation_warnings[_TOO_LONG] = True  # chuk measures rows against the context itself
+        unwrap(tokenizer).deprecation_warnings[_TOO_LONG] = (
+            True  # chuk measures rows against the context itself
+        )
         return tokenizer
-    except Exception as error:  # tokenizers raises bare Exception, transformers whatever its parsers do
+    except (
+        Exception
+    ) as error:  # tokenizers raises bare Exception, transformers whatever its parsers do
         what = f"the tokenizer in `{folder}` cannot be read: {first_line(error)}"
         raise ModelError(what, "copy its files again") from error
 
@@ -67,7 +79,9 @@ def _load_file(path: Path) -> Any:
     try:
         document = json.loads(path.read_bytes())
         if not is_legacy(document):
-            return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(path))))
+            return TokenizerWrapper(
+                PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(path)))
+            )
     except Exception as error:  # tokenizers raises bare Exception
         raise ModelError(
             f"`{path}` cannot be read as a tokenizer: {error}", "give a folder or a tokenizer.json"
@@ -77,7 +91,8 @@ def _load_file(path: Path) -> Any:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a tokenizer's files, chat template included, into a folder, which is made when it is missing."""
+    """Write a tokenizer's files, chat template included, into a folder, which is made when it is
+    missing."""
     unwrap(tokenizer).save_pretrained(str(folder))
 
 
@@ -85,7 +100,9 @@ def _named_ends(folder: Path) -> set[int]:
     ends: set[int] = set()
     for name in ("config.json", "generation_config.json"):
         try:
-            ends |= _as_ids(json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id"))
+            ends |= _as_ids(
+                json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+            )
         except (OSError, ValueError, AttributeError):
             continue  # absent or broken: whoever needs that file says so
     return ends

@@ -1,8 +1,7 @@
 """How well and how fast tokenizers encode: two on the same texts, or one against the clock.
 
-Speed is that of one call with many texts, which uses all cores, as `chuk batch build` does. Figures of a busy machine
-mean little.
-"""
+Speed is that of one call with many texts, which uses all cores, as `chuk batch build` does. Figures
+of a busy machine mean little."""
 
 from __future__ import annotations
 
@@ -20,8 +19,8 @@ _CHUNK = 1000
 
 @dataclass
 class TokenCounts:
-    """What one tokenizer made of some texts. `unknown`: tokens that stand for anything; `lost`: characters in them;
-    `changed`: texts that decoding does not give back."""
+    """What one tokenizer made of some texts. `unknown`: tokens that stand for anything; `lost`:
+    characters in them; `changed`: texts that decoding does not give back."""
 
     texts: int = 0
     characters: int = 0
@@ -56,15 +55,24 @@ class TokenCounts:
     def as_dict(self) -> dict[str, float | int]:
         """The figures by name."""
         return {
-            "texts": self.texts, "characters": self.characters, "bytes": self.bytes, "tokens": self.tokens,
-            "bytes_per_token": self.bytes_per_token, "unknown": self.unknown, "coverage": self.coverage,
-            "changed_texts": self.changed, "used_tokens": len(self.used), "seconds": self.seconds,
-            "megabytes_per_second": self.megabytes_per_second, "tokens_per_second": self.tokens_per_second,
-        }  # fmt: skip
+            "texts": self.texts,
+            "characters": self.characters,
+            "bytes": self.bytes,
+            "tokens": self.tokens,
+            "bytes_per_token": self.bytes_per_token,
+            "unknown": self.unknown,
+            "coverage": self.coverage,
+            "changed_texts": self.changed,
+            "used_tokens": len(self.used),
+            "seconds": self.seconds,
+            "megabytes_per_second": self.megabytes_per_second,
+            "tokens_per_second": self.tokens_per_second,
+        }
 
 
 def compare(tokenizers: Iterable[Any], texts: Iterable[str]) -> list[TokenCounts]:
-    """One tally a tokenizer, on the same texts, which are read once. Raises DataError when there is no text."""
+    """One tally a tokenizer, on the same texts, which are read once. Raises DataError when there is
+    no text."""
     those = [unwrap(tokenizer) for tokenizer in tokenizers]
     tallies = [TokenCounts() for _ in those]
     for chunk in _chunks(texts):
@@ -85,7 +93,9 @@ def _count(hf: Any, texts: list[str], tally: TokenCounts) -> None:
     unknown = hf.unk_token_id
     offsets = unknown is not None and hf.is_fast
     start = time.perf_counter()
-    rows = hf(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    rows = hf(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
+        "input_ids"
+    ]
     tally.seconds += time.perf_counter() - start
     tally.texts += len(texts)
     tally.characters += sum(map(len, texts))
@@ -93,7 +103,9 @@ def _count(hf: Any, texts: list[str], tally: TokenCounts) -> None:
     tally.tokens += sum(map(len, rows))
     for ids, text in zip(rows, texts, strict=True):
         tally.used.update(ids)
-        tally.changed += hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) != text
+        tally.changed += (
+            hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) != text
+        )
         if unknown is not None and unknown in ids:
             tally.unknown += ids.count(unknown)
             tally.lost += _lost(hf, text, unknown) if offsets else len(text)
@@ -118,7 +130,8 @@ class Speed:
 
 
 def bench(tokenizer: Tokenizer, texts: Iterable[str], seconds: float = 3.0) -> Speed:
-    """Encode and decode for about `seconds` in all, a third each. Raises DataError when there is no text."""
+    """Encode and decode for about `seconds` in all, a third each. Raises DataError when there is no
+    text."""
     hf = unwrap(tokenizer)
     chunk = next(_chunks(texts), [])
     if not chunk:
@@ -127,7 +140,9 @@ def bench(tokenizer: Tokenizer, texts: Iterable[str], seconds: float = 3.0) -> S
     size, tokens = sum(len(text.encode()) for text in chunk) / 1e6, sum(map(len, rows))
     share = seconds / 3
     batch = _rate(lambda: hf(chunk, add_special_tokens=False, verbose=False), share)
-    single = _rate(lambda: [hf(text, add_special_tokens=False, verbose=False) for text in chunk], share)
+    single = _rate(
+        lambda: [hf(text, add_special_tokens=False, verbose=False) for text in chunk], share
+    )
     decode = _rate(lambda: [hf.decode(ids) for ids in rows], share)
     return Speed(size, tokens, size * batch, tokens * batch, size * single, tokens * decode)
 

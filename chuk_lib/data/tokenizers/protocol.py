@@ -1,4 +1,5 @@
-"""What chuk asks of a tokenizer: mlx-lm's `TokenizerWrapper` and the tokenizers of transformers both have it."""
+"""What chuk asks of a tokenizer: mlx-lm's `TokenizerWrapper` and the tokenizers of transformers
+both have it."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from typing import Any, Protocol
 
 
 class Tokenizer(Protocol):
-    """Texts to token ids and back. What depends on which of the two it is goes through `unwrap` or `Encoder`."""
+    """Texts to token ids and back. What depends on which of the two it is goes through `unwrap` or
+    `Encoder`."""
 
     chat_template: Any
     eos_token: str | None
@@ -16,7 +18,8 @@ class Tokenizer(Protocol):
     pad_token_id: int | None
 
     def encode(self, text: str, **options: Any) -> list[int]:
-        """The ids of a text, with what the tokenizer puts around it unless `add_special_tokens` is False."""
+        """The ids of a text, with what the tokenizer puts around it unless `add_special_tokens` is
+        False."""
         ...
 
     def decode(self, token_ids: int | Sequence[int], **options: Any) -> str:
@@ -34,5 +37,6 @@ def unwrap(tokenizer: Any) -> Any:
 
 
 def is_wrapped(tokenizer: Any) -> bool:
-    """Whether a tokenizer is mlx-lm's wrapper. Those of transformers have a `_tokenizer` too: the one of Rust."""
+    """Whether a tokenizer is mlx-lm's wrapper. Those of transformers have a `_tokenizer` too: the
+    one of Rust."""
     return "_detokenizer" in getattr(tokenizer, "__dict__", {})

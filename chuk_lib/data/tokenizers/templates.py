@@ -1,4 +1,5 @@
-"""Messages to text through a chat template, as transformers 5 does it, in an environment with limits (`bounded`)."""
+"""Messages to text through a chat template, as transformers 5 does it, in an environment with
+limits (`bounded`)."""
 
 from __future__ import annotations
 
@@ -14,10 +15,18 @@ from chuk_lib.errors import ModelError
 from chuk_lib.utils.text import first_line
 
 ERRORS: tuple[type[Exception], ...] = (
-    jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError,
-    SyntaxError, MemoryError,
-)  # fmt: skip
-"""What a template can raise: its own refusals, and what Python raises for `1 / 0` or a loop of macros."""
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    SyntaxError,
+    MemoryError,
+)
+"""What a template can raise: its own refusals, and what Python raises for `1 / 0` or a loop of
+macros."""
 
 
 class Rendered(NamedTuple):
@@ -35,12 +44,17 @@ def render(
     prompt: bool = False,
     values: Mapping[str, Any] | None = None,
 ) -> Rendered:
-    """One conversation as text. `prompt` adds the header of the assistant's turn; `values` are further names that
-    the template sees (special tokens, options of the row). Raises one of `ERRORS`; `TemplateLimitError` when the
-    template does not end."""
+    """One conversation as text. `prompt` adds the header of the assistant's turn; `values` are
+    further names that the template sees (special tokens, options of the row). Raises one of
+    `ERRORS`; `TemplateLimitError` when the template does not end."""
     compiled, environment = _compiled(template)
     environment.start(sum(len(str(message.get("content") or "")) for message in messages))
-    given = {**(values or {}), "messages": _messages(messages), "tools": _tools(tools), "documents": None}
+    given = {
+        **(values or {}),
+        "messages": _messages(messages),
+        "tools": _tools(tools),
+        "documents": None,
+    }
     parts = []
     for part in compiled.generate(**{**_plain(given), "add_generation_prompt": prompt}):
         environment.wrote(part)
@@ -58,9 +72,14 @@ def check_template(template: str) -> None:
 
 def broken(error: Exception) -> ModelError:
     """What is said about a template that is no Jinja or does not end."""
-    hint = "mend the chat template, or take a ready one: `chuk tokenizer doctor MODEL --fix OUT --template chatml`"
+    hint = (
+        "mend the chat template, or take a ready one: `chuk tokenizer doctor MODEL --fix OUT"
+        " --template chatml`"
+    )
     if isinstance(error, jinja2.TemplateSyntaxError):
-        return ModelError(f"the chat template is broken in line {error.lineno}: {first_line(error)}", hint)
+        return ModelError(
+            f"the chat template is broken in line {error.lineno}: {first_line(error)}", hint
+        )
     return ModelError(f"the chat template is broken: {first_line(error)}", hint)
 
 
@@ -86,7 +105,9 @@ def _messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for message in messages:
         kept = {key: value for key, value in message.items() if value is not None}
         thought = next((kept[key] for key in REASONING if key in kept), None)
-        found.append(kept if thought is None else {"thinking": thought, **kept, "reasoning_content": thought})
+        found.append(
+            kept if thought is None else {"thinking": thought, **kept, "reasoning_content": thought}
+        )
     return found
 
 
@@ -97,7 +118,8 @@ def _tools(tools: Sequence[Any] | None) -> list[Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """Values made of JSON's types only: other objects have methods that the sandbox does not know."""
+    """Values made of JSON's types only: other objects have methods that the sandbox does not
+    know."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, dict | Mapping):

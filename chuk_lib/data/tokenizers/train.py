@@ -1,9 +1,9 @@
 """Train a tokenizer on given texts, which are read once and not kept.
 
-Five kinds. `byte-bpe` (GPT-2), `bpe`, `unigram` (SentencePiece) and `char` lose nothing: what their vocabulary does not
-know becomes bytes. `wordpiece` (BERT) has one token for all unknown words, and forgets spaces. The same texts give the
-same tokenizer, but for `unigram` and `wordpiece`, whose trainers add up and break ties in any order.
-"""
+Five kinds. `byte-bpe` (GPT-2), `bpe`, `unigram` (SentencePiece) and `char` lose nothing: what their
+vocabulary does not know becomes bytes. `wordpiece` (BERT) has one token for all unknown words, and
+forgets spaces. The same texts give the same tokenizer, but for `unigram` and `wordpiece`, whose
+trainers add up and break ties in any order."""
 
 from __future__ import annotations
 
@@ -37,19 +37,23 @@ def train_tokenizer(
     special: Sequence[str] = reserved_tokens(),
     min_frequency: int = 0,
 ) -> Tokenizer:
-    """A tokenizer of at most `vocab_size` tokens: fewer when the texts hold no more pieces worth a token.
+    """A tokenizer of at most `vocab_size` tokens: fewer when the texts hold no more pieces worth a
+    token.
 
-    `special` tokens have the first ids, in order; those of `TOOL_TOKENS` are text that decoding shows. A piece must
-    occur `min_frequency` times. Raises ConfigError for an unknown kind or too small a vocabulary, DataError when
-    there is no text.
-    """
+    `special` tokens have the first ids, in order; those of `TOOL_TOKENS` are text that decoding
+    shows. A piece must occur `min_frequency` times. Raises ConfigError for an unknown kind or too
+    small a vocabulary, DataError when there is no text."""
     if kind not in KINDS:
-        raise ConfigError(f"there is no kind of tokenizer called `{kind}`", f"kinds: {', '.join(KINDS)}")
+        raise ConfigError(
+            f"there is no kind of tokenizer called `{kind}`", f"kinds: {', '.join(KINDS)}"
+        )
     tokens = list(dict.fromkeys([*special, *([UNKNOWN[kind]] if kind in UNKNOWN else [])]))
     smallest = len(tokens) + (1 if kind == "wordpiece" else 256)
     if vocab_size < smallest:
         needed = "the special tokens" if kind == "wordpiece" else "256 bytes and the special tokens"
-        raise ConfigError(f"a vocabulary of {vocab_size} cannot hold {needed}", f"use {smallest} or more")
+        raise ConfigError(
+            f"a vocabulary of {vocab_size} cannot hold {needed}", f"use {smallest} or more"
+        )
     counter = _Counted(texts)
     made = KINDS[kind](counter, vocab_size, tokens, min_frequency)
     if not counter.seen:
@@ -63,7 +67,11 @@ def _train_byte_bpe(texts: Iterable[str], size: int, special: list[str], least: 
     made = byte_level(Tokenizer(models.BPE()))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, min_frequency=least, show_progress=False
+        vocab_size=size,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        min_frequency=least,
+        show_progress=False,
     )
     made.train_from_iterator(texts, trainer)
     return made
@@ -75,13 +83,18 @@ def _train_bpe(texts: Iterable[str], size: int, special: list[str], least: int) 
     made = _spaced(Tokenizer(models.BPE()))
     room = size - len(BYTES)
     trainer = trainers.BpeTrainer(
-        vocab_size=room, special_tokens=special, limit_alphabet=max(1, room // 2), min_frequency=least,
+        vocab_size=room,
+        special_tokens=special,
+        limit_alphabet=max(1, room // 2),
+        min_frequency=least,
         show_progress=False,
-    )  # fmt: skip
+    )
     made.train_from_iterator(texts, trainer)
     model = json.loads(made.to_str())["model"]
     pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)[len(special) :]
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys([*special, *BYTES, *pieces]))}
+    vocabulary = {
+        piece: index for index, piece in enumerate(dict.fromkeys([*special, *BYTES, *pieces]))
+    }
     merges = [tuple(merge) for merge in model["merges"]]
     return _spaced(Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True)))
 
@@ -91,11 +104,16 @@ def _train_unigram(texts: Iterable[str], size: int, special: list[str], least: i
 
     made = _spaced(Tokenizer(models.Unigram()))
     trainer = trainers.UnigramTrainer(
-        vocab_size=size - len(BYTES), special_tokens=special, unk_token=UNKNOWN["unigram"], show_progress=False
+        vocab_size=size - len(BYTES),
+        special_tokens=special,
+        unk_token=UNKNOWN["unigram"],
+        show_progress=False,
     )
     made.train_from_iterator(texts, trainer)
     pieces = json.loads(made.to_str())["model"]["vocab"]
-    floor = min((score for _, score in pieces), default=0.0) - 100.0  # bytes never win over a piece of text
+    floor = (
+        min((score for _, score in pieces), default=0.0) - 100.0
+    )  # bytes never win over a piece of text
     taken = {*special, *BYTES}
     kept = [(piece, score) for piece, score in pieces if piece not in taken]
     vocabulary = [*((token, 0.0) for token in special), *((byte, floor) for byte in BYTES), *kept]
@@ -128,21 +146,27 @@ def _train_char(texts: Iterable[str], size: int, special: list[str], least: int)
     often = [character for character, count in found.items() if count >= least]
     often.sort(key=lambda character: (-found[character], character))
     kept = often[: size - len(special) - len(BYTES)]
-    pieces = {piece: index for index, piece in enumerate(dict.fromkeys([*special, *BYTES, *sorted(kept)]))}
+    pieces = {
+        piece: index for index, piece in enumerate(dict.fromkeys([*special, *BYTES, *sorted(kept)]))
+    }
     made = Tokenizer(models.BPE(vocab=pieces, merges=[], byte_fallback=True))
     made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return made
 
 
 KINDS: dict[str, Callable[[Iterable[str], int, list[str], int], Tokenizer]] = {
-    "byte-bpe": _train_byte_bpe, "bpe": _train_bpe, "unigram": _train_unigram, "wordpiece": _train_wordpiece,
+    "byte-bpe": _train_byte_bpe,
+    "bpe": _train_bpe,
+    "unigram": _train_unigram,
+    "wordpiece": _train_wordpiece,
     "char": _train_char,
-}  # fmt: skip
+}
 """Kinds of tokenizers by name."""
 
 
 def _spaced(tokenizer: Tokenizer) -> Tokenizer:
-    """Spaces as `▁`, lines and digits apart, and bytes for what is unknown. A literal `▁` comes back as a space."""
+    """Spaces as `▁`, lines and digits apart, and bytes for what is unknown. A literal `▁` comes
+    back as a space."""
     from tokenizers import decoders, pre_tokenizers
 
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -152,7 +176,9 @@ def _spaced(tokenizer: Tokenizer) -> Tokenizer:
             pre_tokenizers.Metaspace(_SPACE, prepend_scheme="never"),
         ]
     )
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     return tokenizer
 
 

@@ -1,10 +1,10 @@
 """Chat templates of known families with `{% generation %}` markers put in, as TRL trains them.
 
-Most templates do not mark what the assistant writes, and those of thinking models show earlier turns without their
-reasoning, which no model writes. TRL replaces the templates that it knows by edited copies when `assistant_only_loss`
-is on (trl/chat_templates); the same is done here by a few edits of the template at hand, so that later revisions of a
-template, which differ elsewhere, are understood too. Nothing is written: generation uses the template as it came.
-"""
+Most templates do not mark what the assistant writes, and those of thinking models show earlier
+turns without their reasoning, which no model writes. TRL replaces the templates that it knows by
+edited copies when `assistant_only_loss` is on (trl/chat_templates); the same is done here by a few
+edits of the template at hand, so that later revisions of a template, which differ elsewhere, are
+understood too. Nothing is written: generation uses the template as it came."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from functools import lru_cache
 from typing import NamedTuple
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Keys under which messages hold what the assistant thought; templates get it under the first two."""
+"""Keys under which messages hold what the assistant thought; templates get it under the first two.
+"""
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _HEADER = r"\{\{- ?'<\|im_start\|>' \+ message\.role \+ '\\n"
 
 
 class TrainingForm(NamedTuple):
-    """The template to train with, the family that it belongs to, and what it shows that the model's own does not:
-    all reasoning again, or the stop token after the last answer."""
+    """The template to train with, the family that it belongs to, and what it shows that the model's
+    own does not: all reasoning again, or the stop token after the last answer."""
 
     template: str
     family: str
@@ -56,7 +57,8 @@ _FAMILIES = (
         "Qwen3",
         (
             (
-                r"\{%- if [^%]*loop\.index0 > ns\.last_query_index\)? %\}\s*(?:\{%- if loop\.last[^%]*%\}\s*)?"
+                r"\{%- if [^%]*loop\.index0 > ns\.last_query_index\)? %\}\s*(?:\{%- if"
+                r" loop\.last[^%]*%\}\s*)?"
                 + _HEADER
                 + r"(<think>\\n' \+ reasoning_content.*?content[^}]*\}\})(?:\s*\{%- else %\}\s*"
                 + _HEADER
@@ -83,8 +85,10 @@ _FAMILIES = (
             (r" or \(message\.role == \"assistant\" and not message\.tool_calls\)", ""),
             (
                 r"\{\{- '<\|im_start\|>' \+ message\.role \}\}\s*\{%- if message\.content %\}",
-                "{{- '<|im_start|>' + message.role }}{%- generation %}"
-                "{%- if message.content or not message.tool_calls %}",
+                (
+                    "{{- '<|im_start|>' + message.role }}{%- generation %}"
+                    "{%- if message.content or not message.tool_calls %}"
+                ),
             ),
             (r"in message\.tool_calls %\}", "in message.tool_calls or [] %}"),
             _QWEN_END,
@@ -94,14 +98,20 @@ _FAMILIES = (
         "gpt-oss",
         (
             (r"(?=\{%- if \"tool_calls\" in message %\}\s*\{#- We need)", "{%- generation %}"),
-            (r"(?=\{%- elif message\.role == 'tool' -%\}\s*\{%- if last_tool_call)", "{%- endgeneration %}"),
+            (
+                r"(?=\{%- elif message\.role == 'tool' -%\}\s*\{%- if last_tool_call)",
+                "{%- endgeneration %}",
+            ),
         ),
     ),
     _Family(
         "Gemma",
         (
             (
-                r"(\{\{ '<start_of_turn>' \+ role \+ '\n') \+ (message\['content'\] \| trim \+ '<end_of_turn>\n' \}\})",
+                (
+                    r"(\{\{ '<start_of_turn>' \+ role \+ '\n') \+ (message\['content'\] \| trim \+"
+                    r" '<end_of_turn>\n' \}\})"
+                ),
                 r"\1 }}{%- if role == 'model' -%}{%- generation -%}{{ \2{%- endgeneration -%}"
                 r"{%- else -%}{{ \2{%- endif -%}",
             ),
@@ -111,19 +121,27 @@ _FAMILIES = (
         "Gemma 3",
         (
             (
-                r"(\{\{ '<start_of_turn>' \+ role \+ '\n' \+ \(first_user_prefix[^}]*\}\})(.*?'<end_of_turn>\n' \}\})",
-                r"\1{%- if role == 'model' -%}{%- generation -%}\2{%- endgeneration -%}{%- else -%}\2{%- endif -%}",
+                (
+                    r"(\{\{ '<start_of_turn>' \+ role \+ '\n' \+"
+                    r" \(first_user_prefix[^}]*\}\})(.*?'<end_of_turn>\n' \}\})"
+                ),
+                (
+                    r"\1{%- if role == 'model' -%}{%- generation -%}\2{%- endgeneration -%}{%- else"
+                    r" -%}\2{%- endif -%}"
+                ),
             ),
         ),
     ),
     _Family(
-        # GLM-4 MoE stops at the token that opens the next turn, `<|user|>` or `<|observation|>`: it belongs to the
-        # answer, and is written after the last one too.
+        # GLM-4 MoE stops at the token that opens the next turn, `<|user|>` or `<|observation|>`: it
+        # belongs to the answer, and is written after the last one too.
         "GLM-4 MoE",
         (
             (
                 r"<\|user\|>\n\{\{ visible_text\(m\.content\) \}\}",
-                r"{%- if " + _AFTER_ANSWER + r" -%}<|user|>{%- endif -%}\n{{ '\\n' + visible_text(m.content) }}",
+                r"{%- if "
+                + _AFTER_ANSWER
+                + r" -%}<|user|>{%- endif -%}\n{{ '\\n' + visible_text(m.content) }}",
             ),
             (
                 r"(?=\{%- if loop\.index0 > ns\.last_user_index and reasoning_content -%\})",
@@ -131,9 +149,11 @@ _FAMILIES = (
             ),
             (
                 r"</tool_call>\{% endfor %\}\s*\{% endif %\}",
-                "</tool_call>{% endfor %}<|observation|>\n{%- elif not loop.last and messages[loop.index0 + 1].role == "
-                "'system' -%}\n{{- '<|system|>' }}\n{%- else -%}\n{{- '<|user|>' }}\n{%- endif %}\n"
-                "{% endgeneration %}",
+                (
+                    "</tool_call>{% endfor %}<|observation|>\n{%- elif not loop.last and"
+                    " messages[loop.index0 + 1].role == 'system' -%}\n{{- '<|system|>' }}\n{%- else"
+                    " -%}\n{{- '<|user|>' }}\n{%- endif %}\n{% endgeneration %}"
+                ),
             ),
             (
                 r"\{%- if loop\.first or \(messages\[loop\.index0 - 1\]\.role != \"tool\"\) %\}\s*"
@@ -145,8 +165,13 @@ _FAMILIES = (
                 "{{- '<|observation|>' if " + _AFTER_ANSWER + " }}",
             ),
             (
-                r"(?<=\{%- elif m\.role == 'system' -%\}\n)<\|system\|>\n\{\{ visible_text\(m\.content\) \}\}",
-                r"{%- if " + _AFTER_ANSWER + r" -%}<|system|>{%- endif -%}\n{{ '\\n' + visible_text(m.content) }}",
+                (
+                    r"(?<=\{%- elif m\.role == 'system' -%\}\n)<\|system\|>\n\{\{"
+                    r" visible_text\(m\.content\) \}\}"
+                ),
+                r"{%- if "
+                + _AFTER_ANSWER
+                + r" -%}<|system|>{%- endif -%}\n{{ '\\n' + visible_text(m.content) }}",
             ),
         ),
         adds_stop=True,
@@ -160,7 +185,8 @@ _FAMILIES = (
             ),
             (
                 r"\{% else %\}(\{\{ eos_token \}\}\{% endif %\})",
-                r"{% elif messages[-1]['role'] == 'assistant' %}{% generation %}{{ eos_token }}{% endgeneration %}"
+                r"{% elif messages[-1]['role'] == 'assistant' %}{% generation %}{{ eos_token }}{%"
+                r" endgeneration %}"
                 r"{% else %}\1",
             ),
         ),
@@ -171,7 +197,8 @@ _FAMILIES = (
             (
                 r"\{\{ ?('<\|im_start\|>' \+ (message\[?[.']role(?:'\])?) \+ '(?:\\n|\n)') \+ "
                 r"(message\[?[.']content(?:'\])? \+ '<\|im_end\|>') \+ ('(?:\\n|\n)') ?\}\}",
-                r"{{ \1 }}{% if \2 == 'assistant' %}{% generation %}{{ \3 }}{% endgeneration %}{% else %}{{ \3 }}"
+                r"{{ \1 }}{% if \2 == 'assistant' %}{% generation %}{{ \3 }}{% endgeneration %}{%"
+                r" else %}{{ \3 }}"
                 r"{% endif %}{{ \4 }}",
             ),
         ),

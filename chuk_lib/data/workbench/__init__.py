@@ -1,1 +1,2 @@
-"""Work on rows before training: check, count, convert, split, thin out, mix, cut. Everything streams."""
+"""Work on rows before training: check, count, convert, split, thin out, mix, cut. Everything
+streams."""

@@ -1,7 +1,7 @@
 """Everything that is wrong with a data set, as a stream of problems with file and line.
 
-One pass over the rows finds what is wrong with each; then come the rows that repeat others, in one split or across.
-"""
+One pass over the rows finds what is wrong with each; then come the rows that repeat others, in one
+split or across."""
 
 from __future__ import annotations
 
@@ -38,10 +38,14 @@ KINDS = {
     "preference": "pairs without a difference, labels of one kind only",
     "duplicate": "rows that repeat an earlier one",
     "near": "rows that are nearly an earlier one",
-    "contradiction": "rows that say the opposite of an earlier one: another short answer, label or preference",
+    "contradiction": (
+        "rows that say the opposite of an earlier one: another short answer, label or preference"
+    ),
     "leak": "held-out rows that stand in another split",
     "long": "rows of more tokens than max_length",
-    "template": "rows that the chat template refuses or cuts, or that do not come back from their tokens",
+    "template": (
+        "rows that the chat template refuses or cuts, or that do not come back from their tokens"
+    ),
 }
 
 
@@ -62,12 +66,11 @@ class RowProblem:
 
 
 class RowChecker:
-    """Checks splits that belong together, held-out ones last. `rows`, `counts` and `notes` (what is worth knowing and
-    no problem) grow as `problems` is read.
+    """Checks splits that belong together, held-out ones last. `rows`, `counts` and `notes` (what is
+    worth knowing and no problem) grow as `problems` is read.
 
-    With a tokenizer rows are rendered: those longer than `max_length` and those that the template spoils are found
-    too. `by` names the columns that make two rows the same.
-    """
+    With a tokenizer rows are rendered: those longer than `max_length` and those that the template
+    spoils are found too. `by` names the columns that make two rows the same."""
 
     def __init__(
         self,
@@ -84,7 +87,9 @@ class RowChecker:
         self.ignored = frozenset(ignore)
         unknown = self.ignored - set(KINDS)
         if unknown:
-            raise ConfigError(f"unknown kind of problem `{min(unknown)}`", f"kinds: {', '.join(KINDS)}")
+            raise ConfigError(
+                f"unknown kind of problem `{min(unknown)}`", f"kinds: {', '.join(KINDS)}"
+            )
         self.rows: dict[str, int] = {}
         self.counts: Counter[str] = Counter()
         self.notes: list[str] = []
@@ -96,7 +101,8 @@ class RowChecker:
         self._found: list[RowProblem] = []
 
     def problems(self, sources: Sequence[tuple[str, DataSource, str]]) -> Iterator[RowProblem]:
-        """Problems of (name, source, split) in the order found. Raises DataError when a source is not there."""
+        """Problems of (name, source, split) in the order found. Raises DataError when a source is
+        not there."""
         with ExitStack() as stack:
             near = stack.enter_context(NearRows(self._near)) if self._near is not None else None
             index = RowIndex(self._by, near)
@@ -113,15 +119,21 @@ class RowChecker:
                 self.counts[problem.kind] += 1
                 yield problem
 
-    def _rows(self, name: str, source: DataSource, split: str, index: RowIndex, claims: Claims) -> Iterator[RowProblem]:
+    def _rows(
+        self, name: str, source: DataSource, split: str, index: RowIndex, claims: Claims
+    ) -> Iterator[RowProblem]:
         self.rows[name] = 0
         self._labels.clear()
         found: list[RowProblem] = []
 
         def broken(place: Source, error: DataError) -> None:
-            found.append(_problem("encoding" if isinstance(error, EncodingError) else "broken", place, error))
+            found.append(
+                _problem("encoding" if isinstance(error, EncodingError) else "broken", place, error)
+            )
 
-        shaped = self._shaped(name, read_records(source, split, broken=broken), index, claims, found)
+        shaped = self._shaped(
+            name, read_records(source, split, broken=broken), index, claims, found
+        )
         rendered = self._measured(shaped, found)
         try:
             for _ in rendered:
@@ -135,18 +147,27 @@ class RowChecker:
         yield from self._balance(name)
 
     def _balance(self, name: str) -> Iterator[RowProblem]:
-        """Answers of which all are good or all are bad; that there are more of one kind is a note."""
+        """Answers of which all are good or all are bad; that there are more of one kind is a
+        note."""
         good, bad = self._labels[True], self._labels[False]
         for text in label_notes(good, bad) if good or bad else ():
             if good and bad:
                 self.notes.append(f"{name}: {text}")
             else:
-                yield _problem("preference", Source(name, 0), DataError(text, "add answers of the other kind"))
+                yield _problem(
+                    "preference", Source(name, 0), DataError(text, "add answers of the other kind")
+                )
 
     def _shaped(
-        self, name: str, records: Iterable[Record], index: RowIndex, claims: Claims, found: list[RowProblem]
+        self,
+        name: str,
+        records: Iterable[Record],
+        index: RowIndex,
+        claims: Claims,
+        found: list[RowProblem],
     ) -> Iterator[tuple[Record, Shape] | None]:
-        """Rows that a format fits, and None for each other row, so that problems come out as they are found."""
+        """Rows that a format fits, and None for each other row, so that problems come out as they
+        are found."""
         shaper = Shaper(self._format, self._text_field)
         for record in records:
             self.rows[name] += 1
@@ -165,7 +186,9 @@ class RowChecker:
             claims.add(len(index) - 1, shape, record.columns)
             yield record, shape
 
-    def _measured(self, rows: Iterator[tuple[Record, Shape] | None], found: list[RowProblem]) -> Iterator[None]:
+    def _measured(
+        self, rows: Iterator[tuple[Record, Shape] | None], found: list[RowProblem]
+    ) -> Iterator[None]:
         if self._tokenizer is None:
             yield from (None for _ in rows)
             return
@@ -184,19 +207,30 @@ class RowChecker:
             found += self._token_problems(measured, shape, trip)
             yield None
 
-    def _token_problems(self, measured: RowMeasure, shape: Shape | None, trip: _RoundTrip) -> Iterator[RowProblem]:
+    def _token_problems(
+        self, measured: RowMeasure, shape: Shape | None, trip: _RoundTrip
+    ) -> Iterator[RowProblem]:
         source = measured.record.source
         if measured.error is not None:
             yield _problem("template", source, measured.error)
             return
         if self._max_length is not None and measured.longest > self._max_length:
-            message = f"{measured.longest:,} tokens, {measured.longest - self._max_length:,} more than max_length"
-            yield _problem("long", source, DataError(message, "raise max_length, cut or remove the row"))
+            message = (
+                f"{measured.longest:,} tokens, {measured.longest - self._max_length:,} more than"
+                " max_length"
+            )
+            yield _problem(
+                "long", source, DataError(message, "raise max_length, cut or remove the row")
+            )
         lost = trip.lost(shape, measured)
         if lost:
-            yield _problem("template", source, DataError(lost, "see the row with `chuk data preview`"))
+            yield _problem(
+                "template", source, DataError(lost, "see the row with `chuk data preview`")
+            )
 
-    def _repeats(self, index: RowIndex, names: Sequence[str], ends: Sequence[int]) -> Iterator[RowProblem]:
+    def _repeats(
+        self, index: RowIndex, names: Sequence[str], ends: Sequence[int]
+    ) -> Iterator[RowProblem]:
         found = index.duplicates()
         asks = index.same_ask()
         starts = np.array([0, *ends[:-1]], dtype=np.int64)
@@ -206,7 +240,13 @@ class RowChecker:
             yield self._repeat(row, index, found, int(asks[row]), split, names)
 
     def _repeat(
-        self, row: int, index: RowIndex, found: Duplicates, ask: int, split: np.ndarray, names: Sequence[str]
+        self,
+        row: int,
+        index: RowIndex,
+        found: Duplicates,
+        ask: int,
+        split: np.ndarray,
+        names: Sequence[str],
     ) -> RowProblem:
         place, other = index.place(row), int(found.of[row])
         if split[ask] < split[row]:
@@ -226,8 +266,12 @@ class RowChecker:
 
 def _contradictions(index: RowIndex, claims: Claims) -> Iterator[RowProblem]:
     for row, other in claims.contradictions():
-        message = f"says something else than {index.place(other)}: another answer, label or preference"
-        yield _problem("contradiction", index.place(row), DataError(message, "keep the right one of the two"))
+        message = (
+            f"says something else than {index.place(other)}: another answer, label or preference"
+        )
+        yield _problem(
+            "contradiction", index.place(row), DataError(message, "keep the right one of the two")
+        )
 
 
 class _RoundTrip:
@@ -250,12 +294,23 @@ class _RoundTrip:
         if not isinstance(row, Chat):
             return ""
         ids = example.input_ids.tolist()
-        text = str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        text = str(
+            self._tokenizer.decode(
+                ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
         misplaced = self._misplaced(row, text) if in_order else ""
         if misplaced:
             return misplaced
         missing = left_out(Preparation(self._encoder)(row, record.source), text, self._encoder)
-        return next((f"the chat template leaves out {what}" for what in missing if what != EARLIER_REASONING), "")
+        return next(
+            (
+                f"the chat template leaves out {what}"
+                for what in missing
+                if what != EARLIER_REASONING
+            ),
+            "",
+        )
 
     def _misplaced(self, shape: Chat, text: str) -> str:
         """The first question or answer that does not come back from its tokens, in its place."""
@@ -267,7 +322,10 @@ class _RoundTrip:
             found = text.find(said, at)
             if found < 0:
                 where = "stands out of order" if said in text else "is not there as written"
-                return f"message {number} ({message['role']}) {where} after template and tokenizer: {said[:30]!r}"
+                return (
+                    f"message {number} ({message['role']}) {where} after template and tokenizer:"
+                    f" {said[:30]!r}"
+                )
             at = found + len(said)
         return ""
 

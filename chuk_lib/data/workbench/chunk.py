@@ -1,8 +1,8 @@
-"""Long texts as windows that overlap, nothing lost: windows without their overlaps, joined, are the text again.
+"""Long texts as windows that overlap, nothing lost: windows without their overlaps, joined, are the
+text again.
 
-Windows are cut between words, characters or tokens of a tokenizer. A `.txt` file is one text, line ends included, and
-is never in memory as a whole; every other row is a text of its own.
-"""
+Windows are cut between words, characters or tokens of a tokenizer. A `.txt` file is one text, line
+ends included, and is never in memory as a whole; every other row is a text of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ Cutter = Callable[[str], list[int]]
 
 
 class TextWindow(NamedTuple):
-    """A part of a text, where it starts in it, and how many of its first characters the window before holds too."""
+    """A part of a text, where it starts in it, and how many of its first characters the window
+    before holds too."""
 
     text: str
     start: int
@@ -34,11 +35,14 @@ class TextWindow(NamedTuple):
 def windows(
     blocks: Iterable[str], cut: Cutter, size: int, overlap: int, fits: Cutter | None = None
 ) -> Iterator[TextWindow]:
-    """Windows of `size` pieces over the text that the blocks make when joined; the next one starts `overlap` pieces
-    before the end of the one before. `fits` counts the pieces of a window on its own, which may be more than in its
-    text: then it is cut shorter."""
+    """Windows of `size` pieces over the text that the blocks make when joined; the next one starts
+    `overlap` pieces before the end of the one before. `fits` counts the pieces of a window on its
+    own, which may be more than in its text: then it is cut shorter."""
     if not 0 <= overlap < size:
-        raise ConfigError(f"an overlap of {overlap} does not fit a size of {size}", "it lies between 0 and the size")
+        raise ConfigError(
+            f"an overlap of {overlap} does not fit a size of {size}",
+            "it lies between 0 and the size",
+        )
     pieces = _Pieces(size, overlap, fits)
     for block in blocks:
         pieces.add(block, cut(block))
@@ -49,7 +53,8 @@ def windows(
 
 
 class _Pieces:
-    """Text that no window has yet, with the ends of its pieces. Blocks are appended, used text is let go."""
+    """Text that no window has yet, with the ends of its pieces. Blocks are appended, used text is
+    let go."""
 
     def __init__(self, size: int, overlap: int, fits: Cutter | None) -> None:
         self.repeated = 0
@@ -107,7 +112,9 @@ def cutter(unit: str, tokenizer: Tokenizer | None = None) -> Cutter:
     if unit != "tokens":
         raise ConfigError(f"unknown unit `{unit}`", f"units: {', '.join(UNITS)}")
     if tokenizer is None:
-        raise ConfigError("tokens need a tokenizer", "name a model (--model MODEL), or take --unit words")
+        raise ConfigError(
+            "tokens need a tokenizer", "name a model (--model MODEL), or take --unit words"
+        )
     from chuk_lib.data.tokenizers.encoder import Encoder
 
     encoder = Encoder(tokenizer)
@@ -136,22 +143,33 @@ def chunked(
     text_field: str = "text",
     split: str = "train",
 ) -> Iterator[dict[str, Any]]:
-    """Rows {text, …, source_row, chunk, start, overlap}: `overlap` is how many first characters repeat the chunk
-    before, `start` where the chunk begins in its text. Other columns of a row go along with each of its chunks."""
+    """Rows {text, …, source_row, chunk, start, overlap}: `overlap` is how many first characters
+    repeat the chunk before, `start` where the chunk begins in its text. Other columns of a row go
+    along with each of its chunks."""
     cut = cutter(unit, tokenizer)
     fits = cut if unit == "tokens" else None
     for number, (blocks, notes) in enumerate(_texts(source, text_field, split), 1):
         for index, window in enumerate(windows(blocks, cut, size, overlap, fits)):
-            place = {"source_row": number, "chunk": index, "start": window.start, "overlap": window.overlap}
+            place = {
+                "source_row": number,
+                "chunk": index,
+                "start": window.start,
+                "overlap": window.overlap,
+            }
             yield {text_field: window.text, **notes, **place}
 
 
-def _texts(source: str | Path, text_field: str, split: str) -> Iterator[tuple[Iterable[str], dict[str, Any]]]:
+def _texts(
+    source: str | Path, text_field: str, split: str
+) -> Iterator[tuple[Iterable[str], dict[str, Any]]]:
     if str(source) != "-" and Path(source).is_file() and suffix_of(Path(source)) == ".txt":
         yield from ((file_lines(path), {}) for path in find_files(source, split))
         return
     for record in read_records(source, split):
-        yield [_text_of(record, text_field)], {name: v for name, v in record.columns.items() if name != text_field}
+        yield (
+            [_text_of(record, text_field)],
+            {name: v for name, v in record.columns.items() if name != text_field},
+        )
 
 
 def _text_of(record: Record, text_field: str) -> str:

@@ -1,9 +1,8 @@
-"""Rows that contradict an earlier one: to one question another short answer, of one answer another label, of one pair
-the other side preferred.
+"""Rows that contradict an earlier one: to one question another short answer, of one answer another
+label, of one pair the other side preferred.
 
-Long answers to one question differ without contradicting each other, so only those of one or two words are compared,
-whatever their case, points and trailing zeros.
-"""
+Long answers to one question differ without contradicting each other, so only those of one or two
+words are compared, whatever their case, points and trailing zeros."""
 
 from __future__ import annotations
 
@@ -23,7 +22,8 @@ _FEW_WORDS = 2
 
 
 class Claims:
-    """Remembers of each row what it speaks of and what it says of it: 24 bytes a row that says something."""
+    """Remembers of each row what it speaks of and what it says of it: 24 bytes a row that says
+    something."""
 
     def __init__(self) -> None:
         self._rows, self._topics, self._claims = array("Q"), array("Q"), array("Q")
@@ -39,7 +39,11 @@ class Claims:
     def contradictions(self) -> Iterator[tuple[int, int]]:
         """Rows, each with the first row of the same topic that says something else."""
         first = first_of(self._topics)
-        claims = np.frombuffer(self._claims, dtype=np.uint64) if len(first) else np.zeros(0, dtype=np.uint64)
+        claims = (
+            np.frombuffer(self._claims, dtype=np.uint64)
+            if len(first)
+            else np.zeros(0, dtype=np.uint64)
+        )
         for at in np.flatnonzero(claims != claims[first]).tolist():
             yield self._rows[at], self._rows[int(first[at])]
 

@@ -1,9 +1,10 @@
-"""What a row says, whatever its format: the text that makes two rows the same, and the part of it that asks.
+"""What a row says, whatever its format: the text that makes two rows the same, and the part of it
+that asks.
 
-Two rows with equal `content_of` are duplicates; a test row whose `ask_of` also stands in the training data is leaked,
-however it is answered there. Of rows whose columns fit a format the format's columns count, and all others that hold
-text but for notes about the row: ids, places, scores. Of rows that fit no format all columns count.
-"""
+Two rows with equal `content_of` are duplicates; a test row whose `ask_of` also stands in the
+training data is leaked, however it is answered there. Of rows whose columns fit a format the
+format's columns count, and all others that hold text but for notes about the row: ids, places,
+scores. Of rows that fit no format all columns count."""
 
 from __future__ import annotations
 
@@ -36,12 +37,14 @@ Columns = Mapping[str, Any]
 
 
 def content_of(columns: Columns, by: Sequence[str] = ()) -> str:
-    """The text of a row with spaces and line ends evened out. `by` names the columns that count instead."""
+    """The text of a row with spaces and line ends evened out. `by` names the columns that count
+    instead."""
     return _plain(columns, by or content_columns(columns))
 
 
 def ask_of(columns: Columns, by: Sequence[str] = ()) -> str:
-    """The part of `content_of` that asks: prompt or earlier turns; all of it where nothing is asked."""
+    """The part of `content_of` that asks: prompt or earlier turns; all of it where nothing is
+    asked."""
     if by:
         return content_of(columns, by)
     for name in (*TURNS, "prompt", "chosen"):
@@ -58,7 +61,9 @@ def ask_of(columns: Columns, by: Sequence[str] = ()) -> str:
 
 def key_of(text: str) -> int:
     """64 bits of a text's hash, the same on every machine."""
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )
 
 
 def check_columns(columns: Columns, names: Sequence[str], where: object) -> None:
@@ -75,13 +80,15 @@ def content_columns(columns: Columns) -> list[str]:
     if not fits:
         return names
     others = [name for name in columns if name not in names and not _NOTES.fullmatch(name)]
-    return names + sorted(name for name in others if isinstance(columns[name], str | list | Mapping))
+    return names + sorted(
+        name for name in others if isinstance(columns[name], str | list | Mapping)
+    )
 
 
 @lru_cache(maxsize=1024)
 def _known(names: tuple[str, ...]) -> tuple[list[str], bool]:
-    """Of these columns those of what rows say, in an order of their own, and whether they fit a format; all where they
-    do not."""
+    """Of these columns those of what rows say, in an order of their own, and whether they fit a
+    format; all where they do not."""
     fits = any(not item.missing(dict.fromkeys(names)) for item in formats("text").values())
     fits = fits or any(all(name in names for name in wanted) for wanted in COLUMNS.values())
     own = [name for name in (*TURNS, *ASKS, *ANSWERS, "text", "input_ids") if name in names]
@@ -99,7 +106,8 @@ def _even(text: str) -> str:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every text and number inside a value, in an order that does not hang on how it was written."""
+    """Every text and number inside a value, in an order that does not hang on how it was
+    written."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -131,9 +139,9 @@ def _last_answer(turns: list[Any]) -> int:
 
 
 def texts_of(source: str | Path, field: str | None = None) -> Iterator[str]:
-    """The texts that training on a data file reads: prompts, answers, what messages say and call, descriptions of
-    tools; or one column. Raises DataError as `read_records` does, for rows that fit no format, and for a row without
-    that column."""
+    """The texts that training on a data file reads: prompts, answers, what messages say and call,
+    descriptions of tools; or one column. Raises DataError as `read_records` does, for rows that fit
+    no format, and for a row without that column."""
     shaper = Shaper()
     for record in read_records(source):
         if field is None:
@@ -144,7 +152,9 @@ def texts_of(source: str | Path, field: str | None = None) -> Iterator[str]:
                 raise DataError(error.message, hint) from None
             continue
         if field not in record.columns:
-            raise DataError(f"{record.source} has no column `{field}`", f"columns: {', '.join(record.columns)}")
+            raise DataError(
+                f"{record.source} has no column `{field}`", f"columns: {', '.join(record.columns)}"
+            )
         yield from _texts_in(record.columns[field])
 
 
@@ -153,7 +163,9 @@ def _texts_of_shape(shape: Shape) -> Iterator[str]:
     for value in vars(shape).values():
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, dict) and "role" in part:
-                yield from _texts_in({name: inner for name, inner in part.items() if name not in ("role", "id")})
+                yield from _texts_in(
+                    {name: inner for name, inner in part.items() if name not in ("role", "id")}
+                )
             else:
                 yield from _texts_in(part)
 

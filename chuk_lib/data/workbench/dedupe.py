@@ -1,4 +1,5 @@
-"""Rows without those that repeat an earlier one, exactly or nearly. The first of its kind stays, order is kept."""
+"""Rows without those that repeat an earlier one, exactly or nearly. The first of its kind stays,
+order is kept."""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ def deduped(
     by: Sequence[str] = (),
     removed: Removed | None = None,
 ) -> Iterator[Record]:
-    """The rows that stay. Two passes: nothing comes before the source was read once. `removed` gets the others, with
-    the place of the row that they repeat in the column `duplicate_of`."""
+    """The rows that stay. Two passes: nothing comes before the source was read once. `removed` gets
+    the others, with the place of the row that they repeat in the column `duplicate_of`."""
     with ExitStack() as stack:
         index = RowIndex(by, stack.enter_context(NearRows(threshold)) if near else None)
         for record in replay.read():

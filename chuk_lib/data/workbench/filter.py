@@ -1,4 +1,5 @@
-"""Rows that meet every condition: lengths, patterns in columns, turns, roles, scripts of letters."""
+"""Rows that meet every condition: lengths, patterns in columns, turns, roles, scripts of
+letters."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ from chuk_lib.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a row must meet; None and empty ask for nothing. Limits are included. `match`, `reject`: column -> pattern
-    found anywhere in it. `scripts`: name -> least share of the letters."""
+    """What a row must meet; None and empty ask for nothing. Limits are included. `match`, `reject`:
+    column -> pattern found anywhere in it. `scripts`: name -> least share of the letters."""
 
     min_characters: int | None = None
     max_characters: int | None = None
@@ -60,14 +61,16 @@ def filtered(
     text_field: str = "text",
     removed: Callable[[dict[str, Any]], None] | None = None,
 ) -> Iterator[Record]:
-    """The rows that meet every condition, in order. `left_out` counts the others by the first condition that they
-    fail; `removed` gets them with that condition in the column `left_out`."""
+    """The rows that meet every condition, in order. `left_out` counts the others by the first
+    condition that they fail; `removed` gets them with that condition in the column `left_out`."""
     checks = [*_plain(conditions), *_turns(conditions, format, text_field)]
     shaper = Shaper(format, text_field)
     rows: Iterable[tuple[Record, int]] = ((row, 0) for row in records)
     if conditions.counts_tokens:
         if tokenizer is None:
-            raise ConfigError("tokens cannot be counted without a tokenizer", "name a model: --model MODEL")
+            raise ConfigError(
+                "tokens cannot be counted without a tokenizer", "name a model: --model MODEL"
+            )
         rows = _with_tokens(records, shaper, tokenizer)
     for record, tokens in rows:
         reason = next(filter(None, (check(record) for check in checks)), "") or _outside(
@@ -81,7 +84,9 @@ def filtered(
             removed({**record.columns, "left_out": reason})
 
 
-def _with_tokens(records: Iterable[Record], shaper: Shaper, tokenizer: Tokenizer) -> Iterator[tuple[Record, int]]:
+def _with_tokens(
+    records: Iterable[Record], shaper: Shaper, tokenizer: Tokenizer
+) -> Iterator[tuple[Record, int]]:
     def shaped() -> Iterator[tuple[Record, Shape]]:
         for record in records:
             yield record, shaper(record)
@@ -102,7 +107,9 @@ def _plain(conditions: Conditions) -> list[Check]:
     checks: list[Check] = []
     least, most = conditions.min_characters, conditions.max_characters
     if least is not None or most is not None:
-        checks.append(lambda record: _outside(len(content_of(record.columns)), least, most, "characters"))
+        checks.append(
+            lambda record: _outside(len(content_of(record.columns)), least, most, "characters")
+        )
     for name, pattern in conditions.match.items():
         checks.append(_pattern(name, pattern, True))
     for name, pattern in conditions.reject.items():
@@ -116,13 +123,17 @@ def _pattern(name: str, pattern: str, wanted: bool) -> Check:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"`{pattern}` is no pattern: {error}", "see Python's `re` for how to write one") from None
+        raise ConfigError(
+            f"`{pattern}` is no pattern: {error}", "see Python's `re` for how to write one"
+        ) from None
     reason = f"`{name}` {'does not match' if wanted else 'matches'} {pattern}"
 
     def check(record: Record) -> str:
         check_columns(record.columns, [name], record.source)
         value = record.columns[name]
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        text = (
+            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        )
         return "" if (compiled.search(text) is not None) == wanted else reason
 
     return check
@@ -133,7 +144,9 @@ def _script(script: str, share: float) -> Check:
     reason = f"less than {share:g} of the letters are {wanted}"
 
     def check(record: Record) -> str:
-        return "" if scripts(Counter(content_of(record.columns))).get(wanted, 0.0) >= share else reason
+        return (
+            "" if scripts(Counter(content_of(record.columns))).get(wanted, 0.0) >= share else reason
+        )
 
     return check
 
@@ -164,4 +177,6 @@ def nothing_left(records: Iterable[Record], left_out: Mapping[str, int]) -> Iter
     if not any_left:
         rows = sum(left_out.values())
         reason, count = max(left_out.items(), key=lambda item: item[1], default=("", 0))
-        raise DataError(f"none of the {rows:,} rows is left", f"most ({count:,}) were left out for: {reason}")
+        raise DataError(
+            f"none of the {rows:,} rows is left", f"most ({count:,}) were left out for: {reason}"
+        )

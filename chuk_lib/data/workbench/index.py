@@ -1,4 +1,5 @@
-"""What is remembered of every row to find it again in others: 24 bytes, and its signature on disk for near matches."""
+"""What is remembered of every row to find it again in others: 24 bytes, and its signature on disk
+for near matches."""
 
 from __future__ import annotations
 
@@ -9,22 +10,29 @@ from typing import NamedTuple
 import numpy as np
 
 from chuk_lib.data.types import Record, Source
-from chuk_lib.data.workbench.content import ask_of, check_columns, content_columns, content_of, key_of
+from chuk_lib.data.workbench.content import (
+    ask_of,
+    check_columns,
+    content_columns,
+    content_of,
+    key_of,
+)
 from chuk_lib.data.workbench.near import NearRows
 
 _MOST_NAMES = 1000
 
 
 class Duplicates(NamedTuple):
-    """`of` int64 (rows,): the number of the earlier row that a row repeats, or -1. `near` bool (rows,): where the two
-    are alike and not equal."""
+    """`of` int64 (rows,): the number of the earlier row that a row repeats, or -1. `near` bool
+    (rows,): where the two are alike and not equal."""
 
     of: np.ndarray
     near: np.ndarray
 
 
 class RowIndex:
-    """Keys of content and of prompt, and the place of every row. `by`: the columns that count instead of all."""
+    """Keys of content and of prompt, and the place of every row. `by`: the columns that count
+    instead of all."""
 
     def __init__(self, by: Sequence[str] = (), near: NearRows | None = None) -> None:
         self._by = tuple(by)
@@ -40,7 +48,8 @@ class RowIndex:
         return len(self._contents)
 
     def add(self, record: Record, content: str | None = None) -> None:
-        """Take the next row; `content` where it is known already. Raises DataError when it lacks a column of `by`."""
+        """Take the next row; `content` where it is known already. Raises DataError when it lacks a
+        column of `by`."""
         check_columns(record.columns, self._by, record.source)
         names = self._by or content_columns(record.columns)
         if len(self.compared) < _MOST_NAMES:

@@ -1,8 +1,7 @@
 """How many tokens rows have and how many of them are learned, for rows of every format.
 
-A row of preferences counts once for each answer and is as long as the longer one; a prompt without an answer is
-measured as the prompt that a model would be given.
-"""
+A row of preferences counts once for each answer and is as long as the longer one; a prompt without
+an answer is measured as the prompt that a model would be given."""
 
 from __future__ import annotations
 
@@ -34,7 +33,8 @@ class RowMeasure(NamedTuple):
 
 
 class Measurer:
-    """Renders rows with a tokenizer as training would, `assistant_only` turns or all that training learns."""
+    """Renders rows with a tokenizer as training would, `assistant_only` turns or all that training
+    learns."""
 
     def __init__(self, tokenizer: Tokenizer, *, assistant_only: bool = False) -> None:
         self._tokenizer = tokenizer
@@ -42,15 +42,18 @@ class Measurer:
         self._renderers: dict[tuple[str, bool, bool], Renderer] = {}
 
     def measure(self, rows: Iterable[tuple[Record, Shape]]) -> Iterator[RowMeasure]:
-        """Rows with their tokens, in order; a row that cannot be rendered comes with its error. Raises ModelError for
-        what no row can help, such as messages for a tokenizer without a chat template."""
+        """Rows with their tokens, in order; a row that cannot be rendered comes with its error.
+        Raises ModelError for what no row can help, such as messages for a tokenizer without a chat
+        template."""
         remaining = iter(rows)
         while chunk := list(islice(remaining, _CHUNK)):
             parts = [parts_of(shape, record.source) for record, shape in chunk]
             found = iter(self._examples([part for row in parts for part in row]))
             for (record, shape), row in zip(chunk, parts, strict=True):
                 mine = [next(found) for _ in row]
-                errors = [item for item in (*mine, _unshown(record, shape)) if isinstance(item, DataError)]
+                errors = [
+                    item for item in (*mine, _unshown(record, shape)) if isinstance(item, DataError)
+                ]
                 examples = tuple(item for item in mine if isinstance(item, Example))
                 if errors:
                     yield RowMeasure(record, error=errors[0])
@@ -76,7 +79,9 @@ class Measurer:
         """One renderer for each kind of row: a renderer holds to the format of its first record."""
         kind = _kind(record)
         if kind not in self._renderers:
-            self._renderers[kind] = Renderer(self._tokenizer, assistant_only_loss=self._assistant_only and kind[1])
+            self._renderers[kind] = Renderer(
+                self._tokenizer, assistant_only_loss=self._assistant_only and kind[1]
+            )
         return self._renderers[kind]
 
 
@@ -87,13 +92,22 @@ def _kind(record: Record) -> tuple[str, bool, bool]:
 
 
 def _unshown(record: Record, shape: Shape) -> DataError | None:
-    """Why training refuses a row of plain text that has columns for a chat template; None for all others."""
+    """Why training refuses a row of plain text that has columns for a chat template; None for all
+    others."""
     names: tuple[str, ...] = ()
     if isinstance(shape, PromptCompletion):
         names = shape.unshown
     elif isinstance(shape, Ask | Labelled | Preference):
-        text = shape.prompt if shape.prompt is not None or not isinstance(shape, Preference) else shape.chosen
-        names = conversation.unshown(record.columns, text, record.source) if isinstance(text, str) else ()
+        text = (
+            shape.prompt
+            if shape.prompt is not None or not isinstance(shape, Preference)
+            else shape.chosen
+        )
+        names = (
+            conversation.unshown(record.columns, text, record.source)
+            if isinstance(text, str)
+            else ()
+        )
     try:
         conversation.refuse_unshown(names, record.source)
     except DataError as error:
@@ -109,7 +123,9 @@ def parts_of(shape: Shape, source: Source) -> list[Record]:
     if isinstance(shape, Labelled):
         return [_pair(shape.prompt, shape.completion, None, source)]
     if isinstance(shape, Ask):
-        alone: dict[str, Any] = {"text": shape.prompt} if isinstance(shape.prompt, str) else {"messages": shape.prompt}
+        alone: dict[str, Any] = (
+            {"text": shape.prompt} if isinstance(shape.prompt, str) else {"messages": shape.prompt}
+        )
         return [Record(alone, source)]
     if isinstance(shape, Text):
         return [Record({"text": shape.text}, source)]

@@ -1,4 +1,5 @@
-"""Several sources as one stream, drawn by weight and seed. One row of each source is in memory at a time."""
+"""Several sources as one stream, drawn by weight and seed. One row of each source is in memory at a
+time."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class MixPart:
 
 
 def parse_part(text: str) -> MixPart:
-    """`FILE=WEIGHT`, or a file alone with the weight 1. Raises ConfigError for a weight that is no number above 0."""
+    """`FILE=WEIGHT`, or a file alone with the weight 1. Raises ConfigError for a weight that is no
+    number above 0."""
     name, sign, weight = text.rpartition("=")
     if not sign:
         return MixPart(text)
@@ -48,12 +50,15 @@ def mixed(
     split: str = "train",
     tag: str | None = None,
 ) -> Iterator[Record]:
-    """Rows of the parts, each part in its own order. With `rows` a part that ends starts again until there are as
-    many; else the stream ends with the last part (`stop="all"`) or the first one (`"first"`). `tag` names a column
-    that says where a row came from; `drawn` counts the rows of each part. Raises DataError when formats differ."""
+    """Rows of the parts, each part in its own order. With `rows` a part that ends starts again
+    until there are as many; else the stream ends with the last part (`stop="all"`) or the first one
+    (`"first"`). `tag` names a column that says where a row came from; `drawn` counts the rows of
+    each part. Raises DataError when formats differ."""
     if stop not in STOPS:
         raise ConfigError(f"unknown stop `{stop}`", f"one of: {', '.join(STOPS)}")
-    if sum(part.source == "-" for part in parts) > 1 or (rows is not None and any(p.source == "-" for p in parts)):
+    if sum(part.source == "-" for part in parts) > 1 or (
+        rows is not None and any(p.source == "-" for p in parts)
+    ):
         raise ConfigError("stdin can be read only once", "write it to a file first")
     random = Random(seed)
     streams = dict(enumerate(_opened(parts, split)))
@@ -66,7 +71,9 @@ def mixed(
                 return
             del streams[index]
             if rows is not None:
-                streams = dict(sorted({**streams, index: read_records(parts[index].source, split)}.items()))
+                streams = dict(
+                    sorted({**streams, index: read_records(parts[index].source, split)}.items())
+                )
             continue
         made += 1
         drawn[parts[index].source] += 1
@@ -74,7 +81,8 @@ def mixed(
 
 
 def _opened(parts: Sequence[MixPart], split: str) -> list[Iterator[Record]]:
-    """The records of every part. The first row of each decides its format, and all must have the same."""
+    """The records of every part. The first row of each decides its format, and all must have the
+    same."""
     streams: list[Iterator[Record]] = []
     formats: list[str | None] = []
     for part in parts:

@@ -13,7 +13,9 @@ def parse_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
     for text in texts:
         name, sign, value = text.partition("=")
         if not sign or not name:
-            raise ConfigError(f"{option} `{text}` is not COLUMN=VALUE", f"such as {option} text=value")
+            raise ConfigError(
+                f"{option} `{text}` is not COLUMN=VALUE", f"such as {option} text=value"
+            )
         pairs[name] = value
     return pairs
 
@@ -27,5 +29,7 @@ def parse_shares(texts: Iterable[str], option: str) -> dict[str, float]:
         except ValueError:
             shares[name] = -1.0
         if not 0 <= shares[name] <= 1:
-            raise ConfigError(f"{option} `{name}={value}` is no share", "a share is between 0 and 1")
+            raise ConfigError(
+                f"{option} `{name}={value}` is no share", "a share is between 0 and 1"
+            )
     return shares

@@ -1,4 +1,5 @@
-"""A source that is read more than once: files again from the disk, stdin from a copy on the disk."""
+"""A source that is read more than once: files again from the disk, stdin from a copy on the
+disk."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from chuk_lib.errors import DataError
 
 
 class Replay:
-    """Reads a source from its first row as often as asked. A context manager: the copy of stdin goes with it."""
+    """Reads a source from its first row as often as asked. A context manager: the copy of stdin
+    goes with it."""
 
     def __init__(self, source: DataSource, split: str = "train") -> None:
         self._source = source
@@ -24,12 +26,18 @@ class Replay:
     def __enter__(self) -> Replay:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         if self._copy is not None:
             self._copy.close()
 
     def read(self) -> Iterator[Record]:
-        """The records, from the first one. The first reading of stdin has to be finished before the second."""
+        """The records, from the first one. The first reading of stdin has to be finished before the
+        second."""
         if self._copy is None:
             return read_records(self._source, self._split)
         if not self._copied:
@@ -47,5 +55,6 @@ def check_unchanged(before: int, after: int) -> None:
     """Raise DataError when a source had another number of rows at its second reading."""
     if before != after:
         raise DataError(
-            f"the data changed while it was read: {before:,} rows, then {after:,}", "run it again when nothing writes"
+            f"the data changed while it was read: {before:,} rows, then {after:,}",
+            "run it again when nothing writes",
         )

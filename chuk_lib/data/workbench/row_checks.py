@@ -9,7 +9,15 @@ from typing import NamedTuple
 from chuk_lib.data.formats import Chat, PromptCompletion, Text, Tokens
 from chuk_lib.data.tool_calls import called, tool_names
 from chuk_lib.data.workbench.convert import sides
-from chuk_lib.data.workbench.shapes import Ask, Labelled, Messages, Preference, Shape, Side, as_turns
+from chuk_lib.data.workbench.shapes import (
+    Ask,
+    Labelled,
+    Messages,
+    Preference,
+    Shape,
+    Side,
+    as_turns,
+)
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _DAMAGED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd\ufeff]")
@@ -35,9 +43,15 @@ def faults_of(shape: Shape, text: str) -> Iterator[Fault]:
         prompt, chosen, rejected = sides(shape)
         for answer in (chosen, rejected):
             if not isinstance(prompt, str) or not isinstance(answer, str):
-                yield from _order([*as_turns(prompt, "user"), *as_turns(answer, "assistant")], answered=True)
+                yield from _order(
+                    [*as_turns(prompt, "user"), *as_turns(answer, "assistant")], answered=True
+                )
         if chosen == rejected:
-            yield Fault("preference", "`chosen` and `rejected` are equal", "there is nothing to prefer: remove the row")
+            yield Fault(
+                "preference",
+                "`chosen` and `rejected` are equal",
+                "there is nothing to prefer: remove the row",
+            )
     elif isinstance(shape, Ask | Labelled) and not isinstance(shape.prompt, str):
         yield from _order(shape.prompt, answered=False)
 
@@ -47,11 +61,21 @@ def _empty(shape: Shape) -> Iterator[Fault]:
     if isinstance(shape, Text) and not shape.text.strip():
         yield Fault("empty", "the text is empty", hint)
     elif isinstance(shape, Tokens) and len(shape.input_ids) < 2:
-        yield Fault("empty", f"{len(shape.input_ids)} tokens leave nothing to learn", "remove the row")
+        yield Fault(
+            "empty", f"{len(shape.input_ids)} tokens leave nothing to learn", "remove the row"
+        )
     elif isinstance(shape, Chat):
         for number, message in enumerate(shape.messages, 1):
-            if not message["content"].strip() and not message.get("tool_calls") and message["role"] != "system":
-                what = "answer" if message["role"] == "assistant" else f"message of the {message['role']}"
+            if (
+                not message["content"].strip()
+                and not message.get("tool_calls")
+                and message["role"] != "system"
+            ):
+                what = (
+                    "answer"
+                    if message["role"] == "assistant"
+                    else f"message of the {message['role']}"
+                )
                 yield Fault("empty", f"message {number} is an empty {what}", hint)
     else:
         for name, side in _sides(shape):
@@ -84,12 +108,22 @@ def _damaged(text: str) -> Iterator[Fault]:
     found = _DAMAGED.search(text)
     if found:
         sign = f"U+{ord(found[0]):04X}"
-        what = "stands where a character was lost" if found[0] == "\ufffd" else "is no character of a text"
-        yield Fault("encoding", f"{sign} {what}: {_around(text, found.start())}", "read the source again, as UTF-8")
+        what = (
+            "stands where a character was lost"
+            if found[0] == "\ufffd"
+            else "is no character of a text"
+        )
+        yield Fault(
+            "encoding",
+            f"{sign} {what}: {_around(text, found.start())}",
+            "read the source again, as UTF-8",
+        )
     twice = _TWICE.search(text)
     if twice:
         hint = "UTF-8 was read as Latin-1 and saved: encode it back, then read it as UTF-8"
-        yield Fault("encoding", f"characters were decoded wrongly: {_around(text, twice.start())}", hint)
+        yield Fault(
+            "encoding", f"characters were decoded wrongly: {_around(text, twice.start())}", hint
+        )
 
 
 def _around(text: str, at: int) -> str:
@@ -110,7 +144,11 @@ def _order(messages: Messages, answered: bool) -> Iterator[Fault]:
             yield Fault("roles", f"message {number}: {wrong}", hint)
             return
     if answered and roles[-1] != "assistant":
-        yield Fault("roles", f"the last message is the {roles[-1]}'s", "end with an answer, or cut the row there")
+        yield Fault(
+            "roles",
+            f"the last message is the {roles[-1]}'s",
+            "end with an answer, or cut the row there",
+        )
     if not answered and roles[-1] == "assistant":
         yield Fault("roles", "the prompt ends with the assistant's words", "end it with a question")
 
@@ -119,7 +157,11 @@ def _misplaced(before: str | None, role: str) -> str:
     if role in ("system", "developer"):
         return "" if before in (None, "system", "developer") else f"{role} after {before}"
     if role == "tool":
-        return "" if before in ("assistant", "tool") else f"a tool's result after {before or 'nothing'}"
+        return (
+            ""
+            if before in ("assistant", "tool")
+            else f"a tool's result after {before or 'nothing'}"
+        )
     if role == "assistant" and before in (None, "system", "developer"):
         return "the assistant speaks before the user"
     if role == "assistant" and before == "assistant":

@@ -1,8 +1,7 @@
 """What any row means, those of preference and reward training included.
 
-To the shapes of supervised rows (`formats.py`: Text, PromptCompletion, Chat, Tokens) come `Preference`, `Labelled` and
-`Ask`. A side of them is text or messages, as it stood.
-"""
+To the shapes of supervised rows (`formats.py`: Text, PromptCompletion, Chat, Tokens) come
+`Preference`, `Labelled` and `Ask`. A side of them is text or messages, as it stood."""
 
 from __future__ import annotations
 
@@ -57,10 +56,18 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "unpaired": ("prompt", "completion", "label"),
     "prompt": ("prompt",),
 }
-"""Formats beyond the supervised ones by the columns that they need. `preference` may also have `prompt`."""
+"""Formats beyond the supervised ones by the columns that they need. `preference` may also have
+`prompt`."""
 _TEMPLATE = ("system", "tools", "functions", "chat_template_kwargs")
 OWN = {
-    "tokens": ("input_ids", "labels", "loss_mask", "assistant_masks", "completion_mask", "attention_mask"),
+    "tokens": (
+        "input_ids",
+        "labels",
+        "loss_mask",
+        "assistant_masks",
+        "completion_mask",
+        "attention_mask",
+    ),
     "messages": ("messages", *_TEMPLATE),
     "sharegpt": ("conversations", *_TEMPLATE),
     "prompt_completion": ("prompt", "completion", "history", *_TEMPLATE),
@@ -76,7 +83,8 @@ OWN = {
 
 
 class Shaper:
-    """Records to shapes. The first record decides the format unless it is given. Raises DataError naming the row."""
+    """Records to shapes. The first record decides the format unless it is given. Raises DataError
+    naming the row."""
 
     def __init__(self, format: str | None = None, text_field: str = "text") -> None:
         names = [*supervised_formats(text_field), *COLUMNS]
@@ -95,8 +103,12 @@ class Shaper:
     def __call__(self, record: Record) -> Shape:
         try:
             return self._shape(record)
-        except RecursionError:  # JSON inside text: the parsers of files have refused all other depths
-            raise DataError(f"{record.source} holds brackets in brackets in brackets", "mend or remove it") from None
+        except (
+            RecursionError
+        ):  # JSON inside text: the parsers of files have refused all other depths
+            raise DataError(
+                f"{record.source} holds brackets in brackets in brackets", "mend or remove it"
+            ) from None
 
     def _shape(self, record: Record) -> Shape:
         if self.format is None:
@@ -117,7 +129,11 @@ class Shaper:
         for name in ("preference", "unpaired"):
             if all(column in present for column in COLUMNS[name]):
                 return name
-        fitting = [item.name for item in supervised_formats(self._text_field).values() if not item.missing(present)]
+        fitting = [
+            item.name
+            for item in supervised_formats(self._text_field).values()
+            if not item.missing(present)
+        ]
         if fitting:
             return fitting[0]
         if "prompt" in present:
@@ -125,25 +141,37 @@ class Shaper:
         found = ", ".join(f"`{name}`" for name in present) or "none"
         raise DataError(
             f"{record.source} has the columns {found[:200]}, which fit no format",
-            misfit_hint(record) or "rename them: chuk data convert --rename question=prompt --rename answer=completion",
+            misfit_hint(record)
+            or "rename them: chuk data convert --rename question=prompt --rename answer=completion",
         )
 
     def _own(self, record: Record, name: str) -> Shape:
         columns, source = record.columns, record.source
         if name != "prompt":
-            columns = asked(record, tuple(column for column in COLUMNS[name] if column not in ("prompt", "label")))
+            columns = asked(
+                record,
+                tuple(column for column in COLUMNS[name] if column not in ("prompt", "label")),
+            )
         missing = [column for column in COLUMNS[name] if column not in columns]
         if missing:
-            raise DataError(f"{source} has no `{missing[0]}`, which format {name} needs", "keep one format per file")
+            raise DataError(
+                f"{source} has no `{missing[0]}`, which format {name} needs",
+                "keep one format per file",
+            )
         if name == "prompt":
             return Ask(_prompt_of(columns, source), tools_of(columns, source))
         if name == "unpaired":
             label = _label(columns["label"], source)
-            return Labelled(_prompt_of(columns, source), side_of(columns, "completion", source), label)
+            return Labelled(
+                _prompt_of(columns, source), side_of(columns, "completion", source), label
+            )
         prompt = _prompt_of(columns, source) if columns.get("prompt") is not None else None
         chosen, rejected = side_of(columns, "chosen", source), side_of(columns, "rejected", source)
         if isinstance(chosen, str) != isinstance(rejected, str):
-            raise DataError(f"{source}: one of `chosen` and `rejected` is text, the other messages", "write both alike")
+            raise DataError(
+                f"{source}: one of `chosen` and `rejected` is text, the other messages",
+                "write both alike",
+            )
         return Preference(prompt, chosen, rejected, tools_of(columns, source))
 
 
@@ -166,7 +194,10 @@ def _label(value: Any, source: Source) -> bool:
     text = str(value).lower()
     if isinstance(value, bool | str | int) and text in known:
         return known[text]
-    raise DataError(f"{source}: `label` should be true or false, not {kind_of(value)}", "write true for good answers")
+    raise DataError(
+        f"{source}: `label` should be true or false, not {kind_of(value)}",
+        "write true for good answers",
+    )
 
 
 def as_turns(side: Side, role: str) -> Messages:
@@ -175,17 +206,21 @@ def as_turns(side: Side, role: str) -> Messages:
 
 
 def as_text(side: Side, source: Source) -> str:
-    """A side as text. Raises DataError for more than one message or for calls of tools, which text does not show."""
+    """A side as text. Raises DataError for more than one message or for calls of tools, which text
+    does not show."""
     if isinstance(side, str):
         return side
     if len(side) == 1 and not side[0].get("tool_calls"):
         return str(side[0]["content"])
     what = "calls of tools" if len(side) == 1 else f"{len(side)} messages"
-    raise DataError(f"{source} holds {what}, which plain text does not show", "convert to messages instead")
+    raise DataError(
+        f"{source} holds {what}, which plain text does not show", "convert to messages instead"
+    )
 
 
 def split_shared(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
-    """The prompt that two conversations share, and what is left of each, which is at least its last message."""
+    """The prompt that two conversations share, and what is left of each, which is at least its last
+    message."""
     shared = 0
     limit = min(len(chosen), len(rejected)) - 1
     while shared < limit and chosen[shared] == rejected[shared]:

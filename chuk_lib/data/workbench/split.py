@@ -1,6 +1,5 @@
-"""A source in train, valid and test parts that share nothing: rows with one prompt, one group or nearly the same text
-stay together.
-"""
+"""A source in train, valid and test parts that share nothing: rows with one prompt, one group or
+nearly the same text stay together."""
 
 from __future__ import annotations
 
@@ -42,8 +41,8 @@ def assign(
 ) -> np.ndarray:
     """The part of every row: 0 train, 1 valid, 2 test, int8 (rows,).
 
-    `valid` and `test` below 1 are shares, from 1 on numbers of rows. Parts come as near to that as whole groups allow,
-    and never above. Raises ConfigError when too few rows are left for training.
+    `valid` and `test` below 1 are shares, from 1 on numbers of rows. Parts come as near to that as
+    whole groups allow, and never above. Raises ConfigError when too few rows are left for training.
     """
     with ExitStack() as stack:
         index = RowIndex((), stack.enter_context(NearRows(threshold)) if near else None)
@@ -60,7 +59,8 @@ def assign(
 
 
 def joined(links: Sequence[np.ndarray]) -> np.ndarray:
-    """The lowest row that each row is tied to, over all links together, int64 (rows,). A link below 0 is none."""
+    """The lowest row that each row is tied to, over all links together, int64 (rows,). A link below
+    0 is none."""
     count = len(links[0])
     parent = array("q", range(count))
     for link in links:
@@ -80,7 +80,9 @@ def _root(parent: array[int], row: int) -> int:
 
 def _wanted(rows: int, valid: float, test: float) -> tuple[int, int]:
     sizes = [round(share * rows) if share < 1 else int(share) for share in (valid, test)]
-    wanted = [max(1, size) if share else 0 for size, share in zip(sizes, (valid, test), strict=True)]
+    wanted = [
+        max(1, size) if share else 0 for size, share in zip(sizes, (valid, test), strict=True)
+    ]
     if min(valid, test) < 0 or sum(wanted) >= rows:
         raise ConfigError(
             f"{valid:g} for valid and {test:g} for test leave nothing of {rows:,} rows to train on",
@@ -123,8 +125,11 @@ def check_split_paths(folder: Path, suffix: str, overwrite: bool) -> None:
         check_target(path, overwrite)
 
 
-def write_split(replay: Replay, parts: np.ndarray, folder: Path, suffix: str, overwrite: bool = False) -> WrittenParts:
-    """Write the rows by part. All files appear together; a part without rows has none afterwards."""
+def write_split(
+    replay: Replay, parts: np.ndarray, folder: Path, suffix: str, overwrite: bool = False
+) -> WrittenParts:
+    """Write the rows by part. All files appear together; a part without rows has none
+    afterwards."""
     check_split_paths(folder, suffix, overwrite)
     paths = split_paths(folder, suffix)
     sizes = {name: int((parts == number).sum()) for number, name in enumerate(NAMES)}

@@ -1,4 +1,5 @@
-"""What a data set holds, in numbers: rows, columns, lengths, roles, scripts of letters, tokens and how many train."""
+"""What a data set holds, in numbers: rows, columns, lengths, roles, scripts of letters, tokens and
+how many train."""
 
 from __future__ import annotations
 
@@ -20,18 +21,26 @@ from chuk_lib.data.workbench.shapes import Ask, Labelled, Preference, Shape, Sha
 
 _MOST_COLUMNS = 1000
 _SCRIPTS = {
-    "CJK": "Han", "IDEOGRAPHIC": "Han", "HALFWIDTH": "Katakana", "HENTAIGANA": "Hiragana", "KATAKANA-HIRAGANA": "",
-    "MODIFIER": "", "CARON": "", "VERTICAL": "", "MASU": "", "ROMAN": "Latin", "TURNED": "Latin",
-}  # fmt: skip
+    "CJK": "Han",
+    "IDEOGRAPHIC": "Han",
+    "HALFWIDTH": "Katakana",
+    "HENTAIGANA": "Hiragana",
+    "KATAKANA-HIRAGANA": "",
+    "MODIFIER": "",
+    "CARON": "",
+    "VERTICAL": "",
+    "MASU": "",
+    "ROMAN": "Latin",
+    "TURNED": "Latin",
+}
 """Scripts whose name is not the first word of their letters' names; "" for letters of several."""
 
 
 class Stats:
     """Counts rows as they are read: 12 bytes a row stay in memory. `as_dict` is the result.
 
-    Scripts are those of letters, by their Unicode names; digits, signs and spaces have none. `trained_share` and
-    `tokens` need a tokenizer.
-    """
+    Scripts are those of letters, by their Unicode names; digits, signs and spaces have none.
+    `trained_share` and `tokens` need a tokenizer."""
 
     def __init__(
         self,
@@ -42,7 +51,9 @@ class Stats:
         assistant_only: bool = False,
     ) -> None:
         self._shaper = Shaper(format, text_field)
-        self._measurer = Measurer(tokenizer, assistant_only=assistant_only) if tokenizer is not None else None
+        self._measurer = (
+            Measurer(tokenizer, assistant_only=assistant_only) if tokenizer is not None else None
+        )
         self._columns: Counter[str] = Counter()
         self._roles: Counter[str] = Counter()
         self._turns: Counter[int] = Counter()
@@ -71,10 +82,13 @@ class Stats:
         """The numbers as JSON has them. Lengths are {mean, median, p95, max, bins}."""
         rows = len(self._characters)
         result: dict[str, Any] = {
-            "rows": rows, "format": self._shaper.format,
-            "columns": dict(self._columns.most_common(_MOST_COLUMNS)), "characters": sum(self._characters),
-            "characters_a_row": _lengths(self._characters), "scripts": scripts(self._letters),
-        }  # fmt: skip
+            "rows": rows,
+            "format": self._shaper.format,
+            "columns": dict(self._columns.most_common(_MOST_COLUMNS)),
+            "characters": sum(self._characters),
+            "characters_a_row": _lengths(self._characters),
+            "scripts": scripts(self._letters),
+        }
         if self._roles:
             result["roles"] = dict(self._roles.most_common())
             result["messages_a_row"] = dict(sorted(self._turns.items()))
@@ -82,9 +96,11 @@ class Stats:
         if self._measurer is not None:
             share = self._learned / self._all_tokens if self._all_tokens else 0.0
             result |= {
-                "tokens": self._all_tokens, "tokens_a_row": _lengths(self._tokens),
-                "trained_tokens": self._learned, "trained_share": round(share, 4),
-            }  # fmt: skip
+                "tokens": self._all_tokens,
+                "tokens_a_row": _lengths(self._tokens),
+                "trained_tokens": self._learned,
+                "trained_share": round(share, 4),
+            }
         return result
 
     def _seen(self, records: Iterable[Record]) -> Iterator[tuple[Record, Shape]]:
@@ -145,8 +161,9 @@ def scripts(letters: Mapping[str, int]) -> dict[str, float]:
 
 @cache
 def script_of(letter: str) -> str:
-    """`Latin`, `Cyrillic`, `Han` …, and "" for what is no letter, or one of no script: the first word of a letter's
-    Unicode name. Signs made of letters (`ª`, `µ`, `ℵ`, bold and fullwidth letters) count as those."""
+    """`Latin`, `Cyrillic`, `Han` …, and "" for what is no letter, or one of no script: the first
+    word of a letter's Unicode name. Signs made of letters (`ª`, `µ`, `ℵ`, bold and fullwidth
+    letters) count as those."""
     if not letter.isalpha():
         return ""
     plain = next((part for part in unicodedata.normalize("NFKC", letter) if part.isalpha()), letter)
@@ -161,6 +178,9 @@ def _lengths(values: Sequence[int]) -> dict[str, Any]:
     median, high = np.percentile(numbers, [50, 95])
     bins = [{"up_to": bound, "rows": count} for bound, count in length_bins(numbers)]  # type: ignore[arg-type]
     return {
-        "mean": round(float(numbers.mean()), 1), "median": round(float(median), 1), "p95": round(float(high), 1),
-        "max": int(numbers.max()), "bins": bins,
-    }  # fmt: skip
+        "mean": round(float(numbers.mean()), 1),
+        "median": round(float(median), 1),
+        "p95": round(float(high), 1),
+        "max": int(numbers.max()),
+        "bins": bins,
+    }

@@ -1,9 +1,9 @@
 """How many rows decode together: rows × columns of cache stay within a budget of tokens.
 
-The default budget takes half of the memory that is free for the cache of keys and values: what a token costs is
-measured on the model itself. On a GPU some of what is free is left alone, for what else a step needs and, on a Mac, for
-others who share it. A batch has `MOST_ROWS` rows at most; more gain nothing there.
-"""
+The default budget takes half of the memory that is free for the cache of keys and values: what a
+token costs is measured on the model itself. On a GPU some of what is free is left alone, for what
+else a step needs and, on a Mac, for others who share it. A batch has `MOST_ROWS` rows at most; more
+gain nothing there."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ _BESIDE_CACHE = 2 << 30
 
 
 class Budget:
-    """`tokens`: rows × columns at most. `most_rows`: rows at most, beside what the device can use."""
+    """`tokens`: rows × columns at most. `most_rows`: rows at most, beside what the device can
+    use."""
 
     def __init__(self, tokens: int, most_rows: int | None = None) -> None:
         self.tokens = tokens
         self._most_rows = min(MOST_ROWS[current_backend()], most_rows or 1 << 30)
 
     def fits(self, rows: int, columns: int) -> bool:
-        """Whether so many rows may run, the longest of which may have so many columns. One row always may."""
+        """Whether so many rows may run, the longest of which may have so many columns. One row
+        always may."""
         return rows == 1 or (rows <= self._most_rows and rows * columns <= self.tokens)
 
 
@@ -45,14 +47,16 @@ def default_token_budget(model: nn.Module) -> int:
 
 @contextmanager
 def limited(model: nn.Module, tokens: int) -> Iterator[None]:
-    """On CUDA MLX's memory limit becomes what rollouts with so many tokens of cache need, unless it is less already:
-    the evaluator would run ahead of prompts into all the memory there is. The cache is there up to three times, while
-    rows join or leave."""
+    """On CUDA MLX's memory limit becomes what rollouts with so many tokens of cache need, unless it
+    is less already: the evaluator would run ahead of prompts into all the memory there is. The
+    cache is there up to three times, while rows join or leave."""
     if current_backend() != "cuda":
         yield
         return
     before = set_memory_limit(1 << 40)
-    set_memory_limit(min(before, int(mx.get_active_memory()) + 3 * tokens * token_bytes(model) + _BESIDE_CACHE))
+    set_memory_limit(
+        min(before, int(mx.get_active_memory()) + 3 * tokens * token_bytes(model) + _BESIDE_CACHE)
+    )
     try:
         yield
     finally:
@@ -60,8 +64,8 @@ def limited(model: nn.Module, tokens: int) -> Iterator[None]:
 
 
 def token_bytes(model: nn.Module) -> int:
-    """Bytes that one more token takes in the model's caches, at least 1. A layer whose state has a fixed size counts
-    with a 64th of it. Nothing is computed: the shapes are enough."""
+    """Bytes that one more token takes in the model's caches, at least 1. A layer whose state has a
+    fixed size counts with a 64th of it. Nothing is computed: the shapes are enough."""
     from mlx_lm.models.cache import make_prompt_cache
 
     caches = make_prompt_cache(model)

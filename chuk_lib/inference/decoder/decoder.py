@@ -6,10 +6,10 @@
             for row in decoder.step().ended:
                 print(row.text)
 
-A prompt is prefilled once for all rows that share it, rows that end make room for rows that wait, and how many run at
-once follows from a budget of cache. What a row holds depends on the model, its prompt, its settings and its random
-numbers, not on the rows beside it (but for ties in the last bits of a product).
-"""
+A prompt is prefilled once for all rows that share it, rows that end make room for rows that wait,
+and how many run at once follows from a budget of cache. What a row holds depends on the model, its
+prompt, its settings and its random numbers, not on the rows beside it (but for ties in the last
+bits of a product)."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from chuk_lib.runtime import computing, prepare, users_own
 
 
 class Step(NamedTuple):
-    """One new token of each running row: `rows` B, `tokens` (B,) int32, `logps` (B,) float32; and the rows that ended.
-    A stop text may take back tokens of a row that is not `eager`."""
+    """One new token of each running row: `rows` B, `tokens` (B,) int32, `logps` (B,) float32; and
+    the rows that ended. A stop text may take back tokens of a row that is not `eager`."""
 
     rows: list[Row]
     tokens: np.ndarray
@@ -46,10 +46,10 @@ class Step(NamedTuple):
 class Decoder:
     """Rows that decode together over one model, whose weights must stay as they are.
 
-    `token_budget` bounds rows × columns of cache (default: what the memory of the machine allows), `most_rows` the
-    rows; 1 spares a look at whether the model takes rows of several lengths. `kv_bits` quantizes the cache, `decode`
-    is one of `forwards.py`. `peak_rows` is the largest number of rows that decoded together.
-    """
+    `token_budget` bounds rows × columns of cache (default: what the memory of the machine allows),
+    `most_rows` the rows; 1 spares a look at whether the model takes rows of several lengths.
+    `kv_bits` quantizes the cache, `decode` is one of `forwards.py`. `peak_rows` is the largest
+    number of rows that decoded together."""
 
     def __init__(
         self,
@@ -88,33 +88,44 @@ class Decoder:
         return bool(self._live.any()) or bool(self._queue)
 
     def submit(self, requests: Sequence[Request]) -> list[Row]:
-        """Rows that wait now, the longest prompts first. Raises ConfigError for an empty prompt, DataError for a token
-        without a row in the embedding, ModelError for a prompt that fills the context."""
+        """Rows that wait now, the longest prompts first. Raises ConfigError for an empty prompt,
+        DataError for a token without a row in the embedding, ModelError for a prompt that fills the
+        context."""
         checked(requests)
         prompts = {id(request.ids): request.ids for request in requests}
         check_prompt_tokens(self._model, self._tokenizer, list(prompts.values()))
-        rows = [Row(one, room(self._model, len(one.ids), one.config.max_tokens)) for one in requests]
+        rows = [
+            Row(one, room(self._model, len(one.ids), one.config.max_tokens)) for one in requests
+        ]
         self._waiting.add(sorted(rows, key=lambda row: -len(row.source)))
         return rows
 
-    def append(self, rows: Sequence[Row], tokens: Sequence[Sequence[int]], limit: int | None = None) -> None:
-        """Let rows that have ended go on after tokens that they are given (a tool's result, a further question), by up
-        to `limit` tokens more (default: their `max_tokens`). A row with `hold` keeps its cache, others are prefilled
-        anew. Raises ConfigError for a row that has not ended or is given nothing, ModelError when the context is full.
-        """
+    def append(
+        self, rows: Sequence[Row], tokens: Sequence[Sequence[int]], limit: int | None = None
+    ) -> None:
+        """Let rows that have ended go on after tokens that they are given (a tool's result, a
+        further question), by up to `limit` tokens more (default: their `max_tokens`). A row with
+        `hold` keeps its cache, others are prefilled anew. Raises ConfigError for a row that has not
+        ended or is given nothing, ModelError when the context is full."""
         for row, given in zip(rows, tokens, strict=True):
             if row.reason is None or not len(given):
                 raise ConfigError("a row goes on when it has ended, after at least one token")
         check_prompt_tokens(self._model, self._tokenizer, tokens)
-        lengths = [len(row.request.ids) + len(row.ids) + len(given) for row, given in zip(rows, tokens, strict=True)]
+        lengths = [
+            len(row.request.ids) + len(row.ids) + len(given)
+            for row, given in zip(rows, tokens, strict=True)
+        ]
         wanted = [row.request.config.max_tokens if limit is None else limit for row in rows]
-        limits = [room(self._model, length, most) for length, most in zip(lengths, wanted, strict=True)]
+        limits = [
+            room(self._model, length, most) for length, most in zip(lengths, wanted, strict=True)
+        ]
         for row, given, most in zip(rows, tokens, limits, strict=True):
             row.resume(given, most)
         self._waiting.add(rows)
 
     def cancel(self, row: Row) -> None:
-        """End a row that waits or runs, with what it has. It leaves the batch before the next step."""
+        """End a row that waits or runs, with what it has. It leaves the batch before the next
+        step."""
         if row.reason is not None:
             return
         if row in self._waiting:
@@ -128,8 +139,8 @@ class Decoder:
             self._drop()
 
     def step(self) -> Step:
-        """Let rows join as there is room, and write one token of each. Raises ModelError when the model's output is
-        not a number."""
+        """Let rows join as there is room, and write one token of each. Raises ModelError when the
+        model's output is not a number."""
         with computing():
             return self._step()
 
@@ -151,7 +162,9 @@ class Decoder:
         if self._engine is None or not self._live.any():
             return Step([], np.zeros(0, np.int32), np.zeros(0, np.float32), [])
         lines = self._lines[self._live]
-        last = not self._queue and bool((self._ledger.counts[lines] + 1 >= self._ledger.limits[lines]).all())
+        last = not self._queue and bool(
+            (self._ledger.counts[lines] + 1 >= self._ledger.limits[lines]).all()
+        )
         step = self._take(*self._engine.step(last))
         self._drop()
         return step
@@ -159,7 +172,11 @@ class Decoder:
     @property
     def _waiting(self) -> Queue:
         if self._queue is None:
-            tokens = default_token_budget(self._model) if self._token_budget is None else self._token_budget
+            tokens = (
+                default_token_budget(self._model)
+                if self._token_budget is None
+                else self._token_budget
+            )
             self._queue = Queue(Budget(tokens, self._most_rows))
         return self._queue
 
@@ -169,7 +186,11 @@ class Decoder:
         if self._engine is None:
             together = self._most_rows != 1
             self._engine = new_engine(
-                self._model, self._queue.max_tokens, together=together, kv_bits=self._kv_bits, decode=self._decode
+                self._model,
+                self._queue.max_tokens,
+                together=together,
+                kv_bits=self._kv_bits,
+                decode=self._decode,
             )
         alive = [row for row, lives in zip(self._active, self._live, strict=True) if lives]
         arriving = self._queue.next(alive, self._engine.mix)
@@ -191,7 +212,8 @@ class Decoder:
         if not np.isfinite(logps).all():
             raise ModelError(
                 "the model's output is not a number",
-                "its weights may be damaged: look at the run's losses, or load an earlier checkpoint",
+                "its weights may be damaged: look at the run's losses, or load an earlier"
+                " checkpoint",
             )
         own = self._ledger.note(lines, tokens, logps)
         ended = (tokens[:, None] == self._ends).any(axis=1)
@@ -204,7 +226,9 @@ class Decoder:
         done = np.flatnonzero(over | stopped).tolist()
         for index in done:
             by_token = bool(ended[index] or own[index]) and not stopped[index]
-            reason: Reason = "stop" if stopped[index] or (own[index] and not ended[index]) else "length"
+            reason: Reason = (
+                "stop" if stopped[index] or (own[index] and not ended[index]) else "length"
+            )
             self._finish(int(at[index]), "eos" if by_token and ended[index] else reason, by_token)
         self._live[at[done]] = False
         return Step(rows, tokens, logps, [rows[index] for index in done])
@@ -217,13 +241,18 @@ class Decoder:
         row.reason = reason
         row.text = text_of(row, self._tokenizer, count, by_token)
         if row.request.hold and self._engine is not None:
-            # Its last token was never run, and tokens behind a stop text are none of it: all before is remembered.
+            # Its last token was never run, and tokens behind a stop text are none of it: all before
+            # is remembered.
             row.held = self._engine.hold(at, len(row.source) + count - 1)
 
     def _drop(self) -> None:
         """Take finished rows out of the batch once there are enough of them: the rest is copied."""
         dead = len(self._active) - int(self._live.sum())
-        if self._engine and dead and (dead == len(self._active) or dead >= self._engine.drop_share * len(self._active)):
+        if (
+            self._engine
+            and dead
+            and (dead == len(self._active) or dead >= self._engine.drop_share * len(self._active))
+        ):
             self._keep()
 
     def _keep(self) -> None:

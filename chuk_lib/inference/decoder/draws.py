@@ -1,12 +1,13 @@
 """One token a row from a step's logits, by numbers that belong to the row alone.
 
-A row's uniform numbers come from a counter-based generator (Philox) keyed by seed, prompt and member, so what a row
-draws does not depend on the rows beside it. One number draws one token: the first whose cumulative probability is
-above it. That needs one pass of exp over the vocabulary, where Gumbel noise would need a number and two logarithms for
-each of its tokens. The sums run over blocks of the vocabulary first and over one block then.
+A row's uniform numbers come from a counter-based generator (Philox) keyed by seed, prompt and
+member, so what a row draws does not depend on the rows beside it. One number draws one token: the
+first whose cumulative probability is above it. That needs one pass of exp over the vocabulary,
+where Gumbel noise would need a number and two logarithms for each of its tokens. The sums run over
+blocks of the vocabulary first and over one block then.
 
-Log-probabilities are those of softmax(logits / temperature) before any filter; at temperature 0 of softmax(logits).
-"""
+Log-probabilities are those of softmax(logits / temperature) before any filter; at temperature 0 of
+softmax(logits)."""
 
 from __future__ import annotations
 
@@ -38,8 +39,9 @@ _MEMBER_BITS = 24
 
 @dataclass(frozen=True)
 class Arrival:
-    """A row that joins a batch after `ids`, of which all but the last are in its memory. Its random numbers are those
-    of (`config.seed`, `number`, `member`) from the `drawn`-th on; it may get `limit` tokens."""
+    """A row that joins a batch after `ids`, of which all but the last are in its memory. Its random
+    numbers are those of (`config.seed`, `number`, `member`) from the `drawn`-th on; it may get
+    `limit` tokens."""
 
     ids: Sequence[int]
     config: SamplingConfig
@@ -50,21 +52,23 @@ class Arrival:
 
 
 def uniforms(seed: int, number: int, member: int, count: int) -> np.ndarray:
-    """`count` numbers in [0, 1) of completion `member` of prompt `number`. More of them begin with these."""
+    """`count` numbers in [0, 1) of completion `member` of prompt `number`. More of them begin with
+    these."""
     key = np.array([seed, (number << _MEMBER_BITS | member) % 2**64], np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
 class Group(NamedTuple):
-    """Rows of a batch that are chosen for in one go: their indices, None when they are all rows in order."""
+    """Rows of a batch that are chosen for in one go: their indices, None when they are all rows in
+    order."""
 
     rows: np.ndarray | None
     settings: Settings
 
 
 class Draws:
-    """Of each row of a batch its sampling settings and its random numbers, one column a step. `groups` are the rows by
-    what is done with their logits; most batches have one."""
+    """Of each row of a batch its sampling settings and its random numbers, one column a step.
+    `groups` are the rows by what is done with their logits; most batches have one."""
 
     def __init__(self) -> None:
         self._configs: list[SamplingConfig] = []
@@ -83,7 +87,9 @@ class Draws:
         table = np.zeros((len(arrivals), wide))
         for row, one in enumerate(arrivals):
             if not one.config.greedy:
-                numbers = uniforms(one.config.seed or 0, one.number, one.member, one.drawn + one.limit)
+                numbers = uniforms(
+                    one.config.seed or 0, one.number, one.member, one.drawn + one.limit
+                )
                 table[row, : one.limit] = numbers[one.drawn :]
         wide = max(wide, self._table.shape[1])
         self._table = np.concatenate([_widened(self._table, wide), _widened(table, wide)])
@@ -106,7 +112,8 @@ class Draws:
         self._group()
 
     def next(self) -> np.ndarray:
-        """The number (B,) for the next token of each row. A row that is done gets its last one again."""
+        """The number (B,) for the next token of each row. A row that is done gets its last one
+        again."""
         at = np.minimum(self._used, self._table.shape[1] - 1)
         self._used += 1
         return self._table[np.arange(len(at)), at]
@@ -117,7 +124,9 @@ class Draws:
             kinds.setdefault(kind(config), []).append(row)
         whole = len(kinds) == 1
         self.groups = [
-            Group(None if whole else np.array(rows), Settings.of([self._configs[row] for row in rows]))
+            Group(
+                None if whole else np.array(rows), Settings.of([self._configs[row] for row in rows])
+            )
             for rows in kinds.values()
         ]
 
@@ -137,7 +146,8 @@ def seen_tokens(arrivals: Sequence[Arrival], vocabulary: int) -> np.ndarray:
 def choose_rows(
     logits: np.ndarray, groups: Sequence[Group], numbers: np.ndarray, seen: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`choose` for the rows of a batch, each by its own settings; `logits` (B, V) may be overwritten."""
+    """`choose` for the rows of a batch, each by its own settings; `logits` (B, V) may be
+    overwritten."""
     if groups[0].rows is None:
         return choose(logits, groups[0].settings, numbers, seen)
     tokens, logps = np.empty(len(logits), np.int32), np.empty(len(logits), np.float32)
@@ -153,7 +163,11 @@ def choose_rows_lazily(
     """The same as a graph that MLX runs when it is needed."""
     if groups[0].rows is None:
         compiled = compiled_choice(groups[0].settings) if seen is None else None
-        return compiled(logits, numbers) if compiled else choose_lazily(logits, groups[0].settings, numbers, seen)
+        return (
+            compiled(logits, numbers)
+            if compiled
+            else choose_lazily(logits, groups[0].settings, numbers, seen)
+        )
     order, made = [], []
     for group in groups:
         rows = np.arange(len(logits)) if group.rows is None else group.rows
@@ -167,11 +181,18 @@ def choose_rows_lazily(
 
 
 def choose(
-    logits: np.ndarray, config: SamplingConfig | Settings, numbers: np.ndarray, seen: np.ndarray | None = None
+    logits: np.ndarray,
+    config: SamplingConfig | Settings,
+    numbers: np.ndarray,
+    seen: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (B,) int32 and their log-probs (B,) float32 by `numbers` (B,); `logits` (B, V) float32 are
-    overwritten. On a CPU NumPy's exp is 20 times faster than MLX's."""
-    punished = penalized(logits, config, seen, np) if seen is not None and uses(config.repetition_penalty, 1) else None
+    """Tokens (B,) int32 and their log-probs (B,) float32 by `numbers` (B,); `logits` (B, V) float32
+    are overwritten. On a CPU NumPy's exp is 20 times faster than MLX's."""
+    punished = (
+        penalized(logits, config, seen, np)
+        if seen is not None and uses(config.repetition_penalty, 1)
+        else None
+    )
     if not config.greedy and uses(config.temperature, 1):
         logits *= np.float32(1 / config.temperature)
     logits -= logits.max(axis=-1, keepdims=True)
@@ -185,14 +206,18 @@ def choose(
     else:
         if punished is not None or leaves_out(config):
             weights = _filtered_weights(
-                logits if punished is None else punished / in_float32(config.temperature, np), config
+                logits if punished is None else punished / in_float32(config.temperature, np),
+                config,
             )
         tokens = _pick(weights, numbers)
     return tokens.astype(np.int32), _logps(logits, total, tokens)
 
 
 def choose_lazily(
-    logits: mx.array, config: SamplingConfig | Settings, numbers: mx.array, seen: mx.array | None = None
+    logits: mx.array,
+    config: SamplingConfig | Settings,
+    numbers: mx.array,
+    seen: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
     """`choose` as a graph that MLX runs when it is needed, in float32."""
     logits = logits.astype(mx.float32)
@@ -212,9 +237,12 @@ def choose_lazily(
     return tokens, mx.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0] - log_sums
 
 
-def compiled_choice(settings: Settings) -> Callable[[mx.array, mx.array], tuple[mx.array, mx.array]] | None:
-    """`choose_lazily` of logits and numbers as one compiled function, when all rows have the same settings; on an
-    NVIDIA GPU one kernel where no filter changes the distribution. None for rows whose settings differ."""
+def compiled_choice(
+    settings: Settings,
+) -> Callable[[mx.array, mx.array], tuple[mx.array, mx.array]] | None:
+    """`choose_lazily` of logits and numbers as one compiled function, when all rows have the same
+    settings; on an NVIDIA GPU one kernel where no filter changes the distribution. None for rows
+    whose settings differ."""
     if any(isinstance(setting, np.ndarray) for setting in settings):
         return None
     return _compiled(settings)
@@ -237,7 +265,9 @@ def _kernel_draws() -> bool:
     try:
         tokens, logps = kernels.draw(logits, numbers, 0.7)
         want, want_logps = choose_lazily(logits, SamplingConfig(temperature=0.7), numbers)
-        return bool((mx.array_equal(tokens, want) & (mx.abs(logps - want_logps).max() < 1e-3)).item())
+        return bool(
+            (mx.array_equal(tokens, want) & (mx.abs(logps - want_logps).max() < 1e-3)).item()
+        )
     except (ValueError, RuntimeError):
         return False
 
@@ -253,8 +283,8 @@ def _filtered_weights(scaled: np.ndarray, config: SamplingConfig | Settings) -> 
 
 
 def _pick(weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Index (B,) of the first token whose cumulative weight is above the row's number times the sum. A token of
-    weight 0 is never it."""
+    """Index (B,) of the first token whose cumulative weight is above the row's number times the
+    sum. A token of weight 0 is never it."""
     vocabulary = weights.shape[-1]
     sums = np.add.reduceat(weights, np.arange(0, vocabulary, BLOCK), axis=-1)
     block, rest = _first_above(np.cumsum(sums, axis=-1, dtype=np.float64), numbers)
@@ -267,8 +297,8 @@ def _pick(weights: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def _first_above(sums: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where cumulative `sums` (B, n) first exceed `numbers` (B,) of their last, and how far into that place the
-    number lies, from 0 to 1."""
+    """Where cumulative `sums` (B, n) first exceed `numbers` (B,) of their last, and how far into
+    that place the number lies, from 0 to 1."""
     wanted = numbers * sums[:, -1]
     last = (sums < sums[:, -1:]).sum(axis=-1)
     at = np.minimum((sums <= wanted[:, None]).sum(axis=-1), last)

@@ -1,9 +1,8 @@
 """A batch of rows that sample together: admit rows, step, let rows go.
 
-`NumpyEngine` runs Llama-like float32 models on a CPU; `ModelEngine` calls any model of mlx-lm. Both give a row the
-tokens of its own settings and random numbers, whatever rows are beside it. What is left of them is arithmetic: the
-last bits of a product may depend on how many rows it has.
-"""
+`NumpyEngine` runs Llama-like float32 models on a CPU; `ModelEngine` calls any model of mlx-lm. Both
+give a row the tokens of its own settings and random numbers, whatever rows are beside it. What is
+left of them is arithmetic: the last bits of a product may depend on how many rows it has."""
 
 from __future__ import annotations
 
@@ -15,7 +14,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from chuk_lib.inference.decoder.draws import Arrival, Draws, choose_rows, choose_rows_lazily, seen_tokens
+from chuk_lib.inference.decoder.draws import (
+    Arrival,
+    Draws,
+    choose_rows,
+    choose_rows_lazily,
+    seen_tokens,
+)
 from chuk_lib.inference.decoder.forwards import Decode, Forward, new_forward
 from chuk_lib.inference.decoder.llama import LlamaParts, read_llama
 from chuk_lib.inference.decoder.numpy_llama import NumpyLlama, Prefix, Remembered
@@ -37,7 +42,8 @@ class Held(NamedTuple):
 
 
 class Engine(Protocol):
-    """A batch of rows. `drop_share`: the share of finished rows from which dropping them pays for the copy."""
+    """A batch of rows. `drop_share`: the share of finished rows from which dropping them pays for
+    the copy."""
 
     mix: Mix
     drop_share: float
@@ -49,14 +55,15 @@ class Engine(Protocol):
         """Add the rows of `arrivals` at the end, each after its prompt's memory."""
 
     def step(self, last: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The next token (B,) int32 of each row and its log-prob (B,) float32. `last`: no step follows."""
+        """The next token (B,) int32 of each row and its log-prob (B,) float32. `last`: no step
+        follows."""
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows only, in this order; `rows` ascends."""
 
     def hold(self, row: int, length: int) -> Held | None:
-        """A row's memory of its first `length` tokens, which may be one less than it has, or one more when the caches
-        cannot forget it; None when they cannot forget enough."""
+        """A row's memory of its first `length` tokens, which may be one less than it has, or one
+        more when the caches cannot forget it; None when they cannot forget enough."""
 
     def extend(self, memory: Any, ids: Sequence[int]) -> Any:
         """A memory, which is used up, with more tokens."""
@@ -70,9 +77,9 @@ def new_engine(
     kv_bits: int | None = None,
     decode: Decode = "auto",
 ) -> Engine:
-    """The fastest engine that is right for `model` here. `max_tokens`: what most rows may write at most; longer ones
-    cost a copy. `together`: there may be more than one row at a time. `decode` other than `auto` names one of
-    `ModelEngine`'s ways."""
+    """The fastest engine that is right for `model` here. `max_tokens`: what most rows may write at
+    most; longer ones cost a copy. `together`: there may be more than one row at a time. `decode`
+    other than `auto` names one of `ModelEngine`'s ways."""
     if decode == "auto" and kv_bits is None and on_cpu() and keeps_all(model):
         rows = _numpy_llama(model, read_llama(model))
         if rows is not None:
@@ -115,12 +122,17 @@ class NumpyEngine:
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Remembered]:
         """Through the model itself; the keys and values stay where MLX put them."""
         memories = prefill_plain(self._model, prompts)
-        return [Remembered(_views(memory, len(prompt) - 1)) for memory, prompt in zip(memories, prompts, strict=True)]
+        return [
+            Remembered(_views(memory, len(prompt) - 1))
+            for memory, prompt in zip(memories, prompts, strict=True)
+        ]
 
     def admit(self, arrivals: Sequence[Arrival], memories: Sequence[Remembered]) -> None:
         """Add rows; nothing is copied but what a row had written itself."""
         if self._seen is not None or any(one.config.repetition_penalty != 1 for one in arrivals):
-            self._seen = _with_rows(self._seen, len(self._tokens), seen_tokens(arrivals, self._rows.vocabulary))
+            self._seen = _with_rows(
+                self._seen, len(self._tokens), seen_tokens(arrivals, self._rows.vocabulary)
+            )
         self._rows.admit(memories, [arrival.limit for arrival in arrivals])
         self._tokens = np.append(self._tokens, _last_tokens(arrivals))
         self._draws.admit(arrivals)
@@ -128,7 +140,9 @@ class NumpyEngine:
     def step(self, last: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """One token for each row, at once."""
         logits = self._rows.step(self._tokens)
-        self._tokens, logps = choose_rows(logits, self._draws.groups, self._draws.next(), self._seen)
+        self._tokens, logps = choose_rows(
+            logits, self._draws.groups, self._draws.next(), self._seen
+        )
         if self._seen is not None:
             self._seen[np.arange(len(logits)), self._tokens] = True
         return self._tokens, logps
@@ -155,7 +169,9 @@ class NumpyEngine:
         ]
         held = extend_plain(self._model, whole, ids)
         length = begin + memory.tail[0][0].shape[1] + len(ids)
-        return Remembered(memory.prefix, [(k[:, begin:], v[:, begin:]) for k, v in _views(held, length)])
+        return Remembered(
+            memory.prefix, [(k[:, begin:], v[:, begin:]) for k, v in _views(held, length)]
+        )
 
 
 def _joined(before: np.ndarray, after: np.ndarray) -> mx.array:
@@ -168,7 +184,8 @@ def _last_tokens(arrivals: Sequence[Arrival]) -> np.ndarray:
 
 
 def _with_rows(seen: np.ndarray | None, rows: int, arrived: np.ndarray) -> np.ndarray:
-    """`seen` (B, V) with new rows. Rows from before the first with a penalty have none themselves: theirs are empty."""
+    """`seen` (B, V) with new rows. Rows from before the first with a penalty have none themselves:
+    theirs are empty."""
     before = np.zeros((rows, arrived.shape[1]), bool) if seen is None else seen
     return np.concatenate([before, arrived])
 
@@ -181,9 +198,9 @@ def _views(memory: Memory, columns: int) -> Prefix:
 class ModelEngine:
     """Decoding by calling the model.
 
-    On a GPU a step is sent off before the tokens of the one before are read: the processor that builds the graph and
-    the one that runs it work at the same time. On a CPU tokens are chosen in NumPy, whose exp is 20 times faster.
-    """
+    On a GPU a step is sent off before the tokens of the one before are read: the processor that
+    builds the graph and the one that runs it work at the same time. On a CPU tokens are chosen in
+    NumPy, whose exp is 20 times faster."""
 
     def __init__(self, model: nn.Module, store: Store, decode: Decode = "auto") -> None:
         self._model = model
@@ -208,7 +225,9 @@ class ModelEngine:
         """The rows get their first token in a batch of their own, then join."""
         if self._tokens is not None and self._read:
             self._advance(self._draws)
-        arrived = self if self._tokens is None else ModelEngine(self._model, self._store.twin(), "plain")
+        arrived = (
+            self if self._tokens is None else ModelEngine(self._model, self._store.twin(), "plain")
+        )
         arrived._begin(arrivals, memories)
         if arrived is not self:
             self._join(arrived)
@@ -237,7 +256,8 @@ class ModelEngine:
         self._seen = None if self._seen is None or not self._draws.penalized else self._seen[index]
 
     def hold(self, row: int, length: int) -> Held | None:
-        """Caches that cannot forget give what they have, when that is one token more: the last was sent off ahead."""
+        """Caches that cannot forget give what they have, when that is one token more: the last was
+        sent off ahead."""
         spare = int(self._fed[row]) - length
         memory = self._store.memory(row, spare)
         if memory is None and spare == 1:
@@ -268,9 +288,13 @@ class ModelEngine:
         logits = self._forward(tokens, len(numbers))
         if self._lazy:
             chances = mx.array(numbers.astype(np.float32))
-            self._tokens, self._logps = choose_rows_lazily(logits, draws.groups, chances, self._seen)
+            self._tokens, self._logps = choose_rows_lazily(
+                logits, draws.groups, chances, self._seen
+            )
             if self._seen is not None:
-                self._seen = mx.put_along_axis(self._seen, self._tokens[:, None], mx.array(True), axis=-1)
+                self._seen = mx.put_along_axis(
+                    self._seen, self._tokens[:, None], mx.array(True), axis=-1
+                )
             mx.async_eval(self._tokens, self._logps)
         else:
             rows = np.array(logits.astype(mx.float32))
@@ -294,7 +318,8 @@ class ModelEngine:
         self._draws.join(arrived._draws)
 
     def _seen_or_none(self) -> Any:
-        """What rows with a penalty have seen; of a batch without one nothing, which nobody reads."""
+        """What rows with a penalty have seen; of a batch without one nothing, which nobody
+        reads."""
         if self._seen is not None:
             return self._seen
         return self._own(np.zeros((len(self._tokens), self._vocabulary()), bool))

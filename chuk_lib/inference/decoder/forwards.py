@@ -1,15 +1,16 @@
 """From the rows' last tokens to logits, in the way that suits device and number of rows.
 
     plain   the model is called; the cache is written in place
-    window  the whole step is one compiled function over the whole buffers, whose copy it returns: fewest launches, for
-            few rows
-    layers  Llama-like models: what lies between two attentions is one compiled function, the cache is written in place
-            between them and attention sees the columns that are written, without a mask
-    kernels Llama-like models on an NVIDIA GPU: the whole step is one compiled function over kernels of chuk's own
+    window  the whole step is one compiled function over the whole buffers, whose copy it returns:
+            fewest launches, for few rows
+    layers  Llama-like models: what lies between two attentions is one compiled function, the cache
+            is written in place between them and attention sees the columns that are written,
+            without a mask
+    kernels Llama-like models on an NVIDIA GPU: the whole step is one compiled function over kernels
+            of chuk's own
 
-`auto` takes `kernels`, else `layers`, where the model's parts give its own logits, else `window` up to `FEW_ROWS` rows,
-else `plain`. On a CPU, where nothing is compiled, it takes `plain`.
-"""
+`auto` takes `kernels`, else `layers`, where the model's parts give its own logits, else `window` up
+to `FEW_ROWS` rows, else `plain`. On a CPU, where nothing is compiled, it takes `plain`."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ _PROBE = (1, 2, 3)
 
 
 def new_forward(model: nn.Module, store: Store, decode: Decode) -> Forward:
-    """A function that runs one token of each of the store's rows. Its weights are those the model has now."""
+    """A function that runs one token of each of the store's rows. Its weights are those the model
+    has now."""
     if decode == "plain" or not isinstance(store, PlainStore) or (decode == "auto" and on_cpu()):
         return lambda tokens, rows: _plain(model, store, tokens)
     for way in (_kernels, _layers):
@@ -60,8 +62,9 @@ def _plain(model: nn.Module, store: Store, tokens: mx.array) -> mx.array:
 
 
 class _Window:
-    """One compiled function from tokens and buffers to logits and new buffers. A mask hides the columns that no row
-    has written, so the same function serves until the buffers change their size."""
+    """One compiled function from tokens and buffers to logits and new buffers. A mask hides the
+    columns that no row has written, so the same function serves until the buffers change their
+    size."""
 
     def __init__(self, model: nn.Module, store: PlainStore) -> None:
         self._store = store
@@ -107,7 +110,9 @@ class _WindowCache:
         self.values = mx.slice_update(self.values, values, self._column, axes=(2,))
         return self.keys, self.values
 
-    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
+    def make_mask(
+        self, length: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array:
         """Bool (B, 1, 1, C)."""
         columns = mx.arange(self.keys.shape[2])
         seen = (columns <= self._column) & (columns >= self._pads[:, None])
@@ -140,23 +145,30 @@ class _Layers:
         for index, (block, cache) in enumerate(zip(self._blocks, store.caches, strict=True)):
             seen = _attend(store, q, *cache.update_and_fetch(k, v), block.scale)
             if index < last:
-                hidden, q, k, v = self._between(hidden, seen, offset, self._second[index], self._first[index + 1])
+                hidden, q, k, v = self._between(
+                    hidden, seen, offset, self._second[index], self._first[index + 1]
+                )
             else:
                 logits = self._end(hidden, seen, self._second[index], self._norm.weight, self._head)
         store.advance()
         return logits
 
 
-def _attend(store: PlainStore, q: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
-    """Attention (B, N, 1, D). Neighbours of one length attend together without a mask, which MLX's fast kernels for
-    one query do not take; one mask for all serves where there are too many lengths."""
+def _attend(
+    store: PlainStore, q: mx.array, keys: mx.array, values: mx.array, scale: float
+) -> mx.array:
+    """Attention (B, N, 1, D). Neighbours of one length attend together without a mask, which MLX's
+    fast kernels for one query do not take; one mask for all serves where there are too many
+    lengths."""
     attend = mx.fast.scaled_dot_product_attention
     runs = store.runs
     if len(runs) > MOST_RUNS:
         return attend(q, keys, values, scale=scale, mask=store.mask(1, False, None))
     if len(runs) == 1:
         return attend(q, keys, values, scale=scale)
-    parts = [attend(q[a:b], keys[a:b, :, pad:], values[a:b, :, pad:], scale=scale) for a, b, pad in runs]
+    parts = [
+        attend(q[a:b], keys[a:b, :, pad:], values[a:b, :, pad:], scale=scale) for a, b, pad in runs
+    ]
     return mx.concatenate(parts)
 
 
@@ -168,14 +180,25 @@ def _begin(
 
 
 def _between(
-    shape: Block, hidden: mx.array, seen: mx.array, offset: mx.array, second: list[Any], first: list[Any]
+    shape: Block,
+    hidden: mx.array,
+    seen: mx.array,
+    offset: mx.array,
+    second: list[Any],
+    first: list[Any],
 ) -> tuple[mx.array, ...]:
     hidden = _finish(shape, hidden, seen, second)
     return (hidden, *_queries_keys_values(shape, hidden, offset, first))
 
 
 def _end(
-    shape: Block, eps: float, hidden: mx.array, seen: mx.array, second: list[Any], norm: mx.array, head: Weights
+    shape: Block,
+    eps: float,
+    hidden: mx.array,
+    seen: mx.array,
+    second: list[Any],
+    norm: mx.array,
+    head: Weights,
 ) -> mx.array:
     return multiply(mx.fast.rms_norm(_finish(shape, hidden, seen, second), norm, eps), head)
 
@@ -216,7 +239,9 @@ def _after(block: Block, join: bool) -> list[Any]:
     return [block.before_mlp.weight, o, weights_of([block.gate, block.up], join), down]
 
 
-def _call(found: _Layers | KernelForward, store: PlainStore, tokens: mx.array, rows: int) -> mx.array:
+def _call(
+    found: _Layers | KernelForward, store: PlainStore, tokens: mx.array, rows: int
+) -> mx.array:
     return found(store, tokens)
 
 
@@ -228,7 +253,10 @@ def _kernels(model: nn.Module) -> KernelForward | None:
     try:
         forward = KernelForward(parts)
         return forward if _right(model, parts, forward) else None
-    except (UnfitError, RuntimeError):  # heads of another size, or a kernel that does not compile here
+    except (
+        UnfitError,
+        RuntimeError,
+    ):  # heads of another size, or a kernel that does not compile here
         return None
 
 

@@ -1,9 +1,9 @@
 """A Llama-like model read off its modules: the weights of each block by what they are for.
 
-Llama, Qwen 2 and 3, Mistral, SmolLM and others share one block: RMSNorm, attention with rotary positions over grouped
-heads, RMSNorm, SwiGLU. Whoever computes with these parts instead of calling the model must compare the two on a probe,
-because a family may differ in what no module shows (a factor on the residual, a layer without positions).
-"""
+Llama, Qwen 2 and 3, Mistral, SmolLM and others share one block: RMSNorm, attention with rotary
+positions over grouped heads, RMSNorm, SwiGLU. Whoever computes with these parts instead of calling
+the model must compare the two on a probe, because a family may differ in what no module shows (a
+factor on the residual, a layer without positions)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _MLP = {"gate_proj", "up_proj", "down_proj"}
 
 @dataclass(frozen=True)
 class Linear:
-    """y = W·x + bias + scale·(x·A·B): weight (out, in), bias (out,) or None, and a LoRA adapter (A, B, scale) or
-    None."""
+    """y = W·x + bias + scale·(x·A·B): weight (out, in), bias (out,) or None, and a LoRA adapter (A,
+    B, scale) or None."""
 
     weight: mx.array
     bias: mx.array | None = None
@@ -78,7 +78,8 @@ class _UnlikeError(Exception):
 
 
 def read_llama(model: nn.Module) -> LlamaParts | None:
-    """The parts of `model`, None when it is built otherwise, is quantized or has other adapters than LoRA."""
+    """The parts of `model`, None when it is built otherwise, is quantized or has other adapters
+    than LoRA."""
     try:
         body = _module(model, "model")
         _only(body, {"embed_tokens", "layers", "norm"})
@@ -99,12 +100,22 @@ def _block(layer: nn.Module) -> Block:
     gate, up, down = (_linear(mlp, f"{name}_proj") for name in ("gate", "up", "down"))
     normed = "q_norm" in attention
     return Block(
-        before_attention=_norm(layer, "input_layernorm"), q=q, k=k, v=v, o=o,
-        q_norm=_norm(attention, "q_norm") if normed else None, k_norm=_norm(attention, "k_norm") if normed else None,
-        before_mlp=_norm(layer, "post_attention_layernorm"), gate=gate, up=up, down=down,
-        heads=int(_number(attention, "n_heads")), kv_heads=int(_number(attention, "n_kv_heads")),
-        scale=_number(attention, "scale"), rope=_module(attention, "rope"),
-    )  # fmt: skip
+        before_attention=_norm(layer, "input_layernorm"),
+        q=q,
+        k=k,
+        v=v,
+        o=o,
+        q_norm=_norm(attention, "q_norm") if normed else None,
+        k_norm=_norm(attention, "k_norm") if normed else None,
+        before_mlp=_norm(layer, "post_attention_layernorm"),
+        gate=gate,
+        up=up,
+        down=down,
+        heads=int(_number(attention, "n_heads")),
+        kv_heads=int(_number(attention, "n_kv_heads")),
+        scale=_number(attention, "scale"),
+        rope=_module(attention, "rope"),
+    )
 
 
 def _linear(owner: nn.Module, name: str) -> Linear:
@@ -137,7 +148,9 @@ def _exactly(module: Any, kind: type) -> Any:
 
 def _only(module: nn.Module, names: set[str]) -> None:
     for name, child in module.children().items():
-        holds = any(isinstance(item, nn.Module) for item in (child if isinstance(child, list) else [child]))
+        holds = any(
+            isinstance(item, nn.Module) for item in (child if isinstance(child, list) else [child])
+        )
         if holds and name not in names:
             raise _UnlikeError(name)
 

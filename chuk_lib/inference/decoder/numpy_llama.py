@@ -1,13 +1,14 @@
-"""Decoding of Llama-like models on a CPU in NumPy, over MLX's own weights: no copies, no graph, no dispatch.
+"""Decoding of Llama-like models on a CPU in NumPy, over MLX's own weights: no copies, no graph, no
+dispatch.
 
-For a few rows a step's products are so small that most of MLX's time goes into building and dispatching them, and
-OpenBLAS packs each weight before it multiplies. Here a weight is multiplied in pieces that OpenBLAS's kernels for small
-matrices take as they are (1.3 to 2 times faster from 4 to 32 rows), and all rows of a group attend to one copy of their
-prompt's keys and values. Activations lie as (features, rows).
+For a few rows a step's products are so small that most of MLX's time goes into building and
+dispatching them, and OpenBLAS packs each weight before it multiplies. Here a weight is multiplied
+in pieces that OpenBLAS's kernels for small matrices take as they are (1.3 to 2 times faster from 4
+to 32 rows), and all rows of a group attend to one copy of their prompt's keys and values.
+Activations lie as (features, rows).
 
-Shapes: B rows, H hidden width, N heads, K heads of keys, R = N/K, D width of a head, P columns of a prompt, S tokens
-written so far.
-"""
+Shapes: B rows, H hidden width, N heads, K heads of keys, R = N/K, D width of a head, P columns of a
+prompt, S tokens written so far."""
 
 from __future__ import annotations
 
@@ -30,15 +31,17 @@ Prefix = list[tuple[np.ndarray, np.ndarray]]
 
 
 class Remembered(NamedTuple):
-    """What a row has behind it: its prompt's keys and values, shared, and those of what came after."""
+    """What a row has behind it: its prompt's keys and values, shared, and those of what came
+    after."""
 
     prefix: Prefix
     tail: Prefix | None = None
 
 
 class NumpyLlama:
-    """A batch of rows that decode together. A row has its prompt's `Prefix`, shared with the others of its group, and
-    what it has written, in buffers (rows, K, columns, D) that grow as rows need it."""
+    """A batch of rows that decode together. A row has its prompt's `Prefix`, shared with the others
+    of its group, and what it has written, in buffers (rows, K, columns, D) that grow as rows need
+    it."""
 
     def __init__(self, parts: LlamaParts) -> None:
         self._embedding = _flat(parts.embedding)
@@ -56,11 +59,14 @@ class NumpyLlama:
         return len(self._group)
 
     def admit(self, memories: Sequence[Remembered], limits: Sequence[int]) -> None:
-        """Add rows at the end, each after what it remembers, to be continued by up to `limits` tokens."""
+        """Add rows at the end, each after what it remembers, to be continued by up to `limits`
+        tokens."""
         begins = [memory.prefix[0][0].shape[1] for memory in memories]
         written = [0 if memory.tail is None else memory.tail[0][0].shape[1] for memory in memories]
         held = int(self._written.max(initial=0))
-        self._columns = max(self._columns, *(done + limit for done, limit in zip(written, limits, strict=True)))
+        self._columns = max(
+            self._columns, *(done + limit for done, limit in zip(written, limits, strict=True))
+        )
         first = len(self)
         for index, block in enumerate(self._blocks):
             block.reserve(first + len(memories), self._columns, held, max(begins) + self._columns)
@@ -81,7 +87,9 @@ class NumpyLlama:
     def memory(self, row: int, length: int) -> Remembered:
         """The prefix of a row, and a copy of what it has written up to `length` tokens in all."""
         written = length - int(self._begins[row])
-        return Remembered(self._groups[self._group[row]], [block.written(row, written) for block in self._blocks])
+        return Remembered(
+            self._groups[self._group[row]], [block.written(row, written) for block in self._blocks]
+        )
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows only, in this order; `rows` ascends."""
@@ -96,20 +104,22 @@ class NumpyLlama:
         """Logits (B, V) after one more token (B,) for each row."""
         hidden = np.ascontiguousarray(self._embedding[tokens].T)
         layout = _layout(self._group, self._written, self._begins)
-        with np.errstate(over="ignore", invalid="ignore"):  # 1/(1 + inf) in silu is right; unused keys are anything
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # 1/(1 + inf) in silu is right; unused keys are anything
             for index, block in enumerate(self._blocks):
                 block(hidden, layout, [group[index] for group in self._groups])
-        # A row that ended is stepped on until it is dropped, and nobody reads what comes of it. When its columns are
-        # full it writes over its own last one again and again: that is in no other row's sight, and what is wanted of
-        # an ended row (`memory`) is taken when it ends.
+        # A row that ended is stepped on until it is dropped, and nobody reads what comes of it.
+        # When its columns are full it writes over its own last one again and again: that is in no
+        # other row's sight, and what is wanted of an ended row (`memory`) is taken when it ends.
         self._written = np.minimum(self._written + 1, self._columns - 1)
         return np.ascontiguousarray(self._head(self._norm(hidden)).T)
 
 
 class _Layout(NamedTuple):
-    """Where the rows are in a step. `segments`: (first row, last row + 1, group) of neighbours that share a
-    prompt. `column`: where all rows write, or each its own (B,). `hidden` (B, 1, 1, S): True where a row has no token,
-    None when all have as many."""
+    """Where the rows are in a step. `segments`: (first row, last row + 1, group) of neighbours that
+    share a prompt. `column`: where all rows write, or each its own (B,). `hidden` (B, 1, 1, S):
+    True where a row has no token, None when all have as many."""
 
     segments: list[tuple[int, int, int]]
     column: int | np.ndarray
@@ -140,18 +150,26 @@ class _Block:
         self._qkv = _Product([block.q, block.k, block.v])
         self._o, self._down = _Product([block.o]), _Product([block.down])
         self._gate_up = _Product([block.gate, block.up])
-        self._head_norms = [_flat_norm(norm) for norm in (block.q_norm, block.k_norm) if norm is not None]
+        self._head_norms = [
+            _flat_norm(norm) for norm in (block.q_norm, block.k_norm) if norm is not None
+        ]
         self._keys = self._values = np.empty((0, self._kv_heads, 0, self._width), np.float32)
 
     def reserve(self, rows: int, columns: int, held: int, positions: int) -> None:
-        """Have room for so many rows and columns, of which `held` are written, and rotations up to a position. Rows
-        that come one by one get double of what there is: few copies, and memory that is not written costs nothing."""
+        """Have room for so many rows and columns, of which `held` are written, and rotations up to
+        a position. Rows that come one by one get double of what there is: few copies, and memory
+        that is not written costs nothing."""
         if positions > len(self._cos):
             self._cos, self._sin = _rotation(self._block, max(positions, 2 * len(self._cos)))
         before, _, wide, _ = self._keys.shape
         if rows <= before and columns <= wide:
             return
-        shape = (max(rows, 2 * before) if rows > before else before, self._kv_heads, max(columns, wide), self._width)
+        shape = (
+            max(rows, 2 * before) if rows > before else before,
+            self._kv_heads,
+            max(columns, wide),
+            self._width,
+        )
         keys, values = self._keys[:, :, :held], self._values[:, :, :held]
         self._keys, self._values = np.empty(shape, np.float32), np.empty(shape, np.float32)
         self._keys[:before, :, :held], self._values[:before, :, :held] = keys, values
@@ -169,7 +187,9 @@ class _Block:
         for store in (self._keys, self._values):
             store[: len(rows), :, :columns] = store[rows, :, :columns]
 
-    def __call__(self, hidden: np.ndarray, layout: _Layout, prefixes: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    def __call__(
+        self, hidden: np.ndarray, layout: _Layout, prefixes: list[tuple[np.ndarray, np.ndarray]]
+    ) -> None:
         """Add this layer's two parts to `hidden` (H, B)."""
         q, k, v = self._queries_keys_values(self._norms[0](hidden), layout.positions)
         rows = len(q)
@@ -183,7 +203,9 @@ class _Block:
         gate, up = gate_up[: len(gate_up) // 2], gate_up[len(gate_up) // 2 :]
         hidden += self._down(_silu_times(gate, up))
 
-    def _queries_keys_values(self, x: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _queries_keys_values(
+        self, x: np.ndarray, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(B, N, D) rotated and scaled, (B, K, D) rotated, (B, K, D)."""
         both = self._heads + self._kv_heads
         together = self._qkv(x).T.reshape(x.shape[1], both + self._kv_heads, self._width)
@@ -206,9 +228,11 @@ class _Block:
             part /= np.sqrt(square + eps)[..., None]
             part *= weight
 
-    def _attend(self, q: np.ndarray, layout: _Layout, prefixes: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Attention (B, K, R, D) of one query a row to its prompt and to what it has written: two softmaxes joined
-        by their maxima and sums."""
+    def _attend(
+        self, q: np.ndarray, layout: _Layout, prefixes: list[tuple[np.ndarray, np.ndarray]]
+    ) -> np.ndarray:
+        """Attention (B, K, R, D) of one query a row to its prompt and to what it has written: two
+        softmaxes joined by their maxima and sums."""
         rows = len(q)
         q = q.reshape(rows, self._kv_heads, -1, self._width)
         keys, values = (store[:rows, :, : layout.columns] for store in (self._keys, self._values))
@@ -231,10 +255,15 @@ class _Block:
 
 
 def _join_prefix(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, highest: np.ndarray, total: np.ndarray, output: np.ndarray
+    q: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    highest: np.ndarray,
+    total: np.ndarray,
+    output: np.ndarray,
 ) -> None:
-    """Add a group's attention to its prompt to `output` (G, K, R, D), whose weights are exp(score − highest) and add
-    up to `total`; those two are brought up to date."""
+    """Add a group's attention to its prompt to `output` (G, K, R, D), whose weights are exp(score −
+    highest) and add up to `total`; those two are brought up to date."""
     group, kv_heads, repeats, width = q.shape
     queries = q.transpose(1, 0, 2, 3).reshape(kv_heads, group * repeats, width)
     scores = np.matmul(queries, keys.swapaxes(-1, -2))
@@ -253,18 +282,23 @@ def _join_prefix(
 
 
 class _Product:
-    """W·x + bias + scale·B·(A·x) of several linear layers at once, one below the other: (out, B) of x (in, B)."""
+    """W·x + bias + scale·B·(A·x) of several linear layers at once, one below the other: (out, B) of
+    x (in, B)."""
 
     def __init__(self, layers: Sequence[Linear]) -> None:
         self._weights = [_flat(layer.weight) for layer in layers]
-        self._biases = [None if layer.bias is None else _flat(layer.bias)[:, None] for layer in layers]
+        self._biases = [
+            None if layer.bias is None else _flat(layer.bias)[:, None] for layer in layers
+        ]
         self._adapters = [_transposed(layer) for layer in layers]
         self._ends = np.cumsum([len(weight) for weight in self._weights]).tolist()
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         output = np.empty((self._ends[-1], x.shape[1]), np.float32)
         begin = 0
-        for weight, bias, adapter, end in zip(self._weights, self._biases, self._adapters, self._ends, strict=True):
+        for weight, bias, adapter, end in zip(
+            self._weights, self._biases, self._adapters, self._ends, strict=True
+        ):
             part = output[begin:end]
             _multiply(weight, x, part)
             if bias is not None:
@@ -276,7 +310,8 @@ class _Product:
 
 
 def _multiply(weight: np.ndarray, x: np.ndarray, output: np.ndarray) -> None:
-    """output (out, B) = weight (out, in) · x (in, B), in pieces of the weight that need no packing."""
+    """output (out, B) = weight (out, in) · x (in, B), in pieces of the weight that need no
+    packing."""
     width, rows = x.shape
     height = len(weight)
     for piece in _PIECES:
@@ -314,10 +349,12 @@ def _silu_times(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 
 def _rotation(block: Block, positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines (positions, D/2), asked of the module that rotates: whatever its kind, it turns (1, 0) into
-    (cos, sin)."""
+    """Cosines and sines (positions, D/2), asked of the module that rotates: whatever its kind, it
+    turns (1, 0) into (cos, sin)."""
     half = block.head_dim // 2
-    probe = mx.concatenate([mx.ones((1, 1, positions, half)), mx.zeros((1, 1, positions, half))], axis=-1)
+    probe = mx.concatenate(
+        [mx.ones((1, 1, positions, half)), mx.zeros((1, 1, positions, half))], axis=-1
+    )
     turned = np.array(block.rope(probe, offset=0))[0, 0]
     return np.ascontiguousarray(turned[:, :half]), np.ascontiguousarray(turned[:, half:])
 

@@ -1,5 +1,5 @@
-"""Keys and values of a batch in buffers that are made once and written in place, for models whose layers all keep every
-key."""
+"""Keys and values of a batch in buffers that are made once and written in place, for models whose
+layers all keep every key."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ import numpy as np
 from chuk_lib.inference.decoder.prefill import Memory, extend_plain, layer_caches, prefill_plain
 
 COLUMNS = 256
-"""Buffers have a multiple of this many columns; on a GPU the fast attention for long caches needs it."""
+"""Buffers have a multiple of this many columns; on a GPU the fast attention for long caches needs
+it."""
 
 
 class FixedCache:
-    """Keys and values of one layer (B, K, C, D) in a buffer of C columns, written in place. All layers share their
-    store's place to write."""
+    """Keys and values of one layer (B, K, C, D) in a buffer of C columns, written in place. All
+    layers share their store's place to write."""
 
     def __init__(self, store: PlainStore) -> None:
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
-        self._store: PlainStore = weakref.proxy(store)  # a circle would keep the buffers until Python looks for circles
+        self._store: PlainStore = weakref.proxy(
+            store
+        )  # a circle would keep the buffers until Python looks for circles
 
     @property
     def offset(self) -> int | mx.array:
@@ -54,19 +57,23 @@ class FixedCache:
         begin, end = self._store.column, self._store.column + keys.shape[2]
         if self.keys is None or self.values is None:
             self.keys = mx.zeros((*keys.shape[:2], self._store.capacity, keys.shape[3]), keys.dtype)
-            self.values = mx.zeros((*values.shape[:2], self._store.capacity, values.shape[3]), values.dtype)
+            self.values = mx.zeros(
+                (*values.shape[:2], self._store.capacity, values.shape[3]), values.dtype
+            )
         self.keys[..., begin:end, :] = keys
         self.values[..., begin:end, :] = values
         return self.keys[..., :end, :], self.values[..., :end, :]
 
-    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> Any:
+    def make_mask(
+        self, length: int, return_array: bool = False, window_size: int | None = None
+    ) -> Any:
         """None while all rows have as many columns and see them all."""
         return self._store.mask(length, return_array, window_size)
 
 
 class PlainStore:
-    """Buffers for models whose layers all keep every key. Rows end in the same column: what is shorter begins later
-    (`pads`). Where all begin in column 0 attention needs no mask."""
+    """Buffers for models whose layers all keep every key. Rows end in the same column: what is
+    shorter begins later (`pads`). Where all begin in column 0 attention needs no mask."""
 
     mix: Literal["any", "group", "row"] = "any"
 
@@ -109,9 +116,14 @@ class PlainStore:
 
     def admit(self, memories: Sequence[Memory], rows: Sequence[int]) -> None:
         """Copy prompts to their rows."""
-        parts = [(memory, count, memory[0][0].shape[2]) for memory, count in zip(memories, rows, strict=True)]
+        parts = [
+            (memory, count, memory[0][0].shape[2])
+            for memory, count in zip(memories, rows, strict=True)
+        ]
         self.column = max(length for _, _, length in parts)
-        self.pads = np.concatenate([np.full(count, self.column - length) for _, count, length in parts])
+        self.pads = np.concatenate(
+            [np.full(count, self.column - length) for _, count, length in parts]
+        )
         self._make_room()
         if self.column == 0:
             self.caches = [FixedCache(self) for _ in self.caches]
@@ -132,10 +144,15 @@ class PlainStore:
         """Add rows, ending in the same column."""
         ours, theirs = self.column, other.column
         self.column = max(ours, theirs)
-        self.pads = np.concatenate([self.pads + self.column - ours, other.pads + self.column - theirs])
+        self.pads = np.concatenate(
+            [self.pads + self.column - ours, other.pads + self.column - theirs]
+        )
         self._make_room()
         for cache, arrived in zip(self.caches, other.caches, strict=True):
-            (keys, values), (other_keys, other_values) = cache.written(ours), arrived.written(theirs)
+            (keys, values), (other_keys, other_values) = (
+                cache.written(ours),
+                arrived.written(theirs),
+            )
             cache.keys, cache.values = (
                 self._stack([(keys, 1), (other_keys, 1)]),
                 self._stack([(values, 1), (other_values, 1)]),
@@ -151,7 +168,9 @@ class PlainStore:
         begin, end = int(self.pads[row]), self.column - spare
         held: Memory = []
         for cache in self.caches:
-            keys, values = (mx.contiguous(part[row : row + 1, :, begin:end]) for part in cache.buffers)
+            keys, values = (
+                mx.contiguous(part[row : row + 1, :, begin:end]) for part in cache.buffers
+            )
             held.append((keys, values))
         mx.eval(held)
         return held
@@ -170,7 +189,9 @@ class PlainStore:
         if plain and self._mask is not None:
             return self._mask
         pads = None if self.equal else mx.array(self.pads)
-        mask = create_causal_mask(length, offset=self.column, window_size=window_size, left_padding=pads)
+        mask = create_causal_mask(
+            length, offset=self.column, window_size=window_size, left_padding=pads
+        )
         if plain:
             self._mask = mask
         return mask
@@ -188,8 +209,9 @@ class PlainStore:
         mx.eval([cache.state for cache in self.caches])
 
     def _make_room(self) -> None:
-        """Columns for the longest row and as many tokens as were said to come. A row that may get more fills them, and
-        `advance` makes new ones: the fewer copies the more are made at once."""
+        """Columns for the longest row and as many tokens as were said to come. A row that may get
+        more fills them, and `advance` makes new ones: the fewer copies the more are made at once.
+        """
         self._offset = self._mask = None
         self.capacity = -(-(self.column + self._max_tokens + 1) // COLUMNS) * COLUMNS
 

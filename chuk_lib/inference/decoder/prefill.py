@@ -1,5 +1,5 @@
-"""Prompts through a model, once each, before their rows decode. All but the last token of a prompt is prefilled: the
-last is the first that the rows decode, so no logits are computed here."""
+"""Prompts through a model, once each, before their rows decode. All but the last token of a prompt
+is prefilled: the last is the first that the rows decode, so no logits are computed here."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Memory = list[tuple[mx.array, mx.array]]
 
 
 def prefill_plain(model: nn.Module, prompts: Sequence[Sequence[int]]) -> list[Memory]:
-    """Prompts side by side, padded on the right: what follows a token does not change its keys and values. Prompts
-    of like length should stand together."""
+    """Prompts side by side, padded on the right: what follows a token does not change its keys and
+    values. Prompts of like length should stand together."""
     memories: list[Memory] = []
     begin, most = 0, prefill_tokens()
     while begin < len(prompts):
@@ -32,14 +32,22 @@ def prefill_plain(model: nn.Module, prompts: Sequence[Sequence[int]]) -> list[Me
     return memories
 
 
-def _prefill_together(model: nn.Module, prompts: Sequence[Sequence[int]], columns: int) -> list[Memory]:
+def _prefill_together(
+    model: nn.Module, prompts: Sequence[Sequence[int]], columns: int
+) -> list[Memory]:
     ids = np.zeros((len(prompts), max(1, columns)), np.int32)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt) - 1] = prompt[:-1]
     caches = layer_caches(model)
     _run_prompt(model, mx.array(ids), caches)
     return [
-        [(c.keys[row : row + 1, :, : len(prompt) - 1], c.values[row : row + 1, :, : len(prompt) - 1]) for c in caches]
+        [
+            (
+                c.keys[row : row + 1, :, : len(prompt) - 1],
+                c.values[row : row + 1, :, : len(prompt) - 1],
+            )
+            for c in caches
+        ]
         for row, prompt in enumerate(prompts)
     ]
 

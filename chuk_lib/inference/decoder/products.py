@@ -1,4 +1,5 @@
-"""Products of a Llama-like model's layers in MLX: layers that see the same input as one, adapters beside them."""
+"""Products of a Llama-like model's layers in MLX: layers that see the same input as one, adapters
+beside them."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from chuk_lib.inference.decoder.llama import Linear, LlamaParts
 from chuk_lib.runtime.memory_use import device_memory
 
 FUSED_SHARE = 0.05
-"""Weights that see the same input are joined when the copies take at most this share of the device's memory."""
+"""Weights that see the same input are joined when the copies take at most this share of the
+device's memory."""
 _RANKS = 8
 
 Weights = list[list[Any]]
@@ -21,9 +23,9 @@ Weights = list[list[Any]]
 
 @dataclass(frozen=True)
 class LowRank:
-    """Adapters of layers that see the same input, side by side: `downs` (R, K), `scales` (R,) float32 and `ups`
-    (all O, rank). R = layers · rank; rank is the largest of theirs, rounded up to a multiple of 8; what is absent is
-    zero."""
+    """Adapters of layers that see the same input, side by side: `downs` (R, K), `scales` (R,)
+    float32 and `ups` (all O, rank). R = layers · rank; rank is the largest of theirs, rounded up to
+    a multiple of 8; what is absent is zero."""
 
     downs: mx.array
     scales: mx.array
@@ -66,7 +68,9 @@ def multiply(x: mx.array, weights: Weights, plus: mx.array | None = None) -> mx.
     """`plus` and x (B, in) through all weights side by side, (B, out)."""
     outputs = []
     for weight, bias, adapter in weights:
-        if plus is None or len(x) == 1:  # MLX's kernel for one row takes no sum, the one that does is slower
+        if (
+            plus is None or len(x) == 1
+        ):  # MLX's kernel for one row takes no sum, the one that does is slower
             output = x @ weight.T
             output = output if plus is None else output + plus
         else:
@@ -80,25 +84,33 @@ def multiply(x: mx.array, weights: Weights, plus: mx.array | None = None) -> mx.
 
 
 def weights_of(layers: Sequence[Linear], join: bool, adapted: bool = True) -> Weights:
-    """What `multiply` needs of layers that see the same input; `join` copies their weights into one. `adapted`: with
-    their adapters."""
+    """What `multiply` needs of layers that see the same input; `join` copies their weights into
+    one. `adapted`: with their adapters."""
     if join and len(layers) > 1:
         biases = [layer.bias for layer in layers if layer.bias is not None]
         weight = mx.concatenate([layer.weight for layer in layers])
         mx.eval(weight)
         return [[weight, mx.concatenate(biases) if biases else [], []]]
     return [
-        [layer.weight, [] if layer.bias is None else layer.bias, _adapter(layer) if adapted else []] for layer in layers
+        [layer.weight, [] if layer.bias is None else layer.bias, _adapter(layer) if adapted else []]
+        for layer in layers
     ]
 
 
 def may_join(parts: LlamaParts, adapted: bool = False) -> bool:
-    """Whether layers that see the same input can be one product: no adapters (unless `adapted` layers may be), biases
-    on all of them or none, and room for the copies."""
-    joined = [layer for block in parts.blocks for layer in (block.q, block.k, block.v, block.gate, block.up)]
+    """Whether layers that see the same input can be one product: no adapters (unless `adapted`
+    layers may be), biases on all of them or none, and room for the copies."""
+    joined = [
+        layer
+        for block in parts.blocks
+        for layer in (block.q, block.k, block.v, block.gate, block.up)
+    ]
     if not adapted and any(layer.adapter is not None for layer in joined):
         return False
-    if any((b.q.bias is None) != (b.v.bias is None) or (b.q.bias is None) != (b.k.bias is None) for b in parts.blocks):
+    if any(
+        (b.q.bias is None) != (b.v.bias is None) or (b.q.bias is None) != (b.k.bias is None)
+        for b in parts.blocks
+    ):
         return False
     return sum(layer.weight.nbytes for layer in joined) <= FUSED_SHARE * device_memory().total
 

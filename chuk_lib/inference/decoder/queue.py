@@ -16,12 +16,15 @@ _JOIN_SHARE = 0.25
 
 
 class Queue:
-    """Rows in the order in which they will run, and the memories of prompts whose rows are beginning."""
+    """Rows in the order in which they will run, and the memories of prompts whose rows are
+    beginning."""
 
     def __init__(self, budget: Budget) -> None:
         self._rows: deque[Row] = deque()
         self.budget = budget
-        self._memories: dict[int, tuple[Sequence[int], Any]] = {}  # by the id of the prompt, which is kept with it
+        self._memories: dict[
+            int, tuple[Sequence[int], Any]
+        ] = {}  # by the id of the prompt, which is kept with it
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -58,9 +61,14 @@ class Queue:
         return fitting
 
     def memories(self, rows: Sequence[Row], engine: Engine) -> list[Any]:
-        """What each row that joins remembers: its prompt, prefilled once for all that share it, or what it held when
-        it ended, and since then was given. Prompts that no row waits for any more are forgotten."""
-        new = {id(row.source): row.source for row in rows if row.held is None and id(row.source) not in self._memories}
+        """What each row that joins remembers: its prompt, prefilled once for all that share it, or
+        what it held when it ended, and since then was given. Prompts that no row waits for any more
+        are forgotten."""
+        new = {
+            id(row.source): row.source
+            for row in rows
+            if row.held is None and id(row.source) not in self._memories
+        }
         for prompt, memory in zip(new.values(), engine.prefill(list(new.values())), strict=True):
             self._memories[id(prompt)] = (prompt, memory)
         found = [self._memory(row, engine) for row in rows]

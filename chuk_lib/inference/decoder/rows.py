@@ -1,8 +1,7 @@
 """What is asked of a row, what it has written, and the numbers of all rows that run.
 
-A row is one sequence: its prompt, then stretches that the model wrote and stretches that it was given (`append`).
-Sampling settings, seed, limit and stops are its own.
-"""
+A row is one sequence: its prompt, then stretches that the model wrote and stretches that it was
+given (`append`). Sampling settings, seed, limit and stops are its own."""
 
 from __future__ import annotations
 
@@ -19,21 +18,23 @@ from chuk_lib.inference.decoder.engine import Held
 from chuk_lib.inference.text import decode
 
 Reason = Literal["eos", "stop", "length", "cancelled"]
-"""The model ended, a stop text or stop token came, there was no room for more, or nobody wants more."""
+"""The model ended, a stop text or stop token came, there was no room for more, or nobody wants
+more."""
 STOP_STEPS = 8
-"""Tokens of a row after which its text is searched for a stop text: decoding costs more than a step's sampling. What
-was sampled beyond one is taken back."""
+"""Tokens of a row after which its text is searched for a stop text: decoding costs more than a
+step's sampling. What was sampled beyond one is taken back."""
 _NEVER = 1 << 60
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A row to be written after `ids`. Requests of one `submit` with the same object as `ids` share its prefill.
+    """A row to be written after `ids`. Requests of one `submit` with the same object as `ids` share
+    its prefill.
 
-    `config.seed` with `number` (of the prompt) and `member` (of those that continue it) decides what is drawn; without
-    a seed 0 is taken. `stop_ids` end a row like the tokenizer's end tokens. `hold`: keep the row's cache when it ends,
-    for `append`. `eager`: search stop texts after each token, so that none is ever taken back.
-    """
+    `config.seed` with `number` (of the prompt) and `member` (of those that continue it) decides
+    what is drawn; without a seed 0 is taken. `stop_ids` end a row like the tokenizer's end tokens.
+    `hold`: keep the row's cache when it ends, for `append`. `eager`: search stop texts after each
+    token, so that none is ever taken back."""
 
     ids: Sequence[int]
     config: SamplingConfig
@@ -48,10 +49,10 @@ class Row:
     """A request and what became of it so far. `reason` is None while the row waits or runs.
 
     `ids` (C,) int32: all tokens after the prompt; `logps` (C,) float32: the log-prob of each under
-    softmax(logits / temperature) before any filter (temperature 1 when sampling is greedy); `written` (C,) bool: True
-    where the model wrote, False (and log-prob 0) where it was given. They are brought up to date when the row ends.
-    `text`: of the last stretch, without special tokens and without what ended it.
-    """
+    softmax(logits / temperature) before any filter (temperature 1 when sampling is greedy);
+    `written` (C,) bool: True where the model wrote, False (and log-prob 0) where it was given. They
+    are brought up to date when the row ends. `text`: of the last stretch, without special tokens
+    and without what ended it."""
 
     def __init__(self, request: Request, limit: int) -> None:
         self.request, self.limit = request, limit
@@ -73,7 +74,9 @@ class Row:
         """The row as it joins a batch: its random numbers go on where they were."""
         request = self.request
         drawn = int(self.written.sum())
-        return Arrival(self.source, request.config, request.number, request.member, self.limit, drawn)
+        return Arrival(
+            self.source, request.config, request.number, request.member, self.limit, drawn
+        )
 
     def take(self, ids: np.ndarray, logps: np.ndarray, written: bool) -> None:
         """Add a stretch (n,)."""
@@ -89,7 +92,8 @@ class Row:
 
 
 class Ledger:
-    """Tokens, log-probs and counts of the rows that run, a line of numbers for each; lines are used again."""
+    """Tokens, log-probs and counts of the rows that run, a line of numbers for each; lines are used
+    again."""
 
     def __init__(self) -> None:
         self._free: list[int] = []
@@ -158,7 +162,8 @@ class Ledger:
         self._ids, self._logps = _wider(self._ids, more, wide), _wider(self._logps, more, wide)
         self._ends = _wider(self._ends, more, self._ends.shape[1], -1)
         self.counts, self.limits, self._searched, self._steps = (
-            np.pad(part, (0, more - lines)) for part in (self.counts, self.limits, self._searched, self._steps)
+            np.pad(part, (0, more - lines))
+            for part in (self.counts, self.limits, self._searched, self._steps)
         )
 
 
@@ -188,4 +193,6 @@ def checked(requests: Sequence[Request]) -> None:
 def _wider(table: np.ndarray, rows: int, columns: int, value: int = 0) -> np.ndarray:
     """A table with at least so many rows and columns."""
     room = (max(0, rows - len(table)), max(0, columns - table.shape[1]))
-    return np.pad(table, ((0, room[0]), (0, room[1])), constant_values=value) if any(room) else table
+    return (
+        np.pad(table, ((0, room[0]), (0, room[1])), constant_values=value) if any(room) else table
+    )

@@ -1,10 +1,10 @@
 """From logits to the distribution that is sampled, and to tokens. Pure functions; shapes: B rows, V
 vocabulary.
 
-Order as in transformers' generation (and vLLM): repetition penalty, temperature, top-k, top-p, min-p. mlx-lm
-filters first and applies the temperature last, which is another distribution: up to half of the mass differs
-at temperature 2 with top-p 0.5. All in float32, whatever the model computes in.
-"""
+Order as in transformers' generation (and vLLM): repetition penalty, temperature, top-k, top-p,
+min-p. mlx-lm filters first and applies the temperature last, which is another distribution: up to
+half of the mass differs at temperature 2 with top-p 0.5. All in float32, whatever the model
+computes in."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Setting = float | np.ndarray
 
 
 class Settings(NamedTuple):
-    """What `SamplingConfig` says of how a token is chosen, for rows whose same steps apply: all are greedy or none,
-    `top_k` is one number, and a filter or the penalty is used by all or by none."""
+    """What `SamplingConfig` says of how a token is chosen, for rows whose same steps apply: all are
+    greedy or none, `top_k` is one number, and a filter or the penalty is used by all or by none."""
 
     greedy: bool
     top_k: int
@@ -47,9 +47,15 @@ Kind = tuple[bool, int, bool, bool, bool]
 
 
 def kind(config: SamplingConfig) -> Kind:
-    """Rows of equal kind are chosen for in one go. A row's distribution must not depend on the rows beside it to the
-    last bit: a filter that another row uses would change the order of its sums."""
-    return config.greedy, config.top_k, config.top_p < 1, config.min_p > 0, config.repetition_penalty != 1
+    """Rows of equal kind are chosen for in one go. A row's distribution must not depend on the rows
+    beside it to the last bit: a filter that another row uses would change the order of its sums."""
+    return (
+        config.greedy,
+        config.top_k,
+        config.top_p < 1,
+        config.min_p > 0,
+        config.repetition_penalty != 1,
+    )
 
 
 def _column(values: list[float]) -> Setting:
@@ -57,7 +63,8 @@ def _column(values: list[float]) -> Setting:
 
 
 def in_float32(setting: Setting, xp: Any) -> Any:
-    """A setting beside logits of the library `xp`: NumPy's and MLX's own rules take a number to their type."""
+    """A setting beside logits of the library `xp`: NumPy's and MLX's own rules take a number to
+    their type."""
     return setting if isinstance(setting, int | float) else xp.array(setting.astype(np.float32))
 
 
@@ -66,12 +73,14 @@ def uses(setting: Setting, neutral: float) -> bool:
     return not isinstance(setting, int | float) or setting != neutral
 
 
-def filtered_logps(logits: mx.array, config: SamplingConfig | Settings, seen: mx.array | None = None) -> mx.array:
-    """Log-probabilities (B, V) of the distribution that `config` samples from; -inf where it never goes.
+def filtered_logps(
+    logits: mx.array, config: SamplingConfig | Settings, seen: mx.array | None = None
+) -> mx.array:
+    """Log-probabilities (B, V) of the distribution that `config` samples from; -inf where it never
+    goes.
 
-    `seen` (B, V) bool: tokens of prompt and answer so far, for the repetition penalty. Temperature 0 has all
-    its mass on the likeliest token (the first of equals).
-    """
+    `seen` (B, V) bool: tokens of prompt and answer so far, for the repetition penalty. Temperature
+    0 has all its mass on the likeliest token (the first of equals)."""
     logits = penalized(logits.astype(mx.float32), config, seen)
     if config.greedy:
         best = mx.argmax(logits, axis=-1, keepdims=True)
@@ -81,7 +90,8 @@ def filtered_logps(logits: mx.array, config: SamplingConfig | Settings, seen: mx
 
 
 def filtered(scaled: Any, config: SamplingConfig | Settings, xp: Any = mx) -> Any:
-    """Logits (B, V) over the temperature, with -inf where top-k, top-p and min-p, in this order, leave nothing.
+    """Logits (B, V) over the temperature, with -inf where top-k, top-p and min-p, in this order,
+    leave nothing.
 
     `xp` is the library that `scaled` belongs to: MLX, or NumPy where that is faster.
     """
@@ -94,8 +104,8 @@ def leaves_out(config: SamplingConfig | Settings) -> bool:
 
 
 def penalized(logits: Any, config: SamplingConfig | Settings, seen: Any, xp: Any = mx) -> Any:
-    """Logits of seen tokens divided by the penalty when positive, multiplied when negative (Keskar et al.
-    2019); `xp` as in `filtered`."""
+    """Logits of seen tokens divided by the penalty when positive, multiplied when negative (Keskar
+    et al. 2019); `xp` as in `filtered`."""
     if seen is None or not uses(config.repetition_penalty, 1):
         return logits
     penalty = in_float32(config.repetition_penalty, xp)
@@ -116,7 +126,8 @@ def _top_k(logits: Any, config: SamplingConfig | Settings, xp: Any) -> Any:
 
 
 def _top_p(logits: Any, config: SamplingConfig | Settings, xp: Any) -> Any:
-    """Drop the least likely tokens whose mass together is at most 1 - p; the likeliest always stays."""
+    """Drop the least likely tokens whose mass together is at most 1 - p; the likeliest always
+    stays."""
     if not uses(config.top_p, 1):
         return logits
     within = 0 < config.top_k < logits.shape[-1]
@@ -137,7 +148,9 @@ def _min_p(logits: Any, config: SamplingConfig | Settings, xp: Any) -> Any:
         log = math.log(config.min_p)
     else:
         log = np.array([[math.log(p)] for p in config.min_p[:, 0]])
-    return xp.where(logits < logits.max(axis=-1, keepdims=True) + in_float32(log, xp), -xp.inf, logits)
+    return xp.where(
+        logits < logits.max(axis=-1, keepdims=True) + in_float32(log, xp), -xp.inf, logits
+    )
 
 
 def _largest(logits: Any, count: int, xp: Any) -> Any:

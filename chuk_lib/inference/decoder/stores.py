@@ -1,11 +1,15 @@
 """What the rows of a batch remember: keys and values in buffers made once, or mlx-lm's own caches.
 
-A store prefills prompts, once each, gives their memory to as many rows as want it (`admit`), takes in another store's
-rows (`join`) and lets rows go (`keep`). Which one fits depends on the caches that a model makes for its layers:
+A store prefills prompts, once each, gives their memory to as many rows as want it (`admit`), takes
+in another store's rows (`join`) and lets rows go (`keep`). Which one fits depends on the caches
+that a model makes for its layers:
 
-    PlainStore    all layers keep all keys: own buffers; no mask while all rows are as long as each other
-    MergedStore   every layer's cache knows how to hold rows of several lengths (rotating, recurrent, lists of those)
-    LockstepStore anything else: rows of one prompt at a time, in step (quantized, chunked), or one row at a time
+    PlainStore    all layers keep all keys: own buffers; no mask while all rows are as long as each
+                  other
+    MergedStore   every layer's cache knows how to hold rows of several lengths (rotating,
+                  recurrent, lists of those)
+    LockstepStore anything else: rows of one prompt at a time, in step (quantized, chunked), or one
+                  row at a time
 """
 
 from __future__ import annotations
@@ -51,7 +55,8 @@ class Store(Protocol):
         """The model has run one token of each row over the caches."""
 
     def memory(self, row: int, spare: int) -> Any | None:
-        """A row's memory without its last `spare` tokens, for `admit`; None when its caches cannot forget."""
+        """A row's memory without its last `spare` tokens, for `admit`; None when its caches cannot
+        forget."""
 
     def extend(self, memory: Any, ids: Sequence[int]) -> Any:
         """A memory with more tokens; the given one is used up."""
@@ -61,9 +66,11 @@ _LOCKSTEP = ("KVCache", "RotatingKVCache", "ArraysCache", "QuantizedKVCache", "C
 _PROBES = ((1, 2, 3), (4, 5))
 
 
-def new_store(model: nn.Module, max_tokens: int, kv_bits: int | None = None, together: bool = True) -> Store:
-    """The store that suits the model. `kv_bits` quantizes plain caches to so many bits. `together`: rows of several
-    prompts will run at once."""
+def new_store(
+    model: nn.Module, max_tokens: int, kv_bits: int | None = None, together: bool = True
+) -> Store:
+    """The store that suits the model. `kv_bits` quantizes plain caches to so many bits. `together`:
+    rows of several prompts will run at once."""
     layers = layer_caches(model)
     plain = all(_kind(layer) == "KVCache" for layer in layers)
     if kv_bits is None and (plain or all(_merges(layer) for layer in layers)):
@@ -75,8 +82,8 @@ def new_store(model: nn.Module, max_tokens: int, kv_bits: int | None = None, tog
 
 
 def _holds_unlike_rows(model: nn.Module, store: Store) -> bool:
-    """Whether two rows of different length get the logits they get alone. Some models cannot take a mask for each
-    row; MLX then raises what does not fit."""
+    """Whether two rows of different length get the logits they get alone. Some models cannot take a
+    mask for each row; MLX then raises what does not fit."""
     try:
         store.admit(store.prefill(_PROBES), [1, 1])
         got = model(mx.array([[probe[-1]] for probe in _PROBES]), cache=store.caches)[:, -1]
@@ -99,12 +106,14 @@ def _kind(layer: Any) -> str:
 
 def _merges(layer: Any) -> bool:
     inner = getattr(layer, "caches", None)  # a list of caches
-    return all(map(_merges, inner)) if inner is not None else callable(getattr(layer, "merge", None))
+    return (
+        all(map(_merges, inner)) if inner is not None else callable(getattr(layer, "merge", None))
+    )
 
 
 class MergedStore:
-    """mlx-lm's batch caches. A prompt runs alone and unpadded through the model's own cache, which is then copied to
-    its rows."""
+    """mlx-lm's batch caches. A prompt runs alone and unpadded through the model's own cache, which
+    is then copied to its rows."""
 
     mix: Mix = "any"
 
@@ -122,7 +131,9 @@ class MergedStore:
 
     def admit(self, memories: Sequence[Any], rows: Sequence[int]) -> None:
         """Merge as many copies of each."""
-        spread = [memory for memory, count in zip(memories, rows, strict=True) for _ in range(count)]
+        spread = [
+            memory for memory, count in zip(memories, rows, strict=True) for _ in range(count)
+        ]
         self.caches = [layers[0].merge(list(layers)) for layers in zip(*spread, strict=True)]
 
     def join(self, other: MergedStore) -> None:
@@ -148,7 +159,8 @@ class MergedStore:
 
 
 class LockstepStore:
-    """The model's own caches with as many rows as one prompt has: all at the same position for as long as they live."""
+    """The model's own caches with as many rows as one prompt has: all at the same position for as
+    long as they live."""
 
     def __init__(self, model: nn.Module, mix: Mix, kv_bits: int | None) -> None:
         self._model, self._kv_bits = model, kv_bits
@@ -169,7 +181,9 @@ class LockstepStore:
     def admit(self, memories: Sequence[Any], rows: Sequence[int]) -> None:
         """A copy of the prompt's caches with each array repeated."""
         (memory,), (count,) = memories, rows
-        self.caches = [_mapped(layer, lambda array: mx.repeat(array, count, axis=0)) for layer in memory]
+        self.caches = [
+            _mapped(layer, lambda array: mx.repeat(array, count, axis=0)) for layer in memory
+        ]
 
     def join(self, other: LockstepStore) -> None:
         """Rows never join."""
@@ -185,7 +199,9 @@ class LockstepStore:
 
     def memory(self, row: int, spare: int) -> list[Any] | None:
         """A copy of each cache with one row."""
-        return _without_last([_mapped(layer, lambda array: array[row : row + 1]) for layer in self.caches], spare)
+        return _without_last(
+            [_mapped(layer, lambda array: array[row : row + 1]) for layer in self.caches], spare
+        )
 
     def extend(self, memory: list[Any], ids: Sequence[int]) -> list[Any]:
         """Through the model, over its own caches."""
@@ -193,7 +209,8 @@ class LockstepStore:
 
 
 def _without_last(caches: list[Any], spare: int) -> list[Any] | None:
-    """The caches of one row without its last tokens. A recurrent state has no way back, a full window neither."""
+    """The caches of one row without its last tokens. A recurrent state has no way back, a full
+    window neither."""
     from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
     if spare and not can_trim_prompt_cache(caches):
@@ -208,5 +225,7 @@ def _mapped(layer: Any, change: Any) -> Any:
     """A copy of a cache with every array of its state changed."""
     if layer.empty():
         return copy.deepcopy(layer)
-    state = tree_map(lambda leaf: change(leaf) if isinstance(leaf, mx.array) and leaf.ndim else leaf, layer.state)
+    state = tree_map(
+        lambda leaf: change(leaf) if isinstance(leaf, mx.array) and leaf.ndim else leaf, layer.state
+    )
     return type(layer).from_state(state)

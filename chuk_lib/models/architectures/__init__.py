@@ -1,8 +1,9 @@
-"""Which implementation runs a model: MLX-LM's where it computes what the config says, chuk's own where it would not.
+"""Which implementation runs a model: MLX-LM's where it computes what the config says, chuk's own
+where it would not.
 
-MLX-LM ignores sliding windows and activations in most families, without a word; `FAMILIES` says for each what it
-computes, and `why_own` what of a config it would get wrong. `own_classes` gives chuk's model for those.
-"""
+MLX-LM ignores sliding windows and activations in most families, without a word; `FAMILIES` says for
+each what it computes, and `why_own` what of a config it would get wrong. `own_classes` gives chuk's
+model for those."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ Config = Mapping[str, Any]
 
 
 class Family(NamedTuple):
-    """`module` maps its config; the rest is what MLX-LM computes: the activations that it gets right, whether it
-    honours windows, and what else it gets wrong, in words, or None."""
+    """`module` maps its config; the rest is what MLX-LM computes: the activations that it gets
+    right, whether it honours windows, and what else it gets wrong, in words, or None."""
 
     module: str
     activations: tuple[str, ...] = ("silu", "swish")
@@ -58,9 +59,14 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family("phi3", other=_longrope),
     "starcoder2": Family("starcoder2", activations=_EXACT, other=_without_bias),
     "gemma": Family("gemma", activations=_EXACT, other=_with_head),
-    "gemma2": Family("gemma", activations=_TANH, other=lambda config: _with_head(config) or _with_bias(config)),
-    # Its embedding scale is rounded to bfloat16 there (6.9375 for 6.9282): wrong in float32, whatever the config says.
-    "gemma3_text": Family("gemma", activations=(), other=lambda config: "the embedding's scale, which MLX-LM rounds"),
+    "gemma2": Family(
+        "gemma", activations=_TANH, other=lambda config: _with_head(config) or _with_bias(config)
+    ),
+    # Its embedding scale is rounded to bfloat16 there (6.9375 for 6.9282): wrong in float32,
+    # whatever the config says.
+    "gemma3_text": Family(
+        "gemma", activations=(), other=lambda config: "the embedding's scale, which MLX-LM rounds"
+    ),
 }
 """Families that chuk can run, by `model_type`."""
 
@@ -77,13 +83,15 @@ class _Args:
 
 
 def read(config: Config) -> Any:
-    """The `DecoderConfig` of a config with top-level RoPE keys. Raises ModelError when it lacks a size."""
+    """The `DecoderConfig` of a config with top-level RoPE keys. Raises ModelError when it lacks a
+    size."""
     module = import_module(f"{__name__}.{FAMILIES[config['model_type']].module}")
     return module.read(config)
 
 
 def why_own(config: Config) -> str | None:
-    """What of a config (with top-level RoPE keys) MLX-LM would compute otherwise than it says; None for nothing."""
+    """What of a config (with top-level RoPE keys) MLX-LM would compute otherwise than it says; None
+    for nothing."""
     family = FAMILIES.get(config["model_type"])
     if family is None:
         return None
@@ -91,14 +99,17 @@ def why_own(config: Config) -> str | None:
     if family.activations and found.activation not in family.activations:
         return f"the activation {found.activation}, which MLX-LM ignores"
     limit = found.max_position_embeddings
-    windows = sorted({window for window in found.windows if window is not None and (not limit or window < limit)})
+    windows = sorted(
+        {window for window in found.windows if window is not None and (not limit or window < limit)}
+    )
     if windows and not family.windows:
         return f"a window of {windows[0]:,} tokens, which MLX-LM ignores"
     return family.other(config)
 
 
 def own_classes(config: Config, implementation: Implementation = "auto") -> tuple[Any, Any] | None:
-    """chuk's model class and what makes its arguments, or None when MLX-LM's implementation is to run.
+    """chuk's model class and what makes its arguments, or None when MLX-LM's implementation is to
+    run.
 
     Raises ConfigError for an unknown implementation, ModelError for a family that chuk has none of.
     """
@@ -106,11 +117,15 @@ def own_classes(config: Config, implementation: Implementation = "auto") -> tupl
 
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(
-            f"`implementation` should be one of {', '.join(IMPLEMENTATIONS)}, not `{implementation}`", "leave it out"
+            f"`implementation` should be one of {', '.join(IMPLEMENTATIONS)}, not"
+            f" `{implementation}`",
+            "leave it out",
         )
     kind = config["model_type"]
     if implementation == "chuk" and kind not in FAMILIES:
-        raise ModelError(f"chuk has no implementation of `{kind}`", f"it has: {', '.join(FAMILIES)}")
+        raise ModelError(
+            f"chuk has no implementation of `{kind}`", f"it has: {', '.join(FAMILIES)}"
+        )
     if implementation == "mlx-lm" or kind not in FAMILIES:
         return None
     if implementation == "auto" and why_own(config) is None:

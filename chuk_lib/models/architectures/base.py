@@ -1,4 +1,5 @@
-"""What the mappings of all families share: reading sizes, windows and positions out of a `config.json`."""
+"""What the mappings of all families share: reading sizes, windows and positions out of a
+`config.json`."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from chuk_lib.models.architectures.rope import Rope
 
 
 def shared(config: Config, theta: float = 10_000.0) -> dict[str, Any]:
-    """The arguments of `DecoderConfig` that are read alike in every family. `theta` is the family's default base.
-    Raises ModelError when the config lacks a size."""
+    """The arguments of `DecoderConfig` that are read alike in every family. `theta` is the family's
+    default base. Raises ModelError when the config lacks a size."""
     heads, hidden = _size(config, "num_attention_heads"), _size(config, "hidden_size")
     return {
         "model_type": config["model_type"],
@@ -50,5 +51,7 @@ def by_layer(config: Config, usual: list[bool], window: int | None) -> tuple[int
 
 def _size(config: Config, name: str) -> int:
     if name not in config:
-        raise ModelError(f"config.json lacks `{name}`", "take the config.json that belongs to the weights")
+        raise ModelError(
+            f"config.json lacks `{name}`", "take the config.json that belongs to the weights"
+        )
     return int(config[name])

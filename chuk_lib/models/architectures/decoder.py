@@ -1,10 +1,10 @@
 """A decoder-only transformer with every switch once, and MLX-LM's interface.
 
-`DecoderConfig` says what a family is; the family's file maps a `config.json` onto it. Because a model has `layers`,
-`__call__(ids, cache)`, `make_cache` and `sanitize`, and modules with Hugging Face's names, training, LoRA, packing,
-rollouts, quantizing and saving work on it as on MLX-LM's own models. Shapes: B rows, T tokens, S tokens seen (T and
-what the cache holds), H hidden size, N heads, K key-value heads, D width of a head, V vocabulary.
-"""
+`DecoderConfig` says what a family is; the family's file maps a `config.json` onto it. Because a
+model has `layers`, `__call__(ids, cache)`, `make_cache` and `sanitize`, and modules with Hugging
+Face's names, training, LoRA, packing, rollouts, quantizing and saving work on it as on MLX-LM's own
+models. Shapes: B rows, T tokens, S tokens seen (T and what the cache holds), H hidden size, N
+heads, K key-value heads, D width of a head, V vocabulary."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ MLPKind = Literal["gated", "fused_gated", "plain"]
 class DecoderConfig:
     """Every switch of a decoder.
 
-    `norm`: RMSNorm, RMSNorm that multiplies by 1 + weight (Gemma), or LayerNorm with a bias. `sandwich`: norms after
-    attention and MLP too. `windows`: for each layer how many tokens a token sees, itself included, None for all.
-    `local_rope`: positions of layers with a window, where they differ. `attention_scale` None: D^-½. A name that
-    `config.json` has too means the same here.
-    """
+    `norm`: RMSNorm, RMSNorm that multiplies by 1 + weight (Gemma), or LayerNorm with a bias.
+    `sandwich`: norms after attention and MLP too. `windows`: for each layer how many tokens a token
+    sees, itself included, None for all. `local_rope`: positions of layers with a window, where they
+    differ. `attention_scale` None: D^-½. A name that `config.json` has too means the same here."""
 
     model_type: str
     vocab_size: int
@@ -81,7 +80,11 @@ class GemmaNorm(nn.Module):
 def _norm(config: DecoderConfig, dims: int) -> nn.Module:
     if config.norm == "layer":
         return nn.LayerNorm(dims, eps=config.norm_eps)
-    return GemmaNorm(dims, config.norm_eps) if config.norm == "rms+1" else nn.RMSNorm(dims, config.norm_eps)
+    return (
+        GemmaNorm(dims, config.norm_eps)
+        if config.norm == "rms+1"
+        else nn.RMSNorm(dims, config.norm_eps)
+    )
 
 
 class Attention(nn.Module):
@@ -105,7 +108,9 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm, self.k_norm = _norm(config, width), _norm(config, width)
         is_local = config.windows[layer] is not None and config.local_rope is not None
-        self.rope = (config.local_rope if is_local and config.local_rope else config.rope).module(width)
+        self.rope = (config.local_rope if is_local and config.local_rope else config.rope).module(
+            width
+        )
 
     def __call__(self, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
         """(B, T, H) to (B, T, H)."""
@@ -130,23 +135,31 @@ class Attention(nn.Module):
             parts = [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
         heads = (self.n_heads, self.n_kv_heads, self.n_kv_heads)
         shaped = zip(parts, heads, strict=True)
-        return [part.reshape(*x.shape[:2], count, -1).transpose(0, 2, 1, 3) for part, count in shaped]
+        return [
+            part.reshape(*x.shape[:2], count, -1).transpose(0, 2, 1, 3) for part, count in shaped
+        ]
 
-    def _attend(self, queries: mx.array, keys: mx.array, values: mx.array, mask: Any, cache: Any) -> mx.array:
+    def _attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, mask: Any, cache: Any
+    ) -> mx.array:
         from mlx_lm.models.base import scaled_dot_product_attention
 
         if self._cap is not None:
             return capped_attention(queries, keys, values, self.scale, self._cap, mask)
         return cast(
-            mx.array, scaled_dot_product_attention(queries, keys, values, cache=cache, scale=self.scale, mask=mask)
+            mx.array,
+            scaled_dot_product_attention(
+                queries, keys, values, cache=cache, scale=self.scale, mask=mask
+            ),
         )
 
 
 def capped_attention(
     queries: mx.array, keys: mx.array, values: mx.array, scale: float, cap: float, mask: Any
 ) -> mx.array:
-    """Attention whose scores are cap·tanh(score / cap) before the mask (Gemma 2, 2024). Queries (B, N, T, D), keys and
-    values (B, K, S, D); `mask` is None, "causal", or boolean (…, T, S) with True where a token is seen."""
+    """Attention whose scores are cap·tanh(score / cap) before the mask (Gemma 2, 2024). Queries (B,
+    N, T, D), keys and values (B, K, S, D); `mask` is None, "causal", or boolean (…, T, S) with True
+    where a token is seen."""
     batch, heads, length, width = queries.shape
     groups = heads // keys.shape[1]
     grouped = queries.reshape(batch, keys.shape[1], groups, length, width)
@@ -170,7 +183,11 @@ class DecoderBlock(nn.Module):
         self._scale = config.residual_scale
         self.self_attn = Attention(config, layer)
         self.mlp = make_mlp(
-            config.mlp, config.activation, config.hidden_size, config.intermediate_size, config.mlp_bias
+            config.mlp,
+            config.activation,
+            config.hidden_size,
+            config.intermediate_size,
+            config.mlp_bias,
         )
         self.input_layernorm = _norm(config, config.hidden_size)
         self.post_attention_layernorm = _norm(config, config.hidden_size)
@@ -185,7 +202,9 @@ class DecoderBlock(nn.Module):
             x = x + self._scaled(attended)
             return x + self._scaled(self.mlp(self.post_attention_layernorm(x)))
         x = x + self.post_attention_layernorm(attended)
-        return x + cast(mx.array, self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))))
+        return x + cast(
+            mx.array, self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        )
 
     def _scaled(self, part: mx.array) -> mx.array:
         return part if self._scale == 1 else part * self._scale
@@ -202,7 +221,9 @@ class Body(nn.Module):
         self._windows = config.windows
         self._embedding_scale = config.embedding_scale
 
-    def __call__(self, inputs: mx.array, cache: Any = None, input_embeddings: mx.array | None = None) -> mx.array:
+    def __call__(
+        self, inputs: mx.array, cache: Any = None, input_embeddings: mx.array | None = None
+    ) -> mx.array:
         """Token ids (B, T) to hidden states (B, T, H)."""
         hidden = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
         if self._embedding_scale != 1:
@@ -218,7 +239,10 @@ class Body(nn.Module):
         from mlx_lm.models.base import create_attention_mask
 
         first = {window: at for at, window in reversed(list(enumerate(self._windows)))}
-        return {window: create_attention_mask(hidden, caches[at], window_size=window) for window, at in first.items()}
+        return {
+            window: create_attention_mask(hidden, caches[at], window_size=window)
+            for window, at in first.items()
+        }
 
 
 class DecoderModel(nn.Module):
@@ -232,10 +256,16 @@ class DecoderModel(nn.Module):
         if not args.tie_word_embeddings:
             self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
 
-    def __call__(self, inputs: mx.array, cache: Any = None, input_embeddings: mx.array | None = None) -> mx.array:
+    def __call__(
+        self, inputs: mx.array, cache: Any = None, input_embeddings: mx.array | None = None
+    ) -> mx.array:
         """Logits of the token after each."""
         hidden = self.model(inputs, cache, input_embeddings)
-        logits = self.model.embed_tokens.as_linear(hidden) if self.args.tie_word_embeddings else self.lm_head(hidden)
+        logits = (
+            self.model.embed_tokens.as_linear(hidden)
+            if self.args.tie_word_embeddings
+            else self.lm_head(hidden)
+        )
         if self.args.final_logit_softcapping:
             cap = self.args.final_logit_softcapping
             return mx.tanh(logits / cap) * cap
@@ -251,7 +281,10 @@ class DecoderModel(nn.Module):
         """A cache a layer: of the last tokens where a layer has a window, else of all."""
         from mlx_lm.models.cache import KVCache, RotatingKVCache
 
-        return [KVCache() if window is None else RotatingKVCache(max_size=window) for window in self.args.windows]
+        return [
+            KVCache() if window is None else RotatingKVCache(max_size=window)
+            for window in self.args.windows
+        ]
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Leave out what files hold and the model computes: rotary tables, a tied head's copy."""

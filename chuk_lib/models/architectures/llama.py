@@ -1,4 +1,5 @@
-"""Llama: RMSNorm, grouped heads, SwiGLU; every key in sight (SmolLM, TinyLlama, Yi and others are Llamas too)."""
+"""Llama: RMSNorm, grouped heads, SwiGLU; every key in sight (SmolLM, TinyLlama, Yi and others are
+Llamas too)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Mistral: a Llama whose tokens see the last `sliding_window` tokens, 4,096 unless the config says null."""
+"""Mistral: a Llama whose tokens see the last `sliding_window` tokens, 4,096 unless the config says
+null."""
 
 from __future__ import annotations
 

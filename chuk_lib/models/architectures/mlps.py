@@ -1,5 +1,5 @@
-"""The feed-forward part of a block, by activation: gated (two products, one of them through the activation), the same
-with both products in one matrix (Phi-3), or plain (StarCoder2)."""
+"""The feed-forward part of a block, by activation: gated (two products, one of them through the
+activation), the same with both products in one matrix (Phi-3), or plain (StarCoder2)."""
 
 from __future__ import annotations
 
@@ -90,5 +90,6 @@ KINDS: dict[str, type[GatedMLP] | type[FusedGatedMLP] | type[PlainMLP]] = {
 
 
 def make_mlp(kind: str, act: str, hidden: int, inner: int, bias: bool) -> nn.Module:
-    """The MLP of a block: `hidden` to `inner` and back. Raises ModelError for an unknown activation."""
+    """The MLP of a block: `hidden` to `inner` and back. Raises ModelError for an unknown
+    activation."""
     return KINDS[kind](activation(act), hidden, inner, bias)

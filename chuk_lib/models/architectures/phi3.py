@@ -1,4 +1,5 @@
-"""Phi-3 and 4: queries, keys and values in one matrix, gate and up in one, partial and LongRoPE positions."""
+"""Phi-3 and 4: queries, keys and values in one matrix, gate and up in one, partial and LongRoPE
+positions."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Qwen 2, 2.5 and 3: biases on queries, keys and values (2), or norms on queries and keys (3); windows only with
-`use_sliding_window`, on the layers from `max_window_layers` on."""
+"""Qwen 2, 2.5 and 3: biases on queries, keys and values (2), or norms on queries and keys (3);
+windows only with `use_sliding_window`, on the layers from `max_window_layers` on."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Rotary positions as a config says them. The rotations are MLX-LM's, but for LongRoPE: it always takes the long
-factors, where transformers takes the short ones up to the original context."""
+"""Rotary positions as a config says them. The rotations are MLX-LM's, but for LongRoPE: it always
+takes the long factors, where transformers takes the short ones up to the original context."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from chuk_lib.errors import ModelError
 
 @dataclass(frozen=True)
 class Rope:
-    """`theta` is the base; `scaling` a config's `rope_scaling`; `share` of each head's width is rotated;
-    `original_context` is what LongRoPE's short factors were made for."""
+    """`theta` is the base; `scaling` a config's `rope_scaling`; `share` of each head's width is
+    rotated; `original_context` is what LongRoPE's short factors were made for."""
 
     theta: float = 10_000.0
     scaling: Mapping[str, Any] | None = None
@@ -47,22 +47,33 @@ class Rope:
             return LongRope(rotated, self, scaling)
         return cast(
             nn.Module,
-            initialize_rope(rotated, self.theta, False, scaling_config=scaling, max_position_embeddings=self.context),
+            initialize_rope(
+                rotated,
+                self.theta,
+                False,
+                scaling_config=scaling,
+                max_position_embeddings=self.context,
+            ),
         )
 
 
 class LongRope(nn.Module):
-    """LongRoPE (Ding et al. 2024): the frequencies are divided by short factors while all positions lie within the
-    original context, by long ones as soon as one lies beyond it, and the rotated part is scaled.
+    """LongRoPE (Ding et al. 2024): the frequencies are divided by short factors while all positions
+    lie within the original context, by long ones as soon as one lies beyond it, and the rotated
+    part is scaled.
 
-    A text that grows beyond the original context while it is written would need all of its cached keys again, rotated
-    otherwise (transformers starts over there): that is refused.
-    """
+    A text that grows beyond the original context while it is written would need all of its cached
+    keys again, rotated otherwise (transformers starts over there): that is refused."""
 
     def __init__(self, width: int, rope: Rope, scaling: Mapping[str, Any]) -> None:
         super().__init__()
         self._width = width
-        self._original = scaling.get("original_max_position_embeddings") or rope.original_context or rope.context or 0
+        self._original = (
+            scaling.get("original_max_position_embeddings")
+            or rope.original_context
+            or rope.context
+            or 0
+        )
         base = rope.theta ** (mx.arange(0, width, 2, dtype=mx.float32) / width)
         self._short = base * mx.array(scaling["short_factor"], mx.float32)
         self._long = base * mx.array(scaling["long_factor"], mx.float32)
@@ -71,18 +82,24 @@ class LongRope(nn.Module):
         self._scale = float(scaling.get("attention_factor") or usual)
 
     def __call__(self, x: mx.array, offset: Any = 0) -> mx.array:
-        """(B, N, T, D), rotated from position `offset` on: a number, or one a row (B,). Raises ModelError when cached
-        positions lie within the original context and new ones beyond it."""
+        """(B, N, T, D), rotated from position `offset` on: a number, or one a row (B,). Raises
+        ModelError when cached positions lie within the original context and new ones beyond it."""
         first = int(np.max(offset))
         is_long = first + x.shape[-2] > self._original
         if is_long and 0 < np.min(offset) <= self._original:
             raise ModelError(
-                f"the text grows beyond {self._original:,} tokens, where LongRoPE rotates all positions otherwise",
+                f"the text grows beyond {self._original:,} tokens, where LongRoPE rotates all"
+                " positions otherwise",
                 "let answers end before that, or begin with a prompt that is longer",
             )
         rotated = x[..., : self._width] * self._scale
         turned = mx.fast.rope(
-            rotated, self._width, traditional=False, base=None, scale=1.0, offset=offset,
+            rotated,
+            self._width,
+            traditional=False,
+            base=None,
+            scale=1.0,
+            offset=offset,
             freqs=self._long if is_long else self._short,
-        )  # fmt: skip
+        )
         return mx.concatenate([turned, x[..., self._width :]], axis=-1)

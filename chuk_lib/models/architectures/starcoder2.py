@@ -1,4 +1,5 @@
-"""StarCoder 2: LayerNorm, biases everywhere unless `use_bias` is off, a plain MLP, and a window on every layer."""
+"""StarCoder 2: LayerNorm, biases everywhere unless `use_bias` is off, a plain MLP, and a window on
+every layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The GGUF container: metadata by key, then tensors. Files are mapped, not read; nothing in one is believed unchecked.
+"""The GGUF container: metadata by key, then tensors. Files are mapped, not read; nothing in one is
+believed unchecked.
 
 header    magic, version 2 or 3, number of tensors, number of keys
 metadata  key, type, value (numbers, strings, arrays)
@@ -27,7 +28,8 @@ _ALIGNMENT, _NAME_BYTES, _DIMENSIONS = 32, 1024, 4
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """A tensor of a GGUF file: `shape` as NumPy and Hugging Face have it, `kind` a name of `FORMATS`."""
+    """A tensor of a GGUF file: `shape` as NumPy and Hugging Face have it, `kind` a name of
+    `FORMATS`."""
 
     name: str
     kind: str
@@ -35,7 +37,8 @@ class PackedTensor:
     raw: np.ndarray
 
     def read(self) -> np.ndarray:
-        """Its numbers, float32, in its shape. Raises ModelError for a format that chuk cannot read."""
+        """Its numbers, float32, in its shape. Raises ModelError for a format that chuk cannot
+        read."""
         if FORMATS[self.kind].unpack is None:
             raise ModelError(
                 f"`{self.name}` is stored as {self.kind.upper()}, which chuk does not read",
@@ -53,14 +56,17 @@ class GgufFile:
     tensors: dict[str, PackedTensor]
 
     def own(self, key: str, default: Any = None) -> Any:
-        """The metadata of its architecture: `attention.head_count` is `llama.attention.head_count` in a Llama."""
+        """The metadata of its architecture: `attention.head_count` is `llama.attention.head_count`
+        in a Llama."""
         return self.metadata.get(f"{self.metadata.get('general.architecture')}.{key}", default)
 
     def needed(self, key: str) -> Any:
         """As `own`. Raises ModelError without one."""
         value = self.own(key)
         if value is None:
-            raise ModelError(f"`{self.path}` does not give `{key}`", "is it a language model's GGUF file?")
+            raise ModelError(
+                f"`{self.path}` does not give `{key}`", "is it a language model's GGUF file?"
+            )
         return value
 
 
@@ -111,11 +117,13 @@ class _Cursor:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Open a GGUF file; tensors stay on the disk until they are read. Raises ModelError when it is no GGUF file, of
-    another byte order or version, cut short, or says what cannot be."""
+    """Open a GGUF file; tensors stay on the disk until they are read. Raises ModelError when it is
+    no GGUF file, of another byte order or version, cut short, or says what cannot be."""
     with path.open("rb") as stream:
         if stream.read(4) != b"GGUF":
-            raise ModelError(f"`{path}` is no GGUF file", "name a file that llama.cpp runs, or a model folder")
+            raise ModelError(
+                f"`{path}` is no GGUF file", "name a file that llama.cpp runs, or a model folder"
+            )
         cursor = _Cursor(path, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     cursor.at = 4
     if (version := cursor.number("I")) not in (2, 3):
@@ -128,7 +136,9 @@ def read_gguf(path: Path) -> GgufFile:
         key = cursor.text(1 << 16)
         metadata[key] = cursor.value(cursor.number("I"))
     found = [_header(cursor) for _ in range(n_tensors)]
-    return GgufFile(path, metadata, _placed(cursor, found, metadata.get("general.alignment", _ALIGNMENT)))
+    return GgufFile(
+        path, metadata, _placed(cursor, found, metadata.get("general.alignment", _ALIGNMENT))
+    )
 
 
 def _header(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
@@ -149,21 +159,27 @@ def _placed(
     for name, shape, code, offset in headers:
         if code not in BY_CODE:
             raise ModelError(
-                f"`{cursor.path}`: `{name}` is of type {code}, which chuk does not read", "take a Q4_K_M or Q8_0 file"
+                f"`{cursor.path}`: `{name}` is of type {code}, which chuk does not read",
+                "take a Q4_K_M or Q8_0 file",
             )
         kind = BY_CODE[code]
         size, spare = divmod(prod(shape) * kind.n_bytes, kind.block)
         if spare or not size or shape[-1] % kind.block or offset % alignment or name in tensors:
-            cursor.fail(f"`{name}` of shape {list(shape)} at {offset:,} as {kind.name.upper()} cannot be")
+            cursor.fail(
+                f"`{name}` of shape {list(shape)} at {offset:,} as {kind.name.upper()} cannot be"
+            )
         if begin + offset + size > len(whole):
             cursor.fail(f"`{name}` reaches beyond the file's {len(whole):,} bytes")
-        tensors[name] = PackedTensor(name, kind.name, shape, whole[begin + offset : begin + offset + size])
+        tensors[name] = PackedTensor(
+            name, kind.name, shape, whole[begin + offset : begin + offset + size]
+        )
     return tensors
 
 
 @dataclass(frozen=True)
 class PlannedGguf:
-    """A tensor that is about to be written: `make` gives its bytes, flat uint8, when its turn comes."""
+    """A tensor that is about to be written: `make` gives its bytes, flat uint8, when its turn
+    comes."""
 
     name: str
     kind: str
@@ -177,8 +193,9 @@ class PlannedGguf:
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Sequence[PlannedGguf]) -> None:
-    """Write a GGUF file, one tensor in memory at a time. Whole numbers are written as uint32 (below 0: int32), floats
-    as float32, lists of numbers as int32 or float32 arrays, of booleans and strings as such."""
+    """Write a GGUF file, one tensor in memory at a time. Whole numbers are written as uint32 (below
+    0: int32), floats as float32, lists of numbers as int32 or float32 arrays, of booleans and
+    strings as such."""
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
     head += b"".join(_text(key) + _value(value) for key, value in metadata.items())
     offset = 0
@@ -217,6 +234,12 @@ def _value(value: Any) -> bytes:
 
 
 def _kind_of(value: Any) -> int:
-    kinds: tuple[tuple[type, int], ...] = ((bool, 7), (int, 4), (float, 6), (str, _STRING), (list, _ARRAY))
+    kinds: tuple[tuple[type, int], ...] = (
+        (bool, 7),
+        (int, 4),
+        (float, 6),
+        (str, _STRING),
+        (list, _ARRAY),
+    )
     code = next(code for kind, code in kinds if isinstance(value, kind))
     return 5 if code == 4 and value < 0 else code

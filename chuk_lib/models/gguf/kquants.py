@@ -1,8 +1,8 @@
 """GGUF's K formats: blocks of 256 numbers in parts with scales of 6 or 8 bits.
 
-Scales are searched, not only read off the largest number: for each of a few candidates the numbers are rounded and the
-scale (and offset) that fit them best are solved for, by least squares weighted towards large numbers.
-"""
+Scales are searched, not only read off the largest number: for each of a few candidates the numbers
+are rounded and the scale (and offset) that fit them best are solved for, by least squares weighted
+towards large numbers."""
 
 from __future__ import annotations
 
@@ -27,14 +27,22 @@ def _fit_with_offset(x: Rows, most: int) -> tuple[Rows, Rows]:
     scale, offset = np.zeros(len(x), np.float32), np.zeros(len(x), np.float32)
     for reach in (most, *np.linspace(most - 0.9, most + 0.9, _STEPS)):
         q = np.clip(np.rint((x - low) * _divide(np.full_like(low, reach), high - low)), 0, most)
-        wq, wqq, wqx = (weight * q).sum(axis=1), (weight * q * q).sum(axis=1), (weight * q * x).sum(axis=1)
+        wq, wqq, wqx = (
+            (weight * q).sum(axis=1),
+            (weight * q * q).sum(axis=1),
+            (weight * q * x).sum(axis=1),
+        )
         determinant = w * wqq - wq * wq
         s, m = _divide(w * wqx - wx * wq, determinant), _divide(wq * wqx - wqq * wx, determinant)
         s, m = np.where(m < 0, _divide(wqx, wqq), s), np.maximum(m, 0)
         s, m = np.where(determinant <= 0, 0, s), np.where(determinant <= 0, -low[:, 0], m)
         error = (weight * (s[:, None] * q - m[:, None] - x) ** 2).sum(axis=1)
         better = (error < best) & (s >= 0)
-        best, scale, offset = np.where(better, error, best), np.where(better, s, scale), np.where(better, m, offset)
+        best, scale, offset = (
+            np.where(better, error, best),
+            np.where(better, s, scale),
+            np.where(better, m, offset),
+        )
     return scale, offset
 
 
@@ -53,12 +61,15 @@ def _fit(x: Rows, half: int) -> Rows:
 
 
 def pack_q4_k(x: Rows) -> Rows:
-    """(blocks, 256) to (blocks, 144): d, dmin, eight scales and minima of 6 bits, 4 bits a number."""
+    """(blocks, 256) to (blocks, 144): d, dmin, eight scales and minima of 6 bits, 4 bits a
+    number."""
     parts = x.reshape(-1, 32)
     found = [values.reshape(-1, 8) for values in _fit_with_offset(parts, 15)]
     tops = [(values.max(axis=1, keepdims=True) / np.float32(63)).astype("<f2") for values in found]
     sixes = [
-        np.clip(np.rint(_divide(values, np.broadcast_to(top.astype(np.float32), values.shape))), 0, 63)
+        np.clip(
+            np.rint(_divide(values, np.broadcast_to(top.astype(np.float32), values.shape))), 0, 63
+        )
         for values, top in zip(found, tops, strict=True)
     ]
     scale, low = (six * top.astype(np.float32) for six, top in zip(sixes, tops, strict=True))
@@ -68,11 +79,14 @@ def pack_q4_k(x: Rows) -> Rows:
     pairs = q.reshape(-1, 4, 2, 32)
     numbers = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
     heads = [np.ascontiguousarray(top).view(np.uint8).reshape(-1, 2) for top in tops]
-    return np.concatenate([*heads, _pack_sixes(*(six.astype(np.uint8) for six in sixes)), numbers], axis=1)
+    return np.concatenate(
+        [*heads, _pack_sixes(*(six.astype(np.uint8) for six in sixes)), numbers], axis=1
+    )
 
 
 def _pack_sixes(scales: Rows, minima: Rows) -> Rows:
-    """Two times eight numbers of 6 bits in 12 bytes: the upper two bits of the last four lie on top of the first."""
+    """Two times eight numbers of 6 bits in 12 bytes: the upper two bits of the last four lie on top
+    of the first."""
     first = [values[:, :4] | (values[:, 4:] >> 4) << 6 for values in (scales, minima)]
     return np.concatenate([*first, scales[:, 4:] & 15 | (minima[:, 4:] & 15) << 4], axis=1)
 
@@ -94,7 +108,8 @@ def unpack_q4_k(raw: Rows) -> Rows:
 
 
 def pack_q6_k(x: Rows) -> Rows:
-    """(blocks, 256) to (blocks, 210): 4 low bits and 2 high bits a number, sixteen scales of 8 bits, d."""
+    """(blocks, 256) to (blocks, 210): 4 low bits and 2 high bits a number, sixteen scales of 8
+    bits, d."""
     scales = _fit(x.reshape(-1, 16), 32).reshape(-1, 16)
     largest = np.take_along_axis(scales, np.abs(scales).argmax(axis=1)[:, None], axis=1)
     top = (largest / np.float32(-128)).astype("<f2")
@@ -102,9 +117,13 @@ def pack_q6_k(x: Rows) -> Rows:
     eights = np.clip(np.rint(_divide(scales, np.broadcast_to(wide, scales.shape))), -128, 127)
     scale = eights * wide
     inverse = _divide(np.ones_like(scale), scale)
-    q = (np.clip(np.rint(x.reshape(-1, 16, 16) * inverse[:, :, None]), -32, 31) + 32).astype(np.uint8)
+    q = (np.clip(np.rint(x.reshape(-1, 16, 16) * inverse[:, :, None]), -32, 31) + 32).astype(
+        np.uint8
+    )
     quarters = q.reshape(-1, 2, 4, 32)
-    low = np.concatenate([quarters[:, :, :2] & 15 | (quarters[:, :, 2:] & 15) << 4], axis=2).reshape(-1, 128)
+    low = np.concatenate(
+        [quarters[:, :, :2] & 15 | (quarters[:, :, 2:] & 15) << 4], axis=2
+    ).reshape(-1, 128)
     shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
     high = np.bitwise_or.reduce((quarters >> 4) << shifts, axis=2).reshape(-1, 64)
     tail = np.ascontiguousarray(top).view(np.uint8).reshape(-1, 2)
@@ -116,8 +135,8 @@ def unpack_q6_k(raw: Rows) -> Rows:
     low, high = raw[:, :128].reshape(-1, 2, 2, 32), raw[:, 128:192].reshape(-1, 2, 1, 32)
     shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
     q = np.concatenate([low & 15, low >> 4], axis=2) | ((high >> shifts) & 3) << 4
-    scale = np.ascontiguousarray(raw[:, 192:208]).view(np.int8) * np.ascontiguousarray(raw[:, 208:]).view("<f2").astype(
-        np.float32
-    )
+    scale = np.ascontiguousarray(raw[:, 192:208]).view(np.int8) * np.ascontiguousarray(
+        raw[:, 208:]
+    ).view("<f2").astype(np.float32)
     numbers = (q.astype(np.float32) - 32).reshape(-1, 16, 16)
     return (numbers * scale[:, :, None]).reshape(-1, 256).astype(np.float32)

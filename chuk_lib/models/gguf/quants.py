@@ -1,9 +1,9 @@
-"""How GGUF stores numbers, in NumPy: each format packs a matrix's rows in blocks of 32 or 256 numbers.
+"""How GGUF stores numbers, in NumPy: each format packs a matrix's rows in blocks of 32 or 256
+numbers.
 
-`pack` takes float32 rows and gives their bytes; `unpack` takes bytes and gives float32. A block is a scale (`d`), for
-some an offset (`m`), and small whole numbers `q`: x = d·q, or d·q + m. The K formats split a block of 256 into parts
-whose scales are whole numbers themselves.
-"""
+`pack` takes float32 rows and gives their bytes; `unpack` takes bytes and gives float32. A block is
+a scale (`d`), for some an offset (`m`), and small whole numbers `q`: x = d·q, or d·q + m. The K
+formats split a block of 256 into parts whose scales are whole numbers themselves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _CHUNK = 1 << 16  # numbers that are packed at a time: they stay in the processo
 
 @dataclass(frozen=True)
 class BlockPacking:
-    """One of GGUF's types: its number in files, how many numbers a block holds and how many bytes it takes."""
+    """One of GGUF's types: its number in files, how many numbers a block holds and how many bytes
+    it takes."""
 
     name: str
     code: int
@@ -32,7 +33,8 @@ class BlockPacking:
 
 
 def pack(values: Rows, kind: str) -> Rows:
-    """Bytes of float32 `values`, (…, columns), in a format: a flat array of uint8. Columns fill whole blocks."""
+    """Bytes of float32 `values`, (…, columns), in a format: a flat array of uint8. Columns fill
+    whole blocks."""
     found = FORMATS[kind]
     if found.pack is None or values.shape[-1] % found.block:
         raise AssertionError(f"rows of {values.shape[-1]} cannot be packed as {kind}")
@@ -84,7 +86,9 @@ def _pack_q8_0(x: Rows) -> Rows:
     scale = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
     scaled = x * _inverse(scale)
     scaled += np.copysign(np.float32(0.5), scaled)
-    return np.concatenate([_bytes(scale.astype("<f2")), scaled.astype(np.int8).view(np.uint8)], axis=1)
+    return np.concatenate(
+        [_bytes(scale.astype("<f2")), scaled.astype(np.int8).view(np.uint8)], axis=1
+    )
 
 
 def _unpack_q8_0(raw: Rows) -> Rows:
@@ -92,7 +96,8 @@ def _unpack_q8_0(raw: Rows) -> Rows:
 
 
 def _by_largest(x: Rows, half: int) -> tuple[Rows, Rows]:
-    """Scales and numbers 0 … 2·half−1 around `half`, such that the largest of a block is exactly −half·d."""
+    """Scales and numbers 0 … 2·half−1 around `half`, such that the largest of a block is exactly
+    −half·d."""
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
     scale = largest / np.float32(-half)
     q = (x * _inverse(scale) + np.float32(half + 0.5)).astype(np.uint8)
@@ -100,7 +105,8 @@ def _by_largest(x: Rows, half: int) -> tuple[Rows, Rows]:
 
 
 def _by_range(x: Rows, most: int) -> tuple[Rows, Rows, Rows]:
-    """Scales, offsets and numbers 0 … most that reach from a block's least to its largest number."""
+    """Scales, offsets and numbers 0 … most that reach from a block's least to its largest
+    number."""
     low = x.min(axis=1, keepdims=True)
     scale = (x.max(axis=1, keepdims=True) - low) / np.float32(most)
     q = ((x - low) * _inverse(scale) + np.float32(0.5)).astype(np.uint8)
@@ -108,7 +114,8 @@ def _by_range(x: Rows, most: int) -> tuple[Rows, Rows, Rows]:
 
 
 def _nibbles(q: Rows) -> Rows:
-    """Two numbers a byte: the first half of a block in the low bits, the second in the high ones."""
+    """Two numbers a byte: the first half of a block in the low bits, the second in the high
+    ones."""
     half = q.shape[1] // 2
     return (q[:, :half] & 15) | (q[:, half:] & 15) << 4
 
@@ -136,7 +143,9 @@ def _unpack_q4_0(raw: Rows) -> Rows:
 
 def _pack_q4_1(x: Rows) -> Rows:
     scale, low, q = _by_range(x, 15)
-    return np.concatenate([_bytes(np.concatenate([scale, low], axis=1).astype("<f2")), _nibbles(q)], axis=1)
+    return np.concatenate(
+        [_bytes(np.concatenate([scale, low], axis=1).astype("<f2")), _nibbles(q)], axis=1
+    )
 
 
 def _unpack_q4_1(raw: Rows) -> Rows:
@@ -176,16 +185,22 @@ def _plain(dtype: str) -> tuple[Callable[[Rows], Rows], Callable[[Rows], Rows]]:
 
 def _formats() -> dict[str, BlockPacking]:
     table: list[Any] = [
-        ("f32", 0, 1, 4, *_plain("<f4")), ("f16", 1, 1, 2, *_plain("<f2")),
-        ("q4_0", 2, 32, 18, _pack_q4_0, _unpack_q4_0), ("q4_1", 3, 32, 20, _pack_q4_1, _unpack_q4_1),
-        ("q5_0", 6, 32, 22, _pack_q5_0, _unpack_q5_0), ("q5_1", 7, 32, 24, _pack_q5_1, _unpack_q5_1),
+        ("f32", 0, 1, 4, *_plain("<f4")),
+        ("f16", 1, 1, 2, *_plain("<f2")),
+        ("q4_0", 2, 32, 18, _pack_q4_0, _unpack_q4_0),
+        ("q4_1", 3, 32, 20, _pack_q4_1, _unpack_q4_1),
+        ("q5_0", 6, 32, 22, _pack_q5_0, _unpack_q5_0),
+        ("q5_1", 7, 32, 24, _pack_q5_1, _unpack_q5_1),
         ("q8_0", 8, 32, 34, _pack_q8_0, _unpack_q8_0),
         ("q4_k", 12, 256, 144, kquants.pack_q4_k, kquants.unpack_q4_k),
         ("q6_k", 14, 256, 210, kquants.pack_q6_k, kquants.unpack_q6_k),
         ("bf16", 30, 1, 2, _pack_bf16, _unpack_bf16),
-        ("q2_k", 10, 256, 84, None, None), ("q3_k", 11, 256, 110, None, None), ("q5_k", 13, 256, 176, None, None),
-        ("q8_k", 15, 256, 292, None, None), ("mxfp4", 39, 32, 17, None, None),
-    ]  # fmt: skip
+        ("q2_k", 10, 256, 84, None, None),
+        ("q3_k", 11, 256, 110, None, None),
+        ("q5_k", 13, 256, 176, None, None),
+        ("q8_k", 15, 256, 292, None, None),
+        ("mxfp4", 39, 32, 17, None, None),
+    ]
     return {row[0]: BlockPacking(*row) for row in table}
 
 

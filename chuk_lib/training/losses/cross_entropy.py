@@ -1,7 +1,10 @@
 """The SFT losses: pure functions of the log-probs of the target tokens.
 
-nll: L = −Σ log p(y)            dft: L = −Σ sg(p(y))·log p(y)      (TRL `sft_trainer.py`; DFT: Wu et al. 2025)
-Both are sums; dividing by the number of targets of the whole accumulation window is the engine's work.
+    nll   L = −Σ log p(y)
+    dft   L = −Σ sg(p(y))·log p(y)      (TRL `sft_trainer.py`; DFT: Wu et al. 2025)
+
+Both are sums; dividing by the number of targets of the whole accumulation window is the engine's
+work.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from chuk_lib.training.utils.log_probs import TokenStats
 
 
 def sft_loss(stats: TokenStats, loss_type: str = "nll", weights: mx.array | None = None) -> Loss:
-    """The loss over N target tokens, weight N; `weights` (N,) are 0 for tokens that only fill a shape up.
+    """The loss over N target tokens, weight N; `weights` (N,) are 0 for tokens that only fill a
+    shape up.
 
     Raises ConfigError on a `loss_type` that is neither nll nor dft.
     """
@@ -26,5 +30,8 @@ def sft_loss(stats: TokenStats, loss_type: str = "nll", weights: mx.array | None
     if weights is None:
         metrics = {"entropy": stats.entropy.sum(), "mean_token_accuracy": stats.correct.sum()}
         return Loss(per_token.sum(), mx.array(stats.logps.size, mx.float32), metrics)
-    metrics = {"entropy": (stats.entropy * weights).sum(), "mean_token_accuracy": (stats.correct * weights).sum()}
+    metrics = {
+        "entropy": (stats.entropy * weights).sum(),
+        "mean_token_accuracy": (stats.correct * weights).sum(),
+    }
     return Loss((per_token * weights).sum(), weights.sum(), metrics)

@@ -1,9 +1,9 @@
-"""The losses of GRPO and its relatives: pure functions of token log-probs (B, C), as TRL 1.16 computes them.
+"""The losses of GRPO and its relatives: pure functions of token log-probs (B, C), as TRL 1.16
+computes them.
 
-`policy_kinds` has the kinds. What a kind gives is, where asked for, multiplied by the off-policy mask, the high-entropy
-mask and the weight that corrects for the sampler; then beta·k3 is added, times w with bias correction. Left out: the
-loss that balances experts.
-"""
+`policy_kinds` has the kinds. What a kind gives is, where asked for, multiplied by the off-policy
+mask, the high-entropy mask and the weight that corrects for the sampler; then beta·k3 is added,
+times w with bias correction. Left out: the loss that balances experts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 
 class PolicyBatch(NamedTuple):
-    """What a loss reads, float32. `logps`, `entropy` and `mask` (B, C); `advantages` (B, 1) or (B, C); `old` (B, C):
-    log-probs when the completions were collected (None: those of now); `reference` (B, C) for the KL term; `sampling`
-    (B, C): the sampler's own log-probs; `importance` (B, 1) or (B, C): weights that correct for the sampler;
-    `entropy_mask` (B, C): 1 on tokens that are learned from."""
+    """What a loss reads, float32. `logps`, `entropy` and `mask` (B, C); `advantages` (B, 1) or (B,
+    C); `old` (B, C): log-probs when the completions were collected (None: those of now);
+    `reference` (B, C) for the KL term; `sampling` (B, C): the sampler's own log-probs; `importance`
+    (B, 1) or (B, C): weights that correct for the sampler; `entropy_mask` (B, C): 1 on tokens that
+    are learned from."""
 
     logps: mx.array
     entropy: mx.array
@@ -43,8 +44,9 @@ def denominator(config: GRPOConfig, sizes: Sizes) -> float:
 
 
 def policy_loss(config: GRPOConfig, batch: PolicyBatch) -> Measured:
-    """The sum over a micro-batch, to be divided by `denominator` of its update, and sums for metrics: `kl`,
-    `clip_ratio/…`, `cispo_clip_ratio`, `vespo/phi_seq_mean`. Rows and tokens that the mask leaves out add nothing."""
+    """The sum over a micro-batch, to be divided by `denominator` of its update, and sums for
+    metrics: `kl`, `clip_ratio/…`, `cispo_clip_ratio`, `vespo/phi_seq_mean`. Rows and tokens that
+    the mask leaves out add nothing."""
     old = mx.stop_gradient(batch.logps) if batch.old is None else batch.old
     log_ratio = batch.logps - old
     by_row = config.importance_sampling_level == "sequence"
@@ -77,18 +79,24 @@ def entropy_sum(batch: PolicyBatch) -> tuple[mx.array, mx.array]:
 
 
 def on_policy_rows(batch: PolicyBatch, old: mx.array, threshold: float) -> mx.array:
-    """1 for rows (B, 1) with A ≥ 0, and for those whose policy has not moved further than `threshold` from the one
-    that sampled (mean k1), else 0 (DeepSeek-V3.2, 2025)."""
+    """1 for rows (B, 1) with A ≥ 0, and for those whose policy has not moved further than
+    `threshold` from the one that sampled (mean k1), else 0 (DeepSeek-V3.2, 2025)."""
     sampled = old if batch.sampling is None else batch.sampling
     moved = row_means(sampled - mx.stop_gradient(batch.logps), batch.mask)
     return ((batch.advantages >= 0) | (moved <= threshold)).astype(mx.float32)
 
 
 def importance_weights(
-    old: mx.array, sampling: mx.array, mask: mx.array, mode: str, least: float | None, most: float | None
+    old: mx.array,
+    sampling: mx.array,
+    mask: mx.array,
+    mode: str,
+    least: float | None,
+    most: float | None,
 ) -> mx.array:
-    """Weights that correct for a sampler that computes otherwise than training does: exp(old − sampling), a token
-    (B, C) or a sequence (B, 1) each by `mode`; outside least..most they are clipped (`…_truncate`) or 0 (`…_mask`)."""
+    """Weights that correct for a sampler that computes otherwise than training does: exp(old −
+    sampling), a token (B, C) or a sequence (B, 1) each by `mode`; outside least..most they are
+    clipped (`…_truncate`) or 0 (`…_mask`)."""
     gap = (old - sampling) * mask
     by_row, clips = pick(IMPORTANCE_MODES, mode, "importance_sampling_mode")
     ratio = mx.exp(gap.sum(axis=1, keepdims=True) if by_row else gap)
@@ -99,7 +107,7 @@ def importance_weights(
 
 
 def k3(policy: mx.array, reference: mx.array) -> mx.array:
-    """The estimate exp(d) − d − 1 of KL(policy ‖ reference) for each token, with d = reference − policy: unbiased
-    and never negative (Schulman, "Approximating KL divergence", 2020)."""
+    """The estimate exp(d) − d − 1 of KL(policy ‖ reference) for each token, with d = reference −
+    policy: unbiased and never negative (Schulman, "Approximating KL divergence", 2020)."""
     gap = reference - policy
     return mx.exp(gap) - gap - 1

@@ -1,10 +1,10 @@
-"""The losses of GRPO and its relatives by name: a row says everything about its kind. Imports nothing heavy until one
-is computed.
+"""The losses of GRPO and its relatives by name: a row says everything about its kind. Imports
+nothing heavy until one is computed.
 
 With w = exp(logp − old), by token or (GSPO) exp of its mean over the sequence, and A the advantage:
 
     grpo, bnpo, dr_grpo, dapo, luspo   −min(min(w, delta)·A, clip(w, 1 − ε, 1 + ε_high)·A)
-    cispo   −sg(min(w, ε_high))·A·logp                        (ε_high is the cap itself: MiniMax-M1 2025)
+    cispo   −sg(min(w, ε_high))·A·logp                (ε_high is the cap itself: MiniMax-M1 2025)
     sapo    −(4/τ)·sigmoid(τ·(w − 1))·A, τ by the sign of A   (Gao et al. 2025)
     vespo   −sg(φ)·A·logp, φ = exp(λ + k·log W − λ·W), W = Π w, (k, λ) by the sign of A
     gmpo    −exp(mean of log w, clipped by the sign of A)·A   (Zhao et al. 2025)
@@ -34,8 +34,8 @@ _TINY_LOG, _LARGE_LOG = math.log(1e-8), 20.0
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the loss of an update may be divided by: its completions, their tokens that count, its share of the tokens
-    of its rollout, and its completions times `max_completion_length`."""
+    """What the loss of an update may be divided by: its completions, their tokens that count, its
+    share of the tokens of its rollout, and its completions times `max_completion_length`."""
 
     rows: float
     tokens: float
@@ -45,10 +45,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class LossKind:
-    """`losses` gets log w by token and w as the settings ask for it. They are summed over tokens (`by_token`), or are
-    means over the tokens of each row, summed over rows; and divided by `divisor`. `reads`: settings that not every
-    loss reads. `one_ratio`: there is one a sequence, whatever importance_sampling_level says. `one_advantage`:
-    a completion has one, not one for each token. `weighs`: the weights that correct for the sampler are inside."""
+    """`losses` gets log w by token and w as the settings ask for it. They are summed over tokens
+    (`by_token`), or are means over the tokens of each row, summed over rows; and divided by
+    `divisor`. `reads`: settings that not every loss reads. `one_ratio`: there is one a sequence,
+    whatever importance_sampling_level says. `one_advantage`: a completion has one, not one for each
+    token. `weighs`: the weights that correct for the sampler are inside."""
 
     losses: Losses
     by_token: bool
@@ -65,8 +66,13 @@ def _clipped(config: GRPOConfig, batch: PolicyBatch, log_ratio: mx.array, ratio:
     advantages = batch.advantages
     clipped = mx.clip(ratio, 1 - config.epsilon, 1 + config.upper_epsilon)
     ratio = ratio if config.delta is None else mx.minimum(ratio, config.delta)
-    low, high = (ratio < 1 - config.epsilon) & (advantages < 0), (ratio > 1 + config.upper_epsilon) & (advantages > 0)
-    return -mx.minimum(ratio * advantages, clipped * advantages), _clip_metrics(low, high, batch.mask)
+    low, high = (
+        (ratio < 1 - config.epsilon) & (advantages < 0),
+        (ratio > 1 + config.upper_epsilon) & (advantages > 0),
+    )
+    return -mx.minimum(ratio * advantages, clipped * advantages), _clip_metrics(
+        low, high, batch.mask
+    )
 
 
 def _rloo(config: GRPOConfig, batch: PolicyBatch, log_ratio: mx.array, ratio: mx.array) -> Found:
@@ -83,7 +89,9 @@ def _cispo(config: GRPOConfig, batch: PolicyBatch, log_ratio: mx.array, ratio: m
 
     capped = mx.stop_gradient(mx.minimum(ratio, config.upper_epsilon))
     over = (ratio > config.upper_epsilon) & (batch.advantages > 0)
-    return -capped * batch.advantages * batch.logps, {"cispo_clip_ratio": Metric.of_tokens(over, batch.mask)}
+    return -capped * batch.advantages * batch.logps, {
+        "cispo_clip_ratio": Metric.of_tokens(over, batch.mask)
+    }
 
 
 def _sapo(config: GRPOConfig, batch: PolicyBatch, log_ratio: mx.array, ratio: mx.array) -> Found:
@@ -97,14 +105,18 @@ def _vespo(config: GRPOConfig, batch: PolicyBatch, log_ratio: mx.array, ratio: m
     from chuk_lib.training.losses.sums import Metric
 
     phi = _gamma_weights(config, batch, log_ratio)
-    return -phi * batch.advantages * batch.logps, {"vespo/phi_seq_mean": Metric.of_tokens(phi, batch.mask)}
+    return -phi * batch.advantages * batch.logps, {
+        "vespo/phi_seq_mean": Metric.of_tokens(phi, batch.mask)
+    }
 
 
 def _gamma_weights(config: GRPOConfig, batch: PolicyBatch, log_ratio: mx.array) -> mx.array:
     """φ of each row (B, 1), without gradient."""
     import mlx.core as mx
 
-    log_weight = (mx.clip(log_ratio, -_LARGE_LOG, _LARGE_LOG) * batch.mask).sum(axis=1, keepdims=True)
+    log_weight = (mx.clip(log_ratio, -_LARGE_LOG, _LARGE_LOG) * batch.mask).sum(
+        axis=1, keepdims=True
+    )
     if batch.importance is not None:
         logs = mx.clip(mx.log(batch.importance), _TINY_LOG, _LARGE_LOG)
         log_weight = log_weight + logs.sum(axis=1, keepdims=True)
@@ -121,7 +133,10 @@ def _gmpo(config: GRPOConfig, batch: PolicyBatch, log_ratio: mx.array, ratio: mx
     advantages = batch.advantages
     clipped = mx.clip(log_ratio, -config.epsilon, config.upper_epsilon)
     kept = mx.where(advantages > 0, mx.minimum(log_ratio, clipped), mx.maximum(log_ratio, clipped))
-    low, high = (log_ratio < -config.epsilon) & (advantages < 0), (log_ratio > config.upper_epsilon) & (advantages > 0)
+    low, high = (
+        (log_ratio < -config.epsilon) & (advantages < 0),
+        (log_ratio > config.upper_epsilon) & (advantages > 0),
+    )
     return -mx.exp(row_means(kept, batch.mask)) * advantages, _clip_metrics(low, high, batch.mask)
 
 
@@ -129,7 +144,9 @@ def row_means(values: mx.array, mask: mx.array) -> mx.array:
     """Means over the tokens of each row (B, 1); 0 for a row without any."""
     import mlx.core as mx
 
-    return (values * mask).sum(axis=1, keepdims=True) / mx.maximum(mask.sum(axis=1, keepdims=True), 1.0)
+    return (values * mask).sum(axis=1, keepdims=True) / mx.maximum(
+        mask.sum(axis=1, keepdims=True), 1.0
+    )
 
 
 def _clip_metrics(low: mx.array, high: mx.array, mask: mx.array) -> dict[str, Metric]:
@@ -169,14 +186,21 @@ LOSSES: dict[str, LossKind] = {
     "cispo": LossKind(_cispo, True, _of_rollout, ("epsilon", "epsilon_high")),
     "sapo": LossKind(_sapo, False, _of_rows, _SAPO),
     "luspo": LossKind(_clipped, True, _of_rows, _CLIP),
-    "vespo": LossKind(_vespo, True, _of_rollout, _VESPO, one_ratio=True, one_advantage=True, weighs=True),
-    "gmpo": LossKind(_gmpo, False, _of_rows, ("epsilon", "epsilon_high"), one_ratio=True, one_advantage=True),
+    "vespo": LossKind(
+        _vespo, True, _of_rollout, _VESPO, one_ratio=True, one_advantage=True, weighs=True
+    ),
+    "gmpo": LossKind(
+        _gmpo, False, _of_rows, ("epsilon", "epsilon_high"), one_ratio=True, one_advantage=True
+    ),
     "rloo": LossKind(_rloo, False, _of_rows, _CLIP, one_ratio=True, one_advantage=True),
-}  # fmt: skip
+}
 """Every value of `loss_type`."""
 
 IMPORTANCE_MODES = {
-    "token_truncate": (False, True), "token_mask": (False, False),
-    "sequence_truncate": (True, True), "sequence_mask": (True, False),
-}  # fmt: skip
-"""Values of `importance_sampling_mode`: whether a sequence has one weight, and whether it is clipped (else 0)."""
+    "token_truncate": (False, True),
+    "token_mask": (False, False),
+    "sequence_truncate": (True, True),
+    "sequence_mask": (True, False),
+}
+"""Values of `importance_sampling_mode`: whether a sequence has one weight, and whether it is
+clipped (else 0)."""

@@ -1,17 +1,18 @@
-"""Preference losses without a reference: ORPO, CPO, SimPO, AlphaPO. Pure functions of completion log-probs.
+"""Preference losses without a reference: ORPO, CPO, SimPO, AlphaPO. Pure functions of completion
+log-probs.
 
 With m a completion's mean token log-prob, s its sum, b beta, e label smoothing:
 
-    ORPO     NLL − b·log σ((m_c − m_r) − (log(1 − exp m_c) − log(1 − exp m_r)))       Hong et al. 2024
-    sigmoid  x = s_c − s_r:  −(1−e) log σ(bx) − e log σ(−bx)                         Xu et al. 2024 (CPO)
+    ORPO     NLL − b·log σ((m_c − m_r) − (log(1 − exp m_c) − log(1 − exp m_r)))  Hong et al. 2024
+    sigmoid  x = s_c − s_r:  −(1−e) log σ(bx) − e log σ(−bx)                   Xu et al. 2024 (CPO)
     hinge    x = s_c − s_r:  max(0, 1 − bx)
     ipo      x = m_c − m_r:  (x − 1/(2b))²
-    simpo    x = m_c − m_r − γ/b, as sigmoid                                         Meng et al. 2024
-    alphapo  simpo with m replaced by (1 − exp(−α m))/α                              Gupta et al. 2025
+    simpo    x = m_c − m_r − γ/b, as sigmoid                                   Meng et al. 2024
+    alphapo  simpo with m replaced by (1 − exp(−α m))/α                        Gupta et al. 2025
 
-CPO and SimPO add `cpo_alpha` times the NLL of the chosen completions, ORPO that of prompt and completion: sums over the
-update's tokens, divided by their number. As TRL 1.16's `experimental/orpo` and `experimental/cpo`.
-"""
+CPO and SimPO add `cpo_alpha` times the NLL of the chosen completions, ORPO that of prompt and
+completion: sums over the update's tokens, divided by their number. As TRL 1.16's
+`experimental/orpo` and `experimental/cpo`."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def cpo_rewards(logps: mx.array, config: CPOConfig) -> mx.array:
 
 
 def cpo_loss(chosen: mx.array, rejected: mx.array, config: CPOConfig) -> mx.array:
-    """The loss of each pair, (B,), from `cpo_rewards` of chosen and rejected; the NLL is added by the caller."""
+    """The loss of each pair, (B,), from `cpo_rewards` of chosen and rejected; the NLL is added by
+    the caller."""
     return pick(_LOSSES, config.loss_type, "loss_type")(chosen - rejected, config)
 
 

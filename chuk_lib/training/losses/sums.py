@@ -14,9 +14,9 @@ from chuk_lib.training.algorithm import Arrays
 class Per(Enum):
     """What the sum of a metric over an update is divided by.
 
-    Some rows of an update are not run, because no gradient can come of them; their tokens still count wherever the
-    value there is known to be 0 (no ratio was clipped), and do not where it is not known (an entropy).
-    """
+    Some rows of an update are not run, because no gradient can come of them; their tokens still
+    count wherever the value there is known to be 0 (no ratio was clipped), and do not where it is
+    not known (an entropy)."""
 
     TOKEN = "token"
     """Tokens of the update that count, those of rows that are not run included."""
@@ -51,7 +51,8 @@ class Metric(NamedTuple):
         return Metric((values * mask).sum(), per)
 
     def scaled(self, micro_batch: Arrays) -> mx.array:
-        """The sum in the unit of the loss: divided by the weight of the whole update it is the metric."""
+        """The sum in the unit of the loss: divided by the weight of the whole update it is the
+        metric."""
         return self.total * micro_batch[self.per.key]
 
 
@@ -63,6 +64,9 @@ class Measured(NamedTuple):
 
 
 def scale_arrays(weight: float, sizes: Mapping[Per, float]) -> Arrays:
-    """What each kind of sum is multiplied by, for every micro-batch of an update of this weight. The engine divides
-    all sums by the weight, so a mean over `size` things is a sum times weight / size; size 0: it is left out."""
-    return {per.key: mx.array(weight / sizes[per] if sizes[per] else 0.0, mx.float32) for per in Per}
+    """What each kind of sum is multiplied by, for every micro-batch of an update of this weight.
+    The engine divides all sums by the weight, so a mean over `size` things is a sum times weight /
+    size; size 0: it is left out."""
+    return {
+        per.key: mx.array(weight / sizes[per] if sizes[per] else 0.0, mx.float32) for per in Per
+    }

@@ -1,1 +1,2 @@
-"""Measuring a model on a data source: answers, rewards of samples, and how far the numbers can be trusted."""
+"""Measuring a model on a data source: answers, rewards of samples, and how far the numbers can be
+trusted."""

@@ -1,5 +1,5 @@
-"""Measuring a model on a data source: its answers to held-out prompts, the loss on the same rows, and rewards of what
-it samples."""
+"""Measuring a model on a data source: its answers to held-out prompts, the loss on the same rows,
+and rewards of what it samples."""
 
 from __future__ import annotations
 
@@ -30,7 +30,12 @@ from chuk_lib.models.config import Implementation
 from chuk_lib.rewards import RewardSet, load_rewards
 from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.measuring.bootstrap import Difference, paired_difference
-from chuk_lib.training.measuring.exact_match import Answer, exact_match, longest_target, prompt_and_target
+from chuk_lib.training.measuring.exact_match import (
+    Answer,
+    exact_match,
+    longest_target,
+    prompt_and_target,
+)
 from chuk_lib.training.measuring.rewards import RewardMeasurement, measure_rewards
 from chuk_lib.training.sft_trainer import SFTAlgorithm, pad_token_id
 
@@ -43,12 +48,12 @@ _GREEDY = SamplingConfig(seed=0)
 class Question:
     """What is measured, and how.
 
-    By default: greedy answers and exact match. With rewards, several samples, `ks` or anything of sampling: `samples`
-    completions of each prompt, scored by `rewards` (exact_match when there is none), and pass@k for each of `ks` (1 and
-    `samples`). `temperature` None is greedy for one sample and 1 for more.
-    `max_tokens` None is four more than the longest target, or 256 for rewards. Prompts of more than `max_prompt_length`
-    tokens are left out and counted. `implementation`: whose code runs the model, as in `load_model`.
-    """
+    By default: greedy answers and exact match. With rewards, several samples, `ks` or anything of
+    sampling: `samples` completions of each prompt, scored by `rewards` (exact_match when there is
+    none), and pass@k for each of `ks` (1 and `samples`). `temperature` None is greedy for one
+    sample and 1 for more. `max_tokens` None is four more than the longest target, or 256 for
+    rewards. Prompts of more than `max_prompt_length` tokens are left out and counted.
+    `implementation`: whose code runs the model, as in `load_model`."""
 
     data: str
     split: str | None = None
@@ -67,7 +72,8 @@ class Question:
 
     @property
     def scores(self) -> bool:
-        """Whether completions are scored by rewards: when anything of rewards or sampling was asked for."""
+        """Whether completions are scored by rewards: when anything of rewards or sampling was asked
+        for."""
         usual = self.sampling == _GREEDY and not self.chosen_temperature
         return bool(self.rewards or self.ks) or self.samples > 1 or not usual
 
@@ -79,9 +85,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model's results. `answers` to every row and `by_type` (correct, rows) per `problem_type` column when exact
-    match was asked for, `metrics` as `eval_…` when the data has targets, `scored` when rewards were. `left_out` prompts
-    were longer than `max_prompt_length`; `notes` are what is to be known of the model and of how rows were rendered."""
+    """One model's results. `answers` to every row and `by_type` (correct, rows) per `problem_type`
+    column when exact match was asked for, `metrics` as `eval_…` when the data has targets, `scored`
+    when rewards were. `left_out` prompts were longer than `max_prompt_length`; `notes` are what is
+    to be known of the model and of how rows were rendered."""
 
     model: str
     data: str
@@ -96,7 +103,11 @@ class Measurement:
     @property
     def rows(self) -> int:
         """How many prompts there were."""
-        return len(self.answers) if self.scored is None else len(self.scored.played.episodes) // self.scored.samples
+        return (
+            len(self.answers)
+            if self.scored is None
+            else len(self.scored.played.episodes) // self.scored.samples
+        )
 
     @property
     def correct(self) -> int:
@@ -111,7 +122,9 @@ class Measurement:
     def values(self) -> dict[str, np.ndarray]:
         """Numbers per prompt, float64 (P,), for comparison with another model."""
         if self.scored is None:
-            return {"exact_match": np.array([answer.correct for answer in self.answers], np.float64)}
+            return {
+                "exact_match": np.array([answer.correct for answer in self.answers], np.float64)
+            }
         return self.scored.values() | {f"pass@{k}": self.scored.pass_at(k) for k in self.ks}
 
     def completions(self) -> Iterator[dict[str, Any]]:
@@ -121,7 +134,8 @@ class Measurement:
             yield {"model": self.model, **row}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data: shares, counts, metrics, and up to 20 wrong answers; with rewards their means and pass@k."""
+        """Plain data: shares, counts, metrics, and up to 20 wrong answers; with rewards their means
+        and pass@k."""
         head: dict[str, Any] = {
             "model": self.model,
             "data": self.data,
@@ -134,10 +148,14 @@ class Measurement:
             return head | self.scored.as_dict(self.ks)
         wrong = [answer for answer in self.answers if not answer.correct][:20]
         return head | {
-            "correct": self.correct, "exact_match": self.exact_match,
-            "by_type": {name: {"correct": correct, "rows": rows} for name, (correct, rows) in self.by_type.items()},
+            "correct": self.correct,
+            "exact_match": self.exact_match,
+            "by_type": {
+                name: {"correct": correct, "rows": rows}
+                for name, (correct, rows) in self.by_type.items()
+            },
             "wrong": [vars(answer) for answer in wrong],
-        }  # fmt: skip
+        }
 
 
 def measure(
@@ -150,8 +168,11 @@ def measure(
     max_tokens: int | None = None,
     batch_size: int = 32,
 ) -> Measurement:
-    """Exact match and loss of a model on (the first `max_rows` rows of) a data source; see `answer`."""
-    question = Question(data, split=split, max_rows=max_rows, max_tokens=max_tokens, batch_size=batch_size)
+    """Exact match and loss of a model on (the first `max_rows` rows of) a data source; see
+    `answer`."""
+    question = Question(
+        data, split=split, max_rows=max_rows, max_tokens=max_tokens, batch_size=batch_size
+    )
     return answer(read_question(question), model_source, adapter)
 
 
@@ -168,13 +189,15 @@ class Prepared:
 def read_question(question: Question) -> Prepared:
     """Read the rows and load the rewards, before any model.
 
-    Raises DataError as reading does, for rows without a prompt and for a column that a reward misses, and ConfigError
-    for a split that the source does not have and for rewards and settings that cannot be.
-    """
+    Raises DataError as reading does, for rows without a prompt and for a column that a reward
+    misses, and ConfigError for a split that the source does not have and for rewards and settings
+    that cannot be."""
     data, ks = question.data, _checked_ks(question)
     if question.split is not None and not has_split(data, question.split):
         names = ", ".join(_SPLITS)
-        raise ConfigError(f"`{data}` has no {question.split} split", f"leave --split out, or one of: {names}")
+        raise ConfigError(
+            f"`{data}` has no {question.split} split", f"leave --split out, or one of: {names}"
+        )
     rewards = None
     if question.scores:
         limit = question.max_tokens or _MAX_TOKENS
@@ -183,7 +206,9 @@ def read_question(question: Question) -> Prepared:
     split = question.split or next((name for name in _SPLITS if has_split(data, name)), "train")
     records = list(islice(read_records(data, split), question.max_rows))
     if rewards is not None:
-        rewards.check_columns({**split_prompt(records[0])[1], **records[0].columns}, str(records[0].source))
+        rewards.check_columns(
+            {**split_prompt(records[0])[1], **records[0].columns}, str(records[0].source)
+        )
     return Prepared(question, records, rewards, ks)
 
 
@@ -193,27 +218,53 @@ def answer(prepared: Prepared, model_source: str, adapter: str | None = None) ->
     Raises ModelError and DataError as loading does, and TrainingError when a reward fails.
     """
     question = prepared.question
-    model, tokenizer = load_model(model_source, adapter=adapter, implementation=question.implementation)
+    model, tokenizer = load_model(
+        model_source, adapter=adapter, implementation=question.implementation
+    )
     rows, said = _examples(prepared, tokenizer)
     examples = _fitting(rows, model, tokenizer, question.max_prompt_length)
     notes = (*provenance_of(model).notes, *said)
     if prepared.rewards is None:
         answers = exact_match(model, tokenizer, examples, max_tokens=question.max_tokens)
-        metrics, by_type = _loss(question, model, tokenizer, examples), _by_type(prepared.records, answers)
+        metrics, by_type = (
+            _loss(question, model, tokenizer, examples),
+            _by_type(prepared.records, answers),
+        )
         left_out = len(rows) - len(examples)
-        return Measurement(model_source, question.data, answers, by_type, metrics, left_out=left_out, notes=notes)
+        return Measurement(
+            model_source, question.data, answers, by_type, metrics, left_out=left_out, notes=notes
+        )
     longest = longest_target(examples) + 4 if examples and not question.rewards else _MAX_TOKENS
     sampling = replace(
-        question.sampling, temperature=question.chosen_temperature, max_tokens=question.max_tokens or longest
+        question.sampling,
+        temperature=question.chosen_temperature,
+        max_tokens=question.max_tokens or longest,
     )
-    prompts = PromptDataset(prepared.records, tokenizer, max_prompt_length=question.max_prompt_length)
+    prompts = PromptDataset(
+        prepared.records, tokenizer, max_prompt_length=question.max_prompt_length
+    )
     scored = measure_rewards(
-        model, tokenizer, prompts, prepared.rewards, sampling,
-        samples=question.samples, pass_score=question.pass_score,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        prompts,
+        prepared.rewards,
+        sampling,
+        samples=question.samples,
+        pass_score=question.pass_score,
+    )
     metrics = _loss(question, model, tokenizer, examples)
     notes = (*provenance_of(model).notes, *prompts.report.notes)
-    return Measurement(model_source, question.data, (), {}, metrics, scored, prepared.ks, prompts.report.dropped, notes)
+    return Measurement(
+        model_source,
+        question.data,
+        (),
+        {},
+        metrics,
+        scored,
+        prepared.ks,
+        prompts.report.dropped,
+        notes,
+    )
 
 
 def compare(ours: Measurement, theirs: Measurement) -> dict[str, Difference]:
@@ -223,7 +274,8 @@ def compare(ours: Measurement, theirs: Measurement) -> dict[str, Difference]:
     """
     if ours.left_out != theirs.left_out:
         raise ConfigError(
-            f"{ours.left_out:,} prompts are left out for one model, {theirs.left_out:,} for the other",
+            f"{ours.left_out:,} prompts are left out for one model, {theirs.left_out:,} for the"
+            " other",
             "their tokenizers differ: choose a --max-prompt-length that leaves out the same",
         )
     other = theirs.values()
@@ -238,13 +290,15 @@ def _checked_ks(question: Question) -> tuple[int, ...]:
         hint = f"write --samples {max(wrong)}" if max(wrong) > 0 else "k is 1 or more"
         raise ConfigError(f"pass@{wrong[0]} cannot be told from {question.samples} samples", hint)
     if question.samples > 1 and question.chosen_temperature == 0:
-        raise ConfigError(f"{question.samples} samples at temperature 0 are all the same", "raise --temperature")
+        raise ConfigError(
+            f"{question.samples} samples at temperature 0 are all the same", "raise --temperature"
+        )
     return ks
 
 
 def _examples(prepared: Prepared, tokenizer: Tokenizer) -> tuple[list[Example], tuple[str, ...]]:
-    """The rows with their targets, and what is said of them; none when rewards are measured on prompts that have no
-    targets."""
+    """The rows with their targets, and what is said of them; none when rewards are measured on
+    prompts that have no targets."""
     first = prepared.records[0]
     if prepared.rewards is not None and not _has_target(first, tokenizer):
         return [], ()
@@ -253,21 +307,34 @@ def _examples(prepared: Prepared, tokenizer: Tokenizer) -> tuple[list[Example], 
     return dataset.examples, dataset.report.notes
 
 
-def _fitting(examples: list[Example], model: nn.Module, tokenizer: Tokenizer, longest: int | None) -> list[Example]:
-    """The examples whose prompts have at most `longest` tokens. Raises DataError naming file and line for a prompt that
-    fills the model's context, a row longer than a window, and a token that the embedding lacks."""
+def _fitting(
+    examples: list[Example], model: nn.Module, tokenizer: Tokenizer, longest: int | None
+) -> list[Example]:
+    """The examples whose prompts have at most `longest` tokens. Raises DataError naming file and
+    line for a prompt that fills the model's context, a row longer than a window, and a token that
+    the embedding lacks."""
     prompts = [len(prompt_and_target(example)[0]) for example in examples]
-    kept = [one for one, length in zip(examples, prompts, strict=True) if longest is None or length <= longest]
+    kept = [
+        one
+        for one, length in zip(examples, prompts, strict=True)
+        if longest is None or length <= longest
+    ]
     if examples and not kept:
-        raise DataError(f"all {len(examples):,} prompts have more than {longest} tokens", "raise --max-prompt-length")
+        raise DataError(
+            f"all {len(examples):,} prompts have more than {longest} tokens",
+            "raise --max-prompt-length",
+        )
     check_tokens(model, tokenizer, ((str(one.source), one.input_ids) for one in kept))
     limit, window = context_length(model), window_limit(model)
     for example in kept:
         length = len(prompt_and_target(example)[0])
-        if (limit is not None and length >= limit) or (window is not None and len(example) > window):
+        if (limit is not None and length >= limit) or (
+            window is not None and len(example) > window
+        ):
             longest = limit - 1 if limit is not None and length >= limit else length - 1
             raise DataError(
-                f"{example.source}: the prompt has {length:,} tokens, its row {len(example):,}; {limit_words(model)}",
+                f"{example.source}: the prompt has {length:,} tokens, its row {len(example):,};"
+                f" {limit_words(model)}",
                 f"shorten it, or leave such prompts out: --max-prompt-length {longest}",
             )
     return kept
@@ -281,8 +348,11 @@ def _has_target(record: Record, tokenizer: Tokenizer) -> bool:
     return not isinstance(row, Chat) or row.messages[-1]["role"] == "assistant"
 
 
-def _loss(question: Question, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Example]) -> dict[str, float]:
-    """The loss, its metrics and the perplexity exp(loss) over all targets; nothing where there are none."""
+def _loss(
+    question: Question, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Example]
+) -> dict[str, float]:
+    """The loss, its metrics and the perplexity exp(loss) over all targets; nothing where there are
+    none."""
     if not examples:
         return {}
     pad, size = pad_token_id(tokenizer), question.batch_size

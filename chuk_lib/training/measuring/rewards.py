@@ -34,11 +34,16 @@ class RewardMeasurement:
     pass_score: float
 
     def values(self) -> dict[str, np.ndarray]:
-        """Means per prompt, float64 (P,): `reward` (the weighted sum) and `rewards/NAME`; NaN where no sample could be
-        scored."""
-        named = {f"rewards/{name}": self.played.scores[:, index] for index, name in enumerate(self.names)}
+        """Means per prompt, float64 (P,): `reward` (the weighted sum) and `rewards/NAME`; NaN where
+        no sample could be scored."""
+        named = {
+            f"rewards/{name}": self.played.scores[:, index] for index, name in enumerate(self.names)
+        }
         columns = {"reward": self.totals, **named}
-        return {name: _mean(column.reshape(-1, self.samples), axis=1) for name, column in columns.items()}
+        return {
+            name: _mean(column.reshape(-1, self.samples), axis=1)
+            for name, column in columns.items()
+        }
 
     def pass_at(self, k: int) -> np.ndarray:
         """pass@k per prompt, float64 (P,); NaN where the first reward could not score."""
@@ -51,31 +56,43 @@ class RewardMeasurement:
         scores, lengths = self.played.scores, self.played.written
         parts = {
             name: {
-                "mean": _number(_mean(scores[:, index])), "std": _number(_spread(scores[:, index])),
-                "weight": self.weights[index], "unscorable": int(np.isnan(scores[:, index]).sum()),
+                "mean": _number(_mean(scores[:, index])),
+                "std": _number(_spread(scores[:, index])),
+                "weight": self.weights[index],
+                "unscorable": int(np.isnan(scores[:, index]).sum()),
             }
             for index, name in enumerate(self.names)
-        }  # fmt: skip
+        }
         return {
-            "prompts": len(scores) // self.samples, "samples": self.samples, "reward": _number(_mean(self.totals)),
-            "reward_std": _number(_spread(self.totals)), "rewards": parts,
+            "prompts": len(scores) // self.samples,
+            "samples": self.samples,
+            "reward": _number(_mean(self.totals)),
+            "reward_std": _number(_spread(self.totals)),
+            "rewards": parts,
             "pass_at_k": {str(k): _number(_mean(self.pass_at(k))) for k in ks},
-            "pass_reward": self.names[0], "pass_score": self.pass_score,
+            "pass_reward": self.names[0],
+            "pass_score": self.pass_score,
             "completion_tokens": float(lengths.mean()),
             "truncated": float(1 - self.played.terminated.mean()),
-        }  # fmt: skip
+        }
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every completion with its scores; None where a reward could not score."""
         for index, one in enumerate(self.played.episodes):
             row, scores = one.prompt.asked, one.scores
             yield {
-                "prompt": row.prompt, "completion": one.text, "sample": index % self.samples,
+                "prompt": row.prompt,
+                "completion": one.text,
+                "sample": index % self.samples,
                 "reward": _number(self.totals[index]),
-                "rewards": {name: _number(score) for name, score in zip(self.names, scores, strict=True)},
-                "passed": bool(scores[0] >= self.pass_score), "tokens": one.written, "finish_reason": one.reason,
+                "rewards": {
+                    name: _number(score) for name, score in zip(self.names, scores, strict=True)
+                },
+                "passed": bool(scores[0] >= self.pass_score),
+                "tokens": one.written,
+                "finish_reason": one.reason,
                 "source": str(row.source),
-            }  # fmt: skip
+            }
 
 
 def measure_rewards(
@@ -90,11 +107,13 @@ def measure_rewards(
 ) -> RewardMeasurement:
     """Have `samples` completions written to each prompt, and score them.
 
-    Raises ConfigError when all samples would be the same, DataError for prompts that do not fit the context or a column
-    that a reward misses, and TrainingError when a reward fails.
-    """
+    Raises ConfigError when all samples would be the same, DataError for prompts that do not fit the
+    context or a column that a reward misses, and TrainingError when a reward fails."""
     if samples > 1 and sampling.greedy:
-        raise ConfigError(f"{samples} samples at temperature 0 are all the same", "set --temperature, or --samples 1")
+        raise ConfigError(
+            f"{samples} samples at temperature 0 are all the same",
+            "set --temperature, or --samples 1",
+        )
     check_prompts(dataset, model, tokenizer, rewards)
     collect = Collector(dataset, rewards, OneTurn(model, tokenizer))
     played = collect(0, range(len(dataset)), sampling, samples)
@@ -110,7 +129,8 @@ def _mean(values: np.ndarray, axis: int | None = None) -> Any:
 
 
 def _spread(values: np.ndarray) -> float:
-    """The standard deviation of what is a number, as `rewards/NAME/std` has it; 0 for a single one."""
+    """The standard deviation of what is a number, as `rewards/NAME/std` has it; 0 for a single
+    one."""
     known = values[~np.isnan(values)].astype(np.float64)
     return float(known.std(ddof=1)) if len(known) > 1 else 0.0
 

@@ -1,9 +1,8 @@
-"""What GRPO and PPO share as algorithms: play and score the prompts of a step, learn from the episodes
-in several updates, and tell what came of it.
+"""What GRPO and PPO share as algorithms: play and score the prompts of a step, learn from the
+episodes in several updates, and tell what came of it.
 
-Everything that a step needs beside the weights comes from (data, settings, seed, step), which is what
-makes a resumed run go on exactly.
-"""
+Everything that a step needs beside the weights comes from (data, settings, seed, step), which is
+what makes a resumed run go on exactly."""
 
 from __future__ import annotations
 
@@ -108,6 +107,9 @@ class OnlineAlgorithm(Algorithm, Generic[Config]):
     def _stats_under(self, model: nn.Module, episodes: Sequence[Episode]) -> RowStats:
         """Log-probs and entropies of what was written, under a model as it is now."""
         head = self._head if model is self._policy else None
-        prompts, completions = [one.prompt.asked.ids for one in episodes], [one.ids for one in episodes]
+        prompts, completions = (
+            [one.prompt.asked.ids for one in episodes],
+            [one.ids for one in episodes],
+        )
         masks, temperature = [one.mask for one in episodes], self._config.temperature
         return row_stats(model, prompts, completions, temperature, self._shapes, head, masks=masks)

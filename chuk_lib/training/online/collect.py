@@ -1,8 +1,8 @@
-"""What trainers that learn from the model's own completions share: which prompts a step takes, and its episodes.
+"""What trainers that learn from the model's own completions share: which prompts a step takes, and
+its episodes.
 
-Which prompts, and the random keys of their completions, depend on (data, settings, seed, step) alone, so that a
-resumed run samples what an uninterrupted one does.
-"""
+Which prompts, and the random keys of their completions, depend on (data, settings, seed, step)
+alone, so that a resumed run samples what an uninterrupted one does."""
 
 from __future__ import annotations
 
@@ -47,26 +47,34 @@ class Rewards(Protocol):
         """Raise DataError when a column is missing."""
 
     def score(self, batch: Completions, logged: Logged) -> np.ndarray:
-        """Scores float32 (N, K); NaN where a reward cannot score. What they have to tell goes into `logged`."""
+        """Scores float32 (N, K); NaN where a reward cannot score. What they have to tell goes into
+        `logged`."""
 
 
 class PromptPlan:
     """Which prompts each step takes, by their index in the data.
 
-    Prompts come from an endless stream of epochs, each in an order of its own (drawn from seed and epoch; with
-    `shuffle` off the order of the file), so that every prompt is used once an epoch, also when `prompts_per_step` does
-    not divide their number.
-    """
+    Prompts come from an endless stream of epochs, each in an order of its own (drawn from seed and
+    epoch; with `shuffle` off the order of the file), so that every prompt is used once an epoch,
+    also when `prompts_per_step` does not divide their number."""
 
     def __init__(
-        self, count: int, prompts_per_step: int, *, num_epochs: float = 1, max_steps: int | None = None, seed: int = 0,
+        self,
+        count: int,
+        prompts_per_step: int,
+        *,
+        num_epochs: float = 1,
+        max_steps: int | None = None,
+        seed: int = 0,
         shuffle: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.count = count
         self.prompts_per_step = prompts_per_step
         self.seed = seed
         self.shuffle = shuffle
-        self.steps = max_steps if max_steps is not None else math.ceil(count * num_epochs / prompts_per_step)
+        self.steps = (
+            max_steps if max_steps is not None else math.ceil(count * num_epochs / prompts_per_step)
+        )
         self._order = lru_cache(maxsize=4)(self._epoch_order)
 
     def prompts(self, step: int) -> list[int]:
@@ -87,14 +95,16 @@ class PromptPlan:
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(self.count)
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))).permutation(self.count)
+        return np.random.Generator(
+            np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))
+        ).permutation(self.count)
 
 
 @dataclass
 class Played:
-    """What one step, or one validation, played: `episodes` (N), prompt-major; `chosen`, the indices of
-    those that are learned from; `metrics` to report (at first what reward functions logged); seconds
-    of playing and scoring, and `began`, when training on it began."""
+    """What one step, or one validation, played: `episodes` (N), prompt-major; `chosen`, the indices
+    of those that are learned from; `metrics` to report (at first what reward functions logged);
+    seconds of playing and scoring, and `began`, when training on it began."""
 
     episodes: list[Episode]
     chosen: list[int]
@@ -125,7 +135,8 @@ class Played:
         return [self.episodes[at] for at in self.chosen]
 
     def give_way(self, groups: Sequence[int], fresh: Played, n: int) -> None:
-        """Learn from the groups of `fresh`, `n` episodes each, in the places of `groups` of the chosen ones."""
+        """Learn from the groups of `fresh`, `n` episodes each, in the places of `groups` of the
+        chosen ones."""
         start = len(self.episodes)
         self.episodes += fresh.episodes
         self.playing_seconds += fresh.playing_seconds
@@ -142,15 +153,21 @@ class Played:
 class Collector:
     """Has prompts played, and scores the episodes."""
 
-    def __init__(self, dataset: PromptDataset, rewards: Rewards, player: Player, vocabulary: int | None = None) -> None:
+    def __init__(
+        self,
+        dataset: PromptDataset,
+        rewards: Rewards,
+        player: Player,
+        vocabulary: int | None = None,
+    ) -> None:
         self.dataset = dataset
         self.rewards = rewards
         self.player = player
         self.vocabulary = vocabulary  # rows of the embedding, which a player's ids are held to
 
     def __call__(self, step: int, rows: Sequence[int], sampling: SamplingConfig, n: int) -> Played:
-        """`n` episodes of each of the prompts `rows` at `step`. Random keys come from `sampling.seed`,
-        the row and the member.
+        """`n` episodes of each of the prompts `rows` at `step`. Random keys come from
+        `sampling.seed`, the row and the member.
 
         Raises TrainingError when a reward fails, or a player does not give what it was asked for.
         """
@@ -165,20 +182,28 @@ class Collector:
             scores = self.rewards.score(completions_of(episodes, step), logged)
         ended = time.perf_counter()
         scored = [
-            replace(one, scores=scores[at], extra={name: column[at] for name, column in logged.columns.items()})
+            replace(
+                one,
+                scores=scores[at],
+                extra={name: column[at] for name, column in logged.columns.items()},
+            )
             for at, one in enumerate(episodes)
         ]
-        return Played(scored, list(range(len(scored))), logged.metrics, played - began, ended - played)
+        return Played(
+            scored, list(range(len(scored))), logged.metrics, played - began, ended - played
+        )
 
     def where(self, rows: Iterable[int]) -> str:
         """Some prompts by file and row."""
         known = list(dict.fromkeys(rows))
         lines = ", ".join(str(self.dataset[row].source.line) for row in known[:16])
-        return f"completions of `{self.dataset.source}` rows {lines}{' …' if len(known) > 16 else ''}"
+        return (
+            f"completions of `{self.dataset.source}` rows {lines}{' …' if len(known) > 16 else ''}"
+        )
 
     def _prompts(self, rows: Sequence[int]) -> list[GroupPrompt]:
-        """A group's number is its row, and beyond the data's length when the row comes again, so that
-        two groups of one prompt differ."""
+        """A group's number is its row, and beyond the data's length when the row comes again, so
+        that two groups of one prompt differ."""
         seen: Counter[int] = Counter()
         prompts = []
         for row in map(int, rows):
@@ -193,23 +218,32 @@ def sampling_seed(seed: int, step: int) -> int:
 
 
 def completions_of(episodes: Sequence[Episode], step: int = 0) -> Completions:
-    """Episodes as rewards read them: messages when the prompts are messages, and the tokens that the model wrote."""
+    """Episodes as rewards read them: messages when the prompts are messages, and the tokens that
+    the model wrote."""
     asked = [one.prompt.asked for one in episodes]
     texts: list[Text] = [
-        one.text
-        if isinstance(one.prompt.asked.prompt, str)
-        else [{"role": turn.role, "content": turn.text} for turn in one.turns]
+        (
+            one.text
+            if isinstance(one.prompt.asked.prompt, str)
+            else [{"role": turn.role, "content": turn.text} for turn in one.turns]
+        )
         for one in episodes
     ]
     return Completions(
-        [row.prompt for row in asked], texts, [one.ids[one.mask > 0].tolist() for one in episodes], columns_of(asked),
-        step, [not one.terminated for one in episodes],
-    )  # fmt: skip
+        [row.prompt for row in asked],
+        texts,
+        [one.ids[one.mask > 0].tolist() for one in episodes],
+        columns_of(asked),
+        step,
+        [not one.terminated for one in episodes],
+    )
 
 
-def check_prompts(dataset: PromptDataset, model: nn.Module, tokenizer: Any, rewards: Rewards) -> None:
-    """Raise DataError for prompts that fill the model's context or have tokens that it does not know, and for columns
-    that a reward misses."""
+def check_prompts(
+    dataset: PromptDataset, model: nn.Module, tokenizer: Any, rewards: Rewards
+) -> None:
+    """Raise DataError for prompts that fill the model's context or have tokens that it does not
+    know, and for columns that a reward misses."""
     check_tokens(model, tokenizer, ((str(row.source), row.ids) for row in dataset))
     dataset.check_context(context_length(model), limit_words(model))
     rewards.check_columns(dataset.columns, f"`{dataset.source}`")
@@ -221,18 +255,25 @@ def load_prompts(
     """Training and validation prompts of a run. Raises DataError."""
     limit = config.max_prompt_length
     return load_splits(
-        config, source, lambda part, split: PromptDataset(part, tokenizer, split=split, max_prompt_length=limit)
+        config,
+        source,
+        lambda part, split: PromptDataset(part, tokenizer, split=split, max_prompt_length=limit),
     )
 
 
-def room_note(dataset: PromptDataset, model: nn.Module, max_completion_length: int) -> tuple[str, ...]:
+def room_note(
+    dataset: PromptDataset, model: nn.Module, max_completion_length: int
+) -> tuple[str, ...]:
     """What to say when the longest prompt leaves less room than a completion may take."""
     limit = context_length(model)
     if limit is None or dataset.report.longest + max_completion_length <= limit:
         return ()
     return (
-        f"the longest prompt ({dataset.report.longest:,} tokens) leaves {limit - dataset.report.longest:,} of the "
-        f"context's {limit:,} tokens, less than max_completion_length ({max_completion_length:,})",
+        (
+            f"the longest prompt ({dataset.report.longest:,} tokens) leaves"
+            f" {limit - dataset.report.longest:,} of the context's {limit:,} tokens, less than"
+            f" max_completion_length ({max_completion_length:,})"
+        ),
     )
 
 
@@ -242,18 +283,26 @@ def check_rewards(config: OnlineConfig) -> None:
     from chuk_lib.rewards.builtin import canonical
 
     if not config.rewards:
-        raise ConfigError("no reward given", "add `--reward NAME`, such as exact_match, or `rewards:` to a config file")
+        raise ConfigError(
+            "no reward given",
+            "add `--reward NAME`, such as exact_match, or `rewards:` to a config file",
+        )
     for parsed in map(parse_spec, config.rewards):
         if parsed.file is None:
             canonical(parsed.name)
         elif not Path(parsed.file).expanduser().is_file():
-            raise ConfigError(f"reward file `{parsed.file}` does not exist", "check the path: file.py:function")
+            raise ConfigError(
+                f"reward file `{parsed.file}` does not exist", "check the path: file.py:function"
+            )
 
 
 def rewards_of(config: OnlineConfig) -> Rewards:
-    """The rewards that settings name. Raises ConfigError when there is none, or one cannot be loaded."""
+    """The rewards that settings name. Raises ConfigError when there is none, or one cannot be
+    loaded."""
     from chuk_lib.rewards import load_rewards
 
     check_rewards(config)
     on_error = "none" if config.reward_errors == "none" else "raise"
-    return load_rewards(config.rewards, on_error=on_error, max_completion_length=config.max_completion_length)
+    return load_rewards(
+        config.rewards, on_error=on_error, max_completion_length=config.max_completion_length
+    )

@@ -1,4 +1,5 @@
-"""Settings of trainers that learn from what the model itself writes (GRPO, PPO). Imports nothing heavy."""
+"""Settings of trainers that learn from what the model itself writes (GRPO, PPO). Imports nothing
+heavy."""
 
 from __future__ import annotations
 
@@ -13,52 +14,93 @@ from chuk_lib.training.config import TrainerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineConfig(TrainerConfig):
-    """Prompts, rewards and sampling. A step takes `prompts_per_step` prompts and has `num_generations` completions
-    written for each."""
+    """Prompts, rewards and sampling. A step takes `prompts_per_step` prompts and has
+    `num_generations` completions written for each."""
 
     usual_rates: ClassVar[tuple[float, float]] = (1e-6, 1e-5)
 
     batch_size: int = setting(
-        8, "Completions in one micro-batch.", flag=True, minimum=1, aliases=("per_device_train_batch_size",)
+        8,
+        "Completions in one micro-batch.",
+        flag=True,
+        minimum=1,
+        aliases=("per_device_train_batch_size",),
     )
     learning_rate: float | None = setting(
-        None, "Peak learning rate. Unset: 1e-6 (TRL's), 1e-5 with LoRA, and more for models below a billion weights.",
-        flag=True, above=0, aliases=("lr",),
-    )  # fmt: skip
+        None,
+        "Peak learning rate. Unset: 1e-6 (TRL's), 1e-5 with LoRA, and more for models below a"
+        " billion weights.",
+        flag=True,
+        above=0,
+        aliases=("lr",),
+    )
     log_interval: int = setting(
-        1, "Steps between log records; a step takes long here, so each one (TRL: 10).", minimum=1,
-        aliases=("logging_steps",), panel="Output",
-    )  # fmt: skip
+        1,
+        "Steps between log records; a step takes long here, so each one (TRL: 10).",
+        minimum=1,
+        aliases=("logging_steps",),
+        panel="Output",
+    )
     checkpoint_interval: int = setting(
-        50, "Steps between checkpoints; the last step is always saved (TRL: 500).", panel="Output", minimum=1,
+        50,
+        "Steps between checkpoints; the last step is always saved (TRL: 500).",
+        panel="Output",
+        minimum=1,
         aliases=("save_steps", "save_every"),
-    )  # fmt: skip
-    early_stopping_threshold: float = setting(0.0, "Improvement of eval_reward that counts.", panel="Output", minimum=0)
+    )
+    early_stopping_threshold: float = setting(
+        0.0, "Improvement of eval_reward that counts.", panel="Output", minimum=0
+    )
     rewards: tuple[str, ...] = setting(
-        (), "What completions are worth: NAME[:args][=weight] or file.py:function[=weight], as a list.",
-        panel="Rewards", aliases=("reward", "reward_funcs"), kind="rewards",
-    )  # fmt: skip
+        (),
+        "What completions are worth: NAME[:args][=weight] or file.py:function[=weight], as a list.",
+        panel="Rewards",
+        aliases=("reward", "reward_funcs"),
+        kind="rewards",
+    )
     reward_errors: str = setting(
-        "raise", "A reward that fails: raise stops the run, none leaves the completion unscored.", panel="Rewards",
+        "raise",
+        "A reward that fails: raise stops the run, none leaves the completion unscored.",
+        panel="Rewards",
         choices=("raise", "none"),
-    )  # fmt: skip
+    )
     shuffle: bool = setting(
-        True, "New order of prompts each epoch, from the seed. Off: file order.", panel="Data",
+        True,
+        "New order of prompts each epoch, from the seed. Off: file order.",
+        panel="Data",
         aliases=("shuffle_dataset",),
-    )  # fmt: skip
+    )
     max_prompt_length: int | None = setting(
-        None, "Leave out prompts of more tokens, and say how many. none: keep all.", panel="Data", minimum=1
+        None,
+        "Leave out prompts of more tokens, and say how many. none: keep all.",
+        panel="Data",
+        minimum=1,
     )
     max_completion_length: int = setting(
-        256, "Most tokens of a completion; half of TRL's 512, for small machines.", panel="Sampling", flag=True,
-        minimum=1, aliases=("max_new_tokens", "response_length"),
-    )  # fmt: skip
-    num_generations: int = setting(
-        8, "Completions of each prompt.", panel="Sampling", flag=True, minimum=1, aliases=("group_size",)
+        256,
+        "Most tokens of a completion; half of TRL's 512, for small machines.",
+        panel="Sampling",
+        flag=True,
+        minimum=1,
+        aliases=("max_new_tokens", "response_length"),
     )
-    temperature: float = setting(1.0, "Sampling temperature; losses use it too.", panel="Sampling", flag=True, above=0)
+    num_generations: int = setting(
+        8,
+        "Completions of each prompt.",
+        panel="Sampling",
+        flag=True,
+        minimum=1,
+        aliases=("group_size",),
+    )
+    temperature: float = setting(
+        1.0, "Sampling temperature; losses use it too.", panel="Sampling", flag=True, above=0
+    )
     top_p: float = setting(
-        1.0, "Sample from the likeliest tokens with this mass.", panel="Sampling", maximum=1, above=0
+        1.0,
+        "Sample from the likeliest tokens with this mass.",
+        panel="Sampling",
+        maximum=1,
+        above=0,
     )
     top_k: int = setting(0, "Sample from this many tokens; 0: all.", panel="Sampling", minimum=0)
     min_p: float = setting(
@@ -69,15 +111,23 @@ class OnlineConfig(TrainerConfig):
         maximum=1,
     )
     repetition_penalty: float = setting(1.0, "Above 1: repeat less.", panel="Sampling", above=0)
-    stop: tuple[str, ...] = setting((), "Texts that end a completion, with commas between.", panel="Sampling")
+    stop: tuple[str, ...] = setting(
+        (), "Texts that end a completion, with commas between.", panel="Sampling"
+    )
     rollout_tokens: int | None = setting(
-        None, "Most tokens that are decoded side by side (prompts and completions). Unset: all of a step.",
-        panel="Sampling", minimum=1,
-    )  # fmt: skip
+        None,
+        "Most tokens that are decoded side by side (prompts and completions). Unset: all of a"
+        " step.",
+        panel="Sampling",
+        minimum=1,
+    )
     eval_num_generations: int | None = setting(
-        None, "Samples of each validation prompt at the training temperature. Unset: one greedy answer.",
-        panel="Output", minimum=1, aliases=("num_generations_eval",),
-    )  # fmt: skip
+        None,
+        "Samples of each validation prompt at the training temperature. Unset: one greedy answer.",
+        panel="Output",
+        minimum=1,
+        aliases=("num_generations_eval",),
+    )
     ref_model: str | None = setting(
         None,
         "Reference: a model folder, run or hub id. Unset: the model as it is at the start.",
@@ -85,7 +135,9 @@ class OnlineConfig(TrainerConfig):
         kind="model",
     )
 
-    disable_dropout: bool = setting(False, "Train without dropout, also that of adapters.", panel="Model")
+    disable_dropout: bool = setting(
+        False, "Train without dropout, also that of adapters.", panel="Model"
+    )
 
     @property
     def micro_batch(self) -> int:
@@ -103,10 +155,10 @@ class OnlineConfig(TrainerConfig):
         prompts, rest = divmod(self.rows_per_step, self.num_generations)
         if rest or not prompts:
             raise ConfigError(
-                f"a step has {self.rows_per_step} completions, which num_generations ({self.num_generations}) does "
-                "not divide",
-                "choose batch_size × gradient_accumulation_steps (or steps_per_generation) as a multiple of "
-                "num_generations",
+                f"a step has {self.rows_per_step} completions, which num_generations"
+                f" ({self.num_generations}) does not divide",
+                "choose batch_size × gradient_accumulation_steps (or steps_per_generation) as a"
+                " multiple of num_generations",
             )
         return prompts
 
@@ -118,16 +170,24 @@ class OnlineConfig(TrainerConfig):
     def sampling(self, seed: int) -> SamplingConfig:
         """How completions are sampled in training."""
         return SamplingConfig(
-            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty, max_tokens=self.max_completion_length, stop=self.stop,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            max_tokens=self.max_completion_length,
+            stop=self.stop,
             seed=seed,
-        )  # fmt: skip
+        )
 
     def eval_sampling(self) -> SamplingConfig:
-        """How validation prompts are answered: greedily, or sampled with keys that are the same each time."""
+        """How validation prompts are answered: greedily, or sampled with keys that are the same
+        each time."""
         if self.eval_num_generations is not None:
             return self.sampling(self.seed)
         return SamplingConfig(
-            repetition_penalty=self.repetition_penalty, max_tokens=self.max_completion_length, stop=self.stop,
+            repetition_penalty=self.repetition_penalty,
+            max_tokens=self.max_completion_length,
+            stop=self.stop,
             seed=self.seed,
-        )  # fmt: skip
+        )

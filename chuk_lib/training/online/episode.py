@@ -86,10 +86,13 @@ class Episode:
 
     def __post_init__(self) -> None:
         for name, dtype in (("ids", np.int32), ("mask", np.float32), ("logps", np.float32)):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype))  # a player may give lists
+            object.__setattr__(
+                self, name, np.asarray(getattr(self, name), dtype)
+            )  # a player may give lists
         if not len(self.ids) == len(self.mask) == len(self.logps):
             raise TrainingError(
-                f"an episode has {len(self.ids)} tokens, a mask of {len(self.mask)} and {len(self.logps)} log-probs",
+                f"an episode has {len(self.ids)} tokens, a mask of {len(self.mask)} and"
+                f" {len(self.logps)} log-probs",
                 "a player gives all three of each token after the prompt",
             )
 
@@ -109,16 +112,20 @@ class Episode:
         return self.reason != "length"
 
     def __len__(self) -> int:
-        """Tokens of the prompt and of all after it, whoever wrote them: what a forward pass costs."""
+        """Tokens of the prompt and of all after it, whoever wrote them: what a forward pass
+        costs."""
         return len(self.prompt.asked) + len(self.ids)
 
 
 class Player(Protocol):
-    """What answers prompts: a model that writes one turn, one that calls tools in between, a table."""
+    """What answers prompts: a model that writes one turn, one that calls tools in between, a
+    table."""
 
-    def play(self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig) -> list[Episode]:
-        """`n` episodes of each prompt, prompt-major. What comes depends on the model, `sampling` (its
-        seed too), the prompt's group and the member alone: that makes a run resume exactly."""
+    def play(
+        self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig
+    ) -> list[Episode]:
+        """`n` episodes of each prompt, prompt-major. What comes depends on the model, `sampling`
+        (its seed too), the prompt's group and the member alone: that makes a run resume exactly."""
 
 
 MakePlayer = Callable[["nn.Module", Any], Player]
@@ -127,20 +134,28 @@ MakePlayer = Callable[["nn.Module", Any], Player]
 
 @dataclass(frozen=True)
 class OneTurn:
-    """The player of a model that answers once; `token_budget` bounds what is decoded side by side."""
+    """The player of a model that answers once; `token_budget` bounds what is decoded side by
+    side."""
 
     model: nn.Module
     tokenizer: Any
     token_budget: int | None = None
 
-    def play(self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig) -> list[Episode]:
+    def play(
+        self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig
+    ) -> list[Episode]:
         """See `Player`."""
         from chuk_lib.inference.rollouts import rollouts
 
         written = rollouts(
-            self.model, self.tokenizer, [one.asked.ids for one in prompts], sampling, group_size=n,
-            numbers=[one.group for one in prompts], token_budget=self.token_budget,
-        )  # fmt: skip
+            self.model,
+            self.tokenizer,
+            [one.asked.ids for one in prompts],
+            sampling,
+            group_size=n,
+            numbers=[one.group for one in prompts],
+            token_budget=self.token_budget,
+        )
         return [one_turn(prompts[one.prompt], one) for one in written]
 
 
@@ -151,7 +166,10 @@ def one_turn(prompt: GroupPrompt, written: Rollout) -> Episode:
 
 
 def check_played(
-    episodes: Sequence[Episode], prompts: Sequence[GroupPrompt], n: int, vocabulary: int | None = None
+    episodes: Sequence[Episode],
+    prompts: Sequence[GroupPrompt],
+    n: int,
+    vocabulary: int | None = None,
 ) -> None:
     """Raise TrainingError when a player did not give `n` episodes of each prompt, prompt-major, or
     gave token ids that are not below `vocabulary`: MLX would read memory beyond the embedding."""
@@ -167,14 +185,15 @@ def check_played(
         strange = one.ids[(one.ids < 0) | (one.ids >= (vocabulary or math.inf))]
         if len(strange):
             raise TrainingError(
-                f"the player gave token id {strange[0]}; the model has 0 to {(vocabulary or 0) - 1}",
+                f"the player gave token id {strange[0]}; the model has 0 to"
+                f" {(vocabulary or 0) - 1}",
                 "`ids` are the model's own tokens: encode with the tokenizer that it was given",
             )
 
 
 def padded(values: Sequence[np.ndarray | None], width: int) -> np.ndarray:
-    """Rows of unequal length as one float32 matrix (N, width), cut there, 0 behind their ends (and all
-    of a row that is None)."""
+    """Rows of unequal length as one float32 matrix (N, width), cut there, 0 behind their ends (and
+    all of a row that is None)."""
     matrix = np.zeros((len(values), width), np.float32)
     for row, part in zip(matrix, values, strict=True):
         if part is not None:
@@ -183,8 +202,11 @@ def padded(values: Sequence[np.ndarray | None], width: int) -> np.ndarray:
 
 
 def episode_arrays(episodes: Sequence[Episode], shapes: Shapes) -> Arrays:
-    """Prompts and what came after them as models read them: see `completion_arrays`, of which `mask`
-    (B, C) and the flat `positions` and `targets` are those of the tokens that the model wrote."""
+    """Prompts and what came after them as models read them: see `completion_arrays`, of which
+    `mask` (B, C) and the flat `positions` and `targets` are those of the tokens that the model
+    wrote."""
     prompts = [one.prompt.asked.ids for one in episodes]
-    arrays: Arrays = shapes.arrays(prompts, [one.ids for one in episodes], [one.mask for one in episodes])
+    arrays: Arrays = shapes.arrays(
+        prompts, [one.ids for one in episodes], [one.mask for one in episodes]
+    )
     return arrays

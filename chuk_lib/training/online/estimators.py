@@ -1,4 +1,5 @@
-"""The advantage estimators by name: a row says everything about its choice. Imports nothing heavy until one is used."""
+"""The advantage estimators by name: a row says everything about its choice. Imports nothing heavy
+until one is used."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GroupScores:
-    """What advantages are made of: `scores` (N, K) with the `weights` (K,) of the rewards, the same summed (`scored`),
-    `mask` (N, C) of the tokens that count, and `kl` (N, C), the k1 of each token, where completions pay for it.
-    N = prompts × group, prompt-major."""
+    """What advantages are made of: `scores` (N, K) with the `weights` (K,) of the rewards, the same
+    summed (`scored`), `mask` (N, C) of the tokens that count, and `kl` (N, C), the k1 of each
+    token, where completions pay for it. N = prompts × group, prompt-major."""
 
     scores: np.ndarray
     weights: Sequence[float]
@@ -29,12 +30,12 @@ class GroupScores:
 
 @dataclass(frozen=True)
 class Estimator:
-    """`advantages` gives float32 (N, 1), or (N, C) where each token has its own, and metrics that it knows better.
+    """`advantages` gives float32 (N, 1), or (N, C) where each token has its own, and metrics that
+    it knows better.
 
-    `pays_kl`: with beta completions pay for their KL in the reward; otherwise it is a term of the loss. `alone`: a
-    completion needs no others of its prompt. `loss` and `beta` are the defaults beside it, `reads` settings that not
-    every estimator reads.
-    """
+    `pays_kl`: with beta completions pay for their KL in the reward; otherwise it is a term of the
+    loss. `alone`: a completion needs no others of its prompt. `loss` and `beta` are the defaults
+    beside it, `reads` settings that not every estimator reads."""
 
     advantages: Callable[[GRPOConfig, GroupScores], tuple[np.ndarray, dict[str, float]]]
     reads: tuple[str, ...] = ()
@@ -56,7 +57,8 @@ def _grpo(config: GRPOConfig, given: GroupScores) -> tuple[np.ndarray, dict[str,
 
 
 def _rloo(config: GRPOConfig, given: GroupScores) -> tuple[np.ndarray, dict[str, float]]:
-    """Against the others' mean: rewards are clipped, then pay for the KL of their whole completion."""
+    """Against the others' mean: rewards are clipped, then pay for the KL of their whole
+    completion."""
     import numpy as np
 
     from chuk_lib.training.utils import advantages as adv
@@ -79,15 +81,21 @@ def _over_batch(config: GRPOConfig, given: GroupScores) -> tuple[np.ndarray, dic
     return adv.globally_normalized(given.scored, given.mask, given.kl, config.chosen_beta), {}
 
 
-def _over_batch_with_baseline(config: GRPOConfig, given: GroupScores) -> tuple[np.ndarray, dict[str, float]]:
+def _over_batch_with_baseline(
+    config: GRPOConfig, given: GroupScores
+) -> tuple[np.ndarray, dict[str, float]]:
     from chuk_lib.training.utils import advantages as adv
 
-    return adv.globally_normalized(given.scored, given.mask, given.kl, config.chosen_beta, baseline=True), {}
+    return adv.globally_normalized(
+        given.scored, given.mask, given.kl, config.chosen_beta, baseline=True
+    ), {}
 
 
 ESTIMATORS: dict[str, Estimator] = {
     "grpo": Estimator(_grpo, ("scale_rewards", "multi_objective_aggregation")),
-    "rloo": Estimator(_rloo, ("normalize_advantages", "reward_clip_range"), pays_kl=True, loss="rloo", beta=0.05),
+    "rloo": Estimator(
+        _rloo, ("normalize_advantages", "reward_clip_range"), pays_kl=True, loss="rloo", beta=0.05
+    ),
     "reinforce++": Estimator(_over_batch, pays_kl=True, alone=True),
     "reinforce++-baseline": Estimator(_over_batch_with_baseline),
 }
@@ -97,9 +105,9 @@ ESTIMATORS: dict[str, Estimator] = {
 def advantages_of(
     config: GRPOConfig, weights: Sequence[float], episodes: Sequence[Episode]
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """What N episodes, the groups of some prompts one after the other, were worth: float32 (N, 1), or (N, C) where
-    tokens pay for their KL one by one; and metrics. A KL in the reward needs their `old` and `reference`; it is told as
-    the metric `kl`, a mean over what was written."""
+    """What N episodes, the groups of some prompts one after the other, were worth: float32 (N, 1),
+    or (N, C) where tokens pay for their KL one by one; and metrics. A KL in the reward needs their
+    `old` and `reference`; it is told as the metric `kl`, a mean over what was written."""
     import numpy as np
 
     from chuk_lib.training.online.episode import padded
@@ -112,7 +120,9 @@ def advantages_of(
         told["kl"] = float(kl.sum() / max(np.count_nonzero(mask), 1))
     scores = np.stack([one.scores for one in episodes])
     scored = adv.Scored(adv.combine(scores, weights), config.num_generations)
-    found, more = config.estimator.advantages(config, GroupScores(scores, weights, scored, mask, kl))
+    found, more = config.estimator.advantages(
+        config, GroupScores(scores, weights, scored, mask, kl)
+    )
     return found, told | more
 
 

@@ -1,9 +1,8 @@
 """Group-relative policy optimization (Shao et al. 2024) and its relatives, on the engine.
 
-A step samples completions, scores them, turns scores into advantages, and makes one or several updates. Everything
-that a step needs beside the weights comes from (data, settings, seed, step); a reference that moves and an adaptive
-entropy coefficient are its memory.
-"""
+A step samples completions, scores them, turns scores into advantages, and makes one or several
+updates. Everything that a step needs beside the weights comes from (data, settings, seed, step); a
+reference that moves and an adaptive entropy coefficient are its memory."""
 
 from __future__ import annotations
 
@@ -53,9 +52,9 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
         self._entropy_coef, self._last_entropy = config.entropy_coef, float("inf")
 
     def _rollout(self, step: int) -> Played:
-        """Groups of episodes; with dynamic sampling, groups that teach nothing give way to others. Metrics of rewards
-        and completions are those of the plan's own prompts, whatever gave way. Raises TrainingError when a reward
-        fails."""
+        """Groups of episodes; with dynamic sampling, groups that teach nothing give way to others.
+        Metrics of rewards and completions are those of the plan's own prompts, whatever gave way.
+        Raises TrainingError when a reward fails."""
         config, group = self._config, self._config.num_generations
         prompts = self._plan.prompts(step)
         played = self._play(step, prompts)
@@ -72,7 +71,9 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
             metrics |= {
                 "dynamic_sampling/rounds": float(rounds),
                 "dynamic_sampling/resampled_prompts": (len(played.episodes) - first) / group,
-                "dynamic_sampling/frac_zero_std": float(self._scored(played.learned).is_flat.mean()),
+                "dynamic_sampling/frac_zero_std": float(
+                    self._scored(played.learned).is_flat.mean()
+                ),
             }
         played.metrics = metrics
         return played
@@ -96,12 +97,23 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
         stats = completion_stats(self._head, model, micro_batch, self._stats)
         get = micro_batch.get
         batch = PolicyBatch(
-            stats.logps, stats.entropy, micro_batch["mask"], micro_batch["advantages"], get("old"), get("reference"),
-            get("sampling"), None, get("entropy_mask"),
-        )  # fmt: skip
+            stats.logps,
+            stats.entropy,
+            micro_batch["mask"],
+            micro_batch["advantages"],
+            get("old"),
+            get("reference"),
+            get("sampling"),
+            None,
+            get("entropy_mask"),
+        )
         weights, more = self._importance(batch)
         found = policy_loss(self._config, batch._replace(importance=weights))
-        metrics = found.metrics | more | {"entropy": Metric.of_tokens(stats.entropy, batch.mask, Per.SEEN_TOKEN)}
+        metrics = (
+            found.metrics
+            | more
+            | {"entropy": Metric.of_tokens(stats.entropy, batch.mask, Per.SEEN_TOKEN)}
+        )
         named = {name: metric.scaled(micro_batch) for name, metric in metrics.items()}
         total = found.total
         if self._config.entropy_bonus:
@@ -132,7 +144,10 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
     @property
     def _needs_old(self) -> bool:
         """Whether the ratio can differ from 1, or the reward needs log-probs."""
-        return self._config.num_iterations * self._config.updates_per_pass > 1 or self._config.kl_in_reward
+        return (
+            self._config.num_iterations * self._config.updates_per_pass > 1
+            or self._config.kl_in_reward
+        )
 
     def _scored(self, episodes: Sequence[Episode]) -> adv.Scored:
         """Rewards in groups, summed over functions."""
@@ -140,22 +155,35 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
 
     def _metrics(self, played: Played) -> dict[str, float]:
         scored, config = self._scored(played.episodes), self._config
-        by_batch = config.scale_rewards == "batch" or config.multi_objective_aggregation == "normalize_then_sum"
-        spread = np.array([np.nanstd(scored.rewards)]) if by_batch else None  # what advantages are divided by, as TRL
-        return adv.reward_metrics(scored, spread) | played_metrics(played, self._collect.rewards.names)
+        by_batch = (
+            config.scale_rewards == "batch"
+            or config.multi_objective_aggregation == "normalize_then_sum"
+        )
+        spread = (
+            np.array([np.nanstd(scored.rewards)]) if by_batch else None
+        )  # what advantages are divided by, as TRL
+        return adv.reward_metrics(scored, spread) | played_metrics(
+            played, self._collect.rewards.names
+        )
 
     def _judged(self, played: Played) -> list[Episode]:
-        """The episodes that are learned from, with the log-probs that the loss compares with, the mask of what counts,
-        and advantages."""
+        """The episodes that are learned from, with the log-probs that the loss compares with, the
+        mask of what counts, and advantages."""
         config, found = self._config, played.learned
         if self._needs_old:
             logps = self._stats_under(self._policy, found).logps
             found = [replace(one, old=old) for one, old in zip(found, logps, strict=True)]
         if self._reference is not None:
             logps = self._reference_logps(found)
-            found = [replace(one, reference=reference) for one, reference in zip(found, logps, strict=True)]
+            found = [
+                replace(one, reference=reference)
+                for one, reference in zip(found, logps, strict=True)
+            ]
         if config.mask_truncated_completions:
-            found = [one if one.terminated else replace(one, mask=np.zeros_like(one.mask)) for one in found]
+            found = [
+                one if one.terminated else replace(one, mask=np.zeros_like(one.mask))
+                for one in found
+            ]
         advantages, metrics = advantages_of(config, self._collect.rewards.weights, found)
         if not config.kl_in_loss:
             found = [replace(one, reference=None) for one in found]
@@ -164,9 +192,11 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
         played.tell(found)
         return found
 
-    def _extra(self, episodes: Sequence[Episode], rows: Sequence[int]) -> tuple[Extra, float | None]:
-        """What an update has of its own, and the entropy of its tokens when that is asked for: both need a look at
-        the entropies of all its rows before it is cut into micro-batches."""
+    def _extra(
+        self, episodes: Sequence[Episode], rows: Sequence[int]
+    ) -> tuple[Extra, float | None]:
+        """What an update has of its own, and the entropy of its tokens when that is asked for: both
+        need a look at the entropies of all its rows before it is cut into micro-batches."""
         config = self._config
         if config.top_entropy_quantile == 1 and not config.use_adaptive_entropy:
             return Extra(entropy_coef=config.entropy_coef), None
@@ -175,7 +205,9 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
         kept = masks
         if config.top_entropy_quantile < 1:
             width = max(map(len, found))
-            mask = high_entropy_mask(padded(found, width), padded(masks, width), config.top_entropy_quantile)
+            mask = high_entropy_mask(
+                padded(found, width), padded(masks, width), config.top_entropy_quantile
+            )
             kept = [row[: len(part)] for row, part in zip(mask, found, strict=True)]
         total = sum(float((part * keep).sum()) for part, keep in zip(found, kept, strict=True))
         entropy = total / max(sum(float(keep.sum()) for keep in kept), 1.0)
@@ -184,18 +216,23 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
         return Extra(chosen, self._entropy_coef if active else 0.0), entropy
 
     def _sync(self, updates: int) -> None:
-        """Move the reference when it is time, after so many updates of the run; a rollout's own log-probs under it
-        stay those of its beginning."""
+        """Move the reference when it is time, after so many updates of the run; a rollout's own
+        log-probs under it stay those of its beginning."""
         config = self._config
         if config.sync_ref_model and self._reference and updates % config.ref_model_sync_steps == 0:
             self._reference.sync(config.ref_model_mixup_alpha)
 
     def _adapt(self, entropy: float | None) -> None:
-        """Move the adaptive coefficient by what the update before had (Skywork-OR1, He et al. 2025)."""
+        """Move the adaptive coefficient by what the update before had (Skywork-OR1, He et al.
+        2025)."""
         config = self._config
         if not config.use_adaptive_entropy or entropy is None:
             return
-        change = config.entropy_coef_delta if entropy <= config.entropy_target else -config.entropy_coef_delta
+        change = (
+            config.entropy_coef_delta
+            if entropy <= config.entropy_target
+            else -config.entropy_coef_delta
+        )
         moved = self._entropy_coef + change
         self._entropy_coef = min(max(moved, config.entropy_coef_min), config.entropy_coef_max)
         self._last_entropy = entropy
@@ -207,14 +244,21 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
         old = mx.stop_gradient(batch.logps) if batch.old is None else batch.old
         config = self._config
         weights = importance_weights(
-            old, batch.sampling, batch.mask, config.importance_sampling_mode, config.importance_sampling_clip_min,
+            old,
+            batch.sampling,
+            batch.mask,
+            config.importance_sampling_mode,
+            config.importance_sampling_clip_min,
             config.importance_sampling_clip_max,
-        )  # fmt: skip
-        return weights, _sampling_metrics(mx.abs(old - batch.sampling) * batch.mask, weights, batch.mask)
+        )
+        return weights, _sampling_metrics(
+            mx.abs(old - batch.sampling) * batch.mask, weights, batch.mask
+        )
 
 
 def _worth(one: Episode, advantages: np.ndarray) -> Episode:
-    """An episode with its advantages (1,), or those of its tokens (C,); told is that of the first it wrote."""
+    """An episode with its advantages (1,), or those of its tokens (C,); told is that of the first
+    it wrote."""
     if len(advantages) == 1:
         return replace(one, advantages=advantages, advantage=float(advantages[0]))
     first = int(np.argmax(one.mask > 0))
@@ -229,7 +273,13 @@ def _sampling_metrics(gap: mx.array, weights: mx.array, mask: mx.array) -> dict[
     return {
         "sampling/sampling_logp_difference/mean": Metric(gap.sum(), Per.SEEN_TOKEN),
         "sampling/sampling_logp_difference/max": Metric(gap.max(), Per.MICRO_BATCH),
-        "sampling/importance_sampling_ratio/min": Metric(mx.where(counted.any(), least, 1.0), Per.MICRO_BATCH),
-        "sampling/importance_sampling_ratio/mean": Metric(mean, Per.SEEN_ROW if by_row else Per.SEEN_TOKEN),
-        "sampling/importance_sampling_ratio/max": Metric(mx.where(counted, weights, 0.0).max(), Per.MICRO_BATCH),
+        "sampling/importance_sampling_ratio/min": Metric(
+            mx.where(counted.any(), least, 1.0), Per.MICRO_BATCH
+        ),
+        "sampling/importance_sampling_ratio/mean": Metric(
+            mean, Per.SEEN_ROW if by_row else Per.SEEN_TOKEN
+        ),
+        "sampling/importance_sampling_ratio/max": Metric(
+            mx.where(counted, weights, 0.0).max(), Per.MICRO_BATCH
+        ),
     }

@@ -1,7 +1,7 @@
 """Settings of GRPO and its relatives. Imports nothing heavy.
 
-Names, and defaults where nothing else is said, are TRL 1.16's; `TRL_DEFAULTS` are the values of TRL for the rest.
-"""
+Names, and defaults where nothing else is said, are TRL 1.16's; `TRL_DEFAULTS` are the values of TRL
+for the rest."""
 
 from __future__ import annotations
 
@@ -16,111 +16,181 @@ from chuk_lib.training.online.estimators import ESTIMATORS, Estimator
 from chuk_lib.training.tables import IdleRule, idle_rules, pick
 
 MICRO_BATCH, SMALL_MICRO_BATCH = 8, 64
-"""`batch_size` when nobody gave one: TRL's, and that of small models, which learn from many answers or not at all."""
+"""`batch_size` when nobody gave one: TRL's, and that of small models, which learn from many answers
+or not at all."""
 TRL_DEFAULTS: dict[str, Any] = {
-    "batch_size": 8, "gradient_accumulation_steps": 1, "max_completion_length": 512, "learning_rate": 1e-6,
-    "log_interval": 10, "checkpoint_interval": 500, "gradient_checkpointing": True, "seed": 42,
+    "batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "max_completion_length": 512,
+    "learning_rate": 1e-6,
+    "log_interval": 10,
+    "checkpoint_interval": 500,
+    "gradient_checkpointing": True,
+    "seed": 42,
     "importance_sampling_correction": False,
-}  # fmt: skip
+}
 _TRL_LORA = {"lora_rank": 16, "lora_alpha": 32.0, "lora_dropout": 0.05}
 
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig(OnlineConfig):
-    """Settings of `chuk train grpo`. A rollout of `steps_per_generation` micro-batches of completions is learned from
-    `num_iterations` times, an update every `gradient_accumulation_steps` micro-batches."""
+    """Settings of `chuk train grpo`. A rollout of `steps_per_generation` micro-batches of
+    completions is learned from `num_iterations` times, an update every
+    `gradient_accumulation_steps` micro-batches."""
 
     rate_power: ClassVar[float] = 0.6
-    """Chosen on differences, products and sorting with 99 thousand weights; other tasks are in benchmarks/README.md."""
+    """Chosen on differences, products and sorting with 99 thousand weights; other tasks are in
+    benchmarks/README.md."""
 
     batch_size: int = setting(
-        0, "Completions in one micro-batch. 0: 8 (TRL's), and 64 for models below 10 million weights.", flag=True,
-        minimum=0, aliases=("per_device_train_batch_size",),
-    )  # fmt: skip
+        0,
+        "Completions in one micro-batch. 0: 8 (TRL's), and 64 for models below 10 million weights.",
+        flag=True,
+        minimum=0,
+        aliases=("per_device_train_batch_size",),
+    )
     gradient_accumulation_steps: int = setting(
-        4, "Micro-batches in one update; the loss is normalised over all of them (TRL: 1, one prompt an update).",
-        flag=True, minimum=1, aliases=("grad_accumulation_steps",),
-    )  # fmt: skip
-    steps_per_generation: int | None = setting(
-        None, "Micro-batches of completions in one step. Unset: gradient_accumulation_steps, one update a pass.",
+        4,
+        "Micro-batches in one update; the loss is normalised over all of them (TRL: 1, one prompt"
+        " an update).",
+        flag=True,
         minimum=1,
-    )  # fmt: skip
+        aliases=("grad_accumulation_steps",),
+    )
+    steps_per_generation: int | None = setting(
+        None,
+        "Micro-batches of completions in one step. Unset: gradient_accumulation_steps, one update a"
+        " pass.",
+        minimum=1,
+    )
     generation_batch_size: int | None = setting(
         None, "Completions sampled in one step, instead of steps_per_generation.", minimum=1
     )
-    num_iterations: int = setting(1, "Passes over the completions of a step (mu).", minimum=1, aliases=("mu",))
+    num_iterations: int = setting(
+        1, "Passes over the completions of a step (mu).", minimum=1, aliases=("mu",)
+    )
     advantage_estimator: str = setting(
-        "grpo", "Baseline of the advantages: the group's mean, the others' mean (rloo), or the batch's (reinforce++).",
-        choices=tuple(ESTIMATORS), flag=True,
-    )  # fmt: skip
+        "grpo",
+        "Baseline of the advantages: the group's mean, the others' mean (rloo), or the batch's"
+        " (reinforce++).",
+        choices=tuple(ESTIMATORS),
+        flag=True,
+    )
     scale_rewards: str = setting(
-        "group", "Divide advantages by the spread of the group, of the batch, or by none.",
-        choices=("group", "batch", "none"), synonyms={"true": "group", "false": "none"},
-    )  # fmt: skip
+        "group",
+        "Divide advantages by the spread of the group, of the batch, or by none.",
+        choices=("group", "batch", "none"),
+        synonyms={"true": "group", "false": "none"},
+    )
     multi_objective_aggregation: str = setting(
-        "sum_then_normalize", "Several rewards: sum first, or normalise each in its group first (GDPO).",
+        "sum_then_normalize",
+        "Several rewards: sum first, or normalise each in its group first (GDPO).",
         choices=("sum_then_normalize", "normalize_then_sum"),
-    )  # fmt: skip
+    )
     normalize_advantages: bool = setting(False, "With rloo: normalise advantages over the batch.")
-    reward_clip_range: tuple[float, ...] | None = setting(None, "With rloo: clip rewards to LOW,HIGH.")
+    reward_clip_range: tuple[float, ...] | None = setting(
+        None, "With rloo: clip rewards to LOW,HIGH."
+    )
     loss_type: str | None = setting(
-        None, "The loss. Unset: dapo; rloo with advantage_estimator=rloo.", choices=tuple(LOSSES), flag=True
+        None,
+        "The loss. Unset: dapo; rloo with advantage_estimator=rloo.",
+        choices=tuple(LOSSES),
+        flag=True,
     )
     importance_sampling_level: str = setting(
         "token", "One ratio a token, or one a sequence (GSPO).", choices=("token", "sequence")
     )
     epsilon: float = setting(0.2, "How far ratios may move down from 1.", minimum=0)
     epsilon_high: float | None = setting(
-        None, "How far ratios may move up (clip-higher); for cispo the cap itself. Unset: epsilon.", minimum=0
+        None,
+        "How far ratios may move up (clip-higher); for cispo the cap itself. Unset: epsilon.",
+        minimum=0,
     )
-    delta: float | None = setting(None, "Cap on ratios also where the advantage is negative.", above=0)
+    delta: float | None = setting(
+        None, "Cap on ratios also where the advantage is negative.", above=0
+    )
     beta: float | None = setting(
-        None, "Weight of the KL to the reference. Unset: 0, no reference; 0.05 with rloo.", flag=True, minimum=0
+        None,
+        "Weight of the KL to the reference. Unset: 0, no reference; 0.05 with rloo.",
+        flag=True,
+        minimum=0,
     )
     use_bias_correction_kl: bool = setting(True, "Multiply the KL term by the ratio.")
-    sync_ref_model: bool = setting(False, "Move the reference towards the policy now and then (TR-DPO).", panel="Model")
-    ref_model_mixup_alpha: float = setting(0.6, "Share of the policy in a moved reference.", panel="Model", minimum=0,
-                                           maximum=1)  # fmt: skip
-    ref_model_sync_steps: int = setting(512, "Updates between moves of the reference.", panel="Model", minimum=1)
+    sync_ref_model: bool = setting(
+        False, "Move the reference towards the policy now and then (TR-DPO).", panel="Model"
+    )
+    ref_model_mixup_alpha: float = setting(
+        0.6, "Share of the policy in a moved reference.", panel="Model", minimum=0, maximum=1
+    )
+    ref_model_sync_steps: int = setting(
+        512, "Updates between moves of the reference.", panel="Model", minimum=1
+    )
     entropy_coef: float = setting(0.0, "Bonus on the policy's entropy.", minimum=0)
     use_adaptive_entropy: bool = setting(
-        False, "Raise entropy_coef after an update with less entropy than entropy_target, lower it after the others."
+        False,
+        "Raise entropy_coef after an update with less entropy than entropy_target, lower it after"
+        " the others.",
     )
-    entropy_target: float = setting(0.2, "Entropy (nats a token) under which the adaptive bonus works.", minimum=0)
+    entropy_target: float = setting(
+        0.2, "Entropy (nats a token) under which the adaptive bonus works.", minimum=0
+    )
     entropy_coef_delta: float = setting(0.005, "Step of the adaptive coefficient.", minimum=0)
     entropy_coef_min: float = setting(0.0, "Least adaptive coefficient.", minimum=0)
     entropy_coef_max: float = setting(1.0, "Largest adaptive coefficient.", minimum=0)
     top_entropy_quantile: float = setting(
-        1.0, "Learn only from this share of the tokens, those with the highest entropy.", above=0, maximum=1
-    )
-    mask_truncated_completions: bool = setting(False, "Learn nothing from completions that ran out of room.")
-    dynamic_sampling: int = setting(
-        0, "Up to so many times a step, prompts whose completions all score the same give way to others (DAPO).",
-        minimum=0, flag=True,
-    )  # fmt: skip
-    off_policy_mask_threshold: float | None = setting(
-        None, "Leave out completions with a negative advantage that the policy has moved away from by more than this.",
+        1.0,
+        "Learn only from this share of the tokens, those with the highest entropy.",
         above=0,
-    )  # fmt: skip
+        maximum=1,
+    )
+    mask_truncated_completions: bool = setting(
+        False, "Learn nothing from completions that ran out of room."
+    )
+    dynamic_sampling: int = setting(
+        0,
+        "Up to so many times a step, prompts whose completions all score the same give way to"
+        " others (DAPO).",
+        minimum=0,
+        flag=True,
+    )
+    off_policy_mask_threshold: float | None = setting(
+        None,
+        "Leave out completions with a negative advantage that the policy has moved away from by"
+        " more than this.",
+        above=0,
+    )
     importance_sampling_correction: bool = setting(
-        True, "Weight tokens by how training's log-probs differ from the sampler's (TRL: with vLLM only).",
+        True,
+        "Weight tokens by how training's log-probs differ from the sampler's (TRL: with vLLM"
+        " only).",
         aliases=("vllm_importance_sampling_correction",),
-    )  # fmt: skip
+    )
     importance_sampling_mode: str = setting(
-        "sequence_mask", "One weight a token or a sequence; those out of bounds are clipped or 0.",
+        "sequence_mask",
+        "One weight a token or a sequence; those out of bounds are clipped or 0.",
         choices=tuple(IMPORTANCE_MODES),
         aliases=("vllm_importance_sampling_mode",),
-    )  # fmt: skip
+    )
     importance_sampling_clip_max: float | None = setting(
-        3.0, "Upper bound of such a weight.", above=0, aliases=("vllm_importance_sampling_clip_max",)
+        3.0,
+        "Upper bound of such a weight.",
+        above=0,
+        aliases=("vllm_importance_sampling_clip_max",),
     )
     importance_sampling_clip_min: float | None = setting(
-        None, "Lower bound of such a weight.", above=0, aliases=("vllm_importance_sampling_clip_min",)
+        None,
+        "Lower bound of such a weight.",
+        above=0,
+        aliases=("vllm_importance_sampling_clip_min",),
     )
     sapo_temperature_pos: float = setting(1.0, "sapo: steepness for positive advantages.", above=0)
     sapo_temperature_neg: float = setting(1.05, "sapo: steepness for the others.", above=0)
-    vespo_k_pos: float = setting(2.0, "vespo: power for advantages that are not negative.", minimum=0)
-    vespo_lambda_pos: float = setting(3.0, "vespo: rate for advantages that are not negative.", minimum=0)
+    vespo_k_pos: float = setting(
+        2.0, "vespo: power for advantages that are not negative.", minimum=0
+    )
+    vespo_lambda_pos: float = setting(
+        3.0, "vespo: rate for advantages that are not negative.", minimum=0
+    )
     vespo_k_neg: float = setting(3.0, "vespo: power for negative advantages.", minimum=0)
     vespo_lambda_neg: float = setting(2.0, "vespo: rate for negative advantages.", minimum=0)
 
@@ -203,49 +273,89 @@ class GRPOConfig(OnlineConfig):
     def check(self) -> None:
         """Raise ConfigError for settings that do not go together."""
         if self.steps_per_generation and self.generation_batch_size:
-            raise ConfigError("steps_per_generation and generation_batch_size say the same", "give one of them")
+            raise ConfigError(
+                "steps_per_generation and generation_batch_size say the same", "give one of them"
+            )
         if self.num_generations < 2 and not self.estimator.alone:
             raise ConfigError(
-                f"num_generations is {self.num_generations}: {self.advantage_estimator} compares completions of a "
-                "prompt with each other",
+                f"num_generations is {self.num_generations}: {self.advantage_estimator} compares"
+                " completions of a prompt with each other",
                 "set it to 2 or more, or advantage_estimator=reinforce++",
             )
         if self.rows_per_step % self.rows_per_update:
             raise ConfigError(
-                f"a step has {self.rows_per_step} completions, which updates of {self.rows_per_update} do not divide",
+                f"a step has {self.rows_per_step} completions, which updates of"
+                f" {self.rows_per_update} do not divide",
                 "make steps_per_generation a multiple of gradient_accumulation_steps",
             )
         if self.reward_clip_range is not None and (
-            len(self.reward_clip_range) != 2 or self.reward_clip_range[0] > self.reward_clip_range[1]
+            len(self.reward_clip_range) != 2
+            or self.reward_clip_range[0] > self.reward_clip_range[1]
         ):
-            raise ConfigError("`reward_clip_range` should be two numbers, the lower one first", "such as -1,1")
-        if self.advantage_estimator == "reinforce++" and self.kl_in_reward and self.loss_kind.one_advantage:
             raise ConfigError(
-                f"reinforce++ with beta gives every token an advantage of its own, loss {self.chosen_loss} takes one a "
-                "completion",
+                "`reward_clip_range` should be two numbers, the lower one first", "such as -1,1"
+            )
+        if (
+            self.advantage_estimator == "reinforce++"
+            and self.kl_in_reward
+            and self.loss_kind.one_advantage
+        ):
+            raise ConfigError(
+                "reinforce++ with beta gives every token an advantage of its own, loss"
+                f" {self.chosen_loss} takes one a completion",
                 "set beta to 0, or take a loss by token such as dapo",
             )
         _ = self.prompts_per_step
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = (
         *idle_rules(ESTIMATORS, "advantage_estimator"),
-        (("scale_rewards",), lambda c: c.multi_objective_aggregation == "normalize_then_sum",
-         "with multi_objective_aggregation=normalize_then_sum"),
-        (("multi_objective_aggregation",), lambda c: 0 < len(c.rewards) < 2, "with a single reward"),
+        (
+            ("scale_rewards",),
+            lambda c: c.multi_objective_aggregation == "normalize_then_sum",
+            "with multi_objective_aggregation=normalize_then_sum",
+        ),
+        (
+            ("multi_objective_aggregation",),
+            lambda c: 0 < len(c.rewards) < 2,
+            "with a single reward",
+        ),
         *idle_rules(LOSSES, "loss_type", lambda c: c.chosen_loss),
-        (("importance_sampling_level",),
-         lambda c: c.loss_kind.one_ratio and not (c.kl_in_loss and c.use_bias_correction_kl),
-         "with a loss that has one ratio a sequence"),
-        (("epsilon",), lambda c: c.chosen_loss == "cispo" and c.epsilon_high is not None,
-         "with loss_type=cispo and epsilon_high"),
-        (("use_bias_correction_kl",), lambda c: not c.kl_in_loss, "without a KL term in the loss (beta)"),
+        (
+            ("importance_sampling_level",),
+            lambda c: c.loss_kind.one_ratio and not (c.kl_in_loss and c.use_bias_correction_kl),
+            "with a loss that has one ratio a sequence",
+        ),
+        (
+            ("epsilon",),
+            lambda c: c.chosen_loss == "cispo" and c.epsilon_high is not None,
+            "with loss_type=cispo and epsilon_high",
+        ),
+        (
+            ("use_bias_correction_kl",),
+            lambda c: not c.kl_in_loss,
+            "without a KL term in the loss (beta)",
+        ),
         (("ref_model", "sync_ref_model"), lambda c: not c.chosen_beta, "without beta"),
-        (("ref_model_mixup_alpha", "ref_model_sync_steps"), lambda c: not c.sync_ref_model, "without sync_ref_model"),
-        (("entropy_target", "entropy_coef_delta", "entropy_coef_min", "entropy_coef_max"),
-         lambda c: not c.use_adaptive_entropy, "without use_adaptive_entropy"),
-        (("importance_sampling_mode", "importance_sampling_clip_max", "importance_sampling_clip_min"),
-         lambda c: not c.importance_sampling_correction, "without importance_sampling_correction"),
-    )  # fmt: skip
+        (
+            ("ref_model_mixup_alpha", "ref_model_sync_steps"),
+            lambda c: not c.sync_ref_model,
+            "without sync_ref_model",
+        ),
+        (
+            ("entropy_target", "entropy_coef_delta", "entropy_coef_min", "entropy_coef_max"),
+            lambda c: not c.use_adaptive_entropy,
+            "without use_adaptive_entropy",
+        ),
+        (
+            (
+                "importance_sampling_mode",
+                "importance_sampling_clip_max",
+                "importance_sampling_clip_min",
+            ),
+            lambda c: not c.importance_sampling_correction,
+            "without importance_sampling_correction",
+        ),
+    )
 
 
 def trl_values(uses_lora: bool) -> dict[str, Any]:

@@ -20,27 +20,33 @@ class GRPOTrainer(OnlineTrainer[GRPOConfig]):
     >>> config = GRPOConfig(rewards=("numeric",), max_steps=100)
     >>> GRPOTrainer(model, tokenizer, config).train(PromptDataset("prompts.jsonl", tokenizer))
 
-    `rewards` takes the place of those that settings name: any object that scores. `player` answers the prompts in place
-    of the model in one turn: any object that plays (see `episode.Player`), with tools or without. Raises ConfigError
-    when a setting is out of bounds, would have no effect, or does not go with another.
-    """
+    `rewards` takes the place of those that settings name: any object that scores. `player` answers
+    the prompts in place of the model in one turn: any object that plays (see `episode.Player`),
+    with tools or without. Raises ConfigError when a setting is out of bounds, would have no effect,
+    or does not go with another."""
 
     algorithm = "grpo"
     config_class = GRPOConfig
 
     def make_algorithm(self, dataset: PromptDataset, plan: PromptPlan) -> GRPOAlgorithm:
-        """The algorithm on this data. What is trained must have been chosen (`prepare_model`): the reference is the
-        model as it is."""
+        """The algorithm on this data. What is trained must have been chosen (`prepare_model`): the
+        reference is the model as it is."""
         config, reference = self.config, None
         if config.chosen_beta:
-            reference = Reference.of(self.model, config.ref_model, self.tokenizer, moves=config.sync_ref_model)
-        return GRPOAlgorithm(self.model, config, plan, self._collector(dataset), reference, self._shapes())
+            reference = Reference.of(
+                self.model, config.ref_model, self.tokenizer, moves=config.sync_ref_model
+            )
+        return GRPOAlgorithm(
+            self.model, config, plan, self._collector(dataset), reference, self._shapes()
+        )
 
     def complete(self, adapted: bool, dataset: PromptDataset) -> GRPOConfig:
         """Fill in what was left open, so that `config.yaml` alone repeats the run."""
         done = super().complete(adapted, dataset)
         size = done.micro_batch
-        if not done.batch_size and not done.generation_batch_size:  # a rollout that was given stays what it is
+        if (
+            not done.batch_size and not done.generation_batch_size
+        ):  # a rollout that was given stays what it is
             size = SMALL_MICRO_BATCH if count_weights(self.model) < SMALL else MICRO_BATCH
             self._note_chosen("batch_size", size)
         return replace(done, loss_type=done.chosen_loss, beta=done.chosen_beta, batch_size=size)

@@ -1,4 +1,5 @@
-"""What a run of an online trainer would be, without running it: settings, prompts as the model sees them, steps."""
+"""What a run of an online trainer would be, without running it: settings, prompts as the model sees
+them, steps."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from chuk_lib.utils.text import shorten
 
 @dataclass(frozen=True)
 class PromptPreview:
-    """A prompt: where it stood, its tokens as text, their number, and the columns that rewards see."""
+    """A prompt: where it stood, its tokens as text, their number, and the columns that rewards
+    see."""
 
     source: str
     text: str
@@ -34,14 +36,21 @@ class PromptPreview:
 
 
 def plan_online(
-    config: OnlineConfig, *, origins: Mapping[str, str] | None = None, rows: int = 3, overwrite: bool = False
+    config: OnlineConfig,
+    *,
+    origins: Mapping[str, str] | None = None,
+    rows: int = 3,
+    overwrite: bool = False,
 ) -> DryRun:
-    """Plan a run of GRPO or PPO, as the class of the settings says. Loads models and data; raises what the run itself
-    would raise before its first step. Parameters count all that is trained together, what is shared once."""
+    """Plan a run of GRPO or PPO, as the class of the settings says. Loads models and data; raises
+    what the run itself would raise before its first step. Parameters count all that is trained
+    together, what is shared once."""
     kind: Any = PPOTrainer if isinstance(config, PPOConfig) else GRPOTrainer
     config, output = check_start(kind.algorithm, config, overwrite)
     source = required(config, "data")
-    trainer, dataset, eval_dataset = kind.load(config, list(read_stdin()) if source == "-" else source)
+    trainer, dataset, eval_dataset = kind.load(
+        config, list(read_stdin()) if source == "-" else source
+    )
     check_evaluation(config, eval_dataset is not None)
     room = make_room(trainer, dataset, origins)
     trainer.config = done = trainer.complete(prepare_model(trainer.model, trainer.config), dataset)
@@ -50,15 +59,25 @@ def plan_online(
     where = {**(origins or dict.fromkeys(as_dict(done), "given in code")), **trainer.chosen}
     where |= room.origins if room else {}
     return DryRun.of(
-        done, where, output, trainer.learner(),
+        done,
+        where,
+        output,
+        trainer.learner(),
         rewards=dict(zip(trainer.rewards.names, trainer.rewards.weights, strict=True)),
-        rows=preview_prompts(dataset, trainer.tokenizer, rows), report=dataset.report, steps=plan.steps,
-        epochs=plan.epoch(plan.steps), prompts_per_step=plan.prompts_per_step, completions_per_step=done.rows_per_step,
+        rows=preview_prompts(dataset, trainer.tokenizer, rows),
+        report=dataset.report,
+        steps=plan.steps,
+        epochs=plan.epoch(plan.steps),
+        prompts_per_step=plan.prompts_per_step,
+        completions_per_step=done.rows_per_step,
         updates_per_step=done.updates_per_step,
         notes=(
-            *trainer.notes(dataset), *more, *loss_words(dataset.report.as_dict()), *(room.warnings if room else ()),
+            *trainer.notes(dataset),
+            *more,
+            *loss_words(dataset.report.as_dict()),
+            *(room.warnings if room else ()),
         ),
-    )  # fmt: skip
+    )
 
 
 def preview_prompts(dataset: PromptDataset, tokenizer: Any, rows: int = 3) -> list[PromptPreview]:
@@ -68,4 +87,9 @@ def preview_prompts(dataset: PromptDataset, tokenizer: Any, rows: int = 3) -> li
 
 def _preview(row: PromptRow, tokenizer: Any) -> PromptPreview:
     columns = {name: shorten(value) for name, value in row.columns.items()}
-    return PromptPreview(str(row.source), str(tokenizer.decode(row.ids, skip_special_tokens=False)), len(row), columns)
+    return PromptPreview(
+        str(row.source),
+        str(tokenizer.decode(row.ids, skip_special_tokens=False)),
+        len(row),
+        columns,
+    )

@@ -1,9 +1,10 @@
-"""Proximal policy optimization (Schulman et al. 2017) of language models, as TRL 1.12 has it, on the engine.
+"""Proximal policy optimization (Schulman et al. 2017) of language models, as TRL 1.12 has it, on
+the engine.
 
-A step samples completions, scores them, values every token, and makes `num_ppo_epochs` × `num_mini_batches` updates.
-All that it needs beside weights comes from (data, settings, seed, step); the value function's weights are its memory.
-Completions that no reward can score are not learned from. Left out: adaptive KL and an entropy bonus.
-"""
+A step samples completions, scores them, values every token, and makes `num_ppo_epochs` ×
+`num_mini_batches` updates. All that it needs beside weights comes from (data, settings, seed,
+step); the value function's weights are its memory. Completions that no reward can score are not
+learned from. Left out: adaptive KL and an entropy bonus."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from chuk_lib.training.algorithm import Arrays, Loss, Memory, Update
-from chuk_lib.training.losses.ppo import PPOOptions, RewardOptions, Sampled, learn_from, ppo_loss, value_steps
+from chuk_lib.training.losses.ppo import (
+    PPOOptions,
+    RewardOptions,
+    Sampled,
+    learn_from,
+    ppo_loss,
+    value_steps,
+)
 from chuk_lib.training.online.actor_critic import ActorCritic, with_values
 from chuk_lib.training.online.algorithm import OnlineAlgorithm
 from chuk_lib.training.online.collect import Collector, Played, PromptPlan, sampling_seed
@@ -50,13 +58,18 @@ class PPOAlgorithm(OnlineAlgorithm[PPOConfig]):
         super().__init__(model, model.policy, config, plan, collect, reference, shapes)
         self._options = PPOOptions(config.cliprange, config.cliprange_value, config.vf_coef)
         self._worth = RewardOptions(
-            config.kl_coef, config.kl_estimator, config.gamma, config.lam, config.whiten_rewards,
+            config.kl_coef,
+            config.kl_estimator,
+            config.gamma,
+            config.lam,
+            config.whiten_rewards,
             config.missing_eos_penalty,
-        )  # fmt: skip
+        )
         self._stats = StatOptions(config.temperature)
 
     def _rollout(self, step: int) -> Played:
-        """Episodes; those that no reward can score, or in which the model wrote nothing, are not learned from."""
+        """Episodes; those that no reward can score, or in which the model wrote nothing, are not
+        learned from."""
         played = self._play(step, self._plan.prompts(step))
         totals = self._rewards(played.episodes)
         metrics = _reward_metrics(totals, self._config.num_generations)
@@ -79,7 +92,9 @@ class PPOAlgorithm(OnlineAlgorithm[PPOConfig]):
                 yield update
             return
         for epoch in range(config.num_ppo_epochs):
-            random = np.random.Generator(np.random.PCG64(sampling_seed(config.seed + 1 + epoch, step)))
+            random = np.random.Generator(
+                np.random.PCG64(sampling_seed(config.seed + 1 + epoch, step))
+            )
             for rows in np.array_split(random.permutation(count), config.num_mini_batches):
                 if len(rows):
                     yield self._update([episodes[row] for row in rows])
@@ -95,7 +110,11 @@ class PPOAlgorithm(OnlineAlgorithm[PPOConfig]):
     def memory(self) -> Memory:
         """The trained weights of the value function."""
         return Memory(
-            {_VALUE + name: value for name, value in tree_flatten(self.model.value.trainable_parameters())}, {}
+            {
+                _VALUE + name: value
+                for name, value in tree_flatten(self.model.value.trainable_parameters())
+            },
+            {},
         )
 
     def recall(self, memory: Memory) -> None:
@@ -105,29 +124,43 @@ class PPOAlgorithm(OnlineAlgorithm[PPOConfig]):
         mx.eval(self.model.value.parameters())
 
     def _judged(self, played: Played) -> list[Episode]:
-        """The episodes that are learned from, with log-probs and values of the model as it is, advantages and
-        returns."""
+        """The episodes that are learned from, with log-probs and values of the model as it is,
+        advantages and returns."""
         found, limit = played.learned, self._config.max_completion_length
         width = max(len(one.ids) for one in found)
         mask = padded([one.mask for one in found], width)
         logps, values = self._seen(found, width)
-        references = None if self._reference is None else padded(self._reference_logps(found), width)
-        scores, ended = self._rewards(found).astype(np.float32), np.array([one.terminated for one in found])
-        gained = learn_from(Sampled(logps, references, values, scores, mask, ended), limit, self._worth)
+        references = (
+            None if self._reference is None else padded(self._reference_logps(found), width)
+        )
+        scores, ended = (
+            self._rewards(found).astype(np.float32),
+            np.array([one.terminated for one in found]),
+        )
+        gained = learn_from(
+            Sampled(logps, references, values, scores, mask, ended), limit, self._worth
+        )
         means = gained.advantages.sum(1) / mask.sum(1)
         played.metrics |= gained.metrics
         judged = []
         for at, one in enumerate(found):
             size = len(one.ids)
-            judged.append(replace(
-                one, old=logps[at, :size], advantages=gained.advantages[at, :size], advantage=float(means[at]),
-                values=values[at, : size + 1], returns=gained.returns[at, : size + 1],
-            ))  # fmt: skip
+            judged.append(
+                replace(
+                    one,
+                    old=logps[at, :size],
+                    advantages=gained.advantages[at, :size],
+                    advantage=float(means[at]),
+                    values=values[at, : size + 1],
+                    returns=gained.returns[at, : size + 1],
+                )
+            )
         played.tell(judged)
         return judged
 
     def _seen(self, episodes: Sequence[Episode], width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probs (N, C) and values (N, C + 1) of the model as it is, without dropout; C is `width`."""
+        """Log-probs (N, C) and values (N, C + 1) of the model as it is, without dropout; C is
+        `width`."""
         logps = np.zeros((len(episodes), width), np.float32)
         values = np.zeros((len(episodes), width + 1), np.float32)
         options = StatOptions(self._config.temperature, gradient=False)
@@ -151,15 +184,26 @@ class PPOAlgorithm(OnlineAlgorithm[PPOConfig]):
     def _update(self, episodes: Sequence[Episode]) -> Update:
         """The update of a mini-batch: its losses are means over all of its tokens and values."""
         tokens = sum(one.written for one in episodes)
-        values = sum(one.written + (one.written < self._config.max_completion_length) for one in episodes)
-        shares = {"token_share": mx.array(1 / tokens, mx.float32), "value_share": mx.array(1 / values, mx.float32)}
+        values = sum(
+            one.written + (one.written < self._config.max_completion_length) for one in episodes
+        )
+        shares = {
+            "token_share": mx.array(1 / tokens, mx.float32),
+            "value_share": mx.array(1 / values, mx.float32),
+        }
         made = []
         for part in by_length([len(one) for one in episodes], self._shapes.rows):
             some = [episodes[row] for row in part]
             arrays = self._arrays(some) | shares
             width = arrays["mask"].shape[1]
-            by_token: Columns = {"old_logps": [one.old for one in some], "advantages": [one.advantages for one in some]}
-            by_value: Columns = {"old_values": [one.values for one in some], "returns": [one.returns for one in some]}
+            by_token: Columns = {
+                "old_logps": [one.old for one in some],
+                "advantages": [one.advantages for one in some],
+            }
+            by_value: Columns = {
+                "old_values": [one.values for one in some],
+                "returns": [one.returns for one in some],
+            }
             arrays |= {name: mx.array(padded(rows, width)) for name, rows in by_token.items()}
             arrays |= {name: mx.array(padded(rows, width + 1)) for name, rows in by_value.items()}
             made.append(arrays)

@@ -32,26 +32,31 @@ from chuk_lib.training.sft_trainer import pad_token_id
 
 
 class PPOTrainer(OnlineTrainer[PPOConfig]):
-    """Reinforcement learning of a loaded model by rewards, with a value function that is learned along the way.
+    """Reinforcement learning of a loaded model by rewards, with a value function that is learned
+    along the way.
 
     >>> model, tokenizer = load_model("my-model")
     >>> config = PPOConfig(rewards=("numeric",), max_steps=100)
     >>> PPOTrainer(model, tokenizer, config).train(PromptDataset("prompts.jsonl", tokenizer))
 
-    `rewards` takes the place of those that settings name: any object that scores. `player` answers the prompts in place
-    of the model in one turn: any object that plays (see `episode.Player`), with tools or without. Raises ConfigError
-    when a setting is out of bounds, would have no effect, or does not go with another.
-    """
+    `rewards` takes the place of those that settings name: any object that scores. `player` answers
+    the prompts in place of the model in one turn: any object that plays (see `episode.Player`),
+    with tools or without. Raises ConfigError when a setting is out of bounds, would have no effect,
+    or does not go with another."""
 
     algorithm = "ppo"
     config_class = PPOConfig
 
     def make_algorithm(self, dataset: PromptDataset, plan: PromptPlan) -> PPOAlgorithm:
-        """The algorithm on this data. What is trained must have been chosen (`prepare_model`): the reference, and a
-        value model that is a copy, are the model as it is."""
+        """The algorithm on this data. What is trained must have been chosen (`prepare_model`): the
+        reference, and a value model that is a copy, are the model as it is."""
         config = self.config
-        reference = Reference.of(self.model, config.ref_model, self.tokenizer) if config.kl_coef else None
-        return PPOAlgorithm(self.learner(), config, plan, self._collector(dataset), reference, self._shapes())
+        reference = (
+            Reference.of(self.model, config.ref_model, self.tokenizer) if config.kl_coef else None
+        )
+        return PPOAlgorithm(
+            self.learner(), config, plan, self._collector(dataset), reference, self._shapes()
+        )
 
     def learner(self) -> ActorCritic:
         """The policy with a new value function."""
@@ -61,9 +66,9 @@ class PPOTrainer(OnlineTrainer[PPOConfig]):
 def make_actor_critic(policy: nn.Module, tokenizer: Any, config: PPOConfig) -> ActorCritic:
     """The policy with its value function, as `value_model` says.
 
-    A copy shares all weights with the policy until one of them is updated: with LoRA the base stays shared, and the
-    copy has adapters of its own. Raises ConfigError when another model's vocabulary is not the policy's.
-    """
+    A copy shares all weights with the policy until one of them is updated: with LoRA the base stays
+    shared, and the copy has adapters of its own. Raises ConfigError when another model's vocabulary
+    is not the policy's."""
     pad = pad_token_id(tokenizer)
     if config.value_model is None:
         return ActorCritic(policy, make_score_model(policy, config.seed, pad), shared=True)
@@ -83,10 +88,12 @@ def _twin(policy: nn.Module) -> nn.Module:
 
 
 def _load_value_model(source: str, tokenizer: Any, config: PPOConfig) -> ScoreModel:
-    """A reward model with the head that it has, or a language model with a new one; all of it is trained, or with LoRA
-    its adapters and the head."""
+    """A reward model with the head that it has, or a language model with a new one; all of it is
+    trained, or with LoRA its adapters and the head."""
     found = locate(source)
-    dtype = cast(Dtype, "float32" if config.dtype == "auto" and config.lora is None else config.dtype)
+    dtype = cast(
+        Dtype, "float32" if config.dtype == "auto" and config.lora is None else config.dtype
+    )
     if is_reward_model(found.adapter_folder or found.folder):
         value, its_tokenizer = load_reward_model(source, lora=config.lora, dtype=dtype)
     else:

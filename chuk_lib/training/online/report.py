@@ -1,5 +1,5 @@
-"""What an online trainer tells of a step: rewards and completions in numbers (TRL's names), and the completions
-themselves; and what answers to held-out prompts are worth."""
+"""What an online trainer tells of a step: rewards and completions in numbers (TRL's names), and the
+completions themselves; and what answers to held-out prompts are worth."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from chuk_lib.training.utils.advantages import combine
 
 
 def completion_metrics(lengths: np.ndarray, terminated: np.ndarray) -> dict[str, float]:
-    """`completions/…` of lengths (N,) in tokens; `clipped_ratio` is the share that ran out of room, and 0 stands for
-    the lengths of terminated ones when there are none."""
+    """`completions/…` of lengths (N,) in tokens; `clipped_ratio` is the share that ran out of room,
+    and 0 stands for the lengths of terminated ones when there are none."""
     ended = lengths[terminated] if terminated.any() else np.zeros(1)
     return {
         "completions/mean_length": float(lengths.mean()),
@@ -33,8 +33,8 @@ def completion_metrics(lengths: np.ndarray, terminated: np.ndarray) -> dict[str,
 
 
 def played_metrics(played: Played, names: Sequence[str]) -> dict[str, float]:
-    """What reward functions logged, `rewards/<name>/mean` and `/std` (ddof 1; unscorable completions left out), and
-    `completions/…` of what the model wrote."""
+    """What reward functions logged, `rewards/<name>/mean` and `/std` (ddof 1; unscorable
+    completions left out), and `completions/…` of what the model wrote."""
     metrics: dict[str, float] = dict(played.metrics)
     for name, column in zip(names, played.scores.T, strict=True):
         values = column[~np.isnan(column)].astype(np.float64)
@@ -44,8 +44,13 @@ def played_metrics(played: Played, names: Sequence[str]) -> dict[str, float]:
 
 
 def pace_metrics(played: Played) -> dict[str, float]:
-    """Seconds of a step, which ends now, by what they went into, and tokens a second of sampling and training apart."""
-    rollout, reward, training = played.playing_seconds, played.scoring_seconds, time.perf_counter() - played.began
+    """Seconds of a step, which ends now, by what they went into, and tokens a second of sampling
+    and training apart."""
+    rollout, reward, training = (
+        played.playing_seconds,
+        played.scoring_seconds,
+        time.perf_counter() - played.began,
+    )
     return {
         "step_time": rollout + reward + training,
         "rollout_seconds": rollout,
@@ -56,10 +61,13 @@ def pace_metrics(played: Played) -> dict[str, float]:
     }
 
 
-def completion_rows(episodes: Sequence[Episode], names: Sequence[str], rewards: np.ndarray) -> list[dict[str, Any]]:
-    """A line for each episode: prompt, completion, what was `wanted` where a usual column says so, `rewards` by name,
-    their weighted sum `reward`, `advantage`, what functions gave to `log_extra`, the `turns` where others than the
-    model had a word, tokens that the model wrote, finish reason, and the prompt's row in its file."""
+def completion_rows(
+    episodes: Sequence[Episode], names: Sequence[str], rewards: np.ndarray
+) -> list[dict[str, Any]]:
+    """A line for each episode: prompt, completion, what was `wanted` where a usual column says so,
+    `rewards` by name, their weighted sum `reward`, `advantage`, what functions gave to `log_extra`,
+    the `turns` where others than the model had a word, tokens that the model wrote, finish reason,
+    and the prompt's row in its file."""
     lines = []
     extras = dict.fromkeys(name for one in episodes for name in one.extra)
     for one, reward in zip(episodes, rewards, strict=True):
@@ -77,7 +85,9 @@ def completion_rows(episodes: Sequence[Episode], names: Sequence[str], rewards: 
         extra = {name: one.extra.get(name) for name in extras}
         line |= {"extra": extra} if extra else {}
         line |= {"turns": [turn._asdict() for turn in one.turns]} if len(one.turns) > 1 else {}
-        lines.append(line | {"tokens": one.written, "finish_reason": one.reason, "row": asked.source.line})
+        lines.append(
+            line | {"tokens": one.written, "finish_reason": one.reason, "row": asked.source.line}
+        )
     return lines
 
 
@@ -87,18 +97,21 @@ def number(value: Any) -> float | None:
 
 
 class RewardEvaluator:
-    """Answers every prompt of the collector's data, greedily or sampled as `config` says, with the same random keys
-    each time, and scores the answers."""
+    """Answers every prompt of the collector's data, greedily or sampled as `config` says, with the
+    same random keys each time, and scores the answers."""
 
     def __init__(self, collect: Collector, config: OnlineConfig) -> None:
         self._collect = collect
         self._config = config
 
     def __call__(self, step: int) -> dict[str, Any]:
-        """`eval_reward`, `eval_reward_std`, `eval_rewards/<name>/mean` and `/std`, `eval_completions/…`, and one answer
-        as a `sample`, another prompt each time. Raises TrainingError when a reward fails."""
+        """`eval_reward`, `eval_reward_std`, `eval_rewards/<name>/mean` and `/std`,
+        `eval_completions/…`, and one answer as a `sample`, another prompt each time. Raises
+        TrainingError when a reward fails."""
         rows = list(range(len(self._collect.dataset)))
-        found = self._collect(step, rows, self._config.eval_sampling(), self._config.eval_num_generations or 1)
+        found = self._collect(
+            step, rows, self._config.eval_sampling(), self._config.eval_num_generations or 1
+        )
         rewards = combine(found.scores, self._collect.rewards.weights)
         known = rewards[~np.isnan(rewards)]
         metrics = {
@@ -112,10 +125,15 @@ class RewardEvaluator:
 
 
 def sample_of(episode: Episode, reward: float) -> dict[str, Any]:
-    """One episode for display: `prompt`, `target` (what exact match compares with, if any), `completion`, `reward`."""
+    """One episode for display: `prompt`, `target` (what exact match compares with, if any),
+    `completion`, `reward`."""
     row = episode.prompt.asked
-    answer = next((row.columns[name] for name in TO_WRITE if row.columns.get(name) is not None), None)
+    answer = next(
+        (row.columns[name] for name in TO_WRITE if row.columns.get(name) is not None), None
+    )
     return {
-        "prompt": row.text, "target": "" if answer is None else str(answer), "completion": episode.text,
+        "prompt": row.text,
+        "target": "" if answer is None else str(answer),
+        "completion": episode.text,
         "reward": None if math.isnan(reward) else float(reward),
-    }  # fmt: skip
+    }

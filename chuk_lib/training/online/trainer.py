@@ -41,12 +41,13 @@ Config = TypeVar("Config", bound=OnlineConfig)
 
 
 class OnlineTrainer(ABC, Generic[Config]):
-    """Learning from completions that the model writes. A subclass names its algorithm and settings and makes both.
+    """Learning from completions that the model writes. A subclass names its algorithm and settings
+    and makes both.
 
-    `rewards` takes the place of those that settings name: any object that scores. `player` answers the prompts in place
-    of the model in one turn: any object that plays (see `episode.Player`), with tools or without. Raises ConfigError
-    when a setting is out of bounds, would have no effect, or does not go with another.
-    """
+    `rewards` takes the place of those that settings name: any object that scores. `player` answers
+    the prompts in place of the model in one turn: any object that plays (see `episode.Player`),
+    with tools or without. Raises ConfigError when a setting is out of bounds, would have no effect,
+    or does not go with another."""
 
     algorithm: str
     config_class: type[Config]
@@ -71,8 +72,8 @@ class OnlineTrainer(ABC, Generic[Config]):
     def load(
         cls, config: Config, source: DataSource, make_player: MakePlayer | None = None
     ) -> tuple[Self, PromptDataset, PromptDataset | None]:
-        """Trainer, prompts and validation prompts of a run. Settings are checked and rewards loaded before the model
-        is. Raises ConfigError, ModelError and DataError."""
+        """Trainer, prompts and validation prompts of a run. Settings are checked and rewards loaded
+        before the model is. Raises ConfigError, ModelError and DataError."""
         config = checked(config)
         rewards = rewards_of(config)
         model, tokenizer = load_policy(config)
@@ -92,9 +93,12 @@ class OnlineTrainer(ABC, Generic[Config]):
         should_stop: Callable[[], bool] = lambda: False,
         open_run: Callable[[], Run] | None = None,
     ) -> RunResult:
-        """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
+        """Train, and leave a run directory behind (`config.output`, else a new one under
+        `runs/`)."""
         job = self.job(dataset, eval_dataset)
-        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
+        return run_training(
+            job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run
+        )
 
     def job(self, dataset: PromptDataset, eval_dataset: PromptDataset | None = None) -> Job:
         """What `train` runs: settings are complete and what is trained is chosen from here on."""
@@ -103,35 +107,54 @@ class OnlineTrainer(ABC, Generic[Config]):
         adapted = prepare_model(self.model, self.config)
         self.config = self.complete(adapted, dataset)
         plan = self.plan(dataset)
-        evaluator = None if eval_dataset is None else RewardEvaluator(self._collector(eval_dataset), self.config)
+        evaluator = (
+            None
+            if eval_dataset is None
+            else RewardEvaluator(self._collector(eval_dataset), self.config)
+        )
         job = language_job(
-            self, dataset, self.make_algorithm(dataset, plan), plan, notes=self.notes(dataset), evaluate=evaluator,
-            rows=plan.prompts, watched="eval_reward", greater_is_better=True, chosen=self.chosen,
+            self,
+            dataset,
+            self.make_algorithm(dataset, plan),
+            plan,
+            notes=self.notes(dataset),
+            evaluate=evaluator,
+            rows=plan.prompts,
+            watched="eval_reward",
+            greater_is_better=True,
+            chosen=self.chosen,
             updates_per_step=self.config.scheduled_updates,
-        )  # fmt: skip
-        known = {**job.inputs.known, "player": type(self.player).__qualname__}  # another one would play otherwise
+        )
+        known = {
+            **job.inputs.known,
+            "player": type(self.player).__qualname__,
+        }  # another one would play otherwise
         return replace(job, inputs=replace(job.inputs, known=known))
 
     def plan(self, dataset: PromptDataset) -> PromptPlan:
         """Which prompts each step takes."""
         config = self.config
         return PromptPlan(
-            len(dataset), config.prompts_per_step, num_epochs=config.num_epochs, max_steps=config.max_steps,
-            seed=config.seed, shuffle=config.shuffle,
-        )  # fmt: skip
+            len(dataset),
+            config.prompts_per_step,
+            num_epochs=config.num_epochs,
+            max_steps=config.max_steps,
+            seed=config.seed,
+            shuffle=config.shuffle,
+        )
 
     @abstractmethod
     def make_algorithm(self, dataset: PromptDataset, plan: PromptPlan) -> Algorithm:
-        """The algorithm on this data. What is trained must have been chosen (`prepare_model`): the reference is the
-        model as it is."""
+        """The algorithm on this data. What is trained must have been chosen (`prepare_model`): the
+        reference is the model as it is."""
 
     def learner(self) -> nn.Module:
         """All that an optimizer would see: the policy, and whatever is trained beside it."""
         return self.model
 
     def complete(self, adapted: bool, dataset: PromptDataset) -> Config:
-        """Fill in what was left open, so that `config.yaml` alone repeats the run; `chosen` then names what the size
-        of the model decided, and says so in words."""
+        """Fill in what was left open, so that `config.yaml` alone repeats the run; `chosen` then
+        names what the size of the model decided, and says so in words."""
         done = absolute(complete(self.config, self.model, adapted, dataset.source))
         self._note_chosen("learning_rate", done.learning_rate)
         return done

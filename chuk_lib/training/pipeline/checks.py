@@ -1,4 +1,5 @@
-"""What can be wrong with a pipeline, found before any of it runs: settings, data files, columns, rewards, models."""
+"""What can be wrong with a pipeline, found before any of it runs: settings, data files, columns,
+rewards, models."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ _PAIRS = ("dpo", "orpo", "cpo", "reward")
 
 
 def check_pipeline(pipeline: Pipeline) -> None:
-    """Raise ConfigError, DataError or ModelError, naming the stage, for what could only fail later."""
+    """Raise ConfigError, DataError or ModelError, naming the stage, for what could only fail
+    later."""
     has_policy = pipeline.model is not None
     if pipeline.model is not None:
         _check_model(pipeline.model)
@@ -41,7 +43,9 @@ def check_pipeline(pipeline: Pipeline) -> None:
         with in_stage(stage):
             _check_stage(pipeline, stage, number)
         if not stage.own_model and not has_policy:
-            raise ConfigError(f"stage `{stage.name}` has no model to begin with", "add `--model …`, or `model:`")
+            raise ConfigError(
+                f"stage `{stage.name}` has no model to begin with", "add `--model …`, or `model:`"
+            )
         if stage.own_model and not OF_STAGE.search(stage.settings.value.model):
             with in_stage(stage):
                 _check_model(stage.settings.value.model)
@@ -90,18 +94,30 @@ def question_of(config: EvalStageConfig) -> Question:
     from chuk_lib.training.measuring.measure import Question
 
     return Question(
-        str(config.data), config.split, config.max_rows, config.max_tokens, config.batch_size, config.rewards,
-        config.reward_errors, config.samples, pass_score=config.pass_score, temperature=config.temperature,
+        str(config.data),
+        config.split,
+        config.max_rows,
+        config.max_tokens,
+        config.batch_size,
+        config.rewards,
+        config.reward_errors,
+        config.samples,
+        pass_score=config.pass_score,
+        temperature=config.temperature,
         sampling=SamplingConfig(seed=config.seed),
-    )  # fmt: skip
+    )
 
 
 def _check_data(stage: Stage, config: Any) -> None:
     data = config.data
     if not data:
-        raise ConfigError("no data given", f"add `--data …` for all stages, or `--set {stage.name}.data=…`")
+        raise ConfigError(
+            "no data given", f"add `--data …` for all stages, or `--set {stage.name}.data=…`"
+        )
     if data == "-":
-        raise ConfigError("a pipeline cannot read its data from stdin", "save the rows to a file first")
+        raise ConfigError(
+            "a pipeline cannot read its data from stdin", "save the rows to a file first"
+        )
     if not _is_local(data):
         return
     if isinstance(config, EvalStageConfig) and len(_light(config.rewards)) == len(config.rewards):
@@ -109,7 +125,9 @@ def _check_data(stage: Stage, config: Any) -> None:
 
         read_question(replace(question_of(config), max_rows=1))
         return
-    split = getattr(config, "split", None) or next((s for s in _splits(stage.kind) if has_split(data, s)), "train")
+    split = getattr(config, "split", None) or next(
+        (s for s in _splits(stage.kind) if has_split(data, s)), "train"
+    )
     find_files(data, split)
     first = next(iter(read_records(data, split)), None)
     if first is None:
@@ -122,14 +140,20 @@ def _splits(kind: str) -> tuple[str, ...]:
 
 
 def _is_local(data: str) -> bool:
-    return Path(data).exists() or data.count("/") != 1 or Path(data).suffix in (".jsonl", ".json", ".csv", ".parquet")
+    return (
+        Path(data).exists()
+        or data.count("/") != 1
+        or Path(data).suffix in (".jsonl", ".json", ".csv", ".parquet")
+    )
 
 
 def _check_columns(kind: str, config: Any, columns: set[str], where: str) -> None:
     if kind in _PAIRS and getattr(config, "loss_type", None) != "kto":
         missing = [name for name in ("chosen", "rejected") if name not in columns]
         if missing:
-            raise DataError(f"{where} has no `{missing[0]}`", "preference data has `chosen` and `rejected`")
+            raise DataError(
+                f"{where} has no `{missing[0]}`", "preference data has `chosen` and `rejected`"
+            )
     rewards = _light(getattr(config, "rewards", ()))
     if rewards:
         from chuk_lib.rewards import load_rewards
@@ -162,20 +186,33 @@ def _check_training(config: TrainerConfig) -> None:
 
 
 def fingerprint_inputs(stage: Stage) -> dict[str, str]:
-    """What a stage is given, as digits that change with it: its models' weights, its data files, reward files."""
+    """What a stage is given, as digits that change with it: its models' weights, its data files,
+    reward files."""
     config = stage.settings.value
     return fingerprint_settings(config) | {"data": fingerprint(_data_files(stage.kind, config))}
 
 
 def changed_inputs(stage: Stage, then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Names of what a stage was given `then` and is not given `now`. What an older chuk wrote, which covered the edges
-    of files only, is held against the same of today's files."""
+    """Names of what a stage was given `then` and is not given `now`. What an older chuk wrote,
+    which covered the edges of files only, is held against the same of today's files."""
     old = any(map(is_old, then.values()))
-    names = [name for name in dict.fromkeys([*then, *now]) if not (old and name.startswith("reward"))]
-    changed = [name for name in names if then.get(name) != _as_then(stage, name, then.get(name), now.get(name))]
+    names = [
+        name for name in dict.fromkeys([*then, *now]) if not (old and name.startswith("reward"))
+    ]
+    changed = [
+        name
+        for name in names
+        if then.get(name) != _as_then(stage, name, then.get(name), now.get(name))
+    ]
     if old and "rewards" in then:
-        files = [Path(path) for path, what in reward_paths(stage.settings.value.rewards) if what == "file"]
-        changed += ["rewards"] if old_fingerprint(files, of_weights=False) != then["rewards"] else []
+        files = [
+            Path(path)
+            for path, what in reward_paths(stage.settings.value.rewards)
+            if what == "file"
+        ]
+        changed += (
+            ["rewards"] if old_fingerprint(files, of_weights=False) != then["rewards"] else []
+        )
     return changed
 
 
@@ -183,14 +220,20 @@ def _as_then(stage: Stage, name: str, then: str | None, now: str | None) -> str 
     if then is None or now is None or not is_old(then):
         return now
     config = stage.settings.value
-    files = _data_files(stage.kind, config) if name == "data" else model_files(str(getattr(config, name)))
+    files = (
+        _data_files(stage.kind, config)
+        if name == "data"
+        else model_files(str(getattr(config, name)))
+    )
     return old_fingerprint(files, of_weights=False)
 
 
 def _data_files(kind: str, config: Any) -> list[Path]:
     """The local files that a stage reads its rows from."""
     if kind == EVAL:
-        split = config.split or next((name for name in _splits(kind) if has_split(config.data, name)), "train")
+        split = config.split or next(
+            (name for name in _splits(kind) if has_split(config.data, name)), "train"
+        )
         return _split_files(config.data, split)
     held_out = config.eval_data or config.data
     valid = "valid" if has_split(held_out, "valid") else "train"
@@ -198,7 +241,11 @@ def _data_files(kind: str, config: Any) -> list[Path]:
 
 
 def _split_files(source: str, split: str) -> list[Path]:
-    return [path for path in find_files(source, split) if path.is_file()] if Path(source).exists() else []
+    return (
+        [path for path in find_files(source, split) if path.is_file()]
+        if Path(source).exists()
+        else []
+    )
 
 
 def without_stage_names(stage: Stage, models: dict[str, str]) -> Stage:

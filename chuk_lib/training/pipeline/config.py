@@ -1,9 +1,10 @@
-"""What a pipeline is made of: stages in their order, each with a name, a kind and the settings of that kind.
+"""What a pipeline is made of: stages in their order, each with a name, a kind and the settings of
+that kind.
 
-A kind is an algorithm of `recipes`, or `eval`. Settings reach a stage in this order, later ones win: defaults, what a
-file says for all stages, what it says for one, the environment, what the command line says for all stages that know
-the setting, and what it says for one (`--set sft.learning_rate=1e-4`). Standard library only.
-"""
+A kind is an algorithm of `recipes`, or `eval`. Settings reach a stage in this order, later ones
+win: defaults, what a file says for all stages, what it says for one, the environment, what the
+command line says for all stages that know the setting, and what it says for one (`--set
+sft.learning_rate=1e-4`). Standard library only."""
 
 from __future__ import annotations
 
@@ -15,7 +16,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from chuk_lib.config.settings import Layer, Resolved, Setting, resolve, setting, settings_of, spellings, unknown_name
+from chuk_lib.config.settings import (
+    Layer,
+    Resolved,
+    Setting,
+    resolve,
+    setting,
+    settings_of,
+    spellings,
+    unknown_name,
+)
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.recipes import RECIPES, config_class
 
@@ -27,7 +37,8 @@ _OF_THE_PIPELINE = ("model", "output")
 
 @dataclass(frozen=True, kw_only=True)
 class EvalStageConfig:
-    """Settings of an `eval` stage: what `chuk eval` measures, of the model that the stages before it made."""
+    """Settings of an `eval` stage: what `chuk eval` measures, of the model that the stages before
+    it made."""
 
     model: str | None = setting(
         None,
@@ -41,22 +52,41 @@ class EvalStageConfig:
         panel="Data",
         kind="path",
     )
-    output: str | None = setting(None, "Where the figures go; a stage has its place.", panel="Output", kind="path")
-    split: str | None = setting(None, "Split of a data folder; unset: test, else valid, else train.", panel="Data")
+    output: str | None = setting(
+        None, "Where the figures go; a stage has its place.", panel="Output", kind="path"
+    )
+    split: str | None = setting(
+        None, "Split of a data folder; unset: test, else valid, else train.", panel="Data"
+    )
     max_rows: int | None = setting(None, "Use the first N rows.", panel="Data", minimum=1)
     max_tokens: int | None = setting(
-        None, "Longest answer; unset: a little over the longest target.", panel="Sampling", minimum=1
+        None,
+        "Longest answer; unset: a little over the longest target.",
+        panel="Sampling",
+        minimum=1,
     )
     batch_size: int = setting(32, "Rows in one batch of the loss.", minimum=1)
     rewards: tuple[str, ...] = setting(
-        (), "Measure these rewards of sampled completions; unset: exact match of greedy answers.", panel="Rewards",
-        aliases=("reward",), kind="rewards",
-    )  # fmt: skip
-    reward_errors: str = setting("raise", "A reward that fails.", panel="Rewards", choices=("raise", "none"))
-    samples: int = setting(1, "Completions of each prompt; more than one give pass@k.", panel="Sampling", minimum=1)
-    pass_score: float = setting(1.0, "The first reward from which a completion passes.", panel="Rewards")
+        (),
+        "Measure these rewards of sampled completions; unset: exact match of greedy answers.",
+        panel="Rewards",
+        aliases=("reward",),
+        kind="rewards",
+    )
+    reward_errors: str = setting(
+        "raise", "A reward that fails.", panel="Rewards", choices=("raise", "none")
+    )
+    samples: int = setting(
+        1, "Completions of each prompt; more than one give pass@k.", panel="Sampling", minimum=1
+    )
+    pass_score: float = setting(
+        1.0, "The first reward from which a completion passes.", panel="Rewards"
+    )
     temperature: float | None = setting(
-        None, "Sampling temperature. Unset: greedy, or 1 for several samples.", panel="Sampling", minimum=0
+        None,
+        "Sampling temperature. Unset: greedy, or 1 for several samples.",
+        panel="Sampling",
+        minimum=0,
     )
     seed: int = setting(0, "Seed of the samples.", minimum=0, maximum=2**32 - 1)
 
@@ -73,7 +103,8 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage with all its settings. `own_model`: the stage names its model itself, others get what came before."""
+    """A stage with all its settings. `own_model`: the stage names its model itself, others get what
+    came before."""
 
     name: str
     kind: str
@@ -124,24 +155,33 @@ def setting_variables() -> set[str]:
 
 
 def parse_stages(text: str, origin: str = "--stages") -> list[StageSpec]:
-    """`sft,dpo,eval` as stages. A kind that comes again is called `eval-2`, and so on. Raises ConfigError."""
+    """`sft,dpo,eval` as stages. A kind that comes again is called `eval-2`, and so on. Raises
+    ConfigError."""
     found = [part.strip() for part in text.split(",") if part.strip()]
     if not found:
-        raise ConfigError(f"{origin} names no stage", f"for example `--stages sft,eval`; kinds: {', '.join(kinds())}")
+        raise ConfigError(
+            f"{origin} names no stage",
+            f"for example `--stages sft,eval`; kinds: {', '.join(kinds())}",
+        )
     return name_stages([("", kind, (), origin) for kind in found])
 
 
 def name_stages(parts: Sequence[tuple[str, str, tuple[Layer, ...], str]]) -> list[StageSpec]:
-    """Stages from (name or "", kind, layers, origin). Raises ConfigError for an unknown kind and a name used twice."""
+    """Stages from (name or "", kind, layers, origin). Raises ConfigError for an unknown kind and a
+    name used twice."""
     specs: list[StageSpec] = []
     taken = {name for name, *_ in parts if name}
     for given, kind, layers, origin in parts:
         _check_kind(kind, origin)
         name = given or _free_name(kind, taken)
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"`{name}` ({origin}) is no name for a stage", "use letters, digits, - and _")
+            raise ConfigError(
+                f"`{name}` ({origin}) is no name for a stage", "use letters, digits, - and _"
+            )
         if name in {spec.name for spec in specs}:
-            raise ConfigError(f"two stages are called `{name}` ({origin})", "give one another `name:`")
+            raise ConfigError(
+                f"two stages are called `{name}` ({origin})", "give one another `name:`"
+            )
         taken.add(name)
         specs.append(StageSpec(name, kind, layers, origin))
     return specs
@@ -160,9 +200,11 @@ def _check_kind(kind: str, origin: str) -> None:
     raise ConfigError(f"unknown stage `{kind}` ({origin})", hint)
 
 
-def make_pipeline(specs: Sequence[StageSpec], shared: Sequence[Layer] = (), given: Sequence[Layer] = ()) -> Pipeline:
-    """Resolve all stages. `shared` layers (of files) come before a stage's own, `given` ones (variables, command line)
-    after; in both a key `STAGE.setting` is for one stage alone.
+def make_pipeline(
+    specs: Sequence[StageSpec], shared: Sequence[Layer] = (), given: Sequence[Layer] = ()
+) -> Pipeline:
+    """Resolve all stages. `shared` layers (of files) come before a stage's own, `given` ones
+    (variables, command line) after; in both a key `STAGE.setting` is for one stage alone.
 
     Raises ConfigError for a setting that no stage knows, and one that its stage does not know.
     """
@@ -189,8 +231,13 @@ def _stage(spec: StageSpec, number: int, shared: Sequence[Layer], given: Sequenc
 
 
 def _known(layer: Layer, names: Mapping[str, str], spec: StageSpec) -> Layer:
-    """What a layer for all stages says to this one. A data folder with a part named after the stage means that part."""
-    values = {key: value for key, value in layer.values.items() if key in names and names[key] not in _OF_THE_PIPELINE}
+    """What a layer for all stages says to this one. A data folder with a part named after the stage
+    means that part."""
+    values = {
+        key: value
+        for key, value in layer.values.items()
+        if key in names and names[key] not in _OF_THE_PIPELINE
+    }
     changed = {key: _own_part(value, spec) for key, value in values.items() if names[key] == "data"}
     return Layer(layer.origin, values | changed)
 
@@ -202,8 +249,11 @@ def _own_part(data: Any, spec: StageSpec) -> Any:
         return data
     names = dict.fromkeys((spec.name, spec.kind))
     found = [
-        part for name in names for part in sorted(folder.glob(f"{name}*")) if part.name.split(".")[0] == name
-    ]  # fmt: skip
+        part
+        for name in names
+        for part in sorted(folder.glob(f"{name}*"))
+        if part.name.split(".")[0] == name
+    ]
     return str(found[0]) if found else data
 
 
@@ -211,7 +261,8 @@ def _to_one(layer: Layer, stage: str) -> Layer:
     """What a layer says to this stage alone."""
     parts = {key: key.partition(".") for key in layer.values}
     return Layer(
-        layer.origin, {part[2]: layer.values[key] for key, part in parts.items() if part[1] and part[0] == stage}
+        layer.origin,
+        {part[2]: layer.values[key] for key, part in parts.items() if part[1] and part[0] == stage},
     )
 
 
@@ -239,7 +290,12 @@ def _unknown_to_all(key: str, known: Sequence[str], origin: str) -> ConfigError:
 
 def _last_value(layers: Sequence[Layer], name: str) -> str | None:
     """The last value for all stages of a setting that a pipeline has once."""
-    aliases = {alias for kind in RECIPES for alias, own in spellings(config_class(kind)).items() if own == name}
+    aliases = {
+        alias
+        for kind in RECIPES
+        for alias, own in spellings(config_class(kind)).items()
+        if own == name
+    }
     values = [value for layer in layers for key, value in layer.values.items() if key in aliases]
     return None if not values or values[-1] is None else str(values[-1])
 
@@ -255,8 +311,12 @@ def planned_again(plan: Sequence[Mapping[str, Any]]) -> list[StageSpec]:
     """The stages that a manifest's `plan` holds."""
     return [
         StageSpec(
-            stage["name"], stage["kind"],
-            tuple(Layer(stage["origins"][name], {name: value}) for name, value in stage["settings"].items()),
+            stage["name"],
+            stage["kind"],
+            tuple(
+                Layer(stage["origins"][name], {name: value})
+                for name, value in stage["settings"].items()
+            ),
         )
         for stage in plan
-    ]  # fmt: skip
+    ]

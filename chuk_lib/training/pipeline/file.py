@@ -1,11 +1,11 @@
 """A pipeline as a YAML file: `stages`, and beside it settings for all stages that know them.
 
     model: ./base                      stages:
-    seed: 3                              - kind: sft           # name: what it is called, unset: its kind
-    stages: …                              data: talk.jsonl    # settings of the kind, flat or under `settings:`
+    seed: 3                              - kind: sft           # name: unset, it is the kind
+    stages: …                              data: talk.jsonl    # settings, flat or under `settings:`
 
-A stage may also be a bare kind (`- eval`) or `- sft: {data: …}`, and `stages` may be a mapping of names to settings.
-"""
+A stage may also be a bare kind (`- eval`) or `- sft: {data: …}`, and `stages` may be a mapping of
+names to settings."""
 
 from __future__ import annotations
 
@@ -24,21 +24,25 @@ _Part = tuple[str, str, tuple[Layer, ...], str]
 def read_pipeline(path: Path) -> tuple[list[StageSpec], list[Layer]]:
     """The stages of a file (none when it has only settings), and its settings for all stages.
 
-    A relative path means one beside the file where that exists. Raises ConfigError naming file and line.
-    """
+    A relative path means one beside the file where that exists. Raises ConfigError naming file and
+    line."""
     import yaml
 
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"`{path}` holds no settings", "write `stages:` and settings as `name: value` lines")
+            raise ConfigError(
+                f"`{path}` holds no settings", "write `stages:` and settings as `name: value` lines"
+            )
         return _read(_File(path, loader), root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not valid YAML"
-        raise ConfigError(f"`{path}`{where}: {problem}", "check indentation, quotes and colons there") from None
+        raise ConfigError(
+            f"`{path}`{where}: {problem}", "check indentation, quotes and colons there"
+        ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"`{path}` is not UTF-8 text", "`--config` takes a YAML file") from None
     except OSError as error:
@@ -63,7 +67,8 @@ class _File:
         return self._loader.construct_object(node, deep=True)
 
     def entries(self, node: Any) -> Iterator[tuple[str, Any, Any]]:
-        """(key, key node, value node) of a mapping. Raises ConfigError for a key that stands twice."""
+        """(key, key node, value node) of a mapping. Raises ConfigError for a key that stands
+        twice."""
         seen: dict[str, str] = {}
         for key_node, value_node in node.value:
             key, where = str(self.value(key_node)), self.origin(key_node)
@@ -75,10 +80,13 @@ class _File:
         """One setting with its line."""
         if _is_mapping(value_node):
             raise ConfigError(
-                f"`{key}` ({self.origin(key_node)}) is a section", "settings of a stage belong into its entry of stages"
+                f"`{key}` ({self.origin(key_node)}) is a section",
+                "settings of a stage belong into its entry of stages",
             )
         value, item = self.value(value_node), known_settings().get(key)
-        return Layer(self.origin(key_node), {key: value if item is None else beside(self.path, item, value)})
+        return Layer(
+            self.origin(key_node), {key: value if item is None else beside(self.path, item, value)}
+        )
 
 
 def _read(file: _File, root: Any) -> tuple[list[StageSpec], list[Layer]]:
@@ -93,9 +101,13 @@ def _read(file: _File, root: Any) -> tuple[list[StageSpec], list[Layer]]:
             parts += [_item(file, node) for node in value_node.value]
         else:
             texts = str(file.value(value_node) or "").split(",")
-            parts += [("", text.strip(), (), file.origin(key_node)) for text in texts if text.strip()]
+            parts += [
+                ("", text.strip(), (), file.origin(key_node)) for text in texts if text.strip()
+            ]
         if key == "stages" and not parts:
-            raise ConfigError(f"`stages` ({file.origin(key_node)}) is empty", f"kinds: {', '.join(kinds())}")
+            raise ConfigError(
+                f"`stages` ({file.origin(key_node)}) is empty", f"kinds: {', '.join(kinds())}"
+            )
     return name_stages(parts), shared
 
 
@@ -114,7 +126,10 @@ def _named(file: _File, name: str, key_node: Any, value_node: Any) -> _Part:
     """A stage whose name is a key: its kind is in it, or the name says it."""
     entries = list(file.entries(value_node)) if _is_mapping(value_node) else []
     if not entries and file.value(value_node) is not None:
-        raise ConfigError(f"stage `{name}` ({file.origin(key_node)}) should hold settings", "write `name: value` lines")
+        raise ConfigError(
+            f"stage `{name}` ({file.origin(key_node)}) should hold settings",
+            "write `name: value` lines",
+        )
     return _stage(file, name, entries, file.origin(key_node))
 
 

@@ -1,10 +1,12 @@
-"""What a pipeline leaves behind: its folder, and `pipeline.json` in it, the one account of all stages.
+"""What a pipeline leaves behind: its folder, and `pipeline.json` in it, the one account of all
+stages.
 
     pipeline.json  report.html  01-sft/ (a run)  02-dpo/ (a run)  03-eval/eval.json
-    02-dpo-base/ (weights with the adapter before them merged in, where a stage cannot go on with that adapter)
+    02-dpo-base/ (weights with the adapter before them merged in, where a stage cannot go on with
+                  that adapter)
 
-The manifest is replaced whole, so a kill leaves the old or the new one. One process at a time works in the folder.
-"""
+The manifest is replaced whole, so a kill leaves the old or the new one. One process at a time works
+in the folder."""
 
 from __future__ import annotations
 
@@ -30,8 +32,9 @@ RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage: what was asked of it, what it was given (`inputs`: fingerprints of model and data), and what came of
-    it. `run` is its folder in the pipeline's; `model` what it began with; times are seconds since the epoch."""
+    """One stage: what was asked of it, what it was given (`inputs`: fingerprints of model and
+    data), and what came of it. `run` is its folder in the pipeline's; `model` what it began with;
+    times are seconds since the epoch."""
 
     name: str
     kind: str
@@ -57,8 +60,9 @@ class StageRecord:
 
 @dataclass
 class PipelineManifest:
-    """What `pipeline.json` says: the stages that were begun, the model that the first one began with, and the `plan`,
-    all stages as {"name", "kind", "settings" that somebody chose, their "origins"}."""
+    """What `pipeline.json` says: the stages that were begun, the model that the first one began
+    with, and the `plan`, all stages as {"name", "kind", "settings" that somebody chose, their
+    "origins"}."""
 
     records: list[StageRecord] = field(default_factory=list)
     model: str | None = None
@@ -82,12 +86,14 @@ class PipelineDir:
     def open(cls, path: Path, overwrite: bool = False) -> PipelineDir:
         """Make a folder, or go on in one that a pipeline was run in; `overwrite` begins it anew.
 
-        Raises ConfigError when the folder holds something else, TrainingError when another process is at work.
-        """
+        Raises ConfigError when the folder holds something else, TrainingError when another process
+        is at work."""
         check_folder(path)
         held = _held(path)
         if held and not (path / MANIFEST).is_file():
-            raise ConfigError(f"--output `{path}` is not empty and not a pipeline", "choose another folder")
+            raise ConfigError(
+                f"--output `{path}` is not empty and not a pipeline", "choose another folder"
+            )
         make_folder(path)
         opened = cls(path, PipelineManifest())
         opened._take_lock()
@@ -108,7 +114,8 @@ class PipelineDir:
         self._write()
 
     def drop_from(self, number: int) -> None:
-        """Forget stage `number` and those after it, then remove their folders. Only what the manifest names goes."""
+        """Forget stage `number` and those after it, then remove their folders. Only what the
+        manifest names goes."""
         dropped = self.records[number:]
         del self.records[number:]
         self._write()
@@ -129,13 +136,21 @@ class PipelineDir:
 
     def _write(self) -> None:
         stages = [asdict(record) | {"fingerprint": record.fingerprint} for record in self.records]
-        content: dict[str, Any] = {"version": 1, "chuk": __version__, "model": self.manifest.model, "stages": stages}
+        content: dict[str, Any] = {
+            "version": 1,
+            "chuk": __version__,
+            "model": self.manifest.model,
+            "stages": stages,
+        }
         content["plan"] = self.manifest.plan
         try:
-            write_whole(self.path / MANIFEST, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            write_whole(
+                self.path / MANIFEST, json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            )
         except OSError as error:
             raise TrainingError(
-                f"cannot write `{self.path / MANIFEST}`: {error.strerror or error}", "make room or mend the disk"
+                f"cannot write `{self.path / MANIFEST}`: {error.strerror or error}",
+                "make room or mend the disk",
             ) from None
 
     def _take_lock(self) -> None:
@@ -145,22 +160,33 @@ class PipelineDir:
         except OSError:
             self.close()
             raise TrainingError(
-                f"another process runs the pipeline in `{self.path}`", "wait for it, or choose another --output"
+                f"another process runs the pipeline in `{self.path}`",
+                "wait for it, or choose another --output",
             ) from None
 
 
 def read_manifest(path: Path) -> PipelineManifest:
-    """The manifest in a pipeline's folder. Raises ModelError when there is none or none that can be read."""
+    """The manifest in a pipeline's folder. Raises ModelError when there is none or none that can be
+    read."""
     file = path / MANIFEST
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         known = set(StageRecord.__dataclass_fields__)
-        stages = [{key: value for key, value in stage.items() if key in known} for stage in content["stages"]]
-        return PipelineManifest([StageRecord(**stage) for stage in stages], content["model"], list(content["plan"]))
+        stages = [
+            {key: value for key, value in stage.items() if key in known}
+            for stage in content["stages"]
+        ]
+        return PipelineManifest(
+            [StageRecord(**stage) for stage in stages], content["model"], list(content["plan"])
+        )
     except FileNotFoundError:
-        raise ModelError(f"`{path}` is not the folder of a pipeline: it has no {MANIFEST}") from None
+        raise ModelError(
+            f"`{path}` is not the folder of a pipeline: it has no {MANIFEST}"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"`{file}` cannot be read", "put it back as it was written, or use --overwrite") from None
+        raise ModelError(
+            f"`{file}` cannot be read", "put it back as it was written, or use --overwrite"
+        ) from None
 
 
 def base_name(run: str) -> str:
@@ -183,4 +209,6 @@ def _held(path: Path) -> list[str]:
     """What is in the folder, without what a process leaves that was killed while it made it."""
     if not path.is_dir():
         return []
-    return [entry.name for entry in path.iterdir() if entry.name not in (_LOCK, f".{MANIFEST}.partial")]
+    return [
+        entry.name for entry in path.iterdir() if entry.name not in (_LOCK, f".{MANIFEST}.partial")
+    ]

@@ -1,4 +1,5 @@
-"""How much a pipeline is going to do, from its settings and the number of its rows: no model is loaded for it."""
+"""How much a pipeline is going to do, from its settings and the number of its rows: no model is
+loaded for it."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from chuk_lib.training.pipeline.config import EVAL, Stage
 
 @dataclass(frozen=True)
 class Outline:
-    """Rows of a stage's data, and its steps; None for what is known only when the stage begins: rows of the hub, steps
-    of packed rows. Rows with nothing to learn are counted, so that steps by epochs are `at most`."""
+    """Rows of a stage's data, and its steps; None for what is known only when the stage begins:
+    rows of the hub, steps of packed rows. Rows with nothing to learn are counted, so that steps by
+    epochs are `at most`."""
 
     rows: int | None
     steps: int | None
@@ -24,7 +26,8 @@ class Outline:
 
 
 def outline(stage: Stage) -> Outline:
-    """Count the rows of a stage and work out its steps. Raises DataError for rows that cannot be read."""
+    """Count the rows of a stage and work out its steps. Raises DataError for rows that cannot be
+    read."""
     config = stage.settings.value
     rows = _rows(stage)
     if not isinstance(config, TrainerConfig):
@@ -35,18 +38,25 @@ def outline(stage: Stage) -> Outline:
     if rows is None or getattr(config, "packing", False):
         return Outline(rows, None)
     if isinstance(config, OnlineConfig):
-        return Outline(rows, math.ceil(rows * config.num_epochs / config.prompts_per_step), at_most=True)
+        return Outline(
+            rows, math.ceil(rows * config.num_epochs / config.prompts_per_step), at_most=True
+        )
     window = config.batch_size * config.gradient_accumulation_steps
     return Outline(rows, math.ceil(-(-rows // window) * config.num_epochs), at_most=True)
 
 
 def _rows(stage: Stage) -> int | None:
-    """Rows of local data: pairs count twice where each of their answers is a row of its own (KTO)."""
+    """Rows of local data: pairs count twice where each of their answers is a row of its own
+    (KTO)."""
     config: Any = stage.settings.value
     data = str(config.data)
     if not Path(data).exists():
         return None
     splits = ("test", "valid", "train") if stage.kind == EVAL else ("train",)
-    split = getattr(config, "split", None) or next((name for name in splits if has_split(data, name)), "train")
+    split = getattr(config, "split", None) or next(
+        (name for name in splits if has_split(data, name)), "train"
+    )
     apart = stage.kind == "kto"
-    return sum(2 if apart and "chosen" in record.columns else 1 for record in read_records(data, split))
+    return sum(
+        2 if apart and "chosen" in record.columns else 1 for record in read_records(data, split)
+    )

@@ -1,12 +1,13 @@
 """Several trainings, one after the other: each stage begins with what the one before it made.
 
-Stages are runs like any other, each in a folder of the pipeline's; `pipeline.json` says how far all of it is. Begun
-again, a pipeline passes over finished stages and goes on inside the one that was interrupted, from its newest
-checkpoint: the result has the same bits as that of a pipeline that was never interrupted.
+Stages are runs like any other, each in a folder of the pipeline's; `pipeline.json` says how far all
+of it is. Begun again, a pipeline passes over finished stages and goes on inside the one that was
+interrupted, from its newest checkpoint: the result has the same bits as that of a pipeline that was
+never interrupted.
 
-Adapters: a stage that asks for the adapters which its model already has goes on training them, so that the result is
-one adapter on the first model. A stage that asks for others, or for all weights, gets the adapters merged first.
-"""
+Adapters: a stage that asks for the adapters which its model already has goes on training them, so
+that the result is one adapter on the first model. A stage that asks for others, or for all weights,
+gets the adapters merged first."""
 
 from __future__ import annotations
 
@@ -52,8 +53,8 @@ _NO_RESULT = ("model", "output", "report_to", "data", "eval_data", "ref_log_prob
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """How it ended: `reason` is done or stopped; `model` is what the last training stage made, None when no stage did;
-    `records` are the manifest's, one a stage that was begun."""
+    """How it ended: `reason` is done or stopped; `model` is what the last training stage made, None
+    when no stage did; `records` are the manifest's, one a stage that was begun."""
 
     path: Path
     reason: str
@@ -72,13 +73,14 @@ def run_pipeline(
 ) -> PipelineResult:
     """Run every stage that is not finished, in `pipeline.output` or a new folder under `runs/`.
 
-    A stage that was begun with other settings, another model or other data is refused (ConfigError) unless `redo`: then
-    it and those after it are run again. `overwrite` begins all of them anew. Raises what stages raise, the message
-    beginning with the stage's name.
-    """
+    A stage that was begun with other settings, another model or other data is refused (ConfigError)
+    unless `redo`: then it and those after it are run again. `overwrite` begins all of them anew.
+    Raises what stages raise, the message beginning with the stage's name."""
     check_pipeline(pipeline)
     pipeline = _absolute(pipeline)
-    path = Path(pipeline.output or default_run_path("pipeline", pipeline.model or pipeline.stages[-1].name)).resolve()
+    path = Path(
+        pipeline.output or default_run_path("pipeline", pipeline.model or pipeline.stages[-1].name)
+    ).resolve()
     folder = PipelineDir.open(path, overwrite)
     try:
         work = _Work(pipeline, folder, list(sinks), should_stop)
@@ -93,7 +95,11 @@ class _Work:
     """A pipeline in its folder."""
 
     def __init__(
-        self, pipeline: Pipeline, folder: PipelineDir, sinks: Sequence[Sink], should_stop: Callable[[], bool]
+        self,
+        pipeline: Pipeline,
+        folder: PipelineDir,
+        sinks: Sequence[Sink],
+        should_stop: Callable[[], bool],
     ) -> None:
         self._pipeline = pipeline
         self._folder = folder
@@ -106,12 +112,17 @@ class _Work:
         for number, record in enumerate(self._folder.records):
             stage = stages[number] if number < len(stages) else None
             is_gone = record.state == FINISHED and not (self._folder.path / record.run).is_dir()
-            changes = ["its result is gone"] if is_gone else _changes(record, self._ready(stage) if stage else None)
+            changes = (
+                ["its result is gone"]
+                if is_gone
+                else _changes(record, self._ready(stage) if stage else None)
+            )
             if not changes:
                 continue
             if not redo:
                 raise ConfigError(
-                    f"stage `{record.name}` was begun with other settings or input: {'; '.join(changes[:4])}",
+                    f"stage `{record.name}` was begun with other settings or input:"
+                    f" {'; '.join(changes[:4])}",
                     "--redo runs it and the stages after it again; or choose another --output",
                 )
             self._folder.drop_from(number)
@@ -121,7 +132,10 @@ class _Work:
         """Run what is not finished."""
         reason = "done"
         for number, stage in enumerate(self._pipeline.stages):
-            if number < len(self._folder.records) and self._folder.records[number].state == FINISHED:
+            if (
+                number < len(self._folder.records)
+                and self._folder.records[number].state == FINISHED
+            ):
                 continue
             if self._should_stop():
                 reason = STOPPED
@@ -136,7 +150,9 @@ class _Work:
 
     def _run_stage(self, number: int, stage: Stage) -> str:
         if number == len(self._folder.records):
-            self._folder.clear(stage.folder)  # what a process left that was killed while it dropped the stage
+            self._folder.clear(
+                stage.folder
+            )  # what a process left that was killed while it dropped the stage
         stage = self._ready(stage)
         record = self._begin(number, stage)
         began = time.time()
@@ -172,24 +188,41 @@ class _Work:
         else:
             config = replace(stage.settings.value, output=str(path), model=str(self._base(stage)))
             result = train(
-                stage.kind, config, origins=stage.settings.origins, sinks=sinks, should_stop=self._should_stop,
+                stage.kind,
+                config,
+                origins=stage.settings.origins,
+                sinks=sinks,
+                should_stop=self._should_stop,
                 overwrite=True,
-            )  # fmt: skip
+            )
         if result.reason == STOPPED:
             return {"reason": STOPPED, "steps": result.steps}
-        return _finished_run(path) or {"reason": result.reason, "steps": result.steps, "metrics": result.metrics}
+        return _finished_run(path) or {
+            "reason": result.reason,
+            "steps": result.steps,
+            "metrics": result.metrics,
+        }
 
     def _measure(self, stage: Stage) -> dict[str, Any]:
         from chuk_lib.training.measuring.measure import answer, read_question
 
         config, path, began = stage.settings.value, self._folder.path / stage.folder, time.time()
-        about = {"algorithm": EVAL, "model": config.model, "data": config.data, "run_dir": str(path)}
+        about = {
+            "algorithm": EVAL,
+            "model": config.model,
+            "data": config.data,
+            "run_dir": str(path),
+        }
         self._tell(stage, Event("started", 0, about))
         report = answer(read_question(question_of(config)), config.model)
         path.mkdir(exist_ok=True)
-        write_whole(path / "eval.json", json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_whole(
+            path / "eval.json", json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n"
+        )
         known = {name: values[~np.isnan(values)] for name, values in report.values().items()}
-        metrics = report.metrics | {f"eval_{name}": float(some.mean()) for name, some in known.items() if len(some)}
+        metrics = report.metrics | {
+            f"eval_{name}": float(some.mean()) for name, some in known.items() if len(some)
+        }
         self._tell(stage, Event("eval", 0, metrics))
         ended = {"reason": "done", "steps": 0, "seconds": round(time.time() - began, 3)}
         self._tell(stage, Event("finished", 0, ended))
@@ -212,7 +245,9 @@ class _Work:
     def _ready(self, stage: Stage) -> Stage:
         """The stage with the model that it goes on with, and every `stage:NAME` as a folder."""
         models = {
-            record.name: str(self._folder.path / record.run) for record in self._folder.records if record.kind != EVAL
+            record.name: str(self._folder.path / record.run)
+            for record in self._folder.records
+            if record.kind != EVAL
         }
         if not stage.own_model:
             before = self._policy(stage.number - 1)
@@ -236,13 +271,20 @@ def needs_merging(source: str, config: TrainerConfig) -> bool:
     has, wanted = read_adapter(found.adapter_folder).lora, config.lora
     if wanted is None:
         return True
-    if any(getattr(has, name) != getattr(wanted, name) for name in ("rank", "alpha", "use_rslora", "use_dora")):
+    if any(
+        getattr(has, name) != getattr(wanted, name)
+        for name in ("rank", "alpha", "use_rslora", "use_dora")
+    ):
         return True
-    return wanted.targets is not None and (has.targets, has.num_layers) != (wanted.targets, wanted.num_layers)
+    return wanted.targets is not None and (has.targets, has.num_layers) != (
+        wanted.targets,
+        wanted.num_layers,
+    )
 
 
 def merge(source: str, folder: Path) -> None:
-    """Write a model with its adapters merged into its weights; the folder is there whole or not at all."""
+    """Write a model with its adapters merged into its weights; the folder is there whole or not at
+    all."""
     from chuk_lib.models import fuse, load_model, save_pretrained
 
     partial = folder.with_name(f".{folder.name}.partial")
@@ -254,8 +296,8 @@ def merge(source: str, folder: Path) -> None:
 
 
 def plan_stages(pipeline: Pipeline) -> list[Stage]:
-    """The stages as they would run, for a dry run; checked, nothing written. A model that an earlier stage will make
-    is named by that stage."""
+    """The stages as they would run, for a dry run; checked, nothing written. A model that an
+    earlier stage will make is named by that stage."""
     check_pipeline(pipeline)
     shown: list[Stage] = []
     before, origin = pipeline.model, "--model"
@@ -271,15 +313,23 @@ def _intent(stage: Stage) -> dict[str, Any]:
     settings, origins = as_dict(stage.settings.value), stage.settings.origins
     chosen = {name: value for name, value in settings.items() if origins[name] != "default"}
     return {
-        "name": stage.name, "kind": stage.kind, "settings": chosen, "origins": {name: origins[name] for name in chosen}
-    }  # fmt: skip
+        "name": stage.name,
+        "kind": stage.kind,
+        "settings": chosen,
+        "origins": {name: origins[name] for name in chosen},
+    }
 
 
 def _record(stage: Stage) -> StageRecord:
     return StageRecord(
-        stage.name, stage.kind, stage.folder, as_dict(stage.settings.value), dict(stage.settings.origins),
-        fingerprint_inputs(stage), str(stage.settings.value.model),
-    )  # fmt: skip
+        stage.name,
+        stage.kind,
+        stage.folder,
+        as_dict(stage.settings.value),
+        dict(stage.settings.origins),
+        fingerprint_inputs(stage),
+        str(stage.settings.value.model),
+    )
 
 
 def _changes(record: StageRecord, stage: Stage | None) -> list[str]:
@@ -289,7 +339,9 @@ def _changes(record: StageRecord, stage: Stage | None) -> list[str]:
     if (record.name, record.kind) != (stage.name, stage.kind):
         return [f"stage {stage.number} is now `{stage.name}` ({stage.kind})"]
     asked = _record(stage)
-    old, new = ({k: v for k, v in one.settings.items() if k not in _NO_RESULT} for one in (record, asked))
+    old, new = (
+        {k: v for k, v in one.settings.items() if k not in _NO_RESULT} for one in (record, asked)
+    )
     if "rewards" in old:
         item = known_settings()["rewards"]  # an older chuk wrote their files as they were typed
         old["rewards"] = moved(item, old["rewards"], absolute_path)
@@ -306,7 +358,11 @@ def _finished_run(path: Path) -> dict[str, Any] | None:
         return None
     log = read_log(path / "events.jsonl")
     last = log.events[-1] if log.events else None
-    if last is None or last.kind != "finished" or last.data.get("reason") not in ("done", "early_stopping"):
+    if (
+        last is None
+        or last.kind != "finished"
+        or last.data.get("reason") not in ("done", "early_stopping")
+    ):
         return None
     summary = summarize(path, log)
     facts = {"steps": summary.step, "metrics": dict(summary.metrics), "seconds": summary.seconds}
@@ -318,7 +374,9 @@ def _naming(sink: Sink, stage: Stage, count: int) -> Sink:
     about = {"name": stage.name, "kind": stage.kind, "number": stage.number, "of": count}
 
     def see(event: Event) -> None:
-        sink(replace(event, data=event.data | {"stage": about}) if event.kind == "started" else event)
+        sink(
+            replace(event, data=event.data | {"stage": about}) if event.kind == "started" else event
+        )
 
     return see
 
@@ -327,7 +385,9 @@ def _absolute(pipeline: Pipeline) -> Pipeline:
     """Local paths made absolute, so that what the manifest says holds from any folder."""
 
     def stage_of(stage: Stage) -> Stage:
-        return replace(stage, settings=Resolved(absolute(stage.settings.value), stage.settings.origins))
+        return replace(
+            stage, settings=Resolved(absolute(stage.settings.value), stage.settings.origins)
+        )
 
     model = None if pipeline.model is None else absolute_path(pipeline.model)
     return replace(pipeline, stages=tuple(map(stage_of, pipeline.stages)), model=model)

@@ -1,1 +1,2 @@
-"""What a training run needs in time and memory, and settings that fit a budget, without running it."""
+"""What a training run needs in time and memory, and settings that fit a budget, without running
+it."""

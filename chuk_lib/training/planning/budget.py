@@ -1,10 +1,11 @@
-"""Choose settings for a memory budget: batch size and accumulation, checkpointing, packing; and say why.
+"""Choose settings for a memory budget: batch size and accumulation, checkpointing, packing; and say
+why.
 
-An update sees as many rows as before (with packing: as many tokens), so the training itself stays what it was. The
-order of preference is the order of speed: whole batches without checkpointing, smaller ones down to what keeps the
-device busy, then checkpointing (on a GPU first in half of the blocks, then in most), then single rows. On a GPU the
-budget becomes MLX's memory limit too: the evaluator's running ahead is most of a peak, and ends there.
-"""
+An update sees as many rows as before (with packing: as many tokens), so the training itself stays
+what it was. The order of preference is the order of speed: whole batches without checkpointing,
+smaller ones down to what keeps the device busy, then checkpointing (on a GPU first in half of the
+blocks, then in most), then single rows. On a GPU the budget becomes MLX's memory limit too: the
+evaluator's running ahead is most of a peak, and ends there."""
 
 from __future__ import annotations
 
@@ -42,9 +43,12 @@ class Choice:
     def of(config: SFTConfig) -> Choice:
         """As a config has them."""
         return Choice(
-            config.batch_size, config.gradient_accumulation_steps, config.gradient_checkpointing, config.packing,
+            config.batch_size,
+            config.gradient_accumulation_steps,
+            config.gradient_checkpointing,
+            config.packing,
             config.checkpointing_blocks,
-        )  # fmt: skip
+        )
 
     def settings(self) -> dict[str, Any]:
         """By setting name."""
@@ -68,14 +72,16 @@ def parse_size(text: str) -> int:
     """`8GiB`, `500MB`, `1.5g` (decimal) or plain bytes as a number. Raises ConfigError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if not found or not float(found[1]) or (found[3] and not found[2]):
-        raise ConfigError(f"`{text}` is no amount of memory", "write it as `8GiB`, `500MB` or `auto`")
+        raise ConfigError(
+            f"`{text}` is no amount of memory", "write it as `8GiB`, `500MB` or `auto`"
+        )
     power = "kmgt".index(found[2]) + 1 if found[3] else 0
     return int(float(found[1]) * (1024**power if found[3] else _UNITS[found[2]]))
 
 
 def choose(trial: _Trial, origins: dict[str, str], budget: int | str) -> Fit:
-    """Settings that fit, taken over by `trial`. What was given with a `gradient_checkpointing` or `packing` of its
-    own keeps it. Raises ConfigError with the smallest need when nothing fits."""
+    """Settings that fit, taken over by `trial`. What was given with a `gradient_checkpointing` or
+    `packing` of its own keeps it. Raises ConfigError with the smallest need when nothing fits."""
     limit, why = (budget, "given") if isinstance(budget, int) else _machine_budget()
     if on_cpu():
         return _chosen(trial, origins, limit, why)
@@ -105,7 +111,9 @@ def _chosen(trial: _Trial, origins: dict[str, str], limit: int, why: str) -> Fit
 def _is_given(trial: _Trial, origins: dict[str, str], name: str) -> bool:
     """Whether somebody asked for this value; in code only a changed value tells."""
     origin = origins.get(name, "default")
-    return origin != "default" and (origin != "given in code" or getattr(trial.config, name) is True)
+    return origin != "default" and (
+        origin != "given in code" or getattr(trial.config, name) is True
+    )
 
 
 def _packing(trial: _Trial, given: Choice, origins: dict[str, str]) -> tuple[bool, int, str]:
@@ -122,8 +130,8 @@ def _packing(trial: _Trial, given: Choice, origins: dict[str, str]) -> tuple[boo
         True,
         packed,
         (
-            f"packing on: {padding:.0%} of the positions would be padding; {packed} packed rows hold as many tokens as "
-            f"{rows} rows of {mean:.0f} on average"
+            f"packing on: {padding:.0%} of the positions would be padding; {packed} packed rows"
+            f" hold as many tokens as {rows} rows of {mean:.0f} on average"
         ),
     )
 
@@ -142,16 +150,23 @@ def _search(
     least = min(needs, key=lambda choice: needs[choice].total)
     parts = needs[least]
     raise ConfigError(
-        f"nothing fits {_gib(limit)}: the smallest need is {_gib(parts.total)} (batch_size {least.batch_size}, "
-        f"gradient_checkpointing {'on' if least.gradient_checkpointing else 'off'})",
-        f"of it {_gib(parts.weights + parts.optimizer + parts.gradients)} are weights, optimizer and gradients: "
-        "use --lora, a smaller model, or a smaller --max-length",
+        f"nothing fits {_gib(limit)}: the smallest need is {_gib(parts.total)} (batch_size"
+        f" {least.batch_size}, gradient_checkpointing"
+        f" {'on' if least.gradient_checkpointing else 'off'})",
+        f"of it {_gib(parts.weights + parts.optimizer + parts.gradients)} are weights, optimizer"
+        " and gradients: use --lora, a smaller model, or a smaller --max-length",
     )
 
 
-def _candidates(trial: _Trial, given: Choice, packing: bool, rows: int, fixed: bool) -> Iterator[Choice]:
+def _candidates(
+    trial: _Trial, given: Choice, packing: bool, rows: int, fixed: bool
+) -> Iterator[Choice]:
     """All choices, fastest first; some come twice."""
-    width = trial.config.max_length if packing and trial.config.max_length else trial.dataset.report.longest
+    width = (
+        trial.config.max_length
+        if packing and trial.config.max_length
+        else trial.dataset.report.longest
+    )
     busy = max(1, _BUSY_TOKENS["cpu" if on_cpu() else "gpu"] // width)
     modes = _modes(trial, given, fixed)
     for least in (min(busy, rows), 1):
@@ -162,8 +177,8 @@ def _candidates(trial: _Trial, given: Choice, packing: bool, rows: int, fixed: b
 
 
 def _modes(trial: _Trial, given: Choice, fixed: bool) -> list[tuple[bool, int | None]]:
-    """Ways to recompute, fastest first: whether, and how many blocks (None: all). On a CPU it is all or nothing, since
-    NumPy's speed goes with the first block that recomputes."""
+    """Ways to recompute, fastest first: whether, and how many blocks (None: all). On a CPU it is
+    all or nothing, since NumPy's speed goes with the first block that recomputes."""
     if fixed:
         return [(given.gradient_checkpointing, given.checkpointing_blocks)]
     blocks = len(trial.model.layers)
@@ -177,18 +192,35 @@ def _reasons(found: Choice, needs: dict[Choice, MemoryEstimate], rows: int) -> I
     plain = [choice for choice in tried if not choice.gradient_checkpointing]
     if found.gradient_checkpointing and plain:
         least = min(plain, key=lambda choice: choice.batch_size)
-        which = f" in the first {found.checkpointing_blocks} blocks" if found.checkpointing_blocks else ""
+        which = (
+            f" in the first {found.checkpointing_blocks} blocks"
+            if found.checkpointing_blocks
+            else ""
+        )
         need_without = _gib(needs[least].total)
-        yield f"gradient_checkpointing on{which}: without it {least.batch_size} rows at once need {need_without}"
+        yield (
+            f"gradient_checkpointing on{which}: without it {least.batch_size} rows at once need"
+            f" {need_without}"
+        )
     elif not found.gradient_checkpointing:
         yield "gradient_checkpointing off: not needed"
     same_way = (found.gradient_checkpointing, found.checkpointing_blocks)
-    larger = [choice for choice in tried if (choice.gradient_checkpointing, choice.checkpointing_blocks) == same_way]
-    what = f"batch_size {found.batch_size} × gradient_accumulation_steps {found.gradient_accumulation_steps}"
+    larger = [
+        choice
+        for choice in tried
+        if (choice.gradient_checkpointing, choice.checkpointing_blocks) == same_way
+    ]
+    what = (
+        f"batch_size {found.batch_size} × gradient_accumulation_steps"
+        f" {found.gradient_accumulation_steps}"
+    )
     same = f"{rows} {'packed ' if found.packing else ''}rows an update"
     if larger:
         next_size = min(larger, key=lambda choice: choice.batch_size)
-        yield f"{what}: {same}; {next_size.batch_size} at once need {_gib(needs[next_size].total)}, this {need}"
+        yield (
+            f"{what}: {same}; {next_size.batch_size} at once need {_gib(needs[next_size].total)},"
+            f" this {need}"
+        )
     else:
         yield f"{what}: {same}, all at once need {need}"
 
@@ -197,7 +229,9 @@ def _machine_budget() -> tuple[int, str]:
     """What a run may use here: most of what is free, and what MLX holds already."""
     memory = device_memory()
     if not memory.usable:
-        raise ConfigError("this machine does not tell how much memory is free", "give a size, such as --fit 8GiB")
+        raise ConfigError(
+            "this machine does not tell how much memory is free", "give a size, such as --fit 8GiB"
+        )
     return memory.usable, memory.rule
 
 

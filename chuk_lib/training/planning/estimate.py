@@ -4,12 +4,12 @@
     work   = a + b·blocks + rows·(c + d·blocks)      activations and gradients of one micro-batch
     update = e + f·blocks                            clipping and the optimizer, whatever the batch
     outside MLX: probabilities that the tiled output head keeps in NumPy's memory on a CPU
-    time   = rows · rate · (head + blocks)           rate: seconds per row and byte of weights, the best measured
+    time   = rows · rate · (head + blocks)           rate: seconds per row and byte of weights, the
+                                                     best measured
 
-The amounts a … f come from measured steps at the true row length, so they know the architecture, adapters,
-quantization, checkpointing and how far MLX's evaluator runs ahead. Held gradients: with accumulation the sum is kept
-beside a new micro-batch.
-"""
+The amounts a … f come from measured steps at the true row length, so they know the architecture,
+adapters, quantization, checkpointing and how far MLX's evaluator runs ahead. Held gradients: with
+accumulation the sum is kept beside a new micro-batch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class MemoryEstimate:
     def blended(self, other: MemoryEstimate, share: float) -> MemoryEstimate:
         """`share` of this and the rest of `other`, part by part."""
         mine, theirs = asdict(self), asdict(other)
-        return MemoryEstimate(**{name: round(share * mine[name] + (1 - share) * theirs[name]) for name in mine})
+        return MemoryEstimate(
+            **{name: round(share * mine[name] + (1 - share) * theirs[name]) for name in mine}
+        )
 
     def as_dict(self) -> dict[str, int]:
         """The parts and their sums."""
@@ -61,8 +63,8 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class Resident:
-    """Bytes that stay between steps, of one set of gradients, and of a block and the head; `vocabulary` is the head's
-    when it runs in tiles, `in_numpy` whether they are NumPy's."""
+    """Bytes that stay between steps, of one set of gradients, and of a block and the head;
+    `vocabulary` is the head's when it runs in tiles, `in_numpy` whether they are NumPy's."""
 
     weights: int
     optimizer: int
@@ -79,13 +81,15 @@ def resident_of(model: nn.Module, config: TrainerConfig) -> Resident:
     head = output_head(model)
     tiled = fused_head(head, model)
     return Resident(
-        weights=_bytes(model.parameters()), optimizer=_bytes(build_optimizer(config, model).state),
-        gradients=_bytes(model.trainable_parameters()), block_size=_bytes(model.layers[-1].parameters()),
+        weights=_bytes(model.parameters()),
+        optimizer=_bytes(build_optimizer(config, model).state),
+        gradients=_bytes(model.trainable_parameters()),
+        block_size=_bytes(model.layers[-1].parameters()),
         head_size=_bytes(head.module(model).parameters()) if head.split else 0,
         vocabulary=tiled.product.vocabulary if tiled else None,
         head_trained=bool(tiled and tiled.product.trained),
         in_numpy=runtime.on_cpu() and not config.gradient_checkpointing,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,19 @@ class StepModel:
         gradients = min(step, held + self.resident.gradients)
         logits = min(step - gradients, inside)
         return MemoryEstimate(
-            self.resident.weights, self.resident.optimizer, gradients, logits, step - gradients - logits, outside
+            self.resident.weights,
+            self.resident.optimizer,
+            gradients,
+            logits,
+            step - gradients - logits,
+            outside,
         )
 
     def seconds(self, rows: float) -> float:
         """Time of a micro-step of `rows` full rows, by the weights that it passes through."""
-        rates = [point.seconds / point.rows / self._passed(point.blocks) for point in self.probe.full]
+        rates = [
+            point.seconds / point.rows / self._passed(point.blocks) for point in self.probe.full
+        ]
         return rows * min(rates) * self._passed(self.probe.reach)
 
     def _passed(self, blocks: int) -> float:
@@ -120,7 +131,11 @@ class StepModel:
         if not high:
             return _along_rows(low, rows)
         return _extended(
-            low[0].blocks, _along_rows(low, rows), high[0].blocks, _along_rows(high, rows), self.probe.reach
+            low[0].blocks,
+            _along_rows(low, rows),
+            high[0].blocks,
+            _along_rows(high, rows),
+            self.probe.reach,
         )
 
     def _update(self) -> float:
@@ -129,7 +144,8 @@ class StepModel:
 
 
 def _depths(points: Sequence[MeasuredUpdate]) -> tuple[list[MeasuredUpdate], list[MeasuredUpdate]]:
-    """The measurements of the smaller depth and of the larger one (none when only one depth was measured)."""
+    """The measurements of the smaller depth and of the larger one (none when only one depth was
+    measured)."""
     least = min(point.blocks for point in points)
     return [p for p in points if p.blocks == least], [p for p in points if p.blocks != least]
 
@@ -145,7 +161,8 @@ def _extended(x0: float, y0: float, x1: float, y1: float, x: float) -> float:
 
 
 def _head_bytes(resident: Resident, targets: int) -> tuple[int, int]:
-    """The tiled head's logits inside MLX, and its probabilities in NumPy's memory; 0 for a head that is not tiled.
+    """The tiled head's logits inside MLX, and its probabilities in NumPy's memory; 0 for a head
+    that is not tiled.
 
     A trained head on a CPU keeps all probabilities for its backward pass while they are small.
     """

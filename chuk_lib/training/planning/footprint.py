@@ -1,13 +1,13 @@
-"""How much memory a training step needs on an NVIDIA GPU, from the shapes of its micro-batch and of the model alone.
+"""How much memory a training step needs on an NVIDIA GPU, from the shapes of its micro-batch and of
+the model alone.
 
-    need = weights + optimizer + gradients + 1.3 · kept + head
-    kept = tokens · Σ over blocks of (outputs of its linear layers, and their inputs, once where layers share one)
-    head = 5 tiles of float32 logits (product, probabilities, slope, their copies in the weights' type)
+    need = weights + optimizer + gradients + 1.3 · kept + head kept = tokens · Σ over blocks of
+    (outputs of its linear layers, and their inputs, once where layers share one) head = 5 tiles of
+    float32 logits (product, probabilities, slope, their copies in the weights' type)
 
-Blocks that recompute keep one hidden state; one of them is whole at a time. The factor is what lives beside what a
-backward pass reads, measured on an H200. A step gets the need as MLX's memory limit: without one the evaluator runs
-ahead into all the memory there is.
-"""
+Blocks that recompute keep one hidden state; one of them is whole at a time. The factor is what
+lives beside what a backward pass reads, measured on an H200. A step gets the need as MLX's memory
+limit: without one the evaluator runs ahead into all the memory there is."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ _TABLES = (nn.Embedding, nn.QuantizedEmbedding)
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a model's training step needs. `resident`: weights, optimizer and one set of gradients; `kept`: of
-    each block, of one token; `hidden`: one hidden state; `vocabulary` of the head."""
+    """Bytes that a model's training step needs. `resident`: weights, optimizer and one set of
+    gradients; `kept`: of each block, of one token; `hidden`: one hidden state; `vocabulary` of the
+    head."""
 
     resident: int
     kept: tuple[int, ...]
@@ -50,17 +51,25 @@ class Footprint:
     def need(self, tokens: int, targets: int) -> int:
         """Of a micro-batch of so many tokens, padding included, and targets."""
         whole = self.kept[self.recomputing :]
-        blocks = sum(whole) + self.recomputing * self.hidden + (max(self.kept) if self.recomputing else 0)
+        blocks = (
+            sum(whole)
+            + self.recomputing * self.hidden
+            + (max(self.kept) if self.recomputing else 0)
+        )
         tile = 4 * self.vocabulary * min(targets, tile_rows(self.vocabulary))
         return self.resident + int(_BESIDE * tokens * blocks) + _TILES * tile + _SLACK
 
 
 def footprint_of(model: nn.Module, held: int) -> Footprint:
-    """Read off all that is trained together, what is trained chosen; nothing is computed. `held`: bytes of all weights
-    and of the optimizer."""
+    """Read off all that is trained together, what is trained chosen; nothing is computed. `held`:
+    bytes of all weights and of the optimizer."""
     blocks, size = _blocks(model), activation_size(model)
     tables = [layer.weight for layer in model.modules() if isinstance(layer, _TABLES)]
-    heads = [layer for name, layer in model.named_modules() if name.endswith("lm_head") and "weight" in layer]
+    heads = [
+        layer
+        for name, layer in model.named_modules()
+        if name.endswith("lm_head") and "weight" in layer
+    ]
     rows = [len(table) for table in tables] + [len(layer.weight) for layer in heads]
     return Footprint(
         resident=held + _bytes(model.trainable_parameters()),
@@ -88,12 +97,16 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _kept(block: nn.Module) -> int:
-    """Numbers that a block keeps of each token: what its linear layers write, and what they read (half of the layers
-    of one owner that are as wide share an input with another one)."""
+    """Numbers that a block keeps of each token: what its linear layers write, and what they read
+    (half of the layers of one owner that are as wide share an input with another one)."""
     written, read = 0, 0
-    owners = [module for module in block.modules() if "linear" not in module]  # an adapted layer counts once
+    owners = [
+        module for module in block.modules() if "linear" not in module
+    ]  # an adapted layer counts once
     for owner in owners:
-        layers = [layer for layer in map(_base, owner.children().values()) if isinstance(layer, _LINEAR)]
+        layers = [
+            layer for layer in map(_base, owner.children().values()) if isinstance(layer, _LINEAR)
+        ]
         written += sum(int(layer.weight.shape[0]) for layer in layers)
         inputs = Counter(input_width(layer) for layer in layers)
         read += sum(width * -(-count // 2) for width, count in inputs.items())
@@ -124,8 +137,9 @@ def _bytes(tree: object) -> int:
 
 @dataclass
 class StepLimit:
-    """MLX's memory limit while a run trains on CUDA: what the largest micro-batch so far needs. There is none on a CPU,
-    where nothing runs ahead, nor on Metal, where attention keeps more than is counted here."""
+    """MLX's memory limit while a run trains on CUDA: what the largest micro-batch so far needs.
+    There is none on a CPU, where nothing runs ahead, nor on Metal, where attention keeps more than
+    is counted here."""
 
     footprint: Footprint
     limit: int = 0
@@ -158,4 +172,6 @@ class StepLimit:
 
     def _raise_to(self, need: int) -> None:
         self.limit = max(self.limit, need)
-        runtime.set_memory_limit(min(self.limit, self._before, int(_MOST_SHARE * runtime.device_memory().total)))
+        runtime.set_memory_limit(
+            min(self.limit, self._before, int(_MOST_SHARE * runtime.device_memory().total))
+        )

@@ -1,8 +1,9 @@
-"""What a training run would be, without running it: data, steps, time and memory; and settings that fit a budget.
+"""What a training run would be, without running it: data, steps, time and memory; and settings that
+fit a budget.
 
-`plan_sft` loads model and data as the run would, measures a few micro-steps on the model's last blocks, and writes
-nothing. With a budget it first chooses batch size, accumulation, checkpointing and packing (`budget`).
-"""
+`plan_sft` loads model and data as the run would, measures a few micro-steps on the model's last
+blocks, and writes nothing. With a budget it first chooses batch size, accumulation, checkpointing
+and packing (`budget`)."""
 
 from __future__ import annotations
 
@@ -37,7 +38,14 @@ from chuk_lib.training.planning.estimate import MemoryEstimate, StepModel, resid
 from chuk_lib.training.planning.probe import measure_steps, resized
 from chuk_lib.training.planning.room import make_room
 from chuk_lib.training.run import check_evaluation
-from chuk_lib.training.sft_trainer import SFTAlgorithm, SFTTrainer, load, make_update, pad_rounding, pad_token_id
+from chuk_lib.training.sft_trainer import (
+    SFTAlgorithm,
+    SFTTrainer,
+    load,
+    make_update,
+    pad_rounding,
+    pad_token_id,
+)
 
 
 def plan_sft(
@@ -48,10 +56,11 @@ def plan_sft(
     rows: int = 3,
     overwrite: bool = False,
 ) -> DryRun:
-    """Plan a supervised run. `budget`: bytes, or "auto" for what this machine has; None leaves the settings alone.
+    """Plan a supervised run. `budget`: bytes, or "auto" for what this machine has; None leaves the
+    settings alone.
 
-    Raises what the run itself would raise before its first step, and ConfigError when nothing fits the budget.
-    """
+    Raises what the run itself would raise before its first step, and ConfigError when nothing fits
+    the budget."""
     config, output = check_start("sft", config, overwrite)
     source = _readable(required(config, "data"))
     if is_batch_folder(source) and budget is not None:
@@ -76,9 +85,14 @@ def plan_sft(
 
 
 def fit_sft(
-    config: SFTConfig, budget: int | str, *, origins: Mapping[str, str] | None = None, overwrite: bool = False
+    config: SFTConfig,
+    budget: int | str,
+    *,
+    origins: Mapping[str, str] | None = None,
+    overwrite: bool = False,
 ) -> Fit:
-    """Settings for `config` that fit a budget, as `plan_sft` would choose them; the model is let go again."""
+    """Settings for `config` that fit a budget, as `plan_sft` would choose them; the model is let go
+    again."""
     config, _ = check_start("sft", config, overwrite)
     trial = _Trial(config, required(config, "data"))
     fit = choose(trial, dict(origins or dict.fromkeys(as_dict(config), "given in code")), budget)
@@ -89,7 +103,8 @@ def fit_sft(
 
 
 class _Trial:
-    """A loaded model and its data, on which settings are tried. What `choose` asks for is measured once."""
+    """A loaded model and its data, on which settings are tried. What `choose` asks for is measured
+    once."""
 
     def __init__(self, config: SFTConfig, source: DataSource) -> None:
         trainer, dataset, eval_dataset = load(config, source)
@@ -125,25 +140,29 @@ class _Trial:
         longest = sorted(self.dataset.examples, key=len, reverse=True)[:rows]
         pad = pad_token_id(self.tokenizer)
         rounding = pad_rounding(self.config)
-        plan = BatchPlan(longest, batch_size=rows, shuffle=False, pad_token_id=pad, pad_to_multiple_of=rounding)
+        plan = BatchPlan(
+            longest, batch_size=rows, shuffle=False, pad_token_id=pad, pad_to_multiple_of=rounding
+        )
         return resized(plan.batches(0)[0], rows)
 
     def step_model(self, choice: Choice, most_rows: int) -> StepModel:
-        """Memory and time with or without checkpointing (in all blocks) and packing, measured for up to `most_rows`
-        rows."""
+        """Memory and time with or without checkpointing (in all blocks) and packing, measured for
+        up to `most_rows` rows."""
         key = (choice.gradient_checkpointing, choice.packing)
         if key not in self._models:
             self._set_checkpointing(choice.gradient_checkpointing)
             batch = self.largest_batch(choice, min(most_rows, 64))
-            algorithm = SFTAlgorithm(self.model, self.batch_plan(choice), self.config.loss_type, not runtime.on_cpu())
+            algorithm = SFTAlgorithm(
+                self.model, self.batch_plan(choice), self.config.loss_type, not runtime.on_cpu()
+            )
             to_update = partial(make_update, few_shapes=not runtime.on_cpu())
             probe = measure_steps(algorithm, self.config, batch, most_rows, to_update)
             self._models[key] = StepModel(resident_of(self.model, self.config), probe)
         return self._models[key]
 
     def memory(self, choice: Choice, most_rows: int) -> MemoryEstimate:
-        """The peak of a step with these settings. Where some blocks recompute it lies between all and none, by their
-        share."""
+        """The peak of a step with these settings. Where some blocks recompute it lies between all
+        and none, by their share."""
         targets = self.largest_batch(choice, choice.batch_size).trained_tokens
         shape = (choice.batch_size, targets, choice.gradient_accumulation_steps)
         found = self.step_model(choice, most_rows).memory(*shape)
@@ -171,24 +190,44 @@ def _describe(
     if choice.packing:
         check_packable(trial.model)
     plan = trial.batch_plan()
-    step_model, memory = trial.step_model(choice, choice.batch_size), trial.memory(choice, choice.batch_size)
+    step_model, memory = (
+        trial.step_model(choice, choice.batch_size),
+        trial.memory(choice, choice.batch_size),
+    )
     width = step_model.probe.width
     slots = trial.dataset.report.tokens / max(1e-9, 1 - plan.padding_share)
     seconds = step_model.seconds(slots / width) / plan.steps_per_epoch
     return DryRun.of(
-        trial.config, origins, output, trial.model, rows=rows, report=trial.dataset.report, steps=plan.steps,
-        steps_per_epoch=plan.steps_per_epoch, epochs=plan.epoch(plan.steps), padding=plan.padding_share,
-        largest=(min(choice.batch_size, plan.rows), width), memory=memory, step_seconds=seconds,
-        seconds=seconds * plan.steps, fit=fit,
+        trial.config,
+        origins,
+        output,
+        trial.model,
+        rows=rows,
+        report=trial.dataset.report,
+        steps=plan.steps,
+        steps_per_epoch=plan.steps_per_epoch,
+        epochs=plan.epoch(plan.steps),
+        padding=plan.padding_share,
+        largest=(min(choice.batch_size, plan.rows), width),
+        memory=memory,
+        step_seconds=seconds,
+        seconds=seconds * plan.steps,
+        fit=fit,
         notes=(*_notes(trial, memory), *settings_notes(trial.config, plan.steps), *warnings),
-    )  # fmt: skip
+    )
 
 
 def _notes(trial: _Trial, memory: MemoryEstimate) -> tuple[str, ...]:
     notes = (*trial.trainer.notes(trial.dataset), *loss_words(trial.dataset.report.as_dict()))
     _, available = runtime.memory_use.machine_memory()
     if runtime.on_cpu() and 0 < available + mx.get_active_memory() < memory.total:
-        return (*notes, "this machine has less memory free than the run needs: --fit auto chooses settings that fit")
+        return (
+            *notes,
+            (
+                "this machine has less memory free than the run needs: --fit auto chooses settings"
+                " that fit"
+            ),
+        )
     return notes
 
 
@@ -204,6 +243,9 @@ def _first(source: DataSource, rows: int) -> list[Any]:
 
 def _rules(config: SFTConfig) -> dict[str, Any]:
     return {
-        "max_length": config.max_length, "completion_only_loss": config.completion_only_loss,
-        "assistant_only_loss": config.assistant_only_loss, "format": config.format, "text_field": config.text_field,
-    }  # fmt: skip
+        "max_length": config.max_length,
+        "completion_only_loss": config.completion_only_loss,
+        "assistant_only_loss": config.assistant_only_loss,
+        "format": config.format,
+        "text_field": config.text_field,
+    }

@@ -1,9 +1,10 @@
-"""Measure what a training step needs without running one: real micro-steps on the last blocks of the real model.
+"""Measure what a training step needs without running one: real micro-steps on the last blocks of
+the real model.
 
-A decoder repeats its block, so what a step keeps grows by the same amount with each block and each row. Two depths
-and two batch sizes of the true row length give those amounts (`estimate` extends them). The steps are the engine's
-own, with a learning rate of 0: weights stay as they are, bit for bit.
-"""
+A decoder repeats its block, so what a step keeps grows by the same amount with each block and each
+row. Two depths and two batch sizes of the true row length give those amounts (`estimate` extends
+them). The steps are the engine's own, with a learning rate of 0: weights stay as they are, bit for
+bit."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from chuk_lib.training.run import plan_of, step_math
 from chuk_lib.training.updater import Updater
 
 DEPTHS = (2, 3)
-"""Blocks of the measured models. One block is no good measure: the evaluator runs further ahead than that."""
+"""Blocks of the measured models. One block is no good measure: the evaluator runs further ahead
+than that."""
 
 _SHORT = 8
 _CLEAR = 1.5  # work this much above that of a very short row is activations, not gradients
@@ -37,8 +39,8 @@ _MOST_TOKENS = 4096
 
 @dataclass(frozen=True)
 class MeasuredUpdate:
-    """One update on `blocks` blocks and `rows` rows. Bytes above what is resident before it: `work` until the
-    gradients are there, `peak` with the optimizer's part."""
+    """One update on `blocks` blocks and `rows` rows. Bytes above what is resident before it: `work`
+    until the gradients are there, `peak` with the optimizer's part."""
 
     blocks: int
     rows: int
@@ -49,7 +51,8 @@ class MeasuredUpdate:
 
 @dataclass(frozen=True)
 class Probe:
-    """Measurements at one row length: `short` ones of very short rows (one for each depth), `full` ones of true rows.
+    """Measurements at one row length: `short` ones of very short rows (one for each depth), `full`
+    ones of true rows.
 
     `reach` is how many blocks a backward pass goes through.
     """
@@ -61,9 +64,14 @@ class Probe:
 
 
 def measure_steps(
-    algorithm: Algorithm, config: TrainerConfig, batch: Batch, rows: int, to_update: Callable[[list[Batch]], Update]
+    algorithm: Algorithm,
+    config: TrainerConfig,
+    batch: Batch,
+    rows: int,
+    to_update: Callable[[list[Batch]], Update],
 ) -> Probe:
-    """Measure steps towards `rows` rows like those of `batch`. The model keeps its weights and its mode."""
+    """Measure steps towards `rows` rows like those of `batch`. The model keeps its weights and its
+    mode."""
     model = algorithm.model
     reach = max(1, _reach(model))
     run = _Runner(algorithm, config, batch, to_update)
@@ -85,11 +93,16 @@ def measure_steps(
 
 
 def _at_depth(run: _Runner, short: MeasuredUpdate, rows: int) -> Iterator[MeasuredUpdate]:
-    """Two batch sizes at one depth: enough tokens for the code paths of real steps, and for activations, not
-    gradients, to make the peak; where the true number of rows is not more than that, it is one of the two."""
+    """Two batch sizes at one depth: enough tokens for the code paths of real steps, and for
+    activations, not gradients, to make the peak; where the true number of rows is not more than
+    that, it is one of the two."""
     small = max(1, min(rows // 2, -(-_LEAST_TOKENS // run.width)))
     done = run(short.blocks, small)
-    while done.work < _CLEAR * short.work and 4 * small <= rows and 2 * small * run.width <= _MOST_TOKENS:
+    while (
+        done.work < _CLEAR * short.work
+        and 4 * small <= rows
+        and 2 * small * run.width <= _MOST_TOKENS
+    ):
         small *= 2
         done = run(short.blocks, small)
     yield done
@@ -125,9 +138,13 @@ class _Runner:
             mx.reset_peak_memory()
             resident, began = mx.get_active_memory(), time.perf_counter()
             with step_math(self._config):
-                Updater(self._algorithm, optimizer, self._config.max_grad_norm, self._compiled)(update, 0.0)
+                Updater(self._algorithm, optimizer, self._config.max_grad_norm, self._compiled)(
+                    update, 0.0
+                )
             seconds = time.perf_counter() - began
-            return MeasuredUpdate(blocks, rows, optimizer.work - resident, mx.get_peak_memory() - resident, seconds)
+            return MeasuredUpdate(
+                blocks, rows, optimizer.work - resident, mx.get_peak_memory() - resident, seconds
+            )
 
 
 class _Watched(ChukOptimizer):
@@ -150,7 +167,8 @@ class _Watched(ChukOptimizer):
 
 @contextmanager
 def _last_blocks(model: nn.Module, count: int) -> Iterator[None]:
-    """The model with its last `count` blocks only. Raises ValueError when its list of blocks is a copy."""
+    """The model with its last `count` blocks only. Raises ValueError when its list of blocks is a
+    copy."""
     blocks = model.layers
     saved = list(blocks)
     if count < len(saved):
@@ -164,7 +182,8 @@ def _last_blocks(model: nn.Module, count: int) -> Iterator[None]:
 
 
 def resized(batch: Batch, rows: int, width: int | None = None) -> Batch:
-    """A batch of `rows` rows, the given ones over and over, cut at `width` tokens; at least one token is learned."""
+    """A batch of `rows` rows, the given ones over and over, cut at `width` tokens; at least one
+    token is learned."""
     take = np.arange(rows) % len(batch.lengths)
     mask = batch.loss_mask[take, :width].copy()
     if not mask.any():
@@ -176,7 +195,8 @@ def resized(batch: Batch, rows: int, width: int | None = None) -> Batch:
 
 
 def _reach(model: nn.Module) -> int:
-    """Blocks from the first that is trained to the last; all of them when the embedding is trained."""
+    """Blocks from the first that is trained to the last; all of them when the embedding is
+    trained."""
     names = [name for name, _ in tree_flatten(model.trainable_parameters())]
     if any("embed" in name or ".wte" in name for name in names):
         return len(model.layers)

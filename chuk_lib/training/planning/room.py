@@ -1,10 +1,11 @@
-"""Does a run fit the GPU? Looked at before its first step, for every algorithm, by shapes alone; nothing is computed.
+"""Does a run fit the GPU? Looked at before its first step, for every algorithm, by shapes alone;
+nothing is computed.
 
-What a micro-batch needs is `footprint`'s formula; on Metal attention's weights come on top, kept for the backward pass
-by MLX there (rows · heads · T² numbers a block), and the float32 copy of a head that is not quantized. Where nobody
-chose, settings follow from it: an update sees as many rows as before, in smaller micro-batches, and where these would
-leave the GPU idle in blocks that recompute. What somebody chose stays, with a warning that says what would fit.
-"""
+What a micro-batch needs is `footprint`'s formula; on Metal attention's weights come on top, kept
+for the backward pass by MLX there (rows · heads · T² numbers a block), and the float32 copy of a
+head that is not quantized. Where nobody chose, settings follow from it: an update sees as many rows
+as before, in smaller micro-batches, and where these would leave the GPU idle in blocks that
+recompute. What somebody chose stays, with a warning that says what would fit."""
 
 from __future__ import annotations
 
@@ -22,7 +23,12 @@ from chuk_lib.runtime.memory_use import device_memory
 from chuk_lib.training.config import SFTConfig, TrainerConfig
 from chuk_lib.training.language_job import prepare_model
 from chuk_lib.training.optimizers import build_optimizer
-from chuk_lib.training.planning.footprint import Footprint, activation_size, footprint_of, held_bytes
+from chuk_lib.training.planning.footprint import (
+    Footprint,
+    activation_size,
+    footprint_of,
+    held_bytes,
+)
 from chuk_lib.training.preference.config import KTOConfig, PreferenceConfig, ReferenceConfig
 from chuk_lib.training.sft_trainer import pad_rounding
 
@@ -34,8 +40,8 @@ _ORIGIN = "auto: what fits the GPU"
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a run: `sequences` that one row of data makes, tokens of the longest (`width`, padded), and of these
-    how many are targets. `models` that run forward and backward on each."""
+    """The rows of a run: `sequences` that one row of data makes, tokens of the longest (`width`,
+    padded), and of these how many are targets. `models` that run forward and backward on each."""
 
     width: int
     targets: int
@@ -56,21 +62,30 @@ class StepSizes:
     def of(cls, config: TrainerConfig) -> StepSizes:
         """As a config has them; a batch size that the model decides must be known."""
         return cls(
-            config.batch_size, config.gradient_accumulation_steps, config.gradient_checkpointing,
+            config.batch_size,
+            config.gradient_accumulation_steps,
+            config.gradient_checkpointing,
             config.checkpointing_blocks,
-        )  # fmt: skip
+        )
 
     def __str__(self) -> str:
-        words = f"batch_size={self.batch_size} gradient_accumulation_steps={self.gradient_accumulation_steps}"
+        words = (
+            f"batch_size={self.batch_size}"
+            f" gradient_accumulation_steps={self.gradient_accumulation_steps}"
+        )
         if self.gradient_checkpointing:
             words += " gradient_checkpointing=true"
-        return words + (f" checkpointing_blocks={self.checkpointing_blocks}" if self.checkpointing_blocks else "")
+        return words + (
+            f" checkpointing_blocks={self.checkpointing_blocks}"
+            if self.checkpointing_blocks
+            else ""
+        )
 
 
 @dataclass(frozen=True)
 class Room:
-    """What was found: bytes a run may take (`budget`) and needs, the sizes it is to have, which of the settings were
-    chosen here, and what to say."""
+    """What was found: bytes a run may take (`budget`) and needs, the sizes it is to have, which of
+    the settings were chosen here, and what to say."""
 
     budget: int
     need: int
@@ -85,12 +100,18 @@ class Room:
 
 
 def make_room(trainer: Any, dataset: Any, origins: Mapping[str, str] | None = None) -> Room | None:
-    """`look` for a trainer of `recipes.load`, whose settings become what fits. Batches that are built already stay."""
+    """`look` for a trainer of `recipes.load`, whose settings become what fits. Batches that are
+    built already stay."""
     config = trainer.config
     adapted = prepare_model(trainer.model, replace(config, gradient_checkpointing=False))
     if not config.batch_size:  # the model's size decides
         config = trainer.complete(adapted, dataset)
-    room = look(trainer.model, config, dataset.report.longest, None if isinstance(dataset, BatchFolder) else origins)
+    room = look(
+        trainer.model,
+        config,
+        dataset.report.longest,
+        None if isinstance(dataset, BatchFolder) else origins,
+    )
     if room is not None and room.chosen:
         trainer.config = replace(config, **room.chosen)
         for name in set(room.chosen) & set(getattr(trainer, "chosen", ())):
@@ -98,10 +119,12 @@ def make_room(trainer: Any, dataset: Any, origins: Mapping[str, str] | None = No
     return room
 
 
-def look(model: nn.Module, config: TrainerConfig, longest: int, origins: Mapping[str, str] | None) -> Room | None:
-    """Whether a run fits, and what it is to be where nobody chose; None on a CPU, whose memory is everybody's. What is
-    trained must have been chosen. `longest`: tokens of the longest row of data (or prompt, for rollouts); `origins` say
-    what somebody chose (None: everything)."""
+def look(
+    model: nn.Module, config: TrainerConfig, longest: int, origins: Mapping[str, str] | None
+) -> Room | None:
+    """Whether a run fits, and what it is to be where nobody chose; None on a CPU, whose memory is
+    everybody's. What is trained must have been chosen. `longest`: tokens of the longest row of data
+    (or prompt, for rollouts); `origins` say what somebody chose (None: everything)."""
     if hardware.device().backend == "cpu":
         return None
     return room_for(model, config, rows_of_data(config, longest), free_to_choose(origins))
@@ -111,12 +134,14 @@ def free_to_choose(origins: Mapping[str, str] | None) -> bool:
     """Whether nobody gave any of the settings that would be chosen."""
     names = (*asdict(StepSizes(1, 1)), "steps_per_generation", "generation_batch_size")
     return origins is not None and all(
-        origins.get(name, "default") in ("default", _ORIGIN) or origins[name].startswith("auto:") for name in names
+        origins.get(name, "default") in ("default", _ORIGIN) or origins[name].startswith("auto:")
+        for name in names
     )
 
 
 def rows_of_data(config: TrainerConfig, longest: int) -> Rows:
-    """The rows that a config makes of data whose longest row (or prompt, for rollouts) has `longest` tokens."""
+    """The rows that a config makes of data whose longest row (or prompt, for rollouts) has
+    `longest` tokens."""
     rounded = pad_rounding(config)
     if isinstance(config, SFTConfig):
         width = rounded(config.max_length if config.packing and config.max_length else longest)
@@ -131,29 +156,53 @@ def rows_of_data(config: TrainerConfig, longest: int) -> Rows:
 
 
 def room_for(model: nn.Module, config: TrainerConfig, rows: Rows, is_free: bool) -> Room:
-    """The room for a model whose trained part is chosen. `is_free`: whether settings may be chosen."""
+    """The room for a model whose trained part is chosen. `is_free`: whether settings may be
+    chosen."""
     needs = _Needs(model, config, rows)
     budget, given = device_memory().usable, StepSizes.of(config)
     need = needs(given)
     if need <= budget:
         return Room(budget, need, given)
-    found = next((sizes for sizes in _candidates(given, rows, needs.blocks) if needs(sizes) <= budget), None)
+    found = next(
+        (sizes for sizes in _candidates(given, rows, needs.blocks) if needs(sizes) <= budget), None
+    )
     least = found or min(_candidates(given, rows, needs.blocks), key=needs)
-    words = f"a micro-batch of {given.batch_size * rows.sequences} × {rows.width:,} tokens needs about {_gib(need)}"
+    words = (
+        f"a micro-batch of {given.batch_size * rows.sequences} × {rows.width:,} tokens needs about"
+        f" {_gib(need)}"
+    )
     words += f", and a run may take {_gib(budget)} ({device_memory().rule})"
     smallest = f"about {_gib(needs(least))} with `{least}`"
     if found is None:
-        way = f"; nothing fits: the smallest need is {smallest}. Take a smaller model, a quantized one, or shorter rows"
-        return Room(budget, needs(least) if is_free else need, least if is_free else given,
-                    _changes(config, given, least) if is_free else {}, (words + way,))  # fmt: skip
+        way = (
+            f"; nothing fits: the smallest need is {smallest}. Take a smaller model, a quantized"
+            " one, or shorter rows"
+        )
+        return Room(
+            budget,
+            needs(least) if is_free else need,
+            least if is_free else given,
+            _changes(config, given, least) if is_free else {},
+            (words + way,),
+        )
     if not is_free:
-        return Room(budget, need, given, {}, (f"{words}; {smallest} would fit, and learn the same",))
-    return Room(budget, needs(found), found, _changes(config, given, found), (f"{words}; so it runs {smallest}",))
+        return Room(
+            budget, need, given, {}, (f"{words}; {smallest} would fit, and learn the same",)
+        )
+    return Room(
+        budget,
+        needs(found),
+        found,
+        _changes(config, given, found),
+        (f"{words}; so it runs {smallest}",),
+    )
 
 
 def _changes(config: TrainerConfig, given: StepSizes, found: StepSizes) -> dict[str, Any]:
     """The settings that are other ones. A rollout keeps its completions."""
-    changed = {name: value for name, value in asdict(found).items() if value != getattr(given, name)}
+    changed = {
+        name: value for name, value in asdict(found).items() if value != getattr(given, name)
+    }
     steps = getattr(config, "steps_per_generation", None)
     if steps and found.batch_size != given.batch_size:
         changed["steps_per_generation"] = steps * given.batch_size // found.batch_size
@@ -165,7 +214,11 @@ def _candidates(given: StepSizes, rows: Rows, blocks: int) -> Iterator[StepSizes
     whole = given.batch_size * given.gradient_accumulation_steps
     busy = max(1, BUSY_TOKENS // (rows.width * rows.sequences))
     some = sorted({blocks // 2, blocks * 7 // 8} - {0, blocks})
-    modes: list[tuple[bool, int | None]] = [(False, None), *((True, count) for count in some), (True, None)]
+    modes: list[tuple[bool, int | None]] = [
+        (False, None),
+        *((True, count) for count in some),
+        (True, None),
+    ]
     if given.gradient_checkpointing:
         modes = [(True, given.checkpointing_blocks), (True, None)]
     for least in (min(busy, given.batch_size), 1):
@@ -180,7 +233,9 @@ class _Needs:
 
     def __init__(self, model: nn.Module, config: TrainerConfig, rows: Rows) -> None:
         held = held_bytes(model, build_optimizer(config, model))
-        self._trained = trained = sum(leaf.nbytes for _, leaf in tree_flatten(model.trainable_parameters()))
+        self._trained = trained = sum(
+            leaf.nbytes for _, leaf in tree_flatten(model.trainable_parameters())
+        )
         if _has_reference(config) and config.lora is None:
             held += trained  # as it was before the first update
         held += trained * (rows.models - 1)
@@ -192,12 +247,19 @@ class _Needs:
         self.blocks = len(model.layers)
 
     def __call__(self, sizes: StepSizes) -> int:
-        sequences, width = sizes.batch_size * self._rows.sequences * self._rows.models, self._rows.width
-        recomputing = (sizes.checkpointing_blocks or self.blocks) if sizes.gradient_checkpointing else 0
+        sequences, width = (
+            sizes.batch_size * self._rows.sequences * self._rows.models,
+            self._rows.width,
+        )
+        recomputing = (
+            (sizes.checkpointing_blocks or self.blocks) if sizes.gradient_checkpointing else 0
+        )
         recomputing = min(recomputing, self.blocks)
         step = replace(self._print, recomputing=recomputing)
         need = step.need(sequences * width, sequences * self._rows.targets) + self._beside
-        need += self._trained if sizes.gradient_accumulation_steps > 1 else 0  # the sum beside a new gradient
+        need += (
+            self._trained if sizes.gradient_accumulation_steps > 1 else 0
+        )  # the sum beside a new gradient
         if not self._on_metal:
             return need
         keeping = self.blocks - recomputing + bool(recomputing)
@@ -217,11 +279,14 @@ def _heads(block: nn.Module) -> int:
 
 
 def _wide_head(model: nn.Module) -> int:
-    """Bytes of the float32 copy of a plain head in a smaller type, where that may stand beside it."""
+    """Bytes of the float32 copy of a plain head in a smaller type, where that may stand beside
+    it."""
     heads = [layer for name, layer in model.named_modules() if name.endswith("lm_head")]
     tables = heads or [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
     weights = [
-        layer.weight for layer in tables if "weight" in layer and layer.weight.dtype in (mx.bfloat16, mx.float16)
+        layer.weight
+        for layer in tables
+        if "weight" in layer and layer.weight.dtype in (mx.bfloat16, mx.float16)
     ]
     size = max((4 * int(weight.size) for weight in weights), default=0)
     return size if limits.keeps_wide_head(size) else 0

@@ -1,4 +1,5 @@
-"""DPO, KTO, ORPO and CPO as algorithms: where their updates come from, and their losses on a model."""
+"""DPO, KTO, ORPO and CPO as algorithms: where their updates come from, and their losses on a
+model."""
 
 from __future__ import annotations
 
@@ -47,17 +48,20 @@ from chuk_lib.training.utils.log_probs import TokenStats, completion_stats
 
 _KEPT = "reference."
 _TIE = 1e-6
-"""Log-probs that differ by less than this share of their size are equal: rounding decides the rest, by a row's place
-in its batch."""
+"""Log-probs that differ by less than this share of their size are equal: rounding decides the rest,
+by a row's place in its batch."""
 
 Config = TypeVar("Config", bound=PreferenceConfig)
 Referring = TypeVar("Referring", bound=ReferenceConfig)
 
 
 class _PreferenceAlgorithm(Algorithm, Generic[Row, Config]):
-    """What learns from preferences: one update a step. `gradient=False` makes an algorithm for evaluation."""
+    """What learns from preferences: one update a step. `gradient=False` makes an algorithm for
+    evaluation."""
 
-    def __init__(self, model: nn.Module, batches: Batches[Row], config: Config, gradient: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, batches: Batches[Row], config: Config, gradient: bool = True
+    ) -> None:
         self.model = model
         self._batches = batches
         self._config = config
@@ -70,8 +74,9 @@ class _PreferenceAlgorithm(Algorithm, Generic[Row, Config]):
 
 
 class _WithReference(_PreferenceAlgorithm[Row, Referring]):
-    """Compares with a reference, whose log-probs are run before the update, outside the gradient, or looked up. Every
-    so many steps a `reference` follows the policy if the settings say so (TR-DPO): that one is its memory."""
+    """Compares with a reference, whose log-probs are run before the update, outside the gradient,
+    or looked up. Every so many steps a `reference` follows the policy if the settings say so
+    (TR-DPO): that one is its memory."""
 
     def __init__(
         self,
@@ -100,7 +105,9 @@ class _WithReference(_PreferenceAlgorithm[Row, Referring]):
     def recall(self, memory: Memory) -> None:
         """Take them back."""
         if self._moving is not None and memory.arrays:
-            self._moving.restore({name.removeprefix(_KEPT): value for name, value in memory.arrays.items()})
+            self._moving.restore(
+                {name.removeprefix(_KEPT): value for name, value in memory.arrays.items()}
+            )
 
 
 class DPOAlgorithm(_WithReference[PairExample, DPOConfig]):
@@ -127,7 +134,9 @@ class DPOAlgorithm(_WithReference[PairExample, DPOConfig]):
             weights = policy_weights(stats.logps, stats.log_sum_sq, mask)
         losses = preference_loss(ratios, config, weights)
         rewards = config.beta * ratios.r_chosen, config.beta * ratios.r_rejected
-        metrics = _pair_metrics(*rewards, ratios.chosen, ratios.rejected, config.beta, stats, micro_batch)
+        metrics = _pair_metrics(
+            *rewards, ratios.chosen, ratios.rejected, config.beta, stats, micro_batch
+        )
         return Loss(losses.sum(), mx.array(losses.size, mx.float32), metrics)
 
 
@@ -141,7 +150,9 @@ class ReferenceFreeAlgorithm(_PreferenceAlgorithm[PairExample, ORPOConfig | CPOC
         learned = sum(len(pair.chosen) + (len(pair.prompt) - 1 if whole else 0) for pair in window)
         shares["per_learned"] = mx.array(len(window) / max(1, learned), mx.float32)
         make = whole_pair_arrays if whole else pair_arrays
-        yield self._batches.update(step, lambda rows, pairs: make(pairs, self._batches.layout) | shares)
+        yield self._batches.update(
+            step, lambda rows, pairs: make(pairs, self._batches.layout) | shares
+        )
 
     def loss(self, model: nn.Module, micro_batch: Arrays) -> Loss:
         """Sum over the micro-batch's pairs, weight their number."""
@@ -158,7 +169,8 @@ class ReferenceFreeAlgorithm(_PreferenceAlgorithm[PairExample, ORPOConfig | CPOC
 
 
 class KTOAlgorithm(_WithReference[UnpairedExample, KTOConfig]):
-    """Single answers. The KL is estimated over the whole update, from completions after other rows' prompts."""
+    """Single answers. The KL is estimated over the whole update, from completions after other rows'
+    prompts."""
 
     def updates(self, step: int) -> Iterable[Update]:
         """The one update of a step."""
@@ -190,7 +202,9 @@ class KTOAlgorithm(_WithReference[UnpairedExample, KTOConfig]):
         with evaluating(self.model):
             for start in range(0, len(rows), size):
                 arrays = single_arrays(rows[start : start + size], self._batches.layout)
-                stats = completion_stats(self._head, self.model, arrays, StatOptions(gradient=False))
+                stats = completion_stats(
+                    self._head, self.model, arrays, StatOptions(gradient=False)
+                )
                 own = sequence_logps(stats.logps, arrays["mask"])
                 mx.eval(own)
                 found.append((own, self._ref_logps((), arrays)))
@@ -200,25 +214,39 @@ class KTOAlgorithm(_WithReference[UnpairedExample, KTOConfig]):
 
 
 def _orpo(
-    config: ORPOConfig, chosen: mx.array, rejected: mx.array, nll: mx.array, stats: TokenStats, arrays: Arrays
+    config: ORPOConfig,
+    chosen: mx.array,
+    rejected: mx.array,
+    nll: mx.array,
+    stats: TokenStats,
+    arrays: Arrays,
 ) -> Loss:
     odds = odds_ratio(chosen, rejected)
     losses = nll - config.beta * odds.log_sigmoid
     metrics = _pair_metrics(
         config.beta * chosen, config.beta * rejected, chosen, rejected, config.beta, stats, arrays
     ) | {
-        "nll_loss": nll.sum(), "log_odds_ratio": odds.log_sigmoid.sum(), "log_odds_chosen": odds.log_odds.sum(),
-    }  # fmt: skip
+        "nll_loss": nll.sum(),
+        "log_odds_ratio": odds.log_sigmoid.sum(),
+        "log_odds_chosen": odds.log_odds.sum(),
+    }
     return Loss(losses.sum(), mx.array(losses.size, mx.float32), metrics)
 
 
 def _cpo(
-    config: CPOConfig, chosen: mx.array, rejected: mx.array, nll: mx.array, stats: TokenStats, arrays: Arrays
+    config: CPOConfig,
+    chosen: mx.array,
+    rejected: mx.array,
+    nll: mx.array,
+    stats: TokenStats,
+    arrays: Arrays,
 ) -> Loss:
     alpha = 0.0 if config.loss_type == "alphapo" else config.cpo_alpha
     better, worse = cpo_rewards(chosen, config), cpo_rewards(rejected, config)
     losses = cpo_loss(better, worse, config) + alpha * nll
-    metrics = _pair_metrics(config.beta * better, config.beta * worse, chosen, rejected, config.beta, stats, arrays)
+    metrics = _pair_metrics(
+        config.beta * better, config.beta * worse, chosen, rejected, config.beta, stats, arrays
+    )
     metrics["nll_loss"] = nll.sum() if alpha else mx.zeros(())
     return Loss(losses.sum(), mx.array(losses.size, mx.float32), metrics)
 
@@ -232,31 +260,39 @@ def _pair_metrics(
     stats: TokenStats,
     arrays: Arrays,
 ) -> dict[str, mx.array]:
-    """TRL's metrics of pairs, summed with the weight of a pair: rewards (B,), which are `beta` times what is made of
-    the log-probs (B,), these, and token statistics."""
+    """TRL's metrics of pairs, summed with the weight of a pair: rewards (B,), which are `beta`
+    times what is made of the log-probs (B,), these, and token statistics."""
     mask = arrays["mask"]
     chosen_mask, rejected_mask = halves(mask)
     means = halves(stats.mean_logits) if stats.mean_logits is not None else (mask[:0], mask[:0])
     hits = (halves(stats.correct)[0] * chosen_mask).sum()
     tie = _TIE * beta * (mx.abs(chosen) + mx.abs(rejected))
     return {
-        "rewards/chosen": better.sum(), "rewards/rejected": worse.sum(), "rewards/margins": (better - worse).sum(),
+        "rewards/chosen": better.sum(),
+        "rewards/rejected": worse.sum(),
+        "rewards/margins": (better - worse).sum(),
         "rewards/accuracies": (better - worse > tie).astype(mx.float32).sum(),
-        "logps/chosen": chosen.sum(), "logps/rejected": rejected.sum(),
+        "logps/chosen": chosen.sum(),
+        "logps/rejected": rejected.sum(),
         "logits/chosen": (means[0] * chosen_mask).sum() * arrays["per_chosen"],
         "logits/rejected": (means[1] * rejected_mask).sum() * arrays["per_rejected"],
         "entropy": (stats.entropy * mask).sum() * arrays["per_token"],
         "mean_token_accuracy": hits * arrays["per_chosen"],
-    }  # fmt: skip
+    }
 
 
-def _single_metrics(rewards: mx.array, logps: mx.array, stats: TokenStats, arrays: Arrays) -> dict[str, mx.array]:
+def _single_metrics(
+    rewards: mx.array, logps: mx.array, stats: TokenStats, arrays: Arrays
+) -> dict[str, mx.array]:
     """TRL's metrics of completions that are good or bad, summed with the weight of a row."""
     mask, good = arrays["mask"], arrays["is_good"]
     assert stats.mean_logits is not None
     logits = (stats.mean_logits * mask).sum(axis=1)
     share = {"chosen": good * arrays["per_good"], "rejected": (1.0 - good) * arrays["per_bad"]}
-    token_share = {"chosen": good * arrays["per_good_token"], "rejected": (1.0 - good) * arrays["per_bad_token"]}
+    token_share = {
+        "chosen": good * arrays["per_good_token"],
+        "rejected": (1.0 - good) * arrays["per_bad_token"],
+    }
     metrics = {f"rewards/{kind}": (rewards * part).sum() for kind, part in share.items()}
     metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
     metrics |= {f"logps/{kind}": (logps * part).sum() for kind, part in share.items()}

@@ -1,8 +1,8 @@
 """Micro-batches of preferences as arrays: rows [chosen; rejected] of pairs, or single completions.
 
-A loss is a sum over pairs (or rows) with their number as weight. What is a mean over tokens instead is multiplied by
-pairs / tokens of the whole update, numbers that lie in every micro-batch: so accumulation changes nothing.
-"""
+A loss is a sum over pairs (or rows) with their number as weight. What is a mean over tokens instead
+is multiplied by pairs / tokens of the whole update, numbers that lie in every micro-batch: so
+accumulation changes nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ Row = TypeVar("Row", bound=PairExample | UnpairedExample)
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are padded. `few_shapes`: lengths and numbers of tokens are rounded up, for compiled steps."""
+    """How rows are padded. `few_shapes`: lengths and numbers of tokens are rounded up, for compiled
+    steps."""
 
     pad_token_id: int = 0
     multiple: int | Rounding | None = None
@@ -40,15 +41,17 @@ class Layout:
         return cls(pad_token_id(tokenizer), pad_rounding(config), not runtime.on_cpu())
 
     def arrays(self, prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray]) -> Arrays:
-        """`completion_arrays` of these rows. Where there is no prompt the first token stands for it: nothing predicts
-        that."""
+        """`completion_arrays` of these rows. Where there is no prompt the first token stands for
+        it: nothing predicts that."""
         bare = [len(prompt) == 0 for prompt in prompts]
         parts = list(zip(prompts, completions, bare, strict=True))
         return completion_arrays(
             [(part[:1] if empty else prompt).tolist() for prompt, part, empty in parts],
             [(part[1:] if empty else part).tolist() for _, part, empty in parts],
-            pad_token_id=self.pad_token_id, multiple=self.multiple, few_shapes=self.few_shapes,
-        )  # fmt: skip
+            pad_token_id=self.pad_token_id,
+            multiple=self.multiple,
+            few_shapes=self.few_shapes,
+        )
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,17 @@ class Batches(Generic[Row]):
         """All examples of a step, in the order of its micro-batches."""
         return [self.examples[row] for part in self.rows(step) for row in part]
 
-    def update(self, step: int, arrays_of: Callable[[Sequence[int], Sequence[Row]], Arrays]) -> Update:
+    def update(
+        self, step: int, arrays_of: Callable[[Sequence[int], Sequence[Row]], Arrays]
+    ) -> Update:
         """The one update of a step, each micro-batch made by `arrays_of(rows, examples)`."""
         parts = self.rows(step)
         made = [arrays_of(rows, [self.examples[row] for row in rows]) for rows in parts]
         window = self.window(step)
-        sizes = [(len(one.completions) * len(one.prompt), sum(map(len, one.completions))) for one in window]
+        sizes = [
+            (len(one.completions) * len(one.prompt), sum(map(len, one.completions)))
+            for one in window
+        ]
         counts = {
             "tokens": sum(prompts + completions for prompts, completions in sizes),
             "trained_tokens": sum(completions for _, completions in sizes),
@@ -91,16 +99,23 @@ class Batches(Generic[Row]):
 def pair_arrays(pairs: Sequence[PairExample], layout: Layout) -> Arrays:
     """Rows [chosen; rejected] of B pairs: see `completion_arrays`, B there is 2B."""
     prompts = [pair.prompt for pair in pairs]
-    return layout.arrays(prompts * 2, [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)])
+    return layout.arrays(
+        prompts * 2, [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
+    )
 
 
 def whole_pair_arrays(pairs: Sequence[PairExample], layout: Layout) -> Arrays:
-    """As `pair_arrays`, but every token of the chosen rows after their first is a target, as ORPO learns them;
-    `completion` (2B, C) float32 is 1 on the completions' tokens alone."""
+    """As `pair_arrays`, but every token of the chosen rows after their first is a target, as ORPO
+    learns them; `completion` (2B, C) float32 is 1 on the completions' tokens alone."""
     starts = [min(1, len(pair.prompt)) for pair in pairs]
     heads = [pair.prompt[:start] for pair, start in zip(pairs, starts, strict=True)]
-    tails = [np.concatenate([pair.prompt[start:], pair.chosen]) for pair, start in zip(pairs, starts, strict=True)]
-    arrays = layout.arrays([*heads, *(pair.prompt for pair in pairs)], [*tails, *(pair.rejected for pair in pairs)])
+    tails = [
+        np.concatenate([pair.prompt[start:], pair.chosen])
+        for pair, start in zip(pairs, starts, strict=True)
+    ]
+    arrays = layout.arrays(
+        [*heads, *(pair.prompt for pair in pairs)], [*tails, *(pair.rejected for pair in pairs)]
+    )
     completion = np.array(arrays["mask"])
     for row, (pair, start) in enumerate(zip(pairs, starts, strict=True)):
         completion[row, : len(pair.prompt) - start] = 0.0
@@ -108,8 +123,12 @@ def whole_pair_arrays(pairs: Sequence[PairExample], layout: Layout) -> Arrays:
 
 
 def pair_shares(window: Sequence[PairExample]) -> Arrays:
-    """Pairs of an update for each of its tokens, scalars: of the chosen, of the rejected, of both."""
-    chosen, rejected = sum(len(pair.chosen) for pair in window), sum(len(pair.rejected) for pair in window)
+    """Pairs of an update for each of its tokens, scalars: of the chosen, of the rejected, of
+    both."""
+    chosen, rejected = (
+        sum(len(pair.chosen) for pair in window),
+        sum(len(pair.rejected) for pair in window),
+    )
     sums = {"per_chosen": chosen, "per_rejected": rejected, "per_token": chosen + rejected}
     return {name: mx.array(len(window) / max(1, total), mx.float32) for name, total in sums.items()}
 
@@ -121,19 +140,26 @@ def single_arrays(rows: Sequence[UnpairedExample], layout: Layout) -> Arrays:
 
 
 def single_shares(window: Sequence[UnpairedExample]) -> Arrays:
-    """Rows of an update for each of its good and bad rows and tokens, scalars; 0 where there are none."""
+    """Rows of an update for each of its good and bad rows and tokens, scalars; 0 where there are
+    none."""
     good, bad = ([row for row in window if row.label is kind] for kind in (True, False))
     tokens = lambda rows: sum(len(row.completion) for row in rows)  # noqa: E731
     sums = {
-        "per_good": len(good), "per_bad": len(bad), "per_good_token": tokens(good), "per_bad_token": tokens(bad),
+        "per_good": len(good),
+        "per_bad": len(bad),
+        "per_good_token": tokens(good),
+        "per_bad_token": tokens(bad),
         "per_token": tokens(window),
-    }  # fmt: skip
-    return {name: mx.array(len(window) / total if total else 0.0, mx.float32) for name, total in sums.items()}
+    }
+    return {
+        name: mx.array(len(window) / total if total else 0.0, mx.float32)
+        for name, total in sums.items()
+    }
 
 
 def mismatched(window: Sequence[UnpairedExample], limit: int | None) -> list[UnpairedExample]:
-    """Each prompt with the whole completion of the row before it, the first with the last one's, then cut to `limit`:
-    what KTO's KL is of."""
+    """Each prompt with the whole completion of the row before it, the first with the last one's,
+    then cut to `limit`: what KTO's KL is of."""
     shifted = [window[-1], *window[:-1]]
     rows = [
         UnpairedExample(own.prompt, other.uncut, own.label, own.source)

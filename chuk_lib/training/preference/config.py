@@ -1,4 +1,5 @@
-"""Settings of learning from preferences: DPO and its relatives, KTO, ORPO, CPO, reward models. Imports nothing heavy.
+"""Settings of learning from preferences: DPO and its relatives, KTO, ORPO, CPO, reward models.
+Imports nothing heavy.
 
 Names and defaults are TRL 1.16's where it has them.
 """
@@ -14,11 +15,25 @@ from chuk_lib.training.config import TrainerConfig
 from chuk_lib.training.tables import IdleRule
 
 DPO_LOSSES = (
-    "sigmoid", "hinge", "ipo", "sigmoid_norm", "exo_pair", "robust", "nca_pair", "bco_pair", "sppo_hard", "aot",
-    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft",
-)  # fmt: skip
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "sigmoid_norm",
+    "exo_pair",
+    "robust",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+)
 SCORED = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
-"""DPO losses of one score difference: those that another divergence than reverse KL can be put into."""
+"""DPO losses of one score difference: those that another divergence than reverse KL can be put
+into."""
 SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")
 """DPO losses that label smoothing changes; in TRL the sigmoid loss ignores it."""
 SORTED = ("aot", "aot_unpaired")
@@ -30,24 +45,40 @@ KTO_LOSSES = ("kto", "apo_zero_unpaired")
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceConfig(TrainerConfig):
-    """Settings that all trainers on preferences share. `epochs` is another word for `num_epochs`."""
+    """Settings that all trainers on preferences share. `epochs` is another word for
+    `num_epochs`."""
 
     usual_rates: ClassVar[tuple[float, float]] = (1e-6, 1e-5)
 
     learning_rate: float | None = setting(
-        None, "Peak learning rate. Unset: 1e-6 for full fine-tuning, 1e-5 with LoRA.", flag=True, above=0,
+        None,
+        "Peak learning rate. Unset: 1e-6 for full fine-tuning, 1e-5 with LoRA.",
+        flag=True,
+        above=0,
         aliases=("lr",),
-    )  # fmt: skip
-    max_length: int | None = setting(
-        1024, "Longest prompt with completion in tokens; longer ones are cut at the end. none: no limit.", panel="Data",
-        flag=True, minimum=2, aliases=("max_seq_length",),
-    )  # fmt: skip
-    group_by_length: bool | None = setting(
-        None, "Batch rows of similar length. Unset: where more than a tenth would be padding.", panel="Data"
     )
-    shuffle: bool = setting(True, "New order each epoch, from the seed. Off: file order.", panel="Data")
-    pad_to_multiple_of: int | None = setting(None, "Round padded lengths up to a multiple.", panel="Data", minimum=1)
-    disable_dropout: bool = setting(True, "Train without dropout, also that of adapters.", panel="Model")
+    max_length: int | None = setting(
+        1024,
+        "Longest prompt with completion in tokens; longer ones are cut at the end. none: no limit.",
+        panel="Data",
+        flag=True,
+        minimum=2,
+        aliases=("max_seq_length",),
+    )
+    group_by_length: bool | None = setting(
+        None,
+        "Batch rows of similar length. Unset: where more than a tenth would be padding.",
+        panel="Data",
+    )
+    shuffle: bool = setting(
+        True, "New order each epoch, from the seed. Off: file order.", panel="Data"
+    )
+    pad_to_multiple_of: int | None = setting(
+        None, "Round padded lengths up to a multiple.", panel="Data", minimum=1
+    )
+    disable_dropout: bool = setting(
+        True, "Train without dropout, also that of adapters.", panel="Model"
+    )
     epochs: InitVar[int | None] = None
 
     def __post_init__(self, epochs: int | None) -> None:
@@ -59,17 +90,33 @@ class PreferenceConfig(TrainerConfig):
 class ReferenceConfig(PreferenceConfig):
     """Settings of the losses that compare the policy with a reference."""
 
-    beta: float = setting(0.1, "How closely the policy is held to the reference; higher is closer.", flag=True, above=0)
+    beta: float = setting(
+        0.1,
+        "How closely the policy is held to the reference; higher is closer.",
+        flag=True,
+        above=0,
+    )
     ref_model: str | None = setting(
-        None, "Reference model. Unset: the model as it is before the first step (adapters off).", panel="Model",
-        flag=True, aliases=("ref_model_name_or_path",), kind="model",
-    )  # fmt: skip
+        None,
+        "Reference model. Unset: the model as it is before the first step (adapters off).",
+        panel="Model",
+        flag=True,
+        aliases=("ref_model_name_or_path",),
+        kind="model",
+    )
     precompute_ref_log_probs: bool = setting(
-        False, "Run the reference once over all data and keep its log-probs: no reference in memory, faster steps.",
-        panel="Model", flag=True, aliases=("precompute_reference",),
-    )  # fmt: skip
+        False,
+        "Run the reference once over all data and keep its log-probs: no reference in memory,"
+        " faster steps.",
+        panel="Model",
+        flag=True,
+        aliases=("precompute_reference",),
+    )
     precompute_ref_batch_size: int | None = setting(
-        None, "Rows in one batch of that; unset: eval_batch_size or batch_size.", panel="Model", minimum=1
+        None,
+        "Rows in one batch of that; unset: eval_batch_size or batch_size.",
+        panel="Model",
+        minimum=1,
     )
     ref_log_probs_cache: str = setting(
         "~/.cache/chuk/reference",
@@ -77,23 +124,39 @@ class ReferenceConfig(PreferenceConfig):
         panel="Model",
         kind="path",
     )
-    sync_ref_model: bool = setting(False, "Move the reference towards the policy on the way (TR-DPO).", panel="Model")
-    ref_model_mixup_alpha: float = setting(
-        0.6, "Share of the policy in the new reference at each sync.", panel="Model", above=0, maximum=1
+    sync_ref_model: bool = setting(
+        False, "Move the reference towards the policy on the way (TR-DPO).", panel="Model"
     )
-    ref_model_sync_steps: int = setting(512, "Steps between syncs of the reference.", panel="Model", minimum=1)
+    ref_model_mixup_alpha: float = setting(
+        0.6,
+        "Share of the policy in the new reference at each sync.",
+        panel="Model",
+        above=0,
+        maximum=1,
+    )
+    ref_model_sync_steps: int = setting(
+        512, "Steps between syncs of the reference.", panel="Model", minimum=1
+    )
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = (
-        (("ref_model_mixup_alpha", "ref_model_sync_steps"), lambda c: not c.sync_ref_model, "without sync_ref_model"),
-        (("precompute_ref_batch_size", "ref_log_probs_cache"), lambda c: not c.precompute_ref_log_probs,
-         "without precompute_ref_log_probs"),
-    )  # fmt: skip
+        (
+            ("ref_model_mixup_alpha", "ref_model_sync_steps"),
+            lambda c: not c.sync_ref_model,
+            "without sync_ref_model",
+        ),
+        (
+            ("precompute_ref_batch_size", "ref_log_probs_cache"),
+            lambda c: not c.precompute_ref_log_probs,
+            "without precompute_ref_log_probs",
+        ),
+    )
 
     def check_reference(self) -> None:
         """Raise ConfigError for settings of the reference that contradict each other."""
         if self.sync_ref_model and self.precompute_ref_log_probs:
             raise ConfigError(
-                "sync_ref_model moves the reference, and precompute_ref_log_probs fixes it", "leave one of them out"
+                "sync_ref_model moves the reference, and precompute_ref_log_probs fixes it",
+                "leave one of them out",
             )
 
 
@@ -102,18 +165,28 @@ class DPOConfig(ReferenceConfig):
     """Settings of direct preference optimisation."""
 
     loss_type: tuple[str, ...] = setting(
-        ("sigmoid",), f"One loss or several, with commas between: {', '.join(DPO_LOSSES)}.", flag=True
+        ("sigmoid",),
+        f"One loss or several, with commas between: {', '.join(DPO_LOSSES)}.",
+        flag=True,
     )
-    loss_weights: tuple[float, ...] | None = setting(None, "Weight of each loss type. Unset: 1 each.", flag=True)
+    loss_weights: tuple[float, ...] | None = setting(
+        None, "Weight of each loss type. Unset: 1 each.", flag=True
+    )
     label_smoothing: float = setting(
-        0.0, f"Share of pairs that may be labelled wrongly, for {', '.join(SMOOTHED)}.", minimum=0, maximum=0.5
+        0.0,
+        f"Share of pairs that may be labelled wrongly, for {', '.join(SMOOTHED)}.",
+        minimum=0,
+        maximum=0.5,
     )
     f_divergence_type: str = setting(
         "reverse_kl", "Divergence from the reference that the loss stands for.", choices=DIVERGENCES
     )
     f_alpha_divergence_coef: float = setting(0.5, "Order of the alpha divergence.")
     ld_alpha: float | None = setting(
-        None, "LD-DPO: weight of the tokens beyond the length that both completions have.", minimum=0, maximum=1
+        None,
+        "LD-DPO: weight of the tokens beyond the length that both completions have.",
+        minimum=0,
+        maximum=1,
     )
     use_weighting: bool = setting(
         False, "WPO: weigh each pair by how likely the policy is to write it.", aliases=("wpo",)
@@ -122,12 +195,18 @@ class DPOConfig(ReferenceConfig):
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = (
         *ReferenceConfig.idle_rules,
-        (("label_smoothing",), lambda c: not set(c.loss_type) & set(SMOOTHED),
-         f"with these losses; it is for {', '.join(SMOOTHED)}"),
-        (("f_alpha_divergence_coef",), lambda c: c.f_divergence_type != "alpha_divergence",
-         "without f_divergence_type=alpha_divergence"),
+        (
+            ("label_smoothing",),
+            lambda c: not set(c.loss_type) & set(SMOOTHED),
+            f"with these losses; it is for {', '.join(SMOOTHED)}",
+        ),
+        (
+            ("f_alpha_divergence_coef",),
+            lambda c: c.f_divergence_type != "alpha_divergence",
+            "without f_divergence_type=alpha_divergence",
+        ),
         (("discopop_tau",), lambda c: "discopop" not in c.loss_type, "without loss_type=discopop"),
-    )  # fmt: skip
+    )
 
     def check(self) -> None:
         """Raise ConfigError for settings that are no DPO together."""
@@ -137,13 +216,19 @@ class DPOConfig(ReferenceConfig):
             counts = f"{len(self.loss_weights)} weights for {len(self.loss_type)} losses"
             raise ConfigError(f"loss_weights: {counts}", "give one weight for each loss type")
         if "exo_pair" in self.loss_type and self.label_smoothing == 0:
-            raise ConfigError("loss_type=exo_pair needs label smoothing above 0", "the paper uses label_smoothing=1e-3")
+            raise ConfigError(
+                "loss_type=exo_pair needs label smoothing above 0",
+                "the paper uses label_smoothing=1e-3",
+            )
         if "robust" in self.loss_type and self.label_smoothing >= 0.5:
-            raise ConfigError("loss_type=robust needs label_smoothing below 0.5", "with 0.5 labels say nothing")
+            raise ConfigError(
+                "loss_type=robust needs label_smoothing below 0.5", "with 0.5 labels say nothing"
+            )
         unpaired = [name for name in self.loss_type if name in SORTED]
         if self.use_weighting and unpaired:
             raise ConfigError(
-                f"use_weighting weighs pairs, and loss_type={unpaired[0]} sorts its ratios out of their pairs",
+                f"use_weighting weighs pairs, and loss_type={unpaired[0]} sorts its ratios out of"
+                " their pairs",
                 "leave use_weighting out, or take another loss",
             )
         odd = [name for name in self.loss_type if name not in SCORED]
@@ -158,7 +243,9 @@ class DPOConfig(ReferenceConfig):
 class KTOConfig(ReferenceConfig):
     """Settings of KTO: completions that are good or bad on their own, without pairs."""
 
-    loss_type: str = setting("kto", "kto, or apo_zero_unpaired (no KL estimate).", choices=KTO_LOSSES, flag=True)
+    loss_type: str = setting(
+        "kto", "kto, or apo_zero_unpaired (no KL estimate).", choices=KTO_LOSSES, flag=True
+    )
     desirable_weight: float = setting(1.0, "Weight of the good completions.", flag=True, minimum=0)
     undesirable_weight: float = setting(1.0, "Weight of the bad completions.", flag=True, minimum=0)
 
@@ -168,52 +255,83 @@ class KTOConfig(ReferenceConfig):
         if self.loss_type == "kto" and self.batch_size * self.gradient_accumulation_steps < 2:
             raise ConfigError(
                 "KTO estimates its KL from other rows of the update, and there is one row in it",
-                "raise batch_size or gradient_accumulation_steps, or use loss_type=apo_zero_unpaired",
+                "raise batch_size or gradient_accumulation_steps, or use"
+                " loss_type=apo_zero_unpaired",
             )
         if self.loss_type == "kto" and self.precompute_ref_log_probs:
             raise ConfigError(
-                "precompute_ref_log_probs does not fit loss_type=kto: its KL asks for other rows at every step",
+                "precompute_ref_log_probs does not fit loss_type=kto: its KL asks for other rows at"
+                " every step",
                 "leave precompute_ref_log_probs out, or use loss_type=apo_zero_unpaired",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ORPOConfig(PreferenceConfig):
-    """Settings of ORPO: supervised learning of the chosen, and an odds ratio against the rejected."""
+    """Settings of ORPO: supervised learning of the chosen, and an odds ratio against the
+    rejected."""
 
-    beta: float = setting(0.1, "Weight of the odds ratio.", flag=True, above=0, aliases=("orpo_alpha",))
+    beta: float = setting(
+        0.1, "Weight of the odds ratio.", flag=True, above=0, aliases=("orpo_alpha",)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CPOConfig(PreferenceConfig):
-    """Settings of CPO and, by `loss_type`, of SimPO and AlphaPO: preferences without a reference."""
+    """Settings of CPO and, by `loss_type`, of SimPO and AlphaPO: preferences without a
+    reference."""
 
-    beta: float = setting(0.1, "Steepness of the loss; SimPO's papers use 2 to 10.", flag=True, above=0)
-    loss_type: str = setting("sigmoid", "sigmoid, hinge, ipo, simpo or alphapo.", choices=CPO_LOSSES, flag=True)
-    label_smoothing: float = setting(0.0, "Share of pairs that may be labelled wrongly.", minimum=0, maximum=0.5)
+    beta: float = setting(
+        0.1, "Steepness of the loss; SimPO's papers use 2 to 10.", flag=True, above=0
+    )
+    loss_type: str = setting(
+        "sigmoid", "sigmoid, hinge, ipo, simpo or alphapo.", choices=CPO_LOSSES, flag=True
+    )
+    label_smoothing: float = setting(
+        0.0, "Share of pairs that may be labelled wrongly.", minimum=0, maximum=0.5
+    )
     cpo_alpha: float = setting(
-        1.0, "Weight of learning the chosen as in supervised fine-tuning; pure SimPO: 0.", flag=True, minimum=0
+        1.0,
+        "Weight of learning the chosen as in supervised fine-tuning; pure SimPO: 0.",
+        flag=True,
+        minimum=0,
     )
     simpo_gamma: float = setting(0.5, "Margin that SimPO asks for.", flag=True, minimum=0)
     alpha: float = setting(0.0, "AlphaPO: shape of the reward; 0 is log-probability.")
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = (
-        (("label_smoothing",), lambda c: c.loss_type in ("hinge", "ipo"), "with loss_type=hinge or ipo"),
-        (("simpo_gamma",), lambda c: c.loss_type not in ("simpo", "alphapo"), "without loss_type=simpo or alphapo"),
-        (("cpo_alpha",), lambda c: c.loss_type == "alphapo", "with loss_type=alphapo; use simpo with alpha"),
-    )  # fmt: skip
+        (
+            ("label_smoothing",),
+            lambda c: c.loss_type in ("hinge", "ipo"),
+            "with loss_type=hinge or ipo",
+        ),
+        (
+            ("simpo_gamma",),
+            lambda c: c.loss_type not in ("simpo", "alphapo"),
+            "without loss_type=simpo or alphapo",
+        ),
+        (
+            ("cpo_alpha",),
+            lambda c: c.loss_type == "alphapo",
+            "with loss_type=alphapo; use simpo with alpha",
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig(PreferenceConfig):
-    """Settings of a reward model: a score head on a language model, trained on pairs (Bradley and Terry 1952)."""
+    """Settings of a reward model: a score head on a language model, trained on pairs (Bradley and
+    Terry 1952)."""
 
     usual_rates: ClassVar[tuple[float, float]] = (1e-4, 1e-3)
 
     learning_rate: float | None = setting(
-        None, "Peak learning rate. Unset: 1e-4 for full fine-tuning, 1e-3 with LoRA.", flag=True, above=0,
+        None,
+        "Peak learning rate. Unset: 1e-4 for full fine-tuning, 1e-3 with LoRA.",
+        flag=True,
+        above=0,
         aliases=("lr",),
-    )  # fmt: skip
+    )
     center_rewards_coefficient: float | None = setting(
         None, "Weight of a penalty that keeps scores near 0; 0.01 is usual.", flag=True, minimum=0
     )

@@ -1,4 +1,5 @@
-"""What a run on preferences would be, without running it: settings, pairs as the model sees them, counts and steps."""
+"""What a run on preferences would be, without running it: settings, pairs as the model sees them,
+counts and steps."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ def plan_preferences(
     rows: int = 3,
     overwrite: bool = False,
 ) -> DryRun:
-    """Plan a run of dpo, kto, orpo, cpo or reward. Loads model and data; raises what the run itself would raise
-    before its first step."""
+    """Plan a run of dpo, kto, orpo, cpo or reward. Loads model and data; raises what the run itself
+    would raise before its first step."""
     config, output = check_start(algorithm, checked(config), overwrite)
     where = required(config, "data")
     source: DataSource = list(read_stdin()) if where == "-" else where
@@ -56,16 +57,25 @@ def plan_preferences(
     padding, largest = _padding(batches)
     what = "leave them out" if isinstance(config, RewardConfig) else "cut them"
     return DryRun.of(
-        done, {**origins, **room.origins} if origins and room else origins, output, model,
+        done,
+        {**origins, **room.origins} if origins and room else origins,
+        output,
+        model,
         rows=[preview_row(one, tokenizer) for one in examples[:rows]],
-        report=dataset.report, steps=batches.plan.steps, epochs=batches.plan.epoch(batches.plan.steps),
-        padding=padding, largest=largest, reference=_reference(done),
+        report=dataset.report,
+        steps=batches.plan.steps,
+        epochs=batches.plan.epoch(batches.plan.steps),
+        padding=padding,
+        largest=largest,
+        reference=_reference(done),
         notes=(
-            *notes(model, dataset.report, what), *trainer.balance(done, dataset),
-            *settings_notes(done, batches.plan.steps), *loss_words(dataset.report.as_dict()),
+            *notes(model, dataset.report, what),
+            *trainer.balance(done, dataset),
+            *settings_notes(done, batches.plan.steps),
+            *loss_words(dataset.report.as_dict()),
             *(room.warnings if room else ()),
         ),
-    )  # fmt: skip
+    )
 
 
 def preview_row(row: PairExample | UnpairedExample, tokenizer: Tokenizer) -> PreviewRow:
@@ -83,12 +93,17 @@ def preview_row(row: PairExample | UnpairedExample, tokenizer: Tokenizer) -> Pre
 
 
 def _fragment(name: str, ids: np.ndarray, tokenizer: Tokenizer) -> Fragment:
-    text = str(tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    text = str(
+        tokenizer.decode(
+            ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+    )
     return Fragment(text, name, name != "prompt", len(ids))
 
 
 def _padding(batches: Any) -> tuple[float, tuple[int, int]]:
-    """The share of positions in the first epoch that are padding, and rows and tokens of the largest micro-batch."""
+    """The share of positions in the first epoch that are padding, and rows and tokens of the
+    largest micro-batch."""
     used = slots = 0
     largest = (0, 0)
     for step in range(batches.plan.steps_per_epoch):
@@ -105,7 +120,9 @@ def _padding(batches: Any) -> tuple[float, tuple[int, int]]:
 def _reference(config: PreferenceConfig) -> str:
     if not isinstance(config, ReferenceConfig):
         return "none"
-    start = "the model with its new adapters off" if config.lora else "the model before the first step"
+    start = (
+        "the model with its new adapters off" if config.lora else "the model before the first step"
+    )
     words = f"`{config.ref_model}`" if config.ref_model else start
     if config.precompute_ref_log_probs:
         words += f", run once over the data and kept in {config.ref_log_probs_cache}"

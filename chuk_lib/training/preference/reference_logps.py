@@ -1,8 +1,9 @@
-"""The reference's log-probs of completions: run at each step, or once over all data and kept in a file.
+"""The reference's log-probs of completions: run at each step, or once over all data and kept in a
+file.
 
-The file's name is a hash of the data, of the reference's weights, config and adapters, and of the settings that change
-the numbers. It is written beside and renamed; one that does not read back whole is made again.
-"""
+The file's name is a hash of the data, of the reference's weights, config and adapters, and of the
+settings that change the numbers. It is written beside and renamed; one that does not read back
+whole is made again."""
 
 from __future__ import annotations
 
@@ -30,11 +31,13 @@ from chuk_lib.utils.paths import make_folder, replace_file
 _VERSION = 1
 Row = TypeVar("Row")
 RefLogps = Callable[[Sequence[int], Arrays], mx.array]
-"""(row numbers, their arrays) to the log-probs of their completions, one for each row of the arrays."""
+"""(row numbers, their arrays) to the log-probs of their completions, one for each row of the
+arrays."""
 
 
 class LogpsTable(NamedTuple):
-    """Log-probs float32 (rows, completions of a row), the file that keeps them, and whether it was there already."""
+    """Log-probs float32 (rows, completions of a row), the file that keeps them, and whether it was
+    there already."""
 
     logps: np.ndarray
     path: Path
@@ -71,7 +74,8 @@ def precompute(
     batch_size: int,
     ld_alpha: float | None = None,
 ) -> LogpsTable:
-    """The reference's log-probs of all examples, from the file in `folder` or run in batches of similar length.
+    """The reference's log-probs of all examples, from the file in `folder` or run in batches of
+    similar length.
 
     `fingerprint` is the data's. Raises ConfigError when the folder cannot be made.
     """
@@ -89,7 +93,10 @@ def precompute(
 
 
 def _run(
-    of: RefLogps, examples: Sequence[Row], arrays_of: Callable[[Sequence[Row]], Arrays], batch_size: int
+    of: RefLogps,
+    examples: Sequence[Row],
+    arrays_of: Callable[[Sequence[Row]], Arrays],
+    batch_size: int,
 ) -> np.ndarray:
     order = sorted(range(len(examples)), key=lambda row: -len(examples[row]))  # type: ignore[arg-type]
     found: dict[int, np.ndarray] = {}
@@ -105,7 +112,9 @@ def _read(path: Path, key: str, rows: int) -> np.ndarray | None:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             logps: np.ndarray = archive["logps"]
-            same = str(archive["key"]) == key and logps.shape[0] == rows and logps.dtype == np.float32
+            same = (
+                str(archive["key"]) == key and logps.shape[0] == rows and logps.dtype == np.float32
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return logps if same else None

@@ -1,8 +1,7 @@
 """Trainers on preferences: DPO, KTO, ORPO, CPO. The class of the settings says which.
 
-Numbers, defaults and metric names are TRL 1.16's. Losses are sums over pairs divided by the pairs of the whole
-accumulation window. Left out: mixture-of-experts auxiliary losses.
-"""
+Numbers, defaults and metric names are TRL 1.16's. Losses are sums over pairs divided by the pairs
+of the whole accumulation window. Left out: mixture-of-experts auxiliary losses."""
 
 from __future__ import annotations
 
@@ -16,7 +15,12 @@ import numpy as np
 from chuk_lib.data.batches import BatchFolder, is_batch_folder
 from chuk_lib.data.batching import RowPlan
 from chuk_lib.data.labels import label_notes
-from chuk_lib.data.preference_dataset import PairDataset, PairExample, UnpairedDataset, UnpairedExample
+from chuk_lib.data.preference_dataset import (
+    PairDataset,
+    PairExample,
+    UnpairedDataset,
+    UnpairedExample,
+)
 from chuk_lib.data.reader import DataSource
 from chuk_lib.data.report import DataReport
 from chuk_lib.data.tokenizers.protocol import Tokenizer
@@ -31,7 +35,11 @@ from chuk_lib.training.fits import check_rows, length_notes
 from chuk_lib.training.language_job import complete, language_job, prepare_model
 from chuk_lib.training.loading import load_policy, load_splits
 from chuk_lib.training.measuring.exact_match import write_sample
-from chuk_lib.training.preference.algorithms import DPOAlgorithm, KTOAlgorithm, ReferenceFreeAlgorithm
+from chuk_lib.training.preference.algorithms import (
+    DPOAlgorithm,
+    KTOAlgorithm,
+    ReferenceFreeAlgorithm,
+)
 from chuk_lib.training.preference.batches import Batches, Layout, Row, pair_arrays, single_arrays
 from chuk_lib.training.preference.config import (
     CPOConfig,
@@ -46,23 +54,29 @@ from chuk_lib.training.reference import Reference
 from chuk_lib.training.run import Job, Run, RunResult, run_training, step_math
 from chuk_lib.training.sft_trainer import rows_of
 
-NAMES: dict[type[PreferenceConfig], str] = {DPOConfig: "dpo", KTOConfig: "kto", ORPOConfig: "orpo", CPOConfig: "cpo"}
+NAMES: dict[type[PreferenceConfig], str] = {
+    DPOConfig: "dpo",
+    KTOConfig: "kto",
+    ORPOConfig: "orpo",
+    CPOConfig: "cpo",
+}
 Dataset = PairDataset | UnpairedDataset | BatchFolder
 
 
 class PreferenceTrainer:
     """Learning from preferences with a loaded model.
 
-    >>> model, tokenizer = load_model("my-model", lora=LoRAConfig())
-    >>> PreferenceTrainer(model, tokenizer, DPOConfig(beta=0.2)).train(PairDataset("pairs.jsonl", tokenizer))
+    >>> model, tokenizer = load_model("my-model", lora=LoRAConfig()) >>> PreferenceTrainer(model,
+    tokenizer, DPOConfig(beta=0.2)).train(PairDataset("pairs.jsonl", tokenizer))
 
-    The settings' class chooses the algorithm: DPOConfig, ORPOConfig and CPOConfig train on a PairDataset, KTOConfig on
-    an UnpairedDataset. Adapters on the model are trained and nothing else; without adapters every parameter is (or the
-    last `num_layers` blocks). Raises ConfigError when settings are out of bounds, contradict each other, or would have
-    no effect.
-    """
+    The settings' class chooses the algorithm: DPOConfig, ORPOConfig and CPOConfig train on a
+    PairDataset, KTOConfig on an UnpairedDataset. Adapters on the model are trained and nothing
+    else; without adapters every parameter is (or the last `num_layers` blocks). Raises ConfigError
+    when settings are out of bounds, contradict each other, or would have no effect."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, config: PreferenceConfig | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, config: PreferenceConfig | None = None
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.config: PreferenceConfig = checked(config or DPOConfig())
@@ -81,9 +95,12 @@ class PreferenceTrainer:
         should_stop: Callable[[], bool] = lambda: False,
         open_run: Callable[[], Run] | None = None,
     ) -> RunResult:
-        """Train, and leave a run directory behind (`config.output`, else a new one under `runs/`)."""
+        """Train, and leave a run directory behind (`config.output`, else a new one under
+        `runs/`)."""
         job = self.job(dataset, eval_dataset)
-        return run_training(job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run)
+        return run_training(
+            job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run
+        )
 
     def job(self, dataset: Dataset, eval_dataset: Dataset | None = None) -> Job:
         """What `train` runs: settings are complete and what is trained is chosen from here on."""
@@ -94,44 +111,71 @@ class PreferenceTrainer:
         references = self._references(dataset, eval_dataset)
         batches = self.batches(dataset)
         algorithm = self._algorithm(batches, references.train, references.moving)
-        evaluate = self._evaluator(eval_dataset, references.valid) if eval_dataset is not None else None
+        evaluate = (
+            self._evaluator(eval_dataset, references.valid) if eval_dataset is not None else None
+        )
         return language_job(
-            self, dataset, algorithm, batches.plan, evaluate=evaluate, rows=rows_of(batches.plan),
-            notes=(*notes(self.model, dataset.report), *balance(self.config, dataset), *references.notes),
-        )  # fmt: skip
+            self,
+            dataset,
+            algorithm,
+            batches.plan,
+            evaluate=evaluate,
+            rows=rows_of(batches.plan),
+            notes=(
+                *notes(self.model, dataset.report),
+                *balance(self.config, dataset),
+                *references.notes,
+            ),
+        )
 
     def batches(self, dataset: Dataset) -> Batches[Any]:
         """The rows of each step, and how they are laid out."""
         config = self.config
         if isinstance(dataset, BatchFolder):
             plan = dataset.plan(
-                accumulation=config.gradient_accumulation_steps, num_epochs=config.num_epochs,
-                max_steps=config.max_steps, seed=config.seed, shuffle=config.shuffle,
-            )  # fmt: skip
+                accumulation=config.gradient_accumulation_steps,
+                num_epochs=config.num_epochs,
+                max_steps=config.max_steps,
+                seed=config.seed,
+                shuffle=config.shuffle,
+            )
             return Batches(dataset.examples, plan, Layout.of(config, self.tokenizer))
         return make_batches(dataset.examples, self.config, Layout.of(self.config, self.tokenizer))
 
     def make_algorithm(self, dataset: Dataset) -> Algorithm:
-        """The algorithm over a data set as `train` runs it, the reference being the model as it is now."""
+        """The algorithm over a data set as `train` runs it, the reference being the model as it is
+        now."""
         references = self._references(dataset, None)
         return self._algorithm(self.batches(dataset), references.train, references.moving)
 
     def _check_data(self, dataset: Dataset) -> None:
         wanted = UnpairedDataset if isinstance(self.config, KTOConfig) else PairDataset
-        is_built = isinstance(dataset, BatchFolder) and dataset.kind == "preference" and wanted is PairDataset
+        is_built = (
+            isinstance(dataset, BatchFolder)
+            and dataset.kind == "preference"
+            and wanted is PairDataset
+        )
         if not isinstance(dataset, wanted) and not is_built:
-            raise ConfigError(f"{self.algorithm} trains on a {wanted.__name__}, not a {type(dataset).__name__}")
+            raise ConfigError(
+                f"{self.algorithm} trains on a {wanted.__name__}, not a {type(dataset).__name__}"
+            )
 
     def _references(self, dataset: Dataset, eval_dataset: Dataset | None) -> _References:
         config = self.config
         if not isinstance(config, ReferenceConfig):
             return _References(_no_reference, _no_reference)
-        reference = Reference.of(self.model, config.ref_model, self.tokenizer, moves=config.sync_ref_model)
+        reference = Reference.of(
+            self.model, config.ref_model, self.tokenizer, moves=config.sync_ref_model
+        )
         if not config.precompute_ref_log_probs:
             run = live(reference, _ld_alpha(config))
             return _References(run, run, reference)
         train, first = self._table(reference, dataset)
-        valid, second = self._table(reference, eval_dataset) if eval_dataset is not None else (_no_reference, ())
+        valid, second = (
+            self._table(reference, eval_dataset)
+            if eval_dataset is not None
+            else (_no_reference, ())
+        )
         return _References(train, valid, None, (*first, *second))
 
     def _table(self, reference: Reference, dataset: Dataset) -> tuple[RefLogps, tuple[str, ...]]:
@@ -141,15 +185,25 @@ class PreferenceTrainer:
         make: Any = single_arrays if isinstance(config, KTOConfig) else pair_arrays
         with step_math(config):
             table = precompute(
-                reference, cast(Sequence[Any], dataset.examples), lambda rows: make(rows, layout),
-                fingerprint=dataset.fingerprint, folder=Path(config.ref_log_probs_cache), batch_size=size,
+                reference,
+                cast(Sequence[Any], dataset.examples),
+                lambda rows: make(rows, layout),
+                fingerprint=dataset.fingerprint,
+                folder=Path(config.ref_log_probs_cache),
+                batch_size=size,
                 ld_alpha=_ld_alpha(config),
-            )  # fmt: skip
+            )
         did = "read from" if table.was_kept else "kept in"
-        return looked_up(table), (f"reference log-probs of {len(dataset):,} rows: {did} `{table.path}`",)
+        return looked_up(table), (
+            f"reference log-probs of {len(dataset):,} rows: {did} `{table.path}`",
+        )
 
     def _algorithm(
-        self, batches: Batches[Any], ref_logps: RefLogps, reference: Reference | None, gradient: bool = True
+        self,
+        batches: Batches[Any],
+        ref_logps: RefLogps,
+        reference: Reference | None,
+        gradient: bool = True,
     ) -> Algorithm:
         config = self.config
         if isinstance(config, DPOConfig):
@@ -160,7 +214,8 @@ class PreferenceTrainer:
         return ReferenceFreeAlgorithm(self.model, batches, config, gradient)
 
     def _evaluator(self, dataset: Dataset, ref_logps: RefLogps) -> Callable[[int], dict[str, Any]]:
-        """The loss and metrics over all rows, and what the model writes for one prompt, another each time."""
+        """The loss and metrics over all rows, and what the model writes for one prompt, another
+        each time."""
         batches: Batches[Any] = eval_batches(
             cast(Any, dataset.examples), self.config, Layout.of(self.config, self.tokenizer)
         )
@@ -175,7 +230,8 @@ class PreferenceTrainer:
 
 
 class _References(NamedTuple):
-    """Log-probs of the reference on training and validation data, the reference itself when it may move, and notes."""
+    """Log-probs of the reference on training and validation data, the reference itself when it may
+    move, and notes."""
 
     train: RefLogps
     valid: RefLogps
@@ -187,31 +243,44 @@ DPOTrainer = PreferenceTrainer
 """DPO by its own name: the settings are DPOConfig's unless others are given."""
 
 
-def load(config: PreferenceConfig, source: DataSource) -> tuple[PreferenceTrainer, Dataset, Dataset | None]:
-    """Trainer, training data and validation data of a run. Raises ConfigError, ModelError and DataError."""
+def load(
+    config: PreferenceConfig, source: DataSource
+) -> tuple[PreferenceTrainer, Dataset, Dataset | None]:
+    """Trainer, training data and validation data of a run. Raises ConfigError, ModelError and
+    DataError."""
     model, tokenizer = load_policy(config)
     dataset, eval_dataset = load_data(config, source, tokenizer)
     return PreferenceTrainer(model, tokenizer, config), dataset, eval_dataset
 
 
-def load_data(config: PreferenceConfig, source: DataSource, tokenizer: Tokenizer) -> tuple[Any, Any]:
+def load_data(
+    config: PreferenceConfig, source: DataSource, tokenizer: Tokenizer
+) -> tuple[Any, Any]:
     """Training data and validation data (or None) of a run. Raises DataError."""
     kind: Any = UnpairedDataset if isinstance(config, KTOConfig) else PairDataset
     if is_batch_folder(source):
         folder = BatchFolder(cast(str, source), tokenizer)
         if folder.kind != "preference" or kind is UnpairedDataset:
             raise DataError(
-                f"`{source}` holds {folder.kind} batches", "build pairs: `chuk batch build --kind preference`"
+                f"`{source}` holds {folder.kind} batches",
+                "build pairs: `chuk batch build --kind preference`",
             )
-        valid = kind(config.eval_data, tokenizer, max_length=config.max_length) if config.eval_data else None
+        valid = (
+            kind(config.eval_data, tokenizer, max_length=config.max_length)
+            if config.eval_data
+            else None
+        )
         return folder, valid
     return load_splits(
-        config, source, lambda part, split: kind(part, tokenizer, split=split, max_length=config.max_length)
+        config,
+        source,
+        lambda part, split: kind(part, tokenizer, split=split, max_length=config.max_length),
     )
 
 
 def notes(model: nn.Module, report: DataReport, what: str = "cut them") -> tuple[str, ...]:
-    """What the user should know about this model and data together. `what` `max_length` would do to longer rows."""
+    """What the user should know about this model and data together. `what` `max_length` would do to
+    longer rows."""
     return (*provenance_of(model).notes, *report.notes, *length_notes(model, report.longest, what))
 
 
@@ -220,27 +289,38 @@ def balance(config: PreferenceConfig, dataset: Dataset) -> tuple[str, ...]:
     if not isinstance(config, KTOConfig) or not isinstance(dataset, UnpairedDataset):
         return ()
     good = sum(one.label for one in dataset.examples)
-    return label_notes(good, len(dataset) - good, config.desirable_weight, config.undesirable_weight)
+    return label_notes(
+        good, len(dataset) - good, config.desirable_weight, config.undesirable_weight
+    )
 
 
 def make_batches(examples: Sequence[Row], config: PreferenceConfig, layout: Layout) -> Batches[Row]:
     """The batches of training."""
     plan = RowPlan(
-        [len(example) for example in examples], batch_size=config.batch_size,
-        accumulation=config.gradient_accumulation_steps, num_epochs=config.num_epochs, max_steps=config.max_steps,
-        seed=config.seed, shuffle=config.shuffle, group_by_length=config.group_by_length,
+        [len(example) for example in examples],
+        batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        num_epochs=config.num_epochs,
+        max_steps=config.max_steps,
+        seed=config.seed,
+        shuffle=config.shuffle,
+        group_by_length=config.group_by_length,
         pad_to_multiple_of=layout.multiple,
-    )  # fmt: skip
+    )
     return Batches(examples, plan, layout)
 
 
 def eval_batches(examples: Sequence[Row], config: PreferenceConfig, layout: Layout) -> Batches[Row]:
-    """Every row once, rows of similar length together; KTO keeps the order of the file, which its KL depends on."""
+    """Every row once, rows of similar length together; KTO keeps the order of the file, which its
+    KL depends on."""
     is_ordered = isinstance(config, KTOConfig)
     plan = RowPlan(
-        [len(one) for one in examples], batch_size=config.eval_batch_size or config.batch_size,
-        shuffle=not is_ordered, group_by_length=not is_ordered, pad_to_multiple_of=layout.multiple,
-    )  # fmt: skip
+        [len(one) for one in examples],
+        batch_size=config.eval_batch_size or config.batch_size,
+        shuffle=not is_ordered,
+        group_by_length=not is_ordered,
+        pad_to_multiple_of=layout.multiple,
+    )
     return Batches(examples, plan, layout)
 
 

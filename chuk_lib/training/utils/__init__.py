@@ -1,1 +1,2 @@
-"""What losses and algorithms compute with: log-probs in tiles, advantages, GAE, KL, gradient norms."""
+"""What losses and algorithms compute with: log-probs in tiles, advantages, GAE, KL, gradient
+norms."""

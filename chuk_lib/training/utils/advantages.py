@@ -1,9 +1,8 @@
 """From scores of completions to advantages: how much better each is than what was to be expected.
 
-Shapes: N completions, K rewards, G completions of each prompt side by side (N is a multiple of G). NaN in a score means
-that a reward could not tell; a completion with only NaN counts in no mean and has advantage 0. All standard deviations
-have ddof 1, and 1e-4 is added to them, as in TRL.
-"""
+Shapes: N completions, K rewards, G completions of each prompt side by side (N is a multiple of G).
+NaN in a score means that a reward could not tell; a completion with only NaN counts in no mean and
+has advantage 0. All standard deviations have ddof 1, and 1e-4 is added to them, as in TRL."""
 
 from __future__ import annotations
 
@@ -21,7 +20,8 @@ _SMALL = 1e-4
 
 @dataclass(frozen=True)
 class Scored:
-    """Rewards (N,) summed over functions, NaN where nothing could score; `group` completions belong to a prompt."""
+    """Rewards (N,) summed over functions, NaN where nothing could score; `group` completions belong
+    to a prompt."""
 
     rewards: np.ndarray
     group: int
@@ -53,8 +53,9 @@ def combine(scores: np.ndarray, weights: Sequence[float]) -> np.ndarray:
 
 
 def group_relative(scored: Scored, scale: str = "group") -> np.ndarray:
-    """GRPO: reward minus the mean of its group, divided by the spread of the group, of the batch, or not at all
-    (Shao et al. 2024; `none`: Dr. GRPO, Liu et al. 2025). Float32 (N,). Raises ConfigError on another scale."""
+    """GRPO: reward minus the mean of its group, divided by the spread of the group, of the batch,
+    or not at all (Shao et al. 2024; `none`: Dr. GRPO, Liu et al. 2025). Float32 (N,). Raises
+    ConfigError on another scale."""
     grouped = scored.grouped
     advantages = grouped - _mean(grouped, axis=1)[:, None]
     scales: dict[str, Callable[[], np.ndarray | float]] = {
@@ -67,8 +68,8 @@ def group_relative(scored: Scored, scale: str = "group") -> np.ndarray:
 
 
 def normalized_then_summed(scores: np.ndarray, weights: Sequence[float], group: int) -> np.ndarray:
-    """GDPO (Liu et al. 2026): each reward is normalised in its group, then they are summed and normalised over the
-    batch."""
+    """GDPO (Liu et al. 2026): each reward is normalised in its group, then they are summed and
+    normalised over the batch."""
     grouped = scores.astype(np.float64).reshape(-1, group, scores.shape[1])
     scaled = (grouped - _mean(grouped, axis=1)[:, None]) / (_std(grouped, axis=1)[:, None] + _SMALL)
     total = combine(scaled.reshape(scores.shape), weights)
@@ -87,11 +88,16 @@ def leave_one_out(scored: Scored, normalize: bool = False) -> np.ndarray:
 
 
 def globally_normalized(
-    scored: Scored, mask: np.ndarray, kl: np.ndarray | None = None, beta: float = 0.0, *, baseline: bool = False
+    scored: Scored,
+    mask: np.ndarray,
+    kl: np.ndarray | None = None,
+    beta: float = 0.0,
+    *,
+    baseline: bool = False,
 ) -> np.ndarray:
-    """REINFORCE++ (Hu 2025): the reward, less the group's mean with `baseline`, normalised over all tokens of the
-    batch. With `kl` (N, C) each token pays beta·kl from there on. Float32 (N, 1), or (N, C) with `kl`; `mask` (N, C)
-    is 1 on the tokens that count."""
+    """REINFORCE++ (Hu 2025): the reward, less the group's mean with `baseline`, normalised over all
+    tokens of the batch. With `kl` (N, C) each token pays beta·kl from there on. Float32 (N, 1), or
+    (N, C) with `kl`; `mask` (N, C) is 1 on the tokens that count."""
     rewards = scored.rewards
     if baseline:
         rewards = (scored.grouped - _mean(scored.grouped, axis=1)[:, None]).reshape(-1)
@@ -111,8 +117,8 @@ def globally_normalized(
 
 
 def reward_metrics(scored: Scored, spread: np.ndarray | None = None) -> dict[str, float]:
-    """`reward` and `reward_std` over the batch, and `frac_reward_zero_std`: the share of spreads that are 0, those of
-    the groups unless others are given."""
+    """`reward` and `reward_std` over the batch, and `frac_reward_zero_std`: the share of spreads
+    that are 0, those of the groups unless others are given."""
     spread = scored.spread if spread is None else spread
     return {
         "reward": float(_mean(scored.rewards)),

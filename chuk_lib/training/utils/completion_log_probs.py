@@ -1,5 +1,5 @@
-"""Log-probs and entropies of completions under a model as it stands, without gradients: the policy that sampled, and
-the reference."""
+"""Log-probs and entropies of completions under a model as it stands, without gradients: the policy
+that sampled, and the reference."""
 
 from __future__ import annotations
 
@@ -19,24 +19,31 @@ from chuk_lib.training.utils.log_probs import StatOptions, completion_arrays, co
 
 @dataclass(frozen=True)
 class Shapes:
-    """How rows are put together: the id that fills them up, at most `rows` at once, widths rounded to a `multiple`, and
-    whether shapes should be few (see `completion_arrays`)."""
+    """How rows are put together: the id that fills them up, at most `rows` at once, widths rounded
+    to a `multiple`, and whether shapes should be few (see `completion_arrays`)."""
 
     rows: int
     pad_token_id: int = 0
     multiple: int | Rounding | None = None
     few: bool = False
 
-    def arrays(self, prompts: Sequence[Sequence[int]], completions: Sequence[Any], masks: Any = None) -> Any:
+    def arrays(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Any], masks: Any = None
+    ) -> Any:
         """Rows of prompt + completion as losses read them."""
         return completion_arrays(
-            prompts, completions, masks=masks, pad_token_id=self.pad_token_id, multiple=self.multiple,
+            prompts,
+            completions,
+            masks=masks,
+            pad_token_id=self.pad_token_id,
+            multiple=self.multiple,
             few_shapes=self.few,
-        )  # fmt: skip
+        )
 
 
 class RowStats(NamedTuple):
-    """Of each completion, float32 (tokens,): log-probs of its tokens, and entropies where they were predicted."""
+    """Of each completion, float32 (tokens,): log-probs of its tokens, and entropies where they were
+    predicted."""
 
     logps: list[np.ndarray]
     entropy: list[np.ndarray]
@@ -51,19 +58,23 @@ def row_stats(
     head: OutputHead | None = None,
     masks: Sequence[np.ndarray] | None = None,
 ) -> RowStats:
-    """Statistics of each completion under `model`, without dropout, in the order given. Rows of like length run
-    together. `masks` (each as long as its completion) say which tokens the model wrote: the others are context, and 0
-    in what comes back."""
+    """Statistics of each completion under `model`, without dropout, in the order given. Rows of
+    like length run together. `masks` (each as long as its completion) say which tokens the model
+    wrote: the others are context, and 0 in what comes back."""
     head = head or output_head(model)
     empty = np.zeros(0, np.float32)
     logps, entropy = [empty] * len(prompts), [empty] * len(prompts)
     with evaluating(model):
-        for rows in by_length([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], shapes.rows):
+        for rows in by_length(
+            [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], shapes.rows
+        ):
             kept = None if masks is None else [masks[i] for i in rows]
             arrays = shapes.arrays([prompts[i] for i in rows], [completions[i] for i in rows], kept)
             found = completion_stats(head, model, arrays, StatOptions(temperature, gradient=False))
             mx.eval(found.logps, found.entropy)
-            for at, (values, entropies) in zip(rows, zip(*map(np.array, found[:2]), strict=True), strict=True):
+            for at, (values, entropies) in zip(
+                rows, zip(*map(np.array, found[:2]), strict=True), strict=True
+            ):
                 size = len(completions[at])
                 logps[at], entropy[at] = values[:size].copy(), entropies[:size].copy()
     return RowStats(logps, entropy)

@@ -1,12 +1,15 @@
-"""Output head and log-softmax in one, a tile of tokens at a time: a batch's logits never exist whole.
+"""Output head and log-softmax in one, a tile of tokens at a time: a batch's logits never exist
+whole.
 
-For token t with hidden state h, logits l = f(W·h) and target y:  log p(y) = l_y − logsumexp(l),
-H = logsumexp(l) − Σ p·l,  and the gradients are  ∂ log p(y)/∂l = onehot(y) − p  and  ∂H/∂l = −p·(log p + H).
+For token t with hidden state h, logits l = f(W·h) and target y:
+
+    log p(y) = l_y − logsumexp(l)         ∂ log p(y)/∂l = onehot(y) − p
+    H = logsumexp(l) − Σ p·l              ∂H/∂l = −p·(log p + H)
+
 f is what the family does to its logits (soft cap, scale), and the temperature.
 
-On a CPU, inside `runtime.fast_math()`, the exponentials run in NumPy over the same memory: MLX's exp is scalar there
-and about 20 times slower.
-"""
+On a CPU, inside `runtime.fast_math()`, the exponentials run in NumPy over the same memory: MLX's
+exp is scalar there and about 20 times slower."""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ from chuk_lib import runtime
 from chuk_lib.models.transforms import LogitTransform
 from chuk_lib.training.utils.head_products import HeadProduct
 
-KEEP_BYTES = 256 << 20  # probabilities kept for the backward pass, on a CPU; beyond that they are made again
+KEEP_BYTES = (
+    256 << 20
+)  # probabilities kept for the backward pass, on a CPU; beyond that they are made again
 Stats = tuple[mx.array, ...]
 """Log-prob, entropy, top-1 hit; and with moments the mean logit and log Σp². Float32 (N,) each."""
 
@@ -30,10 +35,10 @@ Stats = tuple[mx.array, ...]
 class StatOptions:
     """What is wanted of the statistics of target tokens.
 
-    `temperature` divides the logits. `gradient=False`, for evaluation and for old and reference log-probs, saves the
-    work that only a backward pass needs. `entropy_gradient`: the entropy carries a gradient too. `moments`: also the
-    mean logit over the vocabulary and log Σp², without gradient.
-    """
+    `temperature` divides the logits. `gradient=False`, for evaluation and for old and reference
+    log-probs, saves the work that only a backward pass needs. `entropy_gradient`: the entropy
+    carries a gradient too. `moments`: also the mean logit over the vocabulary and log Σp², without
+    gradient."""
 
     temperature: float = 1.0
     gradient: bool = True
@@ -43,13 +48,17 @@ class StatOptions:
 
 @dataclass(frozen=True)
 class FusedHead:
-    """A head that is run in tiles: the product that makes logits, and what the family does to them."""
+    """A head that is run in tiles: the product that makes logits, and what the family does to
+    them."""
 
     product: HeadProduct
     transform: LogitTransform | None = None
 
-    def stats(self, hidden: mx.array, targets: mx.array, options: StatOptions = StatOptions()) -> Stats:
-        """Statistics of targets (N,) under hidden states (N, H); the first has a gradient, maybe the second."""
+    def stats(
+        self, hidden: mx.array, targets: mx.array, options: StatOptions = StatOptions()
+    ) -> Stats:
+        """Statistics of targets (N,) under hidden states (N, H); the first has a gradient, maybe
+        the second."""
         run = _Run(self, targets, options)
         if not options.gradient:
             return run.forward(hidden, *self.product.trained)
@@ -66,35 +75,49 @@ def tile_rows(vocabulary: int) -> int:
 class _Run:
     """One pass over the tiles, and what its backward pass needs.
 
-    With a trained head the backward pass makes each tile's probabilities again (on a CPU they are kept while they are
-    small). With a frozen head the forward pass makes the gradient of every log-prob, (N, H) in the hidden states'
-    type: the gradient of anything made of them is that times a number for each token.
-    """
+    With a trained head the backward pass makes each tile's probabilities again (on a CPU they are
+    kept while they are small). With a frozen head the forward pass makes the gradient of every
+    log-prob, (N, H) in the hidden states' type: the gradient of anything made of them is that times
+    a number for each token."""
 
     def __init__(self, head: FusedHead, targets: mx.array, options: StatOptions) -> None:
         kernel: Any = _NumpyTile if runtime.is_fast() else _MlxTile
         tile = tile_rows(head.product.vocabulary)
         small = 4 * targets.shape[0] * head.product.vocabulary <= KEEP_BYTES
-        keep = options.gradient and not options.entropy_gradient and (small or not head.product.trained)
+        keep = (
+            options.gradient
+            and not options.entropy_gradient
+            and (small or not head.product.trained)
+        )
         self._head = head.product
         self._options = options
         self._slices = [slice(at, at + tile) for at in range(0, targets.shape[0], tile)]
-        self._tiles = [kernel(targets[part], head.transform, keep, options.moments) for part in self._slices]
+        self._tiles = [
+            kernel(targets[part], head.transform, keep, options.moments) for part in self._slices
+        ]
 
     def trained(self) -> Callable[..., Any]:
         """As a function of (hidden, *trained arrays of the head) with gradients for all."""
         function = mx.custom_function(self.forward)
-        function.vjp(lambda primals, cotangents, _: self._backward(primals[0], primals[1:], cotangents))
+        function.vjp(
+            lambda primals, cotangents, _: self._backward(primals[0], primals[1:], cotangents)
+        )
         return function
 
     def frozen(self) -> Callable[..., Any]:
-        """As a function of (hidden,) with a gradient for it alone; its last results are the gradients' rows."""
+        """As a function of (hidden,) with a gradient for it alone; its last results are the
+        gradients' rows."""
         function = mx.custom_function(self._forward_with_gradient)
         both = self._options.entropy_gradient
 
-        def backward(_: Any, cotangents: Sequence[mx.array], results: Sequence[mx.array]) -> mx.array:
+        def backward(
+            _: Any, cotangents: Sequence[mx.array], results: Sequence[mx.array]
+        ) -> mx.array:
             rises = results[-2:] if both else results[-1:]
-            scaled = [c[:, None].astype(rise.dtype) * rise for c, rise in zip(cotangents, rises, strict=False)]
+            scaled = [
+                c[:, None].astype(rise.dtype) * rise
+                for c, rise in zip(cotangents, rises, strict=False)
+            ]
             return scaled[0] + scaled[1] if both else scaled[0]
 
         function.vjp(backward)
@@ -119,7 +142,8 @@ class _Run:
         return _joined(parts)
 
     def _rises(self, tile: Any, rows: mx.array) -> tuple[Stats, list[mx.array]]:
-        """A tile's statistics, and the gradients of log-probs (and entropies) with respect to its hidden states."""
+        """A tile's statistics, and the gradients of log-probs (and entropies) with respect to its
+        hidden states."""
         if self._options.entropy_gradient:
             ones = mx.ones(rows.shape[:1])
             logits = lambda: self._head.logits(rows, ())  # noqa: E731 (a NumPy tile works where they stand)
@@ -141,17 +165,22 @@ class _Run:
         for part, tile in zip(self._slices, self._tiles, strict=True):
             rows = _after(hidden[part], (to_hidden[-1], *to_trained) if to_hidden else ())
             product = None if tile.kept else self._head.logits(rows, trained)
-            slope = tile.slope(product, cotangents[0][part], None if to_entropy is None else to_entropy[part])
+            slope = tile.slope(
+                product, cotangents[0][part], None if to_entropy is None else to_entropy[part]
+            )
             rise, *shares = self._head.pull(slope, rows, trained)
             to_hidden.append(rise.astype(hidden.dtype))
-            to_trained = [a + b for a, b in zip(to_trained, shares, strict=True)] if to_trained else shares
+            to_trained = (
+                [a + b for a, b in zip(to_trained, shares, strict=True)] if to_trained else shares
+            )
             if tile.eager:
                 mx.eval(to_hidden, to_trained)
         return mx.concatenate(to_hidden), *to_trained
 
 
 def _after(rows: mx.array, earlier: Sequence[mx.array]) -> mx.array:
-    """`rows`, not computed with before all of `earlier` is there: so that one tile's logits exist at a time."""
+    """`rows`, not computed with before all of `earlier` is there: so that one tile's logits exist
+    at a time."""
     return mx.depends([rows], list(earlier))[0] if earlier else rows
 
 
@@ -164,7 +193,9 @@ class _NumpyTile:
 
     eager = True
 
-    def __init__(self, targets: mx.array, transform: LogitTransform | None, keep: bool, moments: bool) -> None:
+    def __init__(
+        self, targets: mx.array, transform: LogitTransform | None, keep: bool, moments: bool
+    ) -> None:
         self._targets = np.array(targets)
         self._rows = np.arange(len(self._targets))
         self._transform = transform
@@ -187,14 +218,20 @@ class _NumpyTile:
         entropy = log_sums - np.einsum("ij,ij->i", probs, shifted) / sums
         found = [at_target - log_sums, entropy, (at_target >= 0).astype(np.float32)]
         if self._moments:
-            found += [shifted.mean(axis=1) + peaks, np.log(np.einsum("ij,ij->i", probs, probs)) - 2 * log_sums]
+            found += [
+                shifted.mean(axis=1) + peaks,
+                np.log(np.einsum("ij,ij->i", probs, probs)) - 2 * log_sums,
+            ]
         if self._keep:
             probs /= sums[:, None]
             self._probs = probs
         return tuple(mx.array(value) for value in found)
 
-    def slope(self, product: mx.array | None, to_logp: mx.array | None, to_entropy: mx.array | None) -> mx.array:
-        """The gradient with respect to the head's product, given those with respect to log-probs and entropies."""
+    def slope(
+        self, product: mx.array | None, to_logp: mx.array | None, to_entropy: mx.array | None
+    ) -> mx.array:
+        """The gradient with respect to the head's product, given those with respect to log-probs
+        and entropies."""
         slope, log_probs = self._probs, None
         self._probs = None
         if slope is None or to_entropy is not None:
@@ -238,7 +275,9 @@ class _MlxTile:
     eager = False
     kept = False
 
-    def __init__(self, targets: mx.array, transform: LogitTransform | None, keep: bool, moments: bool) -> None:
+    def __init__(
+        self, targets: mx.array, transform: LogitTransform | None, keep: bool, moments: bool
+    ) -> None:
         self._targets = targets
         self._transform = transform
         self._moments = moments
@@ -252,10 +291,17 @@ class _MlxTile:
         entropy = log_z - (probs * logits).sum(axis=-1)
         hits = (mx.argmax(logits, axis=-1) == self._targets).astype(mx.float32)
         found = (at_target - log_z, entropy, hits)
-        return (*found, logits.mean(axis=-1), mx.log(mx.square(probs).sum(axis=-1))) if self._moments else found
+        return (
+            (*found, logits.mean(axis=-1), mx.log(mx.square(probs).sum(axis=-1)))
+            if self._moments
+            else found
+        )
 
-    def slope(self, product: mx.array | None, to_logp: mx.array | None, to_entropy: mx.array | None) -> mx.array:
-        """The gradient with respect to the head's product, given those with respect to log-probs and entropies."""
+    def slope(
+        self, product: mx.array | None, to_logp: mx.array | None, to_entropy: mx.array | None
+    ) -> mx.array:
+        """The gradient with respect to the head's product, given those with respect to log-probs
+        and entropies."""
         if product is None:
             raise ValueError("the logits are needed")
         logits = self._logits(product)
@@ -271,11 +317,13 @@ class _MlxTile:
         return slope if self._transform is None else slope * self._transform.slope(logits)
 
     def with_slope(self, product: mx.array) -> tuple[Stats | None, mx.array]:
-        """The gradient of each log-prob with respect to the head's product; the statistics are None when they come
-        cheaper from what is made of it (`forward_from`)."""
+        """The gradient of each log-prob with respect to the head's product; the statistics are None
+        when they come cheaper from what is made of it (`forward_from`)."""
         logits = self._logits(product)
         onehot = mx.arange(logits.shape[-1]) == self._targets[:, None]
-        slope = onehot.astype(mx.float32) - mx.exp(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        slope = onehot.astype(mx.float32) - mx.exp(
+            logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        )
         if self._transform is None and not self._moments:
             return None, slope
         if self._transform is not None:
@@ -283,8 +331,9 @@ class _MlxTile:
         return self.forward(product), slope
 
     def forward_from(self, product: mx.array, rise: mx.array, rows: mx.array) -> Stats:
-        """The statistics, with the entropy from the gradient g of the log-prob with respect to the hidden state h:
-        Σ p·l = l_y − h·g where l is linear in h. That saves two passes over the logits."""
+        """The statistics, with the entropy from the gradient g of the log-prob with respect to the
+        hidden state h: Σ p·l = l_y − h·g where l is linear in h. That saves two passes over the
+        logits."""
         log_z = mx.logsumexp(product.astype(mx.float32), axis=-1)
         at_target = mx.take_along_axis(product, self._targets[:, None], axis=-1)[:, 0]
         logps = at_target.astype(mx.float32) - log_z
@@ -292,8 +341,8 @@ class _MlxTile:
         return logps, entropy, (at_target >= product.max(axis=-1)).astype(mx.float32)
 
     def forward_with(self, product: mx.array, slope: mx.array) -> Stats:
-        """The statistics, with the entropy from the slope onehot − p: Σ p·l = l_y − Σ slope·l. One more pass over the
-        logits; what `forward_from` reads would be rounded to the head's type."""
+        """The statistics, with the entropy from the slope onehot − p: Σ p·l = l_y − Σ slope·l. One
+        more pass over the logits; what `forward_from` reads would be rounded to the head's type."""
         log_z = mx.logsumexp(product, axis=-1)
         at_target = mx.take_along_axis(product, self._targets[:, None], axis=-1)[:, 0]
         entropy = log_z - at_target + (slope * product).sum(axis=-1)

@@ -1,4 +1,5 @@
-"""Sums, norms and clipping of gradient trees. All of them see every leaf, also those inside lists of layers."""
+"""Sums, norms and clipping of gradient trees. All of them see every leaf, also those inside lists
+of layers."""
 
 from __future__ import annotations
 
@@ -37,6 +38,6 @@ def global_norm(gradients: Any) -> mx.array:
 
 
 def clip_factor(norm: float, max_norm: float) -> float:
-    """What gradients are multiplied by: max_norm / (norm + 1e-6) when norm > max_norm, else 1; a max_norm of 0 never
-    clips. As `torch.nn.utils.clip_grad_norm_`."""
+    """What gradients are multiplied by: max_norm / (norm + 1e-6) when norm > max_norm, else 1; a
+    max_norm of 0 never clips. As `torch.nn.utils.clip_grad_norm_`."""
     return 1.0 if max_norm <= 0 or norm <= max_norm else max_norm / (norm + 1e-6)

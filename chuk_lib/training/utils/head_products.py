@@ -1,11 +1,12 @@
 """The products of an output head: from hidden states to logits, and gradients back.
 
-Logits are float32 also of a bfloat16 head: products of bfloat16 numbers are exact there, while a bfloat16 product
-rounds logits of 20 to the next eighth. Gradients with respect to rows and weights stay in the head's type.
+Logits are float32 also of a bfloat16 head: products of bfloat16 numbers are exact there, while a
+bfloat16 product rounds logits of 20 to the next eighth. Gradients with respect to rows and weights
+stay in the head's type.
 
-A plain weight is the usual case and the fastest. Everything else that makes logits of hidden states (a quantized
-head, one with a bias or with adapters) is called as the layer it is, and differentiated by MLX, a tile at a time.
-"""
+A plain weight is the usual case and the fastest. Everything else that makes logits of hidden states
+(a quantized head, one with a bias or with adapters) is called as the layer it is, and
+differentiated by MLX, a tile at a time."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class HeadProduct(Protocol):
     def to_rows(self, slope: mx.array, rows: mx.array) -> mx.array:
         """The gradient with respect to the rows of a frozen head."""
 
-    def pull(self, slope: mx.array, rows: mx.array, trained: Sequence[mx.array]) -> tuple[mx.array, ...]:
+    def pull(
+        self, slope: mx.array, rows: mx.array, trained: Sequence[mx.array]
+    ) -> tuple[mx.array, ...]:
         """The gradients with respect to the rows and to each trained array."""
 
 
@@ -62,8 +65,9 @@ class WeightProduct:
         return rows @ self._wide.T
 
     def _in_parts(self, rows: mx.array) -> mx.array:
-        """The product over the vocabulary part by part, so that the weight in float32 never exists whole; each part
-        waits for the one before. A part is a quarter of a tile: a few exist at a time."""
+        """The product over the vocabulary part by part, so that the weight in float32 never exists
+        whole; each part waits for the one before. A part is a quarter of a tile: a few exist at a
+        time."""
         size = max(1, runtime.tile_bytes() // (16 * self._weight.shape[1]))
         made: list[mx.array] = []
         for begin in range(0, self.vocabulary, size):
@@ -76,7 +80,9 @@ class WeightProduct:
         """slope · W."""
         return slope.astype(self._weight.dtype) @ self._weight
 
-    def pull(self, slope: mx.array, rows: mx.array, trained: Sequence[mx.array]) -> tuple[mx.array, ...]:
+    def pull(
+        self, slope: mx.array, rows: mx.array, trained: Sequence[mx.array]
+    ) -> tuple[mx.array, ...]:
         """slope · W, slopeᵀ · rows."""
         (weight,) = trained
         slope = slope.astype(weight.dtype)
@@ -90,7 +96,9 @@ class LayerProduct:
         self._layer = layer
         self._tied = tied
         self.vocabulary = vocabulary
-        self.linear = not any(name.rpartition(".")[2] == "bias" for name, _ in tree_flatten(layer.parameters()))
+        self.linear = not any(
+            name.rpartition(".")[2] == "bias" for name, _ in tree_flatten(layer.parameters())
+        )
         found = tree_flatten(layer.trainable_parameters())
         self._names = [name for name, _ in found]
         self.trained: tuple[mx.array, ...] = tuple(array for _, array in found)
@@ -103,10 +111,14 @@ class LayerProduct:
         """By MLX's differentiation."""
         return self.pull(slope, rows, ())[0]
 
-    def pull(self, slope: mx.array, rows: mx.array, trained: Sequence[mx.array]) -> tuple[mx.array, ...]:
+    def pull(
+        self, slope: mx.array, rows: mx.array, trained: Sequence[mx.array]
+    ) -> tuple[mx.array, ...]:
         """By MLX's differentiation."""
         logits, gradients = mx.vjp(
-            lambda inputs, *arrays: self._with(arrays, inputs), [rows, *trained], [slope.astype(self._type(rows))]
+            lambda inputs, *arrays: self._with(arrays, inputs),
+            [rows, *trained],
+            [slope.astype(self._type(rows))],
         )
         del logits
         return tuple(gradients)

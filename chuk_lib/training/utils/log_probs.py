@@ -1,7 +1,7 @@
 """Log-probs of target tokens: the one place where hidden states meet the output head.
 
-Only positions that have a target are projected to the vocabulary; prompts and padding cost nothing there.
-"""
+Only positions that have a target are projected to the vocabulary; prompts and padding cost nothing
+there."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ DEFAULT = StatOptions()
 
 
 class TokenStats(NamedTuple):
-    """For target tokens, float32, (N,) or (B, C): log-prob of the target, entropy of the distribution (nats), and
-    whether the target was the most likely token; with moments also the mean logit and log Σp².
+    """For target tokens, float32, (N,) or (B, C): log-prob of the target, entropy of the
+    distribution (nats), and whether the target was the most likely token; with moments also the
+    mean logit and log Σp².
 
     `logps` carries a gradient, and `entropy` when it was asked for.
     """
@@ -46,7 +47,8 @@ def target_stats(
     segment_ids: mx.array | None = None,
     options: StatOptions = DEFAULT,
 ) -> TokenStats:
-    """Statistics of `targets` (N,) predicted at flat `positions` (N,) = row·T + column of `input_ids` (B, T).
+    """Statistics of `targets` (N,) predicted at flat `positions` (N,) = row·T + column of
+    `input_ids` (B, T).
 
     With `segment_ids` (B, T) documents of a row do not see each other.
     """
@@ -69,13 +71,16 @@ def completion_arrays(
 ) -> Arrays:
     """Rows of prompt + completion as `completion_stats` reads them.
 
-    `input_ids` (B, T) right-padded; `positions` (N,) and `targets` (N,) of the completion tokens that count, flat;
-    `index` (B, C): where token c of completion b is among those N; `mask` (B, C) float32: 1 where a token counts, by
-    `masks` (each as long as its completion, with holes where the model did not write) or everywhere. `multiple` rounds
-    T up, and C too with `few_shapes`, which also rounds N up (to B·C), so that a compiled step meets few shapes.
-    """
+    `input_ids` (B, T) right-padded; `positions` (N,) and `targets` (N,) of the completion tokens
+    that count, flat; `index` (B, C): where token c of completion b is among those N; `mask` (B, C)
+    float32: 1 where a token counts, by `masks` (each as long as its completion, with holes where
+    the model did not write) or everywhere. `multiple` rounds T up, and C too with `few_shapes`,
+    which also rounds N up (to B·C), so that a compiled step meets few shapes."""
     rows, width, longest = len(prompts), 0, max(1, *(len(one) for one in completions))
-    width = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))
+    width = max(
+        len(prompt) + len(completion)
+        for prompt, completion in zip(prompts, completions, strict=True)
+    )
     rounded = Rounding.of(multiple)
     width, longest = rounded(width), rounded(longest) if few_shapes else longest
     ids = np.full((rows, width), pad_token_id, np.int32)
@@ -93,15 +98,28 @@ def completion_arrays(
         index[row, counted] = np.arange(count, count + len(counted))
         count += len(counted)
     extra = rows * longest - count if few_shapes else int(count == 0)
-    flat = [np.pad(np.concatenate(part).astype(np.int32), (0, extra)) for part in (positions, targets)]
+    flat = [
+        np.pad(np.concatenate(part).astype(np.int32), (0, extra)) for part in (positions, targets)
+    ]
     names = ("input_ids", "positions", "targets", "index", "mask")
-    return {name: mx.array(part) for name, part in zip(names, (ids, *flat, index, mask), strict=True)}
+    return {
+        name: mx.array(part) for name, part in zip(names, (ids, *flat, index, mask), strict=True)
+    }
 
 
-def completion_stats(head: OutputHead, model: nn.Module, arrays: Arrays, options: StatOptions = DEFAULT) -> TokenStats:
-    """Statistics (B, C) of the completion tokens of `completion_arrays`, exactly 0 where the mask is 0."""
+def completion_stats(
+    head: OutputHead, model: nn.Module, arrays: Arrays, options: StatOptions = DEFAULT
+) -> TokenStats:
+    """Statistics (B, C) of the completion tokens of `completion_arrays`, exactly 0 where the mask
+    is 0."""
     found = target_stats(
-        head, model, arrays["input_ids"], arrays["positions"], arrays["targets"], arrays.get("segment_ids"), options
+        head,
+        model,
+        arrays["input_ids"],
+        arrays["positions"],
+        arrays["targets"],
+        arrays.get("segment_ids"),
+        options,
     )
     counted, index = arrays["mask"] > 0, arrays["index"]
     rows = [None if one is None else mx.where(counted, one[index], 0.0) for one in found]
@@ -109,14 +127,16 @@ def completion_stats(head: OutputHead, model: nn.Module, arrays: Arrays, options
 
 
 def fused_head(head: OutputHead, model: nn.Module, temperature: float = 1.0) -> FusedHead | None:
-    """The head in the form that is run in tiles; None when the model could not be taken apart, or when dropout on
-    the head's adapters would make its second run differ from the first."""
+    """The head in the form that is run in tiles; None when the model could not be taken apart, or
+    when dropout on the head's adapters would make its second run differ from the first."""
     if not head.split:
         return None
     module = head.module(model)
     if drops(module):
         return None
-    return FusedHead(_product(module, tied=head.head is None), tempered(head.transform, temperature))
+    return FusedHead(
+        _product(module, tied=head.head is None), tempered(head.transform, temperature)
+    )
 
 
 def _product(module: Any, tied: bool) -> HeadProduct:

@@ -1,2 +1,2 @@
-"""A step of a Llama-like model in CUDA kernels: `forward` calls `kernels`, whose code is in `source` and
-`product_source`."""
+"""A step of a Llama-like model in CUDA kernels: `forward` calls `kernels`, whose code is in
+`source` and `product_source`."""

@@ -1,9 +1,9 @@
-"""A whole step of a Llama-like model as one compiled function over the kernels of `kernels.py`, on an NVIDIA GPU.
+"""A whole step of a Llama-like model as one compiled function over the kernels of `kernels.py`, on
+an NVIDIA GPU.
 
-Up to 64 rows every product is a kernel too; above MLX multiplies. What adapters add is computed beside their layers,
-never merged into them: in bfloat16 a young adapter is smaller than a weight's last bit, and would be lost. The store's
-buffers are written in place by the attention.
-"""
+Up to 64 rows every product is a kernel too; above MLX multiplies. What adapters add is computed
+beside their layers, never merged into them: in bfloat16 a young adapter is smaller than a weight's
+last bit, and would be lost. The store's buffers are written in place by the attention."""
 
 from __future__ import annotations
 
@@ -28,13 +28,16 @@ class UnfitError(Exception):
 
 
 class KernelForward:
-    """Logits from tokens, for as long as the model keeps its weights. The tokens of a step must come from the logits of
-    the step before, or those must have been evaluated: nothing else tells MLX that one reads what the other wrote.
-    Raises UnfitError for heads that the kernels do not take."""
+    """Logits from tokens, for as long as the model keeps its weights. The tokens of a step must
+    come from the logits of the step before, or those must have been evaluated: nothing else tells
+    MLX that one reads what the other wrote. Raises UnfitError for heads that the kernels do not
+    take."""
 
     def __init__(self, parts: LlamaParts) -> None:
         for block in parts.blocks:
-            if not cuda.can_attend(block.head_dim, block.heads, block.kv_heads, block.q.weight.dtype):
+            if not cuda.can_attend(
+                block.head_dim, block.heads, block.kv_heads, block.q.weight.dtype
+            ):
                 raise UnfitError("the kernels do not take heads of this size")
         self._parts = parts
         self._groups = [_groups(block) for block in parts.blocks]
@@ -48,7 +51,8 @@ class KernelForward:
         self._begins = mx.array([0])
 
     def _compiled(self) -> Callable[..., mx.array]:
-        """A step, without a circle that would keep the weights' copies until Python looks for circles."""
+        """A step, without a circle that would keep the weights' copies until Python looks for
+        circles."""
         owner = weakref.proxy(self)
         step: Callable[..., mx.array] = mx.compile(lambda *arrays: owner._run(*arrays))
         return step
@@ -78,7 +82,11 @@ class KernelForward:
             self._joined = True
 
     def _run(
-        self, tokens: mx.array, column: mx.array, begins: mx.array, buffers: Sequence[tuple[mx.array, mx.array]]
+        self,
+        tokens: mx.array,
+        column: mx.array,
+        begins: mx.array,
+        buffers: Sequence[tuple[mx.array, mx.array]],
     ) -> mx.array:
         parts = self._parts
         hidden = parts.embedding[tokens]
@@ -86,9 +94,15 @@ class KernelForward:
             qkv, o, gate_up, down = self._groups[index]
             norms = [norm.weight for norm in (block.q_norm, block.k_norm) if norm is not None]
             seen = cuda.attend(
-                qkv(hidden, norm=block.before_attention), keys, values, self._turns[index], (column, begins),
-                self._constants[index], block.heads, norms,
-            )  # fmt: skip
+                qkv(hidden, norm=block.before_attention),
+                keys,
+                values,
+                self._turns[index],
+                (column, begins),
+                self._constants[index],
+                block.heads,
+                norms,
+            )
             hidden = o(seen, hidden)
             hidden = down(gate_up.gated(hidden, block.before_mlp), hidden)
         hidden = mx.fast.rms_norm(hidden, parts.norm.weight, parts.norm.eps)
@@ -101,7 +115,9 @@ class LayerGroup:
     def __init__(self, layers: Sequence[Linear]) -> None:
         self._layers = layers
         biases = [layer.bias for layer in layers if layer.bias is not None]
-        self._alike = len(biases) in (0, len(layers)) and all(bias.dtype == layers[0].weight.dtype for bias in biases)
+        self._alike = len(biases) in (0, len(layers)) and all(
+            bias.dtype == layers[0].weight.dtype for bias in biases
+        )
         self._bias = mx.concatenate(biases) if len(biases) > 1 else biases[0] if biases else None
         is_half = layers[0].weight.dtype == mx.bfloat16 and layers[0].weight.shape[1] % 8 == 0
         self._low = low_rank(layers) if is_half else None
@@ -113,7 +129,9 @@ class LayerGroup:
 
     def join(self) -> None:
         """Copy weights that see the same input, and what their adapters add, into one."""
-        if len(self._layers) == 1 or (self._low is None and any(layer.adapter for layer in self._layers)):
+        if len(self._layers) == 1 or (
+            self._low is None and any(layer.adapter for layer in self._layers)
+        ):
             return
         self._weights = weights_of(self._layers, True)
         if self._apart is not None:
@@ -122,9 +140,14 @@ class LayerGroup:
             mx.eval(self._weights)
 
     def __call__(
-        self, x: mx.array, plus: mx.array | None = None, norm: Norm | None = None, most: int = cuda.MOST_PRODUCT_ROWS
+        self,
+        x: mx.array,
+        plus: mx.array | None = None,
+        norm: Norm | None = None,
+        most: int = cuda.MOST_PRODUCT_ROWS,
     ) -> mx.array:
-        """`plus` and x (B, K), normed first, through all layers, (B, all O). Above `most` rows MLX multiplies."""
+        """`plus` and x (B, K), normed first, through all layers, (B, all O). Above `most` rows MLX
+        multiplies."""
         if len(x) <= most and self._kernel_takes(x):
             weights = [layer.weight for layer in self._layers]
             return cuda.product(self._lowered(x, norm), weights, self._bias, plus, self._ups)
@@ -155,12 +178,16 @@ class LayerGroup:
         """x normed, and beside it what the adapters' first factors make of it."""
         if self._low is None:
             return _normed(x, norm)
-        return cuda.lower(x, self._low, None if norm is None else (norm.weight, mx.array([norm.eps])), wide=True)
+        return cuda.lower(
+            x, self._low, None if norm is None else (norm.weight, mx.array([norm.eps])), wide=True
+        )
 
     def _kernel_takes(self, x: mx.array) -> bool:
         """Whether the kernel multiplies x; adapters it takes in bfloat16 only."""
         known = self._low is not None or all(layer.adapter is None for layer in self._layers)
-        return self._alike and known and cuda.can_multiply(x, [layer.weight for layer in self._layers])
+        return (
+            self._alike and known and cuda.can_multiply(x, [layer.weight for layer in self._layers])
+        )
 
 
 def _normed(x: mx.array, norm: Norm | None) -> mx.array:
@@ -179,12 +206,14 @@ def _constants(block: Block) -> mx.array:
 
 
 def _turns(blocks: Sequence[Block], positions: int) -> list[mx.array]:
-    """Cosines and sines (positions, D) float32 of each block, asked of the module that rotates: whatever its kind, it
-    turns (1, 0) into (cos, sin). Equal ones are the same array."""
+    """Cosines and sines (positions, D) float32 of each block, asked of the module that rotates:
+    whatever its kind, it turns (1, 0) into (cos, sin). Equal ones are the same array."""
     found: list[mx.array] = []
     for block in blocks:
         half = block.head_dim // 2
-        probe = mx.concatenate([mx.ones((1, 1, positions, half)), mx.zeros((1, 1, positions, half))], axis=-1)
+        probe = mx.concatenate(
+            [mx.ones((1, 1, positions, half)), mx.zeros((1, 1, positions, half))], axis=-1
+        )
         turns = mx.contiguous(block.rope(probe, offset=0)[0, 0])
         same = found and bool(mx.array_equal(found[-1], turns).item())
         found.append(found[-1] if same else turns)

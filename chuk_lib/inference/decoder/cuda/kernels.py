@@ -1,18 +1,20 @@
-"""Four CUDA kernels for decoding, one token a row: a product with few rows, the first factor of adapters, attention,
-and the draw of a token.
+"""Four CUDA kernels for decoding, one token a row: a product with few rows, the first factor of
+adapters, attention, and the draw of a token.
 
-MLX's CUDA back-end spends some 10 µs of the processor on each kernel and 30 µs on each cuBLAS product, which at few
-rows is longer than the GPU computes; and its attention for one query reads keys once for every head. So each kernel
-here does what lies between two points at which all blocks must have finished:
+MLX's CUDA back-end spends some 10 µs of the processor on each kernel and 30 µs on each cuBLAS
+product, which at few rows is longer than the GPU computes; and its attention for one query reads
+keys once for every head. So each kernel here does what lies between two points at which all blocks
+must have finished:
 
     lower     z = scale·(x·A), x normed before, of the adapters of several weights side by side
-    product   y = x·Wᵀ + z·B of several weights side by side, with bias and residual, or silu of one times the other
-    attend    norms of the heads, rotation, writing key and value, attention of all heads that share a key
+    product   y = x·Wᵀ + z·B of several weights side by side, with bias and residual, or silu of
+              one times the other
+    attend    norms of the heads, rotation, writing key and value, attention of all heads that
+              share a key
     draw      from logits and one number a row to its token and log-prob
 
-`attend` writes into the buffers that it is given: MLX sees them as inputs. Who calls it must use its output before it
-reads them, as each step of decoding does.
-"""
+`attend` writes into the buffers that it is given: MLX sees them as inputs. Who calls it must use
+its output before it reads them, as each step of decoding does."""
 
 from __future__ import annotations
 
@@ -57,8 +59,9 @@ def product(
     plus: mx.array | None = None,
     ups: mx.array | None = None,
 ) -> mx.array:
-    """x (B, K) through up to three weights (O, K), side by side, `bias` (all O) and `plus` (B, all O) added. With the
-    second factors `ups` (all O, rank) of adapters x is what `lower` gave, (B, K + R)."""
+    """x (B, K) through up to three weights (O, K), side by side, `bias` (all O) and `plus` (B, all
+    O) added. With the second factors `ups` (all O, rank) of adapters x is what `lower` gave, (B, K
+    + R)."""
     return _multiply(x, weights, (bias, plus, ups), sum(map(len, weights)), gate=False)
 
 
@@ -68,9 +71,15 @@ def gated(x: mx.array, gate: mx.array, up: mx.array, ups: mx.array | None = None
 
 
 def _multiply(
-    x: mx.array, weights: Sequence[mx.array], extras: tuple[mx.array | None, ...], width: int, *, gate: bool
+    x: mx.array,
+    weights: Sequence[mx.array],
+    extras: tuple[mx.array | None, ...],
+    width: int,
+    *,
+    gate: bool,
 ) -> mx.array:
-    """What is absent is the first weight once more, so that one kernel serves all products of a number of rows."""
+    """What is absent is the first weight once more, so that one kernel serves all products of a
+    number of rows."""
     columns = 1
     while 8 * columns < len(x):
         columns *= 2
@@ -83,7 +92,11 @@ def _multiply(
         ("GATED", gate),
         ("ADAPTED", extras[2] is not None),
     ]
-    inputs = [*weights, *[weights[0]] * (3 - len(weights)), *(weights[0] if a is None else a for a in extras)]
+    inputs = [
+        *weights,
+        *[weights[0]] * (3 - len(weights)),
+        *(weights[0] if a is None else a for a in extras),
+    ]
     kernel = _kernel(PRODUCT, "product", ("x", "w0", "w1", "w2", "bias", "plus", "ups"), ("out",))
     out: mx.array
     (out,) = kernel(
@@ -102,12 +115,19 @@ def can_lower(x: mx.array) -> bool:
     return bool(x.dtype == mx.bfloat16 and x.shape[1] % 8 == 0)
 
 
-def lower(x: mx.array, adapters: LowRank, norm: tuple[mx.array, mx.array] | None, *, wide: bool) -> mx.array:
-    """What the first factors of adapters make of x (B, K), which weight (K,) and epsilon (1,) of `norm` normalise
-    first: (B, R), or `wide` with the input before it, (B, K + R)."""
+def lower(
+    x: mx.array, adapters: LowRank, norm: tuple[mx.array, mx.array] | None, *, wide: bool
+) -> mx.array:
+    """What the first factors of adapters make of x (B, K), which weight (K,) and epsilon (1,) of
+    `norm` normalise first: (B, R), or `wide` with the input before it, (B, K + R)."""
     rows, width = x.shape
     ranks = len(adapters.downs)
-    template = [("THREADS", _LOWER_THREADS), ("EACH", _LOWER_EACH), ("NORMED", norm is not None), ("WIDE", wide)]
+    template = [
+        ("THREADS", _LOWER_THREADS),
+        ("EACH", _LOWER_EACH),
+        ("NORMED", norm is not None),
+        ("WIDE", wide),
+    ]
     kernel = _kernel(LOWER, "lower", ("x", "norm", "eps", "downs", "scales"), ("out",))
     weight, eps = (x, adapters.scales) if norm is None else norm
     out: mx.array
@@ -129,23 +149,37 @@ def can_attend(head_dim: int, heads: int, kv_heads: int, dtype: mx.Dtype) -> boo
 
 
 def attend(
-    qkv: mx.array, keys: mx.array, values: mx.array, turns: mx.array, places: tuple[mx.array, mx.array],
-    constants: mx.array, heads: int, norms: Sequence[mx.array] = (),
-) -> mx.array:  # fmt: skip
+    qkv: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    turns: mx.array,
+    places: tuple[mx.array, mx.array],
+    constants: mx.array,
+    heads: int,
+    norms: Sequence[mx.array] = (),
+) -> mx.array:
     """Attention (B, N·D) of one new token a row.
 
-    qkv (B, (N + 2K)·D) as projected; keys and values (B, K, C, D), in which column `places[0]` (1,) is written; turns
-    (P, D) float32: cosines and sines of each position; `places[1]` (B,): each row's first column; constants (3,)
-    float32: factor of the scores, epsilons of the norms of queries and keys, whose weights are `norms` or empty."""
+    qkv (B, (N + 2K)·D) as projected; keys and values (B, K, C, D), in which column `places[0]` (1,)
+    is written; turns (P, D) float32: cosines and sines of each position; `places[1]` (B,): each
+    row's first column; constants (3,) float32: factor of the scores, epsilons of the norms of
+    queries and keys, whose weights are `norms` or empty."""
     rows, kv_heads, _, width = keys.shape
     group = heads // kv_heads
-    shared = next(count for count in range(min(group, _MOST_SHARED_HEADS), 0, -1) if group % count == 0)
+    shared = next(
+        count for count in range(min(group, _MOST_SHARED_HEADS), 0, -1) if group % count == 0
+    )
     blocks = rows * heads // shared
     warps = _WARPS if blocks <= _MANY_BLOCKS else _WARPS // 2
     template = [
-        ("T", qkv.dtype), ("D", width), ("Q", shared), ("N", heads), ("K", kv_heads), ("WARPS", warps),
+        ("T", qkv.dtype),
+        ("D", width),
+        ("Q", shared),
+        ("N", heads),
+        ("K", kv_heads),
+        ("WARPS", warps),
         ("NORMED", bool(norms)),
-    ]  # fmt: skip
+    ]
     names = (
         "qkv",
         "keys",
@@ -159,28 +193,36 @@ def attend(
     kernel = _kernel(ATTEND, "attend", names, ("out",), (("NORM_HERE", _NORM if norms else ""),))
     out: mx.array
     (out,) = kernel(
-        inputs=[qkv, keys, values, turns, *places, constants, *norms], template=template,
-        output_shapes=[(rows, heads * width)], output_dtypes=[qkv.dtype],
-        grid=(blocks * warps * 32, 1, 1), threadgroup=(warps * 32, 1, 1),
-    )  # fmt: skip
+        inputs=[qkv, keys, values, turns, *places, constants, *norms],
+        template=template,
+        output_shapes=[(rows, heads * width)],
+        output_dtypes=[qkv.dtype],
+        grid=(blocks * warps * 32, 1, 1),
+        threadgroup=(warps * 32, 1, 1),
+    )
     return out
 
 
 def draw(logits: mx.array, numbers: mx.array, temperature: float) -> tuple[mx.array, mx.array]:
-    """Tokens (B,) int32 and log-probs (B,) float32 of logits (B, V) over `temperature`: the first token whose
-    cumulative probability is above the row's number (B,)."""
+    """Tokens (B,) int32 and log-probs (B,) float32 of logits (B, V) over `temperature`: the first
+    token whose cumulative probability is above the row's number (B,)."""
     rows, vocabulary = logits.shape
     lanes = 16 // logits.dtype.size
     template = [
-        ("T", logits.dtype), ("V", vocabulary), ("E", lanes if vocabulary % lanes == 0 else 1),
+        ("T", logits.dtype),
+        ("V", vocabulary),
+        ("E", lanes if vocabulary % lanes == 0 else 1),
         ("THREADS", _DRAW_THREADS),
-    ]  # fmt: skip
+    ]
     kernel = _kernel(DRAW, "draw", ("logits", "numbers", "factor"), ("tokens", "logps"))
     tokens, logps = kernel(
-        inputs=[logits, numbers, mx.array([1 / temperature], mx.float32)], template=template,
-        output_shapes=[(rows,), (rows,)], output_dtypes=[mx.int32, mx.float32],
-        grid=(rows * _DRAW_THREADS, 1, 1), threadgroup=(_DRAW_THREADS, 1, 1),
-    )  # fmt: skip
+        inputs=[logits, numbers, mx.array([1 / temperature], mx.float32)],
+        template=template,
+        output_shapes=[(rows,), (rows,)],
+        output_dtypes=[mx.int32, mx.float32],
+        grid=(rows * _DRAW_THREADS, 1, 1),
+        threadgroup=(_DRAW_THREADS, 1, 1),
+    )
     return tokens, logps
 
 
@@ -191,15 +233,22 @@ _NORM = """const T* norm = query ? q_norm : k_norm;
 
 @cache
 def _kernel(
-    source: tuple[str, str], name: str, inputs: tuple[str, ...], outputs: tuple[str, ...],
+    source: tuple[str, str],
+    name: str,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
     changes: tuple[tuple[str, str], ...] = (),
-) -> Any:  # fmt: skip
-    """The kernel with the words in `changes` replaced. MLX tells kernels apart by name and constants, in its cache on
-    the disk too: the name has the source in it."""
+) -> Any:
+    """The kernel with the words in `changes` replaced. MLX tells kernels apart by name and
+    constants, in its cache on the disk too: the name has the source in it."""
     header, body = source
     for word, text in changes:
         body = body.replace(word, text)
     digest = hashlib.blake2b(f"{header}{body}".encode(), digest_size=4).hexdigest()
     return mx.fast.cuda_kernel(
-        name=f"chuk_{name}_{digest}", input_names=list(inputs), output_names=list(outputs), header=header, source=body
+        name=f"chuk_{name}_{digest}",
+        input_names=list(inputs),
+        output_names=list(outputs),
+        header=header,
+        source=body,
     )

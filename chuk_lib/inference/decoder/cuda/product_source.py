@@ -1,5 +1,6 @@
-"""CUDA C++ of the kernels for products and for the first factor of adapters, compiled by MLX when first used: (helpers,
-body) of each. Upper-case names that no helper declares are constants which the caller sets."""
+"""CUDA C++ of the kernels for products and for the first factor of adapters, compiled by MLX when
+first used: (helpers, body) of each. Upper-case names that no helper declares are constants which
+the caller sets."""
 
 from __future__ import annotations
 

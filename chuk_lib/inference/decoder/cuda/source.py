@@ -1,5 +1,5 @@
-"""CUDA C++ of the kernels for attention and draws, compiled by MLX when first used: (helpers, body) of each. Upper-case
-names that no helper declares are constants which the caller sets."""
+"""CUDA C++ of the kernels for attention and draws, compiled by MLX when first used: (helpers, body)
+of each. Upper-case names that no helper declares are constants which the caller sets."""
 
 from __future__ import annotations
 
