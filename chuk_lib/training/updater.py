@@ -81,9 +81,8 @@ class Updater:
 
         Raises FloatingPointError, weights untouched, when the loss or the gradient is not finite;
         TrainingError for an update that weighs nothing, or something else than its losses do."""
-        if (
-            not update.micro_batches
-        ):  # pieces of cut documents can leave a window with nothing to learn
+        # Pieces of cut documents can leave a window with nothing to learn.
+        if not update.micro_batches:
             return {"total": 0.0, "weight": 0.0}
         if not update.weight > 0:
             raise TrainingError(

@@ -104,9 +104,8 @@ class NumpyLlama:
         """Logits (B, V) after one more token (B,) for each row."""
         hidden = np.ascontiguousarray(self._embedding[tokens].T)
         layout = _layout(self._group, self._written, self._begins)
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # 1/(1 + inf) in silu is right; unused keys are anything
+        # 1/(1 + inf) in silu is right; unused keys are anything.
+        with np.errstate(over="ignore", invalid="ignore"):
             for index, block in enumerate(self._blocks):
                 block(hidden, layout, [group[index] for group in self._groups])
         # A row that ended is stepped on until it is dropped, and nobody reads what comes of it.

@@ -26,9 +26,8 @@ class FixedCache:
     def __init__(self, store: PlainStore) -> None:
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
-        self._store: PlainStore = weakref.proxy(
-            store
-        )  # a circle would keep the buffers until Python looks for circles
+        # A circle would keep the buffers until Python looks for circles.
+        self._store: PlainStore = weakref.proxy(store)
 
     @property
     def offset(self) -> int | mx.array:

@@ -68,9 +68,8 @@ def multiply(x: mx.array, weights: Weights, plus: mx.array | None = None) -> mx.
     """`plus` and x (B, in) through all weights side by side, (B, out)."""
     outputs = []
     for weight, bias, adapter in weights:
-        if (
-            plus is None or len(x) == 1
-        ):  # MLX's kernel for one row takes no sum, the one that does is slower
+        # MLX's kernel for one row takes no sum, the one that does is slower.
+        if plus is None or len(x) == 1:
             output = x @ weight.T
             output = output if plus is None else output + plus
         else:

@@ -24,9 +24,8 @@ from chuk_lib import runtime
 from chuk_lib.models.transforms import LogitTransform
 from chuk_lib.training.utils.head_products import HeadProduct
 
-KEEP_BYTES = (
-    256 << 20
-)  # probabilities kept for the backward pass, on a CPU; beyond that they are made again
+# Probabilities kept for the backward pass, on a CPU; beyond that they are made again.
+KEEP_BYTES = 256 << 20
 Stats = tuple[mx.array, ...]
 """Log-prob, entropy, top-1 hit; and with moments the mean logit and log Σp². Float32 (N,) each."""
 
