@@ -156,11 +156,14 @@ def run_training(
         plan = replace(plan, threshold=-_ROUNDING)
     check_evaluation(config, job.evaluate is not None)
     optimizer = job.learner or build_optimizer(config, job.algorithm.model)
-    sinks = [*make_sinks(config.report_to), *map(_in_users_world, sinks)]
+    world = runtime.this_world()
+    sinks = [*make_sinks(config.report_to), *map(_in_users_world, sinks)] if world.is_first else []
     run = open_run() if open_run else _new_run(job, config)
     try:
         run = _compared(run, job, config)
         progress = _restore(optimizer, run, job)
+        if world.size > 1:
+            _agree(world, job, config, progress.step)
         kept = CompletionsLog(run.directory.completions, progress.step)
         if not run.directory.is_described:
             _describe(run, config, job)
@@ -179,11 +182,12 @@ def run_training(
 def reopen(path: Path) -> Run:
     """A run directory to go on in, at its newest valid checkpoint; at the start when it has none
     yet. Raises ModelError when it is no run, or has no checkpoint that is whole."""
-    directory = RunDir.open(path.resolve())
+    path = path.resolve()
+    directory = RunDir.open(path) if runtime.this_world().is_first else RunDir.elsewhere()
     try:
         warnings: list[str] = []
-        is_begun = bool(list_checkpoints(directory.path))
-        checkpoint = newest_valid(directory.path, warnings.append) if is_begun else None
+        is_begun = bool(list_checkpoints(path))
+        checkpoint = newest_valid(path, warnings.append) if is_begun else None
         return Run(directory, {}, checkpoint, warnings=warnings)
     except BaseException:  # whatever it was, the lock must not stay
         directory.close()
@@ -245,8 +249,22 @@ def plan_of(config: RunConfig, steps: int, updates_per_step: int = 1) -> Cadence
 
 
 def _new_run(job: Job, config: RunConfig) -> Run:
+    if not runtime.this_world().is_first:
+        return Run(RunDir.elsewhere())
     named = str(job.about.get("model") or "own")
     return Run(RunDir.create(Path(config.output or default_run_path(job.name, named))))
+
+
+def _agree(world: runtime.World, job: Job, config: RunConfig, step: int) -> None:
+    """Raise TrainingError unless every process is about to train the same."""
+    settings = {name: value for name, value in as_dict(config).items() if name != "output"}
+    facts = {"chuk": __version__, "first step": step, "number of steps": job.steps}
+    world.check_same(
+        facts
+        | {f"setting {name}": repr(value) for name, value in settings.items()}
+        | {f"{name} (fingerprint)": value for name, value in job.inputs.all().items()},
+        "settings, data and models",
+    )
 
 
 def _compared(run: Run, job: Job, config: RunConfig) -> Run:
@@ -391,6 +409,8 @@ class _Training:
 
     def _save(self, progress: Progress, best: bool, emit: Sink) -> None:
         job, run = self.job, self.run
+        if not runtime.this_world().is_first:  # which has the same weights, and the run directory
+            return
         state = progress.to_state() | {"algorithm": job.name, **job.state}
         state |= {"inputs": job.inputs.all(), "settings": as_dict(self.config)}
         state |= {"rows": rows_around(job.rows, progress.step), "passing": self.clock.is_due}

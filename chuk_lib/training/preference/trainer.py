@@ -66,8 +66,9 @@ Dataset = PairDataset | UnpairedDataset | BatchFolder
 class PreferenceTrainer:
     """Learning from preferences with a loaded model.
 
-    >>> model, tokenizer = load_model("my-model", lora=LoRAConfig()) >>> PreferenceTrainer(model,
-    tokenizer, DPOConfig(beta=0.2)).train(PairDataset("pairs.jsonl", tokenizer))
+    >>> model, tokenizer = load_model("my-model", lora=LoRAConfig())
+    >>> config = DPOConfig(beta=0.2)
+    >>> PreferenceTrainer(model, tokenizer, config).train(PairDataset("pairs.jsonl", tokenizer))
 
     The settings' class chooses the algorithm: DPOConfig, ORPOConfig and CPOConfig train on a
     PairDataset, KTOConfig on an UnpairedDataset. Adapters on the model are trained and nothing
