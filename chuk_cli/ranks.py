@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
 
 _PANEL = "Devices"
@@ -37,7 +36,7 @@ RANK_OPTIONS = {"nproc": NprocOption, "comm_timeout": CommTimeoutOption}
 """The two by the names of their parameters."""
 
 
-def over_ranks(out: Out, nproc: str | None, comm_timeout: float | None, data: Any = None) -> None:
+def over_ranks(nproc: str | None, comm_timeout: float | None, data: Any = None) -> None:
     """Run this command line again as `nproc` processes and exit with what becomes of them; return
     in a process that is one of several already, or the only one. Raises ConfigError."""
     from chuk_lib.runtime.world import launched, set_timeout
@@ -56,4 +55,9 @@ def over_ranks(out: Out, nproc: str | None, comm_timeout: float | None, data: An
             "data from stdin cannot go to several processes", "write it to a file first"
         )
     command = [sys.executable, "-m", "chuk_cli", *sys.argv[1:]]
-    raise typer.Exit(launch(command, size, out.say))
+
+    def tell(line: str) -> None:  # an error, so --quiet has it too
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+    raise typer.Exit(launch(command, size, tell))

@@ -88,11 +88,11 @@ def with_settings(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any
             typed = {
                 name: value for name, value in flags.items() if was_typed(ctx, name)
             } | ctx.meta.get(FLAGS, {})
-            out = Out.of(given.get("json", False), given.get("quiet", False))
-            settings = resolve_settings(cls, files, os.environ, overrides, typed, out.warn)
+            warn = Out.of(given.get("json", False), given.get("quiet", False)).warn
+            settings = resolve_settings(cls, files, os.environ, overrides, typed, warn)
             ranks = {name: given.pop(name) for name in RANK_OPTIONS if name in given}
             if ranks and not given.get("dry_run"):
-                over_ranks(out, **ranks, data=settings.value.data)
+                over_ranks(**ranks, data=settings.value.data)
             return command(settings=settings, **given)
 
         return dressed(with_options, command, cls, lambda: setting_names(cls))

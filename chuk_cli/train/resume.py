@@ -54,7 +54,7 @@ def resume(
             Out.of(json, quiet), run, changed=bool(max_steps or num_epochs or allow_changed)
         )
         return
-    over_ranks(Out.of(json, quiet), nproc, comm_timeout)
+    over_ranks(nproc, comm_timeout)
     given: dict[str, object] = {"max_steps": max_steps, "num_epochs": num_epochs}
     changes = {name: value for name, value in given.items() if value is not None}
 

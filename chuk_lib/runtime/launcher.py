@@ -177,9 +177,9 @@ class _Ranks:
                 f"error: rank {rank} was ended by {name}, and the run with it; what was saved is"
                 " whole: `chuk train resume RUN` goes on"
             )
-        elif rank > 0:  # rank 0 has told its own failure
+        elif rank > 0 and code not in STOPPED:  # rank 0 has told its own failure
             for line in self._held:
-                if line.startswith(f"rank {rank}: ") and "[ring]" not in line:
+                if line.startswith(f"rank {rank}: "):
                     self._tell(line)
         return 128 - code if code < 0 else code
 

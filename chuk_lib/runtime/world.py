@@ -38,7 +38,7 @@ FOLDER = "CHUK_WORLD"
 """The variable with the folder where ranks of one machine say how far they are."""
 LOST = 113
 """The exit code of a rank that lost the others: one of them knows why."""
-_TICK = 0.25
+_TICK, _PARTING = 0.25, 10.0
 _PLACE = struct.Struct("<q")
 
 
@@ -59,7 +59,7 @@ class World:
         self.rank, self.size = rank, size
         self.timeout = _timeout
         self._group, self._stream = group, None
-        self._calls = 0
+        self._calls = self._left = 0
         self._began: float | None = None
         self._doing = ""
         if size > 1:
@@ -136,22 +136,40 @@ class World:
         for rank, theirs in enumerate(found):
             odd = [name for name in facts if theirs.get(name) != found[0].get(name)]
             if odd:
+                self.part()
                 raise TrainingError(
                     f"rank {rank} has another {odd[0]} than rank 0: {theirs.get(odd[0])}, not"
                     f" {found[0].get(odd[0])}",
                     f"all processes of a run need the same {words}",
                 )
 
+    def part(self) -> None:
+        """Wait until every rank has its result of the last collective, before this one goes: MLX's
+        ring takes back what it has sent when a socket closes."""
+        if self.size == 1:
+            return
+        self._left += 1
+        folder = os.environ.get(FOLDER)
+        if not folder:  # other hosts, or another launcher
+            time.sleep(1.0)
+            return
+        self._say(f"left-{self.rank}", self._left)
+        until = time.monotonic() + _PARTING
+        others = [Path(folder) / f"left-{rank}" for rank in range(self.size)]
+        while time.monotonic() < until and any(_place(path) < self._left for path in others):
+            time.sleep(0.01)
+
     def _announce(self, what: str) -> None:
         """Compare the collective that each rank is about to enter: its number and its name."""
         self._calls += 1
-        self._say()
+        self._say(str(self.rank), self._calls)
         mine = [self._calls, zlib.crc32(what.encode())]
         import numpy as np
 
         theirs = self._raw(np.array(mine, np.int64).astype(np.int32), what)
         odd = [rank for rank, row in enumerate(theirs) if row.tolist() != theirs[0].tolist()]
         if odd:
+            self.part()
             raise TrainingError(
                 f"the processes of this run have come apart: rank {odd[0]} does something else than"
                 f" rank 0 (here: {what})",
@@ -188,20 +206,20 @@ class World:
         finally:
             self._began = None
 
-    def _say(self) -> None:
+    def _say(self, name: str, place: int) -> None:
         """Write how far this rank is where the others of this machine can read it."""
         if folder := os.environ.get(FOLDER):
-            with open(Path(folder) / str(self.rank), "wb") as file:
-                file.write(_PLACE.pack(self._calls))
+            (Path(folder) / name).write_bytes(_PLACE.pack(place))
 
-    def _missing(self) -> list[int]:
-        """The ranks that have not come as far as this one; empty when nobody knows."""
+    def _missing(self) -> str:
+        """Who has not come, as far as anybody knows: the ranks that are behind, else any other."""
         folder = os.environ.get(FOLDER)
-        return [
-            rank
-            for rank in range(self.size)
-            if folder and rank != self.rank and _place(Path(folder) / str(rank)) < self._calls
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        behind = [
+            rank for rank in others if folder and _place(Path(folder) / str(rank)) < self._calls
         ]
+        who = behind or others
+        return f"rank {who[0]}" if len(who) == 1 else f"one of ranks {', '.join(map(str, who))}"
 
     def _watch(self) -> None:
         """End a process that waits for others without end: nothing else can."""
@@ -209,11 +227,10 @@ class World:
             time.sleep(_TICK)
             began = self._began
             if began is not None and time.monotonic() - began > self.timeout:
-                missing = ", ".join(map(str, self._missing()))
-                who = f"rank {missing} has not come" if missing else "another rank has not come"
                 faulthandler.dump_traceback(sys.stderr, all_threads=True)
                 lost(
-                    f"rank {self.rank} waited {self.timeout:g} s in {self._doing}: {who}"
+                    f"rank {self.rank} waited {self.timeout:g} s in {self._doing}:"
+                    f" {self._missing()} has not come"
                     " (--comm-timeout says how long)"
                 )
 

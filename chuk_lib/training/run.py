@@ -146,7 +146,9 @@ def run_training(
     """Train to the end of the job's plan, in a new run directory or the one that `open_run` opens.
 
     Everything that can be wrong with settings, model or data is found before the directory is made.
-    `max_steps` of the settings ends a longer plan of the job."""
+    `max_steps` of the settings ends a longer plan of the job. Where several processes train
+    together each calls this; `report_to`, checkpoints and the run directory are rank 0's, `sinks`
+    see the events of their own process."""
     config = checked(config)
     job = replace(job, steps=min(job.steps, config.max_steps or job.steps))
     plan = plan_of(config, job.steps, job.updates_per_step)
@@ -157,7 +159,8 @@ def run_training(
     check_evaluation(config, job.evaluate is not None)
     optimizer = job.learner or build_optimizer(config, job.algorithm.model)
     world = runtime.this_world()
-    sinks = [*make_sinks(config.report_to), *map(_in_users_world, sinks)] if world.is_first else []
+    reports = make_sinks(config.report_to) if world.is_first else []
+    sinks = [*reports, *map(_in_users_world, sinks)]
     run = open_run() if open_run else _new_run(job, config)
     try:
         run = _compared(run, job, config)
@@ -171,7 +174,9 @@ def run_training(
         try:
             clock = CheckpointClock(_minutes(config), run.checkpoint)
             training = _Training(job, config, plan, optimizer, run, fan_out([log, *sinks]), clock)
-            return training(progress, should_stop, kept)
+            result = training(progress, should_stop, kept)
+            world.part()
+            return result
         finally:
             log.close()
             kept.close()
