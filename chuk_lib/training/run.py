@@ -361,6 +361,8 @@ class _Training:
             text = error.message if isinstance(error, ChukError) else type(error).__name__
             how = {"reason": "failed", "error": text, "steps": progress.step}
             emit(Event("finished", progress.step, how))
+            if isinstance(failure, Exception):
+                runtime.this_world().leave()
             if error is failure:
                 raise
             raise error from failure
@@ -371,6 +373,7 @@ class _Training:
         }
         details = {"best": progress.best, "checkpoint": last.checkpoint, "metrics": last.metrics}
         emit(Event("finished", progress.step, ended | details))
+        runtime.this_world().leave()
         checkpoint = Path(last.checkpoint) if last.checkpoint else None
         return RunResult(
             run.directory.path,
