@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -58,7 +59,8 @@ def cards() -> list[str]:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name for name in given.split(",") if name.strip()]
-    return [str(number) for number in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
+    found = [path.name for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]
+    return [str(number) for number in range(len(found))]
 
 
 def launch(command: Sequence[str], size: int, tell: Tell) -> int:
@@ -126,7 +128,7 @@ class _Ranks:
                 stdin=subprocess.DEVNULL if follows else None,
                 stdout=subprocess.DEVNULL if follows else None,
                 stderr=subprocess.PIPE if follows else None,
-                preexec_fn=self._die_with_parent,
+                preexec_fn=partial(self._prepare, rank),
             )
         except OSError as error:
             raise TrainingError(f"rank {rank} cannot be started: {error}", "") from None
@@ -136,9 +138,12 @@ class _Ranks:
             reader.start()
             self._readers.append(reader)
 
-    def _die_with_parent(self) -> None:
-        """Linux ends the child when its parent is gone, however that went; elsewhere the child's
-        next collective fails, since ranks lose each other one by one."""
+    def _prepare(self, rank: int) -> None:
+        """In the child: rank 0 alone takes signals, and asks the others to stop. Linux ends the
+        child when its parent is gone, however that went; elsewhere its next collective fails, since
+        ranks lose each other one by one."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if rank else ():
+            signal.signal(number, signal.SIG_IGN)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != self._parent:  # it died in between
@@ -178,9 +183,12 @@ class _Ranks:
                 " whole: `chuk train resume RUN` goes on"
             )
         elif rank > 0 and code not in STOPPED:  # rank 0 has told its own failure
-            for line in self._held:
-                if line.startswith(f"rank {rank}: "):
-                    self._tell(line)
+            mark = f"rank {rank}: "
+            said = [line for line in self._held if line.startswith(mark)]
+            error = f"{mark}error:"
+            first = next((at for at, line in enumerate(said) if line.startswith(error)), 0)
+            for line in said[first:]:
+                self._tell(line)
         return 128 - code if code < 0 else code
 
     def _collect(self, codes: dict[int, int]) -> None:

@@ -16,6 +16,7 @@ MLX_JACCL_COORDINATOR (JACCL); or OpenMPI's own variables."""
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -25,7 +26,6 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,7 +38,12 @@ FOLDER = "CHUK_WORLD"
 """The variable with the folder where ranks of one machine say how far they are."""
 LOST = 113
 """The exit code of a rank that lost the others: one of them knows why."""
-_TICK, _PARTING = 0.25, 10.0
+_JOINED = ("MLX_RANK", "OMPI_COMM_WORLD_SIZE", FOLDER)
+"""What makes a process one of several: gone once it has joined, so that none that it starts (one
+that compiles kernels, a reward's own) takes its place."""
+_TICK = 0.25
+_LIFELESS = 8 * _TICK
+_END = "the end"
 _PLACE = struct.Struct("<q")
 
 
@@ -52,21 +57,26 @@ def set_timeout(seconds: float) -> None:
 
 
 class World:
-    """`rank` of `size` processes. All methods but `share` are collective: every rank calls them in
-    the same order, or all of them raise TrainingError."""
+    """`rank` of `size` processes; `waited` seconds in collectives so far. All methods but `share`,
+    `deal` and `dealt` are collective: every rank calls them in the same order, or all of them raise
+    TrainingError."""
 
-    def __init__(self, rank: int = 0, size: int = 1, group: Any = None) -> None:
+    def __init__(
+        self, rank: int = 0, size: int = 1, group: Any = None, on_gpu: bool = False
+    ) -> None:
         self.rank, self.size = rank, size
         self.timeout = _timeout
+        self.waited = 0.0
         self._group, self._stream = group, None
-        self._calls = self._left = 0
+        self._folder = os.environ.get(FOLDER)
+        self._calls = self._place = 0
+        self._leaving = False
         self._began: float | None = None
         self._doing = ""
         if size > 1:
             import mlx.core as mx
 
-            device = mx.gpu if _backend() == "nccl" else mx.cpu
-            self._stream = mx.new_stream(device)
+            self._stream = mx.new_stream(mx.gpu if on_gpu else mx.cpu)
             threading.Thread(target=self._watch, name="chuk-world", daemon=True).start()
 
     @property
@@ -115,14 +125,12 @@ class World:
         """The bytes of every rank, in the order of ranks, of any length."""
         if self.size == 1:
             return [data]
-        import mlx.core as mx
         import numpy as np
 
         lengths = [int(length) for length in self._gathered(np.array([len(data)]), what)[:, 0]]
         room = np.zeros(-(-max(1, *lengths) // 4) * 4, np.uint8)
         room[: len(data)] = np.frombuffer(data, np.uint8)
         found = self._gathered(room.view(np.int32), what)
-        del mx
         return [row.tobytes()[:length] for row, length in zip(found, lengths, strict=True)]
 
     def from_first(self, data: bytes, what: str = "what the first rank has") -> bytes:
@@ -136,40 +144,33 @@ class World:
         for rank, theirs in enumerate(found):
             odd = [name for name in facts if theirs.get(name) != found[0].get(name)]
             if odd:
-                self.part()
                 raise TrainingError(
                     f"rank {rank} has another {odd[0]} than rank 0: {theirs.get(odd[0])}, not"
                     f" {found[0].get(odd[0])}",
                     f"all processes of a run need the same {words}",
                 )
 
-    def part(self) -> None:
-        """Wait until every rank has its result of the last collective, before this one goes: MLX's
-        ring takes back what it has sent when a socket closes."""
+    def leave(self) -> None:
+        """Wait until all have come here: before, none may go whom another still needs. One that
+        fails here has done its work."""
         if self.size == 1:
             return
-        self._left += 1
-        folder = os.environ.get(FOLDER)
-        if not folder:  # other hosts, or another launcher
-            time.sleep(1.0)
-            return
-        self._say(f"left-{self.rank}", self._left)
-        until = time.monotonic() + _PARTING
-        others = [Path(folder) / f"left-{rank}" for rank in range(self.size)]
-        while time.monotonic() < until and any(_place(path) < self._left for path in others):
-            time.sleep(0.01)
+        self._leaving = True
+        with contextlib.suppress(TrainingError):
+            self._announce(_END)
 
     def _announce(self, what: str) -> None:
         """Compare the collective that each rank is about to enter: its number and its name."""
         self._calls += 1
-        self._say(str(self.rank), self._calls)
-        mine = [self._calls, zlib.crc32(what.encode())]
         import numpy as np
 
-        theirs = self._raw(np.array(mine, np.int64).astype(np.int32), what)
+        name, end = (zlib.crc32(word.encode()) for word in (what, _END))
+        mine = np.array([self._calls, name], np.uint32).view(np.int32)
+        theirs = self._raw(mine, what).view(np.uint32)
+        if what != _END and (gone := [rank for rank, row in enumerate(theirs) if row[1] == end]):
+            self._lose(f"rank {gone[0]} has ended before the others")
         odd = [rank for rank, row in enumerate(theirs) if row.tolist() != theirs[0].tolist()]
         if odd:
-            self.part()
             raise TrainingError(
                 f"the processes of this run have come apart: rank {odd[0]} does something else than"
                 f" rank 0 (here: {what})",
@@ -194,44 +195,59 @@ class World:
             mx.eval(found)
         return np.array(found)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _waiting(self, what: str) -> Iterator[None]:
-        self._doing, self._began = what, time.monotonic()
+        self._say(what)
         try:
             yield
         except RuntimeError as error:
-            if os.environ.get(FOLDER):  # chuk's own launcher tells which rank failed, and how
-                os._exit(LOST)
-            lost(f"rank {self.rank} lost the others in {what}: {error}")
+            if self._leaving:
+                raise TrainingError(str(error)) from None
+            self._lose(f"rank {self.rank} lost the others in {what}: {error}")
         finally:
+            self.waited += time.monotonic() - (self._began or time.monotonic())
             self._began = None
 
-    def _say(self, name: str, place: int) -> None:
-        """Write how far this rank is where the others of this machine can read it."""
-        if folder := os.environ.get(FOLDER):
-            (Path(folder) / name).write_bytes(_PLACE.pack(place))
+    def _lose(self, message: str) -> NoReturn:
+        """End: another rank has. chuk's own launcher knows which, and how."""
+        if self._folder:
+            os._exit(LOST)
+        lost(message)
+
+    def _say(self, what: str) -> None:
+        """Keep what is begun, and write how many that makes where the others of this machine can
+        read it."""
+        self._doing, self._began, self._place = what, time.monotonic(), self._place + 1
+        if self._folder:
+            with open(Path(self._folder) / str(self.rank), "wb") as file:
+                file.write(_PLACE.pack(self._place))
 
     def _missing(self) -> str:
-        """Who has not come, as far as anybody knows: the ranks that are behind, else any other."""
-        folder = os.environ.get(FOLDER)
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        behind = [
-            rank for rank in others if folder and _place(Path(folder) / str(rank)) < self._calls
+        """The ranks that show no life, or else those that are the least far; in words."""
+        others = [rank for rank in range(self.size) if rank != self.rank and self._folder]
+        files = {rank: Path(str(self._folder)) / str(rank) for rank in others}
+        places = {rank: _place(files[rank]) for rank in others}
+        late = [rank for rank in others if _age(files[rank]) > _LIFELESS] or [
+            rank for rank in others if places[rank] == min(places.values()) < self._place
         ]
-        who = behind or others
-        return f"rank {who[0]}" if len(who) == 1 else f"one of ranks {', '.join(map(str, who))}"
+        if not late:
+            return "another rank has not come"
+        return f"rank {', '.join(map(str, late))} {'has' if len(late) == 1 else 'have'} not come"
 
     def _watch(self) -> None:
-        """End a process that waits for others without end: nothing else can."""
+        """Show life, and end a process that waits for others without end: nothing else can."""
         while True:
             time.sleep(_TICK)
+            if self._folder:
+                with contextlib.suppress(OSError):
+                    os.utime(Path(self._folder) / str(self.rank))
             began = self._began
             if began is not None and time.monotonic() - began > self.timeout:
-                faulthandler.dump_traceback(sys.stderr, all_threads=True)
+                if os.environ.get("CHUK_DEBUG"):
+                    faulthandler.dump_traceback(sys.stderr, all_threads=True)
                 lost(
                     f"rank {self.rank} waited {self.timeout:g} s in {self._doing}:"
-                    f" {self._missing()} has not come"
-                    " (--comm-timeout says how long)"
+                    f" {self._missing()} (--comm-timeout says how long)"
                 )
 
 
@@ -248,6 +264,14 @@ def _place(path: Path) -> int:
         return int(_PLACE.unpack(path.read_bytes())[0])
     except (OSError, struct.error):
         return 0
+
+
+def _age(path: Path) -> float:
+    """Seconds since a rank showed life."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> bool:
@@ -284,4 +308,7 @@ def this_world() -> World:
             f"this process cannot join the others of its run by {backend}: {error}",
             "see docs/devices.md, or run on one device",
         ) from None
-    return World(group.rank(), group.size(), group)
+    world = World(group.rank(), group.size(), group, on_gpu=backend == "nccl")
+    for variable in _JOINED:
+        os.environ.pop(variable, None)
+    return world

@@ -117,6 +117,7 @@ class _Window:
         self.completions: Sequence[Mapping[str, Any]] = ()
         self.steps = 0
         self.seconds = 0.0
+        self.waited = runtime.this_world().waited
 
     def add(self, sums: dict[str, float], counts: dict[str, int]) -> None:
         for name, value in sums.items():
@@ -142,8 +143,11 @@ class _Window:
         return metrics | {name: float(f"{value:.6g}") for name, value in self._rates().items()}
 
     def _rates(self) -> dict[str, float]:
-        """The pace, and that of tokens where there are any."""
-        rates = {"seconds_per_step": self.seconds / max(self.steps, 1)}
+        """The pace, that of tokens where there are any, and of several processes the share of time
+        that this one spends on the others."""
+        rates, world = {"seconds_per_step": self.seconds / max(self.steps, 1)}, runtime.this_world()
+        if world.size > 1:
+            rates["communication_share"] = (world.waited - self.waited) / max(self.seconds, 1e-9)
         if self.counts and "tokens" not in self.counts:
             return rates
         slots, seconds = self.counts.get("slots", 0), max(self.seconds, 1e-9)

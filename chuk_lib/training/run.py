@@ -174,9 +174,7 @@ def run_training(
         try:
             clock = CheckpointClock(_minutes(config), run.checkpoint)
             training = _Training(job, config, plan, optimizer, run, fan_out([log, *sinks]), clock)
-            result = training(progress, should_stop, kept)
-            world.part()
-            return result
+            return training(progress, should_stop, kept)
         finally:
             log.close()
             kept.close()
@@ -366,6 +364,8 @@ class _Training:
             text = error.message if isinstance(error, ChukError) else type(error).__name__
             how = {"reason": "failed", "error": text, "steps": progress.step}
             emit(Event("finished", progress.step, how))
+            if isinstance(failure, Exception):
+                runtime.this_world().leave()
             if error is failure:
                 raise
             raise error from failure
@@ -376,6 +376,7 @@ class _Training:
         }
         details = {"best": progress.best, "checkpoint": last.checkpoint, "metrics": last.metrics}
         emit(Event("finished", progress.step, ended | details))
+        runtime.this_world().leave()
         checkpoint = Path(last.checkpoint) if last.checkpoint else None
         return RunResult(
             run.directory.path,

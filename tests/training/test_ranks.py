@@ -224,7 +224,7 @@ def test_no_process_outlives_the_launcher(tiny_model_dir: Path, folder: Path) ->
 def test_a_process_that_hangs_is_named(tiny_model_dir: Path, folder: Path) -> None:
     with running(tiny_model_dir, folder, "--comm-timeout", "2") as (launcher, ranks):
         os.kill(ranks[1], signal.SIGSTOP)
-        assert launcher.wait(20) == 1
+        assert launcher.wait(20) != 0
         assert gone(ranks, 1)
         assert "rank 1 has not come" in ((launcher.stderr and launcher.stderr.read()) or "")
 
