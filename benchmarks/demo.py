@@ -53,9 +53,8 @@ def demo(seed: int, samples: int, folder: Path) -> Row:
     lesson = re.findall(r"^\$ cp -r \S+/step_0*(\d+) ", done.stdout, re.M)
     table = re.search(r"^exact_match +([\d.]+) +([\d.]+)", done.stdout, re.M)
     after, before = map(float, table.groups()) if table else (None, None)
-    rounds = 1 + done.stdout.count(
-        "Once more, with the rows in another order."
-    )  # of the first training
+    # Of the first training.
+    rounds = 1 + done.stdout.count("Once more, with the rows in another order.")
     trained = float(exact[rounds]) / 100 if len(exact) > rounds else None
     return Row(trained, f"{lesson[-1]} steps" if lesson else "nothing", before, after, seconds)
 

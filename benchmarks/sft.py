@@ -129,10 +129,11 @@ def mlx_lm(model: str, data: str, steps: int, stock: bool) -> dict[str, float]:
     timed = reports[2:]
     seconds = sum(1 / report["iterations_per_second"] for report in timed)
     tokens = timed[-1]["trained_tokens"] - reports[1]["trained_tokens"] - 8 * len(timed)
+    # + each row's first token, which is input only.
     return {
         "tokens": tokens + 8 * len(timed),
         "seconds": seconds,
-    }  # + each row's first token, which is input only
+    }
 
 
 def run_apart(tool: str, model: Path, data: Path, options: argparse.Namespace) -> float:

@@ -22,9 +22,8 @@ def main() -> None:
         sys.stdout.write(f"chuk {__version__}\n")
         sys.exit(0)
     if not (sys.stdout.isatty() and sys.stderr.isatty()) or os.environ.get("TERM") == "dumb":
-        os.environ.setdefault(
-            "TYPER_USE_RICH", "0"
-        )  # typer reads it when imported; plain help is twice as fast
+        # Typer reads it when imported; plain help is twice as fast.
+        os.environ.setdefault("TYPER_USE_RICH", "0")
     # OpenBLAS reads it when loaded: its threads wait 65 thousand cycles for the next product, not
     # 67 million, or they would take the cores from what runs between two products.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")

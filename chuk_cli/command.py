@@ -21,9 +21,8 @@ from chuk_lib.errors import ConfigError
 if TYPE_CHECKING:
     from chuk_lib.config.settings import Setting
 
-USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[
-    0
-]  # typer 0.26 to 0.28 name it in no other public way
+# Typer 0.26 to 0.28 name it in no other public way.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 FLAGS = "chuk_cli.flags"
 """Where the context holds the settings that were typed as flags without having one: {name as typed:
 text or bool}."""
@@ -62,9 +61,8 @@ class Command(TyperCommand):
         names = (
             (name, param) for param in self.params for name in (*param.opts, *param.secondary_opts)
         )
-        return {
-            name: param for name, param in names if name.startswith("-")
-        }  # arguments have names without
+        # Arguments have names without.
+        return {name: param for name, param in names if name.startswith("-")}
 
     def _settings(self) -> Mapping[str, Setting]:
         """The settings of the command by every name that is understood, as flags."""

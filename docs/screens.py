@@ -23,18 +23,45 @@ if TYPE_CHECKING:
     from chuk_lib.runs.record import RunRecord
 
 HERE = Path(__file__).resolve().parent / "screens"
+# Fmt: skip.
 THEME = TerminalTheme(
-    (20, 24, 29), (216, 222, 233),
-    [(20, 24, 29), (224, 108, 117), (126, 200, 140), (229, 192, 123), (97, 160, 239), (198, 140, 240), (86, 190, 200),
-     (216, 222, 233)],
-    [(110, 120, 135), (240, 130, 138), (150, 220, 165), (245, 210, 145), (125, 180, 250), (215, 165, 250),
-     (115, 215, 225), (240, 244, 250)],
-)  # fmt: skip
+    (20, 24, 29),
+    (216, 222, 233),
+    [
+        (20, 24, 29),
+        (224, 108, 117),
+        (126, 200, 140),
+        (229, 192, 123),
+        (97, 160, 239),
+        (198, 140, 240),
+        (86, 190, 200),
+        (216, 222, 233),
+    ],
+    [
+        (110, 120, 135),
+        (240, 130, 138),
+        (150, 220, 165),
+        (245, 210, 145),
+        (125, 180, 250),
+        (215, 165, 250),
+        (115, 215, 225),
+        (240, 244, 250),
+    ],
+)
 BROWSERS = ("chromium", "google-chrome", "chrome")
+# Fmt: skip.
 SWITCHES = (
-    "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-    "disable-component-update", "disable-sync", "hide-scrollbars", "virtual-time-budget=2000",
-)  # fmt: skip
+    "headless",
+    "no-sandbox",
+    "disable-gpu",
+    "disable-quic",
+    "no-first-run",
+    "disable-background-networking",
+    "disable-component-update",
+    "disable-sync",
+    "hide-scrollbars",
+    "virtual-time-budget=2000",
+)
 
 
 def main() -> None:
@@ -72,11 +99,27 @@ def train(folder: Path) -> Path:
         "keep_checkpoints=2",
         "lr_scheduler_type=cosine",
     )
+    # Fmt: skip.
     chuk(
-        "train", "sft", "--model", "model", "--data", "addition", "--output", "runs/addition", "--batch-size", "64",
-        "--learning-rate", "5e-3", "--warmup-steps", "50", "--max-steps", "1600",
-        *(part for setting in settings for part in ("--set", setting)), folder=folder,
-    )  # fmt: skip
+        "train",
+        "sft",
+        "--model",
+        "model",
+        "--data",
+        "addition",
+        "--output",
+        "runs/addition",
+        "--batch-size",
+        "64",
+        "--learning-rate",
+        "5e-3",
+        "--warmup-steps",
+        "50",
+        "--max-steps",
+        "1600",
+        *(part for setting in settings for part in ("--set", setting)),
+        folder=folder,
+    )
     return folder / "runs" / "addition"
 
 

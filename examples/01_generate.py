@@ -25,9 +25,8 @@ def main(source: str | Path) -> None:
         print(chunk.text, end="", flush=True)
     print("\n")
 
-    drawn = SamplingConfig(
-        temperature=0.7, top_p=0.9, max_tokens=40, seed=1
-    )  # the same seed, the same answers
+    # The same seed, the same answers.
+    drawn = SamplingConfig(temperature=0.7, top_p=0.9, max_tokens=40, seed=1)
     for prompt, answer in zip(
         PROMPTS, generate_many(model, tokenizer, PROMPTS, drawn), strict=True
     ):

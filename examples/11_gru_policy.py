@@ -84,9 +84,8 @@ class BanditPPO(Algorithm):
         self.pay = float(pays.mean())
         estimate = gae(pays, np.array(played["values"]), gamma=0.9, lam=0.95)
         everywhere = mx.ones((EPISODES, PULLS))
-        share = mx.array(
-            1 / (EPISODES * PULLS)
-        )  # each loss is a mean over all pulls, and an update weighs 1
+        # Each loss is a mean over all pulls, and an update weighs 1.
+        share = mx.array(1 / (EPISODES * PULLS))
         batch = {
             "seen": played["seen"],
             "pulls": played["pulls"],

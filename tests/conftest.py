@@ -14,12 +14,10 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("TYPER_USE_RICH", "0")  # typer reads it when imported
-os.environ.setdefault(
-    "CHUK_DEVICE", "cpu"
-)  # tests hold to float32; `CHUK_DEVICE=gpu` runs them on the GPU all the same
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # a shell's background job, or CI: children would be deaf too
+# Tests hold to float32; `CHUK_DEVICE=gpu` runs them on the GPU all the same.
+os.environ.setdefault("CHUK_DEVICE", "cpu")
+# A shell's background job, or CI: children would be deaf too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -49,18 +49,15 @@ class Board:
     latest: dict[str, float] = field(default_factory=dict)  # newest value of every metric
     losses: list[Point] = field(default_factory=list)
     rewards: list[Point] = field(default_factory=list)
-    evals: list[Point] = field(
-        default_factory=list
-    )  # of what is watched: the loss, or the reward where there is one
-    bests: list[Point] = field(
-        default_factory=list
-    )  # evaluations that were the best when they came
+    # Of what is watched: the loss, or the reward where there is one.
+    evals: list[Point] = field(default_factory=list)
+    # Evaluations that were the best when they came.
+    bests: list[Point] = field(default_factory=list)
     saved_step: int | None = None
     best_step: int | None = None
     sample: dict[str, str] | None = None
-    completions: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # rows of the newest `completions`
+    # Rows of the newest `completions`.
+    completions: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
     doing: str = ""  # what goes on between steps, such as evaluating
@@ -135,9 +132,8 @@ class Board:
             return seconds
         end = self.time
         if now is not None and self.finished is None:
-            end = (
-                now if end is None else max(now, end)
-            )  # the clock of another process may be behind
+            # The clock of another process may be behind.
+            end = now if end is None else max(now, end)
         return None if self.began is None or end is None else max(0.0, end - self.began)
 
     def remaining(self, now: float | None = None) -> float | None:

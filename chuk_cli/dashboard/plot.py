@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 Point = tuple[int, float]
 BLANK, LINE, MARK = "blank", "line", "mark"
+# Bit of each dot, by column and row of a cell.
 _DOTS = (
     (0x01, 0x02, 0x04, 0x40),
     (0x08, 0x10, 0x20, 0x80),
-)  # bit of each dot, by column and row of a cell
+)
 
 
 class Plot(NamedTuple):

@@ -13,10 +13,11 @@ from rich.text import Text
 from chuk_cli import humanize
 
 COLOURS = ("cyan", "yellow", "magenta", "green", "bright_blue", "red")
+# Bit of each dot, by column and row of a cell.
 _DOTS = (
     (0x01, 0x02, 0x04, 0x40),
     (0x08, 0x10, 0x20, 0x80),
-)  # bit of each dot, by column and row of a cell
+)
 _LABEL = 8
 Cell = tuple[str, str]  # character, style
 

@@ -42,9 +42,8 @@ class Setting:
     above: float | None = None
     maximum: float | None = None
     whole_from: float | None = None  # from here on whole numbers only
-    synonyms: Mapping[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # other tools' values, and ours
+    # Other tools' values, and ours.
+    synonyms: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     kind: str = "value"  # path, model or rewards: see `paths`
 
     @property

@@ -150,9 +150,8 @@ def _values(column: Any) -> list[Any]:
     target = _readable(column.type)
     if target != column.type:
         try:
-            column = column.cast(
-                _readable(column.type, exact=False)
-            )  # to microseconds, where nothing is lost
+            # To microseconds, where nothing is lost.
+            column = column.cast(_readable(column.type, exact=False))
         except pyarrow.ArrowInvalid:
             column = column.cast(target)
     found = [_without_none(value) for value in column.to_pylist(maps_as_pydicts="strict")]

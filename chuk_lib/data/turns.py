@@ -213,10 +213,11 @@ def last_answer(encoder: Encoder, ids: Sequence[int]) -> int | None:
     if not encoder.has_template:
         return None
     header = TurnFinder(encoder).header()
+    # A header's last line end may be one token with what follows.
     for text in (
         header,
         header.rstrip(),
-    ):  # a header's last line end may be one token with what follows
+    ):
         wanted = encoder.encode([text], special=False)[0].ids if text else []
         for start in range(len(ids) - len(wanted) - 1, -1, -1):
             if wanted and list(ids[start : start + len(wanted)]) == wanted:

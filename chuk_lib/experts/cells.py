@@ -44,9 +44,8 @@ def one_thread() -> AbstractContextManager[Any]:
 
 @cache
 def _pools() -> ThreadpoolController:
-    return (
-        ThreadpoolController()
-    )  # looks through the libraries of the process, which takes a millisecond
+    # Looks through the libraries of the process, which takes a millisecond.
+    return ThreadpoolController()
 
 
 def gru_forward(weights: Weights, x: np.ndarray, state: np.ndarray, keep: np.ndarray) -> Pass:
@@ -92,12 +91,10 @@ def gru_backward(
     to_new = (1 - updates) * (1 - news * news)
     to_update = (befores - news) * updates * (1 - updates)
     to_reset = offers * resets * (1 - resets)
-    slopes = np.empty(
-        (steps, rows, 3 * width), x.dtype
-    )  # of the gates before their functions, by way of the input
-    recalled = np.empty_like(
-        slopes
-    )  # the same by way of the state: the third goes through the reset gate
+    # Of the gates before their functions, by way of the input.
+    slopes = np.empty((steps, rows, 3 * width), x.dtype)
+    # The same by way of the state: the third goes through the reset gate.
+    recalled = np.empty_like(slopes)
     back = np.zeros((rows, width), x.dtype)
     for t in range(steps - 1, -1, -1):
         back += rise[t]

@@ -139,9 +139,8 @@ def _from_messages(tokenizer: Any, messages: list[dict[str, Any]], system: str |
     from chuk_lib.data.tokenizers.templates import ERRORS
 
     try:
-        Encoder(tokenizer).render(
-            messages, prompt=not goes_on
-        )  # within limits: a template may loop for ever
+        # Within limits: a template may loop for ever.
+        Encoder(tokenizer).render(messages, prompt=not goes_on)
         ids = tokenizer.apply_chat_template(
             messages,
             add_generation_prompt=not goes_on,

@@ -18,12 +18,13 @@ from chuk_lib.models.footprint import text_config
 Config = Mapping[str, Any]
 
 _SILU = ("silu", "swish")
+# MLX-LM has one form of them each: 3e-3 apart at most.
 _GELU = (
     "gelu",
     "gelu_new",
     "gelu_pytorch_tanh",
     "gelu_fast",
-)  # MLX-LM has one form of them each: 3e-3 apart at most
+)
 _RELU2 = ("relu2", "relu_squared")
 ACTIVATIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(

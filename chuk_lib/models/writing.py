@@ -135,9 +135,8 @@ def check_room(folder: Path, n_bytes: int) -> None:
     nearest = next(path for path in (there, *there.parents) if path.exists())
     disk = shutil.disk_usage(nearest)
     free = disk.free
-    if (
-        disk.total and n_bytes and n_bytes + _SPARE > free
-    ):  # /proc and its kin have no size: writing tells about them
+    # /proc and its kin have no size: writing tells about them.
+    if disk.total and n_bytes and n_bytes + _SPARE > free:
         raise ModelError(
             f"`{folder}` would take {_amount(n_bytes)} and its disk has {_amount(free)} free",
             "free some space, or choose another --output",

@@ -112,9 +112,8 @@ def _fixed_case(check: Checker, name: str, case: dict[str, Any], fixture: _Fixtu
     tokens = float(case.get("num_items_in_batch", mask.sum()))
     room = len(mask) * config.max_completion_length
     weight = denominator(config, Sizes(len(mask), float(mask.sum()), tokens, room))
-    if not config.loss_kind.divisor(
-        _ROLLOUT
-    ):  # what is divided by the rollout's tokens says it all
+    # What is divided by the rollout's tokens says it all.
+    if not config.loss_kind.divisor(_ROLLOUT):
         weight *= windows
     coefficient = case["config"].get("entropy_coef", 0.0)
 

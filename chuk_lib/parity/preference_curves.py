@@ -182,9 +182,8 @@ def _compare(
     check.equal(f"{name}/steps", len(steps), len(wanted))
     for metric in _compared(case, wanted):
         rtol, atol = _TOLERANCES.get(metric, (1e-3, 2e-4))
-        logged = [
-            at for at, step in enumerate(wanted) if metric in step
-        ]  # KTO's batches may lack good or bad rows
+        # KTO's batches may lack good or bad rows.
+        logged = [at for at, step in enumerate(wanted) if metric in step]
         got = [steps[at].get(metric, float("nan")) for at in logged]
         check.close(
             f"{name}/{metric}", got, [wanted[at][metric] for at in logged], rtol=rtol, atol=atol

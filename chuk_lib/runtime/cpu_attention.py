@@ -17,9 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-_BLOCK_FLOATS = (
-    3 << 16
-)  # weights of one block: three quarters of a MiB, which stays in a core's cache
+# Weights of one block: three quarters of a MiB, which stays in a core's cache.
+_BLOCK_FLOATS = 3 << 16
 _MASKED = np.float32(-1e30)  # finite, so that a row without any key gives numbers, not nan
 
 

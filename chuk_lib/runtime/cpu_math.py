@@ -62,9 +62,8 @@ def fast_math() -> Iterator[None]:
     )
     try:
         _replace(replaced)
-        with threadpool_limits(
-            limits=adapt_threads(), user_api="blas"
-        ):  # NumPy brings a BLAS of its own
+        # NumPy brings a BLAS of its own.
+        with threadpool_limits(limits=adapt_threads(), user_api="blas"):
             yield
     finally:
         _put_back(replaced)

@@ -201,9 +201,8 @@ def flush_drive(path: Path) -> None:
         return
     handle = os.open(path, os.O_RDONLY)
     try:
-        with suppress(
-            OSError
-        ):  # a network volume that knows no such thing: its server has what fsync sent
+        # A network volume that knows no such thing: its server has what fsync sent.
+        with suppress(OSError):
             fcntl.fcntl(handle, full)
     finally:
         os.close(handle)

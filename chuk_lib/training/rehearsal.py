@@ -158,9 +158,8 @@ def main() -> None:
         ThreadPoolExecutor(2 * count_cores().usable) as pool,
     ):
         scratch, made = Path(name), dict[str, tuple[Path, Future[bool]]]()
-        cache = KernelCache(
-            mark.parent, scratch / "kernels"
-        )  # the empty ones are seen by nobody else
+        # The empty ones are seen by nobody else.
+        cache = KernelCache(mark.parent, scratch / "kernels")
         cache.own.mkdir()
         cache.fetch()
         os.environ[VARIABLE] = str(cache.own)
@@ -296,9 +295,8 @@ class _Rehearser:
             try:
                 group = min(n, rows)
                 self._real.play(prompts[: max(1, rows // group)], group, sampling)
-            except (
-                Exception
-            ):  # what empty kernels leave is no model's output; the kernels have been met
+            except Exception:
+                # What empty kernels leave is no model's output; the kernels have been met.
                 continue
         size = sampling.max_tokens
         lengths = [1 + (size - 1) * (at % 4) // 3 for at in range(len(prompts) * n)]

@@ -155,9 +155,8 @@ def _totals(data: PromptDataset, made: Sequence[Rollout], rewards: RewardSet) ->
 def _rows(
     row: PromptRow, answers: Sequence[_Answer], rules: SampleRules
 ) -> Iterator[dict[str, Any]]:
-    ranked = sorted(
-        answers, key=lambda answer: -answer.reward
-    )  # stable: of equal ones the first drawn
+    # Stable: of equal ones the first drawn.
+    ranked = sorted(answers, key=lambda answer: -answer.reward)
     good = [answer for answer in ranked if answer.reward >= rules.threshold]
     if not good:
         return

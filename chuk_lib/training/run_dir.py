@@ -175,11 +175,12 @@ class RunDir:
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        # `chuk runs` holds it for microseconds to see whether a run is alive.
         for patience in (
             0.05,
             0.2,
             None,
-        ):  # `chuk runs` holds it for microseconds to see whether a run is alive
+        ):
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return

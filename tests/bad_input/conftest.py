@@ -46,9 +46,8 @@ def fails(
     says what is wrong and one that says what to do, in human words and as JSON; nothing on stdout,
     nothing new on disk."""
     monkeypatch.chdir(bench)
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HF_HUB_OFFLINE", True
-    )  # the variable is read at import only
+    # The variable is read at import only.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 

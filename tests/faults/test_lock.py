@@ -33,7 +33,6 @@ def test_two_processes_that_start_at_once_do_not_mix(
     racers = [start(command("run", "-q")) for _ in range(2)]
     told = [process.communicate(timeout=120)[1] for process in racers]
     codes = sorted(process.returncode for process in racers)
-    assert codes in ([0, 1], [0, 2]), (
-        told
-    )  # kept out by the lock, or by the folder that is no longer empty
+    # Kept out by the lock, or by the folder that is no longer empty.
+    assert codes in ([0, 1], [0, 2]), told
     assert_like(tmp_path / "run", whole)

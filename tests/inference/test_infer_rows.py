@@ -291,9 +291,8 @@ def test_a_killed_run_goes_on_without_a_lost_or_doubled_row(
         (n + 1, m) for n in range(300) for m in range(2)
     ]
     assert [row["input"] for row in found[::2]] == MANY
-    assert (
-        len({row["seed"] - row["line"] for row in found}) == 1
-    )  # the seed that was drawn at first goes on
+    # The seed that was drawn at first goes on.
+    assert len({row["seed"] - row["line"] for row in found}) == 1
     summary = json.loads(done.stdout)
     assert summary["resumed"] == left.count(b"\n")
     assert summary["resumed"] + summary["answers"] == 600

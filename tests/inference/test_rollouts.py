@@ -83,9 +83,8 @@ def test_logps_are_those_of_a_fresh_forward(name: str, decode: Any) -> None:
 def test_every_kind_of_cache_gives_a_row_what_it_gets_alone(family: str) -> None:
     model, tokenizer = tiny(family), loaded()[1]
     together = rollouts(model, tokenizer, MIXED, WARM, group_size=3)
-    assert (
-        largest_error(model, MIXED, together, 1.3) < 1e-4
-    )  # recurrent layers sum a prompt in chunks
+    # Recurrent layers sum a prompt in chunks.
+    assert largest_error(model, MIXED, together, 1.3) < 1e-4
     for budget in (100, 1):
         assert ids_of(
             rollouts(model, tokenizer, MIXED, WARM, group_size=3, token_budget=budget)
@@ -272,9 +271,8 @@ def test_the_budget_bounds_the_rows() -> None:
 
 def test_the_default_budget_comes_from_the_model() -> None:
     model = tiny("llama")
-    assert (
-        token_bytes(model) == 2 * 2 * 2 * 16 * 4
-    )  # layers, keys and values, heads, width, float32
+    # Layers, keys and values, heads, width, float32.
+    assert token_bytes(model) == 2 * 2 * 2 * 16 * 4
     assert default_token_budget(model) * token_bytes(model) > 1 << 26
     assert token_bytes(tiny("mamba2")) > 0
 
@@ -288,9 +286,8 @@ def test_nothing_is_held_when_the_last_row_has_ended(decode: Any) -> None:
     gc.disable()
     try:
         rollouts(model, tokenizer, prompts(), WARM, group_size=8, decode=decode)
-        assert mx.get_active_memory() - before < 8 * len(prompts()) * token_bytes(
-            model
-        )  # less than a column
+        # Less than a column.
+        assert mx.get_active_memory() - before < 8 * len(prompts()) * token_bytes(model)
     finally:
         gc.enable()
 

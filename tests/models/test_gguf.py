@@ -99,9 +99,8 @@ def test_files_are_those_that_llama_cpp_answers_rightly_and_come_back(
     before, after = (load_file(folder / "model.safetensors") for folder in (source, back))
     assert before.keys() == after.keys()
     for key, value in before.items():
-        spare = (
-            2e-7 if name == "gemma3" and key.endswith("norm.weight") else 0
-        )  # they are stored with 1 added
+        # They are stored with 1 added.
+        spare = 2e-7 if name == "gemma3" and key.endswith("norm.weight") else 0
         np.testing.assert_allclose(after[key], value, rtol=0, atol=spare)
     tokenizers = [Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (source, back)]
     for text in TEXTS:

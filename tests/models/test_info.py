@@ -121,9 +121,8 @@ def test_one_module_packed_otherwise(model: Path) -> None:
 
 def test_memory_follows_from_the_shape(model: Path) -> None:
     found = describe_model(model)
-    assert (
-        found.kv_cache_bytes_per_token == 2 * 2 * 8 * 4 * 2
-    )  # keys and values, heads, width, bytes, layers
+    # Keys and values, heads, width, bytes, layers.
+    assert found.kv_cache_bytes_per_token == 2 * 2 * 8 * 4 * 2
     assert found.memory is not None
     assert found.memory.kv_cache_full_context == 512 * 256
     assert found.memory.run == 4 * 33_120 + 512 * 256

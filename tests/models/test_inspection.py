@@ -147,9 +147,8 @@ def test_a_gigabyte_costs_neither_time_nor_memory(command: list[str], tmp_path: 
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert int(done.stdout) * (1 if sys.platform == "darwin" else 1024) < 100 << 20
-    assert (
-        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
-    )  # about 0.25 on an idle machine
+    # About 0.25 on an idle machine.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
 def test_models_with_the_same_files_are_the_same(tmp_path: Path) -> None:

@@ -104,9 +104,8 @@ def test_a_target_is_reached_from_below_and_beats_even_bits(target: float, tmp_p
     stored = sum(value.nbytes for value in mx.load(str(made.folder / "model.safetensors")).values())
     numbers = sum(value.size for value in mx.load(str(LLAMA / "model.safetensors")).values())
     assert made.bits_per_weight == pytest.approx(8 * stored / numbers)
-    assert (
-        target - 0.7 < made.bits_per_weight <= target + 1.1
-    )  # scales are float32 here, half of it is usual
+    # Scales are float32 here, half of it is usual.
+    assert target - 0.7 < made.bits_per_weight <= target + 1.1
     assert made.losses is not None
     assert len({layer.packing.bits for layer in made.layers if layer.packing}) > 1
 

@@ -92,9 +92,8 @@ def reported(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         *args, "--report-to", ",".join(SINKS), "--json", folder=folder, environment=environment
     )
     assert done.returncode == 0, done.stderr
-    shutil.rmtree(
-        folder / "runs/first/checkpoints/step_000006"
-    )  # as if killed after step 6, before the checkpoint
+    # As if killed after step 6, before the checkpoint.
+    shutil.rmtree(folder / "runs/first/checkpoints/step_000006")
     again = chuk("train", "resume", "runs/first", "-q", folder=folder, environment=environment)
     assert again.returncode == 0, again.stderr
     return Reported(folder / "runs" / "first", environment, done.stdout, done.stderr)

@@ -157,9 +157,8 @@ def test_train_from_a_file_stdin_a_column_or_some_rows(
     column = chuk(
         "tokenizer", "train", "--data", corpus, "--output", "c", "--text-field", "text", *rest
     )
-    assert (
-        json.loads(column.stdout)["vocabulary"] == made["vocabulary"]
-    )  # what training reads is `text`
+    # What training reads is `text`.
+    assert json.loads(column.stdout)["vocabulary"] == made["vocabulary"]
     other = chuk(
         "tokenizer", "train", "--data", corpus, "--output", "f", "--text-field", "other", *rest
     )

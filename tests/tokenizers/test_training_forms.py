@@ -170,9 +170,8 @@ def test_the_family_is_known_and_its_markers_change_no_text(name: str) -> None:
     for messages in (TALK, CALLS, THOUGHTS[2:], TALK[:1]):
         for prompt in (False, True):
             given = {"prompt": prompt, "values": {"eos_token": "<|im_end|>"}}
-            if not (
-                form.keeps_reasoning and messages in (TALK, CALLS)
-            ):  # there it shows what the template hides
+            # There it shows what the template hides.
+            if not (form.keeps_reasoning and messages in (TALK, CALLS)):
                 want = render(source(name), messages, **given).text
                 if form.adds_stop and messages[-1]["role"] == "assistant":
                     header = "<|assistant|>" if prompt else ""

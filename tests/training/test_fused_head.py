@@ -46,9 +46,8 @@ def gradients(stats, hidden, weight, scale):
     "transform", [None, SoftCap(2.0), Scale(0.3)], ids=["plain", "softcap", "scale"]
 )
 def test_statistics_and_both_gradients_agree(inputs, transform, keep, kernel, monkeypatch):
-    monkeypatch.setattr(
-        fused_head, "tile_rows", lambda vocabulary: 16
-    )  # three tiles, the last one short
+    # Three tiles, the last one short.
+    monkeypatch.setattr(fused_head, "tile_rows", lambda vocabulary: 16)
     monkeypatch.setattr(fused_head, "KEEP_BYTES", 1 << 20 if keep else 0)
     if kernel == "mlx":
         monkeypatch.setattr(fused_head, "_NumpyTile", fused_head._MlxTile)
@@ -244,9 +243,8 @@ def test_a_bfloat16_head_has_float32_logits(kind, kernel, monkeypatch):
     mx.random.seed(1)
     hidden = mx.random.normal((TOKENS, 64)).astype(mx.bfloat16)
     weight = (0.9 * mx.random.normal((2000, 64))).astype(mx.bfloat16)
-    targets = mx.argmax(hidden @ weight.T, axis=1) * (
-        mx.arange(TOKENS) % 2
-    )  # likely and unlikely ones
+    # Likely and unlikely ones.
+    targets = mx.argmax(hidden @ weight.T, axis=1) * (mx.arange(TOKENS) % 2)
     product = WeightProduct(weight, kind == "trained")
     if kind in ("adapted", "quantized"):
         layer, weight = layer_of(weight, kind)

@@ -52,10 +52,11 @@ def config_for(name):
     return DPOConfig(loss_type=(name,), label_smoothing=smoothing)
 
 
+# Apo_down lowers both, the rejected more; discopop was found by search.
 NOT_MONOTONE = (
     "apo_down",
     "discopop",
-)  # apo_down lowers both, the rejected more; discopop was found by search
+)
 
 
 @pytest.mark.parametrize("name", [name for name in DPO_LOSSES if name not in NOT_MONOTONE])
@@ -65,9 +66,8 @@ def test_a_better_chosen_answer_is_never_punished_near_the_start(name):
     assert (np.array(mx.grad(loss)(logps) * mask)[:5]).sum() < 0
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in DPO_LOSSES if name != "discopop"]
-)  # it has exp(-x) in it
+# It has exp(-x) in it.
+@pytest.mark.parametrize("name", [name for name in DPO_LOSSES if name != "discopop"])
 def test_losses_stay_finite_far_from_the_start(name):
     logps, reference, mask = ratios(scale=200.0)
     loss = lambda now: preference_loss(make_ratios(now, reference, mask), config_for(name)).mean()  # noqa: E731

@@ -123,9 +123,8 @@ def _text(line: bytes, source: Source) -> dict[str, Any] | None:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError:
-        text = list(decoded(chain(repeat(b"", source.line - 1), [line]), source.name))[
-            -1
-        ]  # raises with the place
+        # Raises with the place.
+        text = list(decoded(chain(repeat(b"", source.line - 1), [line]), source.name))[-1]
     return {"text": text.rstrip("\r\n")} if text.strip() else None
 
 
@@ -134,9 +133,8 @@ def _parsed(line: bytes, source: Source, decoder: JsonDecoder) -> dict[str, Any]
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError:
-        text = list(decoded(chain(repeat(b"", source.line - 1), [line]), source.name))[
-            -1
-        ]  # raises with the place
+        # Raises with the place.
+        text = list(decoded(chain(repeat(b"", source.line - 1), [line]), source.name))[-1]
     return record_of(decoder, text, source).columns if text.strip() else None
 
 

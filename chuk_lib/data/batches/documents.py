@@ -148,9 +148,8 @@ def _direct(tokenizer: Tokenizer, renderer: Renderer) -> Direct | None:
     backend = getattr(hf, "backend_tokenizer", None)
     if backend is None or not hasattr(backend, "encode_batch_fast"):
         return None
-    hf(
-        ["a"], verbose=False
-    )  # leaves the pipeline without padding and truncation, as the renderer uses it
+    # Leaves the pipeline without padding and truncation, as the renderer uses it.
+    hf(["a"], verbose=False)
     return Direct(
         backend.to_str(),
         hf.eos_token or "",

@@ -41,9 +41,8 @@ def suggest(
     below = np.searchsorted(np.sort(sizes), candidates, side="right").astype(np.float64)
     best, back = candidates * below, []
     for _ in range(min(count, len(candidates)) - 1):
-        table = best[:, None] + candidates[None] * (
-            below[None] - below[:, None]
-        )  # (i, j): last edge i, then j
+        # (i, j): last edge i, then j.
+        table = best[:, None] + candidates[None] * (below[None] - below[:, None])
         table[np.tril_indices(len(candidates), 0)] = np.inf
         chosen = np.argmin(table, axis=0)
         found = table[chosen, np.arange(len(candidates))]

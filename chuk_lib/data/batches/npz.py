@@ -31,9 +31,8 @@ def dump(arrays: Mapping[str, np.ndarray]) -> bytes:
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy", _DATE)
             member.create_system = 3
-            member.file_size = (
-                array.nbytes
-            )  # tells zipfile beforehand when a member needs 64-bit sizes
+            # Tells zipfile beforehand when a member needs 64-bit sizes.
+            member.file_size = array.nbytes
             with archive.open(member, "w") as stream:
                 np.lib.format.write_array(
                     stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False

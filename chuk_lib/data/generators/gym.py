@@ -119,9 +119,8 @@ def _library() -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", ResourceWarning
-            )  # one of its own dependencies leaves a file open
+            # One of its own dependencies leaves a file open.
+            warnings.simplefilter("ignore", ResourceWarning)
             return import_module("reasoning_gym")
     except ImportError:
         raise ConfigError(

@@ -145,9 +145,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def _measured(self, name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
         """A filter whose result is counted, before it is made where it can be much larger than what
         went in."""
-        skipped = (
-            1 if hasattr(filter, "jinja_pass_arg") else 0
-        )  # Jinja gives those the environment first
+        # Jinja gives those the environment first.
+        skipped = 1 if hasattr(filter, "jinja_pass_arg") else 0
         measure = GROWTH.get(name)
 
         @wraps(filter)

@@ -129,9 +129,8 @@ def export(tokenizer: Tokenizer, entries: Sequence[VocabularyEntry], form: str) 
         )
     if form == "csv":
         lines = io.StringIO()
-        rows = csv.writer(
-            lines
-        )  # with its own line ends: else a token that is one stays without quotes
+        # With its own line ends: else a token that is one stays without quotes.
+        rows = csv.writer(lines)
         rows.writerow(["id", "token", "text", "special"])
         rows.writerows([entry.id, entry.token, entry.text, int(entry.special)] for entry in entries)
         return lines.getvalue()

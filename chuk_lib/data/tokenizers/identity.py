@@ -32,9 +32,8 @@ def fingerprint(tokenizer: Tokenizer | Any) -> str:
     backend = inner if hasattr(inner, "to_str") else getattr(inner, "backend_tokenizer", None)
     slow = backend is None or not hasattr(backend, "to_str")
     parts, large = (_slow(inner), []) if slow else _fast(backend)
-    if getattr(
-        inner, "split_special_tokens", False
-    ):  # special tokens in a text are then read as plain text
+    # Special tokens in a text are then read as plain text.
+    if getattr(inner, "split_special_tokens", False):
         parts["split_special_tokens"] = True
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     found = hashlib.sha256(text.encode())

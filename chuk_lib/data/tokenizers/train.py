@@ -111,9 +111,8 @@ def _train_unigram(texts: Iterable[str], size: int, special: list[str], least: i
     )
     made.train_from_iterator(texts, trainer)
     pieces = json.loads(made.to_str())["model"]["vocab"]
-    floor = (
-        min((score for _, score in pieces), default=0.0) - 100.0
-    )  # bytes never win over a piece of text
+    # Bytes never win over a piece of text.
+    floor = min((score for _, score in pieces), default=0.0) - 100.0
     taken = {*special, *BYTES}
     kept = [(piece, score) for piece, score in pieces if piece not in taken]
     vocabulary = [*((token, 0.0) for token in special), *((byte, floor) for byte in BYTES), *kept]

@@ -103,9 +103,8 @@ class Shaper:
     def __call__(self, record: Record) -> Shape:
         try:
             return self._shape(record)
-        except (
-            RecursionError
-        ):  # JSON inside text: the parsers of files have refused all other depths
+        except RecursionError:
+            # JSON inside text: the parsers of files have refused all other depths.
             raise DataError(
                 f"{record.source} holds brackets in brackets in brackets", "mend or remove it"
             ) from None

@@ -256,7 +256,8 @@ def _kernels(model: nn.Module) -> KernelForward | None:
     except (
         UnfitError,
         RuntimeError,
-    ):  # heads of another size, or a kernel that does not compile here
+    ):
+        # Heads of another size, or a kernel that does not compile here.
         return None
 
 

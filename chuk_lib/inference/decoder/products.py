@@ -47,6 +47,8 @@ def low_rank(layers: Sequence[Linear]) -> LowRank | None:
     ranks = [adapter[0].shape[1] for adapter in adapters if adapter is not None]
     if not ranks:
         return None
+    # One rank for all, with zeros where an adapter has less: they add nothing, and the kernel reads
+    # 8 numbers at a time.
     rank = -(-max(ranks) // _RANKS) * _RANKS
     downs, scales, ups = [], [], []
     for layer, adapter in zip(layers, adapters, strict=True):
@@ -68,9 +70,8 @@ def multiply(x: mx.array, weights: Weights, plus: mx.array | None = None) -> mx.
     """`plus` and x (B, in) through all weights side by side, (B, out)."""
     outputs = []
     for weight, bias, adapter in weights:
-        if (
-            plus is None or len(x) == 1
-        ):  # MLX's kernel for one row takes no sum, the one that does is slower
+        # MLX's kernel for one row takes no sum, the one that does is slower.
+        if plus is None or len(x) == 1:
             output = x @ weight.T
             output = output if plus is None else output + plus
         else:

@@ -86,9 +86,8 @@ class Episode:
 
     def __post_init__(self) -> None:
         for name, dtype in (("ids", np.int32), ("mask", np.float32), ("logps", np.float32)):
-            object.__setattr__(
-                self, name, np.asarray(getattr(self, name), dtype)
-            )  # a player may give lists
+            # A player may give lists.
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype))
         if not len(self.ids) == len(self.mask) == len(self.logps):
             raise TrainingError(
                 f"an episode has {len(self.ids)} tokens, a mask of {len(self.mask)} and"

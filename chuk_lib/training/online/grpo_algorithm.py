@@ -159,9 +159,8 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
             config.scale_rewards == "batch"
             or config.multi_objective_aggregation == "normalize_then_sum"
         )
-        spread = (
-            np.array([np.nanstd(scored.rewards)]) if by_batch else None
-        )  # what advantages are divided by, as TRL
+        # What advantages are divided by, as TRL.
+        spread = np.array([np.nanstd(scored.rewards)]) if by_batch else None
         return adv.reward_metrics(scored, spread) | played_metrics(
             played, self._collect.rewards.names
         )

@@ -74,9 +74,8 @@ def make_update(
     bonus = extra.entropy_coef * (weight / max(_entropy_tokens(episodes, run, extra, seen), 1))
     shared = scale_arrays(weight, sizes) | {
         "entropy_scale": mx.array(bonus, mx.float32),
-        "weight": mx.array(
-            weight / len(parts), mx.float32
-        ),  # weights of micro-batches add up to the update's
+        # Weights of micro-batches add up to the update's.
+        "weight": mx.array(weight / len(parts), mx.float32),
     }
     sampling = _reads_sampler(config, episodes)
     batches = [_arrays(episodes, part, shapes, extra, sampling=sampling) | shared for part in parts]

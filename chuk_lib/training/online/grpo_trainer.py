@@ -44,9 +44,8 @@ class GRPOTrainer(OnlineTrainer[GRPOConfig]):
         """Fill in what was left open, so that `config.yaml` alone repeats the run."""
         done = super().complete(adapted, dataset)
         size = done.micro_batch
-        if (
-            not done.batch_size and not done.generation_batch_size
-        ):  # a rollout that was given stays what it is
+        # A rollout that was given stays what it is.
+        if not done.batch_size and not done.generation_batch_size:
             size = SMALL_MICRO_BATCH if count_weights(self.model) < SMALL else MICRO_BATCH
             self._note_chosen("batch_size", size)
         return replace(done, loss_type=done.chosen_loss, beta=done.chosen_beta, batch_size=size)

@@ -125,10 +125,11 @@ class OnlineTrainer(ABC, Generic[Config]):
             chosen=self.chosen,
             updates_per_step=self.config.scheduled_updates,
         )
+        # Another one would play otherwise.
         known = {
             **job.inputs.known,
             "player": type(self.player).__qualname__,
-        }  # another one would play otherwise
+        }
         return replace(job, inputs=replace(job.inputs, known=known))
 
     def plan(self, dataset: PromptDataset) -> PromptPlan:

@@ -150,9 +150,8 @@ class _Work:
 
     def _run_stage(self, number: int, stage: Stage) -> str:
         if number == len(self._folder.records):
-            self._folder.clear(
-                stage.folder
-            )  # what a process left that was killed while it dropped the stage
+            # What a process left that was killed while it dropped the stage.
+            self._folder.clear(stage.folder)
         stage = self._ready(stage)
         record = self._begin(number, stage)
         began = time.time()

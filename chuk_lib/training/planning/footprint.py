@@ -100,9 +100,8 @@ def _kept(block: nn.Module) -> int:
     """Numbers that a block keeps of each token: what its linear layers write, and what they read
     (half of the layers of one owner that are as wide share an input with another one)."""
     written, read = 0, 0
-    owners = [
-        module for module in block.modules() if "linear" not in module
-    ]  # an adapted layer counts once
+    # An adapted layer counts once.
+    owners = [module for module in block.modules() if "linear" not in module]
     for owner in owners:
         layers = [
             layer for layer in map(_base, owner.children().values()) if isinstance(layer, _LINEAR)

@@ -257,9 +257,8 @@ class _Needs:
         recomputing = min(recomputing, self.blocks)
         step = replace(self._print, recomputing=recomputing)
         need = step.need(sequences * width, sequences * self._rows.targets) + self._beside
-        need += (
-            self._trained if sizes.gradient_accumulation_steps > 1 else 0
-        )  # the sum beside a new gradient
+        # The sum beside a new gradient.
+        need += self._trained if sizes.gradient_accumulation_steps > 1 else 0
         if not self._on_metal:
             return need
         keeping = self.blocks - recomputing + bool(recomputing)
