@@ -21,7 +21,7 @@ all before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol, cast
@@ -201,7 +201,7 @@ def _largest(mixture: Mixture, index: int) -> Thin:
     if density >= 1:
         return _all(mixture, index)
     count = int(np.prod(mixture.parts[index].tensor.shape))
-    return _ranked(mixture, index, lambda delta: -np.abs(delta), 0, int(density * count))
+    return _ranked(mixture, index, lambda delta: _LAST - _size(delta), 0, int(density * count))
 
 
 def _crumbs(mixture: Mixture, index: int) -> Thin:
@@ -212,7 +212,7 @@ def _crumbs(mixture: Mixture, index: int) -> Thin:
     count = int(np.prod(part.tensor.shape))
     kept = int(part.density * count)
     low = max(0, count - kept - int(part.gamma * count))
-    return _ranked(mixture, index, np.abs, low, low + kept)
+    return _ranked(mixture, index, _size, low, low + kept)
 
 
 def _ranked(
@@ -222,15 +222,9 @@ def _ranked(
     below `high`."""
     if low >= high:
         return np.zeros_like
-    keys, filled = np.empty(int(np.prod(mixture.parts[index].tensor.shape)), np.float32), 0
-    for delta in mixture.differences(index):
-        keys[filled : filled + len(delta)] = key(delta)
-        filled += len(delta)
-    keys.partition((low, high - 1))
-    edges = sorted({keys[low], keys[high - 1]})
-    below = {
-        edge: int(np.count_nonzero(keys < edge)) for edge in edges
-    }  # the place of the first number that equals it
+    first, last = at_places(lambda: map(key, mixture.differences(index)), low, high - 1)
+    below = dict([first, last])
+    edges = sorted(below)
 
     def keep(delta: Piece) -> Piece:
         own = key(delta)
@@ -240,9 +234,41 @@ def _ranked(
             places = below[edge] + np.arange(len(equal))
             below[edge] += len(equal)
             mask[equal] = (places >= low) & (places < high)
-        return cast(Piece, delta * mask)
+        return delta * mask
 
     return keep
+
+
+_LAST = np.uint32(0x7FFFFFFF)
+
+
+def _size(delta: Piece) -> Piece:
+    """The bits of |Δ| as a float32: unsigned numbers that have the order of what they stand for."""
+    return cast(Piece, np.abs(delta).astype(np.float32, copy=False).view(np.uint32))
+
+
+def at_places(keys: Callable[[], Iterable[Piece]], *places: int) -> list[tuple[int, int]]:
+    """The keys (32 bits) that stand at some places when all are sorted, each with the place of the
+    first that equals it.
+
+    Counted by the upper 16 bits, then by the lower ones of those that share the upper ones, so that
+    memory does not depend on how many keys there are."""
+    by_upper = np.zeros(1 << 16, np.int64)
+    for piece in keys():
+        by_upper += np.bincount(piece >> 16, minlength=1 << 16)
+    ends = np.cumsum(by_upper)
+    uppers = [int(np.searchsorted(ends, place, "right")) for place in places]
+    by_lower = {upper: np.zeros(1 << 16, np.int64) for upper in uppers}
+    for piece in keys():
+        for upper, counts in by_lower.items():
+            counts += np.bincount(piece[piece >> 16 == upper] & 0xFFFF, minlength=1 << 16)
+    found = []
+    for place, upper in zip(places, uppers, strict=True):
+        before = int(ends[upper] - by_upper[upper])
+        inner = np.cumsum(by_lower[upper])
+        lower = int(np.searchsorted(inner, place - before, "right"))
+        found.append((upper << 16 | lower, before + int(inner[lower] - by_lower[upper][lower])))
+    return found
 
 
 def _chance(mixture: Mixture, index: int) -> Thin:
@@ -271,8 +297,9 @@ def _chance_by_size(mixture: Mixture, index: int) -> Thin:
 
     def probability(delta: Piece) -> Piece:
         rows = np.abs(delta).reshape(-1, row)
-        ranks = np.argsort(np.argsort(rows, axis=1, kind="stable"), axis=1)
-        return cast(Piece, by_rank[ranks].reshape(-1))
+        chances = np.empty_like(rows, np.float32)
+        np.put_along_axis(chances, np.argsort(rows, axis=1, kind="stable"), by_rank[None], axis=1)
+        return cast(Piece, chances.reshape(-1))
 
     return _drawn(mixture, index, probability)
 
