@@ -53,22 +53,38 @@ class Stored:
         they are. Raises ModelError for a type that NumPy cannot hold."""
         import numpy as np
 
-        kind = self.header.dtype
-        if kind not in _NUMPY:
-            raise ModelError(
-                f"`{self.path}`: `{self.header.name}` is {kind}, which chuk cannot compute with"
-            )
-        left = self.header.elements
+        dtype, left = np.dtype(f"<{self._numpy_word()}"), self.header.elements
         with self.path.open("rb") as stream:
             stream.seek(self.header.begin)
             while left > 0:
-                piece = np.fromfile(stream, np.dtype(f"<{_NUMPY[kind]}"), min(left, size))
+                piece = np.fromfile(stream, dtype, min(left, size))
                 if not len(piece):
-                    raise ModelError(
-                        f"`{self.path}` ended while it was read", "fetch or save the file again"
-                    )
+                    raise self._cut_short()
                 left -= len(piece)
-                yield _widened(piece, kind)
+                yield _widened(piece, self.header.dtype)
+
+    def raw(self) -> np.ndarray:
+        """The whole tensor in its shape and its stored type, which for BF16 is uint16. Raises as
+        `chunks` does."""
+        import numpy as np
+
+        header = self.header
+        dtype = np.dtype(f"<{self._numpy_word()}")
+        whole = np.fromfile(self.path, dtype, header.elements, offset=header.begin)
+        if len(whole) < header.elements:
+            raise self._cut_short()
+        return (whole.astype(bool) if header.dtype == "BOOL" else whole).reshape(header.shape)
+
+    def _numpy_word(self) -> str:
+        if self.header.dtype not in _NUMPY:
+            raise ModelError(
+                f"`{self.path}`: `{self.header.name}` is {self.header.dtype}, which chuk cannot"
+                " compute with"
+            )
+        return _NUMPY[self.header.dtype]
+
+    def _cut_short(self) -> ModelError:
+        return ModelError(f"`{self.path}` ended while it was read", "fetch or save the file again")
 
     def read(self) -> np.ndarray:
         """The whole tensor in its shape, with the types of `chunks`."""

@@ -18,7 +18,7 @@ from chuk_lib.models.loader import open_model
 from chuk_lib.models.lora import AdapterSpec
 from chuk_lib.models.merging.recipes import weighted
 from chuk_lib.models.sources import Located, fingerprint, locate, locate_adapter
-from chuk_lib.models.writing import check_output, new_folder, write_provenance
+from chuk_lib.models.writing import check_output, new_folder, refuse_source, write_provenance
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def plan_cat(
         locate(base, adapter=one, local_only=True) if base else locate(one, local_only=True)
         for one in folders
     ]
+    refuse_source(output, *folders, *(one.folder for one in bases))
     marks = [fingerprint(one.folder) for one in bases]
     if len(set(marks)) > 1:
         odd = next(place for place, mark in enumerate(marks) if mark != marks[0])

@@ -67,6 +67,11 @@ class Input:
         return count_layers(list(self.weights))
 
     @property
+    def folders(self) -> list[Path]:
+        """Where it comes from: its folder, and its adapter's."""
+        return [self.folder] if self.adapter is None else [self.folder, self.adapter]
+
+    @property
     def outside(self) -> list[str]:
         """Names of its tensors outside the layers."""
         return [name for name in self.weights if place_of(name) is None]

@@ -24,6 +24,7 @@ from chuk_lib.models.writing import (
     copy_companions,
     new_folder,
     planned_bytes,
+    refuse_source,
     write_json,
     write_provenance,
     write_tensors,
@@ -47,7 +48,7 @@ class PlannedMerge:
         """Bytes of the weights."""
         return planned_bytes(self.tensors)
 
-    def write(self, overwrite: bool = False) -> None:
+    def write(self, overwrite: bool = False, made_by: str = "merge") -> None:
         """Write the folder, one tensor in memory at a time. Raises ModelError for numbers that are
         not finite."""
         first = self.inputs[0]
@@ -57,13 +58,8 @@ class PlannedMerge:
             )
             write_json(staged / "config.json", self.config)
             copy_companions(first.folder, staged)
-            folders = [
-                folder
-                for one in self.inputs
-                for folder in (one.folder, one.adapter)
-                if folder is not None
-            ]
-            write_provenance(staged, "merge", list(dict.fromkeys(folders)), asdict(self.recipe))
+            folders = [folder for one in self.inputs for folder in one.folders]
+            write_provenance(staged, made_by, list(dict.fromkeys(folders)), asdict(self.recipe))
 
 
 def plan_merge(recipe: MergeRecipe, output: Path, overwrite: bool = False) -> PlannedMerge:
@@ -76,6 +72,7 @@ def plan_merge(recipe: MergeRecipe, output: Path, overwrite: bool = False) -> Pl
     names = [source.model for place in recipe.slices for source in place.sources]
     first = recipe.base or names[0]
     inputs = {name: open_input(name, recipe.base) for name in dict.fromkeys([first, *names])}
+    refuse_source(output, *(folder for one in inputs.values() for folder in one.folders))
     notes = [
         note
         for name in inputs
