@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from chuk_lib.errors import ModelError
+from chuk_lib.models.headers import is_embedding
 from chuk_lib.models.hf_config import Config
 
 _LAYER = re.compile(r"((?:.*\.)?(?:layers|h|blocks|blk)\.)(\d+)(\..+)")
@@ -50,12 +51,9 @@ def count_layers(names: Sequence[str]) -> int:
     return max((place.layer + 1 for place in map(place_of, names) if place is not None), default=0)
 
 
-def is_embedding(name: str) -> bool:
-    """Whether a tensor outside the layers comes before them."""
-    return (
-        re.search(r"embed_tokens|embed_in|\bwte\b|\bwpe\b|tok_embeddings|word_embeddings", name)
-        is not None
-    )
+def comes_first(name: str) -> bool:
+    """Whether a tensor outside the layers comes before them: embeddings, of places too."""
+    return is_embedding(name) or name.endswith(".wpe.weight")
 
 
 def with_layers(config: Mapping[str, object], chosen: Sequence[tuple[Config, int]]) -> Config:

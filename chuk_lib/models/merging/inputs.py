@@ -12,8 +12,7 @@ import numpy as np
 
 from chuk_lib.errors import ModelError
 from chuk_lib.models.adapters import Adapter, read_adapter
-from chuk_lib.models.changes import ENDS
-from chuk_lib.models.headers import weight_files
+from chuk_lib.models.headers import is_embedding, weight_files
 from chuk_lib.models.hf_config import HF_NAMED, Config, flatten_rope, read_config
 from chuk_lib.models.layers import count_layers, place_of
 from chuk_lib.models.merging.formulas import Numbers
@@ -42,7 +41,7 @@ class Adapted:
     def chunks(self, size: int) -> Iterator[np.ndarray]:
         """The numbers of the merged weight, which is computed whole, `size` at a time."""
         product = self.a @ self.b
-        if not _is_embedding(self.weight.name):
+        if not is_embedding(self.weight.name):
             product = product.T
         whole = self.weight.read() + np.float32(self.scale) * product
         if self.magnitude is not None:
@@ -129,21 +128,18 @@ def _adapted(adapter: Adapter, config: Config, weights: dict[str, Weight]) -> di
         )
     made: dict[str, Numbers] = {}
     for path, spec in adapter.specs.items():
-        weight = weights.get(f"{path}.weight")
+        name = f"{path}.weight"
+        weight = weights.get(name)
         a, b = (np.array(adapter.tensors[f"{path}.{leaf}"]) for leaf in ("lora_a", "lora_b"))
-        fits = (a.shape[0], b.shape[1]) if _is_embedding(path) else (b.shape[1], a.shape[0])
+        fits = (a.shape[0], b.shape[1]) if is_embedding(name) else (b.shape[1], a.shape[0])
         if weight is None or tuple(weight.shape) != fits:
             raise ModelError(
                 f"adapter `{adapter.folder}` does not fit: `{path}`",
                 "name the base it was trained on",
             )
         magnitude = np.array(adapter.tensors[f"{path}.m"]) if spec.dora else None
-        made[weight.name] = Adapted(weight, a, b, spec.scale, magnitude)
+        made[name] = Adapted(weight, a, b, spec.scale, magnitude)
     return made
-
-
-def _is_embedding(name: str) -> bool:
-    return name.removesuffix(".weight").endswith(ENDS[:3])
 
 
 _SAME = (

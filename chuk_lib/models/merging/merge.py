@@ -14,7 +14,7 @@ import numpy as np
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.gguf.quants import pack
 from chuk_lib.models.hf_config import HF_NAMED, Config
-from chuk_lib.models.layers import is_embedding, place_of, with_layers
+from chuk_lib.models.layers import comes_first, place_of, with_layers
 from chuk_lib.models.merging.formulas import Mixture, Part
 from chuk_lib.models.merging.inputs import Input, check_alike, open_input
 from chuk_lib.models.merging.recipes import DTYPES, MergeRecipe, MergeSource, Slice
@@ -169,7 +169,7 @@ def _outside(
     leader = next(iter(names))
     _check_same(leader, names)
     for name in names[leader]:
-        if before is None or is_embedding(name) == before:
+        if before is None or comes_first(name) == before:
             of_base = (inputs[str(recipe.base)], name) if recipe.rule.needs_base else None
             parts = [(source, inputs[source.model], name) for source in _given(recipe, place)]
             yield _Blend(name, 0.0, place, parts, of_base)
