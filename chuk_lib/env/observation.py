@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from chuk_lib.env.task import Question
+from chuk_lib.env.task import HybridQuestion
 
 HOW = """Write one action a line:
 THINK: what you think
@@ -20,7 +20,7 @@ class HybridObservation:
     """A question, the names of tools and experts with what they are for, the last actions with
     their results (`shown` of all that there were), and how many steps are left."""
 
-    question: Question
+    question: HybridQuestion
     tools: Mapping[str, str]
     experts: Mapping[str, str]
     happened: Sequence[tuple[str, str]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from chuk_lib.env.task import Question
+from chuk_lib.env.task import HybridQuestion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class HybridReward:
         }
         return {name: value for name, value in parts.items() if value}
 
-    def of_end(self, ended: Ended, question: Question) -> dict[str, float]:
+    def of_end(self, ended: Ended, question: HybridQuestion) -> dict[str, float]:
         """The parts of the end of an episode, counted once, without those that are 0."""
         right = ended.closeness == 1.0
         parts = {
@@ -86,7 +86,7 @@ class Ended(NamedTuple):
     used: frozenset[str]
 
 
-def _violations(ended: Ended, question: Question) -> int:
+def _violations(ended: Ended, question: HybridQuestion) -> int:
     """How many constraints were broken: too many calls, and each required tool not used."""
     most = question.max_tool_calls
     missing = [name for name in question.required_tools if name not in ended.used]

@@ -16,7 +16,7 @@ _ANSWER_LINE = re.compile(r"^\s*ANSWER:\s*(.+?)\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Question:
+class HybridQuestion:
     """All of a task that a policy may see."""
 
     prompt: str
@@ -59,7 +59,7 @@ class Goal:
 class HybridTask:
     """A question and its goal."""
 
-    question: Question
+    question: HybridQuestion
     goal: Goal = field(default_factory=Goal)
 
     @classmethod
@@ -82,7 +82,7 @@ class HybridTask:
         if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
             raise DataError(f"{where} has no prompt", "a task is {prompt, goal, …}")
         most, target = constraints.get("max_tool_calls"), goal.get("target")
-        question = Question(
+        question = HybridQuestion(
             row["prompt"],
             None if most is None else int(most),
             tuple(constraints.get("required_tools") or ()),

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from chuk_lib.env.task import Goal, HybridTask, Question
+from chuk_lib.env.task import Goal, HybridQuestion, HybridTask
 from chuk_lib.errors import DataError
 
 _BINARY: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
@@ -29,7 +29,7 @@ def math_tasks(number: int) -> HybridTask:
 
     (sample,) = MathProblemGenerator(number).generate_batch(1)
     problem = sample.problem
-    question = Question(problem.problem_text, kind=problem.problem_type)
+    question = HybridQuestion(problem.problem_text, kind=problem.problem_type)
     return HybridTask(question, Goal(expected_answer=problem.answer_exact))
 
 
