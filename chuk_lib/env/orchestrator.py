@@ -15,6 +15,7 @@ from chuk_lib.env.actions import ANSWER, DELEGATE, RESULT, TOOL, Action, parse_a
 from chuk_lib.env.observation import HybridObservation
 from chuk_lib.env.reward import Ended, Happened, HybridReward
 from chuk_lib.env.task import HybridTask
+from chuk_lib.errors import ChukError
 
 ToolFunction = Callable[..., Any]
 """A tool: called with keyword arguments; what it returns becomes text."""
@@ -203,6 +204,8 @@ def run_within(
     def run() -> None:
         try:
             answers.put((function(**arguments), False))
+        except ChukError as error:  # has its own words for whoever called
+            answers.put((error.message, True))
         except Exception as error:  # a tool is the user's code: what it raises is its result
             answers.put((f"Error: {type(error).__name__}: {error}", True))
 

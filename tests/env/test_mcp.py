@@ -17,12 +17,14 @@ import pytest
 from chuk_lib.env.mcp.client import McpClient
 from chuk_lib.env.mcp.servers import McpError, McpServer, mcp_servers
 from chuk_lib.env.mcp.supervisor import McpLimits
+from chuk_lib.env.orchestrator import Orchestrator
+from chuk_lib.env.task import HybridTask
 from chuk_lib.errors import ConfigError, DataError
 from tests.conftest import RunChuk, chuk_environment
 
 SCRIPT = str(Path(__file__).with_name("mcp_server.py"))
 COMMAND = (sys.executable, SCRIPT)
-FAST = McpLimits(call_seconds=4.0, backoff_seconds=0.05)
+FAST = McpLimits(call_seconds=60.0, backoff_seconds=0.05)
 
 
 def is_alive(pid: int) -> bool:
@@ -41,7 +43,7 @@ def ends_within(pid: int, seconds: float) -> bool:
     return not is_alive(pid)
 
 
-def test_a_server_that_hangs_dies_floods_and_lies_is_named_and_the_run_goes_on() -> None:
+def test_a_server_that_dies_floods_and_lies_is_named_and_the_run_goes_on() -> None:
     told: list[str] = []
     bad, good = McpServer("bad", COMMAND, env={"KEY": "1"}), McpServer("good", COMMAND)
     with McpClient([bad, good], FAST, ["add", "bad:*"], tell=told.append) as client:
@@ -59,7 +61,16 @@ def test_a_server_that_hangs_dies_floods_and_lies_is_named_and_the_run_goes_on()
         variables = client.call("variables", {}).text.split()
         assert "KEY" in variables
         assert not [name for name in variables if name.startswith(("OMP", "PYTHON", "CHUK"))]
-        assert client.call("fail", {}).reason in ("tool_error", "protocol")
+        task = HybridTask.from_row({"prompt": "1 + 2?", "goal": {"expected_answer": "3"}})
+        orchestrator = Orchestrator(client.functions())
+        orchestrator.reset(task)
+        assert orchestrator.step("TOOL: good_add(a=1)").parts == {"step": -0.01, "invalid": -0.1}
+        orchestrator.step("TOOL: good_add(a=1, b=2)")
+        failed = orchestrator.step("TOOL: fail()")
+        assert failed.parts == {"step": -0.01, "tool_error": -0.2}
+        added, error = (result for _, result in failed.observation.happened[1:])
+        assert added == "3"
+        assert error == client.call("fail", {}).text
         lie = client.call("liar", {})
         assert lie.reason == "protocol"
         assert "Invalid structured content" in lie.text
@@ -73,11 +84,6 @@ def test_a_server_that_hangs_dies_floods_and_lies_is_named_and_the_run_goes_on()
         assert second != first
         assert client.call("flood", {}).reason == "gone"
         assert client.call("bad_add", {"a": 1, "b": 2}).text == "3"
-        third = int(client.call("pid", {}).text)
-        waiting = [client.submit("hang", {}), client.submit("hang", {})]
-        assert client.call("good_add", {"a": 2, "b": 2}).text == "4"
-        assert {one.result().reason for one in waiting} <= {"timeout", "gone"}
-        assert ends_within(third, 5)
     assert not is_alive(first)
     assert not is_alive(second)
     for text in (
@@ -85,13 +91,30 @@ def test_a_server_that_hangs_dies_floods_and_lies_is_named_and_the_run_goes_on()
         "`bad`: tool `liar`",
         "`bad`: it ended with exit code 3, and said: Error: out of luck; started again",
         "`bad`: it wrote 1,000 lines to stdout that answer nothing",
-        "`bad`: tool `hang` did not answer within 4 s",
     ):
         assert [line for line in told if text in line], (text, told)
     assert [line.split("is left out")[0] for line in told if "`good`" in line] == [
         "MCP server `good`: tool `nonsense` "
     ]
     assert len(told) <= 10
+
+
+def test_a_server_that_hangs_is_started_again_while_others_work() -> None:
+    told: list[str] = []
+    servers = [McpServer("bad", COMMAND), McpServer("good", COMMAND)]
+    limits = McpLimits(call_seconds=2.0, backoff_seconds=0.05)
+    with McpClient(servers, limits, ["hang", "pid", "good:add"], tell=told.append) as client:
+        pid = int(client.call("bad_pid", {}).text)
+        waiting = [client.submit("bad_hang", {}), client.submit("bad_hang", {})]
+        assert client.call("add", {"a": 2, "b": 2}).text == "4"
+        assert {one.result().reason for one in waiting} <= {"timeout", "gone"}
+        assert ends_within(pid, 10)
+        until = time.monotonic() + 60
+        while (again := client.call("bad_pid", {})).reason and time.monotonic() < until:
+            pass
+        assert int(again.text) != pid
+    assert [line for line in told if "`bad`: tool `hang` did not answer within 2 s" in line]
+    assert [line for line in told if "`bad`: it answered no call any more" in line]
 
 
 def test_a_server_that_never_comes_back_is_given_up(tmp_path: Path) -> None:
@@ -101,7 +124,7 @@ def test_a_server_that_never_comes_back_is_given_up(tmp_path: Path) -> None:
         f"open({str(tmp_path / 'ran')!r}, 'w').close()\nos.execv(sys.executable, {[sys.executable, SCRIPT]!r})\n"
     )
     told: list[str] = []
-    limits = McpLimits(call_seconds=10, restarts=2, backoff_seconds=0.05)
+    limits = McpLimits(call_seconds=60, restarts=2, backoff_seconds=0.05)
     server = McpServer("once", (sys.executable, str(script)))
     with McpClient([server], limits, tell=told.append) as client:
         assert client.call("die", {}).reason == "gone"
@@ -172,7 +195,7 @@ def test_a_server_over_http_that_goes_away_does_not_end_the_run() -> None:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
-        limits = McpLimits(call_seconds=4, restarts=1, backoff_seconds=0.05)
+        limits = McpLimits(call_seconds=30, restarts=1, backoff_seconds=0.05)
         with McpClient([server], limits, tell=told.append) as client:
             assert client.call("add", {"a": 1, "b": 2}).text == "3"
             assert client.call("die", {}).reason in ("gone", "protocol")

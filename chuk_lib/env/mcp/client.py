@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.util import find_spec
+from inspect import Parameter, Signature
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -102,6 +103,11 @@ class McpClient:
         """`call` without waiting. Raises KeyError for a name that is not in `tools`."""
         tool = self._by_name[name]
         return asyncio.run_coroutine_threadsafe(self._call(tool, arguments, place), self._loop)
+
+    def functions(self) -> dict[str, Callable[..., str]]:
+        """The tools as functions of keyword arguments that return text, with signature and
+        docstring. They raise McpError, whose message is for the model, when a call fails."""
+        return {tool.name: _function(self, tool) for tool in self.tools}
 
     def close(self) -> None:
         """End all servers and the thread. May be called twice."""
@@ -228,6 +234,27 @@ class McpClient:
         if server in self._connecting:
             await asyncio.shield(self._connecting[server])
         return self._supervisors[server]
+
+
+def _function(client: McpClient, tool: McpTool) -> Callable[..., str]:
+    def call(**arguments: Any) -> str:
+        result = client.call(tool.name, arguments)
+        if result.reason:
+            raise McpError(result.text)
+        return result.text
+
+    call.__name__, call.__doc__ = tool.name, tool.description
+    names = tool.parameters.get("properties") or {}
+    required = tool.parameters.get("required") or ()
+    if all(name.isidentifier() for name in names):
+        parameters = [
+            Parameter(
+                name, Parameter.KEYWORD_ONLY, default=Parameter.empty if name in required else None
+            )
+            for name in names
+        ]
+        setattr(call, "__signature__", Signature(parameters))  # noqa: B010  (read by `inspect`)
+    return call
 
 
 def _fitting(names: Sequence[str], patterns: Sequence[str] | None, where: str) -> set[str]:
