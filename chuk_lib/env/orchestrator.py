@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -94,16 +94,7 @@ class Orchestrator:
             raise RuntimeError("there is no episode: call reset first")
         actions = parse_actions(text)
         play.steps += 1
-        parts: dict[str, float] = {}
-        for action in actions:
-            happened = self._carry_out(action, play)
-            for name, value in self.reward.of_step(happened).items():
-                # A text is one step, however many actions it holds.
-                parts[name] = value if name == "step" else parts.get(name, 0.0) + value
-            if action.kind == ANSWER:
-                break
-        if not actions:
-            parts = self.reward.of_step(Happened("think", ""))
+        parts = self._carry_all_out(actions, play)
         terminated = play.answer is not None
         truncated = not terminated and play.steps >= self.config.max_steps
         if terminated or truncated:
@@ -119,6 +110,17 @@ class Orchestrator:
             tuple(actions),
             info | ({"correct": self._closeness(play) == 1.0} if terminated else {}),
         )
+
+    def _carry_all_out(self, actions: Sequence[Action], play: _Play) -> dict[str, float]:
+        """Carry actions out up to an answer; the parts of what they are worth together. A text is
+        one step, however many actions it holds."""
+        parts = self.reward.of_step(Happened("think", ""))
+        for action in actions:
+            for name, value in self.reward.of_step(self._carry_out(action, play)).items():
+                parts[name] = value if name == "step" else parts.get(name, 0.0) + value
+            if action.kind == ANSWER:
+                break
+        return parts
 
     def _ended(self, play: _Play, truncated: bool) -> Ended:
         return Ended(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,32 +71,28 @@ class HybridTask:
         ANSWER line of `response` or `completion`. Raises DataError for a row without a prompt,
         and for a key that means nothing here."""
         goal, constraints = row.get("goal") or {}, row.get("constraints") or {}
-        for keys, known, part in (
-            (row, _ROW, where),
-            (goal, _GOAL, f"{where}, goal"),
-            (constraints, _CONSTRAINTS, f"{where}, constraints"),
-        ):
-            unknown = [key for key in keys if key not in known]
-            if unknown:
-                raise DataError(f"{part}: unknown key `{unknown[0]}`", f"known: {sorted(known)}")
+        _refuse_unknown(row, _ROW, where)
+        _refuse_unknown(goal, _GOAL, f"{where}, goal")
+        _refuse_unknown(constraints, _CONSTRAINTS, f"{where}, constraints")
         if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
             raise DataError(f"{where} has no prompt", "a task is {prompt, goal, …}")
         most, target = constraints.get("max_tool_calls"), goal.get("target")
+        expected = goal.get("expected_answer", _answer_of(row))
         question = HybridQuestion(
             row["prompt"],
             None if most is None else int(most),
             tuple(constraints.get("required_tools") or ()),
             str(row.get("type") or ""),
         )
-        expected = goal.get("expected_answer", _answer_of(row))
-        return cls(
-            question,
-            Goal(
-                None if expected is None else str(expected),
-                None if target is None else float(target),
-                float(goal.get("tolerance", 1e-6)),
-            ),
-        )
+        right = None if expected is None else str(expected)
+        near = None if target is None else float(target)
+        return cls(question, Goal(right, near, float(goal.get("tolerance", 1e-6))))
+
+
+def _refuse_unknown(row: Mapping[str, Any], known: Set[str], where: str) -> None:
+    for key in row:
+        if key not in known:
+            raise DataError(f"{where}: unknown key `{key}`", f"known: {sorted(known)}")
 
 
 def _answer_of(row: Mapping[str, Any]) -> Any:

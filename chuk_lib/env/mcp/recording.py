@@ -1,7 +1,7 @@
 """Calls and what they came to, in a file: a run that is repeated takes them from there.
 
 JSON lines: `{"server": …, "tools": […]}` for each server, then `{"call": …, "result": …}` in the
-order in which the calls were made. The k-th same call at the same place gets the k-th result."""
+order in which calls were answered. The k-th same call at the same place gets the k-th result."""
 
 from __future__ import annotations
 

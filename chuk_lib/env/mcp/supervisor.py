@@ -17,6 +17,8 @@ from typing import Any
 from chuk_lib.env.mcp.servers import McpError, McpServer
 from chuk_lib.env.mcp.stdio import Pulse, stdio_transport
 
+_MOST_TOLD = 20
+
 
 @dataclass(frozen=True)
 class McpLimits:
@@ -160,9 +162,12 @@ class Supervisor:
         return f"Error: MCP server {self.server.name}: {reason}"
 
     def _say(self, kind: str, text: str) -> None:
-        if kind not in self._told:
-            self._told.add(kind)
-            self._tell(f"MCP server `{self.server.name}`: {text}")
+        """Tell a kind of thing once, and of one server no more than `_MOST_TOLD` things."""
+        if kind in self._told or len(self._told) > _MOST_TOLD:
+            return
+        self._told.add(kind)
+        last = "; more of it is not told" if len(self._told) > _MOST_TOLD else ""
+        self._tell(f"MCP server `{self.server.name}`: {text}{last}")
 
     def _on_down(self, down: asyncio.Future[str]) -> None:
         """The connection ended: start the server again, unless we are leaving."""
