@@ -149,7 +149,7 @@ def test_a_wheel_holds_all_that_is_needed(tmp_path: Path) -> None:
     }
 
 
-INSTALLED_AS = {"yaml": "pyyaml", "mlx_lm": "mlx-lm", "huggingface_hub": "huggingface_hub"}
+INSTALLED_AS = {"yaml": "pyyaml", "mlx_lm": "mlx-lm", "mcp_types": "mcp-types"}
 
 
 def test_what_is_imported_is_declared() -> None:
