@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.memory_use import reset_peak as reset_peak
     from chuk_lib.runtime.memory_use import set_memory_limit as set_memory_limit
     from chuk_lib.runtime.process import computing as computing
+    from chuk_lib.runtime.process import has_values as has_values
     from chuk_lib.runtime.process import own_process as own_process
     from chuk_lib.runtime.process import uncompiled as uncompiled
     from chuk_lib.runtime.process import users_own as users_own
+    from chuk_lib.runtime.process import without_values as without_values
 
 _HOMES = {
     "BlasStatus": "blas",
@@ -50,6 +52,7 @@ _HOMES = {
     "describe": "environment",
     "device_memory": "memory_use",
     "fast_math": "cpu_math",
+    "has_values": "process",
     "is_fast": "cpu_math",
     "keeps_wide_head": "limits",
     "kernel_folder": "device",
@@ -68,6 +71,7 @@ _HOMES = {
     "tile_bytes": "limits",
     "uncompiled": "process",
     "users_own": "process",
+    "without_values": "process",
 }
 
 

@@ -44,8 +44,11 @@ class KernelCache:
         return self._maker is not None and self._maker.poll() is None
 
     def have_made(self, command: Sequence[str], order: str) -> None:
-        """Start a process that puts kernels into the shared folder. What it says is nobody's
-        business: a run needs none of them."""
+        """Start a process that puts kernels into the shared folder, in the place of one that still
+        does. What it says is nobody's business: a run needs none of them."""
+        if self._maker is not None and self.awaits:
+            self._maker.terminate()
+            self._maker.wait()
         quiet = subprocess.DEVNULL if not os.environ.get("CHUK_DEBUG") else None
         try:
             self._maker = subprocess.Popen(
@@ -80,6 +83,12 @@ class KernelCache:
         for name in _missing(self.own, self.shared):
             for ending in _ENDINGS:
                 _link(self.own / (name + ending), self.shared / (name + ending))
+
+    def modules(self) -> set[str]:
+        """MLX's names of the kernels in the shared folder."""
+        files = _files(self.shared)
+        names = (name.removesuffix(".ptx") for name in files if name.endswith(".ptx"))
+        return {name.replace(os.sep, "") for name in names if name + ".txt" in files}
 
     def put(self, name: str, stem: Path) -> None:
         """Link the kernel that lies at `stem` into the shared folder as the module `name`, where
