@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.device import adapt_threads as adapt_threads
     from chuk_lib.runtime.device import await_kernels as await_kernels
     from chuk_lib.runtime.device import default_dtype as default_dtype
+    from chuk_lib.runtime.device import keep_custom_kernels as keep_custom_kernels
     from chuk_lib.runtime.device import kernel_folder as kernel_folder
     from chuk_lib.runtime.device import kernel_notes as kernel_notes
     from chuk_lib.runtime.device import make_kernels as make_kernels
@@ -54,6 +55,7 @@ _HOMES = {
     "fast_math": "cpu_math",
     "has_values": "process",
     "is_fast": "cpu_math",
+    "keep_custom_kernels": "device",
     "keeps_wide_head": "limits",
     "kernel_folder": "device",
     "kernel_notes": "device",

@@ -45,6 +45,7 @@ _ROWS = 2
 _RECORDS = 64
 _LONGEST = 512
 _COMPLETION = 24
+_WRITTEN = 3
 _TILE_BYTES = 64 << 20
 _MOST_SHARE = 1 / 16
 _OTHERWISE = {
@@ -200,21 +201,23 @@ class _Met:
 
     def take(self, program: Program) -> None:
         """Have a kernel compiled that is not there yet."""
-        if program.module not in self._seen | self._there:
+        name = program.file_name if program.is_custom else program.module
+        if name not in self._seen | self._there:
             stem = self._cache.own.parent / str(len(self._seen))
-            self._jobs[program.module] = stem, self._compiled(program, stem)
-        self._seen.add(program.module)
+            self._jobs[name] = stem, self._compiled(program, stem)
+        self._seen.add(name)
 
     def keep(self) -> None:
         """Wait for what is being compiled, share it, and leave a mark."""
-        met, number = time.perf_counter() - self._began, len(self._jobs)
-        for module in list(self._jobs):
-            stem, job = self._jobs.pop(module)
+        met = time.perf_counter() - self._began
+        for name in list(self._jobs):
+            stem, job = self._jobs.pop(name)
             if job.result():
-                self._cache.put(module, stem)
-        seconds = time.perf_counter() - self._began
+                self._cache.put(name, stem)
+        new, seconds = len(self._seen - self._there), time.perf_counter() - self._began
         self._mark.write_text(
-            f"{len(self._seen)} kernels met in {met:.1f} s, {number} compiled in {seconds:.1f} s\n"
+            f"{len(self._seen)} kernels met in {met:.1f} s, {new} of them new, all compiled after"
+            f" {seconds:.1f} s\n"
         )
 
 
@@ -314,10 +317,11 @@ class _Rehearser:
 
         from chuk_lib.inference.rollouts import Rollout
 
+        few = replace(sampling, max_tokens=min(sampling.max_tokens, _WRITTEN))
         for rows in _row_numbers(len(prompts) * n) if self.writes else ():
             try:
                 group = min(n, rows)
-                self._real.play(prompts[: max(1, rows // group)], group, sampling)
+                self._real.play(prompts[: max(1, rows // group)], group, few)
             except Exception:  # what empty kernels leave is no model's output
                 continue
         size = sampling.max_tokens
