@@ -158,7 +158,9 @@ def main() -> None:
     from chuk_lib.runtime import nvrtc
     from chuk_lib.runtime.kernel_cache import VARIABLE
     from chuk_lib.runtime.threads import count_cores
+    from chuk_lib.utils.torch_apart import hide_torch
 
+    hide_torch()
     order = json.load(sys.stdin)
     with (
         tempfile.TemporaryDirectory() as name,
@@ -244,13 +246,15 @@ def rehearse(
     )
     folder = _small_folder(model, small, scratch)
     mx.set_memory_limit(runtime.device_memory().total // 8)
-    with random_weights():
-        trainer, dataset, _ = recipes.load(algorithm, replace(config, model=str(folder)), records)
-        rehearser = None
-        if isinstance(config, OnlineConfig):
-            trainer.player = rehearser = _Rehearser(trainer.player)
-        job = trainer.job(dataset)
     with runtime.without_values():
+        with random_weights():
+            trainer, dataset, _ = recipes.load(
+                algorithm, replace(config, model=str(folder)), records
+            )
+            rehearser = None
+            if isinstance(config, OnlineConfig):
+                trainer.player = rehearser = _Rehearser(trainer.player)
+            job = trainer.job(dataset)
         _step(job, trainer.config)
         if rehearser is not None:
             keep()
