@@ -19,15 +19,11 @@ Find = Callable[[str], tuple[dict[bytes, bytes], bytes] | None]
 Keep = Callable[[str, Callable[[Path], None]], object]
 """Keeps a kernel under a file name; the function writes NAME.txt and NAME.ptx."""
 
-_for_ever: list[Any] = []  # what MLX's library calls must not be collected
-
 
 def keep_custom(find: Find, keep: Keep) -> None:
     """From here on, custom kernels that `find` knows are not compiled, and `keep` gets those that
     are. Raises ElfError where MLX's library cannot be redirected; then nothing has changed."""
-    kept = _Kept(ctypes.CDLL(compiler()), find, keep)
-    redirect(kept.calls)
-    _for_ever.append(kept)
+    redirect(_Kept(ctypes.CDLL(compiler()), find, keep).calls)
 
 
 class _Kept:

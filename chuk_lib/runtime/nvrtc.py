@@ -92,9 +92,13 @@ def intercepted(take: Callable[[Program], object]) -> Iterator[None]:
         elf.write_pointers(before)
 
 
+_lent: list[Mapping[str, Any]] = []
+
+
 def redirect(calls: Mapping[str, Any]) -> dict[int, int]:
-    """Have MLX's library call these, which must live as long as it may; returns what
-    `elf.write_pointers` needs to undo it."""
+    """Have MLX's library call these; returns what `elf.write_pointers` needs to undo it. They are
+    never collected: a call through one that was would end the process."""
+    _lent.append(calls)
     slots = elf.import_slots(elf.loaded_library(_MLX), calls)
     before = {slot: elf.read_pointer(slot) for slot in slots.values()}
     elf.write_pointers({slots[name]: _address(call) for name, call in calls.items()})

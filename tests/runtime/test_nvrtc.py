@@ -4,6 +4,9 @@ loads."""
 from __future__ import annotations
 
 import ctypes
+import gc
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,6 +67,23 @@ def test_a_library_without_nvrtc_is_left_as_it_is() -> None:
         nvrtc.compiler()
     with pytest.raises(ElfError):
         custom_kernels.keep_custom(lambda name: None, lambda name, write: None)
+
+
+def test_what_mlx_calls_is_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[nvrtc._Empty]] = []
+
+    class Empty(nvrtc._Empty):
+        def __init__(self, take: Callable[[nvrtc.Program], object]) -> None:
+            super().__init__(take)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(nvrtc, "_Empty", Empty)
+    for name, gives in (("loaded_library", None), ("read_pointer", 0), ("write_pointers", None)):
+        monkeypatch.setattr(nvrtc.elf, name, lambda _, gives=gives: gives)
+    monkeypatch.setattr(nvrtc.elf, "import_slots", lambda _, names: dict.fromkeys(names, 0))
+    with nvrtc.intercepted(lambda program: None):
+        gc.collect()
+        assert made[0]() is not None
 
 
 def test_a_custom_kernel_is_compiled_once_and_then_kept(tmp_path: Path) -> None:
