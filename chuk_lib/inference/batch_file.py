@@ -75,6 +75,7 @@ class AnswerFile:
         self._next: dict[str, Any] | None = None
         self.rows = 0
         self.errors = 0
+        self.problems = 0
 
     def __enter__(self) -> AnswerFile:
         return self
@@ -95,6 +96,7 @@ class AnswerFile:
                 raise self._other_input(row.line)
             found += 1
             self.rows += 1
+            self.problems += answer.get("problem") is not None
             if "error" in answer:
                 self.errors += 1
                 return 1 << 30

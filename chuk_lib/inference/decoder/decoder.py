@@ -26,7 +26,15 @@ from chuk_lib.inference.decoder.engine import Engine, new_engine
 from chuk_lib.inference.decoder.forwards import Decode
 from chuk_lib.inference.decoder.plain_store import COLUMNS
 from chuk_lib.inference.decoder.queue import Queue
-from chuk_lib.inference.decoder.rows import Ledger, Reason, Request, Row, checked, text_of
+from chuk_lib.inference.decoder.rows import (
+    Ledger,
+    Reason,
+    Request,
+    Row,
+    checked,
+    problem_of,
+    text_of,
+)
 from chuk_lib.inference.prompts import room
 from chuk_lib.inference.vocabulary import check_prompt_tokens
 from chuk_lib.models.randomness import evaluating
@@ -240,6 +248,7 @@ class Decoder:
         self._ledger.close(line, row)
         row.reason = reason
         row.text = text_of(row, self._tokenizer, count, by_token)
+        row.problem = problem_of(row, count, by_token)
         if row.request.hold and self._engine is not None:
             # Its last token was never run, and tokens behind a stop text are none of it: all before
             # is remembered.

@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.cuda import kernels
+from chuk_lib.inference.decoder.guides import Group, Guide
 from chuk_lib.inference.decoder.sampling import (
     Kind,
     Settings,
@@ -41,7 +42,7 @@ _MEMBER_BITS = 24
 class Arrival:
     """A row that joins a batch after `ids`, of which all but the last are in its memory. Its random
     numbers are those of (`config.seed`, `number`, `member`) from the `drawn`-th on; it may get
-    `limit` tokens."""
+    `limit` tokens, of which `guide` says what they may be."""
 
     ids: Sequence[int]
     config: SamplingConfig
@@ -49,6 +50,7 @@ class Arrival:
     member: int
     limit: int
     drawn: int = 0
+    guide: Guide | None = None
 
 
 def uniforms(seed: int, number: int, member: int, count: int) -> np.ndarray:
@@ -58,20 +60,13 @@ def uniforms(seed: int, number: int, member: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
-class Group(NamedTuple):
-    """Rows of a batch that are chosen for in one go: their indices, None when they are all rows in
-    order."""
-
-    rows: np.ndarray | None
-    settings: Settings
-
-
 class Draws:
     """Of each row of a batch its sampling settings and its random numbers, one column a step.
     `groups` are the rows by what is done with their logits; most batches have one."""
 
     def __init__(self) -> None:
         self._configs: list[SamplingConfig] = []
+        self._guides: list[Guide | None] = []
         self._table = np.zeros((0, 0))
         self._used = np.zeros(0, np.int64)
         self.groups: list[Group] = []
@@ -80,6 +75,11 @@ class Draws:
     def penalized(self) -> bool:
         """Whether a row has a repetition penalty."""
         return any(uses(group.settings.repetition_penalty, 1) for group in self.groups)
+
+    @property
+    def guided(self) -> bool:
+        """Whether a row has a guide."""
+        return any(group.guides for group in self.groups)
 
     def admit(self, arrivals: Sequence[Arrival]) -> None:
         """Add rows at the end."""
@@ -95,6 +95,7 @@ class Draws:
         self._table = np.concatenate([_widened(self._table, wide), _widened(table, wide)])
         self._used = np.concatenate([self._used, np.zeros(len(arrivals), np.int64)])
         self._configs += [arrival.config for arrival in arrivals]
+        self._guides += [arrival.guide for arrival in arrivals]
         self._group()
 
     def join(self, other: Draws) -> None:
@@ -103,12 +104,14 @@ class Draws:
         self._table = np.concatenate([_widened(self._table, wide), _widened(other._table, wide)])
         self._used = np.concatenate([self._used, other._used])
         self._configs += other._configs
+        self._guides += other._guides
         self._group()
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows only."""
         self._table, self._used = self._table[rows], self._used[rows]
         self._configs = [self._configs[row] for row in rows.tolist()]
+        self._guides = [self._guides[row] for row in rows.tolist()]
         self._group()
 
     def next(self) -> np.ndarray:
@@ -118,14 +121,22 @@ class Draws:
         self._used += 1
         return self._table[np.arange(len(at)), at]
 
+    def follow(self, tokens: np.ndarray) -> None:
+        """Tell the guides what was chosen (B,)."""
+        for group in self.groups:
+            if group.guides:
+                group.follow(tokens if group.rows is None else tokens[group.rows])
+
     def _group(self) -> None:
-        kinds: dict[Kind, list[int]] = {}
-        for row, config in enumerate(self._configs):
-            kinds.setdefault(kind(config), []).append(row)
+        kinds: dict[tuple[Kind, bool], list[int]] = {}
+        for row, (config, guide) in enumerate(zip(self._configs, self._guides, strict=True)):
+            kinds.setdefault((kind(config), guide is not None), []).append(row)
         whole = len(kinds) == 1
         self.groups = [
             Group(
-                None if whole else np.array(rows), Settings.of([self._configs[row] for row in rows])
+                None if whole else np.array(rows),
+                Settings.of([self._configs[row] for row in rows]),
+                [guide for row in rows if (guide := self._guides[row]) is not None],
             )
             for rows in kinds.values()
         ]
@@ -148,12 +159,14 @@ def choose_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`choose` for the rows of a batch, each by its own settings; `logits` (B, V) may be
     overwritten."""
+    allowed = [group.allowed(logits.shape[-1]) for group in groups]
     if groups[0].rows is None:
-        return choose(logits, groups[0].settings, numbers, seen)
+        return choose(logits, groups[0].settings, numbers, seen, allowed[0])
     tokens, logps = np.empty(len(logits), np.int32), np.empty(len(logits), np.float32)
-    for rows, settings in groups:
+    for group, mask in zip(groups, allowed, strict=True):
+        rows = group.rows
         part = None if seen is None else seen[rows]
-        tokens[rows], logps[rows] = choose(logits[rows], settings, numbers[rows], part)
+        tokens[rows], logps[rows] = choose(logits[rows], group.settings, numbers[rows], part, mask)
     return tokens, logps
 
 
@@ -161,19 +174,22 @@ def choose_rows_lazily(
     logits: mx.array, groups: Sequence[Group], numbers: mx.array, seen: mx.array | None = None
 ) -> tuple[mx.array, mx.array]:
     """The same as a graph that MLX runs when it is needed."""
+    masks = [group.allowed(logits.shape[-1]) for group in groups]
+    allowed = [None if mask is None else mx.array(mask) for mask in masks]
     if groups[0].rows is None:
-        compiled = compiled_choice(groups[0].settings) if seen is None else None
+        plain = seen is None and allowed[0] is None
+        compiled = compiled_choice(groups[0].settings) if plain else None
         return (
             compiled(logits, numbers)
             if compiled
-            else choose_lazily(logits, groups[0].settings, numbers, seen)
+            else choose_lazily(logits, groups[0].settings, numbers, seen, allowed[0])
         )
     order, made = [], []
-    for group in groups:
+    for group, mask in zip(groups, allowed, strict=True):
         rows = np.arange(len(logits)) if group.rows is None else group.rows
         at = mx.array(rows)
         part = None if seen is None else seen[at]
-        made.append(choose_lazily(logits[at], group.settings, numbers[at], part))
+        made.append(choose_lazily(logits[at], group.settings, numbers[at], part, mask))
         order.append(rows)
     back = mx.array(np.argsort(np.concatenate(order)))
     tokens = mx.concatenate([tokens for tokens, _ in made])[back]
@@ -185,9 +201,11 @@ def choose(
     config: SamplingConfig | Settings,
     numbers: np.ndarray,
     seen: np.ndarray | None = None,
+    allowed: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (B,) int32 and their log-probs (B,) float32 by `numbers` (B,); `logits` (B, V) float32
-    are overwritten. On a CPU NumPy's exp is 20 times faster than MLX's."""
+    """Tokens (B,) int32, of those `allowed` (B, V) bool, and their log-probs (B,) float32 by
+    `numbers` (B,); `logits` (B, V) float32 are overwritten. On a CPU NumPy's exp is 20 times faster
+    than MLX's."""
     punished = (
         penalized(logits, config, seen, np)
         if seen is not None and uses(config.repetition_penalty, 1)
@@ -196,19 +214,21 @@ def choose(
     if not config.greedy and uses(config.temperature, 1):
         logits *= np.float32(1 / config.temperature)
     logits -= logits.max(axis=-1, keepdims=True)
-    if punished is None and config.greedy:
+    if punished is None and allowed is None and config.greedy:
         tokens = logits.argmax(axis=-1)
         return tokens.astype(np.int32), _logps(logits, np.exp(logits).sum(axis=-1), tokens)
     weights = np.exp(logits)
     total = weights.sum(axis=-1)
+    scaled = logits if punished is None else np.asarray(punished)
+    if punished is not None and not config.greedy:
+        scaled = scaled / in_float32(config.temperature, np)
+    if allowed is not None:
+        scaled = np.where(allowed, scaled, np.float32(-np.inf))
     if config.greedy:
-        tokens = np.asarray(punished).argmax(axis=-1)
+        tokens = scaled.argmax(axis=-1)
     else:
-        if punished is not None or leaves_out(config):
-            weights = _filtered_weights(
-                logits if punished is None else punished / in_float32(config.temperature, np),
-                config,
-            )
+        if scaled is not logits or leaves_out(config):
+            weights = _filtered_weights(scaled, config)
         tokens = _pick(weights, numbers)
     return tokens.astype(np.int32), _logps(logits, total, tokens)
 
@@ -218,6 +238,7 @@ def choose_lazily(
     config: SamplingConfig | Settings,
     numbers: mx.array,
     seen: mx.array | None = None,
+    allowed: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
     """`choose` as a graph that MLX runs when it is needed, in float32."""
     logits = logits.astype(mx.float32)
@@ -226,15 +247,20 @@ def choose_lazily(
     scaled = logits if config.greedy else logits / temperature
     log_sums = mx.logsumexp(scaled, axis=-1)
     if config.greedy:
-        tokens = mx.argmax(punished, axis=-1)
+        tokens = mx.argmax(_within(punished, allowed), axis=-1)
     else:
-        if seen is not None or leaves_out(config):
-            kept = filtered(scaled if seen is None else punished / temperature, config)
+        if seen is not None or allowed is not None or leaves_out(config):
+            own = scaled if seen is None else punished / temperature
+            kept = filtered(_within(own, allowed), config)
             weights = mx.exp(kept - mx.max(kept, axis=-1, keepdims=True))
         else:
             weights = mx.exp(scaled - log_sums[:, None])
         tokens = _pick_lazily(weights, numbers[:, None])
     return tokens, mx.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0] - log_sums
+
+
+def _within(logits: mx.array, allowed: mx.array | None) -> mx.array:
+    return logits if allowed is None else mx.where(allowed, logits, -mx.inf)
 
 
 def compiled_choice(

@@ -145,6 +145,7 @@ class NumpyEngine:
         )
         if self._seen is not None:
             self._seen[np.arange(len(logits)), self._tokens] = True
+        self._draws.follow(self._tokens)
         return self._tokens, logps
 
     def keep(self, rows: np.ndarray) -> None:
@@ -277,15 +278,19 @@ class ModelEngine:
         self._fed = np.array([len(arrival.ids) - 1 for arrival in arrivals])
         if self._draws.penalized:
             self._seen = self._own(seen_tokens(arrivals, self._vocabulary()))
-        self._advance(self._draws)
+        self._advance(self._draws, first=True)
 
-    def _advance(self, draws: Draws) -> None:
-        """One step: of `_tokens` to the next ones."""
+    def _advance(self, draws: Draws, first: bool = False) -> None:
+        """One step: of `_tokens` to the next ones. `first`: those are of prompts."""
         if self._forward is None:
             self._forward = new_forward(self._model, self._store, self._decode)
         numbers = draws.next()
         tokens = self._tokens if isinstance(self._tokens, mx.array) else mx.array(self._tokens)
         logits = self._forward(tokens, len(numbers))
+        if draws.guided and not first:
+            # Guides need the tokens that the model runs on: sent off, it runs while they look.
+            mx.async_eval(logits)
+            draws.follow(np.array(tokens))
         if self._lazy:
             chances = mx.array(numbers.astype(np.float32))
             self._tokens, self._logps = choose_rows_lazily(

@@ -15,6 +15,7 @@ from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.draws import Arrival
 from chuk_lib.inference.decoder.engine import Held
+from chuk_lib.inference.decoder.guides import Constraint
 from chuk_lib.inference.text import decode
 
 Reason = Literal["eos", "stop", "length", "cancelled"]
@@ -24,6 +25,11 @@ STOP_STEPS = 8
 """Tokens of a row after which its text is searched for a stop text: decoding costs more than a
 step's sampling. What was sampled beyond one is taken back."""
 _NEVER = 1 << 60
+_CUT = {
+    "length": "cut at the limit: ",
+    "stop": "ended by a stop text or token: ",
+    "cancelled": "cancelled: ",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +40,8 @@ class Request:
     `config.seed` with `number` (of the prompt) and `member` (of those that continue it) decides
     what is drawn; without a seed 0 is taken. `stop_ids` end a row like the tokenizer's end tokens.
     `hold`: keep the row's cache when it ends, for `append`. `eager`: search stop texts after each
-    token, so that none is ever taken back."""
+    token, so that none is ever taken back. `constraint`: what the text must be, each stretch that
+    the model writes for itself."""
 
     ids: Sequence[int]
     config: SamplingConfig
@@ -43,6 +50,7 @@ class Request:
     stop_ids: Sequence[int] = ()
     hold: bool = False
     eager: bool = False
+    constraint: Constraint | None = None
 
 
 class Row:
@@ -52,12 +60,13 @@ class Row:
     softmax(logits / temperature) before any filter (temperature 1 when sampling is greedy);
     `written` (C,) bool: True where the model wrote, False (and log-prob 0) where it was given. They
     are brought up to date when the row ends. `text`: of the last stretch, without special tokens
-    and without what ended it."""
+    and without what ended it; `problem`: why it is not what the request's constraint wants."""
 
     def __init__(self, request: Request, limit: int) -> None:
         self.request, self.limit = request, limit
         self.reason: Reason | None = None
         self.text = ""
+        self.problem: str | None = None
         self.ids = np.zeros(0, np.int32)
         self.logps = np.zeros(0, np.float32)
         self.written = np.zeros(0, bool)
@@ -74,8 +83,9 @@ class Row:
         """The row as it joins a batch: its random numbers go on where they were."""
         request = self.request
         drawn = int(self.written.sum())
+        guide = None if request.constraint is None else request.constraint.start()
         return Arrival(
-            self.source, request.config, request.number, request.member, self.limit, drawn
+            self.source, request.config, request.number, request.member, self.limit, drawn, guide
         )
 
     def take(self, ids: np.ndarray, logps: np.ndarray, written: bool) -> None:
@@ -88,7 +98,7 @@ class Row:
         """Wait again, to be continued after `given` tokens by up to `limit`."""
         self.take(np.asarray(given, np.int32), np.zeros(len(given), np.float32), written=False)
         self.source = [*self.request.ids, *self.ids.tolist()]
-        self.reason, self.text, self.limit = None, "", limit
+        self.reason, self.text, self.problem, self.limit = None, "", None, limit
 
 
 class Ledger:
@@ -181,6 +191,15 @@ def text_of(row: Row, tokenizer: Any, count: int, by_token: bool) -> str:
     if row.reason == "stop" and not by_token:
         text = text[: stop_place(tokenizer, ids, row.request.config.stop)]
     return text
+
+
+def problem_of(row: Row, count: int, by_token: bool) -> str | None:
+    """Why the last `count` tokens of a row are not what its constraint wants."""
+    if row.request.constraint is None:
+        return None
+    ids = row.ids[len(row.ids) - count :].tolist()
+    found = row.request.constraint.problem(row.text, ids[:-1] if by_token else ids)
+    return None if found is None else f"{_CUT.get(row.reason or '', '')}{found}"
 
 
 def checked(requests: Sequence[Request]) -> None:
