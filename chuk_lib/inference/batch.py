@@ -35,6 +35,7 @@ WINDOW = 1024
 in memory."""
 MOST_LOGPROBS = 20
 _STEP = 256  # tokens of one forward pass when likelier tokens are looked up
+_NO_NUMBER = "the model's output is not a number: its weights may be damaged"
 _WORDS = {float: "a number", int: "a whole number"}
 _OWN: dict[str, type] = {
     "temperature": float,
@@ -114,8 +115,8 @@ def answer_rows(
     `finish_reason`, `prompt_tokens`, `generation_tokens`, `seed` (unless greedy), `problem` (with a
     `constraint`: why the text is not what that wants, or None), and `logprobs` when asked for.
     `token_budget` bounds rows × columns of cache. `there` says how many of a row's answers exist
-    already: those are not given. Raises ModelError when the model's output is not a number; what
-    was given until then stands."""
+    already: those are not given. An answer for which the model's output is not a number has `error`
+    too; the others go on."""
     with Decoder(model, tokenizer, token_budget=token_budget) as decoder:
         work = _Work(
             model, tokenizer, decoder, settings, iter(rows), on_row, window, there, constraint
@@ -219,9 +220,12 @@ class _Work:
 
     def _result(self, answer: _Answer, row: Row) -> dict[str, Any]:
         config, asked = row.request.config, self._settings
+        sample = {"sample": answer.member} if asked.samples > 1 else {}
+        if row.reason == "failed":
+            return {**_failed(answer.row, _NO_NUMBER), **sample}
         return {
             "line": answer.row.line,
-            **({"sample": answer.member} if asked.samples > 1 else {}),
+            **sample,
             "input": answer.row.columns,
             "text": row.text,
             "finish_reason": row.reason,

@@ -85,6 +85,7 @@ def stream(
         text = _Text(tokenizer, config.stop)
         while row.reason is None:
             step = decoder.step()
+            row.raise_failed()
             token, logprob = int(step.tokens[0]), float(step.logps[0])
             reason: Any = row.reason
             piece = text.add(token) if reason is None else text.rest(row.text)
@@ -145,7 +146,7 @@ def generate_many(
                 for number, ids in enumerate(encoded)
             ]
         )
-        decoder.run()
+        decoder.run(Row.raise_failed)
     seconds = time.perf_counter() - began
     return [_completion(row, seconds, logprobs) for row in rows]
 
