@@ -83,6 +83,8 @@ def _best_fit(pieces: Sequence[Piece], capacity: int) -> list[PackedRow]:
     rows: list[PackedRow] = []
     by_space: list[deque[PackedRow]] = [deque() for _ in range(capacity)]
     spaces = _Spaces(capacity)
+    # Stable, and rows of equal space are taken in the order they got it: TRL's rows come out, row
+    # for row.
     for index in np.argsort(-sizes, kind="stable"):
         size = int(sizes[index])
         space = spaces.at_least(size)
@@ -121,6 +123,8 @@ class _Spaces:
 
     def at_least(self, value: int) -> int:
         """The smallest member >= value, or the capacity."""
+        # First the members of value's own word at or above it; then, in one shift, the next word
+        # that has any.
         word = value >> 6
         bits = self._words[word] >> (value & 63)
         if bits:

@@ -63,6 +63,8 @@ class Renderer:
 
     def render(self, records: Iterable[Record]) -> Iterator[Example]:
         """One example a record, in order. Nothing is cut and nothing is left out."""
+        # Chunks: tokenizers encode many texts at once several times faster than one by one, and a
+        # file of any length needs the memory of one chunk.
         remaining = iter(records)
         while chunk := list(itertools.islice(remaining, _CHUNK)):
             rows = [self.recogniser(record) for record in chunk]
@@ -132,6 +134,8 @@ class Renderer:
         return text if text.endswith(end) else text + end
 
     def _texts(self, rows: Sequence[Any], sources: Sequence[Source]) -> Iterator[Example]:
+        # `special`: the tokenizer adds its BOS (and whatever else) to plain text. Conversations get
+        # none below: their chat template writes it.
         encodings = self._encoder.encode([self._with_end(row.text) for row in rows], special=True)
         for (ids, _), source in zip(encodings, sources, strict=True):
             yield _example(ids, np.ones(len(ids), dtype=bool), [Span("text", 0, len(ids))], source)
@@ -139,6 +143,8 @@ class Renderer:
     def _pairs(self, rows: Sequence[Any], sources: Sequence[Source]) -> Iterator[Example]:
         for row, source in zip(rows, sources, strict=True):
             refuse_unshown(row.unshown, source)
+        # `goes_on`: a tokenizer that closes its texts with an EOS must not close the prompt, or no
+        # prefix would be common.
         prompts = self._encoder.encode([row.prompt for row in rows], special=True, goes_on=True)
         wholes = self._encoder.encode(
             [row.prompt + self._with_end(row.completion) for row in rows], special=True
@@ -151,6 +157,8 @@ class Renderer:
             yield _example(whole.ids, mask, spans, source)
 
     def _boundary(self, prompt: Encoding, whole: Encoding) -> int:
+        # Tokens may straddle the seam: prompt `1+1=` and completion ` 2` can be written with one
+        # token `= `. Such a token is learned with the completion, and the note counts these rows.
         start = common_prefix(prompt.ids, whole.ids)
         self._notes.parted_prompts += start < len(prompt.ids)
         return start
@@ -158,6 +166,7 @@ class Renderer:
     def _tokens(self, rows: Sequence[Any], sources: Sequence[Source]) -> Iterator[Example]:
         for row, source in zip(rows, sources, strict=True):
             size = self._encoder.vocab_size
+            # MLX reads beyond the embedding without a word: the ids are checked here, row by row.
             if max(row.input_ids, default=0) >= size:
                 hint = "tokenise the data with this model's tokenizer"
                 raise DataError(
@@ -173,8 +182,12 @@ class Renderer:
 
     def _chats(self, rows: Sequence[Any], sources: Sequence[Source]) -> Iterator[Example]:
         rows = [self._prepare(row, source) for row, source in zip(rows, sources, strict=True)]
+        # The template writes the whole conversation once. Masks are found as ranges of its
+        # characters, then as tokens by their offsets: rendering parts and comparing lengths goes
+        # wrong where a template treats the last turn differently.
         shown = [self._shown(row, source) for row, source in zip(rows, sources, strict=True)]
         picked = [self._picked(*each) for each in zip(rows, shown, sources, strict=True)]
+        # Offsets cost a second pass over the text; without a mask nobody reads them.
         offsets = any(ranges is not None for ranges in picked)
         encodings = self._encoder.encode(
             [each.text for each in shown], special=False, offsets=offsets
@@ -212,6 +225,8 @@ class Renderer:
 
     def _mask(self, encoding: Encoding, picked: list[Range] | None) -> np.ndarray:
         """Bool (T,): True on what is learned."""
+        # With assistant_only_loss the ranges are what is learned, on a background of False; without
+        # it they are what is not (messages of weight 0), on a background of True.
         mask = np.full(len(encoding.ids), not self._assistant_only)
         for start, end in picked or ():
             first, last = encoding.tokens(start, end)
@@ -233,6 +248,8 @@ class Renderer:
         spans: list[Span] = []
         for role, start, end in role_ranges(row, text, self._encoder):
             first, last = encoding.tokens(start, end)
+            # A token that holds the end of one message and the start of the next belongs to the
+            # first.
             begin = max(first, spans[-1].end) if spans else first
             if last > begin:
                 spans.append(Span(role, begin, last))

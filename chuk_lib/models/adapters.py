@@ -75,6 +75,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def _from_mlx(folder: Path, config: dict[str, Any]) -> Adapter:
+    # mlx-lm's own default.
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
         raise ModelError(f"adapter `{folder}` is of type `{kind}`", "chuk reads lora and dora")
@@ -82,8 +83,12 @@ def _from_mlx(folder: Path, config: dict[str, Any]) -> Adapter:
     if not isinstance(settings, dict) or "scale" not in settings:
         raise _damaged(f"`{folder / ADAPTER_CONFIG}` has no lora_parameters with a scale")
     tensors = _load(folder / MLX_WEIGHTS)
+    # mlx-lm stores the factor on A·B itself; alpha is made of it, so that rank and alpha give that
+    # factor back.
     scale, dropout = float(settings["scale"]), float(settings.get("dropout") or 0.0)
     ours = config.get("chuk") or {}
+    # Weights that the adapter replaces stand in the same file, named in chuk's part of the config;
+    # mlx-lm ignores names that it does not know.
     weights = {name: tensors.pop(name) for name in ours.get("changed", ()) if name in tensors}
     rank = int(settings.get("rank", 0)) or _any_rank(folder, tensors)
     own = ours.get("lora")
@@ -101,6 +106,8 @@ def _from_mlx(folder: Path, config: dict[str, Any]) -> Adapter:
 
 def _from_peft(folder: Path, config: dict[str, Any]) -> Adapter:
     lora, specs, tensors, changes = read_peft(folder, config, _load(folder / PEFT_WEIGHTS))
+    # An adapter on embeddings or head means that side alone. With tied weights it would reach the
+    # other side too: the head gets a matrix of its own first.
     on_ends = changes.touches_ends() or any(path.endswith(ENDS) for path in specs)
     return Adapter(folder, lora, specs, tensors, changes, on_ends, config)
 
@@ -251,6 +258,7 @@ def _check_wanted(model: nn.Module, adapter: Adapter, wanted: LoRAConfig) -> Non
             )
     if wanted.targets is None:
         return
+    # The same modules under other names (`all-linear` and a list) are no contradiction.
     if resolve_targets(model, wanted.targets, wanted.num_layers) != list(adapter.specs):
         raise ConfigError(
             f"adapter `{adapter.folder}` is on other modules than `lora_target_modules` names",
@@ -327,6 +335,9 @@ def _mlx_keys(model: nn.Module, paths: list[str]) -> tuple[int, list[str]]:
     if not inner:
         return total, outer
     keys = sorted({path.removeprefix(prefix).partition(".")[2] for path in inner})
+    # mlx-lm counts blocks from the end: `num_layers` says how many of the last have adapters, and
+    # all of those have them on the same modules. Only if that describes these paths exactly is it
+    # used; else every path is named whole.
     first = min(int(path.removeprefix(prefix).partition(".")[0]) for path in inner)
     named = {f"{prefix}{block}.{key}" for block in range(first, total) for key in keys} & modules
     return (total - first, keys + outer) if named == set(inner) else (total, paths)

@@ -21,7 +21,7 @@ from chuk_lib.errors import ModelError
 from chuk_lib.models.architectures import own_classes
 from chuk_lib.models.components import mlx_quantization
 from chuk_lib.models.config import Implementation
-from chuk_lib.models.headers import TensorHeader, read_json, read_tensors
+from chuk_lib.models.headers import TensorHeader, is_embedding, read_json, read_tensors
 from chuk_lib.models.hf_config import Config, check_pattern, flatten_rope, renamed
 from chuk_lib.models.honoured import check_activation
 from chuk_lib.models.weights import check_fit
@@ -116,9 +116,7 @@ def _checking(model_class: Any, folder: Path, untie: bool) -> Any:
 
 def _head_of(folder: Path, model: nn.Module, weights: dict[str, mx.array]) -> mx.array:
     """The embeddings as a head of their own, unpacked where they are packed."""
-    name = next(
-        (name for name in weights if name.endswith(("embed_tokens.weight", "wte.weight"))), None
-    )
+    name = next((name for name in weights if is_embedding(name)), None)
     if name is None or "lm_head" not in model:
         raise ModelError(
             f"`{folder}`: its head cannot be untied from its embeddings, which this adapter needs",

@@ -15,12 +15,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from chuk_lib.errors import ModelError
-from chuk_lib.models.headers import read_tensors
+from chuk_lib.models.headers import EMBEDDINGS, HEADS, read_tensors
 from chuk_lib.models.lora import base_layer
 from chuk_lib.models.provenance import find_provenance, provenance_of, update_provenance
 from chuk_lib.models.quantizing import float_weight, replace_layers, with_weight
 
-ENDS = ("embed_tokens", "wte", "embed_in", "lm_head", "embed_out")
+ENDS = (*EMBEDDINGS, *HEADS)
 """Modules with one row a token: the embeddings and the head."""
 
 
@@ -103,10 +103,10 @@ def _put_copies(
 
 def _is_of_tied(path: str, value: mx.array, copies: Mapping[str, mx.array]) -> bool:
     """Whether it is the head of a tied model, which the file has a second time."""
-    return path.endswith(ENDS[3:]) and any(
+    return path.endswith(HEADS) and any(
         other.shape == value.shape and bool(mx.array_equal(other, value).item())
         for name, other in copies.items()
-        if name.rpartition(".")[0].endswith(ENDS[:3])
+        if name.rpartition(".")[0].endswith(EMBEDDINGS)
     )
 
 

@@ -18,6 +18,10 @@ _LARGEST_HEADER = 32 << 20  # bytes; 200,000 tensors
 ADAPTER_FILES = ("adapters.safetensors", "adapter_model.safetensors")
 """What MLX-LM and PEFT call an adapter's weights."""
 _NOT_MODELS = ("optimizer.safetensors", *ADAPTER_FILES)
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in")
+"""What families call their token embeddings, at the end of a module's path."""
+HEADS = ("lm_head", "embed_out")
+"""What they call their output head."""
 BITS = {
     "F64": 64,
     "I64": 64,
@@ -43,6 +47,11 @@ BITS = {
     "F6_E3M2": 6,
 }
 """Bits of one stored number, by safetensors' word for its type."""
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor of this name holds the token embeddings."""
+    return name.endswith(tuple(f"{path}.weight" for path in EMBEDDINGS))
 
 
 @dataclass(frozen=True)

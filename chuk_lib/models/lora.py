@@ -116,7 +116,10 @@ def _new_adapter(path: str, base: nn.Module, spec: AdapterSpec, seed: int) -> nn
     shape = layer.lora_a.shape  # (in, rank), or (experts, rank, in)
     if isinstance(base, nn.Linear | nn.QuantizedLinear):
         shape = (input_width(base), spec.rank)  # mlx-lm's DoRA miscounts 3-, 5- and 6-bit inputs
+    # U(−1/√in, 1/√in): PEFT's kaiming_uniform with a = √5. A of experts is (experts, rank, in), all
+    # others (in, rank).
     bound = (shape[-1] if len(shape) == 3 else shape[0]) ** -0.5
+    # The key is of the path, not of the order: adapting one module more leaves the others' numbers.
     layer.lora_a = mx.random.uniform(-bound, bound, shape, key=_key(seed, path))
     layer.dropout = Dropout(spec.dropout)
     layer.train(base.training)
@@ -267,6 +270,8 @@ def adapters_off(model: nn.Module) -> Iterator[nn.Module]:
         raise ModelError(
             "the model has no adapters to switch off", "a full model needs a second copy"
         )
+    # Layers are exchanged, not multiplied by 0: the reference costs no adapter products, and its
+    # logits are the base model's bit for bit.
     replace_layers(model, {path: base_layer(layer) for path, layer in adapters.items()})
     try:
         yield model
@@ -303,10 +308,14 @@ def fuse(model: nn.Module, requantize: bool = False) -> nn.Module:
 
 def merged_weight(layer: Any) -> mx.array:
     """The weight of an adapter's layer with the adapter in it, in float32; lazily computed."""
+    # In float32 whatever the base's type: a bfloat16 sum would drop changes under 2⁻⁸ of a weight,
+    # which is most of an adapter.
     full: mx.array = float_weight(base_layer(layer)).astype(mx.float32) + layer.scale * _product(
         layer
     )
     if "m" in layer:
+        # DoRA: the direction is that of the merged weight, the length of each output's row the
+        # learned m.
         full = full * (layer.m / mx.linalg.norm(full, axis=1))[:, None]
     return full
 

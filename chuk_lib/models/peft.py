@@ -19,6 +19,7 @@ import mlx.nn as nn
 from chuk_lib.errors import ModelError
 from chuk_lib.models.changes import ENDS, Changes, Factors, changed_tensors, new_biases
 from chuk_lib.models.config import LoRAConfig
+from chuk_lib.models.headers import EMBEDDINGS
 from chuk_lib.models.lora import AdapterSpec, adapters_of
 from chuk_lib.models.provenance import Provenance, provenance_of
 from chuk_lib.models.sources import ADAPTER_CONFIG
@@ -119,7 +120,7 @@ def read_peft(folder: Path, config: Mapping[str, Any], stored: Mapping[str, mx.a
         scale = scales[path]
         if "bias" in parts:
             changes.biases[path] = scale * parts["bias"]
-        if path.endswith(ENDS[:3]) and "m" in parts:
+        if path.endswith(EMBEDDINGS) and "m" in parts:
             changes.columns[path] = Factors(parts["a"], parts["b"], scale, parts["m"].reshape(-1))
             continue
         specs[path] = AdapterSpec(parts["a"].shape[0], lora.scale, lora.dropout, "m" in parts)
@@ -351,7 +352,9 @@ def _on_both_sides(model: nn.Module, changed: dict[str, mx.array]) -> dict[str, 
     """With the head of a tied model beside its changed embeddings: PEFT's copies of modules are not
     tied."""
     ends = [
-        value for name, value in changed.items() if name.removesuffix(".weight").endswith(ENDS[:3])
+        value
+        for name, value in changed.items()
+        if name.removesuffix(".weight").endswith(EMBEDDINGS)
     ]
     return changed | {"lm_head.weight": ends[0]} if ends and "lm_head" not in model else changed
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from chuk_lib.errors import ChukError, ModelError
 from chuk_lib.models.footprint import text_config
-from chuk_lib.models.headers import read_json, read_weight_map
+from chuk_lib.models.headers import is_embedding, read_json, read_weight_map
 from chuk_lib.models.info import tokenizer_vocabulary
 from chuk_lib.models.reading import FLOATS, Stored, stored_tensors, tensor_files
 from chuk_lib.models.sources import ADAPTER_CONFIG, locate_folder
@@ -222,7 +222,7 @@ def _check_ties(folder: Path, tensors: list[Stored]) -> Iterator[Damage]:
         return
     by_name = {stored.header.name: stored for stored in tensors}
     head = by_name.get("lm_head.weight")
-    rows = next((stored for name, stored in by_name.items() if _is_embedding(name)), None)
+    rows = next((stored for name, stored in by_name.items() if is_embedding(name)), None)
     if head is None or rows is None:
         return
     same = head.header.shape == rows.header.shape and all(
@@ -235,16 +235,12 @@ def _check_ties(folder: Path, tensors: list[Stored]) -> Iterator[Damage]:
         )
 
 
-def _is_embedding(name: str) -> bool:
-    return name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))
-
-
 def _check_tokenizer(folder: Path, tensors: list[Stored]) -> Iterator[Damage]:
     """Ids that have no row: those of the tokenizer, and the special ones that the config names."""
     if not (folder / "config.json").is_file():
         return
     config = text_config(read_json(folder / "config.json"))
-    table = next((stored.header for stored in tensors if _is_embedding(stored.header.name)), None)
+    table = next((stored.header for stored in tensors if is_embedding(stored.header.name)), None)
     rows = table.shape[0] if table else config.get("vocab_size")
     if not isinstance(rows, int):
         return

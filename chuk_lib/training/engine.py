@@ -118,6 +118,8 @@ class _Window:
 
     def add(self, sums: dict[str, float], counts: dict[str, int]) -> None:
         for name, value in sums.items():
+            # Sums of the window are divided by its weight once, when it is recorded: a mean of
+            # means would weigh short batches too much. The gradient norm is the last update's.
             self.sums[name] = value if name == "grad_norm" else self.sums.get(name, 0.0) + value
         add_up(self.counts, counts)
 
@@ -173,6 +175,7 @@ def fit(
         else Updater(algorithm, optimizer, plan.max_grad_norm, plan.compiled, hooks.reserve)
     )
     window, saved_at, reason = _Window(), progress.step, "done"
+    # From the counts, so that a resumed run does not repeat what it has warned of.
     signs = Signs(progress.counts)
     if _is_stale(plan, progress):  # killed between the last checkpoint and the word that it is over
         algorithm.model.eval()
@@ -181,6 +184,7 @@ def fit(
     while progress.step < plan.steps:
         began = time.perf_counter()
         learning_rate = _run_step(algorithm, update, plan, progress, window, hooks, saved_at, signs)
+        # Evaluation, saving and drawing are not in a step's time: the pace is that of training.
         window.seconds += time.perf_counter() - began
         hooks.emit(Event("moved", progress.step))
         if progress.step % plan.log_interval == 0 or progress.step in (1, plan.steps):
@@ -196,6 +200,8 @@ def fit(
                     )
                 )
             window = _Window()
+        # The order matters: evaluation decides whether this state is the best, and the checkpoint
+        # that follows holds that decision. A kill between the two repeats the evaluation.
         improved = _evaluate_if_due(algorithm, plan, progress, hooks)
         stale = _is_stale(plan, progress)
         stop = hooks.should_stop()
@@ -227,6 +233,8 @@ def _run_step(
     saved_at: int,
     signs: Signs,
 ) -> float:
+    # Dropout and sampling of a step depend on (seed, step) alone, whatever was drawn before: that
+    # is what makes a resumed run equal to one that was never stopped.
     mx.random.seed(step_seed(plan.seed, progress.step))
     learning_rate = plan.learning_rate(progress.step, 0)
     counts: dict[str, int] = {}
@@ -242,6 +250,8 @@ def _run_step(
         window.add(sums, part.counts)
         norms.append(sums.get("grad_norm", 0.0))
         add_up(counts, part.counts)
+    # Counts are added and the step number moves only after all its updates are applied: whatever
+    # raises above leaves `progress` at the last whole step.
     report = algorithm.finish(progress.step)
     add_up(progress.counts, counts)
     progress.step += 1
@@ -275,6 +285,7 @@ def _run_counts(counts: Mapping[str, int]) -> dict[str, int]:
 
 def _evaluate_if_due(algorithm: Algorithm, plan: Cadence, progress: Progress, hooks: Hooks) -> bool:
     """Evaluate when the plan says so; returns whether this was the best so far."""
+    # Unset, evaluations go with checkpoints, so that `best` has weights to point at.
     interval = plan.eval_interval or plan.checkpoint_interval
     due = progress.step % interval == 0 or progress.step == plan.steps
     if hooks.evaluate is None or not due:

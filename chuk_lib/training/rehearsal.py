@@ -295,8 +295,7 @@ class _Rehearser:
             try:
                 group = min(n, rows)
                 self._real.play(prompts[: max(1, rows // group)], group, sampling)
-            except Exception:
-                # What empty kernels leave is no model's output; the kernels have been met.
+            except Exception:  # what empty kernels leave is no model's output
                 continue
         size = sampling.max_tokens
         lengths = [1 + (size - 1) * (at % 4) // 3 for at in range(len(prompts) * n)]

@@ -70,6 +70,8 @@ class Updater:
         self._apply: Callable[..., Any] = self._update_model
         if compiled:
             model, draws = algorithm.model.state, mx.random.state
+            # Weights and the random state are inputs of the compiled graph: captured as constants
+            # they would be those of the first step for ever.
             inside = [model, draws]  # the model is an output too: tracing leaves placeholders in it
             self._gradients = mx.compile(self._gradients, inputs=inside, outputs=inside)
             both = [model, optimizer.state]
@@ -96,6 +98,7 @@ class Updater:
             raise FloatingPointError(
                 f"loss {sums['total'] / update.weight:.4g}, gradient norm {norm:.4g}"
             )
+        # An algorithm that says a wrong weight would train at a wrong rate in silence.
         if not math.isclose(sums["weight"], update.weight, rel_tol=_SAME_WEIGHT):
             raise TrainingError(
                 f"the update weighs {update.weight:g}, but its losses weigh {sums['weight']:g}"
@@ -103,6 +106,8 @@ class Updater:
                 "`Update.weight` is what gradients are divided by: the sum of `Loss.weight` over"
                 " its micro-batches",
             )
+        # None and a factor are two graphs: without clipping the gradients are not multiplied, so
+        # that they are the same numbers with max_grad_norm off and far away.
         factor = clip_factor(norm, self._max_grad_norm)
         self._change(gradients, learning_rate, None if factor == 1 else mx.array(factor))
         return sums | {"grad_norm": norm}
@@ -128,6 +133,10 @@ class Updater:
         self._optimizer.update(self._algorithm.model, gradients, learning_rate)
 
     def _accumulate(self, update: Update) -> tuple[Any, dict[str, float]]:
+        # The loss is scaled before differentiation, not the gradients after: float16 gradients of a
+        # summed loss would overflow. The weight of all micro-batches is known before the first
+        # (sums of token counts), so accumulation gives the gradient of the whole batch, however it
+        # is cut.
         scale = mx.array(1.0 / update.weight, mx.float32)
         gradients: Any = None
         sums: dict[str, float] = {}

@@ -179,7 +179,11 @@ REFUSED = {
     "no loss": ("dpo", {"loss_type": ()}, "loss_type is empty"),
     "weights for other losses": ("dpo", {"loss_weights": (1.0, 2.0)}, "2 weights for 1 losses"),
     "exo without smoothing": ("dpo", {"loss_type": ("exo_pair",)}, "needs label smoothing above 0"),
-    "robust with half": ("dpo", {"loss_type": ("robust",), "label_smoothing": 0.5}, "below 0.5"),
+    "robust with half": (
+        "dpo",
+        {"loss_type": ("robust",), "label_smoothing": 0.5},
+        "smoothing below 0.5",
+    ),
     "smoothing of sigmoid": ("dpo", {"label_smoothing": 0.1}, "`label_smoothing` does nothing"),
     "divergence of apo": (
         "dpo",

@@ -19,8 +19,8 @@ from chuk_lib.training.losses.preference import (
     token_weights,
     unpaired_loss,
 )
+from chuk_lib.training.losses.preference_kinds import DPO_LOSSES
 from chuk_lib.training.losses.reference_free import odds_ratio
-from chuk_lib.training.preference.config import DPO_LOSSES
 from tests.conftest import ROOT
 from tests.training.preference_runs import label_rows, other_model, pair_rows
 

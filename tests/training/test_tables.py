@@ -12,13 +12,14 @@ from chuk_lib.training import CPOConfig, DPOConfig, KTOConfig, SFTConfig
 from chuk_lib.training.config import refuse_idle_settings
 from chuk_lib.training.losses.policy_gradient import importance_weights
 from chuk_lib.training.losses.policy_kinds import IMPORTANCE_MODES, LOSSES
-from chuk_lib.training.losses.preference import divergence, preference_loss, unpaired_loss
+from chuk_lib.training.losses.preference import preference_loss, unpaired_loss
+from chuk_lib.training.losses.preference_kinds import DIVERGENCES, DPO_LOSSES, divergence
 from chuk_lib.training.losses.reference_free import cpo_loss
 from chuk_lib.training.online.estimators import ESTIMATORS
 from chuk_lib.training.online.grpo_config import GRPOConfig
 from chuk_lib.training.optimizer_kinds import OPTIMIZERS
 from chuk_lib.training.optimizers import build_optimizer
-from chuk_lib.training.preference.config import CPO_LOSSES, DIVERGENCES, DPO_LOSSES, KTO_LOSSES
+from chuk_lib.training.preference.config import CPO_LOSSES, KTO_LOSSES
 from chuk_lib.training.run import plan_of
 from chuk_lib.training.schedulers import SCHEDULES, Schedule
 from chuk_lib.training.tables import pick

@@ -61,6 +61,8 @@ class NumpyLlama:
     def admit(self, memories: Sequence[Remembered], limits: Sequence[int]) -> None:
         """Add rows at the end, each after what it remembers, to be continued by up to `limits`
         tokens."""
+        # A row's position is P + S: the columns of its prompt, held once for the group, and those
+        # it wrote itself.
         begins = [memory.prefix[0][0].shape[1] for memory in memories]
         written = [0 if memory.tail is None else memory.tail[0][0].shape[1] for memory in memories]
         held = int(self._written.max(initial=0))
@@ -79,6 +81,8 @@ class NumpyLlama:
 
     def _group_of(self, prefix: Prefix) -> int:
         for group, known in enumerate(self._groups):
+            # Identity, not equality: rows of a group are given the very same arrays, and comparing
+            # keys would cost more than it saves.
             if known is prefix:
                 return group
         self._groups.append(prefix)
@@ -93,6 +97,7 @@ class NumpyLlama:
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows only, in this order; `rows` ascends."""
+        # Columns beyond the longest row's are garbage of rows that left; they are not moved.
         longest = int(self._written[rows].max(initial=0))
         for block in self._blocks:
             block.keep(rows, longest)
@@ -131,8 +136,11 @@ def _layout(group: np.ndarray, written: np.ndarray, begins: np.ndarray) -> _Layo
     edges = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(group)]
     segments = [(a, b, int(group[a])) for a, b in pairwise(edges)]
     columns = int(written.max()) + 1
+    # All rows as long as each other, the usual case within a group: one slice instead of an index a
+    # row, and no mask.
     if int(written.min()) + 1 == columns:
         return _Layout(segments, columns - 1, columns, begins + written, None)
+    # Column `written` of a row is the one this step fills, so it is in sight; what is above is not.
     hidden = np.arange(columns) > written[:, None]
     return _Layout(segments, written, columns, begins + written, hidden[:, None, None])
 
@@ -169,6 +177,8 @@ class _Block:
             max(columns, wide),
             self._width,
         )
+        # np.empty does not touch its pages: room for the longest row that may come costs memory
+        # only when it is written.
         keys, values = self._keys[:, :, :held], self._values[:, :, :held]
         self._keys, self._values = np.empty(shape, np.float32), np.empty(shape, np.float32)
         self._keys[:before, :, :held], self._values[:before, :, :held] = keys, values
@@ -208,14 +218,17 @@ class _Block:
         """(B, N, D) rotated and scaled, (B, K, D) rotated, (B, K, D)."""
         both = self._heads + self._kv_heads
         together = self._qkv(x).T.reshape(x.shape[1], both + self._kv_heads, self._width)
+        # Queries and keys are rotated together, values not.
         turned = np.ascontiguousarray(together[:, :both])
         if self._head_norms:
             self._normalize_heads(turned)
         half = self._width // 2
+        # The halves convention of Hugging Face's Llama: dimension i turns with i + D/2.
         first, second = turned[..., :half], turned[..., half:]
         cos, sin = self._cos[positions, None], self._sin[positions, None]
         rotated = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
         q, k = rotated[:, : self._heads], rotated[:, self._heads :]
+        # 1/√D once on the queries, instead of on every score.
         q *= self._scale
         return q, k, together[:, both:]
 
@@ -234,6 +247,8 @@ class _Block:
         softmaxes joined by their maxima and sums."""
         rows = len(q)
         q = q.reshape(rows, self._kv_heads, -1, self._width)
+        # R query heads share a head of keys: as a matrix of R rows each product reads the keys
+        # once.
         keys, values = (store[:rows, :, : layout.columns] for store in (self._keys, self._values))
         scores = np.matmul(q, keys.swapaxes(-1, -2))
         if layout.hidden is not None:
@@ -243,6 +258,8 @@ class _Block:
         np.exp(scores, out=scores)
         total = scores.sum(axis=-1, keepdims=True)
         if layout.hidden is not None:
+            # A hidden column's weight is exp(−inf) = 0, but what stands there is unwritten memory,
+            # and 0 times NaN or inf is NaN: it is set to 0 first.
             values = np.where(layout.hidden[:, :, 0, :, None], np.float32(0), values)
         output: np.ndarray = np.matmul(scores, values)
         for first, last, group in layout.segments:
@@ -264,10 +281,15 @@ def _join_prefix(
     """Add a group's attention to its prompt to `output` (G, K, R, D), whose weights are exp(score −
     highest) and add up to `total`; those two are brought up to date."""
     group, kv_heads, repeats, width = q.shape
+    # All G rows of the group as one matrix of G·R queries: the prompt's keys are read from memory
+    # once a step, not once a row.
     queries = q.transpose(1, 0, 2, 3).reshape(kv_heads, group * repeats, width)
     scores = np.matmul(queries, keys.swapaxes(-1, -2))
     best = scores.max(axis=-1, keepdims=True)
     before = highest.transpose(1, 0, 2, 3).reshape(best.shape)
+    # Two softmaxes with maxima m₁, m₂ and sums s₁, s₂ are one with m = max(m₁, m₂) and s =
+    # s₁·exp(m₁ − m) + s₂·exp(m₂ − m); the weighted values add up alike. The caller divides by s
+    # once, at the end.
     new = np.maximum(best, before)
     scores -= new
     np.exp(scores, out=scores)
@@ -314,6 +336,9 @@ def _multiply(weight: np.ndarray, x: np.ndarray, output: np.ndarray) -> None:
     width, rows = x.shape
     height = len(weight)
     for piece in _PIECES:
+        # The weight is seen as a stack of (piece, in) matrices, a view: np.matmul runs OpenBLAS
+        # once a piece, each below the size where it would first copy its operands into packed
+        # panels.
         if height % piece == 0 and piece * width * rows <= _SMALL:
             pieces = weight.reshape(-1, piece, width)
             np.matmul(pieces, x, out=output.reshape(-1, piece, rows))
@@ -340,6 +365,8 @@ class _RMSNorm:
 def _silu_times(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     """gate/(1 + exp(−gate))·up."""
     below: np.ndarray = np.negative(gate)
+    # For a gate of −100 this is inf, and gate/inf = −0, which is what silu says: the caller
+    # silences the warning.
     np.exp(below, out=below)
     below += 1
     np.divide(gate, below, out=below)
@@ -351,6 +378,8 @@ def _rotation(block: Block, positions: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines (positions, D/2), asked of the module that rotates: whatever its kind, it
     turns (1, 0) into (cos, sin)."""
     half = block.head_dim // 2
+    # (1, 0) turned by an angle a is (cos a, sin a): asking the module itself covers every kind of
+    # RoPE (llama3, YaRN, linear) without a second copy of their formulas.
     probe = mx.concatenate(
         [mx.ones((1, 1, positions, half)), mx.zeros((1, 1, positions, half))], axis=-1
     )

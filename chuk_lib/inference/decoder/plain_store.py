@@ -53,6 +53,8 @@ class FixedCache:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write one column and return all that are written."""
+        # Every layer writes at the store's column; the store moves it once, when all layers have
+        # written.
         begin, end = self._store.column, self._store.column + keys.shape[2]
         if self.keys is None or self.values is None:
             self.keys = mx.zeros((*keys.shape[:2], self._store.capacity, keys.shape[3]), keys.dtype)
@@ -119,6 +121,9 @@ class PlainStore:
             (memory, count, memory[0][0].shape[2])
             for memory, count in zip(memories, rows, strict=True)
         ]
+        # Padding on the left: all rows write their next token in the same column, which is one
+        # slice for the whole batch. A row that is shorter begins at `pads` > 0; positions are
+        # column − pad.
         self.column = max(length for _, _, length in parts)
         self.pads = np.concatenate(
             [np.full(count, self.column - length) for _, count, length in parts]
@@ -141,6 +146,8 @@ class PlainStore:
 
     def join(self, other: PlainStore) -> None:
         """Add rows, ending in the same column."""
+        # Both sides are moved right to the larger column; the new pads say how far each row was
+        # moved.
         ours, theirs = self.column, other.column
         self.column = max(ours, theirs)
         self.pads = np.concatenate(
@@ -197,6 +204,7 @@ class PlainStore:
 
     def _place(self, rows: np.ndarray) -> None:
         """Rows in new buffers, without the columns that none of them uses."""
+        # When the longest row has left, the columns before the others' first are in nobody's sight.
         first, end = int(self.pads[rows].min(initial=self.column)), self.column
         self.pads, self.column = self.pads[rows] - first, end - first
         self._make_room()
@@ -212,6 +220,8 @@ class PlainStore:
         more fills them, and `advance` makes new ones: the fewer copies the more are made at once.
         """
         self._offset = self._mask = None
+        # Rounded up (−(−a // b) is the ceiling). Its length is part of a compiled graph's shape:
+        # multiples of 256 keep the number of graphs small.
         self.capacity = -(-(self.column + self._max_tokens + 1) // COLUMNS) * COLUMNS
 
     def _stack(self, parts: Sequence[tuple[mx.array, int]]) -> mx.array:
@@ -221,4 +231,5 @@ class PlainStore:
             edges = (self.column - part.shape[2], self.capacity - self.column)
             wide = mx.pad(part, [(0, 0), (0, 0), edges, (0, 0)])
             padded.append(mx.repeat(wide, count, axis=0) if count > 1 else wide)
+        # Contiguous, or the lazy graph would keep the prompts' own arrays alive beside the buffer.
         return mx.contiguous(mx.concatenate(padded) if len(padded) > 1 else padded[0])

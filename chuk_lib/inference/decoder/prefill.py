@@ -25,6 +25,7 @@ def prefill_plain(model: nn.Module, prompts: Sequence[Sequence[int]]) -> list[Me
     begin, most = 0, prefill_tokens()
     while begin < len(prompts):
         longest, end = len(prompts[begin]), begin + 1
+        # As many neighbours as fit into `most` slots when all are padded to the longest of them.
         while end < len(prompts) and max(longest, len(prompts[end])) * (end + 1 - begin) <= most:
             longest, end = max(longest, len(prompts[end])), end + 1
         memories += _prefill_together(model, prompts[begin:end], longest - 1)
@@ -37,6 +38,8 @@ def _prefill_together(
 ) -> list[Memory]:
     ids = np.zeros((len(prompts), max(1, columns)), np.int32)
     for row, prompt in enumerate(prompts):
+        # Padding on the right, with token 0: under a causal mask no real token sees it, and its
+        # keys are cut off below.
         ids[row, : len(prompt) - 1] = prompt[:-1]
     caches = layer_caches(model)
     _run_prompt(model, mx.array(ids), caches)
@@ -57,6 +60,7 @@ def _run_prompt(model: nn.Module, ids: mx.array, caches: list[Any]) -> None:
     columns = max(LEAST_COLUMNS, prefill_tokens() // ids.shape[0])
     for start in range(0, ids.shape[1], columns):
         model(ids[:, start : start + columns], cache=caches)
+        # Evaluated chunk by chunk: the activations of a long prompt never exist whole.
         mx.eval([cache.state for cache in caches])
 
 

@@ -47,6 +47,8 @@ def low_rank(layers: Sequence[Linear]) -> LowRank | None:
     ranks = [adapter[0].shape[1] for adapter in adapters if adapter is not None]
     if not ranks:
         return None
+    # One rank for all, with zeros where an adapter has less: they add nothing, and the kernel reads
+    # 8 numbers at a time.
     rank = -(-max(ranks) // _RANKS) * _RANKS
     downs, scales, ups = [], [], []
     for layer, adapter in zip(layers, adapters, strict=True):

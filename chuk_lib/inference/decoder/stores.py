@@ -75,6 +75,8 @@ def new_store(
     plain = all(_kind(layer) == "KVCache" for layer in layers)
     if kv_bits is None and (plain or all(_merges(layer) for layer in layers)):
         store: Store = PlainStore(model, max_tokens) if plain else MergedStore(model)
+        # The question costs two tiny forward passes and is asked only where it matters: with rows
+        # of one length no mask is needed, and every model can do that.
         if not together or _holds_unlike_rows(model, store):
             return store
     mix: Mix = "group" if all(_kind(layer) in _LOCKSTEP for layer in layers) else "row"
@@ -89,6 +91,8 @@ def _holds_unlike_rows(model: nn.Module, store: Store) -> bool:
         got = model(mx.array([[probe[-1]] for probe in _PROBES]), cache=store.caches)[:, -1]
         want = mx.concatenate([model(mx.array([probe]))[:, -1] for probe in _PROBES])
         got, want = got.astype(mx.float32), want.astype(mx.float32)
+        # Loose: bfloat16 products of other shapes differ in their last bits. A model that ignores
+        # the mask is off by whole logits.
         loose = 5e-2 * mx.maximum(1.0, mx.abs(want).max())
         return bool((mx.abs(got - want).max() <= loose).item())
     except (ValueError, RuntimeError, TypeError, NotImplementedError):
@@ -134,6 +138,7 @@ class MergedStore:
         spread = [
             memory for memory, count in zip(memories, rows, strict=True) for _ in range(count)
         ]
+        # A cache's `merge` pads on the left, so that all rows end in one column.
         self.caches = [layers[0].merge(list(layers)) for layers in zip(*spread, strict=True)]
 
     def join(self, other: MergedStore) -> None:
@@ -176,6 +181,7 @@ class LockstepStore:
         memories = [prefill_alone(self._model, prompt) for prompt in prompts]
         if self._kv_bits is None:
             return memories
+        # Quantized once, after the whole prompt: its prefill attends to keys in full precision.
         return [[layer.to_quantized(bits=self._kv_bits) for layer in memory] for memory in memories]
 
     def admit(self, memories: Sequence[Any], rows: Sequence[int]) -> None:
@@ -213,6 +219,7 @@ def _without_last(caches: list[Any], spare: int) -> list[Any] | None:
     window neither."""
     from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
+    # A row may have been fed tokens that are not kept of it, such as those of a stop text.
     if spare and not can_trim_prompt_cache(caches):
         return None
     if spare:
@@ -225,6 +232,7 @@ def _mapped(layer: Any, change: Any) -> Any:
     """A copy of a cache with every array of its state changed."""
     if layer.empty():
         return copy.deepcopy(layer)
+    # Scalars of a state (offsets) are shared by all rows; arrays have the rows in front.
     state = tree_map(
         lambda leaf: change(leaf) if isinstance(leaf, mx.array) and leaf.ndim else leaf, layer.state
     )

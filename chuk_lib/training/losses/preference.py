@@ -1,30 +1,7 @@
-"""DPO, the losses of its kind, KTO and reward models: pure functions of what models say about
-completions.
+"""DPO and its kind, KTO and reward models: pure functions of what models say about completions.
 
-DPO and its kind know the log-probs of chosen and rejected completions.
-
-With r = log π(y) − log ref(y) summed over a completion's tokens, S a divergence of r, and D =
-S(chosen) − S(rejected); b is beta, e label smoothing, σ the sigmoid:
-
-    sigmoid       −log σ(bD)                                            Rafailov et al. 2023
-    hinge         max(0, 1 − bD)                                        Zhao et al. 2023 (SLiC)
-    ipo           (S_c/|c| − S_r/|r| − 1/(2b))², a mean over tokens     Azar et al. 2023
-    sigmoid_norm  −log σ(b(S_c/|c| − S_r/|r|))                          Lambert et al. 2024 (Tülu 3)
-    exo_pair      σ(bD)(log σ(bD) − log(1−e))
-                  + σ(−bD)(log σ(−bD) − log e)                      Ji et al. 2024
-    robust        (−(1−e) log σ(bD) + e log σ(−bD)) / (1 − 2e)          Chowdhury et al. 2024
-    nca_pair      −log σ(b r_c) − ½ log σ(−b r_c) − ½ log σ(−b r_r)     Chen et al. 2024
-    bco_pair      −log σ(b r_c) − log σ(−b r_r)                         Jung et al. 2024
-    sppo_hard     (r_c − 1/(2b))² + (r_r + 1/(2b))²                     Wu et al. 2024
-    aot           as sigmoid, smoothed, on sorted π_c − π_r and ref_c − ref_r  Melnyk et al. 2024
-    aot_unpaired  the same on sorted r_c against sorted r_r
-    apo_zero      1 − σ(b r_c) + σ(b r_r)                               D'Oosterlinck et al. 2024
-    apo_down      σ(b r_c) + 1 − σ(b(r_c − r_r))
-    discopop      x = bD, m = σ(x/τ): −log σ(x)(1 − m) + exp(−x) m      Lu et al. 2024
-    sft           −Σ log π over the chosen tokens, divided by their number
-
-Sorting and the last mean are over the pairs of a micro-batch and of an update. All as TRL 1.16's
-`dpo_trainer.py`. Left out: mixture-of-experts auxiliary losses.
+DPO and its kind know the log-probs of chosen and rejected completions; what each loss makes of them
+stands in `preference_kinds`.
 
 KTO learns from completions that are good or bad on their own. With z = max(0, mean of r over
 mismatched prompts and completions), no gradient, each times its weight, the mean over rows, as TRL
@@ -40,17 +17,14 @@ A reward model learns scores s of pairs (Bradley and Terry 1952; Ouyang et al. 2
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 
+from chuk_lib.training.losses.preference_kinds import DPO_LOSSES, log_sigmoid
 from chuk_lib.training.preference.config import DPOConfig, KTOConfig
 from chuk_lib.training.tables import pick
-
-_LARGEST_EXPONENT = 80.0
 
 
 class Ratios(NamedTuple):
@@ -75,11 +49,6 @@ class Ratios(NamedTuple):
     def r_rejected(self) -> mx.array:
         """log π − log ref of the rejected."""
         return self.rejected - self.ref_rejected
-
-
-def log_sigmoid(x: mx.array) -> mx.array:
-    """log σ(x), element by element."""
-    return cast(mx.array, nn.log_sigmoid(x))
 
 
 def halves(rows: mx.array) -> tuple[mx.array, mx.array]:
@@ -135,7 +104,7 @@ def preference_loss(ratios: Ratios, config: DPOConfig, weights: mx.array | None 
     for name, factor in zip(
         config.loss_type, config.loss_weights or [1.0] * len(config.loss_type), strict=True
     ):
-        losses = pick(_LOSSES, name, "loss_type")(ratios, config)
+        losses = pick(DPO_LOSSES, name, "loss_type").losses(ratios, config)
         total = total + factor * (losses if weights is None else losses * weights)
     return total
 
@@ -151,138 +120,6 @@ def policy_weights(logps: mx.array, log_sum_sq: mx.array, mask: mx.array) -> mx.
     )
     chosen, rejected = halves(mx.exp(likely))
     return chosen * rejected
-
-
-def divergence(ratio: mx.array, config: DPOConfig) -> mx.array:
-    """The score S of a log-ratio: r, 1 − exp(−r), log 2 + log σ(r), or (exp((a−1) r) − 1)/(a−1).
-    f-DPO, Wang 2023."""
-    return pick(_DIVERGENCES, config.f_divergence_type, "f_divergence_type")(ratio, config)
-
-
-def _alpha_divergence(ratio: mx.array, config: DPOConfig) -> mx.array:
-    order = config.f_alpha_divergence_coef - 1.0
-    if abs(order) < 1e-6:
-        return ratio
-    return (mx.exp(mx.minimum(order * ratio, _LARGEST_EXPONENT)) - 1.0) / order
-
-
-_DIVERGENCES: dict[str, Callable[[mx.array, DPOConfig], mx.array]] = {
-    "reverse_kl": lambda ratio, config: ratio,
-    "forward_kl": lambda ratio, config: 1.0 - mx.exp(-ratio),
-    "js_divergence": lambda ratio, config: math.log(2.0) + log_sigmoid(ratio),
-    "alpha_divergence": _alpha_divergence,
-}
-
-
-def _difference(ratios: Ratios, config: DPOConfig) -> mx.array:
-    """bD."""
-    return config.beta * (
-        divergence(ratios.r_chosen, config) - divergence(ratios.r_rejected, config)
-    )
-
-
-def _mean_difference(ratios: Ratios, config: DPOConfig) -> mx.array:
-    chosen = divergence(ratios.r_chosen, config) / ratios.chosen_tokens
-    return chosen - divergence(ratios.r_rejected, config) / ratios.rejected_tokens
-
-
-def _sigmoid(ratios: Ratios, config: DPOConfig) -> mx.array:
-    return -log_sigmoid(_difference(ratios, config))
-
-
-def _hinge(ratios: Ratios, config: DPOConfig) -> mx.array:
-    return mx.maximum(1.0 - _difference(ratios, config), 0.0)
-
-
-def _ipo(ratios: Ratios, config: DPOConfig) -> mx.array:
-    return mx.square(_mean_difference(ratios, config) - 1.0 / (2.0 * config.beta))
-
-
-def _sigmoid_norm(ratios: Ratios, config: DPOConfig) -> mx.array:
-    return -log_sigmoid(config.beta * _mean_difference(ratios, config))
-
-
-def _exo_pair(ratios: Ratios, config: DPOConfig) -> mx.array:
-    x, e = _difference(ratios, config), config.label_smoothing
-    right = mx.sigmoid(x) * (log_sigmoid(x) - math.log1p(-e))
-    return right + mx.sigmoid(-x) * (log_sigmoid(-x) - math.log(e))
-
-
-def _robust(ratios: Ratios, config: DPOConfig) -> mx.array:
-    x, e = _difference(ratios, config), config.label_smoothing
-    return (e * log_sigmoid(-x) - (1.0 - e) * log_sigmoid(x)) / (1.0 - 2.0 * e)
-
-
-def _nca_pair(ratios: Ratios, config: DPOConfig) -> mx.array:
-    chosen, rejected = config.beta * ratios.r_chosen, config.beta * ratios.r_rejected
-    return -log_sigmoid(chosen) - 0.5 * log_sigmoid(-chosen) - 0.5 * log_sigmoid(-rejected)
-
-
-def _bco_pair(ratios: Ratios, config: DPOConfig) -> mx.array:
-    return -log_sigmoid(config.beta * ratios.r_chosen) - log_sigmoid(
-        -config.beta * ratios.r_rejected
-    )
-
-
-def _sppo_hard(ratios: Ratios, config: DPOConfig) -> mx.array:
-    aim = 0.5 / config.beta
-    return mx.square(ratios.r_chosen - aim) + mx.square(ratios.r_rejected + aim)
-
-
-def _aot(ratios: Ratios, config: DPOConfig) -> mx.array:
-    policy, reference = ratios.chosen - ratios.rejected, ratios.ref_chosen - ratios.ref_rejected
-    return _sorted_apart(policy, reference, config)
-
-
-def _aot_unpaired(ratios: Ratios, config: DPOConfig) -> mx.array:
-    return _sorted_apart(ratios.r_chosen, ratios.r_rejected, config)
-
-
-def _sorted_apart(better: mx.array, worse: mx.array, config: DPOConfig) -> mx.array:
-    x, e = config.beta * (mx.sort(better) - mx.sort(worse)), config.label_smoothing
-    return -(1.0 - e) * log_sigmoid(x) - e * log_sigmoid(-x)
-
-
-def _apo_zero(ratios: Ratios, config: DPOConfig) -> mx.array:
-    return (
-        1.0
-        - mx.sigmoid(config.beta * ratios.r_chosen)
-        + mx.sigmoid(config.beta * ratios.r_rejected)
-    )
-
-
-def _apo_down(ratios: Ratios, config: DPOConfig) -> mx.array:
-    apart = mx.sigmoid(config.beta * (ratios.r_chosen - ratios.r_rejected))
-    return mx.sigmoid(config.beta * ratios.r_chosen) + 1.0 - apart
-
-
-def _discopop(ratios: Ratios, config: DPOConfig) -> mx.array:
-    x = _difference(ratios, config)
-    share = mx.sigmoid(x / config.discopop_tau)
-    return -log_sigmoid(x) * (1.0 - share) + mx.exp(-x) * share
-
-
-def _sft(ratios: Ratios, config: DPOConfig) -> mx.array:
-    return mx.broadcast_to(ratios.chosen_nll.mean(), ratios.chosen_nll.shape)
-
-
-_LOSSES: dict[str, Callable[[Ratios, DPOConfig], mx.array]] = {
-    "sigmoid": _sigmoid,
-    "hinge": _hinge,
-    "ipo": _ipo,
-    "sigmoid_norm": _sigmoid_norm,
-    "exo_pair": _exo_pair,
-    "robust": _robust,
-    "nca_pair": _nca_pair,
-    "bco_pair": _bco_pair,
-    "sppo_hard": _sppo_hard,
-    "aot": _aot,
-    "aot_unpaired": _aot_unpaired,
-    "apo_zero": _apo_zero,
-    "apo_down": _apo_down,
-    "discopop": _discopop,
-    "sft": _sft,
-}
 
 
 def estimate_kl(logps: mx.array, ref_logps: mx.array) -> mx.array:

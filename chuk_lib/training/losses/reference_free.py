@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from chuk_lib.training.losses.preference import log_sigmoid
+from chuk_lib.training.losses.preference_kinds import log_sigmoid
 from chuk_lib.training.preference.config import CPOConfig
 from chuk_lib.training.tables import pick
 

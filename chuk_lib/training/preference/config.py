@@ -12,33 +12,10 @@ from typing import ClassVar
 from chuk_lib.config.settings import setting
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.losses.preference_kinds import DIVERGENCES, DPO_LOSSES, readers
 from chuk_lib.training.tables import IdleRule
 
-DPO_LOSSES = (
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "sigmoid_norm",
-    "exo_pair",
-    "robust",
-    "nca_pair",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-)
-SCORED = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
-"""DPO losses of one score difference: those that another divergence than reverse KL can be put
-into."""
-SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")
-"""DPO losses that label smoothing changes; in TRL the sigmoid loss ignores it."""
-SORTED = ("aot", "aot_unpaired")
-"""DPO losses of sorted ratios: what they give is no pair's own."""
-DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+_SMOOTHED, _DISCOPOP = readers("label_smoothing"), readers("discopop_tau")
 CPO_LOSSES = ("sigmoid", "hinge", "ipo", "simpo", "alphapo")
 KTO_LOSSES = ("kto", "apo_zero_unpaired")
 
@@ -174,12 +151,14 @@ class DPOConfig(ReferenceConfig):
     )
     label_smoothing: float = setting(
         0.0,
-        f"Share of pairs that may be labelled wrongly, for {', '.join(SMOOTHED)}.",
+        f"Share of pairs that may be labelled wrongly, for {', '.join(_SMOOTHED)}.",
         minimum=0,
         maximum=0.5,
     )
     f_divergence_type: str = setting(
-        "reverse_kl", "Divergence from the reference that the loss stands for.", choices=DIVERGENCES
+        "reverse_kl",
+        "Divergence from the reference that the loss stands for.",
+        choices=tuple(DIVERGENCES),
     )
     f_alpha_divergence_coef: float = setting(0.5, "Order of the alpha divergence.")
     ld_alpha: float | None = setting(
@@ -197,45 +176,49 @@ class DPOConfig(ReferenceConfig):
         *ReferenceConfig.idle_rules,
         (
             ("label_smoothing",),
-            lambda c: not set(c.loss_type) & set(SMOOTHED),
-            f"with these losses; it is for {', '.join(SMOOTHED)}",
+            lambda c: not set(c.loss_type) & set(_SMOOTHED),
+            f"with these losses; it is for {', '.join(_SMOOTHED)}",
         ),
         (
             ("f_alpha_divergence_coef",),
             lambda c: c.f_divergence_type != "alpha_divergence",
             "without f_divergence_type=alpha_divergence",
         ),
-        (("discopop_tau",), lambda c: "discopop" not in c.loss_type, "without loss_type=discopop"),
+        (
+            ("discopop_tau",),
+            lambda c: not set(c.loss_type) & set(_DISCOPOP),
+            f"without loss_type={' or '.join(_DISCOPOP)}",
+        ),
     )
 
     def check(self) -> None:
         """Raise ConfigError for settings that are no DPO together."""
         self.check_reference()
-        _check_names(self.loss_type, DPO_LOSSES)
+        _check_names(self.loss_type, tuple(DPO_LOSSES))
+        kinds = {name: DPO_LOSSES[name] for name in self.loss_type}
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
             counts = f"{len(self.loss_weights)} weights for {len(self.loss_type)} losses"
             raise ConfigError(f"loss_weights: {counts}", "give one weight for each loss type")
-        if "exo_pair" in self.loss_type and self.label_smoothing == 0:
+        for name, kind in kinds.items():
+            if kind.smoothing is None:
+                continue
+            least, most, hint = kind.smoothing
+            if not least < self.label_smoothing < most:
+                where = f"above {least}" if self.label_smoothing <= least else f"below {most}"
+                raise ConfigError(f"loss_type={name} needs label smoothing {where}", hint)
+        sorting = [name for name, kind in kinds.items() if kind.sorts]
+        if self.use_weighting and sorting:
             raise ConfigError(
-                "loss_type=exo_pair needs label smoothing above 0",
-                "the paper uses label_smoothing=1e-3",
-            )
-        if "robust" in self.loss_type and self.label_smoothing >= 0.5:
-            raise ConfigError(
-                "loss_type=robust needs label_smoothing below 0.5", "with 0.5 labels say nothing"
-            )
-        unpaired = [name for name in self.loss_type if name in SORTED]
-        if self.use_weighting and unpaired:
-            raise ConfigError(
-                f"use_weighting weighs pairs, and loss_type={unpaired[0]} sorts its ratios out of"
+                f"use_weighting weighs pairs, and loss_type={sorting[0]} sorts its ratios out of"
                 " their pairs",
                 "leave use_weighting out, or take another loss",
             )
-        odd = [name for name in self.loss_type if name not in SCORED]
+        odd = [name for name, kind in kinds.items() if not kind.scored]
         if self.f_divergence_type != "reverse_kl" and odd:
+            scored = [name for name, kind in DPO_LOSSES.items() if kind.scored]
             raise ConfigError(
                 f"f_divergence_type={self.f_divergence_type} does not fit loss_type={odd[0]}",
-                f"losses that take another divergence: {', '.join(SCORED)}",
+                f"losses that take another divergence: {', '.join(scored)}",
             )
 
 

@@ -82,6 +82,10 @@ class _Run:
     def __init__(self, head: FusedHead, targets: mx.array, options: StatOptions) -> None:
         kernel: Any = _NumpyTile if runtime.is_fast() else _MlxTile
         tile = tile_rows(head.product.vocabulary)
+        # A frozen head keeps its probabilities whatever their size: they live for one tile only,
+        # since the forward pass turns them into gradient rows at once. A trained head needs them in
+        # the backward pass, for all tiles. With a gradient through the entropy the logits are
+        # needed again too, so nothing is kept.
         small = 4 * targets.shape[0] * head.product.vocabulary <= KEEP_BYTES
         keep = (
             options.gradient
@@ -98,6 +102,8 @@ class _Run:
     def trained(self) -> Callable[..., Any]:
         """As a function of (hidden, *trained arrays of the head) with gradients for all."""
         function = mx.custom_function(self.forward)
+        # mx.custom_function: MLX calls `_backward` in place of differentiating `forward`, which
+        # would keep every tile's logits for the backward pass.
         function.vjp(
             lambda primals, cotangents, _: self._backward(primals[0], primals[1:], cotangents)
         )
@@ -112,6 +118,9 @@ class _Run:
         def backward(
             _: Any, cotangents: Sequence[mx.array], results: Sequence[mx.array]
         ) -> mx.array:
+            # Gradient of token t's log-prob with respect to its hidden state: row t of the last
+            # result, made in the forward pass. The chain rule is then one multiplication by the
+            # incoming gradient. Cotangents 2.. (hits, moments) are dropped: they carry none.
             rises = results[-2:] if both else results[-1:]
             scaled = [
                 c[:, None].astype(rise.dtype) * rise
@@ -126,6 +135,8 @@ class _Run:
         """Statistics, tile after tile."""
         parts: list[Stats] = []
         for part, tile in zip(self._slices, self._tiles, strict=True):
+            # MLX is lazy: without this dependency it may compute several tiles' logits before it
+            # reduces the first.
             rows = _after(hidden[part], parts[-1] if parts else ())
             parts.append(tile.forward(self._head.logits(rows, trained)))
         return _joined(parts)
@@ -151,6 +162,8 @@ class _Run:
         product = self._head.logits(rows, ())
         stats, slope = tile.with_slope(product)
         rise = self._head.to_rows(slope, rows)
+        # The shortcut reads Σ p·l off h·g, so g must not have been rounded to bfloat16 and the
+        # logits must be linear in h: a bias would be missing from h·g.
         if stats is None and self._head.linear and rise.dtype == mx.float32:
             stats = tile.forward_from(product, rise, rows)
         return stats or tile.forward_with(product, slope), [rise]
@@ -162,6 +175,8 @@ class _Run:
         to_trained: list[mx.array] = []
         to_entropy = cotangents[1] if self._options.entropy_gradient else None
         for part, tile in zip(self._slices, self._tiles, strict=True):
+            # The next tile also waits for the sums of weight gradients: otherwise one (V, H) share
+            # a tile would be alive until the end.
             rows = _after(hidden[part], (to_hidden[-1], *to_trained) if to_hidden else ())
             product = None if tile.kept else self._head.logits(rows, trained)
             slope = tile.slope(
@@ -210,11 +225,14 @@ class _NumpyTile:
 
     def forward(self, product: mx.array) -> Stats:
         """The statistics of the tile."""
+        # With x = l − max l and e = exp x, whose sum is s: log p(y) = x_y − log s, and H = log s −
+        # Σ e·x / s. The maximum drops out of both; it returns in the mean logit only.
         shifted, probs, peaks = self._exponentials(product)
         sums = probs.sum(axis=1)
         log_sums = np.log(sums)
         at_target = shifted[self._rows, self._targets]
         entropy = log_sums - np.einsum("ij,ij->i", probs, shifted) / sums
+        # A hit: nothing is larger than the target, whose shifted logit is then 0. Ties count.
         found = [at_target - log_sums, entropy, (at_target >= 0).astype(np.float32)]
         if self._moments:
             found += [
@@ -231,6 +249,8 @@ class _NumpyTile:
     ) -> mx.array:
         """The gradient with respect to the head's product, given those with respect to log-probs
         and entropies."""
+        # `slope` begins as the probabilities and becomes the gradient in place: at this size a
+        # second array of (tile, V) would leave the CPU's cache.
         slope, log_probs = self._probs, None
         self._probs = None
         if slope is None or to_entropy is not None:
@@ -243,11 +263,14 @@ class _NumpyTile:
         if to_entropy is not None and log_probs is not None:
             entropy = -np.einsum("ij,ij->i", slope, log_probs)[:, None]
             factor = -np.array(to_entropy)[:, None] * (log_probs + entropy)
+            # dL/dl = a·(onehot − p) − b·p·(log p + H), with a and b the gradients that arrive for
+            # log-prob and entropy: p times the bracket (−b·(log p + H) − a), then a at the target.
             slope *= factor if to_logp is None else factor - np.array(to_logp)[:, None]
         elif to_logp is not None:
             slope *= -np.array(to_logp)[:, None]
         if to_logp is not None:
             slope[self._rows, self._targets] += np.array(to_logp)
+        # Through the family's own function of the logits (soft cap, scale): its derivative at each.
         return mx.array(slope if self._rate is None else slope * self._rate)
 
     def with_slope(self, product: mx.array) -> tuple[Stats | None, mx.array]:
@@ -259,6 +282,8 @@ class _NumpyTile:
         """Logits less their row's maximum, the exponentials of that, and the maxima."""
         logits = product.astype(mx.float32)
         mx.eval(logits)
+        # A view, not a copy: what follows is written over MLX's own result, which nobody else
+        # reads.
         shifted = np.array(logits, copy=False)
         if self._transform is not None:
             self._transform.in_place(shifted)

@@ -56,6 +56,8 @@ class WeightProduct:
 
     def logits(self, rows: mx.array, trained: Sequence[mx.array]) -> mx.array:
         """rows · Wᵀ, the rows first rounded to the weight's type."""
+        # Rounding first makes this the same product on every path: with the weight widened once, in
+        # parts, or as a gradient's argument.
         rows = rows.astype(self._weight.dtype).astype(mx.float32)
         if trained:
             return rows @ trained[0].astype(mx.float32).T
@@ -85,6 +87,8 @@ class WeightProduct:
     ) -> tuple[mx.array, ...]:
         """slope · W, slopeᵀ · rows."""
         (weight,) = trained
+        # Gradients in the head's own type, as autocast's backward has them: what is rounded is the
+        # slope (between -1 and 1), never the logits.
         slope = slope.astype(weight.dtype)
         return slope @ weight, slope.T @ rows.astype(weight.dtype)
 
@@ -131,6 +135,9 @@ class LayerProduct:
         layer: Any = self._layer
         if not trained:
             return self._call(rows)
+        # The layer's arrays are swapped for the arguments of the function being differentiated: MLX
+        # traces through them. They are put back whatever happens, or a tracer would stay in the
+        # model.
         before = layer.trainable_parameters()
         layer.update(tree_unflatten(list(zip(self._names, trained, strict=True))))
         try:
