@@ -1,9 +1,11 @@
 """How much memory a training step needs on an NVIDIA GPU, from the shapes of its micro-batch and of
 the model alone.
 
-    need = weights + optimizer + gradients + 1.3 · kept + head kept = tokens · Σ over blocks of
-    (outputs of its linear layers, and their inputs, once where layers share one) head = 5 tiles of
-    float32 logits (product, probabilities, slope, their copies in the weights' type)
+    need = weights + optimizer + gradients + 1.3 · kept + head
+    kept = tokens · Σ over blocks of (outputs of its linear layers, and their inputs, once where
+           layers share one)
+    head = 5 tiles of float32 logits (product, probabilities, slope, their copies in the weights'
+           type)
 
 Blocks that recompute keep one hidden state; one of them is whole at a time. The factor is what
 lives beside what a backward pass reads, measured on an H200. A step gets the need as MLX's memory
