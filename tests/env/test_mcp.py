@@ -117,21 +117,28 @@ def test_a_server_that_hangs_is_started_again_while_others_work() -> None:
     assert [line for line in told if "`bad`: it answered no call any more" in line]
 
 
-def test_a_server_that_never_comes_back_is_given_up(tmp_path: Path) -> None:
-    script = tmp_path / "once.py"
+def test_a_server_that_does_not_come_back_costs_no_time_and_is_tried_on(tmp_path: Path) -> None:
+    script, broken = tmp_path / "server.py", tmp_path / "broken"
     script.write_text(
-        f"import os, sys\nif os.path.exists({str(tmp_path / 'ran')!r}): sys.exit('Error: only once')\n"
-        f"open({str(tmp_path / 'ran')!r}, 'w').close()\nos.execv(sys.executable, {[sys.executable, SCRIPT]!r})\n"
+        f"import os, sys\nif os.path.exists({str(broken)!r}): sys.exit('Error: out of order')\n"
+        f"os.execv(sys.executable, {[sys.executable, SCRIPT]!r})\n"
     )
     told: list[str] = []
-    limits = McpLimits(call_seconds=60, restarts=2, backoff_seconds=0.05)
+    limits = McpLimits(call_seconds=60, restarts=2, backoff_seconds=0.05, backoff_most=0.5)
     server = McpServer("once", (sys.executable, str(script)))
     with McpClient([server], limits, tell=told.append) as client:
+        broken.touch()
         assert client.call("die", {}).reason == "gone"
         later = client.call("add", {"a": 1, "b": 1})
         assert later.reason == "gone"
-        assert "Error: only once; given up after 2 restarts" in later.text
-    assert "given up" in told[-1]
+        assert "Error: out of order; given up after 2 restarts" in later.text
+        broken.unlink()
+        until = time.monotonic() + 60
+        while client.call("add", {"a": 1, "b": 1}).text != "2" and time.monotonic() < until:
+            time.sleep(0.05)
+        assert client.call("add", {"a": 1, "b": 2}).text == "3"
+    assert "given up after 2 restarts, and tried again every 0.5 s" in told[-2]
+    assert told[-1] == "MCP server `once`: it is back"
 
 
 def test_no_process_is_left_when_chuk_is_killed(tmp_path: Path) -> None:

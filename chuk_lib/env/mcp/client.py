@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from chuk_lib.env.mcp.recording import McpRecording
 from chuk_lib.env.mcp.servers import McpError, McpServer
-from chuk_lib.env.mcp.supervisor import McpLimits, McpResult, Supervisor
+from chuk_lib.env.mcp.supervisor import McpLimits, Supervisor
+from chuk_lib.env.mcp.words import McpResult
 from chuk_lib.errors import ConfigError
 
 
