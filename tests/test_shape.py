@@ -19,7 +19,8 @@ from chuk_lib import __version__
 from tests.conftest import ROOT, RunChuk, chuk_environment
 from tests.walls import Edges, cycles, reached, rooms
 
-SOURCES = sorted([*(ROOT / "chuk_lib").rglob("*.py"), *(ROOT / "chuk_cli").rglob("*.py")])
+PACKAGES = ("chuk", "chuk_cli", "chuk_lib")
+SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 HEAVY = {
     "mlx",
     "mlx_lm",
@@ -214,9 +215,7 @@ def test_a_cycle_through_packages_is_found_however_it_is_imported(
 def classes(root: Path) -> dict[str, list[str]]:
     """The public classes of the project by name, each with the files that define one."""
     found: dict[str, list[str]] = {}
-    for path in sorted(
-        path for top in ("chuk_lib", "chuk_cli") for path in (root / top).rglob("*.py")
-    ):
+    for path in sorted(path for top in PACKAGES for path in (root / top).rglob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(path.relative_to(root).as_posix())
