@@ -170,7 +170,7 @@ class McpClient:
             for tool in await supervisor.connect()
             if self._is_sound(name, tool)
         ]
-        if self._recording is not None:
+        if self._recording is not None and name not in self._recording.tools:
             self._recording.server(name, tools)
         return tools
 
@@ -192,12 +192,14 @@ class McpClient:
         """The tools that are allowed, with unique names. A pattern that fits nothing is refused."""
         found: list[tuple[str, dict[str, Any]]] = []
         for server in self.servers:
+            if server.name in self.failed:
+                continue
             own = offered.get(server.name, [])
             names = [tool["name"] for tool in own]
             kept = _fitting(names, server.tools, f"`tools` of server `{server.name}`")
             found += [(server.name, tool) for tool in own if tool["name"] in kept]
         spelled = [f"{server}:{tool['name']}" for server, tool in found]
-        wanted = _fitting(spelled, self._allowed, "`--mcp-tool`")
+        wanted = _fitting(spelled, self._allowed, "`--mcp-tool`", strict=not self.failed)
         found = [one for one, name in zip(found, spelled, strict=True) if name in wanted]
         if not found and not self.failed:
             raise ConfigError("the MCP servers offer no tool", "`chuk env mcp ls` shows them")
@@ -229,7 +231,7 @@ class McpClient:
 
     async def _supervisor(self, server: str) -> Supervisor:
         """The server's supervisor; connects first when the recording made that needless so far."""
-        if server not in self._supervisors:
+        if server not in self._supervisors and server not in self._connecting:
             self._tell(f"MCP server `{server}` is asked: the recording does not hold this call")
             self._connecting[server] = asyncio.ensure_future(self._connected(server))
         if server in self._connecting:
@@ -258,8 +260,11 @@ def _function(client: McpClient, tool: McpTool) -> Callable[..., str]:
     return call
 
 
-def _fitting(names: Sequence[str], patterns: Sequence[str] | None, where: str) -> set[str]:
-    """The names that some patterns fit, as `server:tool` or as `tool`; all without patterns."""
+def _fitting(
+    names: Sequence[str], patterns: Sequence[str] | None, where: str, strict: bool = True
+) -> set[str]:
+    """The names that some patterns fit, as `server:tool` or as `tool`; all without patterns. A
+    `strict` pattern that fits none is a ConfigError."""
     if patterns is None:
         return set(names)
     kept: set[str] = set()
@@ -270,7 +275,7 @@ def _fitting(names: Sequence[str], patterns: Sequence[str] | None, where: str) -
             if fnmatch.fnmatchcase(name, pattern)
             or fnmatch.fnmatchcase(name.partition(":")[2] or name, pattern)
         }
-        if not fits:
+        if not fits and strict:
             there = ", ".join(name.rpartition(":")[2] for name in names) or "none"
             raise ConfigError(f"{where}: no tool is called `{pattern}`", f"there are: {there}")
         kept |= fits
