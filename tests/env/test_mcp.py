@@ -62,7 +62,17 @@ def test_a_server_that_dies_floods_and_lies_is_named_and_the_run_goes_on() -> No
         assert "KEY" in variables
         assert not [name for name in variables if name.startswith(("OMP", "PYTHON", "CHUK"))]
         task = HybridTask.from_row({"prompt": "1 + 2?", "goal": {"expected_answer": "3"}})
-        orchestrator = Orchestrator(client.functions())
+        functions = client.functions()
+        assert vars(functions["good_add"])["schema"]["function"] == {
+            "name": "good_add",
+            "description": "The tool add.",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"type": "number"}, "b": {"type": "number"}},
+                "required": ["a", "b"],
+            },
+        }
+        orchestrator = Orchestrator(functions)
         orchestrator.reset(task)
         assert orchestrator.step("TOOL: good_add(a=1)").parts == {"step": -0.01, "invalid": -0.1}
         orchestrator.step("TOOL: good_add(a=1, b=2)")

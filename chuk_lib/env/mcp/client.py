@@ -33,6 +33,12 @@ class McpTool:
     description: str
     parameters: Mapping[str, Any]
 
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What chat templates show of it."""
+        about = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": about}
+
 
 class McpClient:
     """The servers of a run. Use it as a context: entering connects to all of them, leaving ends
@@ -106,8 +112,9 @@ class McpClient:
         return asyncio.run_coroutine_threadsafe(self._call(tool, arguments, place), self._loop)
 
     def functions(self) -> dict[str, Callable[..., str]]:
-        """The tools as functions of keyword arguments that return text, with signature and
-        docstring. They raise McpError, whose message is for the model, when a call fails."""
+        """The tools as functions of keyword arguments that return text, with name, docstring,
+        signature and `schema`. They raise McpError, whose message is for the model, when a call
+        fails."""
         return {tool.name: _function(self, tool) for tool in self.tools}
 
     def close(self) -> None:
@@ -247,6 +254,7 @@ def _function(client: McpClient, tool: McpTool) -> Callable[..., str]:
         return result.text
 
     call.__name__, call.__doc__ = tool.name, tool.description
+    vars(call)["schema"] = tool.schema
     names = tool.parameters.get("properties") or {}
     required = tool.parameters.get("required") or ()
     if all(name.isidentifier() for name in names):
@@ -256,7 +264,7 @@ def _function(client: McpClient, tool: McpTool) -> Callable[..., str]:
             )
             for name in names
         ]
-        setattr(call, "__signature__", Signature(parameters))  # noqa: B010  (read by `inspect`)
+        vars(call)["__signature__"] = Signature(parameters)  # what `inspect` reads
     return call
 
 
