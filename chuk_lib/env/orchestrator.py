@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -13,6 +12,7 @@ from typing import Any
 
 from chuk_lib.env.actions import ANSWER, DELEGATE, RESULT, TOOL, Action, parse_actions
 from chuk_lib.env.observation import HybridObservation
+from chuk_lib.env.place import tool_thread
 from chuk_lib.env.reward import Ended, Happened, HybridReward
 from chuk_lib.env.task import HybridTask
 from chuk_lib.errors import ChukError
@@ -214,7 +214,7 @@ def run_within(
         except Exception as error:  # a tool is the user's code: what it raises is its result
             answers.put((f"Error: {type(error).__name__}: {error}", True))
 
-    threading.Thread(target=run, name="chuk-tool", daemon=True).start()
+    tool_thread(run, "chuk-tool").start()
     try:
         return answers.get(timeout=seconds)
     except Empty:

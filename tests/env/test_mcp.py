@@ -17,7 +17,8 @@ import pytest
 from chuk_lib.env.mcp.client import McpClient
 from chuk_lib.env.mcp.servers import McpError, McpServer, mcp_servers
 from chuk_lib.env.mcp.supervisor import McpLimits
-from chuk_lib.env.orchestrator import Orchestrator
+from chuk_lib.env.orchestrator import Orchestrator, run_within
+from chuk_lib.env.place import PLACE
 from chuk_lib.env.task import HybridTask
 from chuk_lib.errors import ConfigError, DataError
 from tests.conftest import RunChuk, chuk_environment
@@ -183,7 +184,9 @@ def test_a_recorded_run_is_repeated_without_the_server(tmp_path: Path) -> None:
     gone = McpServer("s", ("no-such-command",))
     with McpClient([gone], FAST, record=record, tell=told.append) as client:
         assert client.tools == tools
-        assert client.call("count", {}, place="7/0").text == placed
+        before = PLACE.set("7/0")
+        assert run_within(30, client.functions()["count"], {}) == (placed, False)
+        PLACE.reset(before)
         assert [client.call("count", {}).text for _ in range(3)] == first
         assert told == []
         assert client.call("count", {}).reason == "gone"

@@ -19,6 +19,7 @@ from chuk_lib.env.mcp.recording import McpRecording
 from chuk_lib.env.mcp.servers import McpError, McpServer
 from chuk_lib.env.mcp.supervisor import McpLimits, Supervisor
 from chuk_lib.env.mcp.words import McpResult
+from chuk_lib.env.place import PLACE
 from chuk_lib.errors import ConfigError
 
 
@@ -248,7 +249,7 @@ class McpClient:
 
 def _function(client: McpClient, tool: McpTool) -> Callable[..., str]:
     def call(**arguments: Any) -> str:
-        result = client.call(tool.name, arguments)
+        result = client.call(tool.name, arguments, PLACE.get())
         if result.reason:
             raise McpError(result.text)
         return result.text
