@@ -47,11 +47,16 @@ class OutputHead:
     transform: LogitTransform | None = None
 
     def hidden(
-        self, model: nn.Module, input_ids: mx.array, segment_ids: mx.array | None = None
+        self,
+        model: nn.Module,
+        input_ids: mx.array,
+        segment_ids: mx.array | None = None,
+        cache: Any = None,
     ) -> mx.array:
         """Hidden states (B, T, H) after the final norm, or logits (B, T, V) when the model is not
-        split."""
-        cache = None if segment_ids is None else segment_caches(model, segment_ids)
+        split. `cache`: the layers' caches of what came before."""
+        if segment_ids is not None:
+            cache = segment_caches(model, segment_ids)
         run = getattr(self._language_model(model), self.body) if self.split else model
         return cast(mx.array, run(input_ids, cache=cache))
 

@@ -40,12 +40,15 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.process import uncompiled as uncompiled
     from chuk_lib.runtime.process import users_own as users_own
     from chuk_lib.runtime.process import without_values as without_values
+    from chuk_lib.runtime.world import World as World
+    from chuk_lib.runtime.world import this_world as this_world
 
 _HOMES = {
     "BlasStatus": "blas",
     "DeviceMemory": "memory_use",
     "MemoryUse": "memory_use",
     "RuntimeStatus": "device",
+    "World": "world",
     "adapt_threads": "device",
     "await_kernels": "device",
     "computing": "process",
@@ -73,6 +76,7 @@ _HOMES = {
     "tile_bytes": "limits",
     "uncompiled": "process",
     "users_own": "process",
+    "this_world": "world",
     "without_values": "process",
 }
 
