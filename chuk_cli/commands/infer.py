@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from chuk_cli.command import App
+from chuk_cli.errors import FAILURE
 from chuk_cli.options import (
     ImplementationOption,
     JsonOption,
@@ -24,6 +25,8 @@ from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.models.config import Implementation
 
 if TYPE_CHECKING:
+    from chuk_lib.inference.constraints import TextRule
+    from chuk_lib.inference.decoder.guides import Constraint
     from chuk_lib.inference.prompts import Prompt
 
 app = App(add_completion=False)
@@ -41,6 +44,10 @@ def _sampling_option(*names: str, help: str, metavar: str | None = None) -> Any:
 
 def _rows_option(*names: str, help: str, metavar: str | None = None, **more: Any) -> Any:
     return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Rows", **more)
+
+
+def _rule_option(*names: str, help: str, metavar: str) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Rule")
 
 
 AdapterOption = Annotated[
@@ -125,6 +132,18 @@ ResumeOption = Annotated[
     bool, _rows_option("--resume", help="Go on after the answers that --output holds.")
 ]
 
+SchemaOption = Annotated[
+    str | None,
+    _rule_option("--schema", help="Write JSON that fits this JSON schema.", metavar="FILE"),
+]
+RegexOption = Annotated[
+    str | None,
+    _rule_option("--regex", help="Write text of which the whole matches this.", metavar="PATTERN"),
+]
+GrammarOption = Annotated[
+    str | None, _rule_option("--grammar", help="Write text of this Lark grammar.", metavar="FILE")
+]
+
 
 @app.command()
 def infer(
@@ -141,6 +160,9 @@ def infer(
     max_tokens: MaxTokensOption = _DEFAULT.max_tokens,
     stop: StopOption = None,
     seed: DrawOption = _DEFAULT.seed,
+    schema: SchemaOption = None,
+    regex: RegexOption = None,
+    grammar: GrammarOption = None,
     input: InputOption = None,
     output: AnswersOption = None,
     column: ColumnOption = None,
@@ -158,22 +180,30 @@ def infer(
     The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an
     answer and Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a
     row's own temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, stop and seed count
-    for it.
+    for it. With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
+    says that an answer is not whole.
 
     Examples:
       chuk infer --model runs/first --prompt "What is 2 + 3?"
       chuk infer -m ./base --adapter ./adapter -p "Hello" --temperature 0.7 --top-p 0.9 --seed 1
       cat question.txt | chuk infer --model runs/first --quiet > answer.txt
       chuk infer --model runs/first
+      chuk infer --model runs/first -p "Describe a cat as JSON." --schema cat.json
       chuk infer --model runs/first --input prompts.jsonl --output answers.jsonl --resume
     """
     from chuk_cli.infer.rows import answer_all, job_of
+    from chuk_cli.infer.rules import rule_of
 
     out = Out.of(json, quiet)
     job = job_of(input, output, column, samples, logprobs, resume, overwrite, prompt)
     sampling = SamplingConfig(
         temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
     )
+    rule = rule_of(schema, regex, grammar)
+
+    def load() -> tuple[Any, Any]:
+        return _load(out, model, adapter, implementation, prepares=rule is not None)
+
     if job is not None:
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
         answer_all(
@@ -182,13 +212,14 @@ def infer(
             chat,
             system,
             out,
-            lambda: _load(out, model, adapter, implementation),
+            load,
             made_with,
+            rule,
         )
         return
     out.warn_of_idle(sampling.idle)
     text = _given_prompt(prompt)
-    _answer_or_talk(_load(out, model, adapter, implementation), text, sampling, chat, system, out)
+    _answer_or_talk(load(), text, sampling, chat, system, out, rule)
 
 
 def _answer_or_talk(
@@ -198,6 +229,7 @@ def _answer_or_talk(
     chat: bool | None,
     system: str | None,
     out: Out,
+    rule: TextRule | None,
 ) -> None:
     """One answer, or a conversation where there is no prompt."""
     model, tokenizer = loaded
@@ -205,16 +237,21 @@ def _answer_or_talk(
         from chuk_lib.inference.prompts import expects_chat
 
         chat = expects_chat(model)
-    writer = _Writer(model, tokenizer, sampling, chat, out)
+    constraint = None if rule is None else rule.bound(tokenizer)
+    writer = _Writer(model, tokenizer, sampling, chat, out, constraint)
     if text is None:
         _converse(writer, system)
     else:
-        writer.tell(writer.answer(text, system))
+        answer = writer.answer(text, system)
+        writer.tell(answer)
+        if answer.problem is not None:
+            raise typer.Exit(FAILURE)
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """An answer with what is known about it; its fields are the keys of the JSON output."""
+    """An answer with what is known about it; its fields are the keys of the JSON output. `problem`:
+    why it is not what a rule wants."""
 
     text: str
     finish_reason: str
@@ -222,6 +259,7 @@ class _Answer:
     generation_tokens: int
     seconds: float
     tokens_per_second: float
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -233,6 +271,7 @@ class _Writer:
     sampling: SamplingConfig
     chat: bool | None
     out: Out
+    constraint: Constraint | None = None
 
     def answer(self, prompt: Prompt, system: str | None = None) -> _Answer:
         """Write the answer to stdout as it comes (not in JSON mode)."""
@@ -241,19 +280,26 @@ class _Writer:
 
         ids = encode_prompt(self.tokenizer, prompt, chat=self.chat, system=system)
         began, pieces, reason, count = time.perf_counter(), [], "length", 0
-        for chunk in stream(self.model, self.tokenizer, ids, self.sampling):
+        problem, rule = None, self.constraint
+        for chunk in stream(self.model, self.tokenizer, ids, self.sampling, constraint=rule):
             count += 1
             pieces.append(chunk.text)
-            reason = chunk.finish_reason or reason
+            reason, problem = chunk.finish_reason or reason, chunk.problem
             self._write(chunk.text)
         seconds, text = time.perf_counter() - began, "".join(pieces)
         if not text.endswith("\n"):
             self._write("\n")
-        return _Answer(text, reason, len(ids), count, round(seconds, 4), round(count / seconds, 2))
+        rate = round(count / seconds, 2)
+        return _Answer(text, reason, len(ids), count, round(seconds, 4), rate, problem)
 
     def tell(self, answer: _Answer) -> None:
         """The JSON line, or the numbers on stderr."""
-        self.out.line(asdict(answer))
+        record = asdict(answer)
+        if self.constraint is None:
+            del record["problem"]
+        self.out.line(record)
+        if answer.problem is not None:
+            self.out.warn(f"the answer is not whole: {answer.problem}", "raise `--max-tokens`")
         ended = {"eos": "", "stop": ", ended by a stop text", "length": ", cut at the limit"}[
             answer.finish_reason
         ]
@@ -269,12 +315,19 @@ class _Writer:
             sys.stdout.flush()
 
 
-def _load(out: Out, model: str, adapter: str | None, implementation: str) -> tuple[Any, Any]:
+def _load(
+    out: Out, model: str, adapter: str | None, implementation: str, prepares: bool
+) -> tuple[Any, Any]:
+    """Model and tokenizer; `prepares` the latter for rules meanwhile."""
     with out.status(f"Loading `{model}` …"):
+        from chuk_lib.inference.constraints import prepare_tokens
         from chuk_lib.models import load_model, provenance_of
 
         loaded, tokenizer = load_model(
-            model, adapter=adapter, implementation=cast(Implementation, implementation)
+            model,
+            adapter=adapter,
+            implementation=cast(Implementation, implementation),
+            on_tokenizer=prepare_tokens if prepares else None,
         )
     for note in provenance_of(loaded).notes:
         out.say(f"note: {note}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from chuk_cli.completion import run_paths
 from chuk_cli.options import JsonOption, QuietOption
 from chuk_cli.out import Out
 from chuk_cli.ranks import CommTimeoutOption, NprocOption, over_ranks
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory.", autocompletion=run_paths)
+    ],
     max_steps: Annotated[
         int | None, typer.Option("--max-steps", min=1, help="New last step.")
     ] = None,

@@ -21,8 +21,9 @@ from chuk_lib.experts import cells
 from chuk_lib.experts.actions import Actions
 from chuk_lib.experts.cells import Pass, Weights
 from chuk_lib.experts.config import ExpertConfig
+from chuk_lib.models.hf_config import EXPERT
 
-ABOUT, WEIGHTS = "expert.json", "model.safetensors"
+ABOUT, WEIGHTS = EXPERT, "model.safetensors"
 _NORM = "normalizer."
 
 

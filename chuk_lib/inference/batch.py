@@ -24,6 +24,7 @@ import numpy as np
 from chuk_lib.errors import ChukError, ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.decoder import Decoder
+from chuk_lib.inference.decoder.guides import Constraint
 from chuk_lib.inference.decoder.rows import Request, Row
 from chuk_lib.inference.prompts import encode_prompt, room
 from chuk_lib.inference.text import decode
@@ -34,6 +35,7 @@ WINDOW = 1024
 in memory."""
 MOST_LOGPROBS = 20
 _STEP = 256  # tokens of one forward pass when likelier tokens are looked up
+_NO_NUMBER = "the model's output is not a number: its weights may be damaged"
 _WORDS = {float: "a number", int: "a whole number"}
 _OWN: dict[str, type] = {
     "temperature": float,
@@ -101,6 +103,7 @@ def answer_rows(
     settings: BatchSettings,
     on_row: Callable[[dict[str, Any]], None],
     *,
+    constraint: Constraint | None = None,
     token_budget: int | None = None,
     window: int = WINDOW,
     there: Callable[[InputRow], int] = lambda row: 0,
@@ -109,12 +112,15 @@ def answer_rows(
     with `error`.
 
     An answer has `line`, `sample` (when there are several), `input` (the row's columns), `text`,
-    `finish_reason`, `prompt_tokens`, `generation_tokens`, `seed` (unless greedy), and `logprobs`
-    when asked for. `token_budget` bounds rows × columns of cache. `there` says how many of a row's
-    answers exist already: those are not given. Raises ModelError when the model's output is not a
-    number; what was given until then stands."""
+    `finish_reason`, `prompt_tokens`, `generation_tokens`, `seed` (unless greedy), `problem` (with a
+    `constraint`: why the text is not what that wants, or None), and `logprobs` when asked for.
+    `token_budget` bounds rows × columns of cache. `there` says how many of a row's answers exist
+    already: those are not given. An answer for which the model's output is not a number has `error`
+    too; the others go on."""
     with Decoder(model, tokenizer, token_budget=token_budget) as decoder:
-        work = _Work(model, tokenizer, decoder, settings, iter(rows), on_row, window, there)
+        work = _Work(
+            model, tokenizer, decoder, settings, iter(rows), on_row, window, there, constraint
+        )
         while work.fill():
             decoder.run(work.ended)
 
@@ -141,6 +147,7 @@ class _Work:
         on_row: Callable[[dict[str, Any]], None],
         window: int,
         there: Callable[[InputRow], int],
+        constraint: Constraint | None,
     ) -> None:
         self._model, self._tokenizer, self._decoder, self._settings = (
             model,
@@ -149,6 +156,7 @@ class _Work:
             settings,
         )
         self._rows, self._on_row, self._window, self._there = rows, on_row, window, there
+        self._constraint = constraint
         self._waiting: deque[_Answer] = deque()  # in the order of the input
         self._running: dict[Row, _Answer] = {}
 
@@ -205,19 +213,26 @@ class _Work:
         )
         check_prompt_tokens(self._model, self._tokenizer, [ids])
         room(self._model, len(ids), config.max_tokens)
-        return [Request(ids, config, member=member) for member in range(settings.samples)]
+        return [
+            Request(ids, config, member=member, constraint=self._constraint)
+            for member in range(settings.samples)
+        ]
 
     def _result(self, answer: _Answer, row: Row) -> dict[str, Any]:
         config, asked = row.request.config, self._settings
+        sample = {"sample": answer.member} if asked.samples > 1 else {}
+        if row.reason == "failed":
+            return {**_failed(answer.row, _NO_NUMBER), **sample}
         return {
             "line": answer.row.line,
-            **({"sample": answer.member} if asked.samples > 1 else {}),
+            **sample,
             "input": answer.row.columns,
             "text": row.text,
             "finish_reason": row.reason,
             "prompt_tokens": len(row.request.ids),
             "generation_tokens": len(row.ids),
             **({} if config.greedy else {"seed": config.seed}),
+            **({} if self._constraint is None else {"problem": row.problem}),
             **({} if asked.logprobs is None else {"logprobs": self._logprobs(row, asked.logprobs)}),
         }
 

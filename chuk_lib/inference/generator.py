@@ -11,6 +11,7 @@ import mlx.nn as nn
 
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.decoder import Decoder
+from chuk_lib.inference.decoder.guides import Constraint
 from chuk_lib.inference.decoder.rows import Request, Row
 from chuk_lib.inference.decoder.sampling import global_seed
 from chuk_lib.inference.prompts import Prompt, encode_prompt, expects_chat
@@ -25,19 +26,22 @@ BATCH_ROWS = 256
 class Chunk:
     """One token of a stream. `text` is what became certain with it and may be empty; `logprob` is
     that of softmax(logits / temperature), before filters (temperature 1 when sampling is greedy).
-    The last chunk has the `finish_reason`."""
+    The last chunk has the `finish_reason`, and the `problem` of a text that is not what its
+    constraint wants."""
 
     text: str
     token: int
     logprob: float
     finish_reason: FinishReason | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
     """What a model wrote. `tokens` holds all that was generated, a final end token included; `text`
     ends before it, and before a stop text. `seconds` is the whole call, shared by rows that ran
-    together. `logprobs`, when asked for: one a token, as of a `Chunk`."""
+    together. `logprobs`, when asked for: one a token, as of a `Chunk`. `problem`: why the text is
+    not what a constraint wants."""
 
     text: str
     tokens: tuple[int, ...]
@@ -45,6 +49,7 @@ class Completion:
     prompt_tokens: int
     seconds: float
     logprobs: tuple[float, ...] | None = None
+    problem: str | None = None
 
     @property
     def generation_tokens(self) -> int:
@@ -65,8 +70,10 @@ def stream(
     *,
     chat: bool | None = None,
     system: str | None = None,
+    constraint: Constraint | None = None,
 ) -> Iterator[Chunk]:
-    """Yield a Chunk a token. For `prompt`, `chat` and `system` see `encode_prompt`.
+    """Yield a Chunk a token. For `prompt`, `chat` and `system` see `encode_prompt`, for
+    `constraint` `constraints`.
 
     Raises ModelError when the prompt does not fit the context or the model's output is not a
     number."""
@@ -74,15 +81,15 @@ def stream(
     chat = expects_chat(model) if chat is None and system is None else chat
     ids = encode_prompt(tokenizer, prompt, chat=chat, system=system)
     with Decoder(model, tokenizer, most_rows=1) as decoder:
-        (row,) = decoder.submit([Request(ids, config, eager=True)])
+        (row,) = decoder.submit([Request(ids, config, eager=True, constraint=constraint)])
         text = _Text(tokenizer, config.stop)
         while row.reason is None:
             step = decoder.step()
+            row.raise_failed()
             token, logprob = int(step.tokens[0]), float(step.logps[0])
             reason: Any = row.reason
-            yield Chunk(
-                text.add(token) if reason is None else text.rest(row.text), token, logprob, reason
-            )
+            piece = text.add(token) if reason is None else text.rest(row.text)
+            yield Chunk(piece, token, logprob, reason, row.problem)
 
 
 def generate(
@@ -94,10 +101,18 @@ def generate(
     chat: bool | None = None,
     system: str | None = None,
     logprobs: bool = False,
+    constraint: Constraint | None = None,
 ) -> Completion:
     """The completion of one prompt; see `stream`."""
     return generate_many(
-        model, tokenizer, [prompt], config, chat=chat, system=system, logprobs=logprobs
+        model,
+        tokenizer,
+        [prompt],
+        config,
+        chat=chat,
+        system=system,
+        logprobs=logprobs,
+        constraint=constraint,
     )[0]
 
 
@@ -111,6 +126,7 @@ def generate_many(
     system: str | None = None,
     logprobs: bool = False,
     batch_rows: int = BATCH_ROWS,
+    constraint: Constraint | None = None,
 ) -> list[Completion]:
     """Completions of many prompts in their order, decoded together, at most `batch_rows` at once.
 
@@ -124,8 +140,13 @@ def generate_many(
     if not encoded:
         return []
     with Decoder(model, tokenizer, most_rows=1 if len(encoded) == 1 else batch_rows) as decoder:
-        rows = decoder.submit([Request(ids, config, number) for number, ids in enumerate(encoded)])
-        decoder.run()
+        rows = decoder.submit(
+            [
+                Request(ids, config, number, constraint=constraint)
+                for number, ids in enumerate(encoded)
+            ]
+        )
+        decoder.run(Row.raise_failed)
     seconds = time.perf_counter() - began
     return [_completion(row, seconds, logprobs) for row in rows]
 
@@ -138,7 +159,13 @@ def _completion(row: Row, seconds: float, logprobs: bool) -> Completion:
     reason: Any = row.reason
     scores = tuple(row.logps.tolist()) if logprobs else None
     return Completion(
-        row.text, tuple(row.ids.tolist()), reason, len(row.request.ids), seconds, scores
+        row.text,
+        tuple(row.ids.tolist()),
+        reason,
+        len(row.request.ids),
+        seconds,
+        scores,
+        row.problem,
     )
 
 

@@ -59,6 +59,8 @@ def train(
             begin_rehearsal(algorithm, settings)
         trainer, dataset, eval_dataset = recipes.load(algorithm, settings, source, make_player)
         room = make_room(trainer, dataset, origins)
+        if room and {"gradient_checkpointing", "checkpointing_blocks"} & set(room.chosen):
+            begin_rehearsal(algorithm, replace(settings, **room.chosen))  # other kernels
 
         def open_run() -> Run:
             if not runtime.this_world().is_first:

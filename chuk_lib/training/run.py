@@ -34,7 +34,7 @@ from chuk_lib.training.checkpoints import (
 from chuk_lib.training.completions_log import CompletionsLog
 from chuk_lib.training.config import RunConfig, TrainerConfig, checked
 from chuk_lib.training.engine import Cadence, Hooks, Progress, fit
-from chuk_lib.training.identity import Inputs, changed_settings, compare, rows_around
+from chuk_lib.training.identity import Inputs, agree, changed_settings, compare, rows_around
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
 from chuk_lib.training.planning.footprint import StepLimit
 from chuk_lib.training.run_dir import RunDir, default_run_path
@@ -166,7 +166,7 @@ def run_training(
         run = _compared(run, job, config)
         progress = _restore(optimizer, run, job)
         if world.size > 1:
-            _agree(world, job, config, progress.step)
+            agree(world, job.inputs, as_dict(config), progress.step, job.steps)
         kept = CompletionsLog(run.directory.completions, progress.step)
         if not run.directory.is_described:
             _describe(run, config, job)
@@ -256,18 +256,6 @@ def _new_run(job: Job, config: RunConfig) -> Run:
         return Run(RunDir.elsewhere())
     named = str(job.about.get("model") or "own")
     return Run(RunDir.create(Path(config.output or default_run_path(job.name, named))))
-
-
-def _agree(world: runtime.World, job: Job, config: RunConfig, step: int) -> None:
-    """Raise TrainingError unless every process is about to train the same."""
-    settings = {name: value for name, value in as_dict(config).items() if name != "output"}
-    facts = {"chuk": __version__, "first step": step, "number of steps": job.steps}
-    world.check_same(
-        facts
-        | {f"setting {name}": repr(value) for name, value in settings.items()}
-        | {f"{name} (fingerprint)": value for name, value in job.inputs.all().items()},
-        "settings, data and models",
-    )
 
 
 def _compared(run: Run, job: Job, config: RunConfig) -> Run:

@@ -22,11 +22,12 @@ from chuk_lib.inference.decoder.draws import (
     seen_tokens,
 )
 from chuk_lib.inference.decoder.forwards import Decode, Forward, new_forward
+from chuk_lib.inference.decoder.likeliest import Likeliest, joined
 from chuk_lib.inference.decoder.llama import LlamaParts, read_llama
 from chuk_lib.inference.decoder.numpy_llama import NumpyLlama, Prefix, Remembered
 from chuk_lib.inference.decoder.prefill import Memory, extend_plain, prefill_plain
 from chuk_lib.inference.decoder.stores import Mix, Store, keeps_all, new_store
-from chuk_lib.runtime import on_cpu
+from chuk_lib.runtime import has_values, on_cpu
 from chuk_lib.runtime.cpu_math import view
 
 _PROBE = (1, 2)
@@ -47,6 +48,8 @@ class Engine(Protocol):
 
     mix: Mix
     drop_share: float
+    likeliest: Likeliest | None
+    """Of the tokens that `step` has returned, when a row asked for it."""
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
         """The memory of each prompt, for `admit`."""
@@ -67,6 +70,9 @@ class Engine(Protocol):
 
     def extend(self, memory: Any, ids: Sequence[int]) -> Any:
         """A memory, which is used up, with more tokens."""
+
+    def grow(self, memory: Any, ids: Sequence[int]) -> Any:
+        """The memory of the first tokens of a prompt, which is used up, with more of them."""
 
 
 def new_engine(
@@ -117,6 +123,7 @@ class NumpyEngine:
         self._model, self._rows = model, rows
         self._draws = Draws()
         self._tokens = np.zeros(0, np.int32)
+        self.likeliest: Likeliest | None = None
         self._seen: np.ndarray | None = None  # (B, V) bool, when a row has a repetition penalty
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Remembered]:
@@ -140,11 +147,13 @@ class NumpyEngine:
     def step(self, last: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """One token for each row, at once."""
         logits = self._rows.step(self._tokens)
+        self.likeliest = self._draws.likeliest(logits)
         self._tokens, logps = choose_rows(
             logits, self._draws.groups, self._draws.next(), self._seen
         )
         if self._seen is not None:
             self._seen[np.arange(len(logits)), self._tokens] = True
+        self._draws.follow(self._tokens)
         return self._tokens, logps
 
     def keep(self, rows: np.ndarray) -> None:
@@ -172,6 +181,16 @@ class NumpyEngine:
         return Remembered(
             memory.prefix, [(k[:, begin:], v[:, begin:]) for k, v in _views(held, length)]
         )
+
+    def grow(self, memory: Remembered, ids: Sequence[int]) -> Remembered:
+        """Through the model itself."""
+        before = [(_as_mlx(keys), _as_mlx(values)) for keys, values in memory.prefix]
+        length = memory.prefix[0][0].shape[1] + len(ids)
+        return Remembered(_views(extend_plain(self._model, before, ids), length))
+
+
+def _as_mlx(part: np.ndarray) -> mx.array:
+    return mx.array(part[None])
 
 
 def _joined(before: np.ndarray, after: np.ndarray) -> mx.array:
@@ -210,6 +229,8 @@ class ModelEngine:
         self._lazy = not on_cpu()
         self._tokens: Any = None  # (B,) chosen and not yet given to the model
         self._logps: Any = None
+        self._tops: Likeliest | None = None  # beside `_tokens`
+        self.likeliest: Likeliest | None = None
         self._read = True  # whether `_tokens` have been returned
         self._fed = np.zeros(0, np.int64)  # (B,) tokens in the store
         self._seen: Any = None  # (B, V) bool, when a row has a repetition penalty
@@ -236,10 +257,11 @@ class ModelEngine:
         """The tokens sent off before, while the next are computed."""
         if self._read:
             self._advance(self._draws)
-        tokens, logps = self._tokens, self._logps
+        tokens, logps, tops = self._tokens, self._logps, self._tops
         self._read = True
         if self._lazy and not last:
             self._advance(self._draws)
+        self.likeliest = None if tops is None else tops.read()
         return np.array(tokens, np.int32), np.array(logps, np.float32)
 
     def keep(self, rows: np.ndarray) -> None:
@@ -247,12 +269,13 @@ class ModelEngine:
         self._draws.keep(rows)
         self._fed = self._fed[rows]
         if not len(rows):
-            self._tokens = self._logps = self._seen = None
+            self._tokens = self._logps = self._seen = self._tops = None
             self._read = True
             return
         self._store.keep(rows)
-        index: Any = mx.array(rows) if self._lazy else rows
+        index: Any = mx.array(rows.astype(np.int32)) if self._lazy else rows
         self._tokens, self._logps = self._tokens[index], self._logps[index]
+        self._tops = None if self._tops is None else self._tops.keep(index)
         self._seen = None if self._seen is None or not self._draws.penalized else self._seen[index]
 
     def hold(self, row: int, length: int) -> Held | None:
@@ -268,6 +291,10 @@ class ModelEngine:
         """As the store does it."""
         return self._store.extend(memory, ids)
 
+    def grow(self, memory: Any, ids: Sequence[int]) -> Any:
+        """As any memory."""
+        return self._store.extend(memory, ids)
+
     def _begin(self, arrivals: Sequence[Arrival], memories: Sequence[Any]) -> None:
         """The first rows of a batch, with their first token."""
         runs = [list(run) for _, run in groupby(memories, key=id)]
@@ -277,16 +304,21 @@ class ModelEngine:
         self._fed = np.array([len(arrival.ids) - 1 for arrival in arrivals])
         if self._draws.penalized:
             self._seen = self._own(seen_tokens(arrivals, self._vocabulary()))
-        self._advance(self._draws)
+        self._advance(self._draws, first=True)
 
-    def _advance(self, draws: Draws) -> None:
-        """One step: of `_tokens` to the next ones."""
+    def _advance(self, draws: Draws, first: bool = False) -> None:
+        """One step: of `_tokens` to the next ones. `first`: those are of prompts."""
         if self._forward is None:
             self._forward = new_forward(self._model, self._store, self._decode)
         numbers = draws.next()
         tokens = self._tokens if isinstance(self._tokens, mx.array) else mx.array(self._tokens)
         logits = self._forward(tokens, len(numbers))
+        if draws.guided and not first:
+            # Guides need the tokens that the model runs on: sent off, it runs while they look.
+            mx.async_eval(logits)
+            draws.follow(np.array(tokens))
         if self._lazy:
+            self._tops = draws.likeliest(logits)
             chances = mx.array(numbers.astype(np.float32))
             self._tokens, self._logps = choose_rows_lazily(
                 logits, draws.groups, chances, self._seen
@@ -295,9 +327,14 @@ class ModelEngine:
                 self._seen = mx.put_along_axis(
                     self._seen, self._tokens[:, None], mx.array(True), axis=-1
                 )
-            mx.async_eval(self._tokens, self._logps)
+            mx.async_eval(self._tokens, self._logps, *(self._tops or ()))
+            if not has_values():
+                # What nobody chose may be no token at all: its row of the embedding would be read
+                # outside of it, which ends the process.
+                self._tokens, self._logps = mx.zeros_like(self._tokens), mx.zeros(len(numbers))
         else:
             rows = np.array(logits.astype(mx.float32))
+            self._tops = draws.likeliest(rows)
             self._tokens, self._logps = choose_rows(rows, draws.groups, numbers, self._seen)
             if self._seen is not None:
                 self._seen[np.arange(len(rows)), self._tokens] = True
@@ -314,6 +351,7 @@ class ModelEngine:
             self._seen = both([self._seen_or_none(), arrived._seen_or_none()])
         self._tokens = both([self._tokens, arrived._tokens])
         self._logps = both([self._logps, arrived._logps])
+        self._tops = joined(self._tops, len(self._fed), arrived._tops, len(arrived._fed))
         self._fed = np.concatenate([self._fed, arrived._fed])
         self._draws.join(arrived._draws)
 
