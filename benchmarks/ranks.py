@@ -34,7 +34,7 @@ from chuk_lib.models import create_model
 from chuk_lib.runtime.launcher import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS, INTERVAL, RANKS, PATIENCE, WATCHDOG = 60, 5, 3, 15.0, 3.0
+STEPS, INTERVAL, RANKS, PATIENCE, WATCHDOG = 60, 5, 3, 15.0, 10.0
 STOPPED = 128 + signal.SIGTERM
 REWARD = """
 def digits(completions, **kwargs):
@@ -169,10 +169,10 @@ def ended(process: subprocess.Popen[str], patience: float, tally: Tally) -> str:
         for pid in left:
             os.kill(pid, signal.SIGKILL)
     said = process.communicate()[1]
-    lines = [line for line in said.splitlines() if "error:" in line]
+    lines = [line for line in said.splitlines() if "error:" in line or "Timeout (" in line]
     if process.returncode == 0:
         tally.wrong.append("exit code 0")
-    if "Traceback" in said or "[ring]" in said:
+    if "Traceback" in said or "\n[ring]" in f"\n{said}":
         tally.wrong.append(f"noise: {said[-200:]}")
     if len(lines) != 1 and process.returncode not in (-signal.SIGKILL, STOPPED):
         tally.wrong.append(f"{len(lines)} lines of error: {lines}")
@@ -188,7 +188,9 @@ def hit(bench: Bench, tally: Tally, whole: dict[str, bytes], strike: Callable[..
     wait_for_step(run, process, bench.random.randrange(1, STEPS - 10))
     if process.poll() is None:
         strike(process.pid, children(process.pid))
-    ended(process, PATIENCE, tally)
+    ended(process, PATIENCE + WATCHDOG, tally)
+    if not (run / "config.yaml").exists():
+        raise SystemExit(f"it never began: {tally.wrong}")
     bench.run(["train", "resume", str(run), "--nproc", str(RANKS), "--quiet"])
     if newest(run) != whole:
         tally.wrong.append("resumed to other weights")
@@ -212,7 +214,9 @@ def by_hand(
     hosts = bench.folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
     ranks = [
-        bench.start(mine, MLX_RANK=str(rank), MLX_HOSTFILE=str(hosts))
+        bench.start(
+            [*mine, "--comm-timeout", str(WATCHDOG)], MLX_RANK=str(rank), MLX_HOSTFILE=str(hosts)
+        )
         for rank, mine in enumerate(words)
     ]
     began = time.monotonic()

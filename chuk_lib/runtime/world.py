@@ -301,6 +301,8 @@ def this_world() -> World:
         return World()
     import mlx.core as mx
 
+    # Joining waits without end too, and holds the interpreter: no thread of Python's can watch it.
+    faulthandler.dump_traceback_later(_timeout, exit=True)
     try:
         group = mx.distributed.init(strict=True, backend=backend)
     except (RuntimeError, ValueError) as error:
@@ -308,6 +310,8 @@ def this_world() -> World:
             f"this process cannot join the others of its run by {backend}: {error}",
             "see docs/devices.md, or run on one device",
         ) from None
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     world = World(group.rank(), group.size(), group, on_gpu=backend == "nccl")
     for variable in _JOINED:
         os.environ.pop(variable, None)
