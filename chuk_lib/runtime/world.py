@@ -113,13 +113,14 @@ class World:
             mx.eval(found)
         return found
 
-    def any(self, flag: bool) -> bool:
-        """Whether it holds on any rank."""
+    def votes(self, *flags: bool) -> list[bool]:
+        """For each flag whether it holds on any rank."""
         if self.size == 1:
-            return flag
+            return list(flags)
         import mlx.core as mx
 
-        return bool(self.sum(mx.array([float(flag)]), "a vote").item() > 0)
+        counts = self.sum(mx.array([float(flag) for flag in flags]), "votes").tolist()
+        return [count > 0 for count in counts]
 
     def gather(self, data: bytes, what: str = "what each has") -> list[bytes]:
         """The bytes of every rank, in the order of ranks, of any length."""
