@@ -37,6 +37,7 @@ GROUPS = {
     "infer": LazyCommand(
         "chuk_cli.commands.infer", "Generate text from a prompt or a pipe, or chat.", "Work"
     ),
+    "serve": LazyCommand("chuk_cli.commands.serve", "Answer HTTP requests with a model.", "Work"),
     "eval": LazyCommand("chuk_cli.commands.eval", "Measure a model on data.", "Work"),
     "data": LazyCommand("chuk_cli.commands.data", "Make, check and look at data.", "Prepare"),
     "batch": LazyCommand(
