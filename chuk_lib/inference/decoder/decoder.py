@@ -14,14 +14,19 @@ bits of a product)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NamedTuple
 
 import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.errors import ConfigError
-from chuk_lib.inference.decoder.budget import Budget, default_token_budget, limited
+from chuk_lib.inference.decoder.budget import (
+    Budget,
+    default_token_budget,
+    limited,
+    token_bytes,
+)
 from chuk_lib.inference.decoder.engine import Engine, new_engine
 from chuk_lib.inference.decoder.forwards import Decode
 from chuk_lib.inference.decoder.plain_store import COLUMNS
@@ -77,6 +82,7 @@ class Decoder:
         self._kv_bits, self._decode = kv_bits, decode
         self._ends = np.array(sorted(tokenizer.eos_token_ids), np.int32)
         self._ledger = Ledger()
+        self._bytes: int | None = None  # of cache that a token takes
         self._queue: Queue | None = None
         self._engine: Engine | None = None
         self._arriving: list[Row] = []  # rows whose prompts are run stretch by stretch
@@ -158,21 +164,28 @@ class Decoder:
     def step(self) -> Step:
         """Let rows join as there is room, and write one token of each. A row for which the model's
         output is not a number fails; the others go on."""
-        with computing():
+        with self._limited(), computing():
             return self._step()
 
     def run(self, on_end: Callable[[Row], None] | None = None) -> None:
         """Step until nothing waits or runs; `on_end` gets each row as it ends."""
-        columns = [row.columns for row in [*self._waiting, *self._active]]
-        if not columns:
-            return
-        needed = len(columns) * (max(columns) + COLUMNS)
-        with limited(self._model, min(self._waiting.budget.tokens, needed)), computing():
+        with self._limited(), computing():
             while self.busy:
                 for row in self._step().ended:
                     if on_end is not None:
                         with users_own():
                             on_end(row)
+
+    def _limited(self) -> AbstractContextManager[None]:
+        """On CUDA, MLX's memory limit for the rows that wait and run."""
+        columns = [row.columns for row in [*self._waiting, *self._active]]
+        needed = len(columns) * (max(columns, default=0) + COLUMNS)
+        return limited(self._token_bytes, min(self._waiting.budget.tokens, needed))
+
+    def _token_bytes(self) -> int:
+        if self._bytes is None:
+            self._bytes = token_bytes(self._model)
+        return self._bytes
 
     def _step(self) -> Step:
         self._admit()

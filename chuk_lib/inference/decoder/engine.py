@@ -27,7 +27,7 @@ from chuk_lib.inference.decoder.llama import LlamaParts, read_llama
 from chuk_lib.inference.decoder.numpy_llama import NumpyLlama, Prefix, Remembered
 from chuk_lib.inference.decoder.prefill import Memory, extend_plain, prefill_plain
 from chuk_lib.inference.decoder.stores import Mix, Store, keeps_all, new_store
-from chuk_lib.runtime import on_cpu
+from chuk_lib.runtime import has_values, on_cpu
 from chuk_lib.runtime.cpu_math import view
 
 _PROBE = (1, 2)
@@ -273,7 +273,7 @@ class ModelEngine:
             self._read = True
             return
         self._store.keep(rows)
-        index: Any = mx.array(rows) if self._lazy else rows
+        index: Any = mx.array(rows.astype(np.int32)) if self._lazy else rows
         self._tokens, self._logps = self._tokens[index], self._logps[index]
         self._tops = None if self._tops is None else self._tops.keep(index)
         self._seen = None if self._seen is None or not self._draws.penalized else self._seen[index]
@@ -328,6 +328,10 @@ class ModelEngine:
                     self._seen, self._tokens[:, None], mx.array(True), axis=-1
                 )
             mx.async_eval(self._tokens, self._logps, *(self._tops or ()))
+            if not has_values():
+                # What nobody chose may be no token at all: its row of the embedding would be read
+                # outside of it, which ends the process.
+                self._tokens, self._logps = mx.zeros_like(self._tokens), mx.zeros(len(numbers))
         else:
             rows = np.array(logits.astype(mx.float32))
             self._tops = draws.likeliest(rows)
