@@ -24,7 +24,12 @@ from tests.serving.servers import LLAMA, Server, data_of, serving
 
 TEXT = "/v1/completions"
 BAD = 250  # the token whose embedding is not a number, in the model that fails
-LONG = {"prompt": "hello", "max_tokens": 400, "temperature": 0, "logit_bias": {"2": -100, "250": -100}}
+LONG = {
+    "prompt": "hello",
+    "max_tokens": 400,
+    "temperature": 0,
+    "logit_bias": {"2": -100, "250": -100},
+}
 
 
 @pytest.fixture(scope="module")
