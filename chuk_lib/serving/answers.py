@@ -184,11 +184,19 @@ async def news_of(desk: Desk, plan: Plan) -> AsyncGenerator[News, None]:
             if news.error is not None:
                 raise news.error
             left -= news.row is not None
+            _check_form(news.row)
             yield news
     finally:
         if left:
             engine.cancel(errand)
         engine.closed(errand)
+
+
+def _check_form(row: Row | None) -> None:
+    """Refuse to give what ended by itself and is not what it was held to: what llguidance lets
+    pass, the finished text was checked for."""
+    if row is not None and row.problem and row.reason == "eos":
+        raise Refused(f"the answer is not what was asked for: {row.problem}", status=500)
 
 
 async def rows_of(desk: Desk, plan: Plan) -> list[Row]:
