@@ -35,8 +35,11 @@ GROUPS = {
         "chuk_cli.commands.runs", "List, show, watch, compare and report runs.", "Work"
     ),
     "infer": LazyCommand(
-        "chuk_cli.commands.infer", "Generate text from a prompt or a pipe, or chat.", "Work"
+        "chuk_cli.commands.infer",
+        "Generate text from a prompt, a pipe or the rows of a file.",
+        "Work",
     ),
+    "chat": LazyCommand("chuk_cli.commands.chat", "Talk with a model.", "Work"),
     "eval": LazyCommand("chuk_cli.commands.eval", "Measure a model on data.", "Work"),
     "data": LazyCommand("chuk_cli.commands.data", "Make, check and look at data.", "Prepare"),
     "batch": LazyCommand(

@@ -82,13 +82,18 @@ def stream(
     ids = encode_prompt(tokenizer, prompt, chat=chat, system=system)
     with Decoder(model, tokenizer, most_rows=1) as decoder:
         (row,) = decoder.submit([Request(ids, config, eager=True, constraint=constraint)])
-        text = _Text(tokenizer, config.stop)
-        while row.reason is None:
-            step = decoder.step()
-            token, logprob = int(step.tokens[0]), float(step.logps[0])
-            reason: Any = row.reason
-            piece = text.add(token) if reason is None else text.rest(row.text)
-            yield Chunk(piece, token, logprob, reason, row.problem)
+        yield from chunks_of(decoder, row, tokenizer)
+
+
+def chunks_of(decoder: Decoder, row: Row, tokenizer: Any) -> Iterator[Chunk]:
+    """Yield a Chunk a token of the only row of a decoder, an `eager` one, until it ends."""
+    text = _Text(tokenizer, row.request.config.stop)
+    while row.reason is None:
+        step = decoder.step()
+        token, logprob = int(step.tokens[0]), float(step.logps[0])
+        reason: Any = row.reason
+        piece = text.add(token) if reason is None else text.rest(row.text)
+        yield Chunk(piece, token, logprob, reason, row.problem)
 
 
 def generate(

@@ -22,7 +22,7 @@ import numpy as np
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.inference.decoder.budget import Budget, default_token_budget, limited
-from chuk_lib.inference.decoder.engine import Engine, new_engine
+from chuk_lib.inference.decoder.engine import Engine, Held, new_engine
 from chuk_lib.inference.decoder.forwards import Decode
 from chuk_lib.inference.decoder.plain_store import COLUMNS
 from chuk_lib.inference.decoder.queue import Queue
@@ -56,7 +56,8 @@ class Decoder:
 
     `token_budget` bounds rows × columns of cache (default: what the memory of the machine allows),
     `most_rows` the rows; 1 spares a look at whether the model takes rows of several lengths.
-    `kv_bits` quantizes the cache, `decode` is one of `forwards.py`. `peak_rows` is the largest
+    `kv_bits` quantizes the cache, `decode` is one of `forwards.py`, and with `ahead` a row that runs
+    alone is guessed at (`lookahead.py`), which changes its last bits at most. `peak_rows` is the largest
     number of rows that decoded together."""
 
     def __init__(
@@ -68,10 +69,11 @@ class Decoder:
         most_rows: int | None = None,
         kv_bits: int | None = None,
         decode: Decode = "auto",
+        ahead: bool = False,
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._token_budget, self._most_rows = token_budget, most_rows
-        self._kv_bits, self._decode = kv_bits, decode
+        self._kv_bits, self._decode, self._ahead = kv_bits, decode, ahead
         self._ends = np.array(sorted(tokenizer.eos_token_ids), np.int32)
         self._ledger = Ledger()
         self._queue: Queue | None = None
@@ -130,6 +132,15 @@ class Decoder:
         for row, given, most in zip(rows, tokens, limits, strict=True):
             row.resume(given, most)
         self._waiting.add(rows)
+
+    def shortened(self, held: Held, tokens: int) -> Held | None:
+        """The same memory of its first `tokens` tokens only, at least one fewer than the row that
+        goes on from it has; None when its caches cannot forget the others. `held` is used up."""
+        if tokens >= held.tokens or self._engine is None:
+            return held if tokens == held.tokens else None
+        with computing():
+            memory = self._engine.cut(held.memory, held.tokens - tokens)
+        return None if memory is None else Held(memory, tokens)
 
     def cancel(self, row: Row) -> None:
         """End a row that waits or runs, with what it has. It leaves the batch before the next
@@ -199,6 +210,7 @@ class Decoder:
                 together=together,
                 kv_bits=self._kv_bits,
                 decode=self._decode,
+                ahead=self._ahead,
             )
         alive = [row for row, lives in zip(self._active, self._live, strict=True) if lives]
         arriving = self._queue.next(alive, self._engine.mix)

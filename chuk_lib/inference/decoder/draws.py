@@ -121,6 +121,20 @@ class Draws:
         self._used += 1
         return self._table[np.arange(len(at)), at]
 
+    def coming(self, count: int) -> np.ndarray:
+        """The numbers (count,) for the next tokens of the only row; `skip` takes them."""
+        at = int(self._used[0])
+        return self._table[0, at : at + count]
+
+    def skip(self, count: int) -> None:
+        """So many numbers of the only row were used, or, below 0, were not."""
+        self._used += count
+
+    @property
+    def left(self) -> int:
+        """How many tokens the only row may still get."""
+        return self._table.shape[1] - int(self._used[0])
+
     def follow(self, tokens: np.ndarray) -> None:
         """Tell the guides what was chosen (B,)."""
         for group in self.groups:

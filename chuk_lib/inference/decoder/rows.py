@@ -41,7 +41,8 @@ class Request:
     what is drawn; without a seed 0 is taken. `stop_ids` end a row like the tokenizer's end tokens.
     `hold`: keep the row's cache when it ends, for `append`. `eager`: search stop texts after each
     token, so that none is ever taken back. `constraint`: what the text must be, each stretch that
-    the model writes for itself."""
+    the model writes for itself. `held`: what a row that ended remembers of tokens that `ids` begin
+    with, fewer than all of them; it serves once."""
 
     ids: Sequence[int]
     config: SamplingConfig
@@ -51,6 +52,7 @@ class Request:
     hold: bool = False
     eager: bool = False
     constraint: Constraint | None = None
+    held: Held | None = None
 
 
 class Row:
@@ -71,7 +73,7 @@ class Row:
         self.logps = np.zeros(0, np.float32)
         self.written = np.zeros(0, bool)
         self.source: Sequence[int] = request.ids  # all tokens to continue
-        self.held: Held | None = None
+        self.held = request.held
 
     @property
     def columns(self) -> int:
