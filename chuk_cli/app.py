@@ -60,9 +60,7 @@ def run(arguments: Sequence[str]) -> int:
         return FAILURE
     except USAGE_ERROR as error:
         return report_usage(error, as_json)
-    except (
-        Exception
-    ) as error:  # the one place where a bug becomes an apology instead of a traceback
+    except Exception as error:  # the one place where a bug becomes an apology
         return INTERRUPTED if ctrl_c.was_pressed() else report(error, as_json)
     finally:
         ctrl_c.end()

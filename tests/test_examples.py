@@ -26,8 +26,8 @@ SAYS = {
     "10_sample_and_judge.sh": "pass@8",
     "11_gru_policy.py": "a pull, 0.367 by chance",
 }
-LINES = {"11_gru_policy.py": 120}
-"""The longest that an example may be, where it is not 60."""
+LINES = {"11_gru_policy.py": 130}
+"""The longest that an example may be, where it is not 80."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_an_example_runs(path: Path, tmp_path: Path, commands: Path) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_is_short_and_says_how_to_run_it(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= LINES.get(path.name, 60)
+    assert len(text.splitlines()) <= LINES.get(path.name, 80)
     assert text.startswith(('"""', "#!/usr/bin/env bash\n# "))
 
 

@@ -106,9 +106,7 @@ class _Scorers:
                 )
             try:
                 score = self._gym.get_score_answer_fn(name)
-            except (
-                Exception
-            ) as error:  # a data set's own settings may refuse their defaults, with any error
+            except Exception as error:  # a data set may refuse its own defaults, with any error
                 raise ConfigError(
                     f"reasoning-gym's `{name}` has no scorer of its own: {error}",
                     "name the data set of each row",

@@ -49,7 +49,7 @@ def load(data: bytes, name: str, wanted: Collection[str]) -> dict[str, np.ndarra
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         members = archive.infolist()
-    except Exception as error:  # zipfile raises whatever its parser stumbles over
+    except Exception as error:  # NumPy parses the header as Python and raises anything
         raise DataError(
             f"`{name}` is not a readable NPZ file: {first_line(error)}", _HINT
         ) from None
@@ -86,7 +86,7 @@ def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> by
     try:
         with archive.open(member) as stream:
             return stream.read(member.file_size)
-    except Exception as error:  # zipfile and zlib raise whatever their parsers stumble over
+    except Exception as error:  # NumPy parses the header as Python and raises anything
         raise DataError(
             f"`{name}` is damaged at `{member.filename}`: {first_line(error)}", _HINT
         ) from None
@@ -101,9 +101,7 @@ def _parse(content: bytes, key: str, name: str) -> np.ndarray:
             (2, 0): np.lib.format.read_array_header_2_0,
         }
         shape, fortran, dtype = readers[version](stream)
-    except (
-        Exception
-    ) as error:  # NumPy parses the header as Python text and raises whatever that raises
+    except Exception as error:  # NumPy parses the header as Python and raises anything
         raise DataError(
             f"`{name}`: the header of `{key}` cannot be read: {first_line(error)}", _HINT
         ) from None

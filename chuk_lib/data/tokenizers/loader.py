@@ -53,9 +53,7 @@ def load_tokenizer(folder: str | Path, eos_token_ids: int | Iterable[int] | None
             True  # chuk measures rows against the context itself
         )
         return tokenizer
-    except (
-        Exception
-    ) as error:  # tokenizers raises bare Exception, transformers whatever its parsers do
+    except Exception as error:  # tokenizers raises bare Exception, transformers anything
         what = f"the tokenizer in `{folder}` cannot be read: {first_line(error)}"
         raise ModelError(what, "copy its files again") from error
 
@@ -82,7 +80,7 @@ def _load_file(path: Path) -> Any:
             return TokenizerWrapper(
                 PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(path)))
             )
-    except Exception as error:  # tokenizers raises bare Exception
+    except Exception as error:  # tokenizers raises bare Exception, transformers anything
         raise ModelError(
             f"`{path}` cannot be read as a tokenizer: {error}", "give a folder or a tokenizer.json"
         ) from None
