@@ -17,6 +17,7 @@ from chuk_cli.infer.options import (
     PenaltyOption,
     RegexOption,
     SchemaOption,
+    SpeculateOption,
     StopOption,
     SystemOption,
     TemperatureOption,
@@ -60,6 +61,7 @@ def chat(
     max_tokens: MaxTokensOption = _DEFAULT.max_tokens,
     stop: StopOption = None,
     seed: DrawOption = _DEFAULT.seed,
+    speculate: SpeculateOption = "auto",
     schema: SchemaOption = None,
     regex: RegexOption = None,
     grammar: GrammarOption = None,
@@ -77,6 +79,7 @@ def chat(
       chuk chat -m ./base -a first=runs/a -a second=runs/b --system "Be brief." --temperature 0.7
     """
     from chuk_cli.infer.answers import load as load_model
+    from chuk_cli.infer.answers import speculates
     from chuk_cli.infer.rules import rule_of
     from chuk_cli.infer.talk import Talk
 
@@ -85,7 +88,7 @@ def chat(
         temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
     )
     out.warn_of_idle(sampling.idle)
-    rule = rule_of(schema, regex, grammar)
+    rule, ahead = rule_of(schema, regex, grammar), speculates(speculate)
     named = _named(adapter or [])
     first = next(iter(named.values()), None)
 
@@ -96,7 +99,9 @@ def chat(
     from chuk_lib.inference.conversation import Conversation
 
     constraint = None if rule is None else rule.bound(tokenizer)
-    talk = Conversation(weights, tokenizer, system=system, chat=chat, constraint=constraint)
+    talk = Conversation(
+        weights, tokenizer, system=system, chat=chat, constraint=constraint, speculate=ahead
+    )
     if not talk.chats and sys.stdin is not None:
         out.warn("without a chat template each line is gone on with alone")
     conversation = Talk(talk, loaded, sampling, out, named, first)

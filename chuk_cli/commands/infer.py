@@ -27,6 +27,7 @@ from chuk_cli.infer.options import (
     ResumeOption,
     SamplesOption,
     SchemaOption,
+    SpeculateOption,
     StopOption,
     SystemOption,
     TemperatureOption,
@@ -67,6 +68,7 @@ def infer(
     max_tokens: MaxTokensOption = _DEFAULT.max_tokens,
     stop: StopOption = None,
     seed: DrawOption = _DEFAULT.seed,
+    speculate: SpeculateOption = "auto",
     schema: SchemaOption = None,
     regex: RegexOption = None,
     grammar: GrammarOption = None,
@@ -99,6 +101,7 @@ def infer(
       chuk infer --model runs/first --input prompts.jsonl --output answers.jsonl --resume
     """
     from chuk_cli.infer.answers import load as load_model
+    from chuk_cli.infer.answers import speculates
     from chuk_cli.infer.rows import answer_all, job_of
     from chuk_cli.infer.rules import rule_of
 
@@ -127,7 +130,8 @@ def infer(
         return
     out.warn_of_idle(sampling.idle)
     text = _given_prompt(prompt)
-    _answer_or_talk(load, adapter, text, sampling, chat, system, out, rule)
+    ahead = speculates(speculate)
+    _answer_or_talk(load, adapter, text, sampling, chat, system, out, rule, ahead)
 
 
 def _answer_or_talk(
@@ -139,6 +143,7 @@ def _answer_or_talk(
     system: str | None,
     out: Out,
     rule: TextRule | None,
+    speculate: bool,
 ) -> None:
     """One answer, or a conversation where there is no prompt."""
     from chuk_cli.infer.answers import show, tell
@@ -149,7 +154,14 @@ def _answer_or_talk(
         from chuk_cli.infer.talk import Talk
         from chuk_lib.inference.conversation import Conversation
 
-        talk = Conversation(model, tokenizer, system=system, chat=chat, constraint=constraint)
+        talk = Conversation(
+            model,
+            tokenizer,
+            system=system,
+            chat=chat,
+            constraint=constraint,
+            speculate=speculate,
+        )
         Talk(talk, load, sampling, out, adapter=adapter).run()
         return
     from chuk_lib.inference.generator import stream
@@ -158,7 +170,8 @@ def _answer_or_talk(
     if chat is None and system is None:
         chat = expects_chat(model)
     ids = encode_prompt(tokenizer, text, chat=chat, system=system)
-    answer = show(stream(model, tokenizer, ids, sampling, constraint=constraint), len(ids), out)
+    chunks = stream(model, tokenizer, ids, sampling, constraint=constraint, speculate=speculate)
+    answer = show(chunks, len(ids), out)
     tell(answer, rule is not None, out)
     if answer.problem is not None:
         raise typer.Exit(FAILURE)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from chuk_cli.out import Out
+from chuk_lib.errors import ConfigError
 from chuk_lib.models.config import Implementation
 
 if TYPE_CHECKING:
@@ -86,6 +87,13 @@ def load(
     for note in provenance_of(loaded).notes:
         out.say(f"note: {note}")
     return loaded, tokenizer
+
+
+def speculates(how: str) -> bool:
+    """What `--speculate` says. Raises ConfigError for another word."""
+    if how not in ("auto", "off"):
+        raise ConfigError(f"`--speculate` is `{how}`", "give auto or off")
+    return how == "auto"
 
 
 def _write(text: str, out: Out) -> None:

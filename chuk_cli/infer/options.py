@@ -72,6 +72,15 @@ DrawOption = Annotated[
     int | None, sampling_option("--seed", help="Same seed, same answer. Unset: another each time.")
 ]
 
+SpeculateOption = Annotated[
+    str,
+    sampling_option(
+        "--speculate",
+        help="Run tokens that repeat the text together, where that is faster: auto or off.",
+        metavar="HOW",
+    ),
+]
+
 InputOption = Annotated[
     str | None,
     rows_option(

@@ -26,7 +26,8 @@ class Conversation:
     A model without a chat template (or with `chat` False) sees the last question only. `prompt` is
     the number of tokens before the last answer, `reused` how many of them were not run again, and
     `row` that answer. Tokens of an answer stay as they were sampled wherever its text is encoded to
-    them; where it is not, all after the first difference is run again."""
+    them; where it is not, all after the first difference is run again. `speculate`: see `stream`.
+    """
 
     def __init__(
         self,
@@ -36,12 +37,14 @@ class Conversation:
         system: str | None = None,
         chat: bool | None = None,
         constraint: Constraint | None = None,
+        speculate: bool = True,
     ) -> None:
         self.tokenizer, self.constraint = tokenizer, constraint
         self.messages: list[dict[str, str]] = []
         self.system: str | None = None
         self.prompt = self.reused = 0
         self.row: Row | None = None
+        self._speculate = speculate
         self._chat, self._seed = chat, global_seed()
         self._tries = 0
         self.use(model)
@@ -63,7 +66,8 @@ class Conversation:
         self.model = model
         self._held: Held | None = None
         self._seen: list[int] = []
-        self._decoder = Decoder(model, self.tokenizer, most_rows=1).__enter__()
+        decoder = Decoder(model, self.tokenizer, most_rows=1, ahead=self._speculate)
+        self._decoder = decoder.__enter__()
 
     def close(self) -> None:
         """Give the decoder back."""

@@ -71,16 +71,18 @@ def stream(
     chat: bool | None = None,
     system: str | None = None,
     constraint: Constraint | None = None,
+    speculate: bool = True,
 ) -> Iterator[Chunk]:
     """Yield a Chunk a token. For `prompt`, `chat` and `system` see `encode_prompt`, for
-    `constraint` `constraints`.
+    `constraint` `constraints`. `speculate`: run tokens that are likely to come together, where that
+    is faster (see `decoder/lookahead.py`); the text is the same.
 
     Raises ModelError when the prompt does not fit the context or the model's output is not a
     number."""
     config = _with_seed(config or SamplingConfig())
     chat = expects_chat(model) if chat is None and system is None else chat
     ids = encode_prompt(tokenizer, prompt, chat=chat, system=system)
-    with Decoder(model, tokenizer, most_rows=1) as decoder:
+    with Decoder(model, tokenizer, most_rows=1, ahead=speculate) as decoder:
         (row,) = decoder.submit([Request(ids, config, eager=True, constraint=constraint)])
         yield from chunks_of(decoder, row, tokenizer)
 

@@ -56,9 +56,9 @@ class Decoder:
 
     `token_budget` bounds rows × columns of cache (default: what the memory of the machine allows),
     `most_rows` the rows; 1 spares a look at whether the model takes rows of several lengths.
-    `kv_bits` quantizes the cache, `decode` is one of `forwards.py`, and with `ahead` a row that runs
-    alone is guessed at (`lookahead.py`), which changes its last bits at most. `peak_rows` is the largest
-    number of rows that decoded together."""
+    `kv_bits` quantizes the cache, `decode` is one of `forwards.py`, and with `ahead` a row that
+    runs alone is guessed at (`lookahead.py`), which changes its last bits at most. `peak_rows` is
+    the largest number of rows that decoded together."""
 
     def __init__(
         self,

@@ -22,8 +22,8 @@ from chuk_lib.inference.decoder.draws import (
     seen_tokens,
 )
 from chuk_lib.inference.decoder.forwards import Decode, Forward, new_forward
-from chuk_lib.inference.decoder.lookahead import Lookahead
 from chuk_lib.inference.decoder.llama import LlamaParts, read_llama
+from chuk_lib.inference.decoder.lookahead import Lookahead
 from chuk_lib.inference.decoder.numpy_llama import NumpyLlama, Prefix, Remembered
 from chuk_lib.inference.decoder.prefill import Memory, extend_plain, prefill_plain
 from chuk_lib.inference.decoder.stores import Mix, Store, keeps_all, new_store

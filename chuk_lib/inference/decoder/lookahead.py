@@ -46,14 +46,16 @@ class Lookahead:
         if not self._place or self._saved < -_LOSS * self._written - 1:
             return []
         right, sure, best, length = 1.0, 1.0, _GAIN, 0
-        there = min(most, MOST - 1, len(self._tokens) - self._place)
-        for more in range(1, there + 1):
+        for more in range(1, min(most, MOST - 1) + 1):
             good, of = self._right[_class(self._agree + more - 1)]
             sure *= good / of
             right += sure
             if right / self._cost(more + 1) > best:
                 best, length = right / self._cost(more + 1), more
-        return self._tokens[self._place : self._place + length]
+        guessed = self._tokens[self._place : self._place + length]
+        while len(guessed) < length:  # what comes next repeats what came just before, as in a loop
+            guessed.append(guessed[len(guessed) - (len(self._tokens) - self._place)])
+        return guessed
 
     def add(self, tokens: Sequence[int], run: int = 1) -> None:
         """The row has written `tokens` by one step of `run`."""

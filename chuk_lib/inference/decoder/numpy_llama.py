@@ -286,7 +286,7 @@ class _Block:
         scores -= highest
         np.exp(scores, out=scores)
         total = scores.sum(axis=-1, keepdims=True)
-        if layout.hidden is not None:
+        if layout.hidden is not None and not one:
             # A hidden column's weight is exp(−inf) = 0, but what stands there is unwritten memory,
             # and 0 times NaN or inf is NaN: it is set to 0 first.
             values = np.where(layout.hidden[:, :, 0, :, None], np.float32(0), values)
