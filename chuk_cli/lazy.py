@@ -57,6 +57,9 @@ GROUPS = {
     "tokenizer": LazyCommand(
         "chuk_cli.commands.tokenizer", "Train, use, compare and check tokenizers.", "Inspect"
     ),
+    "bench": LazyCommand(
+        "chuk_cli.commands.bench", "Measure how fast a model writes here.", "Inspect"
+    ),
     "doctor": LazyCommand(
         "chuk_cli.commands.doctor", "Check this machine: device, versions, speed.", "Inspect"
     ),
