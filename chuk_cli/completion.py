@@ -33,6 +33,13 @@ def rewards(incomplete: str) -> list[str]:
     return begun(BUILT_IN, incomplete)
 
 
+def run_paths(incomplete: str) -> list[str]:
+    """Paths of runs under `runs/`."""
+    from chuk_lib.runs.find import RUNS, list_runs
+
+    return begun(map(str, list_runs(RUNS)) if RUNS.is_dir() else (), incomplete)
+
+
 def settings_files(incomplete: str) -> list[str]:
     """The settings files that come with chuk, and those that lie here."""
     from chuk_lib.config.files import shipped

@@ -54,6 +54,9 @@ GROUPS = {
     "experts": LazyCommand(
         "chuk_cli.commands.experts", "List, show and play small policies.", "Inspect"
     ),
+    "env": LazyCommand(
+        "chuk_cli.commands.env", "Look at tools and environments, and call them.", "Inspect"
+    ),
     "tokenizer": LazyCommand(
         "chuk_cli.commands.tokenizer", "Train, use, compare and check tokenizers.", "Inspect"
     ),

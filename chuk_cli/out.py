@@ -235,6 +235,13 @@ class Out:
         if self.human:
             tell(text)
 
+    def note(self, text: str) -> None:
+        """Something that is as it should be and good to know, on stderr; silent in quiet mode."""
+        if self.json:
+            tell_json({"note": text})
+        elif self.human:
+            tell(f"note: {text}")
+
     def warn(self, text: str, hint: str = "") -> None:
         """Something that may be wrong, on stderr: text, or a JSON line in JSON mode. Silent in
         quiet mode."""

@@ -30,7 +30,7 @@ else
 fi
 
 judge() {
-  chuk eval --model "$model" --data "$data/test.jsonl" --max-rows 100 --max-tokens "$tokens" \
+  chuk eval --model "$model" --data "$data/test.jsonl" --rows 100 --max-tokens "$tokens" \
     --reward "$right" --reward "$scratch/rewards.py:brief=0.1" --samples 8 --temperature 0.8 "$@"
 }
 

@@ -69,14 +69,14 @@ lesson() { # with what else to set; whether its end is good enough
 }
 knows() { # whether the lesson's checkpoint after $1 steps is good enough to practise
   found=$(chuk eval --model "$here/lesson/checkpoints/$(printf 'step_%06d' "$1")" --data "$here/hard/valid.jsonl" \
-    --max-rows 200 --reward exact_match --samples 8 2> "$here/lesson/eval.log" |
+    --rows 200 --reward exact_match --samples 8 2> "$here/lesson/eval.log" |
     sed -n 's/.*pass@8 \([0-9.]*\) %.*/\1/p')
   [ -n "$found" ] || { cat "$here/lesson/eval.log" >&2; exit 1; }
   echo "after $1 steps: $found % right at least once in eight"
   at_least "$found" 75
 }
 echo "\$ chuk eval --model $here/lesson/checkpoints/step_000200 --data $here/hard/valid.jsonl \\"
-echo "    --max-rows 200 --reward exact_match --samples 8   # and so on, after the lesson"
+echo "    --rows 200 --reward exact_match --samples 8   # and so on, after the lesson"
 low=0 steps=${cut_short:-500} last=${cut_short:-500}
 lesson || lesson --seed 1001 || lesson --seed 1002 --learning-rate 2e-3 || # the rows in another order, then faster
   stop "Three lessons have come to nothing: there is too little to practise from." "$(again)"

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
-PACKAGES = ("chuk_cli", "chuk_lib")
+PACKAGES = ("chuk", "chuk_cli", "chuk_lib")
 needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
@@ -143,13 +143,12 @@ def test_a_wheel_holds_all_that_is_needed(tmp_path: Path) -> None:
     }
     assert shipped | {"chuk_lib/py.typed", "chuk_cli/py.typed"} <= names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {
-        "chuk_cli",
-        "chuk_lib",
+        *PACKAGES,
         "chuk_mlx",
     }
 
 
-INSTALLED_AS = {"yaml": "pyyaml", "mlx_lm": "mlx-lm", "huggingface_hub": "huggingface_hub"}
+INSTALLED_AS = {"yaml": "pyyaml", "mlx_lm": "mlx-lm", "mcp_types": "mcp-types"}
 
 
 def test_what_is_imported_is_declared() -> None:
@@ -161,7 +160,7 @@ def test_what_is_imported_is_declared() -> None:
         for lines in PROJECT["optional-dependencies"].values()
         for line in lines
     }
-    for package in ("chuk_cli", "chuk_lib"):
+    for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             for name, at_the_top in imports(path):
                 known = needed if at_the_top else needed | extras
@@ -179,7 +178,7 @@ def imports(path: Path) -> list[tuple[str, bool]]:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [str(node.module)] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
         found += [(name.partition(".")[0], node in tree.body) for name in names]
-    own = {"chuk_cli", "chuk_lib", "__future__"}
+    own = {*PACKAGES, "__future__"}
     return [
         (name, top)
         for name, top in found

@@ -19,7 +19,8 @@ from chuk_lib import __version__
 from tests.conftest import ROOT, RunChuk, chuk_environment
 from tests.walls import Edges, cycles, reached, rooms
 
-SOURCES = sorted([*(ROOT / "chuk_lib").rglob("*.py"), *(ROOT / "chuk_cli").rglob("*.py")])
+PACKAGES = ("chuk", "chuk_cli", "chuk_lib")
+SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 HEAVY = {
     "mlx",
     "mlx_lm",
@@ -214,9 +215,7 @@ def test_a_cycle_through_packages_is_found_however_it_is_imported(
 def classes(root: Path) -> dict[str, list[str]]:
     """The public classes of the project by name, each with the files that define one."""
     found: dict[str, list[str]] = {}
-    for path in sorted(
-        path for top in ("chuk_lib", "chuk_cli") for path in (root / top).rglob("*.py")
-    ):
+    for path in sorted(path for top in PACKAGES for path in (root / top).rglob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(path.relative_to(root).as_posix())
@@ -292,12 +291,11 @@ def test_version_is_the_project_s() -> None:
 
 
 def commands() -> list[list[str]]:
-    """Every command as the words to type, with groups."""
-    found = []
-    for name in lazy.GROUPS:
-        command = lazy.load(name)
-        found.append([name])
-        found += [[name, inner] for inner in getattr(command, "commands", {})]
+    """Every command as the words to type, with groups and the groups in them."""
+    found = [[name] for name in lazy.GROUPS]
+    for words in found:  # grows while it is walked
+        command = lazy.load(words[0]) if len(words) == 1 else lazy.find(words)
+        found += [[*words, inner] for inner in getattr(command, "commands", {})]
     return found
 
 
@@ -326,7 +324,7 @@ def test_every_command_has_help_and_examples_that_parse() -> None:
     for words in commands():
         text = help_of(words)
         assert first_sentence(text).endswith("."), words
-        if hasattr(lazy.load(words[0]), "commands") and len(words) == 1:
+        if hasattr(lazy.find(words), "commands"):
             continue
         examples = examples_in(text)
         assert examples, f"{' '.join(words)} has no examples"

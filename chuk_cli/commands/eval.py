@@ -47,7 +47,8 @@ def _sampling_option(*names: str, help: str, **more: Any) -> Any:
 
 
 AdapterOption = Annotated[
-    str | None, typer.Option("--adapter", help="Adapter folder to put on the model.", metavar="DIR")
+    str | None,
+    typer.Option("--adapter", "-a", help="Adapter folder to put on the model.", metavar="DIR"),
 ]
 AgainstOption = Annotated[
     str | None,
@@ -64,7 +65,7 @@ SplitOption = Annotated[
     typer.Option("--split", help="Split of a data folder; default: test, else valid, else train."),
 ]
 MaxRowsOption = Annotated[
-    int | None, typer.Option("--max-rows", help="Use the first N rows.", min=1)
+    int | None, typer.Option("--rows", "-n", help="Use the first N rows.", min=1)
 ]
 MaxPromptOption = Annotated[
     int | None,
@@ -85,6 +86,7 @@ RewardOption = Annotated[
     list[str] | None,
     _reward_option(
         "--reward",
+        "-r",
         help=(
             "Score completions: NAME[:key=value,…][=weight] or file.py:function[=weight]. May be"
             " repeated."
@@ -183,7 +185,7 @@ def evaluate(
 
     Examples:
       chuk eval --model runs/my-run --data data/test.jsonl
-      chuk eval --model my-model --data data --split valid --max-rows 200 --json
+      chuk eval --model my-model --data data --split valid --rows 200 --json
       chuk eval -m my-model -d prompts.jsonl --reward numeric --samples 8 --k 1,8
       chuk eval -m runs/grpo --against base -d prompts.jsonl --reward rewards.py:brevity
     """

@@ -13,6 +13,7 @@ from chuk_cli.errors import FAILURE
 from chuk_cli.infer.options import (
     AdapterOption,
     AnswersOption,
+    CacheOption,
     ChatOption,
     ColumnOption,
     DrawOption,
@@ -60,6 +61,7 @@ def infer(
     prompt: PromptOption = None,
     system: SystemOption = None,
     chat: ChatOption = None,
+    cache: CacheOption = None,
     temperature: TemperatureOption = _DEFAULT.temperature,
     top_p: TopPOption = _DEFAULT.top_p,
     top_k: TopKOption = _DEFAULT.top_k,

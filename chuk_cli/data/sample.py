@@ -53,7 +53,7 @@ def sample(
     reward: RewardOption,
     output: RowsOption = "-",
     answers: Annotated[
-        int, typer.Option("--answers", "-n", help="Answers to each prompt.", min=1)
+        int, typer.Option("--samples", "-n", help="Answers to each prompt.", min=1)
     ] = 4,
     threshold: Annotated[
         float, typer.Option("--threshold", help="Least reward that is kept.")
@@ -72,7 +72,7 @@ def sample(
     ] = 1.0,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.", min=1)] = 512,
     batch: Annotated[
-        int, typer.Option("--batch", help="Prompts that are asked together.", min=1)
+        int, typer.Option("--batch-size", help="Prompts that are asked together.", min=1)
     ] = 32,
     rows: Annotated[
         int | None, typer.Option("--rows", help="Prompts to take; unset: all.", min=1)
@@ -86,9 +86,9 @@ def sample(
 ) -> None:
     """Let a model answer prompts and keep the answers that rewards accept, as data for SFT or DPO.
 
-    Answers cut at --max-tokens are never kept. The same seed gives the same rows whatever --batch
-    is. One batch of prompts is in memory. A dry run answers the first batch only and writes
-    nothing.
+    Answers cut at --max-tokens are never kept. The same seed gives the same rows whatever
+    --batch-size is. One batch of prompts is in memory. A dry run answers the first batch only and
+    writes nothing.
 
     Examples:
       chuk data sample math/train.jsonl --model ./my-model --reward exact_match -o better.jsonl
@@ -123,7 +123,7 @@ def sample(
     if not counts.rows:
         out.warn(
             "no answer was kept",
-            "lower --threshold, raise --max-tokens or --answers, or train the model first",
+            "lower --threshold, raise --max-tokens or --samples, or train the model first",
         )
 
 

@@ -81,6 +81,15 @@ SpeculateOption = Annotated[
     ),
 ]
 
+CacheOption = Annotated[
+    str | None,
+    prompt_option(
+        "--cache",
+        help="Go on from the prompt that this file remembers, or let it remember this one.",
+        metavar="FILE",
+    ),
+]
+
 InputOption = Annotated[
     str | None,
     rows_option(

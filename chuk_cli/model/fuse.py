@@ -22,7 +22,9 @@ def fuse(
     output: NewFolderOption,
     adapter: Annotated[
         Path | None,
-        typer.Option("--adapter", help="Adapter or run; MODEL is its base then.", metavar="DIR"),
+        typer.Option(
+            "--adapter", "-a", help="Adapter or run; MODEL is its base then.", metavar="DIR"
+        ),
     ] = None,
     dtype: Annotated[
         str | None,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ReadyOption = Annotated[
     str | None,
     typer.Option(
-        "--template",
+        "--chat-template",
         help=(
             "chatml, llama3, gemma, mistral, phi, zephyr, alpaca or a Jinja file, instead of its"
             " own."
@@ -53,7 +53,7 @@ def doctor(
     Examples:
       chuk tokenizer doctor ./my-model
       chuk tokenizer doctor ./my-model --fix ./mended
-      chuk tokenizer doctor ./my-model --fix ./mended --template chatml
+      chuk tokenizer doctor ./my-model --fix ./mended --chat-template chatml
     """
     from chuk_lib.data.tokenizer_doctor.examine import examine, problems
     from chuk_lib.data.tokenizer_doctor.mend import mend
@@ -61,7 +61,8 @@ def doctor(
     out = Out.of(json, quiet)
     if fix is None and (template is not None or overwrite):
         raise ConfigError(
-            "--template and --overwrite are for --fix", "name the folder of the copy: --fix OUT"
+            "--chat-template and --overwrite are for --fix",
+            "name the folder of the copy: --fix OUT",
         )
     loaded, done = load(tokenizer), None
     if fix is None:
@@ -121,7 +122,7 @@ def template(
     use: Annotated[
         str | None,
         typer.Option(
-            "--template",
+            "--chat-template",
             help="A ready template or a Jinja file, instead of its own.",
             metavar="NAME",
         ),

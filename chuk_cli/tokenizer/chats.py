@@ -102,7 +102,9 @@ def show_prompts(out: Out, records: list[Any], tokenizer: Any) -> None:
 
     encoder = Encoder(tokenizer)
     if not encoder.has_template:
-        raise ModelError("the tokenizer has no chat template", "try a ready one: --template chatml")
+        raise ModelError(
+            "the tokenizer has no chat template", "try a ready one: --chat-template chatml"
+        )
     texts = []
     for record in records:
         said = chat.parse(record.columns.get("messages"), "messages", record.source)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from chuk_cli.completion import run_paths
 from chuk_cli.options import JsonOption, QuietOption
 from chuk_cli.out import Out
+from chuk_cli.ranks import CommTimeoutOption, NprocOption, over_ranks
 from chuk_cli.train.watching import watch
 from chuk_lib.errors import ConfigError
 
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory.", autocompletion=run_paths)
+    ],
     max_steps: Annotated[
         int | None, typer.Option("--max-steps", min=1, help="New last step.")
     ] = None,
@@ -36,6 +40,8 @@ def resume(
             ),
         ),
     ] = False,
+    nproc: NprocOption = None,
+    comm_timeout: CommTimeoutOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -44,12 +50,14 @@ def resume(
     Examples:
       chuk train resume runs/first
       chuk train resume runs/first --max-steps 2000
+      chuk train resume runs/first --nproc 2
     """
     if (run / "pipeline.json").is_file():
         _resume_pipeline(
             Out.of(json, quiet), run, changed=bool(max_steps or num_epochs or allow_changed)
         )
         return
+    over_ranks(nproc, comm_timeout)
     given: dict[str, object] = {"max_steps": max_steps, "num_epochs": num_epochs}
     changes = {name: value for name, value in given.items() if value is not None}
 

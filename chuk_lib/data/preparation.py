@@ -126,7 +126,7 @@ def no_template(what: str) -> ModelError:
     return ModelError(
         what,
         "take an instruct model, put a template in: `chuk tokenizer doctor MODEL --fix OUT"
-        " --template chatml`, or give text or prompt/completion rows",
+        " --chat-template chatml`, or give text or prompt/completion rows",
     )
 
 

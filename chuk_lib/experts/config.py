@@ -132,6 +132,12 @@ class ExpertPPOConfig(RunConfig):
         maximum=1,
         aliases=("gae_lambda",),
     )
+    advantage_scale: str = setting(
+        "run",
+        "Advantages are divided by their spread over the run so far, or by that of each batch,"
+        " which makes noise as loud as what is left to learn.",
+        choices=("run", "batch"),
+    )
     cliprange: float = setting(
         0.2, "How far ratios may move from 1.", above=0, aliases=("clip_range", "clip_epsilon")
     )

@@ -85,7 +85,8 @@ class AnswerFile:
         self._stream.close()
 
     def there(self, row: InputRow) -> int:
-        """How many answers to a row were there; an error counts as all that it can get.
+        """How many answers to a row were there; an error counts as all that it can get,
+        unless it is that of one sample.
 
         Raises DataError when they are answers to another row."""
         found = 0
@@ -99,7 +100,8 @@ class AnswerFile:
             self.problems += answer.get("problem") is not None
             if "error" in answer:
                 self.errors += 1
-                return 1 << 30
+                if "sample" not in answer:
+                    return 1 << 30
         if answer is not None and not found:
             raise self._other_input(row.line)
         return found

@@ -74,6 +74,7 @@ def rollouts(
     made: dict[Row, Rollout] = {}
 
     def ended(row: Row) -> None:
+        row.raise_failed()
         reason: Any = row.reason
         prompt, member = places[row]
         made[row] = Rollout(prompt, member, row.ids, row.logps, reason, row.text)

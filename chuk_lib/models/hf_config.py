@@ -15,6 +15,8 @@ from chuk_lib.errors import ModelError
 from chuk_lib.models.headers import read_json
 
 Config = dict[str, Any]
+EXPERT = "expert.json"
+"""What an expert's folder has in the place of a config."""
 
 _GLOBAL = ("full_attention", "global_attention", "global")
 _LOCAL = ("sliding_attention", "local_attention", "chunked_attention", "local")
@@ -67,20 +69,25 @@ def is_hf_named(model: Any) -> bool:
     return getattr(model, "model_type", None) in HF_NAMED
 
 
+def no_model(folder: Path) -> ModelError:
+    """What to say of a folder without `config.json`."""
+    if (folder / EXPERT).is_file():
+        return ModelError(
+            f"`{folder}` is an expert, no language model",
+            f"`chuk experts show {folder}` describes it, `chuk experts run` plays it",
+        )
+    return ModelError(
+        f"`{folder}` is no model: it has no config.json",
+        "name a folder with a model or an adapter",
+    )
+
+
 def read_config(folder: Path) -> Config:
     """The folder's `config.json`. Raises ModelError when it is missing, broken or asks for code of
     its own."""
     path = folder / "config.json"
     if not path.is_file():
-        if (folder / "expert.json").is_file():
-            raise ModelError(
-                f"`{folder}` is an expert, no language model",
-                f"`chuk experts run {folder}` plays it",
-            )
-        raise ModelError(
-            f"`{folder}` is not a model folder: it has no config.json",
-            "name a Hugging Face model folder",
-        )
+        raise no_model(folder)
     config = read_json(path)
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"`{path}` names no model_type", "is this the config of a language model?")

@@ -29,7 +29,7 @@ from chuk_lib.models.lora import adapters_of, apply_lora, cast_floating
 from chuk_lib.models.provenance import Provenance, remember
 from chuk_lib.models.randomness import untouched_random_state
 from chuk_lib.models.sources import ADAPTER_CONFIG, Located, base_record, locate
-from chuk_lib.runtime import uncompiled
+from chuk_lib.runtime import has_values, uncompiled
 from chuk_lib.utils.seals import check_weights
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -215,7 +215,7 @@ def _check_numbers(folder: Path, model: nn.Module) -> None:
     """Raise ModelError when a weight is NaN or infinite. A sum tells, at the price of one look at
     the weights; where a sum is not finite (float16 overflows) each number is looked at."""
     floats = [(name, value) for name, value in tree_flatten(model.parameters()) if _is_float(value)]
-    if not floats:
+    if not floats or not has_values():
         return
     sums = np.array(mx.stack([value.sum().astype(mx.float32) for _, value in floats]))
     for (name, value), total in zip(floats, sums, strict=True):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chuk_lib import __version__, runtime
 from chuk_lib.config.paths import names_of, reward_paths
 from chuk_lib.errors import ChukError, ConfigError, DataError, ModelError
 from chuk_lib.models import locate
@@ -225,3 +226,16 @@ def _moved_rows(settings: Sequence[str], run: Path, step: int) -> ChukError:
         "put it back (batch_size and gradient_accumulation_steps may change when their product"
         " stays), or go on with --allow-changed",
     )
+
+
+def agree(
+    world: runtime.World, inputs: Inputs, settings: Mapping[str, Any], step: int, steps: int
+) -> None:
+    """Raise TrainingError unless every process of a run is about to train the same: `settings` and
+    `inputs`, from step `step` to `steps`."""
+    facts = {"chuk": __version__, "first step": step, "number of steps": steps}
+    facts |= {
+        f"setting {name}": repr(value) for name, value in settings.items() if name != "output"
+    }
+    facts |= {f"{name} (fingerprint)": value for name, value in inputs.all().items()}
+    world.check_same(facts, "settings, data and models")

@@ -158,8 +158,8 @@ COMMANDS = [
     ("infer -m good -p x -n 0", "max_tokens is 0, it must be 1 or more", "unset it is 512"),
     ("infer -m good -p x --seed -3", "seed is -3, it must be from 0 to 4294967295", "unset"),
     (
-        "eval -m good -d good.jsonl --max-rows 0",
-        "'--max-rows': 0 is not in the range",
+        "eval -m good -d good.jsonl --rows 0",
+        "'--rows' / '-n': 0 is not in the range",
         "chuk eval --help",
     ),
     ("model create --preset nan -o m", "unknown preset `nan`", "did you mean `nano`?"),

@@ -101,7 +101,7 @@ def test_cp_makes_a_copy_and_keeps_what_is_there(run_chuk: RunChuk, tmp_path: Pa
 def test_migrate_writes_a_file_that_passes_the_check(run_chuk: RunChuk, tmp_path: Path) -> None:
     shown = run_chuk("config", "migrate", "legacy/finetune.yaml")
     assert yaml.safe_load(shown.stdout)["lr_scheduler_type"] == "cosine_with_min_lr"
-    assert "not taken over: batch.output_dir (line " in shown.stderr
+    assert "not taken over: batch.file_prefix (line " in shown.stderr
     made = json.loads(
         run_chuk("config", "migrate", "legacy/finetune.yaml", "-o", "new.yaml", "--json").stdout
     )

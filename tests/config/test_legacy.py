@@ -86,6 +86,7 @@ def test_a_whole_file_in_todays_settings(tmp_path: Path) -> None:
     changed = {name: getattr(config, name) for name in resolved_names(tmp_path / "old.yaml")}
     assert changed == {
         "model": "my-org/tiny",
+        "data": "./batches",
         "optimizer": "adamw",
         "learning_rate": 2e-5,
         "lr_scheduler_type": "cosine_with_min_lr",
@@ -105,7 +106,7 @@ def test_a_whole_file_in_todays_settings(tmp_path: Path) -> None:
     }
     (line,) = told
     assert "chuk config migrate" in line
-    assert "batch.output_dir" in line
+    assert "batch.file_prefix" in line
 
 
 def resolved_names(path: Path) -> list[str]:
@@ -220,7 +221,7 @@ def test_a_migrated_file_is_flat_and_means_the_same(tmp_path: Path) -> None:
     assert resolved(new) == (resolved(old)[0], [])
     text = new.read_text()
     left = [item.entry.name for item in translated(old, SFTConfig).left]
-    assert len(left) == 9
+    assert len(left) == 8
     assert all(f"#   {name}: " in text for name in left)
     assert all(name in text for name in SPECIFIED)
 
@@ -230,7 +231,7 @@ def test_migration_names_what_cannot_be_taken_over(tmp_path: Path) -> None:
     text = migrated(translated(old, SFTConfig))
     assert "model.tokenizer: b (line 1)" in text
     assert "put the tokenizer's files into the model's folder" in text
-    assert "`--data FOLDER`" in text
+    assert yaml.safe_load(text)["data"] == "./batches"
 
 
 def test_training_takes_an_old_file_and_says_so_once(
@@ -240,13 +241,13 @@ def test_training_takes_an_old_file_and_says_so_once(
         f"model: {{name: '{tiny_model_dir}'}}\ntraining: {{total_iterations: 2, progress_interval:"
         " 1}\n"
     )
-    text += "checkpoint: {output_dir: run}\nbatch: {output_dir: ./batches, file_prefix: x}\n"
+    text += "checkpoint: {output_dir: run}\nbatch: {output_dir: ./train.jsonl, file_prefix: x}\n"
     old_file(tmp_path, text)
+    done = run_chuk("train", "sft", "--config", "old.yaml")
+    assert (done.returncode, done.stderr.count("migrate")) == (1, 1)
+    assert "`./train.jsonl` does not exist" in done.stderr
     (tmp_path / "train.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n' * 8)
     done = run_chuk("train", "sft", "--config", "old.yaml")
-    assert (done.returncode, done.stderr.count("migrate")) == (2, 1)
-    assert "--data" in done.stderr
-    done = run_chuk("train", "sft", "--config", "old.yaml", "--data", "train.jsonl")
     assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
     assert done.stderr.count("old sectioned form") == 1
     done = run_chuk(

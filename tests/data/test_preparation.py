@@ -348,7 +348,7 @@ def test_a_tokenizer_without_a_template_says_how_to_get_one(with_template: WithT
     ):
         with pytest.raises(ModelError) as caught:
             read()
-        assert "`chuk tokenizer doctor MODEL --fix OUT --template chatml`" in caught.value.hint
+        assert "`chuk tokenizer doctor MODEL --fix OUT --chat-template chatml`" in caught.value.hint
 
 
 def test_all_rows_are_counted(with_template: WithTemplate) -> None:

@@ -131,11 +131,11 @@ def test_the_command(
         "-n",
         "8",
     ]
-    done = chuk("data", "sample", path, *asked, "-o", "out.jsonl", "--json", "--batch", "4")
+    done = chuk("data", "sample", path, *asked, "-o", "out.jsonl", "--json", "--batch-size", "4")
     result = json.loads(done.stdout)
     assert (result["prompts"], result["answers"]) == (6, 48)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(rows) == result["rows"] == result["solved"] > 0
     assert set(rows[0]) == {"prompt", "completion", "reward", "id"}
-    dry = chuk("data", "sample", path, *asked, "--dry-run", "--batch", "2", "--json")
+    dry = chuk("data", "sample", path, *asked, "--dry-run", "--batch-size", "2", "--json")
     assert (dry.stdout, json.loads(dry.stderr.splitlines()[-1])["prompts"]) == ("", 2)

@@ -97,12 +97,12 @@ def test_special_tokens_in_and_out(chuk: Chuk, corpus: Path) -> None:
             2,
             "there is no form called `xml`",
         ),
-        (["doctor", "FOLDER", "--template", "chatml"], b"", 2, "are for --fix"),
+        (["doctor", "FOLDER", "--chat-template", "chatml"], b"", 2, "are for --fix"),
         (["template", "FOLDER", "-"], b"[1", 1, "`stdin` line 1 is not JSON"),
         (["template", "FOLDER", "-"], b"[]", 1, "holds no messages"),
         (["template", "FOLDER", "-"], b"[3]", 1, "`stdin` row 1 is no object"),
         (
-            ["template", "FOLDER", "--template", "chatlm"],
+            ["template", "FOLDER", "--chat-template", "chatlm"],
             b"",
             2,
             "cannot read chat template `chatlm`",
@@ -291,11 +291,13 @@ def test_template_takes_tools_prompts_and_other_templates(
         json.loads(prompt.stdout)["text"]
         == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
-    other = chuk("tokenizer", "template", folder, "-", "--template", "alpaca", input=given).stdout
+    other = chuk(
+        "tokenizer", "template", folder, "-", "--chat-template", "alpaca", input=given
+    ).stdout
     assert "### Response:↵" in other
     assert "⟦Ho<|im_end|>⟧" in other
     loops = TEMPLATES / "hostile" / "one_huge_text.jinja"
-    done = chuk("tokenizer", "template", folder, "--template", loops)
+    done = chuk("tokenizer", "template", folder, "--chat-template", loops)
     assert done.returncode == 1
     assert "the chat template was stopped" in done.stderr
 
@@ -319,13 +321,20 @@ def test_doctor_says_what_is_wrong_and_mends_it(chuk: Chuk, folder: Path, tmp_pa
     assert "✗ chat template: the chat template is broken in line 1" in ill.stdout
     assert chuk("tokenizer", "doctor", "broken", "--quiet").stdout == "chat template\n"
     cured = chuk(
-        "tokenizer", "doctor", "broken", "--fix", "cured", "--template", "chatml", "--json"
+        "tokenizer", "doctor", "broken", "--fix", "cured", "--chat-template", "chatml", "--json"
     )
     assert cured.returncode == 0
     assert json.loads(cured.stdout)["changes"] == ["chat template: chatml", "PAD: `<|pad|>`"]
     assert "is not empty" in chuk("tokenizer", "doctor", "broken", "--fix", "cured").stderr
     again = chuk(
-        "tokenizer", "doctor", "broken", "--fix", "cured", "--template", "alpaca", "--overwrite"
+        "tokenizer",
+        "doctor",
+        "broken",
+        "--fix",
+        "cured",
+        "--chat-template",
+        "alpaca",
+        "--overwrite",
     )
     assert again.returncode == 0
     assert "### Response:" in (tmp_path / "cured" / "chat_template.jinja").read_text()

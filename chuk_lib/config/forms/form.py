@@ -106,7 +106,7 @@ def translate(form: Form, path: Path, cls: type, command: str | None) -> Transla
             _refuse_unknown(form, path, entry, known)
             continue
         for key in _rows(form, path, entry, known):
-            outcome = _apply(path, entry, key, values)
+            outcome = applied(path, entry, key, values)
             given.add(key.setting)
             if isinstance(outcome, Left):
                 left.append(outcome)
@@ -178,7 +178,8 @@ def _refuse_unknown(form: Form, path: Path, entry: Entry, own: Mapping[str, str]
     )
 
 
-def _apply(path: Path, entry: Entry, key: Key, values: Values) -> Mapped | Left:
+def applied(path: Path, entry: Entry, key: Key, values: Values) -> Mapped | Left:
+    """What a row makes of an entry. Raises ConfigError for a value that it cannot be."""
     try:
         hint = key.refused(entry.value, values)
         if hint or key.setting is None:

@@ -72,7 +72,7 @@ def _beta(index: int) -> Callable[[Any, Mapping[str, Any]], float]:
     return lambda value, _: float(value[index])
 
 
-_BATCHES = "ready-made batches are data now: `--data FOLDER` trains from them as well as from rows"
+_BATCHES = "a folder of batches holds one set, whatever its name"
 _EPOCHS = "checkpoints are counted in steps (`checkpoint_interval`); the last step is always saved"
 
 TABLE: dict[str, tuple[Key, ...]] = {
@@ -107,7 +107,7 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "training.total_iterations": (Key("max_steps"),),
     "training.loss_function": (Key(reason="cross-entropy is the default", refused=_other_loss),),
     "training.progress_interval": (Key("log_interval"),),
-    "batch.output_dir": (Key(reason=f"it was an input, whatever its name: {_BATCHES}"),),
+    "batch.output_dir": (Key("data"),),  # an input of training, whatever its name
     "batch.file_prefix": (Key(reason=_BATCHES),),
     "batch.pre_cache_size": (Key(reason="batches are made as they are needed"),),
     "batch.shuffle": (Key("shuffle"),),

@@ -37,7 +37,7 @@ def examine(tokenizer: Tokenizer, folder: Path | None = None) -> list[Finding]:
     encoder = Encoder(tokenizer)
     found = [*_vocabulary(hf, folder), *_roles(hf, encoder), *_atoms(hf), *_round_trips(hf)]
     if not encoder.has_template:
-        hint = "for chats, add one: `chuk tokenizer doctor MODEL --fix OUT --template chatml`"
+        hint = "for chats, add one: `chuk tokenizer doctor MODEL --fix OUT --chat-template chatml`"
         return [
             *found,
             Finding(

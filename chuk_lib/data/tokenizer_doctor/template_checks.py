@@ -80,7 +80,7 @@ def check_template(tokenizer: Tokenizer) -> Iterator[Finding]:
 
 
 def _no_rendering(error: Exception) -> Finding:
-    hint = "mend it, or take a ready one: `--fix OUT --template chatml`"
+    hint = "mend it, or take a ready one: `--fix OUT --chat-template chatml`"
     if templates.is_endless(error):
         return Finding(
             "chat template", "problem", f"it was stopped: {first_line(error)}", hint, "template"
@@ -134,7 +134,7 @@ def _tokens(encoder: Encoder, hf: Any, shown: str) -> Iterator[Finding]:
             "warning",
             f"the template writes {', '.join(f'`{token}`' for token in cut[:4])}, which the"
             " tokenizer cuts into pieces",
-            "is it the template of another model? `--fix OUT --template NAME` takes a ready one",
+            "another model's template? `--fix OUT --chat-template NAME` takes a ready one",
         )
 
 

@@ -74,7 +74,7 @@ def broken(error: Exception) -> ModelError:
     """What is said about a template that is no Jinja or does not end."""
     hint = (
         "mend the chat template, or take a ready one: `chuk tokenizer doctor MODEL --fix OUT"
-        " --template chatml`"
+        " --chat-template chatml`"
     )
     if isinstance(error, jinja2.TemplateSyntaxError):
         return ModelError(

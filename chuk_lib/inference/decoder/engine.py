@@ -22,12 +22,13 @@ from chuk_lib.inference.decoder.draws import (
     seen_tokens,
 )
 from chuk_lib.inference.decoder.forwards import Decode, Forward, new_forward
+from chuk_lib.inference.decoder.likeliest import Likeliest, joined
 from chuk_lib.inference.decoder.llama import LlamaParts, read_llama
 from chuk_lib.inference.decoder.lookahead import Lookahead
 from chuk_lib.inference.decoder.numpy_llama import NumpyLlama, Prefix, Remembered
 from chuk_lib.inference.decoder.prefill import Memory, extend_plain, prefill_plain
 from chuk_lib.inference.decoder.stores import Mix, Store, keeps_all, new_store
-from chuk_lib.runtime import on_cpu
+from chuk_lib.runtime import has_values, on_cpu
 from chuk_lib.runtime.cpu_math import view
 
 _PROBE = (1, 2)
@@ -48,6 +49,8 @@ class Engine(Protocol):
 
     mix: Mix
     drop_share: float
+    likeliest: Likeliest | None
+    """Of the tokens that `step` has returned, when a row asked for it."""
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
         """The memory of each prompt, for `admit`."""
@@ -72,6 +75,13 @@ class Engine(Protocol):
     def cut(self, memory: Any, spare: int) -> Any | None:
         """A memory, which is used up, without its last `spare` tokens; None when its caches cannot
         forget them."""
+
+    def plain(self, memory: Any) -> Memory:
+        """The keys and values of a memory of a model whose layers keep all of them. `extend` takes
+        them too."""
+
+    def grow(self, memory: Any, ids: Sequence[int]) -> Any:
+        """The memory of the first tokens of a prompt, which is used up, with more of them."""
 
 
 def new_engine(
@@ -127,6 +137,7 @@ class NumpyEngine:
         self._ahead: list[tuple[int, float]] = []  # tokens that were run before they are asked for
         self._draws = Draws()
         self._tokens = np.zeros(0, np.int32)
+        self.likeliest: Likeliest | None = None
         self._seen: np.ndarray | None = None  # (B, V) bool, when a row has a repetition penalty
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Remembered]:
@@ -147,7 +158,7 @@ class NumpyEngine:
         self._rows.admit(memories, [arrival.limit for arrival in arrivals])
         self._tokens = np.append(self._tokens, _last_tokens(arrivals))
         self._draws.admit(arrivals)
-        if self._looks and len(self._tokens) == 1 and self._seen is None and not self._draws.guided:
+        if self._looks and len(self._tokens) == 1 and self._draws.plain:
             self._look = Lookahead(arrivals[0].ids, _run_cost)
 
     def step(self, last: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -186,6 +197,7 @@ class NumpyEngine:
 
     def _step(self) -> tuple[np.ndarray, np.ndarray]:
         logits = self._rows.step(self._tokens)
+        self.likeliest = self._draws.likeliest(logits)
         self._tokens, logps = choose_rows(
             logits, self._draws.groups, self._draws.next(), self._seen
         )
@@ -207,21 +219,26 @@ class NumpyEngine:
         """The prompt is shared still, the rest a copy."""
         return Held(self._rows.memory(row, length), length)
 
-    def extend(self, memory: Remembered, ids: Sequence[int]) -> Remembered:
+    def extend(self, memory: Remembered | Memory, ids: Sequence[int]) -> Remembered:
         """Through the model itself, over a copy of all that the row remembers."""
+        if not isinstance(memory, Remembered):
+            memory = Remembered(_views(memory, memory[0][0].shape[2]))
         if not len(ids):
             return memory
-        begin = memory.prefix[0][0].shape[1]
-        tail = memory.tail or [(k[:, :0], v[:, :0]) for k, v in memory.prefix]
-        whole = [
-            (_joined(before[0], after[0]), _joined(before[1], after[1]))
-            for before, after in zip(memory.prefix, tail, strict=True)
-        ]
+        begin, whole = memory.prefix[0][0].shape[1], self.plain(memory)
+        length = whole[0][0].shape[2] + len(ids)
         held = extend_plain(self._model, whole, ids)
-        length = begin + tail[0][0].shape[1] + len(ids)
         return Remembered(
             memory.prefix, [(k[:, begin:], v[:, begin:]) for k, v in _views(held, length)]
         )
+
+    def plain(self, memory: Remembered) -> Memory:
+        """A copy in one piece."""
+        tail = memory.tail or [(k[:, :0], v[:, :0]) for k, v in memory.prefix]
+        return [
+            (_joined(before[0], after[0]), _joined(before[1], after[1]))
+            for before, after in zip(memory.prefix, tail, strict=True)
+        ]
 
     def cut(self, memory: Remembered, spare: int) -> Remembered:
         """From the row's own tokens first."""
@@ -234,6 +251,16 @@ class NumpyEngine:
         return Remembered(
             memory.prefix, [(k[:, : own - spare], v[:, : own - spare]) for k, v in tail]
         )
+
+    def grow(self, memory: Remembered, ids: Sequence[int]) -> Remembered:
+        """Through the model itself."""
+        before = [(_as_mlx(keys), _as_mlx(values)) for keys, values in memory.prefix]
+        length = memory.prefix[0][0].shape[1] + len(ids)
+        return Remembered(_views(extend_plain(self._model, before, ids), length))
+
+
+def _as_mlx(part: np.ndarray) -> mx.array:
+    return mx.array(part[None])
 
 
 def _run_cost(tokens: int) -> float:
@@ -278,6 +305,8 @@ class ModelEngine:
         self._lazy = not on_cpu()
         self._tokens: Any = None  # (B,) chosen and not yet given to the model
         self._logps: Any = None
+        self._tops: Likeliest | None = None  # beside `_tokens`
+        self.likeliest: Likeliest | None = None
         self._read = True  # whether `_tokens` have been returned
         self._fed = np.zeros(0, np.int64)  # (B,) tokens in the store
         self._seen: Any = None  # (B, V) bool, when a row has a repetition penalty
@@ -304,10 +333,11 @@ class ModelEngine:
         """The tokens sent off before, while the next are computed."""
         if self._read:
             self._advance(self._draws)
-        tokens, logps = self._tokens, self._logps
+        tokens, logps, tops = self._tokens, self._logps, self._tops
         self._read = True
         if self._lazy and not last:
             self._advance(self._draws)
+        self.likeliest = None if tops is None else tops.read()
         return np.array(tokens, np.int32), np.array(logps, np.float32)
 
     def keep(self, rows: np.ndarray) -> None:
@@ -315,12 +345,13 @@ class ModelEngine:
         self._draws.keep(rows)
         self._fed = self._fed[rows]
         if not len(rows):
-            self._tokens = self._logps = self._seen = None
+            self._tokens = self._logps = self._seen = self._tops = None
             self._read = True
             return
         self._store.keep(rows)
-        index: Any = mx.array(rows) if self._lazy else rows
+        index: Any = mx.array(rows.astype(np.int32)) if self._lazy else rows
         self._tokens, self._logps = self._tokens[index], self._logps[index]
+        self._tops = None if self._tops is None else self._tops.keep(index)
         self._seen = None if self._seen is None or not self._draws.penalized else self._seen[index]
 
     def hold(self, row: int, length: int) -> Held | None:
@@ -336,9 +367,17 @@ class ModelEngine:
         """As the store does it."""
         return self._store.extend(memory, ids)
 
+    def plain(self, memory: Any) -> Memory:
+        """As the store has them."""
+        return list(memory)
+
     def cut(self, memory: Any, spare: int) -> Any | None:
         """As the store does it."""
         return self._store.cut(memory, spare)
+
+    def grow(self, memory: Any, ids: Sequence[int]) -> Any:
+        """As any memory."""
+        return self._store.extend(memory, ids)
 
     def _begin(self, arrivals: Sequence[Arrival], memories: Sequence[Any]) -> None:
         """The first rows of a batch, with their first token."""
@@ -363,6 +402,7 @@ class ModelEngine:
             mx.async_eval(logits)
             draws.follow(np.array(tokens))
         if self._lazy:
+            self._tops = draws.likeliest(logits)
             chances = mx.array(numbers.astype(np.float32))
             self._tokens, self._logps = choose_rows_lazily(
                 logits, draws.groups, chances, self._seen
@@ -371,9 +411,14 @@ class ModelEngine:
                 self._seen = mx.put_along_axis(
                     self._seen, self._tokens[:, None], mx.array(True), axis=-1
                 )
-            mx.async_eval(self._tokens, self._logps)
+            mx.async_eval(self._tokens, self._logps, *(self._tops or ()))
+            if not has_values():
+                # What nobody chose may be no token at all: its row of the embedding would be read
+                # outside of it, which ends the process.
+                self._tokens, self._logps = mx.zeros_like(self._tokens), mx.zeros(len(numbers))
         else:
             rows = np.array(logits.astype(mx.float32))
+            self._tops = draws.likeliest(rows)
             self._tokens, self._logps = choose_rows(rows, draws.groups, numbers, self._seen)
             if self._seen is not None:
                 self._seen[np.arange(len(rows)), self._tokens] = True
@@ -390,6 +435,7 @@ class ModelEngine:
             self._seen = both([self._seen_or_none(), arrived._seen_or_none()])
         self._tokens = both([self._tokens, arrived._tokens])
         self._logps = both([self._logps, arrived._logps])
+        self._tops = joined(self._tops, len(self._fed), arrived._tops, len(arrived._fed))
         self._fed = np.concatenate([self._fed, arrived._fed])
         self._draws.join(arrived._draws)
 

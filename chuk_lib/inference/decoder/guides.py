@@ -6,7 +6,7 @@ written are those of the model without it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -38,12 +38,27 @@ class Constraint(Protocol):
 
 class Group:
     """Rows of a batch that are chosen for in one go: their indices, None when they are all rows in
-    order; and their guides, if they have any: all of them or none."""
+    order; and their guides and what is added to their logits, if they have any: all of them or
+    none."""
 
     def __init__(
-        self, rows: np.ndarray | None, settings: Settings, guides: Sequence[Guide] = ()
+        self,
+        rows: np.ndarray | None,
+        settings: Settings,
+        guides: Sequence[Guide] = (),
+        biases: Sequence[Mapping[int, float]] = (),
     ) -> None:
-        self.rows, self.settings, self.guides = rows, settings, guides
+        self.rows, self.settings, self.guides, self._biases = rows, settings, guides, biases
+        self._bias: np.ndarray | None = None
+
+    def limits(self, vocabulary: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """What each row may write next (B, V) bool, and what is added to its logits (B, V) float32;
+        None when that is everything, and nothing."""
+        if self._bias is None and self._biases:
+            self._bias = np.zeros((len(self._biases), vocabulary), np.float32)
+            for line, bias in zip(self._bias, self._biases, strict=True):
+                line[list(bias)] = list(bias.values())
+        return self.allowed(vocabulary), self._bias
 
     def allowed(self, vocabulary: int) -> np.ndarray | None:
         """(B, V) bool: what each row may write next; None when that is everything."""

@@ -213,7 +213,7 @@ class PlainStore:
         first, end = int(self.pads[rows].min(initial=self.column)), self.column
         self.pads, self.column = self.pads[rows] - first, end - first
         self._make_room()
-        index = mx.array(rows)
+        index = mx.array(rows.astype(np.int32))
         for cache in self.caches:
             keys, values = cache.written(end)
             cache.keys = self._stack([(keys[:, :, first:][index], 1)])

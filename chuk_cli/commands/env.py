@@ -1,0 +1,14 @@
+"""`chuk env`: what a model plays with over several turns."""
+
+from __future__ import annotations
+
+from chuk_cli.command import App
+from chuk_cli.env import mcp
+
+app = App(add_completion=False, no_args_is_help=True)
+app.add_typer(mcp.app, name="mcp")
+
+
+@app.callback()
+def env() -> None:
+    """Look at the tools and environments that a model plays with."""
