@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chuk_lib.data.prompt_dataset import PromptRow
+from chuk_lib.env.place import PLACE
 from chuk_lib.env.rendering import Message, PlayRenderer
 from chuk_lib.env.tools import Function, Result, Toolbox, toolbox, tools_of
 from chuk_lib.errors import ConfigError, ModelError, TrainingError
@@ -52,6 +53,7 @@ class _Play:
     tools: Toolbox
     turns: list[Turn] = field(default_factory=list)
     row: Row | None = None
+    place: str = ""
     calls: int = 0
     failures: int = 0
 
@@ -91,6 +93,8 @@ class ToolPlayer:
     ) -> list[Episode]:
         """See `Player`."""
         plays = self._begin(prompts, n)
+        for one in plays:
+            one.place = f"{sampling.seed}/{one.prompt.group}/{one.member}"
         with Decoder(self._model, self._tokenizer) as decoder:
             requests = [
                 Request(one.prompt.asked.ids, sampling, one.prompt.group, one.member, hold=True)
@@ -200,6 +204,7 @@ class _Table:
 
     def _work(self, play: _Play, calls: Sequence[Call]) -> None:
         results = []
+        PLACE.set(f"{play.place}/{len(play.turns)}")
         for call in calls:  # one after another: they may change one environment
             results.append(play.tools.call(call))
         self._answers.put((play, results))

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from chuk_lib.data.tokenizers.calls import Call
+from chuk_lib.env.place import tool_thread
 from chuk_lib.errors import ConfigError
 from chuk_lib.utils.text import first_line
 
@@ -91,8 +92,7 @@ class Toolbox:
                 found.append(error)
             done.set()
 
-        # A thread of its own: one that hangs cannot be ended, and must not hold up the exit.
-        threading.Thread(target=work, name=f"tool {name}", daemon=True).start()
+        tool_thread(work, f"tool {name}").start()
         if not done.wait(self.seconds):
             return Result(name, _error(f"no answer within {self.seconds:g} s"), True)
         return Result(name, _text(found[0]), len(found) > 1)
