@@ -34,7 +34,7 @@ def player_maker(config: TrainerConfig) -> Callable[[Any, Any], Player] | None:
         from chuk_lib.utils.identity import fingerprint
 
         limits = Limits(config.max_turns, config.max_tool_seconds, config.max_tool_tokens)
-        player = ToolPlayer(model, tokenizer, functions, environment, limits)
+        player = ToolPlayer(model, tokenizer, functions, environment, limits, config.rollout_tokens)
         player.identity = f"tools of files {fingerprint(sorted(modules))[:16]}"
         return player
 

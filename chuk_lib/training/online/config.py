@@ -10,6 +10,7 @@ from chuk_lib.config.settings import setting
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.tables import IdleRule
 
 
 @dataclass(frozen=True, kw_only=True)
