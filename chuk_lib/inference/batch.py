@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from chuk_lib.errors import ChukError, ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
@@ -34,7 +32,6 @@ WINDOW = 1024
 """Answers that are asked for at most before the first of them is given: what is read ahead and held
 in memory."""
 MOST_LOGPROBS = 20
-_STEP = 256  # tokens of one forward pass when likelier tokens are looked up
 _NO_NUMBER = "the model's output is not a number: its weights may be damaged"
 _WORDS = {float: "a number", int: "a whole number"}
 _OWN: dict[str, type] = {
@@ -214,7 +211,13 @@ class _Work:
         check_prompt_tokens(self._model, self._tokenizer, [ids])
         room(self._model, len(ids), config.max_tokens)
         return [
-            Request(ids, config, member=member, constraint=self._constraint)
+            Request(
+                ids,
+                config,
+                member=member,
+                tops=settings.logprobs or 0,
+                constraint=self._constraint,
+            )
             for member in range(settings.samples)
         ]
 
@@ -233,26 +236,18 @@ class _Work:
             "generation_tokens": len(row.ids),
             **({} if config.greedy else {"seed": config.seed}),
             **({} if self._constraint is None else {"problem": row.problem}),
-            **({} if asked.logprobs is None else {"logprobs": self._logprobs(row, asked.logprobs)}),
+            **({} if asked.logprobs is None else {"logprobs": self._logprobs(row)}),
         }
 
-    def _logprobs(self, row: Row, likelier: int) -> list[dict[str, Any]]:
-        temperature = row.request.config.temperature or 1.0
+    def _logprobs(self, row: Row) -> list[dict[str, Any]]:
         ids, own = row.ids.tolist(), row.logps.tolist()
-        tops = top_logprobs(self._model, row.request.ids, ids, likelier, temperature)
-        named = [
-            {**self._token(token, logp), "top": []} for token, logp in zip(ids, own, strict=True)
-        ]
-        for entry, top in zip(named, tops, strict=True):
+        named = [self._token(token, logp) for token, logp in zip(ids, own, strict=True)]
+        for entry, top in zip(named, row.tops, strict=False):
             # What was drawn has the one log-prob that the decoder drew it with.
             entry["top"] = [
                 self._token(t, entry["logprob"] if t == entry["token"] else logp) for t, logp in top
             ]
-        return (
-            named
-            if likelier
-            else [{k: v for k, v in entry.items() if k != "top"} for entry in named]
-        )
+        return named
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         return {
@@ -260,37 +255,6 @@ class _Work:
             "text": decode(self._tokenizer, [token]),
             "logprob": round(logprob, 6),
         }
-
-
-def top_logprobs(
-    model: nn.Module,
-    prompt: Sequence[int],
-    answer: Sequence[int],
-    count: int,
-    temperature: float = 1.0,
-) -> list[list[tuple[int, float]]]:
-    """For each token of an answer the `count` likeliest at its place, likeliest first, with their
-    log-probs under softmax(logits / temperature). The answer is run through the model once more."""
-    from mlx_lm.models.cache import make_prompt_cache
-
-    if not count:
-        return [[] for _ in answer]
-    cache, ids = make_prompt_cache(model), [*prompt, *answer]
-    found: list[list[tuple[int, float]]] = []
-    first = len(prompt) - 1  # whose output is the answer's first token
-    starts = [*range(0, first, _STEP), *range(first, len(ids) - 1, _STEP)]
-    for start, end in zip(starts, [*starts[1:], len(ids) - 1], strict=True):
-        logits = model(mx.array([ids[start:end]]), cache=cache)[0]
-        if start < first:
-            mx.eval([layer.state for layer in cache])
-            continue
-        scaled = logits.astype(mx.float32) / temperature
-        scores = np.array(scaled - mx.logsumexp(scaled, axis=-1, keepdims=True))
-        best = np.argsort(-scores, axis=-1, kind="stable")[:, :count]
-        found += [
-            [(int(t), float(line[t])) for t in top] for line, top in zip(scores, best, strict=True)
-        ]
-    return found
 
 
 def _failed(row: InputRow, reason: str) -> dict[str, Any]:

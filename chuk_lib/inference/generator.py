@@ -14,6 +14,7 @@ from chuk_lib.inference.decoder.decoder import Decoder
 from chuk_lib.inference.decoder.guides import Constraint
 from chuk_lib.inference.decoder.rows import Request, Row
 from chuk_lib.inference.decoder.sampling import global_seed
+from chuk_lib.inference.prompt_cache import PromptCache
 from chuk_lib.inference.prompts import Prompt, encode_prompt, expects_chat
 from chuk_lib.inference.text import StopText, TextStream
 
@@ -71,25 +72,45 @@ def stream(
     chat: bool | None = None,
     system: str | None = None,
     constraint: Constraint | None = None,
+    speculate: bool = True,
+    cache: PromptCache | None = None,
 ) -> Iterator[Chunk]:
     """Yield a Chunk a token. For `prompt`, `chat` and `system` see `encode_prompt`, for
-    `constraint` `constraints`.
+    `constraint` `constraints`. `speculate`: run tokens that are likely to come together, where that
+    is faster (see `decoder/lookahead.py`); the text is the same. `cache` goes on from what a file
+    remembers of the prompt, or remembers it there.
 
     Raises ModelError when the prompt does not fit the context or the model's output is not a
     number."""
     config = _with_seed(config or SamplingConfig())
     chat = expects_chat(model) if chat is None and system is None else chat
     ids = encode_prompt(tokenizer, prompt, chat=chat, system=system)
-    with Decoder(model, tokenizer, most_rows=1) as decoder:
-        (row,) = decoder.submit([Request(ids, config, eager=True, constraint=constraint)])
-        text = _Text(tokenizer, config.stop)
-        while row.reason is None:
-            step = decoder.step()
-            row.raise_failed()
-            token, logprob = int(step.tokens[0]), float(step.logps[0])
-            reason: Any = row.reason
-            piece = text.add(token) if reason is None else text.rest(row.text)
-            yield Chunk(piece, token, logprob, reason, row.problem)
+    with Decoder(model, tokenizer, most_rows=1, ahead=speculate) as decoder:
+        held = None if cache is None else cache.begun(ids)
+        keeps = cache is not None and not cache.tokens
+        (row,) = decoder.submit(
+            [Request(ids, config, eager=True, constraint=constraint, hold=keeps, held=held)]
+        )
+        try:
+            yield from chunks_of(decoder, row, tokenizer)
+        finally:
+            decoder.cancel(row)
+            if cache is not None and keeps and row.held is not None and len(ids) > 1:
+                whole = decoder.shortened(row.held, len(ids) - 1)
+                if whole is not None:
+                    cache.keep(ids[:-1], decoder.plain(whole))
+
+
+def chunks_of(decoder: Decoder, row: Row, tokenizer: Any) -> Iterator[Chunk]:
+    """Yield a Chunk a token of the only row of a decoder, an `eager` one, until it ends."""
+    text = _Text(tokenizer, row.request.config.stop)
+    while row.reason is None:
+        step = decoder.step()
+        row.raise_failed()
+        token, logprob = int(step.tokens[0]), float(step.logps[0])
+        reason: Any = row.reason
+        piece = text.add(token) if reason is None else text.rest(row.text)
+        yield Chunk(piece, token, logprob, reason, row.problem)
 
 
 def generate(

@@ -27,9 +27,10 @@ from chuk_lib.inference.decoder.budget import (
     limited,
     token_bytes,
 )
-from chuk_lib.inference.decoder.engine import Engine, new_engine
+from chuk_lib.inference.decoder.engine import Engine, Held, new_engine
 from chuk_lib.inference.decoder.forwards import Decode
 from chuk_lib.inference.decoder.plain_store import COLUMNS
+from chuk_lib.inference.decoder.prefill import Memory
 from chuk_lib.inference.decoder.queue import Queue
 from chuk_lib.inference.decoder.rows import (
     Ledger,
@@ -61,9 +62,10 @@ class Decoder:
 
     `token_budget` bounds rows × columns of cache (default: what the memory of the machine allows),
     `most_rows` the rows; 1 spares a look at whether the model takes rows of several lengths.
-    `kv_bits` quantizes the cache, `decode` is one of `forwards.py`. `gradual`: a step runs one
-    stretch of the prompts that wait, so that no row waits for a long prompt of another. `peak_rows`
-    is the largest number of rows that decoded together."""
+    `kv_bits` quantizes the cache, `decode` is one of `forwards.py`, and with `ahead` a row that
+    runs alone is guessed at (`lookahead.py`), which changes its last bits at most. `gradual`: a
+    step runs one stretch of the prompts that wait, so that no row waits for a long prompt of
+    another. `peak_rows` is the largest number of rows that decoded together."""
 
     def __init__(
         self,
@@ -74,12 +76,13 @@ class Decoder:
         most_rows: int | None = None,
         kv_bits: int | None = None,
         decode: Decode = "auto",
+        ahead: bool = False,
         gradual: bool = False,
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._gradual = gradual
         self._token_budget, self._most_rows = token_budget, most_rows
-        self._kv_bits, self._decode = kv_bits, decode
+        self._kv_bits, self._decode, self._ahead = kv_bits, decode, ahead
         self._ends = np.array(sorted(tokenizer.eos_token_ids), np.int32)
         self._ledger = Ledger()
         self._bytes: int | None = None  # of cache that a token takes
@@ -146,6 +149,21 @@ class Decoder:
             row.resume(given, most)
         self._waiting.add(rows)
 
+    def shortened(self, held: Held, tokens: int) -> Held | None:
+        """The same memory of its first `tokens` tokens only, at least one fewer than the row that
+        goes on from it has; None when its caches cannot forget the others. `held` is used up."""
+        if tokens >= held.tokens or self._engine is None:
+            return held if tokens == held.tokens else None
+        with computing():
+            memory = self._engine.cut(held.memory, held.tokens - tokens)
+        return None if memory is None else Held(memory, tokens)
+
+    def plain(self, held: Held) -> Memory:
+        """The keys and values of a memory, for a model whose layers keep all of them."""
+        if self._engine is None:
+            raise ConfigError("nothing was written yet", "step first")
+        return self._engine.plain(held.memory)
+
     def cancel(self, row: Row) -> None:
         """End a row that waits or runs, with what it has. It leaves the batch before the next
         step."""
@@ -178,7 +196,7 @@ class Decoder:
 
     def _limited(self) -> AbstractContextManager[None]:
         """On CUDA, MLX's memory limit for the rows that wait and run."""
-        columns = [row.columns for row in [*self._waiting, *self._active]]
+        columns = [row.columns for row in [*self._waiting, *self._arriving, *self._active]]
         needed = len(columns) * (max(columns, default=0) + COLUMNS)
         return limited(self._token_bytes, min(self._waiting.budget.tokens, needed))
 
@@ -221,6 +239,7 @@ class Decoder:
                 together=together,
                 kv_bits=self._kv_bits,
                 decode=self._decode,
+                ahead=self._ahead,
             )
         alive = [row for row, lives in zip(self._active, self._live, strict=True) if lives]
         arriving = self._queue.next([*alive, *self._arriving], self._engine.mix)

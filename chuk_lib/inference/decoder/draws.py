@@ -85,6 +85,14 @@ class Draws:
         """Whether a row has a guide."""
         return any(group.guides for group in self.groups)
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but the logits and its settings decides what each row gets."""
+        return not any(
+            one.guide is not None or one.bias or one.tops or one.config.repetition_penalty != 1
+            for one in self._arrivals
+        )
+
     def admit(self, arrivals: Sequence[Arrival]) -> None:
         """Add rows at the end."""
         wide = max(arrival.limit for arrival in arrivals)
@@ -121,6 +129,20 @@ class Draws:
         at = np.minimum(self._used, self._table.shape[1] - 1)
         self._used += 1
         return self._table[np.arange(len(at)), at]
+
+    def coming(self, count: int) -> np.ndarray:
+        """The numbers (count,) for the next tokens of the only row; `skip` takes them."""
+        at = int(self._used[0])
+        return self._table[0, at : at + count]
+
+    def skip(self, count: int) -> None:
+        """So many numbers of the only row were used, or, below 0, were not."""
+        self._used += count
+
+    @property
+    def left(self) -> int:
+        """How many tokens the only row may still get."""
+        return self._table.shape[1] - int(self._used[0])
 
     def follow(self, tokens: np.ndarray) -> None:
         """Tell the guides what was chosen (B,)."""
@@ -192,7 +214,7 @@ def choose_rows_lazily(
         for group in groups
     ]
     if groups[0].rows is None:
-        plain = seen is None and limits[0] == [None, None]
+        plain = seen is None and all(part is None for part in limits[0])
         compiled = compiled_choice(groups[0].settings) if plain else None
         return (
             compiled(logits, numbers)

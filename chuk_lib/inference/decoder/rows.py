@@ -42,9 +42,10 @@ class Request:
     what is drawn; without a seed 0 is taken. `stop_ids` end a row like the tokenizer's end tokens.
     `hold`: keep the row's cache when it ends, for `append`. `eager`: search stop texts after each
     token, so that none is ever taken back. `constraint`: what the text must be, each stretch that
-    the model writes for itself. `bias`: what is added to the logits of some tokens, which changes
-    what is drawn and not its log-prob. `tops`: how many of the likeliest tokens are told at each
-    place."""
+    the model writes for itself. `held`: what a row that ended remembers of tokens that `ids` begin
+    with, fewer than all of them; it serves once. `bias`: what is added to the logits of some
+    tokens, which changes what is drawn and not its log-prob. `tops`: how many of the likeliest
+    tokens are told at each place."""
 
     ids: Sequence[int]
     config: SamplingConfig
@@ -56,6 +57,7 @@ class Request:
     bias: Mapping[int, float] | None = None
     tops: int = 0
     constraint: Constraint | None = None
+    held: Held | None = None
 
 
 class Row:
@@ -79,7 +81,7 @@ class Row:
         self.written = np.zeros(0, bool)
         self.tops: list[list[tuple[int, float]]] = []
         self.source: Sequence[int] = request.ids  # all tokens to continue
-        self.held: Held | None = None
+        self.held = request.held
 
     @property
     def columns(self) -> int:

@@ -62,6 +62,10 @@ class Store(Protocol):
     def extend(self, memory: Any, ids: Sequence[int]) -> Any:
         """A memory with more tokens; the given one is used up."""
 
+    def cut(self, memory: Any, spare: int) -> Any | None:
+        """A memory without its last `spare` tokens; the given one is used up. None when its caches
+        cannot forget."""
+
 
 _LOCKSTEP = ("KVCache", "RotatingKVCache", "ArraysCache", "QuantizedKVCache", "ChunkedKVCache")
 _PROBES = ((1, 2, 3), (4, 5))
@@ -163,6 +167,10 @@ class MergedStore:
         """Through the model, over its own caches."""
         return run_tokens(self._model, ids, memory)
 
+    def cut(self, memory: list[Any], spare: int) -> list[Any] | None:
+        """Where the caches can forget."""
+        return _without_last(memory, spare)
+
 
 class LockstepStore:
     """The model's own caches with as many rows as one prompt has: all at the same position for as
@@ -213,6 +221,10 @@ class LockstepStore:
     def extend(self, memory: list[Any], ids: Sequence[int]) -> list[Any]:
         """Through the model, over its own caches."""
         return run_tokens(self._model, ids, memory)
+
+    def cut(self, memory: list[Any], spare: int) -> list[Any] | None:
+        """Where the caches can forget."""
+        return _without_last(memory, spare)
 
 
 def _without_last(caches: list[Any], spare: int) -> list[Any] | None:
