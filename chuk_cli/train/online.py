@@ -15,6 +15,7 @@ from chuk_cli.out import Out, glyph, paint
 from chuk_cli.plan import heading, settings_lines, table, tell_plan
 from chuk_cli.train.watching import require, run
 from chuk_lib.config.settings import Resolved, as_dict
+from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
     from chuk_lib.training.online.plan import PromptPreview
@@ -133,7 +134,13 @@ def with_own_reward(settings: Resolved[Any]) -> Resolved[Any]:
     from chuk_lib.env.files import has_reward, load_environment
 
     named = any(one.partition("=")[0] == OWN_REWARD for one in config.rewards)
-    if named or not has_reward(load_environment(config.environment, {})):
+    own = has_reward(load_environment(config.environment, {}))
+    if named and not own:
+        raise ConfigError(
+            f"reward `{OWN_REWARD}`: `{config.environment}` has no method `get_reward`",
+            "give it one, or choose another reward",
+        )
+    if named or not own:
         return settings
     changed = replace(config, rewards=(*config.rewards, OWN_REWARD))
     return Resolved(changed, settings.origins | {"rewards": "get_reward of the environment"})

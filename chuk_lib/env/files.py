@@ -43,7 +43,7 @@ def player_maker(
         from chuk_lib.utils.identity import fingerprint
 
         limits = Limits(config.max_turns, config.max_tool_seconds, config.max_tool_tokens)
-        player = ToolPlayer(model, tokenizer, functions, environment, limits)
+        player = ToolPlayer(model, tokenizer, functions, environment, limits, config.rollout_tokens)
         player.identity = f"tools of files {fingerprint(sorted(modules))[:16]}"
         player.identity += f", of MCP servers: {', '.join(asked)}" if asked else ""
         return player

@@ -64,7 +64,8 @@ class ToolPlayer:
 
     An environment's `reset(**row)` is called at the start of each play with the columns of the row;
     text that it returns is added to the last message, as in TRL. Objects are used again in later
-    calls. What a play draws depends on the sampling seed, the group and the member alone."""
+    calls. What a play draws depends on the sampling seed, the group and the member alone.
+    `token_budget` is the decoder's."""
 
     def __init__(
         self,
@@ -73,8 +74,10 @@ class ToolPlayer:
         functions: Sequence[Function] = (),
         environment: type | None = None,
         limits: Limits = Limits(),
+        token_budget: int | None = None,
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
+        self._token_budget = token_budget
         self._functions, self._environment, self._limits = functions, environment, limits
         self._pool: list[Any] = []
         self._made = self._environments(1) if environment is not None else []
@@ -95,7 +98,7 @@ class ToolPlayer:
         plays = self._begin(prompts, n)
         for one in plays:
             one.place = f"{sampling.seed}/{one.prompt.group}/{one.member}"
-        with Decoder(self._model, self._tokenizer) as decoder:
+        with Decoder(self._model, self._tokenizer, token_budget=self._token_budget) as decoder:
             requests = [
                 Request(one.prompt.asked.ids, sampling, one.prompt.group, one.member, hold=True)
                 for one in plays
@@ -231,6 +234,8 @@ class _Table:
                 for one in results
             ]
         suffix = self._renderer.suffix(results)
+        if suffix[:1] == row.ids[-1:].tolist():  # GLM's calls end with the header of the answer
+            suffix = suffix[1:]
         room = self._budget - len(row.ids) - len(suffix)
         if room < 1:  # as TRL: an answer that does not fit is left out, and the play is over
             row.reason = "length"

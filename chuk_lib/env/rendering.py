@@ -19,7 +19,7 @@ from chuk_lib.env.tools import Result
 from chuk_lib.errors import ModelError
 
 Message = dict[str, Any]
-_ASKED: Message = {"role": "user", "content": "dummy"}
+_ASKED: Message = {"role": "user", "content": "dummy question"}
 
 
 class PlayRenderer:
@@ -36,7 +36,17 @@ class PlayRenderer:
                 "take an instruct model, or train a tokenizer with --chat-template chatml",
             )
         self.form = call_form(tokenizer)
-        self._suffixes: dict[tuple[Result, ...], list[int]] = {}
+        # Where the family's template shows earlier reasoning differently (Qwen3), turns are written
+        # with its training form, which keeps it, as TRL does.
+        self._turns = self._encoder
+        training = Encoder(tokenizer, marked=True)
+        form = training.form(tools=True)
+        if form is not None and form.keeps_reasoning:
+            self._turns = training
+        self._ends = [
+            str(tokenizer.decode([end], skip_special_tokens=False))
+            for end in sorted(self._encoder.stop_ids)
+        ]
         self._check()
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -78,12 +88,12 @@ class PlayRenderer:
             {"role": "assistant", "content": "", "tool_calls": calls},
         ]
         answers = [{"role": "tool", "name": one.name, "content": one.text} for one in results]
-        prefix = self._encoder.render(before, self._schemas)
-        whole = self._encoder.render([*before, *answers], self._schemas, prompt=True)
-        end = self._encoder.eos or ""
-        at = prefix.rfind(end) if end else -1
+        prefix = self._turns.render(before, self._schemas)
+        whole = self._turns.render([*before, *answers], self._schemas, prompt=True)
         # What stands behind the end of the turn (a line end, in many templates) was not sampled.
-        prefix = prefix[: at + len(end)] if at >= 0 else prefix
+        asked = prefix.rfind(_ASKED["content"])
+        cuts = [prefix.rfind(end) + len(end) for end in self._ends if end in prefix[asked:]]
+        prefix = prefix[: max(cuts)] if cuts else prefix
         if not whole.startswith(prefix):
             raise ModelError(
                 "the chat template writes earlier turns differently once a tool has answered",

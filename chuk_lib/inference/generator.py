@@ -96,9 +96,9 @@ def stream(
         finally:
             decoder.cancel(row)
             if cache is not None and keeps and row.held is not None and len(ids) > 1:
-                prompt = decoder.shortened(row.held, len(ids) - 1)
-                if prompt is not None:
-                    cache.keep(ids[:-1], decoder.plain(prompt))
+                whole = decoder.shortened(row.held, len(ids) - 1)
+                if whole is not None:
+                    cache.keep(ids[:-1], decoder.plain(whole))
 
 
 def chunks_of(decoder: Decoder, row: Row, tokenizer: Any) -> Iterator[Chunk]:

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 from typing import Any
 
-from chuk_lib.errors import ConfigError
 from chuk_lib.rewards.types import Completions, Context, Logged, Scorer
 
 _COLUMN = "environments"
@@ -17,12 +16,9 @@ def environment(context: Context) -> Scorer:
     does."""
 
     def score(batch: Completions, logged: Logged) -> list[float | None]:
-        environments = batch.columns.get(_COLUMN)
-        if environments is None:
-            raise ConfigError("reward `environment` has no environment", "train with `--env`")
-        return [_reward(one) for one in environments]
+        return [_reward(one) for one in batch.columns[_COLUMN]]
 
-    return Scorer(score)
+    return Scorer(score, needs=((_COLUMN,),))
 
 
 def _reward(environment: Any) -> float | None:
