@@ -16,7 +16,7 @@ from chuk_cli.train.online import (
     McpToolOption,
     RewardOption,
     ToolOption,
-    Tools,
+    ToolOptions,
     run_or_plan,
 )
 from chuk_lib.config.settings import Resolved
@@ -63,7 +63,7 @@ def grpo(
       chuk train grpo -m my-model -d games.jsonl --env games.py:Wordle --max-turns 6
       chuk train grpo -m my-model -d dates.jsonl --reward exact_match --mcp mcp-server-time
     """
-    tools, chosen = Tools(tool, mcp, mcp_tool), with_preset(settings, preset)
+    tools, chosen = ToolOptions(tool, mcp, mcp_tool), with_preset(settings, preset)
     run_or_plan(Out.of(json, quiet), "grpo", chosen, reward, tools, dry_run, overwrite)
 
 

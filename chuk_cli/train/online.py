@@ -70,7 +70,7 @@ McpToolOption = Annotated[
 ]
 
 
-class Tools(NamedTuple):
+class ToolOptions(NamedTuple):
     """The options that name tools, as they were typed."""
 
     functions: list[str] | None
@@ -94,7 +94,7 @@ def run_or_plan(
     algorithm: str,
     settings: Resolved[Any],
     reward: list[str] | None,
-    tools: Tools,
+    tools: ToolOptions,
     dry_run: bool,
     overwrite: bool,
 ) -> None:

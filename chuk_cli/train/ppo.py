@@ -10,7 +10,7 @@ from chuk_cli.train.online import (
     McpToolOption,
     RewardOption,
     ToolOption,
-    Tools,
+    ToolOptions,
     run_or_plan,
 )
 from chuk_lib.config.settings import Resolved
@@ -45,5 +45,5 @@ def ppo(
       chuk train ppo -m Qwen/Qwen3-0.6B --data math.jsonl --reward numeric --lora --value-model copy
       chuk train ppo --model my-model --data prompts.jsonl --reward rewards.py:brevity --dry-run
     """
-    tools = Tools(tool, mcp, mcp_tool)
+    tools = ToolOptions(tool, mcp, mcp_tool)
     run_or_plan(Out.of(json, quiet), "ppo", settings, reward, tools, dry_run, overwrite)
