@@ -87,4 +87,5 @@ class PromptCache:
 
     def _arrays(self) -> tuple[dict[str, mx.array], dict[str, str]]:
         found: Any = mx.load(str(self.path), format="safetensors", return_metadata=True)
-        return found
+        arrays, told = found
+        return dict(arrays), dict(told)
