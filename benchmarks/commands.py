@@ -2,7 +2,7 @@
 model and rows.
 
     python benchmarks/commands.py [--model billion|mini|FOLDER] [--only sft,dpo,grpo,ppo] [--full] [--steps 8]
-                                  [--cards 1,2] [--trl PYTHON] [--json FILE]
+                                  [--cards 1,2 [--grow]] [--trl PYTHON] [--json FILE]
 
 For each command: seconds from its start to the first finished step, with `--cold` also with an
 empty kernel cache (a CPU has none); then the median of the later steps, tokens a second of what
@@ -11,7 +11,8 @@ here); figures of both are taken one after the other on one machine. `billion` i
 billion random bfloat16 weights, `mini` one of 7 million. `--full` trains all weights instead of
 adapters of rank 8 on all projections. `--cards` runs each command on so many GPUs (of a CPU: as so
 many processes): all have the same rows in an update, as many as fill the largest number of cards,
-and fewer cards accumulate more; the losses must then be the same, and are compared."""
+and fewer cards accumulate more; the losses must then be the same, and are compared. With `--grow`
+the update grows with the cards instead, and the losses are others."""
 
 from __future__ import annotations
 
@@ -290,9 +291,9 @@ def make_model(name: str, folder: Path) -> str:
     return str(create_model(name, folder)) if name in ("mini", "small", "base") else name
 
 
-def on_cards(case: Case, cards: int, most: int) -> Case:
-    """The case with the rows of `most` cards in an update, for `cards` of them."""
-    return replace(case, rows=case.rows * cards, accumulation=case.accumulation * (most // cards))
+def on_cards(case: Case, cards: int, times: int) -> Case:
+    """The case for so many cards, that run its rows `times` times before an update."""
+    return replace(case, rows=case.rows * cards, accumulation=case.accumulation * times)
 
 
 def measure_cards(
@@ -305,16 +306,16 @@ def measure_cards(
     cache = options.cache or scratch / f"cache-{algorithm}"
     found: dict[str, Any] = {}
     for cards in counts:
-        mine, run = on_cards(case, cards, most), scratch / "run"
+        mine, run = on_cards(case, cards, 1 if options.grow else most // cards), scratch / "run"
         words = command(algorithm, mine, model, data, run, options.steps, options.full, cards)
         name = f"{algorithm} {kind} x {cards}"
         found[name] = run_chuk(words, run, cache)
         show(name, found[name], mine)
-        first = found[f"{algorithm} {kind} x {counts[0]}"]
-        times = first["step"] / found[name]["step"]
-        loss = abs(found[name]["loss"] - first["loss"]) / max(abs(first["loss"]), 1e-9)
-        print(f"  {times:.2f} times {counts[0]}; the last loss differs by {loss:.1e}", flush=True)
-    return found
+        pace = found[name]["step"] / (mine.rows * mine.accumulation)
+        first = found.setdefault("first", {"pace": pace, "loss": found[name]["loss"]})
+        loss = abs(found[name]["loss"] - first["loss"])
+        print(f"  {first['pace'] / pace:.2f} times {counts[0]}; loss {loss:.1e} off", flush=True)
+    return {name: figures for name, figures in found.items() if name != "first"}
 
 
 def main() -> None:
@@ -331,6 +332,7 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true", help="also with an empty kernel cache")
     parser.add_argument("--cache", type=Path, help="the kernel cache of the warm runs")
     parser.add_argument("--cards", metavar="N,N", help="numbers of GPUs to compare")
+    parser.add_argument("--grow", action="store_true", help="more cards take more rows")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found: dict[str, Any] = {}

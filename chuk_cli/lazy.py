@@ -40,6 +40,7 @@ GROUPS = {
         "Work",
     ),
     "chat": LazyCommand("chuk_cli.commands.chat", "Talk with a model.", "Work"),
+    "serve": LazyCommand("chuk_cli.commands.serve", "Answer HTTP requests with a model.", "Work"),
     "eval": LazyCommand("chuk_cli.commands.eval", "Measure a model on data.", "Work"),
     "data": LazyCommand("chuk_cli.commands.data", "Make, check and look at data.", "Prepare"),
     "batch": LazyCommand(

@@ -50,6 +50,7 @@ LIGHT = [
     "models/config.py",
     "inference/config.py",
     "experts/config.py",
+    "serving/settings.py",
     "__init__.py",
 ]
 """Parts of the library that the command line imports for defaults and help: standard library only.
@@ -145,7 +146,8 @@ WALLS = {
     "config": ("data.tokenizers", "data", "models", "inference", "rewards", "runs", "training"),
     "runtime": ("config", "data", "models", "inference", "rewards", "runs", "training"),
     "runs": ("data", "models", "inference", "rewards", "training"),
-    "training": ("env", "experts", "parity"),
+    "training": ("env", "experts", "parity", "serving"),
+    "serving": ("data", "rewards", "runs", "training"),
 }
 """Rooms that a room does not know, not even through others. No room knows the command line."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from chuk_cli.command import App
-from chuk_cli.env import mcp
+from chuk_cli.env import hybrid, mcp
 
 app = App(add_completion=False, no_args_is_help=True)
 app.add_typer(mcp.app, name="mcp")
+app.command()(hybrid.hybrid)
 
 
 @app.callback()

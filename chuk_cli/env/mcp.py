@@ -63,7 +63,7 @@ def ls(
       chuk env mcp ls https://example.org/mcp --json
     """
     out = Out.of(json, quiet)
-    with _opened(out, servers, allowed, connect_seconds, 30.0, record, True) as client:
+    with opened(out, servers, allowed, connect_seconds, 30.0, record, True) as client:
         found = [_listed(client, server.name, server.where) for server in client.servers]
         blocks = [_block(one) for one in found]
         names = [tool.name for tool in client.tools]
@@ -99,7 +99,7 @@ def call(
     """
     out = Out.of(json, quiet)
     given = _arguments(arguments or [])
-    with _opened(out, [server], None, connect_seconds, seconds, record, False) as client:
+    with opened(out, [server], None, connect_seconds, seconds, record, False) as client:
         names = [one.name for one in client.tools]
         if tool not in names:
             raise ConfigError(f"there is no tool `{tool}`", f"there are: {', '.join(names)}")
@@ -111,7 +111,7 @@ def call(
 
 
 @contextmanager
-def _opened(
+def opened(
     out: Out,
     given: Sequence[str],
     allowed: Sequence[str] | None,
@@ -120,6 +120,7 @@ def _opened(
     record: Path | None,
     missing_ok: bool,
 ) -> Iterator[McpClient]:
+    """The servers that are named, connected; notes and what happens to them are warnings."""
     from chuk_lib.env.mcp.client import McpClient
     from chuk_lib.env.mcp.servers import mcp_servers
     from chuk_lib.env.mcp.supervisor import McpLimits

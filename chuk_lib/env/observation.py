@@ -3,7 +3,7 @@ happened, never from the goal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chuk_lib.env.task import HybridQuestion
@@ -17,12 +17,12 @@ ANSWER: the answer"""
 
 @dataclass(frozen=True)
 class HybridObservation:
-    """A question, the names of tools and experts with what they are for, the last actions with
-    their results (`shown` of all that there were), and how many steps are left."""
+    """A question, tools and experts as they are called and what for, the last actions with their
+    results (without the `left_out` ones before), and how many steps are left."""
 
     question: HybridQuestion
-    tools: Mapping[str, str]
-    experts: Mapping[str, str]
+    tools: Sequence[str]
+    experts: Sequence[str]
     happened: Sequence[tuple[str, str]]
     left_out: int
     steps_left: int
@@ -32,8 +32,7 @@ class HybridObservation:
         parts = [HOW]
         for title, named in (("Tools", self.tools), ("Experts", self.experts)):
             if named:
-                lines = [f"- {name}: {about}" for name, about in named.items()]
-                parts.append("\n".join([f"{title}:", *lines]))
+                parts.append("\n".join([f"{title}:", *(f"- {about}" for about in named)]))
         parts += self._constraints()
         parts.append(f"Task: {self.question.prompt}")
         if self.left_out:

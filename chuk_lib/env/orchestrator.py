@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -13,6 +12,7 @@ from typing import Any
 
 from chuk_lib.env.actions import ANSWER, DELEGATE, RESULT, TOOL, Action, parse_actions
 from chuk_lib.env.observation import HybridObservation
+from chuk_lib.env.place import tool_thread
 from chuk_lib.env.reward import Ended, Happened, HybridReward
 from chuk_lib.env.task import HybridTask
 from chuk_lib.errors import ChukError
@@ -38,7 +38,7 @@ class OrchestratorConfig:
 @dataclass(frozen=True)
 class OrchestratorStep:
     """What one text of the policy came to. `terminated`: it answered; `truncated`: it is out of
-    steps. `parts` sum to `reward`."""
+    steps. `parts` sum to `reward`; `results` are those of the calls in it, in order."""
 
     observation: HybridObservation
     reward: float
@@ -46,6 +46,7 @@ class OrchestratorStep:
     truncated: bool
     parts: Mapping[str, float]
     actions: tuple[Action, ...]
+    results: tuple[str, ...]
     info: Mapping[str, Any]
 
 
@@ -94,6 +95,7 @@ class Orchestrator:
             raise RuntimeError("there is no episode: call reset first")
         actions = parse_actions(text)
         play.steps += 1
+        before = len(play.happened)
         parts = self._carry_all_out(actions, play)
         terminated = play.answer is not None
         truncated = not terminated and play.steps >= self.config.max_steps
@@ -108,6 +110,7 @@ class Orchestrator:
             truncated,
             parts,
             tuple(actions),
+            tuple(result for _, result in play.happened[before:]),
             info | ({"correct": self._closeness(play) == 1.0} if terminated else {}),
         )
 
@@ -188,8 +191,8 @@ class Orchestrator:
         shown = play.happened[-self.config.results_shown :] if self.config.results_shown else []
         return HybridObservation(
             play.task.question,
-            {name: _about(function) for name, function in self.tools.items()},
-            {name: _about(function) for name, function in self.experts.items()},
+            [_about(name, function) for name, function in self.tools.items()],
+            [_about(name, function) for name, function in self.experts.items()],
             tuple(shown),
             len(play.happened) - len(shown),
             max(0, self.config.max_steps - play.steps),
@@ -211,7 +214,7 @@ def run_within(
         except Exception as error:  # a tool is the user's code: what it raises is its result
             answers.put((f"Error: {type(error).__name__}: {error}", True))
 
-    threading.Thread(target=run, name="chuk-tool", daemon=True).start()
+    tool_thread(run, "chuk-tool").start()
     try:
         return answers.get(timeout=seconds)
     except Empty:
@@ -222,6 +225,13 @@ def _as_text(result: Any) -> str:
     return result if isinstance(result, str) else json.dumps(result, default=str)
 
 
-def _about(function: ToolFunction) -> str:
-    """The first line of what a function says of itself."""
-    return (inspect.getdoc(function) or "").partition("\n")[0]
+def _about(name: str, function: ToolFunction) -> str:
+    """A function as it is called, with the first line of what it says of itself."""
+    given = inspect.signature(function).parameters.values()
+    named = [
+        one.name if one.default is one.empty else f"{one.name}?"
+        for one in given
+        if one.kind is not one.VAR_KEYWORD
+    ]
+    about = (inspect.getdoc(function) or "").partition("\n")[0]
+    return f"{name}({', '.join(named)})" + (f": {about}" if about else "")

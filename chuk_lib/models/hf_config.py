@@ -7,7 +7,8 @@ its defaults when they are missing."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,18 +118,37 @@ def check_sizes(path: Path, config: Mapping[str, Any]) -> None:
                 )
 
 
-_RENAMED = {"qwen3_moe": {"num_experts": "num_local_experts"}}
-"""Keys by the names that mlx-lm reads, and the names under which transformers 5 writes them."""
+_MADE: dict[str, Callable[[Config], Any]] = {
+    "num_experts": lambda config: config["num_local_experts"],
+    "n_ctx": lambda config: config["n_positions"],
+    "block_dim": lambda config: config["hidden_size"],
+    "head_dim": lambda config: config["hidden_size"] // config["num_attention_heads"],
+    "rope_scaling": lambda config: None,
+    "sliding_window": lambda config: None,
+    "sliding_window_pattern": lambda config: None,
+}
+"""Keys that some of mlx-lm's families cannot do without and transformers 5 does not write: under
+another name, or where they follow from others."""
 
 
-def renamed(config: Config) -> Config:
-    """`config` with the keys that mlx-lm reads where transformers 5 has other names for them."""
-    names = _RENAMED.get(config["model_type"], {})
-    return config | {
-        ours: config[theirs]
-        for ours, theirs in names.items()
-        if ours not in config and theirs in config
-    }
+def completed(config: Config, needed: Collection[str]) -> Config:
+    """`config` with those keys of `needed` that it lacks and that follow from others."""
+    made = dict(config)
+    for key in needed:
+        if key in _MADE and key not in config:
+            with suppress(KeyError):
+                made[key] = _MADE[key](config)
+    if config["model_type"] == "exaone4" and isinstance(made.get("sliding_window_pattern"), int):
+        made["sliding_window_pattern"] = _letters(config)
+    return made
+
+
+def _letters(config: Config) -> str | None:
+    """EXAONE 4's pattern as mlx-lm has it: L for a layer with a window, G for one without."""
+    kinds = config.get("layer_types")
+    if not config.get("sliding_window") or not isinstance(kinds, list):
+        return None
+    return "".join("L" if kind == "sliding_attention" else "G" for kind in kinds)
 
 
 def flatten_rope(config: Mapping[str, Any]) -> Config:

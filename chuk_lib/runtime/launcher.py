@@ -89,17 +89,17 @@ def _environments(size: int, folder: Path) -> list[dict[str, str]]:
         shared |= {
             "MLX_WORLD_SIZE": str(size),
             "NCCL_HOST_IP": "127.0.0.1",
-            "NCCL_PORT": str(_free_ports(1)[0]),
+            "NCCL_PORT": str(free_ports(1)[0]),
         }
     else:
         hosts = folder / "hosts.json"
-        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in _free_ports(size)]))
+        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
         shared["MLX_HOSTFILE"] = str(hosts)
     card = [{"CUDA_VISIBLE_DEVICES": name} for name in found[:size]] or [{} for _ in range(size)]
     return [shared | {"MLX_RANK": str(rank)} | card[rank] for rank in range(size)]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

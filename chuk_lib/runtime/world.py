@@ -113,13 +113,14 @@ class World:
             mx.eval(found)
         return found
 
-    def any(self, flag: bool) -> bool:
-        """Whether it holds on any rank."""
+    def votes(self, *flags: bool) -> list[bool]:
+        """For each flag whether it holds on any rank."""
         if self.size == 1:
-            return flag
+            return list(flags)
         import mlx.core as mx
 
-        return bool(self.sum(mx.array([float(flag)]), "a vote").item() > 0)
+        counts = self.sum(mx.array([float(flag) for flag in flags]), "votes").tolist()
+        return [count > 0 for count in counts]
 
     def gather(self, data: bytes, what: str = "what each has") -> list[bytes]:
         """The bytes of every rank, in the order of ranks, of any length."""
@@ -301,6 +302,8 @@ def this_world() -> World:
         return World()
     import mlx.core as mx
 
+    # Joining waits without end too, and holds the interpreter: no thread of Python's can watch it.
+    faulthandler.dump_traceback_later(_timeout, exit=True)
     try:
         group = mx.distributed.init(strict=True, backend=backend)
     except (RuntimeError, ValueError) as error:
@@ -308,6 +311,8 @@ def this_world() -> World:
             f"this process cannot join the others of its run by {backend}: {error}",
             "see docs/devices.md, or run on one device",
         ) from None
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     world = World(group.rank(), group.size(), group, on_gpu=backend == "nccl")
     for variable in _JOINED:
         os.environ.pop(variable, None)

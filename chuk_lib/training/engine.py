@@ -210,10 +210,12 @@ def fit(
         # that follows holds that decision. A kill between the two repeats the evaluation.
         improved = _evaluate_if_due(algorithm, plan, progress, hooks)
         stale = _is_stale(plan, progress)
-        stop = world.any(hooks.should_stop())
+        stop = hooks.should_stop()
         last = stale or stop or progress.step == plan.steps
-        due = progress.step % plan.checkpoint_interval == 0
-        if improved or last or due or world.any(hooks.overdue()):
+        due = improved or progress.step % plan.checkpoint_interval == 0
+        stop, overdue = world.votes(stop, not (last or due) and hooks.overdue())
+        last = last or stop
+        if last or due or overdue:
             hooks.save(progress, improved)
             saved_at = progress.step
         if last and progress.step < plan.steps:

@@ -20,8 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,6 @@ from chuk_lib.training import recipes
 from chuk_lib.training.config import TrainerConfig
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.episode import Episode, GroupPrompt, Player, one_turn
-
-Compile = Callable[[Program, Path], "Future[bool]"]
-"""Begins to compile a kernel into files with this stem; whether it could be comes later."""
 
 BLOCKS = 3
 _ROWS = 2
@@ -172,11 +170,7 @@ def main() -> None:
         os.environ[VARIABLE] = str(own)
         runtime.prepare()
         library = nvrtc.compiler()
-
-        def compiled(program: Program, stem: Path) -> Future[bool]:
-            return pool.submit(nvrtc.compile_apart, library, program, stem)
-
-        met = _Met(Path(order["mark"]), own, compiled)
+        met = _Met(Path(order["mark"]), own, pool, partial(nvrtc.compile_apart, library))
         with nvrtc.intercepted(met.take):
             rehearse(
                 order["algorithm"],
@@ -184,20 +178,22 @@ def main() -> None:
                 Path(order["model"]),
                 order["small"],
                 scratch,
-                met.keep,
             )
-        met.keep()
+        met.finish()
 
 
 class _Met:
-    """The kernels that a rehearsal meets, and those of them that are kept. `own`: where MLX puts
-    its empty ones, which nobody else sees; there is nothing else in it. `compiled` begins to
-    compile one."""
+    """The kernels that a rehearsal meets, each of which is shared as soon as it is compiled. `own`:
+    where MLX puts its empty ones, which nobody else sees; there is nothing else in it.
+    `compile_one` writes files with a stem, and says whether it could."""
 
-    def __init__(self, mark: Path, own: Path, compiled: Compile) -> None:
-        self._mark, self._cache, self._compiled = mark, KernelCache(mark.parent, own), compiled
+    def __init__(
+        self, mark: Path, own: Path, pool: Executor, compile_one: Callable[[Program, Path], bool]
+    ) -> None:
+        self._mark, self._cache = mark, KernelCache(mark.parent, own)
+        self._pool, self._compile = pool, compile_one
         self._there = self._cache.modules()
-        self._jobs: dict[str, tuple[Path, Future[bool]]] = {}
+        self._jobs: list[Future[None]] = []
         self._seen: set[str] = set()
         self._began = time.perf_counter()
 
@@ -206,16 +202,17 @@ class _Met:
         name = program.file_name if program.is_custom else program.module
         if name not in self._seen | self._there:
             stem = self._cache.own.parent / str(len(self._seen))
-            self._jobs[name] = stem, self._compiled(program, stem)
+            self._jobs.append(self._pool.submit(self._make, program, name, stem))
         self._seen.add(name)
 
-    def keep(self) -> None:
-        """Wait for what is being compiled, share it, and leave a mark."""
+    def _make(self, program: Program, name: str, stem: Path) -> None:
+        if self._compile(program, stem):
+            self._cache.put(name, stem)
+
+    def finish(self) -> None:
+        """Wait for what is being compiled, and leave a mark."""
         met = time.perf_counter() - self._began
-        for name in list(self._jobs):
-            stem, job = self._jobs.pop(name)
-            if job.result():
-                self._cache.put(name, stem)
+        wait(self._jobs)
         new, seconds = len(self._seen - self._there), time.perf_counter() - self._began
         self._mark.write_text(
             f"{len(self._seen)} kernels met in {met:.1f} s, {new} of them new, all compiled after"
@@ -229,11 +226,10 @@ def rehearse(
     model: Path,
     small: Mapping[str, Any],
     scratch: Path,
-    keep: Callable[[], None] = lambda: None,
 ) -> None:
     """One step of a run with a model of the config `small`, whatever numbers come out. `model`:
-    where tokenizer and other files are. The updates come first, and `keep` is called after them:
-    should a rollout end the process, their kernels are there."""
+    where tokenizer and other files are. The updates come first: theirs are the kernels that take
+    longest."""
     import mlx.core as mx
 
     from chuk_lib.data.reader import has_split, read_records
@@ -257,7 +253,6 @@ def rehearse(
             job = trainer.job(dataset)
         _step(job, trainer.config)
         if rehearser is not None:
-            keep()
             rehearser.writes = True
             next(iter(job.algorithm.updates(0)))
 

@@ -23,6 +23,7 @@ from chuk_lib.env.tasks import calculate, math_tasks, tasks_of
 from chuk_lib.errors import ConfigError, DataError, ModelError
 from chuk_lib.experts.config import ExpertConfig
 from chuk_lib.experts.registry import create_expert
+from tests.conftest import RunChuk
 
 MADE = "chuk_lib.env.hybrid_env:chuk/Hybrid-v0"
 TAUGHT = """THINK: I need to work this out.
@@ -302,3 +303,53 @@ def test_an_expert_is_a_tool() -> None:
     assert np.isclose(first.reward, 0.19)
     with pytest.raises(ConfigError, match="another width"):
         expert_tool(create_expert("gru", sizes), "cart", env="gym:CartPole-v1")
+
+
+def test_tasks_are_played_from_a_pipe(run_chuk: RunChuk, tmp_path: Path) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_text("".join(json.dumps(SUM | {"prompt": f"{i}?"}) + "\n" for i in range(2)))
+    texts = 'TOOL: math_solve(expression="6*7")\nANSWER: 42\n\nANSWER: 41\n'
+    played = run_chuk(
+        "env", "hybrid", "--tasks", file, "--episodes", 3, "--max-steps", 2, "--json", input=texts
+    )
+    assert played.returncode == 0, played.stderr
+    found = json.loads(played.stdout)
+    first, second, third = found["episodes"]
+    assert [one["prompt"] for one in found["episodes"]] == ["0?", "1?", "0?"]
+    assert first["steps"][0]["results"] == ["42"]
+    assert [one["ended"] for one in (first, second, third)] == ["answered", "answered", "left"]
+    assert [one["correct"] for one in (first, second, third)] == [True, False, False]
+    assert found["correct"] == 1
+    assert "42" not in played.stderr
+    shown = run_chuk("env", "hybrid", "--tasks", file, input="THINK: a\nTHINK: b\n")
+    assert "- math_solve(expression): Work out" in shown.stderr
+    assert shown.stdout == "reward -0.02, 0 of 1 right\n"
+
+
+def test_a_model_plays(run_chuk: RunChuk, tiny_model_dir: Path) -> None:
+    options = ("--model", tiny_model_dir, "--max-tokens", 8, "--max-steps", 2, "--json")
+    first, again, hot = (
+        json.loads(run_chuk("env", "hybrid", *options, *more).stdout)["episodes"][0]
+        for more in ((), (), ("--temperature", 2, "--seed", 1))
+    )
+    assert first == again
+    assert [one["ended"] for one in (first, hot)] == ["out of steps"] * 2
+    assert [step["text"] for step in first["steps"]] != [step["text"] for step in hot["steps"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--expert", "cart"), "is no NAME=RUN"),
+        (("--expert", "cart=nowhere"), "holds no expert"),
+        (("--mcp-tool", "x"), "need an `--mcp`"),
+        (("--tasks", "nowhere.jsonl"), "no such file"),
+    ],
+)
+def test_a_wrong_option_is_explained(
+    run_chuk: RunChuk, options: tuple[str, str], message: str
+) -> None:
+    refused = run_chuk("env", "hybrid", *options, input="")
+    assert refused.returncode in (1, 2)
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr

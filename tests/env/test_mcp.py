@@ -17,7 +17,8 @@ import pytest
 from chuk_lib.env.mcp.client import McpClient
 from chuk_lib.env.mcp.servers import McpError, McpServer, mcp_servers
 from chuk_lib.env.mcp.supervisor import McpLimits
-from chuk_lib.env.orchestrator import Orchestrator
+from chuk_lib.env.orchestrator import Orchestrator, run_within
+from chuk_lib.env.place import PLACE
 from chuk_lib.env.task import HybridTask
 from chuk_lib.errors import ConfigError, DataError
 from tests.conftest import RunChuk, chuk_environment
@@ -62,7 +63,17 @@ def test_a_server_that_dies_floods_and_lies_is_named_and_the_run_goes_on() -> No
         assert "KEY" in variables
         assert not [name for name in variables if name.startswith(("OMP", "PYTHON", "CHUK"))]
         task = HybridTask.from_row({"prompt": "1 + 2?", "goal": {"expected_answer": "3"}})
-        orchestrator = Orchestrator(client.functions())
+        functions = client.functions()
+        assert vars(functions["good_add"])["schema"]["function"] == {
+            "name": "good_add",
+            "description": "The tool add.",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"type": "number"}, "b": {"type": "number"}},
+                "required": ["a", "b"],
+            },
+        }
+        orchestrator = Orchestrator(functions)
         orchestrator.reset(task)
         assert orchestrator.step("TOOL: good_add(a=1)").parts == {"step": -0.01, "invalid": -0.1}
         orchestrator.step("TOOL: good_add(a=1, b=2)")
@@ -117,21 +128,28 @@ def test_a_server_that_hangs_is_started_again_while_others_work() -> None:
     assert [line for line in told if "`bad`: it answered no call any more" in line]
 
 
-def test_a_server_that_never_comes_back_is_given_up(tmp_path: Path) -> None:
-    script = tmp_path / "once.py"
+def test_a_server_that_does_not_come_back_costs_no_time_and_is_tried_on(tmp_path: Path) -> None:
+    script, broken = tmp_path / "server.py", tmp_path / "broken"
     script.write_text(
-        f"import os, sys\nif os.path.exists({str(tmp_path / 'ran')!r}): sys.exit('Error: only once')\n"
-        f"open({str(tmp_path / 'ran')!r}, 'w').close()\nos.execv(sys.executable, {[sys.executable, SCRIPT]!r})\n"
+        f"import os, sys\nif os.path.exists({str(broken)!r}): sys.exit('Error: out of order')\n"
+        f"os.execv(sys.executable, {[sys.executable, SCRIPT]!r})\n"
     )
     told: list[str] = []
-    limits = McpLimits(call_seconds=60, restarts=2, backoff_seconds=0.05)
+    limits = McpLimits(call_seconds=60, restarts=2, backoff_seconds=0.05, backoff_most=0.5)
     server = McpServer("once", (sys.executable, str(script)))
     with McpClient([server], limits, tell=told.append) as client:
+        broken.touch()
         assert client.call("die", {}).reason == "gone"
         later = client.call("add", {"a": 1, "b": 1})
         assert later.reason == "gone"
-        assert "Error: only once; given up after 2 restarts" in later.text
-    assert "given up" in told[-1]
+        assert "Error: out of order; given up after 2 restarts" in later.text
+        broken.unlink()
+        until = time.monotonic() + 60
+        while client.call("add", {"a": 1, "b": 1}).text != "2" and time.monotonic() < until:
+            time.sleep(0.05)
+        assert client.call("add", {"a": 1, "b": 2}).text == "3"
+    assert "given up after 2 restarts, and tried again every 0.5 s" in told[-2]
+    assert told[-1] == "MCP server `once`: it is back"
 
 
 def test_no_process_is_left_when_chuk_is_killed(tmp_path: Path) -> None:
@@ -166,13 +184,17 @@ def test_a_recorded_run_is_repeated_without_the_server(tmp_path: Path) -> None:
     gone = McpServer("s", ("no-such-command",))
     with McpClient([gone], FAST, record=record, tell=told.append) as client:
         assert client.tools == tools
-        assert client.call("count", {}, place="7/0").text == placed
+        before = PLACE.set("7/0")
+        assert run_within(30, client.functions()["count"], {}) == (placed, False)
+        PLACE.reset(before)
         assert [client.call("count", {}).text for _ in range(3)] == first
         assert told == []
         assert client.call("count", {}).reason == "gone"
     assert "the recording does not hold this call" in told[0]
     with McpClient([McpServer("s", COMMAND)], FAST, record=record) as client:
-        assert [client.call("count", {}).text for _ in range(4)] == [*first, "1"]
+        assert [client.call("count", {}).text for _ in range(3)] == first
+        both = [client.submit("count", {}) for _ in range(2)]  # one server for both
+        assert sorted(one.result().text for one in both) == ["1", "2"]
     assert [json.loads(line) for line in record.read_text().splitlines()]
     record.write_text("no\n")
     with pytest.raises(DataError, match="line 1"):
@@ -212,7 +234,12 @@ def test_listing_names_the_servers_that_are_not_there(tmp_path: Path, run_chuk: 
             {
                 "mcpServers": {
                     "good": {"command": sys.executable, "args": [SCRIPT], "tools": ["add"]},
-                    "silent": {"command": "sleep", "args": ["60"], "autoApprove": ["x"]},
+                    "silent": {
+                        "command": "sleep",
+                        "args": ["60"],
+                        "tools": ["x"],
+                        "autoApprove": ["x"],
+                    },
                     "off": {"command": "x", "disabled": True},
                 }
             }

@@ -17,7 +17,9 @@ from typing import Any, Self
 
 from chuk_lib.env.mcp.recording import McpRecording
 from chuk_lib.env.mcp.servers import McpError, McpServer
-from chuk_lib.env.mcp.supervisor import McpLimits, McpResult, Supervisor
+from chuk_lib.env.mcp.supervisor import McpLimits, Supervisor
+from chuk_lib.env.mcp.words import McpResult
+from chuk_lib.env.place import PLACE
 from chuk_lib.errors import ConfigError
 
 
@@ -31,6 +33,12 @@ class McpTool:
     original: str
     description: str
     parameters: Mapping[str, Any]
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What chat templates show of it."""
+        about = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": about}
 
 
 class McpClient:
@@ -105,8 +113,9 @@ class McpClient:
         return asyncio.run_coroutine_threadsafe(self._call(tool, arguments, place), self._loop)
 
     def functions(self) -> dict[str, Callable[..., str]]:
-        """The tools as functions of keyword arguments that return text, with signature and
-        docstring. They raise McpError, whose message is for the model, when a call fails."""
+        """The tools as functions of keyword arguments that return text, with name, docstring,
+        signature and `schema`. They raise McpError, whose message is for the model, when a call
+        fails."""
         return {tool.name: _function(self, tool) for tool in self.tools}
 
     def close(self) -> None:
@@ -169,7 +178,7 @@ class McpClient:
             for tool in await supervisor.connect()
             if self._is_sound(name, tool)
         ]
-        if self._recording is not None:
+        if self._recording is not None and name not in self._recording.tools:
             self._recording.server(name, tools)
         return tools
 
@@ -191,12 +200,14 @@ class McpClient:
         """The tools that are allowed, with unique names. A pattern that fits nothing is refused."""
         found: list[tuple[str, dict[str, Any]]] = []
         for server in self.servers:
+            if server.name in self.failed:
+                continue
             own = offered.get(server.name, [])
             names = [tool["name"] for tool in own]
             kept = _fitting(names, server.tools, f"`tools` of server `{server.name}`")
             found += [(server.name, tool) for tool in own if tool["name"] in kept]
         spelled = [f"{server}:{tool['name']}" for server, tool in found]
-        wanted = _fitting(spelled, self._allowed, "`--mcp-tool`")
+        wanted = _fitting(spelled, self._allowed, "`--mcp-tool`", strict=not self.failed)
         found = [one for one, name in zip(found, spelled, strict=True) if name in wanted]
         if not found and not self.failed:
             raise ConfigError("the MCP servers offer no tool", "`chuk env mcp ls` shows them")
@@ -228,7 +239,7 @@ class McpClient:
 
     async def _supervisor(self, server: str) -> Supervisor:
         """The server's supervisor; connects first when the recording made that needless so far."""
-        if server not in self._supervisors:
+        if server not in self._supervisors and server not in self._connecting:
             self._tell(f"MCP server `{server}` is asked: the recording does not hold this call")
             self._connecting[server] = asyncio.ensure_future(self._connected(server))
         if server in self._connecting:
@@ -238,12 +249,13 @@ class McpClient:
 
 def _function(client: McpClient, tool: McpTool) -> Callable[..., str]:
     def call(**arguments: Any) -> str:
-        result = client.call(tool.name, arguments)
+        result = client.call(tool.name, arguments, PLACE.get())
         if result.reason:
             raise McpError(result.text)
         return result.text
 
     call.__name__, call.__doc__ = tool.name, tool.description
+    vars(call)["schema"] = tool.schema
     names = tool.parameters.get("properties") or {}
     required = tool.parameters.get("required") or ()
     if all(name.isidentifier() for name in names):
@@ -253,12 +265,15 @@ def _function(client: McpClient, tool: McpTool) -> Callable[..., str]:
             )
             for name in names
         ]
-        setattr(call, "__signature__", Signature(parameters))  # noqa: B010  (read by `inspect`)
+        vars(call)["__signature__"] = Signature(parameters)  # what `inspect` reads
     return call
 
 
-def _fitting(names: Sequence[str], patterns: Sequence[str] | None, where: str) -> set[str]:
-    """The names that some patterns fit, as `server:tool` or as `tool`; all without patterns."""
+def _fitting(
+    names: Sequence[str], patterns: Sequence[str] | None, where: str, strict: bool = True
+) -> set[str]:
+    """The names that some patterns fit, as `server:tool` or as `tool`; all without patterns. A
+    `strict` pattern that fits none is a ConfigError."""
     if patterns is None:
         return set(names)
     kept: set[str] = set()
@@ -269,7 +284,7 @@ def _fitting(names: Sequence[str], patterns: Sequence[str] | None, where: str) -
             if fnmatch.fnmatchcase(name, pattern)
             or fnmatch.fnmatchcase(name.partition(":")[2] or name, pattern)
         }
-        if not fits:
+        if not fits and strict:
             there = ", ".join(name.rpartition(":")[2] for name in names) or "none"
             raise ConfigError(f"{where}: no tool is called `{pattern}`", f"there are: {there}")
         kept |= fits

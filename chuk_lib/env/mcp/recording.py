@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from chuk_lib.env.mcp.supervisor import McpResult
+from chuk_lib.env.mcp.words import McpResult
 from chuk_lib.errors import DataError
 
 

@@ -8,16 +8,17 @@ once: its answer, the end of the connection, and its deadline."""
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from chuk_lib.env.mcp.servers import McpError, McpServer
 from chuk_lib.env.mcp.stdio import Pulse, stdio_transport
+from chuk_lib.env.mcp.words import McpResult, cut, is_closed, reason_of, result_of
 
 _MOST_TOLD = 20
+_AGAIN = 0.02  # seconds between looks at a server that is being started
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,6 @@ class McpLimits:
     backoff_seconds: float = 0.5
     backoff_most: float = 30.0
     max_chars: int = 20_000
-
-
-@dataclass(frozen=True)
-class McpResult:
-    """What a call came to: text for the model. `reason` is empty, or why there is no result:
-    `tool_error` (the tool says so), `timeout`, `gone` (the server), `protocol`."""
-
-    text: str
-    reason: str = ""
 
 
 class Supervisor:
@@ -123,11 +115,10 @@ class Supervisor:
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self.limits.call_seconds
-        if self._restart is not None and not self._restart.done():
-            await asyncio.wait({self._restart}, timeout=self.limits.call_seconds)
-        if self._gone or self._pulse is None or self._pulse.down.done():
-            return McpResult(self._sentence(self._gone or "it is being restarted"), "gone")
-        pulse = self._pulse
+        while (pulse := self._pulse) is None or pulse.down.done():
+            if self._gone or loop.time() >= until:
+                return McpResult(self._sentence(self._gone or "it is being restarted"), "gone")
+            await asyncio.sleep(_AGAIN)
         task = loop.create_task(self._client.call_tool(name, dict(arguments)))
         try:
             await _first(max(0.0, until - loop.time()), task, pulse.down)
@@ -140,14 +131,16 @@ class Supervisor:
     def _judged(self, name: str, task: asyncio.Task[Any], pulse: Pulse) -> McpResult:
         if task.done() and not task.cancelled() and task.exception() is None:
             self._failures = self._timeouts = 0
-            return _result(task.result(), self.limits.max_chars)
+            return result_of(task.result(), self.limits.max_chars)
+        if task.done() and not task.cancelled() and is_closed(task.exception()):
+            pulse.end("the connection was closed")
         if pulse.down.done():
             return McpResult(self._sentence(f"{pulse.down.result()} during the call"), "gone")
         if task.cancelled() or not task.done():
             return self._timed_out(name, pulse)
-        reason = _reason(task.exception())
+        reason = reason_of(task.exception())
         self._say(f"protocol {name}", f"tool `{name}`: {reason}")
-        return McpResult(self._sentence(_cut(reason, self.limits.max_chars)), "protocol")
+        return McpResult(self._sentence(cut(reason, self.limits.max_chars)), "protocol")
 
     def _timed_out(self, name: str, pulse: Pulse) -> McpResult:
         """A call without an answer; after two in a row the server counts as hung."""
@@ -179,22 +172,30 @@ class Supervisor:
         self._restart = asyncio.get_running_loop().create_task(self._come_back(reason))
 
     async def _come_back(self, reason: str) -> None:
-        """Connect again, after a pause that doubles with each failure in a row."""
+        """Connect again, after a pause that doubles with each failure in a row. After `restarts`
+        of them calls fail at once, and it is tried on and on, in the longest pause."""
         limits = self.limits
         if self._life is not None:
             await _finish(self._life, asyncio.Event())
-        while self._failures <= limits.restarts:
+        while True:
             pause = min(limits.backoff_most, limits.backoff_seconds * 2 ** (self._failures - 1))
-            self._say(reason, f"{reason}; started again after {pause:g} s")
+            if self._failures <= limits.restarts:
+                self._say(reason, f"{reason}; started again after {pause:g} s")
+            else:
+                pause, times = limits.backoff_most, self._failures - 1
+                self._gone = f"{reason}; given up after {times} restarts"
+                self._say("gone", f"{self._gone}, and tried again every {pause:g} s")
             await asyncio.sleep(pause)
             try:
                 await self.connect()
-                return
             except McpError as error:
                 reason = error.message.partition(": ")[2]
                 self._failures += 1
-        self._gone = f"{reason}; given up after {limits.restarts} restarts"
-        self._say("gone", self._gone)
+            else:
+                break
+        if self._gone:
+            self._gone = ""
+            self._say("back", "it is back")
 
     async def stop(self) -> None:
         """End the connection and the process. Waits five seconds at most for the SDK."""
@@ -265,64 +266,9 @@ def _why(life: asyncio.Task[None]) -> str:
     if life.cancelled():
         return "it was cancelled"
     error = life.exception()
-    return _reason(error) if error is not None else ""
+    return reason_of(error) if error is not None else ""
 
 
 def _with_words(reason: str, pulse: Pulse | None) -> str:
     words = pulse.last_words if pulse is not None else ""
     return f"{reason}, and said: {words}" if words else reason
-
-
-def innermost(error: BaseException) -> BaseException:
-    """The first failure inside nested exception groups, the one that is no cancellation."""
-    while isinstance(error, BaseExceptionGroup):
-        inner = error.exceptions
-        real = [one for one in inner if not isinstance(one, asyncio.CancelledError)]
-        error = (real or list(inner))[0]
-    return error
-
-
-def _reason(error: BaseException | None) -> str:
-    """A failure of the SDK in words of one line."""
-    if error is None:
-        return ""
-    found = innermost(error)
-    if isinstance(found, FileNotFoundError):
-        return f"no command `{found.filename}` here"
-    if type(found).__name__ == "ConnectError":
-        return "nobody listens there"
-    if isinstance(found, ValueError) and hasattr(found, "errors"):
-        return f"its answer breaks the protocol ({_first_line(str(found))})"
-    return _first_line(str(found)) or type(found).__name__
-
-
-def _first_line(text: str) -> str:
-    return " ".join(text.split())[:300]
-
-
-def _result(answer: Any, most: int) -> McpResult:
-    """A result of the SDK as text: text parts as they are, other parts by kind and size."""
-    parts = [_part(block) for block in answer.content]
-    if not parts and answer.structured_content is not None:
-        parts = [json.dumps(answer.structured_content, ensure_ascii=False)]
-    return McpResult(_cut("\n".join(parts), most), "tool_error" if answer.is_error else "")
-
-
-def _part(block: Any) -> str:
-    if block.type == "text":
-        return str(block.text)
-    if block.type in ("image", "audio"):
-        return f"[{block.type}, {block.mime_type}, {len(block.data):,} characters: left out]"
-    if block.type == "resource":
-        text = getattr(block.resource, "text", None)
-        return str(text) if text is not None else f"[resource {block.resource.uri}: left out]"
-    with suppress(AttributeError):
-        return f"[link {block.uri}]"
-    return f"[{block.type}: left out]"
-
-
-def _cut(text: str, most: int) -> str:
-    """Text of `most` characters at most, and a mark that says how many more there were."""
-    if len(text) <= most:
-        return text
-    return f"{text[:most]}\n[… {len(text) - most:,} more characters cut]"

@@ -199,7 +199,7 @@ class Decoder:
 
     def _limited(self) -> AbstractContextManager[None]:
         """On CUDA, MLX's memory limit for the rows that wait and run."""
-        columns = [row.columns for row in [*self._waiting, *self._active]]
+        columns = [row.columns for row in [*self._waiting, *self._arriving, *self._active]]
         needed = len(columns) * (max(columns, default=0) + COLUMNS)
         return limited(self._token_bytes, min(self._waiting.budget.tokens, needed))
 
