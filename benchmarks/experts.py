@@ -40,6 +40,8 @@ TASKS = {
         "lam=0.95",
         "--set",
         "num_mini_batches=4",
+        "--set",
+        "adam_beta2=0.999",
     ],
 }
 CHUK = [sys.executable, "-m", "chuk_cli"]
