@@ -16,7 +16,7 @@ from chuk_cli.out import Out, make_table
 from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
-    from chuk_lib.inference.speed import Speed
+    from chuk_lib.inference.speed import DecodeSpeed
 
 app = App(add_completion=False)
 _PEERS = ("mlx-lm",)
@@ -87,11 +87,11 @@ def _busy() -> float | None:
     return load if load > 1.5 * (os.cpu_count() or 1) else None
 
 
-def _record(speed: Speed) -> dict[str, Any]:
+def _record(speed: DecodeSpeed) -> dict[str, Any]:
     return asdict(speed) | {"share": speed.share}
 
 
-def _said(speed: Speed) -> str:
+def _said(speed: DecodeSpeed) -> str:
     return (
         f"{speed.batch} rows of {speed.context:,} tokens: prefill {number(speed.prefill)},"
         f" decode {number(speed.decode)} tokens/s"

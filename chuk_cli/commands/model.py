@@ -21,6 +21,7 @@ from chuk_cli.model import (
     prune,
     quantize,
     store,
+    upload,
     verify,
 )
 from chuk_cli.model.options import RevisionOption
@@ -41,6 +42,7 @@ app.command()(inspect.inspect)
 app.command()(diff.diff)
 app.command()(verify.verify)
 app.command()(download.download)
+app.command()(upload.upload)
 app.command()(fuse.fuse)
 app.command()(merge.merge)
 app.command()(prune.prune)

@@ -24,7 +24,7 @@ _ENDED = {
 
 
 @dataclass(frozen=True)
-class Answer:
+class ShownAnswer:
     """An answer with what is known about it; its fields are the keys of the JSON output. `problem`:
     why it is not what a rule wants."""
 
@@ -37,7 +37,7 @@ class Answer:
     problem: str | None = None
 
 
-def show(chunks: Iterable[Chunk], prompt_tokens: int, out: Out) -> Answer:
+def show(chunks: Iterable[Chunk], prompt_tokens: int, out: Out) -> ShownAnswer:
     """Write an answer to stdout as it comes (not in JSON mode). Chunks that end before the answer
     does were stopped."""
     began, pieces, reason, count, problem = time.perf_counter(), [], "cancelled", 0, None
@@ -50,10 +50,10 @@ def show(chunks: Iterable[Chunk], prompt_tokens: int, out: Out) -> Answer:
     if not text.endswith("\n"):
         _write("\n", out)
     rate = round(count / seconds, 2)
-    return Answer(text, reason, prompt_tokens, count, round(seconds, 4), rate, problem)
+    return ShownAnswer(text, reason, prompt_tokens, count, round(seconds, 4), rate, problem)
 
 
-def tell(answer: Answer, ruled: bool, out: Out, reused: int = 0) -> None:
+def tell(answer: ShownAnswer, ruled: bool, out: Out, reused: int = 0) -> None:
     """The JSON line, or the numbers on stderr. `ruled`: there is a rule; `reused`: how many tokens
     of the prompt were not run again."""
     record = asdict(answer)
@@ -87,6 +87,15 @@ def load(
     for note in provenance_of(loaded).notes:
         out.say(f"note: {note}")
     return loaded, tokenizer
+
+
+def tell_kv_bits(model: Any, bits: int | None, out: Out) -> None:
+    """What a quantized cache takes. Raises ConfigError where there is none."""
+    if bits is not None:
+        from chuk_lib.inference.decoder.stores import quantized_share
+
+        share = quantized_share(model, bits)
+        out.say(f"cache of {bits} bits: {100 * share:.0f} % of its memory, answers may differ")
 
 
 def speculates(how: str) -> bool:

@@ -26,7 +26,7 @@ from chuk_lib.runtime.memory_use import memory, reset_peak
 
 
 @dataclass(frozen=True)
-class Speed:
+class DecodeSpeed:
     """Of `batch` rows after prompts of `context` tokens, all of unlike tokens. `prefill` and
     `decode`: tokens a second of all rows together. `limit`: what `decode` cannot exceed, because a
     step reads all weights and caches once. `together`: rows that did run
@@ -60,7 +60,7 @@ class _Endless:
 
 def measure(
     model: nn.Module, tokenizer: Any, batches: Sequence[int], contexts: Sequence[int], tokens: int
-) -> Iterator[Speed]:
+) -> Iterator[DecodeSpeed]:
     """The speed of each number of rows at each length, `tokens` written by each row. Raises
     ConfigError for numbers below 1 and for what does not fit the model's context."""
     _check(model, batches, contexts, tokens)
@@ -95,7 +95,7 @@ def _check(model: nn.Module, batches: Sequence[int], contexts: Sequence[int], to
 
 def _measured(
     model: nn.Module, tokenizer: Any, batch: int, context: int, tokens: int, bandwidth: float
-) -> Speed:
+) -> DecodeSpeed:
     config = SamplingConfig(max_tokens=tokens)
     with Decoder(model, _Endless(tokenizer), most_rows=batch) as decoder:
         warm = decoder.submit([Request(ids, config) for ids in _prompts(model, batch, 8)])
@@ -117,7 +117,7 @@ def _measured(
         for row in rows:
             decoder.cancel(row)
     step = seconds / max(1, steps)
-    return Speed(
+    return DecodeSpeed(
         batch,
         context,
         together * context / max(first - step, 1e-9),

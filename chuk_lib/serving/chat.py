@@ -16,7 +16,7 @@ from chuk_lib.serving.answers import Desk, event
 from chuk_lib.serving.engine import News
 from chuk_lib.serving.errors import Refused
 from chuk_lib.serving.models import Served
-from chuk_lib.serving.texts import Told, Words, told_of
+from chuk_lib.serving.texts import TextSoFar, Told, told_of
 
 _OURS = "this server has one way to answer"
 _NO_PENALTY = "use `repetition_penalty`: this one is not implemented"
@@ -264,7 +264,7 @@ class Voice:
 
     def __init__(self, served: Served, request: Request, offered: tools.Tools) -> None:
         self._served, self._offered = served, offered
-        self._words = Words(served.tokenizer, request.config.stop)
+        self._words = TextSoFar(served.tokenizer, request.config.stop)
         self._begin = tools.begins_call(served, offered)
         self._calls = (
             None if self._begin is None else StopText([self._begin] if self._begin else [])

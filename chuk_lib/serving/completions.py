@@ -16,7 +16,7 @@ from chuk_lib.serving.chat import COMMON, pieces, usage_wanted
 from chuk_lib.serving.engine import News
 from chuk_lib.serving.errors import Refused
 from chuk_lib.serving.models import Served
-from chuk_lib.serving.texts import Told, Words, told_of
+from chuk_lib.serving.texts import TextSoFar, Told, told_of
 
 _DEFAULT_TOKENS = 16  # OpenAI's
 _FIELDS: reading.Table = {
@@ -103,7 +103,7 @@ class CompletionPlan:
     async def events(self, news: AsyncIterator[list[News]]) -> AsyncIterator[bytes]:
         """The answer piece by piece."""
         head, written = self._head(), 0
-        words = [Words(self.served.tokenizer, one.config.stop) for one in self.requests]
+        words = [TextSoFar(self.served.tokenizer, one.config.stop) for one in self.requests]
         places = [len(text) for text in self.before]
         usage: dict[str, Any] = {"usage": None} if self.usage else {}
 

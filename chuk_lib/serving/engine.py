@@ -51,7 +51,7 @@ class Errand:
 
 
 @dataclass
-class Numbers:
+class Counters:
     """What the engine has done, for `/metrics`. Written by its thread alone."""
 
     steps: int = 0
@@ -82,7 +82,7 @@ class EngineLoop:
         self._mail: list[tuple[Errand, News]] = []
         self._stopping = False
         self._open = 0  # rows that were handed in and have not ended, as the event loop knows
-        self.numbers = Numbers()
+        self.numbers = Counters()
 
     @property
     def embedding(self) -> int:

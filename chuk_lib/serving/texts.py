@@ -31,7 +31,7 @@ class Told:
         return [own if one[0] == self.id else one for one in self.likely]
 
 
-class Words:
+class TextSoFar:
     """The text of one row. `add` each token, then `end` with the row; all that they return is the
     row's text, and of its tokens those that are part of it."""
 
@@ -87,7 +87,7 @@ class Words:
 
 def told_of(tokenizer: Any, row: Row) -> list[Told]:
     """The tokens of a row that has ended."""
-    words = Words(tokenizer, row.request.config.stop)
+    words = TextSoFar(tokenizer, row.request.config.stop)
     tops: Sequence[Tops] = row.tops or [()] * len(row.ids)
     told: list[Told] = []
     for token, logp, likely in zip(row.ids.tolist(), row.logps.tolist(), tops, strict=True):

@@ -13,7 +13,9 @@ from chuk_lib import runtime
 from chuk_lib.config.paths import absolute
 from chuk_lib.data.prompt_dataset import PromptDataset
 from chuk_lib.data.reader import DataSource
+from chuk_lib.errors import ConfigError
 from chuk_lib.events import Sink
+from chuk_lib.inference.constraints import TextRule, schema_file
 from chuk_lib.models import provenance_of
 from chuk_lib.models.heads import embedding_rows
 from chuk_lib.training.algorithm import Algorithm
@@ -66,7 +68,13 @@ class OnlineTrainer(ABC, Generic[Config]):
         self.config: Config = checked(config or self.config_class())
         self.rewards = rewards or rewards_of(self.config)
         self.chosen: dict[str, str] = {}
-        self.player = player or OneTurn(model, tokenizer, self.config.rollout_tokens)
+        rule = _rule_of(self.config, player)
+        self.player = player or OneTurn(
+            model,
+            tokenizer,
+            self.config.rollout_tokens,
+            None if rule is None else rule.bound(tokenizer),
+        )
 
     @classmethod
     def load(
@@ -75,13 +83,20 @@ class OnlineTrainer(ABC, Generic[Config]):
         """Trainer, prompts and validation prompts of a run. Settings are checked and rewards loaded
         before the model is. Raises ConfigError, ModelError and DataError."""
         config = checked(config)
+        if config.has_tools and make_player is None:
+            raise ConfigError(
+                "the settings name tools, and nothing plays with them",
+                "give `make_player=chuk_lib.env.player_maker(config)`",
+            )
         rewards = rewards_of(config)
+        _rule_of(config, None)
         model, tokenizer = load_policy(config)
         dataset, eval_dataset = load_prompts(config, source, tokenizer)
         player = make_player(model, tokenizer) if make_player else None
         trainer = cls(model, tokenizer, config, rewards=rewards, player=player)
+        given = getattr(trainer.player, "columns", ())
         for data in filter(None, (dataset, eval_dataset)):
-            check_prompts(data, model, tokenizer, rewards)
+            check_prompts(data, model, tokenizer, rewards, given)
         return trainer, dataset, eval_dataset
 
     def train(
@@ -102,8 +117,9 @@ class OnlineTrainer(ABC, Generic[Config]):
 
     def job(self, dataset: PromptDataset, eval_dataset: PromptDataset | None = None) -> Job:
         """What `train` runs: settings are complete and what is trained is chosen from here on."""
+        given = getattr(self.player, "columns", ())
         for data in filter(None, (dataset, eval_dataset)):
-            check_prompts(data, self.model, self.tokenizer, self.rewards)
+            check_prompts(data, self.model, self.tokenizer, self.rewards, given)
         adapted = prepare_model(self.model, self.config)
         self.config = self.complete(adapted, dataset)
         plan = self.plan(dataset)
@@ -128,7 +144,7 @@ class OnlineTrainer(ABC, Generic[Config]):
         # Another one would play otherwise.
         known = {
             **job.inputs.known,
-            "player": type(self.player).__qualname__,
+            "player": str(getattr(self.player, "identity", type(self.player).__qualname__)),
         }
         return replace(job, inputs=replace(job.inputs, known=known))
 
@@ -176,3 +192,13 @@ class OnlineTrainer(ABC, Generic[Config]):
         """How rows are laid out: in few shapes on a GPU, where steps are compiled."""
         pad, rounding = pad_token_id(self.tokenizer), pad_rounding(self.config)
         return Shapes(self.config.micro_batch, pad, rounding, not runtime.on_cpu())
+
+
+def _rule_of(config: OnlineConfig, player: Player | None) -> TextRule | None:
+    """What completions must be. Raises ConfigError for a schema that cannot be followed, or beside
+    a player of one's own, who would not know of it."""
+    if config.schema is None:
+        return None
+    if player is not None:
+        raise ConfigError("`schema` does not reach a player of your own", "give it to the player")
+    return schema_file(config.schema)
