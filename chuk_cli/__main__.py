@@ -29,6 +29,10 @@ def main() -> None:
     # OpenBLAS reads it when loaded: its threads wait 65 thousand cycles for the next product, not
     # 67 million, or they would take the cores from what runs between two products.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
+    if sys.platform == "linux":
+        from chuk_lib.runtime.cards import take_first
+
+        take_first()
     if sys.platform == "darwin" and "train" in arguments[:1]:
         from chuk_lib.runtime.macos import relax_watchdog
 
