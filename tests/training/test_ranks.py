@@ -323,6 +323,23 @@ world.sum(mx.ones(10 + world.rank))
         assert "have come apart" in said
 
 
+def test_weights_that_drift_apart_are_not_saved(folder: Path) -> None:
+    program = """
+import mlx.core as mx
+import mlx.nn as nn
+from chuk_lib.runtime.world import this_world
+from chuk_lib.training.utils.over_ranks import check_alike
+mx.random.seed(0)
+model = nn.Linear(3, 2)
+check_alike(model)
+model.weight += this_world().rank * 1e-6
+check_alike(model)
+"""
+    for said, code in two_ranks(program, folder):
+        assert code == 1
+        assert "rank 1 has another checksum of its weights" in said
+
+
 def test_a_mean_of_means_is_another_gradient(folder: Path) -> None:
     """Why the engine sums, and divides once: one row on a process, three on the other."""
     program = """
