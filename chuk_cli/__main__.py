@@ -31,7 +31,7 @@ def main() -> None:
     # OpenBLAS reads it when loaded: its threads wait 65 thousand cycles for the next product, not
     # 67 million, or they would take the cores from what runs between two products.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
-    if sys.platform == "linux":
+    if os.path.exists("/dev/nvidia1"):  # of several cards one process takes one
         from chuk_lib.runtime.cards import take_first
 
         take_first()

@@ -21,7 +21,7 @@ def in_sight(
     where the machine has none."""
     if _taken:
         return list(_taken[-1])
-    found = sorted(int(path.name[6:]) for path in devices.glob("nvidia[0-9]*"))
+    found = [path for path in devices.glob("nvidia[0-9]*") if path.name[6:].isdigit()]
     given = environment.get(VARIABLE)
     if not found or given is None:
         return [str(number) for number in range(len(found))]
