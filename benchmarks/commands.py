@@ -2,14 +2,17 @@
 model and rows.
 
     python benchmarks/commands.py [--model billion|mini|FOLDER] [--only sft,dpo,grpo,ppo] [--full] [--steps 8]
-                                  [--trl PYTHON] [--json FILE]
+                                  [--cards 1,2 [--grow]] [--trl PYTHON] [--json FILE]
 
 For each command: seconds from its start to the first finished step, with `--cold` also with an
 empty kernel cache (a CPU has none); then the median of the later steps, tokens a second of what
 is trained, and MLX's peak. `--trl` names an interpreter that has TRL and PEFT (ppo has no peer
 here); figures of both are taken one after the other on one machine. `billion` is a Llama of 1.2
 billion random bfloat16 weights, `mini` one of 7 million. `--full` trains all weights instead of
-adapters of rank 8 on all projections."""
+adapters of rank 8 on all projections. `--cards` runs each command on so many GPUs (of a CPU: as so
+many processes): all have the same rows in an update, as many as fill the largest number of cards,
+and fewer cards accumulate more; the losses must then be the same, and are compared. With `--grow`
+the update grows with the cards instead, and the losses are others."""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +113,14 @@ def write_data(folder: Path, algorithm: str, case: Case, steps: int) -> Path:
 
 
 def command(
-    algorithm: str, case: Case, model: str, data: Path, output: Path, steps: int, full: bool
+    algorithm: str,
+    case: Case,
+    model: str,
+    data: Path,
+    output: Path,
+    steps: int,
+    full: bool,
+    cards: int = 1,
 ) -> list[str]:
     """What a user would type."""
     words = [
@@ -135,6 +145,7 @@ def command(
         "--set",
         "checkpoint_interval=100000",
     ]
+    words += ["--nproc", str(cards)] if cards > 1 else []
     words += ["--max-length", str(case.tokens)] if algorithm == "sft" else []
     words += [] if full else ["--lora", "--set", "lora_target_modules=all-linear"]
     if algorithm in ("grpo", "ppo"):
@@ -181,10 +192,11 @@ def run_chuk(words: Sequence[str], output: Path, cache: Path) -> dict[str, float
         "second": steps[1]["data"]["seconds_per_step"],
         "step": statistics.median(later),
         "slowest": max(later),
+        "loss": last["loss"],
         "peak": max(event["data"]["peak_memory_bytes"] for event in steps) / GIB,
         **{
             name: float(last[name])
-            for name in ("rollout_seconds", "rollout_tokens_per_second")
+            for name in ("rollout_seconds", "rollout_tokens_per_second", "communication_share")
             if name in last
         },
     }
@@ -279,6 +291,33 @@ def make_model(name: str, folder: Path) -> str:
     return str(create_model(name, folder)) if name in ("mini", "small", "base") else name
 
 
+def on_cards(case: Case, cards: int, times: int) -> Case:
+    """The case for so many cards, that run its rows `times` times before an update."""
+    return replace(case, rows=case.rows * cards, accumulation=case.accumulation * times)
+
+
+def measure_cards(
+    algorithm: str, case: Case, model: str, scratch: Path, options: argparse.Namespace
+) -> dict[str, Any]:
+    """The command on each number of cards; prints their lines and what more cards bring."""
+    counts = [int(word) for word in options.cards.split(",")]
+    most, kind = max(counts), "full" if options.full else "LoRA"
+    data = write_data(scratch, algorithm, on_cards(case, 1, most), options.steps)
+    cache = options.cache or scratch / f"cache-{algorithm}"
+    found: dict[str, Any] = {}
+    for cards in counts:
+        mine, run = on_cards(case, cards, 1 if options.grow else most // cards), scratch / "run"
+        words = command(algorithm, mine, model, data, run, options.steps, options.full, cards)
+        name = f"{algorithm} {kind} x {cards}"
+        found[name] = run_chuk(words, run, cache)
+        show(name, found[name], mine)
+        pace = found[name]["step"] / (mine.rows * mine.accumulation)
+        first = found.setdefault("first", {"pace": pace, "loss": found[name]["loss"]})
+        loss = abs(found[name]["loss"] - first["loss"])
+        print(f"  {first['pace'] / pace:.2f} times {counts[0]}; loss {loss:.1e} off", flush=True)
+    return {name: figures for name, figures in found.items() if name != "first"}
+
+
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(
@@ -292,6 +331,8 @@ def main() -> None:
     parser.add_argument("--trl-steps", type=int, default=5)
     parser.add_argument("--cold", action="store_true", help="also with an empty kernel cache")
     parser.add_argument("--cache", type=Path, help="the kernel cache of the warm runs")
+    parser.add_argument("--cards", metavar="N,N", help="numbers of GPUs to compare")
+    parser.add_argument("--grow", action="store_true", help="more cards take more rows")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found: dict[str, Any] = {}
@@ -301,6 +342,9 @@ def main() -> None:
         weights = sum(path.stat().st_size for path in Path(model).glob("*.safetensors"))
         cases = BIG if weights > GIB else SMALL
         for algorithm in options.only.split(","):
+            if options.cards:
+                found |= measure_cards(algorithm, cases[algorithm], model, scratch, options)
+                continue
             case, cache = cases[algorithm], options.cache or scratch / f"cache-{algorithm}"
             data = write_data(scratch, algorithm, case, max(options.steps, options.trl_steps))
             words = command(

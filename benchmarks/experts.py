@@ -31,7 +31,7 @@ TASKS = {
         "--env",
         "gym:Pendulum-v1",
         "--gamma",
-        "0.9",
+        "0.95",
         "--num-steps",
         "64",
         "--num-epochs",

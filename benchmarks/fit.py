@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten
 from chuk_lib.models import create_model
 from chuk_lib.training import SFTConfig, train_sft
 from chuk_lib.training.planning.plan import plan_sft
+from chuk_lib.utils.seals import CHECKSUMS
 
 GIB = 1 << 30
 VOCABULARY, ROWS, TOKENS = 128_256, 8, 2048
@@ -51,6 +52,7 @@ def make_model(folder: Path) -> Path:
     mx.save_safetensors(
         str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "pt"}
     )
+    (folder / CHECKSUMS).unlink(missing_ok=True)  # those of other weights
     known = json.loads((folder / "config.json").read_text())
     kept = {
         name: known[name]

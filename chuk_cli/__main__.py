@@ -13,9 +13,11 @@ def main() -> None:
 
     ctrl_c.begin()  # first of all: an import that is interrupted prints a traceback
     from chuk_cli import __version__
-    from chuk_cli.streams import lasting, open_closed_streams
+    from chuk_cli.streams import lasting, open_closed_streams, without_ring_noise
 
     open_closed_streams()
+    if "MLX_RANK" in os.environ:
+        without_ring_noise()
     sys.stderr = lasting(sys.stderr)
     arguments = sys.argv[1:]
     if arguments == ["--version"]:

@@ -35,8 +35,12 @@ GROUPS = {
         "chuk_cli.commands.runs", "List, show, watch, compare and report runs.", "Work"
     ),
     "infer": LazyCommand(
-        "chuk_cli.commands.infer", "Generate text from a prompt or a pipe, or chat.", "Work"
+        "chuk_cli.commands.infer",
+        "Generate text from a prompt, a pipe or the rows of a file.",
+        "Work",
     ),
+    "chat": LazyCommand("chuk_cli.commands.chat", "Talk with a model.", "Work"),
+    "serve": LazyCommand("chuk_cli.commands.serve", "Answer HTTP requests with a model.", "Work"),
     "eval": LazyCommand("chuk_cli.commands.eval", "Measure a model on data.", "Work"),
     "data": LazyCommand("chuk_cli.commands.data", "Make, check and look at data.", "Prepare"),
     "batch": LazyCommand(
@@ -51,8 +55,14 @@ GROUPS = {
     "experts": LazyCommand(
         "chuk_cli.commands.experts", "List, show and play small policies.", "Inspect"
     ),
+    "env": LazyCommand(
+        "chuk_cli.commands.env", "Look at tools and environments, and call them.", "Inspect"
+    ),
     "tokenizer": LazyCommand(
         "chuk_cli.commands.tokenizer", "Train, use, compare and check tokenizers.", "Inspect"
+    ),
+    "bench": LazyCommand(
+        "chuk_cli.commands.bench", "Measure how fast a model writes here.", "Inspect"
     ),
     "doctor": LazyCommand(
         "chuk_cli.commands.doctor", "Check this machine: device, versions, speed.", "Inspect"

@@ -21,6 +21,7 @@ import typer
 from chuk_cli.command import FLAGS, SettingNames
 from chuk_cli.completion import setting_of, settings_files
 from chuk_cli.out import Out
+from chuk_cli.ranks import RANK_OPTIONS, over_ranks
 from chuk_lib.config.files import find
 from chuk_lib.config.paths import beside
 from chuk_lib.config.settings import (
@@ -34,6 +35,7 @@ from chuk_lib.config.settings import (
 )
 from chuk_lib.config.yaml_lines import read_entries
 from chuk_lib.errors import ConfigError
+from chuk_lib.training.config import TrainerConfig
 from chuk_lib.training.recipes import RECIPES, config_class
 
 if TYPE_CHECKING:
@@ -88,6 +90,9 @@ def with_settings(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any
             } | ctx.meta.get(FLAGS, {})
             warn = Out.of(given.get("json", False), given.get("quiet", False)).warn
             settings = resolve_settings(cls, files, os.environ, overrides, typed, warn)
+            ranks = {name: given.pop(name) for name in RANK_OPTIONS if name in given}
+            if ranks and not given.get("dry_run"):
+                over_ranks(**ranks, data=settings.value.data)
             return command(settings=settings, **given)
 
         return dressed(with_options, command, cls, lambda: setting_names(cls))
@@ -243,6 +248,7 @@ def dressed(
         inspect.Parameter(
             "set_values", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=set_option
         ),
+        *(_rank_parameters() if issubclass(cls, TrainerConfig) else ()),
         *own,
     ]
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
@@ -250,6 +256,13 @@ def dressed(
     vars(wrapper).update(__signature__=inspect.Signature(parameters), setting_names=names)
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapper
+
+
+def _rank_parameters() -> list[inspect.Parameter]:
+    return [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in RANK_OPTIONS.items()
+    ]
 
 
 def _parameter(item: Setting) -> inspect.Parameter:

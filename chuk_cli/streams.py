@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -72,3 +73,22 @@ class _Lasting(io.FileIO):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
+
+
+def without_ring_noise() -> None:
+    """Drop the lines that MLX's ring writes to file descriptor 2 when a process goes, ten of them
+    and no way to switch them off: what Python writes to stderr goes past the filter. For one of
+    several processes."""
+    kept = os.dup(2)
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+    sys.stderr = os.fdopen(os.dup(kept), "w", buffering=1, errors="backslashreplace")
+
+    def filter_lines() -> None:
+        with os.fdopen(reading, "rb") as lines:
+            for line in lines:
+                if not line.startswith(b"[ring]"):
+                    os.write(kept, line)
+
+    threading.Thread(target=filter_lines, name="chuk-stderr", daemon=True).start()

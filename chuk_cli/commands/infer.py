@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import sys
-import time
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from chuk_cli.command import App
+from chuk_cli.errors import FAILURE
+from chuk_cli.infer.options import (
+    AdapterOption,
+    AnswersOption,
+    CacheOption,
+    ChatOption,
+    ColumnOption,
+    DrawOption,
+    GrammarOption,
+    InputOption,
+    KvBitsOption,
+    LogprobsOption,
+    MaxTokensOption,
+    MinPOption,
+    PenaltyOption,
+    PromptOption,
+    RegexOption,
+    ResumeOption,
+    SamplesOption,
+    SchemaOption,
+    SpeculateOption,
+    StopOption,
+    SystemOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
 from chuk_cli.options import (
     ImplementationOption,
     JsonOption,
@@ -18,112 +44,17 @@ from chuk_cli.options import (
     OverwriteOption,
     QuietOption,
 )
-from chuk_cli.out import Out
+from chuk_cli.out import Out, to_json
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
-from chuk_lib.models.config import Implementation
 
 if TYPE_CHECKING:
+    from chuk_lib.inference.constraints import TextRule
+    from chuk_lib.inference.prompt_cache import PromptCache
     from chuk_lib.inference.prompts import Prompt
 
 app = App(add_completion=False)
 _DEFAULT = SamplingConfig()
-_LEAVE = ("exit", "quit")
-
-
-def _prompt_option(*names: str, help: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Prompt")
-
-
-def _sampling_option(*names: str, help: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Sampling")
-
-
-def _rows_option(*names: str, help: str, metavar: str | None = None, **more: Any) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Rows", **more)
-
-
-AdapterOption = Annotated[
-    str | None,
-    typer.Option("--adapter", "-a", help="Adapter folder to put on the model.", metavar="DIR"),
-]
-PromptOption = Annotated[
-    str | None,
-    _prompt_option("--prompt", "-p", help="Text to answer, or - for stdin.", metavar="TEXT"),
-]
-SystemOption = Annotated[
-    str | None, _prompt_option("--system", help="System message.", metavar="TEXT")
-]
-ChatOption = Annotated[
-    bool | None,
-    _prompt_option(
-        "--chat/--no-chat",
-        help=(
-            "Use the chat template, or go on with plain text. Unset: as in training, else if there"
-            " is one."
-        ),
-    ),
-]
-TemperatureOption = Annotated[
-    float, _sampling_option("--temperature", "-t", help="0 takes the likeliest token.")
-]
-TopPOption = Annotated[
-    float, _sampling_option("--top-p", help="Sample from the likeliest tokens with this mass.")
-]
-TopKOption = Annotated[
-    int, _sampling_option("--top-k", help="Sample from this many tokens; 0: all.")
-]
-MinPOption = Annotated[
-    float, _sampling_option("--min-p", help="Drop tokens this much less likely than the best.")
-]
-PenaltyOption = Annotated[
-    float, _sampling_option("--repetition-penalty", help="Above 1: repeat less.")
-]
-MaxTokensOption = Annotated[int, _sampling_option("--max-tokens", "-n", help="Longest answer.")]
-StopOption = Annotated[
-    list[str] | None,
-    _sampling_option("--stop", help="End before this text. May be repeated.", metavar="TEXT"),
-]
-DrawOption = Annotated[
-    int | None, _sampling_option("--seed", help="Same seed, same answer. Unset: another each time.")
-]
-
-InputOption = Annotated[
-    str | None,
-    _rows_option(
-        "--input",
-        "-i",
-        help="JSON lines with a prompt or messages each, or - for stdin.",
-        metavar="FILE",
-    ),
-]
-AnswersOption = Annotated[
-    str | None,
-    _rows_option(
-        "--output", "-o", help="Where answers go, as JSON lines; unset: stdout.", metavar="FILE"
-    ),
-]
-ColumnOption = Annotated[
-    str | None,
-    _rows_option(
-        "--column", help="Where the prompt is; unset: prompt or messages.", metavar="NAME"
-    ),
-]
-SamplesOption = Annotated[
-    int | None, _rows_option("--samples", help="Answers to each row; unset: 1.", min=1)
-]
-LogprobsOption = Annotated[
-    int | None,
-    _rows_option(
-        "--logprobs",
-        help="Tell each token's log-prob, and the likeliest K at its place.",
-        min=0,
-        max=20,
-    ),
-]
-ResumeOption = Annotated[
-    bool, _rows_option("--resume", help="Go on after the answers that --output holds.")
-]
 
 
 @app.command()
@@ -133,6 +64,7 @@ def infer(
     prompt: PromptOption = None,
     system: SystemOption = None,
     chat: ChatOption = None,
+    cache: CacheOption = None,
     temperature: TemperatureOption = _DEFAULT.temperature,
     top_p: TopPOption = _DEFAULT.top_p,
     top_k: TopKOption = _DEFAULT.top_k,
@@ -141,6 +73,11 @@ def infer(
     max_tokens: MaxTokensOption = _DEFAULT.max_tokens,
     stop: StopOption = None,
     seed: DrawOption = _DEFAULT.seed,
+    speculate: SpeculateOption = "auto",
+    kv_bits: KvBitsOption = None,
+    schema: SchemaOption = None,
+    regex: RegexOption = None,
+    grammar: GrammarOption = None,
     input: InputOption = None,
     output: AnswersOption = None,
     column: ColumnOption = None,
@@ -158,23 +95,36 @@ def infer(
     The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an
     answer and Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a
     row's own temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, stop and seed count
-    for it.
+    for it. With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
+    says that an answer is not whole.
 
     Examples:
       chuk infer --model runs/first --prompt "What is 2 + 3?"
       chuk infer -m ./base --adapter ./adapter -p "Hello" --temperature 0.7 --top-p 0.9 --seed 1
       cat question.txt | chuk infer --model runs/first --quiet > answer.txt
       chuk infer --model runs/first
+      chuk infer --model runs/first -p "Describe a cat as JSON." --schema cat.json
       chuk infer --model runs/first --input prompts.jsonl --output answers.jsonl --resume
     """
+    from chuk_cli.infer.answers import load as load_model
+    from chuk_cli.infer.answers import speculates
     from chuk_cli.infer.rows import answer_all, job_of
+    from chuk_cli.infer.rules import rule_of
 
     out = Out.of(json, quiet)
     job = job_of(input, output, column, samples, logprobs, resume, overwrite, prompt)
     sampling = SamplingConfig(
         temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
     )
+    rule = rule_of(schema, regex, grammar)
+
+    def load(folder: str | None = adapter) -> tuple[Any, Any]:
+        return load_model(out, model, folder, implementation, prepares=rule is not None)
+
     if job is not None:
+        alone = {"--cache": cache, "--kv-bits": kv_bits}
+        if name := next((name for name, given in alone.items() if given is not None), None):
+            raise ConfigError(f"`{name}` is for one prompt, not for rows", "leave it out")
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
         answer_all(
             job,
@@ -182,103 +132,111 @@ def infer(
             chat,
             system,
             out,
-            lambda: _load(out, model, adapter, implementation),
+            load,
             made_with,
+            rule,
         )
         return
     out.warn_of_idle(sampling.idle)
     text = _given_prompt(prompt)
-    _answer_or_talk(_load(out, model, adapter, implementation), text, sampling, chat, system, out)
+    ahead = speculates(speculate)
+    if text is None:
+        if cache is not None:
+            raise ConfigError("`--cache` is for one prompt", "add `--prompt TEXT`")
+        _talk(load, adapter, sampling, chat, system, out, rule, ahead, kv_bits)
+        return
+    kept = None if cache is None else (Path(cache).expanduser(), (model, adapter, implementation))
+    _answer(load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept)
 
 
-def _answer_or_talk(
-    loaded: tuple[Any, Any],
-    text: Prompt | None,
+def _talk(
+    load: Callable[[str | None], tuple[Any, Any]],
+    adapter: str | None,
     sampling: SamplingConfig,
     chat: bool | None,
     system: str | None,
     out: Out,
+    rule: TextRule | None,
+    speculate: bool,
+    kv_bits: int | None,
 ) -> None:
-    """One answer, or a conversation where there is no prompt."""
-    model, tokenizer = loaded
+    """A conversation."""
+    from chuk_cli.infer.answers import tell_kv_bits
+    from chuk_cli.infer.talk import Talk
+    from chuk_lib.inference.conversation import Conversation
+
+    model, tokenizer = load(adapter)
+    constraint = None if rule is None else rule.bound(tokenizer)
+    tell_kv_bits(model, kv_bits, out)
+    talk = Conversation(
+        model,
+        tokenizer,
+        system=system,
+        chat=chat,
+        constraint=constraint,
+        speculate=speculate,
+        kv_bits=kv_bits,
+    )
+    Talk(talk, load, sampling, out, adapter=adapter).run()
+
+
+def _answer(
+    load: Callable[[], tuple[Any, Any]],
+    text: Prompt,
+    sampling: SamplingConfig,
+    chat: bool | None,
+    system: str | None,
+    out: Out,
+    rule: TextRule | None,
+    speculate: bool,
+    kv_bits: int | None,
+    kept: tuple[Path, tuple[str, str | None, str]] | None,
+) -> None:
+    """One answer. `kept`: a file for what is remembered of the prompt, and what decides that."""
+    from chuk_cli.infer.answers import show, tell, tell_kv_bits
+    from chuk_lib.inference.generator import stream
+    from chuk_lib.inference.prompts import encode_prompt, expects_chat
+
+    model, tokenizer = load()
+    constraint = None if rule is None else rule.bound(tokenizer)
     if chat is None and system is None:
-        from chuk_lib.inference.prompts import expects_chat
-
         chat = expects_chat(model)
-    writer = _Writer(model, tokenizer, sampling, chat, out)
-    if text is None:
-        _converse(writer, system)
-    else:
-        writer.tell(writer.answer(text, system))
+    tell_kv_bits(model, kv_bits, out)
+    ids = encode_prompt(tokenizer, text, chat=chat, system=system)
+    cache = None if kept is None else _cache(*kept, model)
+    chunks = stream(
+        model,
+        tokenizer,
+        ids,
+        sampling,
+        constraint=constraint,
+        speculate=speculate,
+        cache=cache,
+        kv_bits=kv_bits,
+    )
+    answer = show(chunks, len(ids), out)
+    tell(answer, rule is not None, out, 0 if cache is None else cache.reused)
+    if cache is not None and cache.tokens and not cache.reused:
+        out.warn(f"`{cache.path}` remembers another prompt: nothing of it was of use")
+    if answer.problem is not None:
+        raise typer.Exit(FAILURE)
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """An answer with what is known about it; its fields are the keys of the JSON output."""
+def _cache(path: Path, made_with: tuple[str, str | None, str], model: Any) -> PromptCache:
+    """The file, bound to the model that is loaded."""
+    from chuk_lib.inference.prompt_cache import PromptCache
+    from chuk_lib.models import provenance_of
+    from chuk_lib.training.identity import files_of, fingerprint_model
+    from chuk_lib.utils.identity import fingerprint
 
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    generation_tokens: int
-    seconds: float
-    tokens_per_second: float
-
-
-@dataclass(frozen=True)
-class _Writer:
-    """A loaded model with the options of this command line."""
-
-    model: Any
-    tokenizer: Any
-    sampling: SamplingConfig
-    chat: bool | None
-    out: Out
-
-    def answer(self, prompt: Prompt, system: str | None = None) -> _Answer:
-        """Write the answer to stdout as it comes (not in JSON mode)."""
-        from chuk_lib.inference.generator import stream
-        from chuk_lib.inference.prompts import encode_prompt
-
-        ids = encode_prompt(self.tokenizer, prompt, chat=self.chat, system=system)
-        began, pieces, reason, count = time.perf_counter(), [], "length", 0
-        for chunk in stream(self.model, self.tokenizer, ids, self.sampling):
-            count += 1
-            pieces.append(chunk.text)
-            reason = chunk.finish_reason or reason
-            self._write(chunk.text)
-        seconds, text = time.perf_counter() - began, "".join(pieces)
-        if not text.endswith("\n"):
-            self._write("\n")
-        return _Answer(text, reason, len(ids), count, round(seconds, 4), round(count / seconds, 2))
-
-    def tell(self, answer: _Answer) -> None:
-        """The JSON line, or the numbers on stderr."""
-        self.out.line(asdict(answer))
-        ended = {"eos": "", "stop": ", ended by a stop text", "length": ", cut at the limit"}[
-            answer.finish_reason
-        ]
-        self.out.say(
-            f"{answer.generation_tokens} tokens in {answer.seconds:.1f} s"
-            f" ({answer.tokens_per_second:.0f} a second) after a prompt of"
-            f" {answer.prompt_tokens}{ended}"
-        )
-
-    def _write(self, text: str) -> None:
-        if not self.out.json and text:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-
-
-def _load(out: Out, model: str, adapter: str | None, implementation: str) -> tuple[Any, Any]:
-    with out.status(f"Loading `{model}` …"):
-        from chuk_lib.models import load_model, provenance_of
-
-        loaded, tokenizer = load_model(
-            model, adapter=adapter, implementation=cast(Implementation, implementation)
-        )
-    for note in provenance_of(loaded).notes:
-        out.say(f"note: {note}")
-    return loaded, tokenizer
+    source, adapter, implementation = made_with
+    parts = {
+        "model": fingerprint_model(source),
+        "adapter": None if adapter is None else fingerprint(files_of(Path(adapter).expanduser())),
+        "implementation": implementation,
+        "dtype": provenance_of(model).dtype,
+    }
+    return PromptCache(path, model, to_json(parts))
 
 
 def _given_prompt(prompt: str | None) -> str | None:
@@ -307,39 +265,3 @@ def _checked(given: str | bytes, name: str) -> str:
         raise DataError(
             f"{name} is not UTF-8 text ({found})", "convert it: iconv -f ENCODING -t UTF-8"
         ) from None
-
-
-def _converse(writer: _Writer, system: str | None) -> None:
-    """Question and answer until the person ends it. A chat model sees all that was said, another
-    only the line."""
-    chats = writer.tokenizer.has_chat_template if writer.chat is None else writer.chat
-    said: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-    writer.out.say("Ctrl-C stops an answer, Ctrl-D ends.")
-    while (line := _read_line()) is not None and line.strip() not in _LEAVE:
-        if not line.strip():
-            continue
-        question = [*said, {"role": "user", "content": line}]
-        try:
-            answer = writer.answer(question) if chats else writer.answer(line, system)
-        except KeyboardInterrupt:
-            sys.stdout.write("\n")
-            continue
-        writer.tell(answer)
-        said = [*question, {"role": "assistant", "content": answer.text}] if chats else said
-
-
-def _read_line() -> str | None:
-    """One line from the terminal, editable where there is readline; None at its end. The mark goes
-    to stderr when stdout is not the terminal."""
-    if not sys.stdout.isatty():
-        sys.stderr.write("> ")
-        sys.stderr.flush()
-        line = sys.stdin.readline()
-        return line.removesuffix("\n") if line else None
-    with suppress(ImportError):
-        import readline  # noqa: F401 - its import gives `input` line editing
-    try:
-        return input("> ")
-    except EOFError:
-        sys.stderr.write("\n")
-        return None

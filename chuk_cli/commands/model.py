@@ -11,7 +11,19 @@ import typer
 
 from chuk_cli.command import App
 from chuk_cli.humanize import count, number, size
-from chuk_cli.model import convert, diff, download, fuse, inspect, quantize, store, verify
+from chuk_cli.model import (
+    convert,
+    diff,
+    download,
+    fuse,
+    inspect,
+    merge,
+    prune,
+    quantize,
+    store,
+    upload,
+    verify,
+)
 from chuk_cli.model.options import RevisionOption
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption, SeedOption
 from chuk_cli.out import Out
@@ -30,7 +42,11 @@ app.command()(inspect.inspect)
 app.command()(diff.diff)
 app.command()(verify.verify)
 app.command()(download.download)
+app.command()(upload.upload)
 app.command()(fuse.fuse)
+app.command()(merge.merge)
+app.command()(prune.prune)
+app.command()(prune.grow)
 app.command()(quantize.quantize)
 app.command()(quantize.dequantize)
 app.command("ls")(store.list_)

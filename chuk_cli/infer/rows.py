@@ -21,6 +21,8 @@ from chuk_lib.inference.config import SamplingConfig
 
 if TYPE_CHECKING:
     from chuk_lib.inference.batch import BatchSettings, InputRow
+    from chuk_lib.inference.constraints import TextRule
+    from chuk_lib.inference.decoder.guides import Constraint
 
 _PROGRESS_SECONDS = 5.0
 
@@ -100,6 +102,7 @@ class _Counts:
     rows: int = 0
     answers: int = 0
     errors: int = 0
+    problems: int = 0
     resumed: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
@@ -113,6 +116,7 @@ class _Sink(Protocol):
     """Where answers go."""
 
     errors: int
+    problems: int
     rows: int
 
     def there(self, row: InputRow) -> int:
@@ -128,7 +132,7 @@ class _Sink(Protocol):
 class _Stdout:
     """Answers as they come on stdout."""
 
-    errors = rows = 0
+    errors = problems = rows = 0
 
     def there(self, row: InputRow) -> int:
         """None exist."""
@@ -153,11 +157,13 @@ def answer_all(
     out: Out,
     load: Callable[[], tuple[Any, Any]],
     made_with: dict[str, str | None],
+    rule: TextRule | None = None,
 ) -> None:
     """Load the model, answer all rows, tell what came of it, and exit 1 when a row could not be
     answered.
 
-    `made_with` names what else decides the answers: sources of models and how they run.
+    `made_with` names what else decides the answers: sources of models and how they run; `rule` is
+    what each must be.
     """
     from chuk_lib.inference.batch import BatchSettings
     from chuk_lib.inference.batch_file import drawn_seed
@@ -169,7 +175,9 @@ def answer_all(
     if job.output != "-":
         drawn = drawn_seed(Path(job.output), job.resume, drawn)
     settings = BatchSettings(sampling, drawn, job.column, job.samples, job.logprobs, chat, system)
+    made_with = made_with | {"rule": None if rule is None else rule.grammar}
     model, tokenizer = load()
+    constraint = None if rule is None else rule.bound(tokenizer)
     if chat is None and system is None:
         from dataclasses import replace
 
@@ -178,7 +186,7 @@ def answer_all(
         settings = replace(settings, chat=expects_chat(model))
     with _lines(job.input) as lines, _sink(job, settings, tokenizer, made_with) as sink:
         counts = _Counts(seed=sampling.seed)
-        _run(model, tokenizer, lines, settings, sink, counts, out)
+        _run(model, tokenizer, lines, settings, constraint, sink, counts, out)
     _tell(job, counts, out)
 
 
@@ -187,6 +195,7 @@ def _run(
     tokenizer: Any,
     lines: Iterable[bytes],
     settings: BatchSettings,
+    constraint: Constraint | None,
     sink: _Sink,
     counts: _Counts,
     out: Out,
@@ -201,9 +210,12 @@ def _run(
 
     with _progress(counts, began, out):
         rows = _seen(read_rows(lines), settings, counts)
-        answer_rows(model, tokenizer, rows, settings, write, there=sink.there)
+        answer_rows(
+            model, tokenizer, rows, settings, write, constraint=constraint, there=sink.there
+        )
     sink.check_end()
     counts.resumed, counts.errors = sink.rows, counts.errors + sink.errors
+    counts.problems += sink.problems
     counts.seconds = round(time.perf_counter() - began, 4)
     counts.tokens_per_second = (
         round(counts.generation_tokens / counts.seconds, 2) if counts.seconds else 0.0
@@ -247,6 +259,7 @@ def _count(answer: dict[str, Any], counts: _Counts, out: Out) -> None:
         _report(int(answer["line"]), str(answer["error"]), out)
         return
     counts.answers += 1
+    counts.problems += answer.get("problem") is not None
     counts.prompt_tokens += answer["prompt_tokens"]
     counts.generation_tokens += answer["generation_tokens"]
 
@@ -272,10 +285,11 @@ def _tell(job: RowsJob, counts: _Counts, out: Out) -> None:
     )
     said += f"; {counts.resumed:,} were there" if counts.resumed else ""
     said += f"; {counts.errors:,} rows could not be answered" if counts.errors else ""
+    said += f"; {counts.problems:,} are not what the rule wants" if counts.problems else ""
     result = {"path": job.output, **asdict(counts)}
     del result["carried"]
     report(out, result, job.output, said, dry_run=False)
-    if counts.errors:
+    if counts.errors or counts.problems:
         raise typer.Exit(FAILURE)
 
 

@@ -37,6 +37,20 @@ def token_rows(source: str, tokenizer: Any, tokens: int = 8192) -> list[list[int
     return kept
 
 
+def all_tokens(source: str, tokenizer: Any) -> list[int]:
+    """The ids of all tokens of a source, each once: of a text file, or of every row as training
+    renders it."""
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix.lower() in TEXT_ENDINGS:
+        return sorted(set(tokenizer.encode(path.read_text(encoding="utf-8", errors="replace"))))
+    from chuk_lib.data import SFTDataset
+
+    found: set[int] = set()
+    for example in SFTDataset(source, tokenizer, max_length=None):
+        found.update(example.input_ids.tolist())
+    return sorted(found)
+
+
 def rows_for(
     source: str, model: str, *, adapter: Path | None = None, revision: str | None = None
 ) -> list[list[int]]:

@@ -12,6 +12,7 @@ from chuk_cli.command import FLAGS
 from chuk_cli.completion import run_paths
 from chuk_cli.options import JsonOption, QuietOption
 from chuk_cli.out import Out
+from chuk_cli.ranks import CommTimeoutOption, NprocOption, over_ranks
 from chuk_cli.train.watching import watch
 from chuk_lib.errors import ConfigError
 
@@ -79,6 +80,8 @@ def resume(
             ),
         ),
     ] = False,
+    nproc: NprocOption = None,
+    comm_timeout: CommTimeoutOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -88,12 +91,14 @@ def resume(
       chuk train resume runs/first
       chuk train resume runs/first --max-steps 2000
       chuk train resume runs/first --learning-rate 5e-6 --eval-steps 50
+      chuk train resume runs/first --nproc 2
     """
     out = Out.of(json, quiet)
     typed = {changeable()[name].name: value for name, value in ctx.meta.get(FLAGS, {}).items()}
     if (run / "pipeline.json").is_file():
         _resume_pipeline(out, run, changed=bool(max_steps or num_epochs or allow_changed or typed))
         return
+    over_ranks(nproc, comm_timeout)
     given: dict[str, object] = {"max_steps": max_steps, "num_epochs": num_epochs}
     changes = {name: value for name, value in given.items() if value is not None} | typed
     _tell(out, run, typed)

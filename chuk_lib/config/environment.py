@@ -17,9 +17,11 @@ VARIABLES = {
     "CHUK_PRETEND_METAL": (
         "for tests: a Mac of so many GB, `16` or `16:M2`, stands in for this machine's device"
     ),
+    "CHUK_WORLD": "set by --nproc: the folder where the processes of a run say how far they are",
     "CHUK_DEBUG": "1 shows the traceback of an explained failure",
     "CHUK_KEEP_PEFT": "the folder where tests leave adapters for PEFT to read",
     "CHUK_PARITY": "the folder of numbers that tests compare with",
+    "CHUK_SERVE_TOKEN": "what clients of `chuk serve` must show, as `--token`",
     "CHUK_REAL_MODEL": "the model folder of tests on a real model",
     "CHUK_REAL_TOKENIZERS": "the folder of tests on real tokenizers",
 }

@@ -21,8 +21,9 @@ from chuk_lib.experts import cells
 from chuk_lib.experts.actions import Actions
 from chuk_lib.experts.cells import Pass, Weights
 from chuk_lib.experts.config import ExpertConfig
+from chuk_lib.models.hf_config import EXPERT
 
-ABOUT, WEIGHTS = "expert.json", "model.safetensors"
+ABOUT, WEIGHTS = EXPERT, "model.safetensors"
 _NORM = "normalizer."
 
 
@@ -73,9 +74,10 @@ class RNNExpertBase:
     """A policy network of a kind. Weights are float32 arrays by name, each a view of one vector,
     `flat`.
 
-    >>> expert = GRUExpert(ExpertConfig(name="cart", obs_dim=4, discrete_actions=True,
-    num_actions=2)) >>> state = expert.initial_state(1) >>> choice = expert(observation[None],
-    state, deterministic=True)"""
+    >>> config = ExpertConfig(name="cart", obs_dim=4, discrete_actions=True, num_actions=2)
+    >>> expert = GRUExpert(config)
+    >>> state = expert.initial_state(1)
+    >>> choice = expert(observation[None], state, deterministic=True)"""
 
     kind: ClassVar[str]
     gates: ClassVar[int]

@@ -120,6 +120,13 @@ class ExpertPPOConfig(RunConfig):
         1e-3, "Peak learning rate.", flag=True, above=0, aliases=("lr",)
     )
     optimizer: str = setting("adam", "Optimizer.", choices=("adam", "adamw"), aliases=("optim",))
+    adam_beta2: float = setting(
+        0.9999,
+        "Second-moment decay of Adam: so slow that steps shrink with gradients in the course of a"
+        " run.",
+        minimum=0,
+        maximum=0.9999999,
+    )
     adam_epsilon: float = setting(1e-5, "Term added to Adam's denominator.", above=0)
     max_grad_norm: float = setting(
         0.5, "Clip the gradient to this global norm; 0 switches clipping off.", minimum=0
@@ -131,6 +138,12 @@ class ExpertPPOConfig(RunConfig):
         minimum=0,
         maximum=1,
         aliases=("gae_lambda",),
+    )
+    advantage_scale: str = setting(
+        "run",
+        "Advantages are divided by their spread over the run so far, or by that of each batch,"
+        " which makes noise as loud as what is left to learn.",
+        choices=("run", "batch"),
     )
     cliprange: float = setting(
         0.2, "How far ratios may move from 1.", above=0, aliases=("clip_range", "clip_epsilon")

@@ -60,6 +60,7 @@ class ExpertPPO(Algorithm):
         self._begins = np.ones(config.num_envs, bool)
         self._returns = np.zeros(config.num_envs)  # discounted, for the scale of rewards
         self._scale = RunningNorm(1)
+        self._variances = 0.0  # of the advantages, summed over the rollouts of the run
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._lengths: deque[float] = deque(maxlen=RECENT)
         self._began, self._seconds = 0.0, 0.0  # of the step, and of its rollout
@@ -163,6 +164,7 @@ class ExpertPPO(Algorithm):
             "environments": self.environments.memory(),
             "begins": self._begins.tolist(),
             "returns": self._returns.tolist(),
+            "variances": self._variances,
             "recent": list(self._recent),
             "lengths": list(self._lengths),
             "scale": {
@@ -178,6 +180,7 @@ class ExpertPPO(Algorithm):
         self._warnings = self.environments.recall(values["environments"])
         self._begins, self._returns = np.array(values["begins"], bool), np.array(values["returns"])
         vars(self._scale).update({name: np.array(value) for name, value in values["scale"].items()})
+        self._variances = float(values["variances"])
         self._recent.extend(values["recent"])
         self._lengths.extend(values["lengths"])
         self.module.read()
@@ -218,6 +221,8 @@ class ExpertPPO(Algorithm):
             dones=rollout.dones.T,
             last_values=rollout.last_values,
         )
+        self._variances += float(np.var(estimate.advantages))
+        spread = {"spread": np.array(np.sqrt(self._variances / (step + 1)), np.float32)}
         left = 1 - step / config.steps if config.clip_schedule == "linear" else 1.0
         return {
             "seen": rollout.seen,
@@ -229,19 +234,24 @@ class ExpertPPO(Algorithm):
             "advantages": estimate.advantages.T,
             "returns": estimate.returns.T,
             "cliprange": np.array(config.cliprange * max(left, 0.0), np.float32),
-        }
+        } | (spread if config.advantage_scale == "run" else {})
 
 
 def _rows(name: str, value: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """The copies `rows` of an array of a batch."""
-    if name == "cliprange":
+    if not value.ndim:
         return value
     return value[rows] if name == "state" else value[:, rows]
 
 
 def _with_advantages(batch: dict[str, np.ndarray], in_mlx: bool) -> dict[str, Any]:
-    """The batch with its advantages brought to mean 0 and variance 1."""
+    """The batch with its advantages brought to mean 0, in units of `spread`, else of their own.
+
+    A policy that does all that can be done has advantages of noise alone. In units of their own
+    they push as hard as those of a beginner, and push it away; in those of the run they are small.
+    """
+    found = {name: value for name, value in batch.items() if name != "spread"}
     advantages = batch["advantages"]
-    whitened = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-    found = batch | {"advantages": whitened}
+    spread = batch.get("spread", advantages.std())
+    found["advantages"] = (advantages - advantages.mean()) / (spread + 1e-8)
     return {name: mx.array(value) for name, value in found.items()} if in_mlx else found

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from chuk_lib.errors import ChukError, ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.decoder import Decoder
+from chuk_lib.inference.decoder.guides import Constraint
 from chuk_lib.inference.decoder.rows import Request, Row
 from chuk_lib.inference.prompts import encode_prompt, room
 from chuk_lib.inference.text import decode
@@ -33,7 +32,7 @@ WINDOW = 1024
 """Answers that are asked for at most before the first of them is given: what is read ahead and held
 in memory."""
 MOST_LOGPROBS = 20
-_STEP = 256  # tokens of one forward pass when likelier tokens are looked up
+_NO_NUMBER = "the model's output is not a number: its weights may be damaged"
 _WORDS = {float: "a number", int: "a whole number"}
 _OWN: dict[str, type] = {
     "temperature": float,
@@ -101,6 +100,7 @@ def answer_rows(
     settings: BatchSettings,
     on_row: Callable[[dict[str, Any]], None],
     *,
+    constraint: Constraint | None = None,
     token_budget: int | None = None,
     window: int = WINDOW,
     there: Callable[[InputRow], int] = lambda row: 0,
@@ -109,12 +109,15 @@ def answer_rows(
     with `error`.
 
     An answer has `line`, `sample` (when there are several), `input` (the row's columns), `text`,
-    `finish_reason`, `prompt_tokens`, `generation_tokens`, `seed` (unless greedy), and `logprobs`
-    when asked for. `token_budget` bounds rows × columns of cache. `there` says how many of a row's
-    answers exist already: those are not given. Raises ModelError when the model's output is not a
-    number; what was given until then stands."""
+    `finish_reason`, `prompt_tokens`, `generation_tokens`, `seed` (unless greedy), `problem` (with a
+    `constraint`: why the text is not what that wants, or None), and `logprobs` when asked for.
+    `token_budget` bounds rows × columns of cache. `there` says how many of a row's answers exist
+    already: those are not given. An answer for which the model's output is not a number has `error`
+    too; the others go on."""
     with Decoder(model, tokenizer, token_budget=token_budget) as decoder:
-        work = _Work(model, tokenizer, decoder, settings, iter(rows), on_row, window, there)
+        work = _Work(
+            model, tokenizer, decoder, settings, iter(rows), on_row, window, there, constraint
+        )
         while work.fill():
             decoder.run(work.ended)
 
@@ -141,6 +144,7 @@ class _Work:
         on_row: Callable[[dict[str, Any]], None],
         window: int,
         there: Callable[[InputRow], int],
+        constraint: Constraint | None,
     ) -> None:
         self._model, self._tokenizer, self._decoder, self._settings = (
             model,
@@ -149,6 +153,7 @@ class _Work:
             settings,
         )
         self._rows, self._on_row, self._window, self._there = rows, on_row, window, there
+        self._constraint = constraint
         self._waiting: deque[_Answer] = deque()  # in the order of the input
         self._running: dict[Row, _Answer] = {}
 
@@ -205,39 +210,44 @@ class _Work:
         )
         check_prompt_tokens(self._model, self._tokenizer, [ids])
         room(self._model, len(ids), config.max_tokens)
-        return [Request(ids, config, member=member) for member in range(settings.samples)]
+        return [
+            Request(
+                ids,
+                config,
+                member=member,
+                tops=settings.logprobs or 0,
+                constraint=self._constraint,
+            )
+            for member in range(settings.samples)
+        ]
 
     def _result(self, answer: _Answer, row: Row) -> dict[str, Any]:
         config, asked = row.request.config, self._settings
+        sample = {"sample": answer.member} if asked.samples > 1 else {}
+        if row.reason == "failed":
+            return {**_failed(answer.row, _NO_NUMBER), **sample}
         return {
             "line": answer.row.line,
-            **({"sample": answer.member} if asked.samples > 1 else {}),
+            **sample,
             "input": answer.row.columns,
             "text": row.text,
             "finish_reason": row.reason,
             "prompt_tokens": len(row.request.ids),
             "generation_tokens": len(row.ids),
             **({} if config.greedy else {"seed": config.seed}),
-            **({} if asked.logprobs is None else {"logprobs": self._logprobs(row, asked.logprobs)}),
+            **({} if self._constraint is None else {"problem": row.problem}),
+            **({} if asked.logprobs is None else {"logprobs": self._logprobs(row)}),
         }
 
-    def _logprobs(self, row: Row, likelier: int) -> list[dict[str, Any]]:
-        temperature = row.request.config.temperature or 1.0
+    def _logprobs(self, row: Row) -> list[dict[str, Any]]:
         ids, own = row.ids.tolist(), row.logps.tolist()
-        tops = top_logprobs(self._model, row.request.ids, ids, likelier, temperature)
-        named = [
-            {**self._token(token, logp), "top": []} for token, logp in zip(ids, own, strict=True)
-        ]
-        for entry, top in zip(named, tops, strict=True):
+        named = [self._token(token, logp) for token, logp in zip(ids, own, strict=True)]
+        for entry, top in zip(named, row.tops, strict=False):
             # What was drawn has the one log-prob that the decoder drew it with.
             entry["top"] = [
                 self._token(t, entry["logprob"] if t == entry["token"] else logp) for t, logp in top
             ]
-        return (
-            named
-            if likelier
-            else [{k: v for k, v in entry.items() if k != "top"} for entry in named]
-        )
+        return named
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         return {
@@ -245,37 +255,6 @@ class _Work:
             "text": decode(self._tokenizer, [token]),
             "logprob": round(logprob, 6),
         }
-
-
-def top_logprobs(
-    model: nn.Module,
-    prompt: Sequence[int],
-    answer: Sequence[int],
-    count: int,
-    temperature: float = 1.0,
-) -> list[list[tuple[int, float]]]:
-    """For each token of an answer the `count` likeliest at its place, likeliest first, with their
-    log-probs under softmax(logits / temperature). The answer is run through the model once more."""
-    from mlx_lm.models.cache import make_prompt_cache
-
-    if not count:
-        return [[] for _ in answer]
-    cache, ids = make_prompt_cache(model), [*prompt, *answer]
-    found: list[list[tuple[int, float]]] = []
-    first = len(prompt) - 1  # whose output is the answer's first token
-    starts = [*range(0, first, _STEP), *range(first, len(ids) - 1, _STEP)]
-    for start, end in zip(starts, [*starts[1:], len(ids) - 1], strict=True):
-        logits = model(mx.array([ids[start:end]]), cache=cache)[0]
-        if start < first:
-            mx.eval([layer.state for layer in cache])
-            continue
-        scaled = logits.astype(mx.float32) / temperature
-        scores = np.array(scaled - mx.logsumexp(scaled, axis=-1, keepdims=True))
-        best = np.argsort(-scores, axis=-1, kind="stable")[:, :count]
-        found += [
-            [(int(t), float(line[t])) for t in top] for line, top in zip(scores, best, strict=True)
-        ]
-    return found
 
 
 def _failed(row: InputRow, reason: str) -> dict[str, Any]:

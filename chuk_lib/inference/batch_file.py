@@ -75,6 +75,7 @@ class AnswerFile:
         self._next: dict[str, Any] | None = None
         self.rows = 0
         self.errors = 0
+        self.problems = 0
 
     def __enter__(self) -> AnswerFile:
         return self
@@ -84,7 +85,8 @@ class AnswerFile:
         self._stream.close()
 
     def there(self, row: InputRow) -> int:
-        """How many answers to a row were there; an error counts as all that it can get.
+        """How many answers to a row were there; an error counts as all that it can get,
+        unless it is that of one sample.
 
         Raises DataError when they are answers to another row."""
         found = 0
@@ -95,9 +97,11 @@ class AnswerFile:
                 raise self._other_input(row.line)
             found += 1
             self.rows += 1
+            self.problems += answer.get("problem") is not None
             if "error" in answer:
                 self.errors += 1
-                return 1 << 30
+                if "sample" not in answer:
+                    return 1 << 30
         if answer is not None and not found:
             raise self._other_input(row.line)
         return found

@@ -15,18 +15,25 @@ _STRETCHING = ("linear", "dynamic", "yarn")
 
 
 def encode_prompt(
-    tokenizer: Any, prompt: Prompt, *, chat: bool | None = None, system: str | None = None
+    tokenizer: Any,
+    prompt: Prompt,
+    *,
+    chat: bool | None = None,
+    system: str | None = None,
+    tools: list[dict[str, Any]] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Token ids of a prompt.
 
     Text becomes a user's message when the tokenizer has a chat template (`chat` None) or must have
     one (True), and stays text with `chat` False. Messages always go through the template; a last
-    message of the assistant is continued. Ids are taken as they are. A begin token is never put
-    twice."""
+    message of the assistant is continued. `tools` and `options` are what the template gets beside
+    messages. Ids are taken as they are. A begin token is never put twice."""
     if not isinstance(prompt, str):
         items: list[Any] = list(prompt)
         if items and isinstance(items[0], Mapping):
-            return _from_messages(tokenizer, [dict(message) for message in items], system)
+            messages = [dict(message) for message in items]
+            return _from_messages(tokenizer, messages, system, tools, options or {})
         if system is not None:
             raise ConfigError(
                 "a system message cannot be put before token ids", "give text or messages"
@@ -124,7 +131,13 @@ def _stretch(rope: Any, limit: int) -> float:
     return max(1.0, float(factor)) if unscaled and isinstance(factor, int | float) else 1.0
 
 
-def _from_messages(tokenizer: Any, messages: list[dict[str, Any]], system: str | None) -> list[int]:
+def _from_messages(
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    system: str | None,
+    tools: list[dict[str, Any]] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[int]:
     if not tokenizer.has_chat_template:
         raise ModelError(
             "the tokenizer has no chat template",
@@ -140,11 +153,13 @@ def _from_messages(tokenizer: Any, messages: list[dict[str, Any]], system: str |
 
     try:
         # Within limits: a template may loop for ever.
-        Encoder(tokenizer).render(messages, prompt=not goes_on)
+        Encoder(tokenizer).render(messages, tools, options, prompt=not goes_on)
         ids = tokenizer.apply_chat_template(
             messages,
             add_generation_prompt=not goes_on,
             **({"continue_final_message": True} if goes_on else {}),
+            **({} if tools is None else {"tools": tools}),
+            **(options or {}),
         )
     except jinja2.TemplateSyntaxError as error:
         reason = f"the chat template is broken in line {error.lineno}: {error.message}"

@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import io
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,10 +21,11 @@ from mlx.utils import tree_flatten
 
 from chuk_lib.errors import ModelError
 from chuk_lib.models.architectures import own_classes
+from chuk_lib.models.architectures.mended import MENDED
 from chuk_lib.models.components import mlx_quantization
 from chuk_lib.models.config import Implementation
 from chuk_lib.models.headers import TensorHeader, is_embedding, read_json, read_tensors
-from chuk_lib.models.hf_config import Config, check_pattern, flatten_rope, renamed
+from chuk_lib.models.hf_config import Config, check_pattern, completed, flatten_rope
 from chuk_lib.models.honoured import check_activation
 from chuk_lib.models.weights import check_fit
 
@@ -36,7 +39,9 @@ def build(
     from mlx_lm.utils import load_model as mlx_load
 
     model_class, args_class = classes
-    readable = renamed(config if _reads_rope_parameters(args_class) else flatten_rope(config))
+    readable = completed(
+        config if _reads_rope_parameters(args_class) else flatten_rope(config), _needed(args_class)
+    )
     if model_class.__module__.startswith("mlx_lm."):
         check_pattern(readable)
     if not load_weights:
@@ -93,6 +98,7 @@ def _checking(model_class: Any, folder: Path, untie: bool) -> Any:
     With `untie` the head gets a copy of the embeddings."""
 
     def sanitize(self: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        weights = _as_released(getattr(self, "model_type", ""), weights)
         if untie:
             weights = weights | {"lm_head.weight": _head_of(folder, self, weights)}
         sane = getattr(model_class, "sanitize", None)
@@ -112,6 +118,23 @@ def _checking(model_class: Any, folder: Path, untie: bool) -> Any:
         "__module__": model_class.__module__,
     }
     return type(model_class.__name__, (model_class,), names)
+
+
+def _as_released(kind: str, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The tensors of a family by the names and in the shapes of its first release, which mlx-lm
+    knows, where transformers saves them otherwise: GPT-2 with a prefix, the experts' matrices of
+    gpt-oss without `.weight` and as (experts, in, out)."""
+    if kind == "gpt2":
+        return {name.removeprefix("transformer."): value for name, value in weights.items()}
+    ends = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
+    if kind != "gpt_oss" or not any(name.endswith(ends) for name in weights):
+        return weights
+    turned = {
+        f"{name}.weight": value.swapaxes(1, 2)
+        for name, value in weights.items()
+        if name.endswith(ends)
+    }
+    return {name: value for name, value in weights.items() if not name.endswith(ends)} | turned
 
 
 def _head_of(folder: Path, model: nn.Module, weights: dict[str, mx.array]) -> mx.array:
@@ -152,9 +175,17 @@ def classes_for(folder: Path, config: Config, implementation: Implementation) ->
     if implementation == "auto":
         check_activation(folder, config)
     try:
-        model_class, args_class = _get_classes(config)
+        with redirect_stdout(io.StringIO()):  # OLMo's file prints and exits
+            model_class, args_class = _get_classes(config)
     except (ValueError, AttributeError):
         raise _unknown_architecture(config["model_type"]) from None
+    except SystemExit:
+        raise ModelError(
+            f"`{folder}`: MLX-LM cannot load a `{config['model_type']}` without another package",
+            "take a model of another family",
+        ) from None
+    if implementation == "auto" and model_class.__module__ in MENDED:
+        return MENDED[model_class.__module__]()
     return model_class, args_class
 
 
@@ -172,6 +203,14 @@ def _unknown_architecture(kind: str) -> ModelError:
         else "chuk loads what mlx-lm can run: llama, qwen3, gemma3_text …"
     )
     return ModelError(f"unknown architecture: model_type `{kind}`", hint)
+
+
+def _needed(args_class: Any) -> list[str]:
+    """Keys that a family's arguments cannot do without."""
+    if not isinstance(args_class, type):
+        return []
+    parameters = inspect.signature(args_class).parameters.values()
+    return [one.name for one in parameters if one.default is inspect.Parameter.empty]
 
 
 def _reads_rope_parameters(args_class: Any) -> bool:

@@ -20,6 +20,7 @@ from chuk_lib.models.writing import (
     copy_companions,
     new_folder,
     planned_bytes,
+    refuse_source,
     write_json,
     write_provenance,
     write_tensors,
@@ -73,6 +74,7 @@ def plan_conversion(
         )
     check_output(output, overwrite)
     if Path(source).expanduser().is_file():
+        refuse_source(output, Path(source).expanduser())
         plan = gguf.plan_folder(Path(source).expanduser(), kind)
         check_room(output, plan.n_bytes)
         return PlannedConversion(
@@ -146,6 +148,7 @@ def _to_folder(
         config.pop("dtype", None)
     n_bytes = planned_bytes(tensors)
     check_output(output, overwrite, n_bytes)
+    refuse_source(output, folder)
 
     def write() -> None:
         with new_folder(output, overwrite, n_bytes) as staged:
@@ -198,6 +201,7 @@ def _adapter(
         locate(base, adapter=folder, local_only=True) if base else locate(folder, local_only=True)
     )
     check_output(output, overwrite)
+    refuse_source(output, folder, located.folder)
     file = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
     if file is None:
         raise ModelError(

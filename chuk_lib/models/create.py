@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.presets import Preset, find_preset
-from chuk_lib.models.writing import check_output, new_folder, planned, write_tensors
+from chuk_lib.models.writing import (
+    check_output,
+    new_folder,
+    planned,
+    refuse_source,
+    write_tensors,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,6 +130,8 @@ def plan_model(
     folder = Path(output)
     _check_settings(seed, context_length)
     check_output(folder, overwrite)
+    if tokenizer is not None:
+        refuse_source(folder, Path(tokenizer))
     context = context_length or shape.context_length
     parts = _tokenizer_files(tokenizer, tokenizer_texts, vocab_size or shape.vocab_size, context)
     rows = _embedding_rows(shape, parts.size, vocab_size if tokenizer_texts is None else None)

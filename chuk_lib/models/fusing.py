@@ -38,7 +38,7 @@ from chuk_lib.models.quantizing import (
     with_weight,
 )
 from chuk_lib.models.weights import write_model
-from chuk_lib.models.writing import check_output, new_folder, write_provenance
+from chuk_lib.models.writing import check_output, new_folder, refuse_source, write_provenance
 
 DEFAULT_BITS = 8
 LOST = 0.75
@@ -119,6 +119,7 @@ def fuse_model(
     check_output(folder, overwrite)
     model = open_model(source, adapter=adapter, revision=revision, local_only=False)
     adapters, found = adapters_of(model), provenance_of(model)
+    refuse_source(folder, found.folder, found.adapter_folder)
     if not adapters and not found.changed:
         raise ModelError(
             f"`{source}` has no adapter to merge", "name the adapter or run, or give --adapter DIR"

@@ -7,7 +7,8 @@ its defaults when they are missing."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from chuk_lib.errors import ModelError
 from chuk_lib.models.headers import read_json
 
 Config = dict[str, Any]
+EXPERT = "expert.json"
+"""What an expert's folder has in the place of a config."""
 
 _GLOBAL = ("full_attention", "global_attention", "global")
 _LOCAL = ("sliding_attention", "local_attention", "chunked_attention", "local")
@@ -67,20 +70,25 @@ def is_hf_named(model: Any) -> bool:
     return getattr(model, "model_type", None) in HF_NAMED
 
 
+def no_model(folder: Path) -> ModelError:
+    """What to say of a folder without `config.json`."""
+    if (folder / EXPERT).is_file():
+        return ModelError(
+            f"`{folder}` is an expert, no language model",
+            f"`chuk experts show {folder}` describes it, `chuk experts run` plays it",
+        )
+    return ModelError(
+        f"`{folder}` is no model: it has no config.json",
+        "name a folder with a model or an adapter",
+    )
+
+
 def read_config(folder: Path) -> Config:
     """The folder's `config.json`. Raises ModelError when it is missing, broken or asks for code of
     its own."""
     path = folder / "config.json"
     if not path.is_file():
-        if (folder / "expert.json").is_file():
-            raise ModelError(
-                f"`{folder}` is an expert, no language model",
-                f"`chuk experts run {folder}` plays it",
-            )
-        raise ModelError(
-            f"`{folder}` is not a model folder: it has no config.json",
-            "name a Hugging Face model folder",
-        )
+        raise no_model(folder)
     config = read_json(path)
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"`{path}` names no model_type", "is this the config of a language model?")
@@ -110,18 +118,37 @@ def check_sizes(path: Path, config: Mapping[str, Any]) -> None:
                 )
 
 
-_RENAMED = {"qwen3_moe": {"num_experts": "num_local_experts"}}
-"""Keys by the names that mlx-lm reads, and the names under which transformers 5 writes them."""
+_MADE: dict[str, Callable[[Config], Any]] = {
+    "num_experts": lambda config: config["num_local_experts"],
+    "n_ctx": lambda config: config["n_positions"],
+    "block_dim": lambda config: config["hidden_size"],
+    "head_dim": lambda config: config["hidden_size"] // config["num_attention_heads"],
+    "rope_scaling": lambda config: None,
+    "sliding_window": lambda config: None,
+    "sliding_window_pattern": lambda config: None,
+}
+"""Keys that some of mlx-lm's families cannot do without and transformers 5 does not write: under
+another name, or where they follow from others."""
 
 
-def renamed(config: Config) -> Config:
-    """`config` with the keys that mlx-lm reads where transformers 5 has other names for them."""
-    names = _RENAMED.get(config["model_type"], {})
-    return config | {
-        ours: config[theirs]
-        for ours, theirs in names.items()
-        if ours not in config and theirs in config
-    }
+def completed(config: Config, needed: Collection[str]) -> Config:
+    """`config` with those keys of `needed` that it lacks and that follow from others."""
+    made = dict(config)
+    for key in needed:
+        if key in _MADE and key not in config:
+            with suppress(KeyError):
+                made[key] = _MADE[key](config)
+    if config["model_type"] == "exaone4" and isinstance(made.get("sliding_window_pattern"), int):
+        made["sliding_window_pattern"] = _letters(config)
+    return made
+
+
+def _letters(config: Config) -> str | None:
+    """EXAONE 4's pattern as mlx-lm has it: L for a layer with a window, G for one without."""
+    kinds = config.get("layer_types")
+    if not config.get("sliding_window") or not isinstance(kinds, list):
+        return None
+    return "".join("L" if kind == "sliding_attention" else "G" for kind in kinds)
 
 
 def flatten_rope(config: Mapping[str, Any]) -> Config:

@@ -104,7 +104,6 @@ ACTIVATIONS: dict[str, tuple[str, ...]] = {
             "gemma4_text",
             "gpt2",
             "gpt_bigcode",
-            "gpt_neox",
             "gptj",
             "phi",
             "recurrent_gemma",

@@ -30,7 +30,7 @@ from chuk_lib.models.headers import (
     read_json,
     read_tensors,
 )
-from chuk_lib.models.hf_config import check_sizes
+from chuk_lib.models.hf_config import check_sizes, no_model
 from chuk_lib.models.honoured import ignored_window, window_words
 from chuk_lib.models.sources import ADAPTER_CONFIG, locate_folder
 
@@ -122,10 +122,7 @@ def describe_model(source: str | Path, revision: str | None = None) -> ModelInfo
     elif (folder / ADAPTER_CONFIG).is_file():
         found = _describe_adapter(str(source), folder)
     else:
-        raise ModelError(
-            f"`{folder}` is no model: it has no config.json",
-            "name a folder with a model or an adapter",
-        )
+        raise no_model(folder)
     step = _step_of(folder)
     return found if step is None else replace(found, checkpoint=folder.name, step=step)
 

@@ -1,5 +1,5 @@
 """What is in a model's files, tensor by tensor: a folder, a checkpoint with its optimizer, an
-adapter, or one file.
+adapter, or one file, safetensors or GGUF.
 
 Headers only, unless statistics are asked for: then the numbers are read too, a piece of a tensor in
 memory at a time. No array library is loaded for headers."""
@@ -11,12 +11,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.headers import read_json
-from chuk_lib.models.reading import Weight, by_block, stored_tensors, tensor_files, weights_of
+from chuk_lib.models.reading import by_block, stored_tensors, tensor_files, weights_of
 from chuk_lib.models.sources import ADAPTER_CONFIG, locate_folder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SORTS = ("name", "size", "norm")
 
@@ -63,6 +66,49 @@ class Inspected:
     rows: tuple[TensorRow, ...]
 
 
+class Inspectable(Protocol):
+    """A tensor in a file: a weight of a folder, or one of a GGUF file."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """How it is stored."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What it stands for."""
+        ...
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes in the file."""
+        ...
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        ...
+
+    @property
+    def elements(self) -> int:
+        """Numbers that it stands for."""
+        ...
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its numbers can be read as floats."""
+        ...
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Its numbers in order, a piece at a time."""
+        ...
+
+
 def inspect(
     source: str | Path,
     revision: str | None = None,
@@ -98,14 +144,10 @@ def inspect(
     )
 
 
-def _open(source: str | Path, revision: str | None) -> tuple[Path, str, list[Weight]]:
+def _open(source: str | Path, revision: str | None) -> tuple[Path, str, Sequence[Inspectable]]:
     path = Path(source).expanduser()
     if path.is_file():
-        if path.suffix != ".safetensors":
-            raise ModelError(
-                f"`{path}` is no safetensors file", "name one, or the folder of a model"
-            )
-        return path, "file", weights_of(stored_tensors(path), _config(path.parent))
+        return path, "file", _of_file(path)
     folder = locate_folder(path if path.is_dir() else source, revision)
     files = tensor_files(folder)
     if not files:
@@ -122,16 +164,28 @@ def _open(source: str | Path, revision: str | None) -> tuple[Path, str, list[Wei
     )
 
 
+def _of_file(path: Path) -> Sequence[Inspectable]:
+    if path.suffix == ".gguf":
+        from chuk_lib.models.gguf.files import read_gguf
+
+        return list(read_gguf(path).tensors.values())
+    if path.suffix != ".safetensors":
+        raise ModelError(
+            f"`{path}` is no safetensors or GGUF file", "name one, or the folder of a model"
+        )
+    return weights_of(stored_tensors(path), _config(path.parent))
+
+
 def _config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
 
 
-def _row(weight: Weight, stats: bool) -> TensorRow:
+def _row(weight: Inspectable, stats: bool) -> TensorRow:
     row = TensorRow(weight.name, weight.dtype, weight.shape, weight.n_bytes, weight.file)
     return replace(row, stats=stats_of(weight)) if stats and weight.is_number else row
 
 
-def stats_of(weight: Weight) -> TensorStats:
+def stats_of(weight: Inspectable) -> TensorStats:
     """Statistics of a weight, a piece of it in memory at a time; sums in float64."""
     import numpy as np
 

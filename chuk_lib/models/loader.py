@@ -5,7 +5,7 @@ mlx-lm looks for them. Loading is data only and leaves MLX's random generator as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -29,7 +29,7 @@ from chuk_lib.models.lora import adapters_of, apply_lora, cast_floating
 from chuk_lib.models.provenance import Provenance, remember, update_provenance
 from chuk_lib.models.randomness import untouched_random_state
 from chuk_lib.models.sources import ADAPTER_CONFIG, Located, base_record, locate
-from chuk_lib.runtime import uncompiled
+from chuk_lib.runtime import has_values, uncompiled
 from chuk_lib.utils.seals import check_weights
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -45,8 +45,10 @@ def load_model(
     implementation: Implementation = "auto",
     revision: str | None = None,
     seed: int = 0,
+    on_tokenizer: Callable[[Any], object] | None = None,
 ) -> tuple[nn.Module, Any]:
-    """The model, in eval mode, and its tokenizer.
+    """The model, in eval mode, and its tokenizer, which `on_tokenizer` gets before weights are
+    read.
 
     `source`: a model folder, a run (its best checkpoint, else the latest), a checkpoint, an adapter
     (its base is found from its config) or a hub id; a LoadConfig says all at once and stands alone.
@@ -77,7 +79,8 @@ def load_model(
             )
         given = source
     with uncompiled():
-        return _load(replace(given, load_weights=False) if _random_weights.get() else given)
+        weightless = replace(given, load_weights=False)
+        return _load(weightless if _random_weights.get() else given, on_tokenizer)
 
 
 def open_model(
@@ -120,7 +123,9 @@ def random_weights() -> Iterator[None]:
         _random_weights.reset(before)
 
 
-def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
+def _load(
+    asked: LoadConfig, on_tokenizer: Callable[[Any], object] | None = None
+) -> tuple[nn.Module, Any]:
     from chuk_lib.data.tokenizers.loader import load_tokenizer
     from chuk_lib.runtime import prepare
 
@@ -134,6 +139,8 @@ def _load(asked: LoadConfig) -> tuple[nn.Module, Any]:
     own = found.adapter_folder
     own = own if own is not None and (own / "tokenizer.json").is_file() else None
     tokenizer = load_tokenizer(own or found.folder)
+    if on_tokenizer is not None:
+        on_tokenizer(tokenizer)
     model = _opened(found, asked, parts, lazy=False)
     update_provenance(model, own_tokenizer=own is not None)
     return model, tokenizer
@@ -212,7 +219,7 @@ def _check_numbers(folder: Path, model: nn.Module) -> None:
     """Raise ModelError when a weight is NaN or infinite. A sum tells, at the price of one look at
     the weights; where a sum is not finite (float16 overflows) each number is looked at."""
     floats = [(name, value) for name, value in tree_flatten(model.parameters()) if _is_float(value)]
-    if not floats:
+    if not floats or not has_values():
         return
     sums = np.array(mx.stack([value.sum().astype(mx.float32) for _, value in floats]))
     for (name, value), total in zip(floats, sums, strict=True):

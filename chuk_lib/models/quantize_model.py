@@ -37,7 +37,7 @@ from chuk_lib.models.quantizing import (
     unpack,
 )
 from chuk_lib.models.weights import write_model
-from chuk_lib.models.writing import check_output, new_folder, write_provenance
+from chuk_lib.models.writing import check_output, new_folder, refuse_source, write_provenance
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 _MOST_ROWS = 16  # rows that gradients are taken of
@@ -96,6 +96,8 @@ def quantize_model(
     folder = Path(output)
     check_output(folder, overwrite)
     model = open_model(source, revision=revision, local_only=False)
+    base = provenance_of(model).folder
+    refuse_source(folder, base)
     if adapters_of(model):
         raise ModelError(
             f"`{source}` has an adapter", "merge and pack in one: `chuk model fuse --bits N`"
@@ -115,7 +117,6 @@ def quantize_model(
     weights.clear()
     if dry_run:
         return result
-    base = provenance_of(model).folder
     with new_folder(folder, overwrite, n_bytes) as partial:
         write_model(model, partial)
         write_provenance(partial, "quantize", [base], asdict(config))
@@ -143,6 +144,8 @@ def dequantize_model(
     folder = Path(output)
     check_output(folder, overwrite)
     model = open_model(source, revision=revision, local_only=False)
+    base = provenance_of(model).folder
+    refuse_source(folder, base)
     if adapters_of(model):
         raise ModelError(
             f"`{source}` has an adapter", "merge it too: `chuk model fuse --dequantize`"
@@ -152,7 +155,6 @@ def dequantize_model(
         raise ModelError(f"`{source}` is not quantized", "it is float as it is")
     if wanted is not None:
         model.update(cast_floating(model, model.parameters(), wanted))
-    base = provenance_of(model).folder
     update_provenance(model, quantized_on_load=False)
     weights = dict(tree_flatten(model.parameters()))
     n_bytes, numbers = (

@@ -20,7 +20,7 @@ from chuk_lib.models.headers import ADAPTER_FILES, TensorHeader, read_headers, w
 if TYPE_CHECKING:
     import numpy as np
 
-_CHUNK = 1 << 20  # numbers in one piece of a tensor
+CHUNK = 1 << 20  # numbers in one piece of a tensor
 _NUMPY = {
     "F64": "f8",
     "F32": "f4",
@@ -48,34 +48,50 @@ class Stored:
     path: Path
     header: TensorHeader
 
-    def chunks(self) -> Iterator[np.ndarray]:
-        """The numbers in pieces of a million, in order: floats as float32 (F64 as float64), others
-        as they are. Raises ModelError for a type that NumPy cannot hold."""
+    def chunks(self, size: int = CHUNK) -> Iterator[np.ndarray]:
+        """The numbers in pieces of `size`, in order: floats as float32 (F64 as float64), others as
+        they are. Raises ModelError for a type that NumPy cannot hold."""
         import numpy as np
 
-        kind = self.header.dtype
-        if kind not in _NUMPY:
-            raise ModelError(
-                f"`{self.path}`: `{self.header.name}` is {kind}, which chuk cannot compute with"
-            )
-        left = self.header.elements
+        dtype, left = np.dtype(f"<{self._numpy_word()}"), self.header.elements
         with self.path.open("rb") as stream:
             stream.seek(self.header.begin)
             while left > 0:
-                piece = np.fromfile(stream, np.dtype(f"<{_NUMPY[kind]}"), min(left, _CHUNK))
+                piece = np.fromfile(stream, dtype, min(left, size))
                 if not len(piece):
-                    raise ModelError(
-                        f"`{self.path}` ended while it was read", "fetch or save the file again"
-                    )
+                    raise self._cut_short()
                 left -= len(piece)
-                yield _widened(piece, kind)
+                yield _widened(piece, self.header.dtype)
+
+    def raw(self) -> np.ndarray:
+        """The whole tensor in its shape and its stored type, which for BF16 is uint16. Raises as
+        `chunks` does."""
+        import numpy as np
+
+        header = self.header
+        dtype = np.dtype(f"<{self._numpy_word()}")
+        whole = np.fromfile(self.path, dtype, header.elements, offset=header.begin)
+        if len(whole) < header.elements:
+            raise self._cut_short()
+        return (whole.astype(bool) if header.dtype == "BOOL" else whole).reshape(header.shape)
+
+    def _numpy_word(self) -> str:
+        if self.header.dtype not in _NUMPY:
+            raise ModelError(
+                f"`{self.path}`: `{self.header.name}` is {self.header.dtype}, which chuk cannot"
+                " compute with"
+            )
+        return _NUMPY[self.header.dtype]
+
+    def _cut_short(self) -> ModelError:
+        return ModelError(f"`{self.path}` ended while it was read", "fetch or save the file again")
 
     def read(self) -> np.ndarray:
         """The whole tensor in its shape, with the types of `chunks`."""
         import numpy as np
 
-        pieces = list(self.chunks())
-        whole = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+        parts = list(self.chunks())
+        whole = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         return whole.reshape(self.header.shape)
 
 
@@ -114,12 +130,12 @@ class Weight:
         """Whether it is made of floating-point numbers, packed or not."""
         return self.packing is not None or self.dtype in FLOATS
 
-    def chunks(self) -> Iterator[np.ndarray]:
-        """Its values in order, a piece at a time; packed ones are unpacked whole."""
+    def chunks(self, size: int = CHUNK) -> Iterator[np.ndarray]:
+        """Its values in order, `size` at a time; packed ones are unpacked whole first."""
         if self.packing is None:
-            yield from self.parts[0].chunks()
+            yield from self.parts[0].chunks(size)
         else:
-            yield self._unpacked().reshape(-1)
+            yield from pieces(self._unpacked(), size)
 
     def read(self) -> np.ndarray:
         """All its values in its shape."""
@@ -133,6 +149,12 @@ class Weight:
         weight, scales, *biases = (mx.array(part.read()) for part in self.parts)
         unpacked = mx.dequantize(weight, scales, biases[0] if biases else None, **self.packing)
         return np.array(unpacked.astype(mx.float32))
+
+
+def pieces(whole: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """The numbers of an array in order, `size` at a time."""
+    flat = whole.reshape(-1)
+    yield from (flat[start : start + size] for start in range(0, flat.size, size))
 
 
 def stored_tensors(path: Path) -> list[Stored]:

@@ -13,17 +13,19 @@ from pathlib import Path
 
 from chuk_lib.errors import ChukError, ConfigError, ModelError
 from chuk_lib.models import hub
-from chuk_lib.models.headers import ADAPTER_FILES, weight_files
+from chuk_lib.models.headers import ADAPTER_FILES, read_tensors, weight_files
+from chuk_lib.models.hf_config import EXPERT
 from chuk_lib.models.info import describe_model
-from chuk_lib.models.sources import ADAPTER_CONFIG
+from chuk_lib.models.sources import ADAPTER_CONFIG, locate_folder
 from chuk_lib.models.writing import is_model_folder
 
 SORTS = ("name", "size", "date")
+_SEEN = "normalizer."  # what an expert has seen so far, beside its weights
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model here. `kind`: cache, model, adapter or run; `changed` in seconds since 1970;
+    """A model here. `kind`: cache, model, adapter, run or expert; `changed` in seconds since 1970;
     `parameters` where headers tell; `note` says what is missing."""
 
     name: str
@@ -84,7 +86,7 @@ def _entries(place: Path) -> Iterator[ModelEntry]:
         if folder.name.startswith(".") and folder != place:
             continue
         is_run = (folder / "checkpoints").is_dir()
-        if is_run or is_model_folder(folder):
+        if is_run or is_model_folder(folder) or (folder / EXPERT).is_file():
             kind = (
                 "run" if is_run else "adapter" if (folder / ADAPTER_CONFIG).is_file() else "model"
             )
@@ -94,6 +96,11 @@ def _entries(place: Path) -> Iterator[ModelEntry]:
 
 def _described(name: str, folder: Path, kind: str, n_bytes: int, changed: float) -> ModelEntry:
     try:
+        found = locate_folder(folder)
+        if (found / EXPERT).is_file():
+            weights = [one for one in read_tensors(found)[1] if not one.name.startswith(_SEEN)]
+            parameters = sum(one.elements for one in weights)
+            return ModelEntry(name, folder, "expert", n_bytes, changed, parameters)
         return ModelEntry(name, folder, kind, n_bytes, changed, describe_model(folder).parameters)
     except ChukError as error:
         return ModelEntry(name, folder, kind, n_bytes, changed, None, error.message)

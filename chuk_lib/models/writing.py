@@ -123,6 +123,18 @@ def check_output(folder: Path, overwrite: bool, n_bytes: int = 0) -> None:
     check_room(folder, n_bytes)
 
 
+def refuse_source(output: Path, *sources: Path | None) -> None:
+    """Raise ConfigError when a folder that is to be replaced is one that the result is made from,
+    or holds one: it would be lost."""
+    target = output.resolve()
+    for source in sources:
+        if source is not None and source.resolve().is_relative_to(target):
+            raise ConfigError(
+                f"`{output}` would replace `{source}`, which it is made from",
+                "choose another --output, and remove the old one when the new one is right",
+            )
+
+
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder is a model's or an adapter's, and not one that holds a run or other
     things."""

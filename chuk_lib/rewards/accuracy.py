@@ -13,8 +13,8 @@ from typing import Any
 
 from chuk_lib.errors import ConfigError
 from chuk_lib.rewards.columns import needed, wanted
-from chuk_lib.rewards.extras import need
 from chuk_lib.rewards.types import Completions, Context, Logged, Scorer, plain_text
+from chuk_lib.utils.extras import need
 
 _SOLUTION = ("solution", "answer")
 _PARSE_SECONDS, _VERIFY_SECONDS = 10, 5
@@ -89,10 +89,10 @@ class _Verify:
     has."""
 
     def __init__(self, reward: str) -> None:
-        self._math = need(reward, "math_verify", "math-verify", "rewards")
-        normal = need(
-            reward, "latex2sympy2_extended", "math-verify", "rewards"
-        ).NormalizationConfig(units=True)
+        who, package, extra = f"reward `{reward}`", "math-verify", "rewards"
+        self._math = need(who, "math_verify", package, extra)
+        latex = need(who, "latex2sympy2_extended", package, extra)
+        normal = latex.NormalizationConfig(units=True)
         self._answer = self._math.LatexExtractionConfig(
             normalization_config=normal, boxed_match_priority=0, try_extract_without_anchor=False
         )

@@ -17,9 +17,9 @@ from itertools import pairwise
 from typing import Any
 
 from chuk_lib.errors import ConfigError
-from chuk_lib.rewards.extras import need
 from chuk_lib.rewards.formats import last_tagged
 from chuk_lib.rewards.types import Completions, Context, Logged, Scorer
+from chuk_lib.utils.extras import need
 
 _EVALUATES = re.compile(r"(?<![\w.])(?:eval|exec|sympify)\(|parse_expr\(")
 _EVALUATES_ELSEWHERE = ("bitwise_arithmetic",)
@@ -59,7 +59,7 @@ def reasoning_gym(
     The data set is `dataset`, or named by `column` or by `metadata.source_dataset` of the row. The
     row's `answer` and `metadata` (an object, or JSON as text) are passed on. None where no data set
     is named, and where the row itself holds what must not be evaluated."""
-    gym = need("reasoning_gym", "reasoning_gym", "reasoning-gym", "gym")
+    gym = need("reward `reasoning_gym`", "reasoning_gym", "reasoning-gym", "gym")
     scorers = _Scorers(gym)
     if dataset:
         scorers(dataset)

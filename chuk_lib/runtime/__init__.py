@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.device import adapt_threads as adapt_threads
     from chuk_lib.runtime.device import await_kernels as await_kernels
     from chuk_lib.runtime.device import default_dtype as default_dtype
+    from chuk_lib.runtime.device import keep_custom_kernels as keep_custom_kernels
     from chuk_lib.runtime.device import kernel_folder as kernel_folder
     from chuk_lib.runtime.device import kernel_notes as kernel_notes
     from chuk_lib.runtime.device import make_kernels as make_kernels
@@ -34,15 +35,20 @@ if TYPE_CHECKING:
     from chuk_lib.runtime.memory_use import reset_peak as reset_peak
     from chuk_lib.runtime.memory_use import set_memory_limit as set_memory_limit
     from chuk_lib.runtime.process import computing as computing
+    from chuk_lib.runtime.process import has_values as has_values
     from chuk_lib.runtime.process import own_process as own_process
     from chuk_lib.runtime.process import uncompiled as uncompiled
     from chuk_lib.runtime.process import users_own as users_own
+    from chuk_lib.runtime.process import without_values as without_values
+    from chuk_lib.runtime.world import World as World
+    from chuk_lib.runtime.world import this_world as this_world
 
 _HOMES = {
     "BlasStatus": "blas",
     "DeviceMemory": "memory_use",
     "MemoryUse": "memory_use",
     "RuntimeStatus": "device",
+    "World": "world",
     "adapt_threads": "device",
     "await_kernels": "device",
     "computing": "process",
@@ -50,7 +56,9 @@ _HOMES = {
     "describe": "environment",
     "device_memory": "memory_use",
     "fast_math": "cpu_math",
+    "has_values": "process",
     "is_fast": "cpu_math",
+    "keep_custom_kernels": "device",
     "keeps_wide_head": "limits",
     "kernel_folder": "device",
     "kernel_notes": "device",
@@ -68,6 +76,8 @@ _HOMES = {
     "tile_bytes": "limits",
     "uncompiled": "process",
     "users_own": "process",
+    "this_world": "world",
+    "without_values": "process",
 }
 
 

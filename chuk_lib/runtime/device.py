@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +62,7 @@ class _Process:
     governor: threads.Governor | None = None
     threads: int = 0
     kernels: KernelCache | None = None
+    keeps_custom: bool = False
 
 
 _process = _Process()
@@ -130,6 +132,19 @@ def make_kernels(words: Sequence[str], order: str) -> None:
     kernels into `kernel_folder`."""
     if _process.kernels is not None:
         _process.kernels.have_made([sys.executable, *words], order)
+
+
+def keep_custom_kernels() -> None:
+    """Have chuk's own CUDA kernels kept beside those that MLX keeps, where it can be done."""
+    cache = _process.kernels
+    if cache is None or _process.keeps_custom:
+        return
+    from chuk_lib.runtime.custom_kernels import keep_custom
+    from chuk_lib.runtime.elf import ElfError
+
+    with suppress(ElfError, OSError, AttributeError):
+        keep_custom(cache.find, cache.keep)
+    _process.keeps_custom = True
 
 
 def await_kernels() -> None:

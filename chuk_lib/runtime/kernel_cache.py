@@ -19,7 +19,8 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +45,11 @@ class KernelCache:
         return self._maker is not None and self._maker.poll() is None
 
     def have_made(self, command: Sequence[str], order: str) -> None:
-        """Start a process that puts kernels into the shared folder. What it says is nobody's
-        business: a run needs none of them."""
+        """Start a process that puts kernels into the shared folder, in the place of one that still
+        does. What it says is nobody's business: a run needs none of them."""
+        if self._maker is not None and self.awaits:
+            self._maker.terminate()
+            self._maker.wait()
         quiet = subprocess.DEVNULL if not os.environ.get("CHUK_DEBUG") else None
         try:
             self._maker = subprocess.Popen(
@@ -81,14 +85,37 @@ class KernelCache:
             for ending in _ENDINGS:
                 _link(self.own / (name + ending), self.shared / (name + ending))
 
+    def modules(self) -> set[str]:
+        """MLX's names of the kernels in the shared folder."""
+        files = _files(self.shared)
+        names = (name.removesuffix(".ptx") for name in files if name.endswith(".ptx"))
+        return {name.replace(os.sep, "") for name in names if name + ".txt" in files}
+
     def put(self, name: str, stem: Path) -> None:
         """Link the kernel that lies at `stem` into the shared folder as the module `name`, where
-        MLX put one of that name into the folder of this process."""
+        MLX put one of that name into the folder of this process, or else as a file of that name."""
+        inside = name
         for path in self.own.rglob("*.ptx"):
-            inside = path.relative_to(self.own).with_suffix("")
-            if "".join(inside.parts) == name:
-                for ending in _ENDINGS:
-                    _link(Path(f"{stem}{ending}"), self.shared / f"{inside}{ending}")
+            found = path.relative_to(self.own).with_suffix("")
+            if "".join(found.parts) == name:
+                inside = str(found)
+        for ending in _ENDINGS:
+            _link(Path(f"{stem}{ending}"), self.shared / f"{inside}{ending}")
+
+    def find(self, name: str) -> tuple[dict[bytes, bytes], bytes] | None:
+        """A kernel that MLX does not keep itself, by its file name: the compiled names of its C++
+        names, and its image."""
+        try:
+            lines = (self.own / f"{name}.txt").read_bytes().splitlines()
+            image = (self.own / f"{name}.ptx").read_bytes()
+        except OSError:
+            return None
+        return dict(line.split(b"\t", 1) for line in lines if b"\t" in line), image
+
+    def keep(self, name: str, write: Callable[[Path], None]) -> None:
+        """Have `write` put such a kernel into this process's folder, to be published."""
+        with suppress(OSError):
+            write(self.own / name)
 
     def fetch(self) -> None:
         """Link what others compiled meanwhile into the folder of this process."""

@@ -4,6 +4,7 @@ more."""
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from chuk_lib.runtime import blas
 
@@ -46,3 +47,29 @@ def exp_gigavalues(seconds: float = 0.05) -> float:
         mx.eval(mx.exp(x))
         best = min(best, time.perf_counter() - began)
     return x.size / best / 1e9
+
+
+def read_bandwidth(megabytes: int = 256, seconds: float = 0.5) -> float:
+    """Bytes a second at which products read a matrix from memory: (rows, 4096) float32 by a vector,
+    as decoding does, best of its runs."""
+    import mlx.core as mx
+    import numpy as np
+
+    from chuk_lib.runtime.device import on_cpu
+
+    rows = megabytes * (1 << 20) // (4 * 4096)
+    here: Any = np if on_cpu() else mx
+    matrix, vector = here.ones((rows, 4096), here.float32), here.ones(4096, here.float32)
+
+    def run() -> None:
+        product = matrix @ vector
+        if here is mx:
+            mx.eval(product)
+
+    run()
+    best, until = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < until:
+        began = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - began)
+    return 4.0 * 4096 * rows / best

@@ -12,12 +12,13 @@ NVRTC's calls: https://docs.nvidia.com/cuda/nvrtc
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import itertools
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,18 @@ from chuk_lib.runtime import elf
 _MLX, _NVRTC = "libmlx.so", "libnvrtc.so"
 _HANDLE, _TEXT, _COUNT = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
 _TEXTS, _SIZE = ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(ctypes.c_size_t)
+KINDS: dict[str, tuple[Any, ...]] = {
+    "CreateProgram": (ctypes.POINTER(_HANDLE), _TEXT, _TEXT, _COUNT, _TEXTS, _TEXTS),
+    "AddNameExpression": (_HANDLE, _TEXT),
+    "CompileProgram": (_HANDLE, _COUNT, _TEXTS),
+    "GetLoweredName": (_HANDLE, _TEXT, ctypes.POINTER(_HANDLE)),
+    "DestroyProgram": (ctypes.POINTER(_HANDLE),),
+    "GetCUBINSize": (_HANDLE, _SIZE),
+    "GetPTXSize": (_HANDLE, _SIZE),
+    "GetCUBIN": (_HANDLE, _HANDLE),
+    "GetPTX": (_HANDLE, _HANDLE),
+}
+"""What MLX uses of NVRTC: names without `nvrtc`, and types of the arguments."""
 _HEAD = ".version 7.0\n.target sm_75\n.address_size 64\n"
 
 
@@ -48,6 +61,21 @@ class Program:
         return self.name.decode().removesuffix(".cu")
 
     @property
+    def is_custom(self) -> bool:
+        """Whether it is one of `mx.fast.cuda_kernel`, which MLX's cache leaves out."""
+        return self.name.startswith(b"custom_kernel_")
+
+    @property
+    def file_name(self) -> str:
+        """Under what name a custom one is kept: whatever is compiled is in it."""
+        parts = [self.name, self.source, *self.wanted, *self.options]
+        parts += [text for pair in sorted(self.headers.items()) for text in pair]
+        digest = hashlib.blake2b(digest_size=16)
+        for part in parts:
+            digest.update(b"%d " % len(part) + part)
+        return f"custom-{digest.hexdigest()}"
+
+    @property
     def is_native(self) -> bool:
         """Whether machine code is asked for, not PTX."""
         return any(option.startswith(b"--gpu-architecture=sm_") for option in self.options)
@@ -57,17 +85,35 @@ class Program:
 def intercepted(take: Callable[[Program], object]) -> Iterator[None]:
     """Inside, `take` gets what MLX would have compiled, and MLX an empty kernel. Raises ElfError
     where MLX's library cannot be redirected; then nothing has changed."""
-    empty = _Empty(take)
-    slots = elf.import_slots(elf.loaded_library(_MLX), empty.calls)
-    before = {slot: elf.read_pointer(slot) for slot in slots.values()}
-    addresses = {
-        name: ctypes.cast(call, ctypes.c_void_p).value or 0 for name, call in empty.calls.items()
-    }
-    elf.write_pointers({slots[name]: address for name, address in addresses.items()})
+    before = redirect(_Empty(take).calls)
     try:
         yield
     finally:
         elf.write_pointers(before)
+
+
+_lent: list[Mapping[str, Any]] = []
+
+
+def redirect(calls: Mapping[str, Any]) -> dict[int, int]:
+    """Have MLX's library call these; returns what `elf.write_pointers` needs to undo it. They are
+    never collected: a call through one that was would end the process."""
+    _lent.append(calls)
+    slots = elf.import_slots(elf.loaded_library(_MLX), calls)
+    before = {slot: elf.read_pointer(slot) for slot in slots.values()}
+    elf.write_pointers({slots[name]: _address(call) for name, call in calls.items()})
+    return before
+
+
+def _address(call: Any) -> int:
+    return ctypes.cast(call, ctypes.c_void_p).value or 0
+
+
+def callable_by_mlx(does: Mapping[str, Callable[..., int]]) -> dict[str, Any]:
+    """NVRTC's functions by name, as C calls them, each of which does what `does` says."""
+    return {
+        f"nvrtc{name}": ctypes.CFUNCTYPE(ctypes.c_int, *KINDS[name])(does[name]) for name in KINDS
+    }
 
 
 class _Empty:
@@ -78,17 +124,6 @@ class _Empty:
         self._numbers = itertools.count(1)
         self._programs: dict[int, Program] = {}
         self._names: dict[bytes, ctypes.Array[ctypes.c_char]] = {}  # MLX keeps pointers into them
-        kinds: dict[str, tuple[Any, ...]] = {
-            "CreateProgram": (ctypes.POINTER(_HANDLE), _TEXT, _TEXT, _COUNT, _TEXTS, _TEXTS),
-            "AddNameExpression": (_HANDLE, _TEXT),
-            "CompileProgram": (_HANDLE, _COUNT, _TEXTS),
-            "GetLoweredName": (_HANDLE, _TEXT, ctypes.POINTER(_HANDLE)),
-            "DestroyProgram": (ctypes.POINTER(_HANDLE),),
-            "GetCUBINSize": (_HANDLE, _SIZE),
-            "GetPTXSize": (_HANDLE, _SIZE),
-            "GetCUBIN": (_HANDLE, _HANDLE),
-            "GetPTX": (_HANDLE, _HANDLE),
-        }
         does: dict[str, Callable[..., int]] = {
             "CreateProgram": self._create,
             "AddNameExpression": self._add,
@@ -100,10 +135,7 @@ class _Empty:
             "GetCUBIN": self._copy,
             "GetPTX": self._copy,
         }
-        self.calls: dict[str, Any] = {
-            f"nvrtc{name}": ctypes.CFUNCTYPE(ctypes.c_int, *kinds[name])(does[name])
-            for name in kinds
-        }
+        self.calls = callable_by_mlx(does)
 
     def _create(
         self, handle: Any, source: bytes, name: bytes, count: int, texts: Any, names: Any
@@ -116,6 +148,7 @@ class _Empty:
 
     def _add(self, number: int, name: bytes) -> int:
         self._programs[number].wanted.append(name)
+        self._names.setdefault(name, ctypes.create_string_buffer(b"k%d" % len(self._names)))
         return 0
 
     def _compile(self, number: int, count: int, options: Any) -> int:
@@ -125,8 +158,7 @@ class _Empty:
         return 0
 
     def _name(self, number: int, name: bytes, lowered: Any) -> int:
-        text = self._names.setdefault(name, ctypes.create_string_buffer(b"k%d" % len(self._names)))
-        lowered[0] = ctypes.addressof(text)
+        lowered[0] = ctypes.addressof(self._names[name])
         return 0
 
     def _image(self, number: int) -> bytes:
@@ -182,26 +214,28 @@ def compile_into(nvrtc: Any, program: Program, stem: Path) -> bool:
         options = (_TEXT * len(program.options))(*program.options)
         if any(failed) or nvrtc.nvrtcCompileProgram(handle, len(options), options):
             return False
-        _store(nvrtc, handle, program, stem)
+        store(nvrtc, handle, program, stem)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(handle))
     return True
 
 
-def _store(nvrtc: Any, handle: ctypes.c_void_p, program: Program, stem: Path) -> None:
+def store(nvrtc: Any, handle: ctypes.c_void_p, program: Program, stem: Path) -> None:
+    """Write a compiled program as MLX's cache has it: `stem`.txt and `stem`.ptx."""
     kind = "CUBIN" if program.is_native else "PTX"
     size, lines = ctypes.c_size_t(), []
     getattr(nvrtc, f"nvrtcGet{kind}Size")(handle, ctypes.byref(size))
     image = ctypes.create_string_buffer(size.value)
     getattr(nvrtc, f"nvrtcGet{kind}")(handle, image)
     for name in program.wanted:
-        lowered = _TEXT()
+        lowered = _HANDLE()
         nvrtc.nvrtcGetLoweredName(handle, name, ctypes.byref(lowered))
-        lines.append(name + b"\t" + (lowered.value or b"") + b"\n")
+        lines.append(name + b"\t" + ctypes.string_at(lowered.value or 0) + b"\n")
     stem.with_suffix(".txt").write_bytes(b"".join(lines))
     stem.with_suffix(".ptx").write_bytes(image.raw)
 
 
 if __name__ == "__main__":
+    os.nice(5)  # the run loads its model meanwhile
     given: Program = pickle.load(sys.stdin.buffer)
     sys.exit(not compile_into(ctypes.CDLL(sys.argv[1]), given, Path(sys.argv[2])))

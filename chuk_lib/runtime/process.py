@@ -8,7 +8,8 @@ or another function of the user's runs.
 
 All three are switches of the process: other threads see them too. `own_process()` says that the
 process is chuk's, as that of the command line is: then `prepare` leaves `mx.compile` off between
-computations, and `users_own()` alone has it."""
+computations, and `users_own()` alone has it. `without_values()` is for a rehearsal, whose kernels
+compute nothing."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 @dataclass
 class _State:
     """`own`: the process is chuk's. `is_off`: chuk switched `mx.compile` off and it was on before.
-    `errors`: NumPy's error state as the caller has it, while chuk has another."""
+    `errors`: NumPy's error state as the caller has it, while chuk has another. `has_values`: what
+    MLX computes is what was asked for."""
 
     own: bool = False
     is_off: bool = False
     errors: dict[str, Any] | None = None
+    has_values: bool = True
 
 
 _state = _State()
@@ -43,6 +46,22 @@ def own_process() -> None:
 def is_own_process() -> bool:
     """Whether `own_process` was called."""
     return _state.own
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Inside, the GPU's kernels may do nothing, and arrays hold what their memory held before. A
+    check of values passes, and no value becomes an index."""
+    _state.has_values = False
+    try:
+        yield
+    finally:
+        _state.has_values = True
+
+
+def has_values() -> bool:
+    """Whether what MLX computes may be looked at: False inside `without_values` alone."""
+    return _state.has_values
 
 
 def leave_uncompiled() -> None:

@@ -33,11 +33,15 @@ class Loss(NamedTuple):
 class Update(NamedTuple):
     """The micro-batches of one optimizer application, the sum of their loss weights (known before
     any is run, so that gradients are divided by it once; above 0, and the engine compares it with
-    what the losses weigh), and counts to report (tokens, rows …), which are added up."""
+    what the losses weigh), and counts to report (tokens, rows …), which are added up.
+
+    Where several processes train together the micro-batches hold this one's rows; weight and counts
+    are those of all. `idle`: it has no rows, and what it computes counts nothing."""
 
     micro_batches: list[Arrays]
     weight: float
     counts: dict[str, int]
+    idle: bool = False
 
 
 @dataclass(frozen=True)

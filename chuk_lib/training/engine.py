@@ -100,9 +100,11 @@ class Hooks:
     overdue: Callable[[], bool] = lambda: False
 
 
-def step_seed(seed: int, step: int) -> int:
-    """A 64-bit seed for step `step`: a hash, so that neighbouring steps and seeds share nothing."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=8).digest(), "big")
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """A 64-bit seed for step `step`: a hash, so that neighbouring steps and seeds share nothing. Of
+    several processes each has other dropout: their rows are others."""
+    words = f"{seed}:{step}:{rank}" if rank else f"{seed}:{step}"
+    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "big")
 
 
 class _Window:
@@ -115,6 +117,7 @@ class _Window:
         self.completions: Sequence[Mapping[str, Any]] = ()
         self.steps = 0
         self.seconds = 0.0
+        self.waited = runtime.this_world().waited
 
     def add(self, sums: dict[str, float], counts: dict[str, int]) -> None:
         for name, value in sums.items():
@@ -140,8 +143,11 @@ class _Window:
         return metrics | {name: float(f"{value:.6g}") for name, value in self._rates().items()}
 
     def _rates(self) -> dict[str, float]:
-        """The pace, and that of tokens where there are any."""
-        rates = {"seconds_per_step": self.seconds / max(self.steps, 1)}
+        """The pace, that of tokens where there are any, and of several processes the share of time
+        that this one spends on the others."""
+        rates, world = {"seconds_per_step": self.seconds / max(self.steps, 1)}, runtime.this_world()
+        if world.size > 1:
+            rates["communication_share"] = (world.waited - self.waited) / max(self.seconds, 1e-9)
         if self.counts and "tokens" not in self.counts:
             return rates
         slots, seconds = self.counts.get("slots", 0), max(self.seconds, 1e-9)
@@ -174,7 +180,7 @@ def fit(
         if isinstance(optimizer, Learner)
         else Updater(algorithm, optimizer, plan.max_grad_norm, plan.compiled, hooks.reserve)
     )
-    window, saved_at, reason = _Window(), progress.step, "done"
+    window, saved_at, reason, world = _Window(), progress.step, "done", runtime.this_world()
     # From the counts, so that a resumed run does not repeat what it has warned of.
     signs = Signs(progress.counts)
     if _is_stale(plan, progress):  # killed between the last checkpoint and the word that it is over
@@ -206,7 +212,10 @@ def fit(
         stale = _is_stale(plan, progress)
         stop = hooks.should_stop()
         last = stale or stop or progress.step == plan.steps
-        if improved or last or progress.step % plan.checkpoint_interval == 0 or hooks.overdue():
+        due = improved or progress.step % plan.checkpoint_interval == 0
+        stop, overdue = world.votes(stop, not (last or due) and hooks.overdue())
+        last = last or stop
+        if last or due or overdue:
             hooks.save(progress, improved)
             saved_at = progress.step
         if last and progress.step < plan.steps:
@@ -235,7 +244,7 @@ def _run_step(
 ) -> float:
     # Dropout and sampling of a step depend on (seed, step) alone, whatever was drawn before: that
     # is what makes a resumed run equal to one that was never stopped.
-    mx.random.seed(step_seed(plan.seed, progress.step))
+    mx.random.seed(step_seed(plan.seed, progress.step, runtime.this_world().rank))
     learning_rate = plan.learning_rate(progress.step, 0)
     counts: dict[str, int] = {}
     norms: list[float] = []

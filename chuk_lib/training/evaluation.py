@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from chuk_lib.training.algorithm import Algorithm
 from chuk_lib.training.utils.gradient_utils import add_up, to_float
+from chuk_lib.training.utils.over_ranks import summed
 
 
 def evaluate_loss(algorithm: Algorithm, steps: int) -> dict[str, float]:
@@ -21,6 +22,8 @@ def evaluate_loss(algorithm: Algorithm, steps: int) -> dict[str, float]:
                 loss = algorithm.loss(algorithm.model, micro_batch)
                 values = {"loss": loss.total, "weight": loss.weight, **loss.metrics}
                 mx.eval(values)
-                add_up(sums, {name: to_float(value) for name, value in values.items()})
+                found = {name: to_float(value) for name, value in values.items()}
+                add_up(sums, dict.fromkeys(found, 0.0) if update.idle else found)
+    sums = summed(sums)
     weight = max(sums.pop("weight", 0.0), 1e-9)
     return {f"eval_{name}": value / weight for name, value in sums.items()}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chuk_lib import __version__, runtime
 from chuk_lib.config.paths import names_of, reward_paths
 from chuk_lib.errors import ChukError, ConfigError, DataError, ModelError
 from chuk_lib.models import locate
@@ -35,6 +36,7 @@ _WORDS = {
     "model": "base weights (`model`)",
     "tokenizer": "tokenizer",
     "ref_model": "reference (`ref_model`)",
+    "schema": "JSON schema (`schema`)",
     "value_model": "values to begin with (`value_model`)",
 }
 _NO_RESULT = (
@@ -87,6 +89,8 @@ def fingerprint_settings(config: Any, skip: Sequence[str] = ()) -> dict[str, str
         for name, value in named.items()
         if value not in (None, "copy")
     }
+    if schema := getattr(config, "schema", None):
+        found["schema"] = fingerprint([Path(schema).expanduser()])
     for path, what in reward_paths(getattr(config, "rewards", ())):
         is_file = what == "file"
         found[f"reward {path}"] = (
@@ -210,7 +214,7 @@ def _changed_input(name: str, run: Path) -> ChukError:
             "resume it from Python as it was trained, with `make_player`",
         )
     what = _WORDS.get(name) or f"reward `{name.removeprefix('reward ')}`"
-    kind = ConfigError if name.startswith("reward ") else ModelError
+    kind = ConfigError if name == "schema" or name.startswith("reward ") else ModelError
     return kind(
         f"the {what} changed since `{run}` was trained so far",
         "put it back, or go on with --allow-changed",
@@ -225,3 +229,16 @@ def _moved_rows(settings: Sequence[str], run: Path, step: int) -> ChukError:
         "put it back (batch_size and gradient_accumulation_steps may change when their product"
         " stays), or go on with --allow-changed",
     )
+
+
+def agree(
+    world: runtime.World, inputs: Inputs, settings: Mapping[str, Any], step: int, steps: int
+) -> None:
+    """Raise TrainingError unless every process of a run is about to train the same: `settings` and
+    `inputs`, from step `step` to `steps`."""
+    facts = {"chuk": __version__, "first step": step, "number of steps": steps}
+    facts |= {
+        f"setting {name}": repr(value) for name, value in settings.items() if name != "output"
+    }
+    facts |= {f"{name} (fingerprint)": value for name, value in inputs.all().items()}
+    world.check_same(facts, "settings, data and models")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chuk_lib import runtime
 from chuk_lib.config.paths import absolute
 from chuk_lib.config.settings import Layer, resolve, validate
 from chuk_lib.data.reader import DataSource, read_stdin
@@ -60,8 +61,12 @@ def train(
             begin_rehearsal(algorithm, settings)
         trainer, dataset, eval_dataset = recipes.load(algorithm, settings, source, make_player)
         room = make_room(trainer, dataset, origins)
+        if room and {"gradient_checkpointing", "checkpointing_blocks"} & set(room.chosen):
+            begin_rehearsal(algorithm, replace(settings, **room.chosen))  # other kernels
 
         def open_run() -> Run:
+            if not runtime.this_world().is_first:
+                return Run(RunDir.elsewhere())
             directory = RunDir.create(output, overwrite)
             if is_piped:
                 copy.flush()
@@ -82,8 +87,11 @@ def check_start(algorithm: str, config: Config, overwrite: bool = False) -> tupl
     config = validate(config)
     refuse_idle_settings(config)
     output = Path(config.output or default_run_path(algorithm, required(config, "model")))
-    check_output(output, overwrite)
-    make_sinks(config.report_to)
+    world = runtime.this_world()
+    output = Path(world.from_first(str(output).encode(), "the run directory").decode())
+    if world.is_first:
+        check_output(output, overwrite)
+        make_sinks(config.report_to)
     return config, output
 
 
@@ -109,15 +117,16 @@ def resume(
     DataError, ModelError or ConfigError when data, base weights, reference, tokenizer, player,
     reward files or the rows that come next are not what they were, unless `allow_changed`: then it
     is said in warnings."""
-    run = reopen(run_path)
+    run, held = reopen(run_path), RunDir(run_path.resolve())
     try:
         layers = [
-            Layer("config.yaml", run.directory.read_config()),
+            Layer("config.yaml", held.read_config()),
             Layer("the command line", changes or {}),
         ]
-        config = resolve(recipes.config_class(run.directory.algorithm), layers).value
-        begin_rehearsal(run.directory.algorithm, config)
-        name, data = run.directory.algorithm, training_data(config)
+        name = held.algorithm
+        config = resolve(recipes.config_class(name), layers).value
+        begin_rehearsal(name, config)
+        data = training_data(config)
         trainer, dataset, eval_dataset = recipes.load(name, config, data, make_player)
         room = make_room(trainer, dataset)
         told = (*run.warnings, *(room.warnings if room else ()))

@@ -5,9 +5,11 @@ MLX compiles kernels one after the other when it first meets them, one to three 
 step. What a kernel is follows from the kind of model and from the settings, not from the number of
 blocks or rows. So the process takes one step of the same run with a model of three blocks and
 random weights, whose kernels do nothing (`chuk_lib.runtime.nvrtc`), and compiles what it saw on all
-cores into the folder that all share. The run waits for it before its first step
-(`runtime.await_kernels`). What was not seen, MLX compiles itself, as ever; nothing depends on the
-rehearsal but time. A run like it finds its mark in that folder, and begins at once."""
+cores into the folder that all share. No kernel that is there already is used: one that computes
+would follow what an empty one leaves as an index out of its arrays. The run waits for it before its
+first step (`runtime.await_kernels`). What was not seen, MLX compiles itself, as ever; nothing
+depends on the rehearsal but time. A run like it finds its mark in that folder, and begins at
+once."""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ from chuk_lib import __version__, runtime
 from chuk_lib.config.settings import Layer, as_dict, resolve
 from chuk_lib.errors import ChukError
 from chuk_lib.inference.config import SamplingConfig
+from chuk_lib.runtime.kernel_cache import KernelCache
+from chuk_lib.runtime.nvrtc import Program
 from chuk_lib.training import recipes
 from chuk_lib.training.config import TrainerConfig
 from chuk_lib.training.online.config import OnlineConfig
@@ -38,6 +43,7 @@ _ROWS = 2
 _RECORDS = 64
 _LONGEST = 512
 _COMPLETION = 24
+_WRITTEN = 3
 _TILE_BYTES = 64 << 20
 _MOST_SHARE = 1 / 16
 _OTHERWISE = {
@@ -148,52 +154,70 @@ def main() -> None:
     """The process that rehearses: an order on stdin, kernels into the folder where its mark
     goes."""
     from chuk_lib.runtime import nvrtc
-    from chuk_lib.runtime.kernel_cache import VARIABLE, KernelCache
+    from chuk_lib.runtime.kernel_cache import VARIABLE
     from chuk_lib.runtime.threads import count_cores
+    from chuk_lib.utils.torch_apart import hide_torch
 
+    hide_torch()
     order = json.load(sys.stdin)
-    mark = Path(order["mark"])
     with (
         tempfile.TemporaryDirectory() as name,
         ThreadPoolExecutor(2 * count_cores().usable) as pool,
     ):
-        scratch, made = Path(name), dict[str, tuple[Path, Future[bool]]]()
-        # The empty ones are seen by nobody else.
-        cache = KernelCache(mark.parent, scratch / "kernels")
-        cache.own.mkdir()
-        cache.fetch()
-        os.environ[VARIABLE] = str(cache.own)
+        scratch = Path(name)
+        own = scratch / "kernels"
+        own.mkdir()
+        os.environ[VARIABLE] = str(own)
         runtime.prepare()
         library = nvrtc.compiler()
-
-        def take(program: nvrtc.Program) -> None:
-            stem = scratch / str(len(made))
-            made[program.module] = stem, pool.submit(nvrtc.compile_apart, library, program, stem)
-
-        began, kept = time.perf_counter(), set[str]()
-
-        def keep() -> None:
-            met = time.perf_counter() - began
-            for module in set(made) - kept:
-                stem, job = made[module]
-                if job.result():
-                    cache.put(module, stem)
-                kept.add(module)
-            seconds = time.perf_counter() - began
-            mark.write_text(
-                f"{len(made)} kernels met in {met:.1f} s, compiled in {seconds:.1f} s\n"
-            )
-
-        with nvrtc.intercepted(take):
+        met = _Met(Path(order["mark"]), own, pool, partial(nvrtc.compile_apart, library))
+        with nvrtc.intercepted(met.take):
             rehearse(
                 order["algorithm"],
                 order["config"],
                 Path(order["model"]),
                 order["small"],
                 scratch,
-                keep,
             )
-        keep()
+        met.finish()
+
+
+class _Met:
+    """The kernels that a rehearsal meets, each of which is shared as soon as it is compiled. `own`:
+    where MLX puts its empty ones, which nobody else sees; there is nothing else in it.
+    `compile_one` writes files with a stem, and says whether it could."""
+
+    def __init__(
+        self, mark: Path, own: Path, pool: Executor, compile_one: Callable[[Program, Path], bool]
+    ) -> None:
+        self._mark, self._cache = mark, KernelCache(mark.parent, own)
+        self._pool, self._compile = pool, compile_one
+        self._there = self._cache.modules()
+        self._jobs: list[Future[None]] = []
+        self._seen: set[str] = set()
+        self._began = time.perf_counter()
+
+    def take(self, program: Program) -> None:
+        """Have a kernel compiled that is not there yet."""
+        name = program.file_name if program.is_custom else program.module
+        if name not in self._seen | self._there:
+            stem = self._cache.own.parent / str(len(self._seen))
+            self._jobs.append(self._pool.submit(self._make, program, name, stem))
+        self._seen.add(name)
+
+    def _make(self, program: Program, name: str, stem: Path) -> None:
+        if self._compile(program, stem):
+            self._cache.put(name, stem)
+
+    def finish(self) -> None:
+        """Wait for what is being compiled, and leave a mark."""
+        met = time.perf_counter() - self._began
+        wait(self._jobs)
+        new, seconds = len(self._seen - self._there), time.perf_counter() - self._began
+        self._mark.write_text(
+            f"{len(self._seen)} kernels met in {met:.1f} s, {new} of them new, all compiled after"
+            f" {seconds:.1f} s\n"
+        )
 
 
 def rehearse(
@@ -202,11 +226,10 @@ def rehearse(
     model: Path,
     small: Mapping[str, Any],
     scratch: Path,
-    keep: Callable[[], None] = lambda: None,
 ) -> None:
     """One step of a run with a model of the config `small`, whatever numbers come out. `model`:
-    where tokenizer and other files are. The updates come first, and `keep` is called after them: a
-    rollout whose kernels do nothing may sample ids that no embedding has, and end the process."""
+    where tokenizer and other files are. The updates come first: theirs are the kernels that take
+    longest."""
     import mlx.core as mx
 
     from chuk_lib.data.reader import has_split, read_records
@@ -220,17 +243,19 @@ def rehearse(
     )
     folder = _small_folder(model, small, scratch)
     mx.set_memory_limit(runtime.device_memory().total // 8)
-    with random_weights():
-        trainer, dataset, _ = recipes.load(algorithm, replace(config, model=str(folder)), records)
-        rehearser = None
-        if isinstance(config, OnlineConfig):
-            trainer.player = rehearser = _Rehearser(trainer.player)
-        job = trainer.job(dataset)
-    _step(job, trainer.config)
-    if rehearser is not None:
-        keep()
-        rehearser.writes = True
-        next(iter(job.algorithm.updates(0)))
+    with runtime.without_values():
+        with random_weights():
+            trainer, dataset, _ = recipes.load(
+                algorithm, replace(config, model=str(folder)), records
+            )
+            rehearser = None
+            if isinstance(config, OnlineConfig):
+                trainer.player = rehearser = _Rehearser(trainer.player)
+            job = trainer.job(dataset)
+        _step(job, trainer.config)
+        if rehearser is not None:
+            rehearser.writes = True
+            next(iter(job.algorithm.updates(0)))
 
 
 def _small_folder(model: Path, small: Mapping[str, Any], scratch: Path) -> Path:
@@ -292,10 +317,11 @@ class _Rehearser:
 
         from chuk_lib.inference.rollouts import Rollout
 
+        few = replace(sampling, max_tokens=min(sampling.max_tokens, _WRITTEN))
         for rows in _row_numbers(len(prompts) * n) if self.writes else ():
             try:
                 group = min(n, rows)
-                self._real.play(prompts[: max(1, rows // group)], group, sampling)
+                self._real.play(prompts[: max(1, rows // group)], group, few)
             except Exception:  # what empty kernels leave is no model's output
                 continue
         size = sampling.max_tokens

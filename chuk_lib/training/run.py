@@ -34,7 +34,7 @@ from chuk_lib.training.checkpoints import (
 from chuk_lib.training.completions_log import CompletionsLog
 from chuk_lib.training.config import RunConfig, TrainerConfig, checked
 from chuk_lib.training.engine import Cadence, Hooks, Progress, fit
-from chuk_lib.training.identity import Inputs, changed_settings, compare, rows_around
+from chuk_lib.training.identity import Inputs, agree, changed_settings, compare, rows_around
 from chuk_lib.training.optimizers import ChukOptimizer, build_optimizer
 from chuk_lib.training.planning.footprint import StepLimit
 from chuk_lib.training.run_dir import RunDir, default_run_path
@@ -146,7 +146,9 @@ def run_training(
     """Train to the end of the job's plan, in a new run directory or the one that `open_run` opens.
 
     Everything that can be wrong with settings, model or data is found before the directory is made.
-    `max_steps` of the settings ends a longer plan of the job."""
+    `max_steps` of the settings ends a longer plan of the job. Where several processes train
+    together each calls this; `report_to`, checkpoints and the run directory are rank 0's, `sinks`
+    see the events of their own process."""
     config = checked(config)
     job = replace(job, steps=min(job.steps, config.max_steps or job.steps))
     plan = plan_of(config, job.steps, job.updates_per_step)
@@ -156,11 +158,15 @@ def run_training(
         plan = replace(plan, threshold=-_ROUNDING)
     check_evaluation(config, job.evaluate is not None)
     optimizer = job.learner or build_optimizer(config, job.algorithm.model)
-    sinks = [*make_sinks(config.report_to), *map(_in_users_world, sinks)]
+    world = runtime.this_world()
+    reports = make_sinks(config.report_to) if world.is_first else []
+    sinks = [*reports, *map(_in_users_world, sinks)]
     run = open_run() if open_run else _new_run(job, config)
     try:
         run = _compared(run, job, config)
         progress = _restore(optimizer, run, job)
+        if world.size > 1:
+            agree(world, job.inputs, as_dict(config), progress.step, job.steps)
         kept = CompletionsLog(run.directory.completions, progress.step)
         if not run.directory.is_described:
             _describe(run, config, job)
@@ -179,11 +185,12 @@ def run_training(
 def reopen(path: Path) -> Run:
     """A run directory to go on in, at its newest valid checkpoint; at the start when it has none
     yet. Raises ModelError when it is no run, or has no checkpoint that is whole."""
-    directory = RunDir.open(path.resolve())
+    path = path.resolve()
+    directory = RunDir.open(path) if runtime.this_world().is_first else RunDir.elsewhere()
     try:
         warnings: list[str] = []
-        is_begun = bool(list_checkpoints(directory.path))
-        checkpoint = newest_valid(directory.path, warnings.append) if is_begun else None
+        is_begun = bool(list_checkpoints(path))
+        checkpoint = newest_valid(path, warnings.append) if is_begun else None
         return Run(directory, {}, checkpoint, warnings=warnings)
     except BaseException:  # whatever it was, the lock must not stay
         directory.close()
@@ -245,6 +252,8 @@ def plan_of(config: RunConfig, steps: int, updates_per_step: int = 1) -> Cadence
 
 
 def _new_run(job: Job, config: RunConfig) -> Run:
+    if not runtime.this_world().is_first:
+        return Run(RunDir.elsewhere())
     named = str(job.about.get("model") or "own")
     return Run(RunDir.create(Path(config.output or default_run_path(job.name, named))))
 
@@ -343,6 +352,8 @@ class _Training:
             text = error.message if isinstance(error, ChukError) else type(error).__name__
             how = {"reason": "failed", "error": text, "steps": progress.step}
             emit(Event("finished", progress.step, how))
+            if isinstance(failure, Exception):
+                runtime.this_world().leave()
             if error is failure:
                 raise
             raise error from failure
@@ -353,6 +364,7 @@ class _Training:
         }
         details = {"best": progress.best, "checkpoint": last.checkpoint, "metrics": last.metrics}
         emit(Event("finished", progress.step, ended | details))
+        runtime.this_world().leave()
         checkpoint = Path(last.checkpoint) if last.checkpoint else None
         return RunResult(
             run.directory.path,
@@ -391,6 +403,8 @@ class _Training:
 
     def _save(self, progress: Progress, best: bool, emit: Sink) -> None:
         job, run = self.job, self.run
+        if not runtime.this_world().is_first:  # which has the same weights, and the run directory
+            return
         state = progress.to_state() | {"algorithm": job.name, **job.state}
         state |= {"inputs": job.inputs.all(), "settings": as_dict(self.config)}
         state |= {"rows": rows_around(job.rows, progress.step), "passing": self.clock.is_due}

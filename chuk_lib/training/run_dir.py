@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -51,6 +52,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._kept: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -98,6 +100,15 @@ class RunDir:
             run.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise _unwritable(path, error) from None
+        return run
+
+    @classmethod
+    def elsewhere(cls) -> RunDir:
+        """A folder of its own for a process that trains along and writes nothing of the run; it is
+        gone when the process is."""
+        folder = tempfile.TemporaryDirectory(prefix="chuk-rank-")
+        run = cls.create(Path(folder.name))
+        run._kept = folder
         return run
 
     @classmethod

@@ -92,8 +92,21 @@ def make_update(batches: Sequence[Batch], few_shapes: bool = False) -> Update:
         "slots": sum(batch.input_ids.size for batch in batches),
         "rows": sum(len(batch.rows) for batch in batches),
     }
-    learned = [to_arrays(batch, few_shapes) for batch in batches if batch.trained_tokens]
-    return Update(learned, float(counts["trained_tokens"]), counts)
+    learned = [batch for batch in batches if batch.trained_tokens]
+    mine, idle = _dealt(learned)
+    made = [to_arrays(batch, few_shapes) for batch in mine]
+    return Update(made, float(counts["trained_tokens"]), counts, idle)
+
+
+def _dealt(batches: Sequence[Batch]) -> tuple[Sequence[Batch], bool]:
+    """This process's rows of each micro-batch, of those with a target; see `World.deal`."""
+    world = runtime.this_world()
+    if world.size == 1:
+        return batches, False
+    targets = [np.flatnonzero(batch.loss_mask.any(axis=1)) for batch in batches]
+    parts = [[(at, int(row)) for row in rows] for at, rows in enumerate(targets)]
+    mine, idle = world.deal(parts)
+    return [batches[part[0][0]].take([row for _, row in part]) for part in mine], idle
 
 
 def to_arrays(batch: Batch, few_shapes: bool = False) -> Arrays:
@@ -121,8 +134,9 @@ def to_arrays(batch: Batch, few_shapes: bool = False) -> Arrays:
 class SFTTrainer:
     """Supervised fine-tuning of a loaded model.
 
-    >>> model, tokenizer = load_model("my-model", lora=LoRAConfig(rank=8, alpha=16)) >>>
-    SFTTrainer(model, tokenizer, SFTConfig(epochs=3)).train(SFTDataset("train.jsonl", tokenizer))
+    >>> model, tokenizer = load_model("my-model", lora=LoRAConfig(rank=8, alpha=16))
+    >>> config = SFTConfig(epochs=3)
+    >>> SFTTrainer(model, tokenizer, config).train(SFTDataset("train.jsonl", tokenizer))
 
     Adapters on the model are trained and nothing else; without adapters every parameter is (or the
     last `num_layers` blocks). Raises ConfigError when a setting is out of bounds or would have no

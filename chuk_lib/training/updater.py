@@ -25,6 +25,7 @@ from chuk_lib.training.utils.gradient_utils import (
     global_norm,
     to_float,
 )
+from chuk_lib.training.utils.over_ranks import summed_update
 
 _SAME_WEIGHT = 1e-3
 """How far, relatively, the losses of an update may weigh something else than it said: float32 sums
@@ -92,7 +93,7 @@ class Updater:
                 "`Update.weight` is the sum of its losses' weights, above 0; leave its"
                 " micro-batches out otherwise",
             )
-        gradients, sums = self._accumulate(update)
+        gradients, sums = summed_update(*self._accumulate(update), update.idle)
         norm = to_float(global_norm(gradients))
         if not math.isfinite(norm) or not math.isfinite(sums["total"]):
             raise FloatingPointError(

@@ -45,7 +45,7 @@ def _index(folder: Path) -> None:
 MODELS: dict[str, tuple[Spoil, str, str]] = {
     "no config": (
         lambda f: (f / "config.json").unlink(),
-        "is not a model folder: it has no config.json",
+        "is no model: it has no config.json",
         "folder",
     ),
     "broken config": (

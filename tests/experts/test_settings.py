@@ -57,6 +57,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "max_grad_norm": ({"adam_epsilon": 1e-1}, {"max_grad_norm": 0.01}),
     "gamma": ({}, {"gamma": 0.5}),
     "lam": ({}, {"lam": 0.1}),
+    "advantage_scale": ({"max_grad_norm": 0.0}, {"advantage_scale": "batch"}),
     "cliprange": ({"learning_rate": 3e-2}, {"cliprange": 0.001}),
     "clip_schedule": ({"learning_rate": 3e-2, "cliprange": 0.01}, {"clip_schedule": "constant"}),
     "cliprange_value": ({"learning_rate": 3e-2}, {"cliprange_value": 0.001}),

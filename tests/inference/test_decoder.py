@@ -11,9 +11,12 @@ import pytest
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.inference import SamplingConfig, generate, generate_many, stream
+from chuk_lib.inference.decoder import forwards
 from chuk_lib.inference.decoder.decoder import Decoder
+from chuk_lib.inference.decoder.llama import read_llama
 from chuk_lib.inference.decoder.rows import Request, Row
 from chuk_lib.inference.rollouts import rollouts
+from chuk_lib.runtime import without_values
 from tests.inference.generation_models import loaded, prompts
 from tests.inference.tiny_models import FAMILIES, tiny
 
@@ -258,3 +261,51 @@ def test_one_seed_writes_one_text_everywhere() -> None:
     chunks = list(stream(model, tokenizer, prompts()[0], config))
     assert [chunk.token for chunk in chunks] == rows[0].ids.tolist()
     np.testing.assert_allclose([chunk.logprob for chunk in chunks], rows[0].logps, atol=1e-6)
+
+
+@pytest.mark.parametrize("decode", ["auto", "plain", "window", "layers"])
+def test_no_token_that_nobody_chose_is_given_to_the_model(
+    decode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels that do nothing leave ids without a row in the embedding, and rows go on to their
+    end."""
+    for module in ("engine", "forwards"):
+        monkeypatch.setattr(f"chuk_lib.inference.decoder.{module}.on_cpu", lambda: False)
+    monkeypatch.setattr(
+        "chuk_lib.inference.decoder.engine.choose_rows_lazily",
+        lambda logits, *_: (
+            mx.full((len(logits),), 2**31 - 1, mx.int32),
+            mx.full((len(logits),), mx.nan),
+        ),
+    )
+    model = tiny("llama")
+    given: list[int] = []
+    real = type(model.model.embed_tokens).__call__
+    monkeypatch.setattr(
+        type(model.model.embed_tokens),
+        "__call__",
+        lambda self, ids: (given.extend(np.array(ids).ravel().tolist()), real(self, ids))[1],
+    )
+    asked = [Request([3, 4, 5], SamplingConfig(max_tokens=6, seed=1), 0, at) for at in range(9)]
+    with without_values(), Decoder(model, loaded()[1], decode=decode) as decoder:
+        rows = decoder.submit(asked)
+        decoder.run()
+    assert [row.reason for row in rows] == ["length"] * 9
+    assert not given or max(given) < len(model.model.embed_tokens.weight)
+    with Decoder(model, loaded()[1], decode=decode) as decoder:
+        rows = decoder.submit(asked)
+        decoder.run()
+    assert {row.reason for row in rows} == {"failed"}
+
+
+def test_a_check_of_values_passes_where_there_are_none() -> None:
+    model = tiny("llama")
+    parts = read_llama(model)
+    assert parts is not None
+    layers = forwards._Layers(parts)
+    wrong: Any = lambda store, tokens: 2 * layers(store, tokens)  # noqa: E731
+    assert forwards._right(model, parts, layers)
+    assert not forwards._right(model, parts, wrong)
+    with without_values():
+        assert forwards._right(model, parts, wrong)
+    assert not forwards._right(model, parts, wrong)

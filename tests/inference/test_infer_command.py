@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -139,6 +140,10 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._screen, text.encode())
 
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+
     def wait_for(self, text: str, seconds: float = 60) -> str:
         """Read until `text` was shown; returns what came, `text` included."""
         until, came = time.monotonic() + seconds, ""
@@ -151,10 +156,10 @@ class Terminal:
 
 
 @contextmanager
-def conversation(*args: str) -> Iterator[Terminal]:
+def conversation(*args: str, command: str = "infer") -> Iterator[Terminal]:
     screen, end = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "chuk_cli", "infer", *args],
+        [sys.executable, "-m", "chuk_cli", command, *args],
         stdin=end,
         stdout=end,
         stderr=end,

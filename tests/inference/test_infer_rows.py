@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from chuk_lib.inference import SamplingConfig, generate
-from chuk_lib.inference.batch import BatchSettings, answer_rows, read_rows, top_logprobs
+from chuk_lib.inference.batch import BatchSettings, answer_rows, read_rows
 from tests.conftest import RunChuk, chuk_environment
 from tests.inference.generation_models import LLAMA, loaded
 
@@ -241,15 +241,6 @@ def test_logprobs_are_those_of_the_model(temperature: float) -> None:
         assert [top["logprob"] for top in entry["top"]] == pytest.approx(best, abs=1e-4)
     (bare,) = answered([{"prompt": [5, 6, 7]}], BatchSettings(config, logprobs=0))
     assert [set(entry) for entry in bare["logprobs"]] == [{"token", "text", "logprob"}] * 6
-
-
-def test_likelier_tokens_of_a_long_text_are_looked_up_in_pieces() -> None:
-    model, _ = loaded()
-    ids = [n % 90 + 3 for n in range(500)]
-    pieces = top_logprobs(model, ids[:300], ids[300:], 2)
-    logits = model(mx.array([ids]))[0, 299:-1]
-    best = np.array(mx.max(logits - mx.logsumexp(logits, axis=-1, keepdims=True), axis=-1))
-    assert [top[0][1] for top in pieces] == pytest.approx(best.tolist(), abs=1e-3)
 
 
 MANY: Rows = [{"prompt": f"Question {n}", "max_tokens": 20 + 13 * (n % 17)} for n in range(300)]

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from chuk_lib.errors import ModelError
-from chuk_lib.models.gguf.files import read_gguf
+from chuk_lib.models.gguf.files import PlannedGguf, read_gguf, write_gguf
 from chuk_lib.models.gguf.quants import FORMATS, pack, unpack
 from tests.conftest import RunChuk
 from tests.fixtures.architectures.weights import weight
@@ -66,8 +66,26 @@ def test_formats_are_those_of_gguf_py(kind: str) -> None:
     reference = np.load(FIXTURES / "quants.npz")
     values, raw = reference["values"], reference[f"{kind}_raw"]
     assert np.array_equal(unpack(raw.reshape(-1), kind), reference[f"{kind}_numbers"].reshape(-1))
-    if not kind.endswith("_k"):
+    if FORMATS[kind].pack is not None and not kind.endswith("_k"):
         assert np.array_equal(pack(values, kind), raw.reshape(-1))
+
+
+def test_files_are_inspected(tmp_path: Path, run_chuk: RunChuk) -> None:
+    values = np.random.default_rng(0).standard_normal((4, 512)).astype(np.float32)
+    tensors = [
+        PlannedGguf("blk.0.ffn_up.weight", "q4_k", (4, 512), lambda: pack(values, "q4_k")),
+        PlannedGguf("blk.0.attn_norm.weight", "f32", (512,), lambda: pack(values[0], "f32")),
+    ]
+    write_gguf(tmp_path / "x.gguf", {"general.architecture": "llama"}, tensors)
+    shown = json.loads(run_chuk("model", "inspect", "x.gguf", "--stats", "--json").stdout)
+    rows = [(row["name"], row["dtype"], row["shape"], row["bytes"]) for row in shown["tensors"]]
+    assert rows == [
+        ("blk.0.ffn_up.weight", "Q4_K", [4, 512], 4 * 2 * 144),
+        ("blk.0.attn_norm.weight", "F32", [512], 2048),
+    ]
+    assert shown["numbers"] == 5 * 512
+    assert shown["tensors"][1]["stats"]["maximum"] == pytest.approx(float(values[0].max()))
+    assert shown["tensors"][0]["stats"]["rms"] == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("kind", ERRORS)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from chuk_lib.errors import ConfigError, ModelError
+from chuk_lib.experts.config import ExpertConfig
+from chuk_lib.experts.registry import create_expert
 from chuk_lib.models.store import list_models, plan_removal, remove
 from tests.conftest import RunChuk
 from tests.models.parity_models import LLAMA, PEFT_ADAPTER
@@ -46,6 +48,22 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (repository / "refs" / ref).write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
     return repository
+
+
+def test_experts_are_named(tmp_path: Path, run_chuk: RunChuk) -> None:
+    expert = create_expert("gru", ExpertConfig(name="small", obs_dim=4, action_dim=2), seed=0)
+    step = tmp_path / "run" / "checkpoints" / "step_000001"
+    step.mkdir(parents=True)
+    expert.save(step)
+    (tmp_path / "run" / "latest").write_text(step.name)
+    shutil.copytree(step, tmp_path / "alone")
+    found = list_models([tmp_path])
+    assert [(one.kind, one.parameters, one.note) for one in found] == [
+        ("expert", sum(one.size for one in expert.weights.values()), "")
+    ] * 2
+    told = run_chuk("model", "info", "run")
+    assert (told.returncode, "is an expert, no language model" in told.stderr) == (1, True)
+    assert "chuk experts show" in told.stderr
 
 
 def test_models_adapters_and_runs_are_listed_with_their_sizes(place: Path, cache: Path) -> None:

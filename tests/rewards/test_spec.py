@@ -11,7 +11,7 @@ from chuk_lib.config.reward_spec import RewardSpec, parse_spec
 from chuk_lib.errors import ConfigError
 from chuk_lib.rewards import load_rewards
 from chuk_lib.rewards.builtin import BUILT_IN, arguments_of, canonical, factory_of
-from chuk_lib.rewards.extras import need
+from chuk_lib.utils.extras import need
 from tests.conftest import ROOT
 
 WRITTEN = {
@@ -109,7 +109,7 @@ def test_a_package_that_is_not_there_is_named_with_its_extra() -> None:
     with pytest.raises(
         ConfigError, match="reward `accuracy` needs the package math-verify"
     ) as caught:
-        need("accuracy", "no_such_module", "math-verify", "rewards")
+        need("reward `accuracy`", "no_such_module", "math-verify", "rewards")
     assert caught.value.hint == "install it: pip install 'chuk-mlx[rewards]'"
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
         "optional-dependencies"

@@ -4,11 +4,17 @@ loads."""
 from __future__ import annotations
 
 import ctypes
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from chuk_lib.runtime import nvrtc, on_cpu
+from chuk_lib.runtime import custom_kernels, nvrtc, on_cpu
 from chuk_lib.runtime.elf import ElfError
+from chuk_lib.runtime.kernel_cache import KernelCache
 
 TEXT = ctypes.c_char_p
 
@@ -59,3 +65,59 @@ def test_a_library_without_nvrtc_is_left_as_it_is() -> None:
         pass
     with pytest.raises(ElfError):
         nvrtc.compiler()
+    with pytest.raises(ElfError):
+        custom_kernels.keep_custom(lambda name: None, lambda name, write: None)
+
+
+def test_what_mlx_calls_is_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[nvrtc._Empty]] = []
+
+    class Empty(nvrtc._Empty):
+        def __init__(self, take: Callable[[nvrtc.Program], object]) -> None:
+            super().__init__(take)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(nvrtc, "_Empty", Empty)
+    for name, gives in (("loaded_library", None), ("read_pointer", 0), ("write_pointers", None)):
+        monkeypatch.setattr(nvrtc.elf, name, lambda _, gives=gives: gives)
+    monkeypatch.setattr(nvrtc.elf, "import_slots", lambda _, names: dict.fromkeys(names, 0))
+    with nvrtc.intercepted(lambda program: None):
+        gc.collect()
+        assert made[0]() is not None
+
+
+def test_a_custom_kernel_is_compiled_once_and_then_kept(tmp_path: Path) -> None:
+    """MLX keeps all others itself; what differs in anything is another kernel."""
+    cache = KernelCache(tmp_path / "shared", tmp_path / "own")
+    cache.shared.mkdir()
+    cache.own.mkdir()
+    compiled: list[str] = []
+
+    def process() -> dict[str, object]:
+        below = nvrtc._Empty(lambda program: compiled.append(program.module)).calls
+        return custom_kernels._Kept(SimpleNamespace(**below), cache.find, cache.keep).calls
+
+    name, wanted, options = (
+        b"custom_kernel_draw.cu",
+        [b"f<1>", b"f<2>"],
+        [b"--gpu-architecture=sm_90"],
+    )
+    first = given(process(), name, wanted, options)
+    assert [path.suffix for path in sorted(cache.own.iterdir())] == [".ptx", ".txt"]
+    assert given(process(), name, wanted, options) == first
+    assert compiled == ["custom_kernel_draw"]
+    cache.publish()
+    other = KernelCache(cache.shared, tmp_path / "other")
+    other.own.mkdir()
+    other.fetch()
+    assert len(other.modules()) == 1
+    assert other.find(other.modules().pop()) == cache.find(cache.modules().pop())
+    for changed in ((b"custom_kernel_lower.cu", wanted, options), (name, wanted, [b"-x"])):
+        given(process(), *changed)
+    given(process(), b"gather.cu", wanted, options)
+    given(process(), b"gather.cu", wanted, options)
+    assert compiled[1:] == ["custom_kernel_lower", "custom_kernel_draw", "gather", "gather"]
+    for path in cache.own.glob("*.txt"):
+        path.write_text("")  # names are missing
+    assert given(process(), name, wanted, options) == first
+    assert compiled[-1] == "custom_kernel_draw"

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from chuk_lib import runtime
 from chuk_lib.config.settings import as_dict
 from chuk_lib.runtime.kernel_cache import KernelCache
+from chuk_lib.runtime.nvrtc import Program
 from chuk_lib.training import recipes, rehearsal
 from chuk_lib.training.config import SFTConfig, TrainerConfig
 from chuk_lib.training.engine import Updater
@@ -41,12 +44,17 @@ def config_of(algorithm: str, model: Path, folder: Path, **more: Any) -> Trainer
     return recipes.config_class(algorithm)(model=str(model), data=str(data), **more)
 
 
+def _no_numbers(*arguments: Any, **more: Any) -> mx.array:
+    sizes = [one for one in (*arguments, more.get("shape")) if isinstance(one, tuple | list)]
+    return mx.full(sizes[-1] if sizes else (), mx.nan, more.get("dtype") or mx.float32)
+
+
 @pytest.mark.parametrize("algorithm", recipes.RECIPES)
 def test_every_algorithm_takes_its_step(
     algorithm: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No weights are needed, no reward of the user's is asked, and an update is computed in both
-    ways."""
+    """No weights are needed, no reward of the user's is asked, no number is looked at, and an
+    update is computed in both ways."""
     config = config_of(algorithm, tiny_model_dir, tmp_path, use_lora=True)
     small = rehearsal._small_config(config)
     assert small is not None
@@ -58,6 +66,8 @@ def test_every_algorithm_takes_its_step(
         real(self, gradients, rate, factor)
 
     monkeypatch.setattr(Updater, "_change", change)
+    for draw in ("uniform", "normal"):  # what memory held before may be no number
+        monkeypatch.setattr(mx.random, draw, _no_numbers)
     settings = json.loads(json.dumps(as_dict(config)))
     rehearsal.rehearse(algorithm, settings, tiny_model_dir, small, tmp_path)
     assert {True, False} == set(clipped)
@@ -124,3 +134,36 @@ def test_a_run_takes_over_what_was_made_and_goes_on_without(
         assert not cache.awaits
     cache.have_made([str(tmp_path / "nobody")], "")
     cache.wait()
+
+
+def test_kernels_that_are_there_are_not_used_and_not_compiled_again(tmp_path: Path) -> None:
+    """One that computes would follow what an empty one leaves as an index."""
+    shared, own = tmp_path / "shared", tmp_path / "scratch" / "kernels"
+    (shared / "lo").mkdir(parents=True)
+    own.mkdir(parents=True)
+    for name in ("gather", "lo/ng", "half"):
+        (shared / f"{name}.ptx").write_text("real")
+        (shared / f"{name}.txt").write_text("real")
+    (shared / "half.txt").unlink()
+    asked: list[str] = []
+
+    def compile_one(program: Program, stem: Path) -> bool:
+        asked.append(program.module)
+        for ending in (".ptx", ".txt"):
+            stem.with_suffix(ending).write_text("made")
+            (own / program.module).with_suffix(ending).write_text("empty")  # as MLX does
+        return program.module != "bad"
+
+    with ThreadPoolExecutor(1) as pool:
+        met = rehearsal._Met(shared / "mark", own, pool, compile_one)
+        assert not list(own.iterdir())
+        for name in ("gather", "long", "half", "new", "new", "bad", "new"):
+            met.take(Program(f"{name}.cu".encode(), b"", {}))
+    # Each is shared when it is compiled, whatever becomes of the rehearsal.
+    assert asked == ["half", "new", "bad"]
+    assert {path.stem for path in shared.glob("*.ptx")} == {"gather", "half", "new"}
+    assert (shared / "new.ptx").read_text() == "made"
+    assert (shared / "gather.ptx").read_text() == "real"
+    assert not (shared / "mark").exists()
+    met.finish()
+    assert (shared / "mark").read_text().startswith("5 kernels met")

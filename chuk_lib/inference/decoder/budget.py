@@ -7,7 +7,7 @@ gain nothing there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,16 +46,16 @@ def default_token_budget(model: nn.Module) -> int:
 
 
 @contextmanager
-def limited(model: nn.Module, tokens: int) -> Iterator[None]:
-    """On CUDA MLX's memory limit becomes what rollouts with so many tokens of cache need, unless it
-    is less already: the evaluator would run ahead of prompts into all the memory there is. The
-    cache is there up to three times, while rows join or leave."""
+def limited(bytes_each: Callable[[], int], tokens: int) -> Iterator[None]:
+    """On CUDA MLX's memory limit becomes what rollouts with so many tokens of cache, of
+    `bytes_each()`, need, unless it is less already: the evaluator would run ahead of prompts into
+    all the memory there is. The cache is there up to three times, while rows join or leave."""
     if current_backend() != "cuda":
         yield
         return
     before = set_memory_limit(1 << 40)
     set_memory_limit(
-        min(before, int(mx.get_active_memory()) + 3 * tokens * token_bytes(model) + _BESIDE_CACHE)
+        min(before, int(mx.get_active_memory()) + 3 * tokens * bytes_each() + _BESIDE_CACHE)
     )
     try:
         yield

@@ -14,19 +14,34 @@ bits of a product)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NamedTuple
 
 import mlx.nn as nn
 import numpy as np
 
-from chuk_lib.errors import ConfigError, ModelError
-from chuk_lib.inference.decoder.budget import Budget, default_token_budget, limited
-from chuk_lib.inference.decoder.engine import Engine, new_engine
+from chuk_lib.errors import ConfigError
+from chuk_lib.inference.decoder.budget import (
+    Budget,
+    default_token_budget,
+    limited,
+    token_bytes,
+)
+from chuk_lib.inference.decoder.engine import Engine, Held, new_engine
 from chuk_lib.inference.decoder.forwards import Decode
 from chuk_lib.inference.decoder.plain_store import COLUMNS
+from chuk_lib.inference.decoder.prefill import Memory
 from chuk_lib.inference.decoder.queue import Queue
-from chuk_lib.inference.decoder.rows import Ledger, Reason, Request, Row, checked, text_of
+from chuk_lib.inference.decoder.rows import (
+    Ledger,
+    Reason,
+    Request,
+    Row,
+    checked,
+    problem_of,
+    text_of,
+)
+from chuk_lib.inference.decoder.stores import quantized_share
 from chuk_lib.inference.prompts import room
 from chuk_lib.inference.vocabulary import check_prompt_tokens
 from chuk_lib.models.randomness import evaluating
@@ -48,8 +63,10 @@ class Decoder:
 
     `token_budget` bounds rows × columns of cache (default: what the memory of the machine allows),
     `most_rows` the rows; 1 spares a look at whether the model takes rows of several lengths.
-    `kv_bits` quantizes the cache, `decode` is one of `forwards.py`. `peak_rows` is the largest
-    number of rows that decoded together."""
+    `kv_bits` quantizes the cache, `decode` is one of `forwards.py`, and with `ahead` a row that
+    runs alone is guessed at (`lookahead.py`), which changes its last bits at most. `gradual`: a
+    step runs one stretch of the prompts that wait, so that no row waits for a long prompt of
+    another. `peak_rows` is the largest number of rows that decoded together."""
 
     def __init__(
         self,
@@ -60,14 +77,21 @@ class Decoder:
         most_rows: int | None = None,
         kv_bits: int | None = None,
         decode: Decode = "auto",
+        ahead: bool = False,
+        gradual: bool = False,
     ) -> None:
+        if kv_bits is not None:
+            quantized_share(model, kv_bits)  # refuses what cannot be
         self._model, self._tokenizer = model, tokenizer
+        self._gradual = gradual
         self._token_budget, self._most_rows = token_budget, most_rows
-        self._kv_bits, self._decode = kv_bits, decode
+        self._kv_bits, self._decode, self._ahead = kv_bits, decode, ahead
         self._ends = np.array(sorted(tokenizer.eos_token_ids), np.int32)
         self._ledger = Ledger()
+        self._bytes: int | None = None  # of cache that a token takes
         self._queue: Queue | None = None
         self._engine: Engine | None = None
+        self._arriving: list[Row] = []  # rows whose prompts are run stretch by stretch
         self._active: list[Row] = []  # rows in the engine, in its order
         self._lines = np.zeros(0, np.int64)  # (B,) of the ledger
         self._live = np.zeros(0, bool)  # (B,) which of them go on
@@ -85,7 +109,12 @@ class Decoder:
     @property
     def busy(self) -> bool:
         """Whether a row waits or runs."""
-        return bool(self._live.any()) or bool(self._queue)
+        return bool(self._live.any()) or bool(self._queue) or bool(self._arriving)
+
+    @property
+    def running(self) -> int:
+        """Rows that write."""
+        return int(self._live.sum())
 
     def submit(self, requests: Sequence[Request]) -> list[Row]:
         """Rows that wait now, the longest prompts first. Raises ConfigError for an empty prompt,
@@ -123,13 +152,28 @@ class Decoder:
             row.resume(given, most)
         self._waiting.add(rows)
 
+    def shortened(self, held: Held, tokens: int) -> Held | None:
+        """The same memory of its first `tokens` tokens only, at least one fewer than the row that
+        goes on from it has; None when its caches cannot forget the others. `held` is used up."""
+        if tokens >= held.tokens or self._engine is None:
+            return held if tokens == held.tokens else None
+        with computing():
+            memory = self._engine.cut(held.memory, held.tokens - tokens)
+        return None if memory is None else Held(memory, tokens)
+
+    def plain(self, held: Held) -> Memory:
+        """The keys and values of a memory, for a model whose layers keep all of them."""
+        if self._engine is None:
+            raise ConfigError("nothing was written yet", "step first")
+        return self._engine.plain(held.memory)
+
     def cancel(self, row: Row) -> None:
         """End a row that waits or runs, with what it has. It leaves the batch before the next
         step."""
         if row.reason is not None:
             return
-        if row in self._waiting:
-            self._waiting.remove(row)
+        if row in self._waiting or row in self._arriving:
+            (self._waiting if row in self._waiting else self._arriving).remove(row)
             row.reason = "cancelled"
             return
         at = next(index for index, one in enumerate(self._active) if one is row)
@@ -139,30 +183,37 @@ class Decoder:
             self._drop()
 
     def step(self) -> Step:
-        """Let rows join as there is room, and write one token of each. Raises ModelError when the
-        model's output is not a number."""
-        with computing():
+        """Let rows join as there is room, and write one token of each. A row for which the model's
+        output is not a number fails; the others go on."""
+        with self._limited(), computing():
             return self._step()
 
     def run(self, on_end: Callable[[Row], None] | None = None) -> None:
         """Step until nothing waits or runs; `on_end` gets each row as it ends."""
-        columns = [row.columns for row in [*self._waiting, *self._active]]
-        if not columns:
-            return
-        needed = len(columns) * (max(columns) + COLUMNS)
-        with limited(self._model, min(self._waiting.budget.tokens, needed)), computing():
+        with self._limited(), computing():
             while self.busy:
                 for row in self._step().ended:
                     if on_end is not None:
                         with users_own():
                             on_end(row)
 
+    def _limited(self) -> AbstractContextManager[None]:
+        """On CUDA, MLX's memory limit for the rows that wait and run."""
+        columns = [row.columns for row in [*self._waiting, *self._arriving, *self._active]]
+        needed = len(columns) * (max(columns, default=0) + COLUMNS)
+        return limited(self._token_bytes, min(self._waiting.budget.tokens, needed))
+
+    def _token_bytes(self) -> int:
+        if self._bytes is None:
+            self._bytes = token_bytes(self._model)
+        return self._bytes
+
     def _step(self) -> Step:
         self._admit()
         if self._engine is None or not self._live.any():
             return Step([], np.zeros(0, np.int32), np.zeros(0, np.float32), [])
         lines = self._lines[self._live]
-        last = not self._queue and bool(
+        last = not (self._queue or self._arriving) and bool(
             (self._ledger.counts[lines] + 1 >= self._ledger.limits[lines]).all()
         )
         step = self._take(*self._engine.step(last))
@@ -181,7 +232,7 @@ class Decoder:
         return self._queue
 
     def _admit(self) -> None:
-        if not self._queue:
+        if self._queue is None or not (self._queue or self._arriving):
             return
         if self._engine is None:
             together = self._most_rows != 1
@@ -191,9 +242,14 @@ class Decoder:
                 together=together,
                 kv_bits=self._kv_bits,
                 decode=self._decode,
+                ahead=self._ahead,
             )
         alive = [row for row, lives in zip(self._active, self._live, strict=True) if lives]
-        arriving = self._queue.next(alive, self._engine.mix)
+        arriving = self._queue.next([*alive, *self._arriving], self._engine.mix)
+        if self._gradual:
+            self._arriving += arriving
+            arriving = self._queue.whole(self._arriving, self._engine)
+            self._arriving = [row for row in self._arriving if row not in arriving]
         if not arriving:
             return
         if len(alive) < len(self._active):
@@ -209,15 +265,12 @@ class Decoder:
         """Note one token for each row that goes on, and finish those that end with it."""
         at = np.flatnonzero(self._live)
         lines, tokens, logps = self._lines[at], tokens[at], logps[at]
-        if not np.isfinite(logps).all():
-            raise ModelError(
-                "the model's output is not a number",
-                "its weights may be damaged: look at the run's losses, or load an earlier"
-                " checkpoint",
-            )
-        own = self._ledger.note(lines, tokens, logps)
-        ended = (tokens[:, None] == self._ends).any(axis=1)
-        over = ended | own | (self._ledger.counts[lines] >= self._ledger.limits[lines])
+        failed = ~np.isfinite(logps)
+        own = self._ledger.note(lines, tokens, logps) & ~failed
+        self._ledger.counts[lines[failed]] -= 1  # what was drawn from no numbers is no token
+        ended = (tokens[:, None] == self._ends).any(axis=1) & ~failed
+        over = ended | own | failed | (self._ledger.counts[lines] >= self._ledger.limits[lines])
+        self._note_likeliest(at)
         stopped = np.zeros(len(lines), bool)
         for index in self._ledger.due(lines, over).tolist():
             stops = self._active[at[index]].request.config.stop
@@ -229,9 +282,23 @@ class Decoder:
             reason: Reason = (
                 "stop" if stopped[index] or (own[index] and not ended[index]) else "length"
             )
+            if failed[index]:
+                reason = "failed"
             self._finish(int(at[index]), "eos" if by_token and ended[index] else reason, by_token)
         self._live[at[done]] = False
         return Step(rows, tokens, logps, [rows[index] for index in done])
+
+    def _note_likeliest(self, at: np.ndarray) -> None:
+        """Of rows that asked for them, the likeliest tokens at the place of the one just
+        written."""
+        found = None if self._engine is None else self._engine.likeliest
+        if found is None:
+            return
+        for index in at.tolist():
+            row = self._active[index]
+            if row.request.tops:
+                ids, logps = (part[index, : row.request.tops].tolist() for part in found)
+                row.tops.append(list(zip(ids, logps, strict=True)))
 
     def _finish(self, at: int, reason: Reason, by_token: bool) -> None:
         """A row's last numbers, and its cache when it may go on."""
@@ -240,6 +307,7 @@ class Decoder:
         self._ledger.close(line, row)
         row.reason = reason
         row.text = text_of(row, self._tokenizer, count, by_token)
+        row.problem = problem_of(row, count, by_token)
         if row.request.hold and self._engine is not None:
             # Its last token was never run, and tokens behind a stop text are none of it: all before
             # is remembered.

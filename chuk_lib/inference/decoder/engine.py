@@ -22,11 +22,13 @@ from chuk_lib.inference.decoder.draws import (
     seen_tokens,
 )
 from chuk_lib.inference.decoder.forwards import Decode, Forward, new_forward
+from chuk_lib.inference.decoder.likeliest import Likeliest, joined
 from chuk_lib.inference.decoder.llama import LlamaParts, read_llama
+from chuk_lib.inference.decoder.lookahead import Lookahead
 from chuk_lib.inference.decoder.numpy_llama import NumpyLlama, Prefix, Remembered
 from chuk_lib.inference.decoder.prefill import Memory, extend_plain, prefill_plain
 from chuk_lib.inference.decoder.stores import Mix, Store, keeps_all, new_store
-from chuk_lib.runtime import on_cpu
+from chuk_lib.runtime import has_values, on_cpu
 from chuk_lib.runtime.cpu_math import view
 
 _PROBE = (1, 2)
@@ -47,6 +49,8 @@ class Engine(Protocol):
 
     mix: Mix
     drop_share: float
+    likeliest: Likeliest | None
+    """Of the tokens that `step` has returned, when a row asked for it."""
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
         """The memory of each prompt, for `admit`."""
@@ -68,6 +72,17 @@ class Engine(Protocol):
     def extend(self, memory: Any, ids: Sequence[int]) -> Any:
         """A memory, which is used up, with more tokens."""
 
+    def cut(self, memory: Any, spare: int) -> Any | None:
+        """A memory, which is used up, without its last `spare` tokens; None when its caches cannot
+        forget them."""
+
+    def plain(self, memory: Any) -> Memory:
+        """The keys and values of a memory of a model whose layers keep all of them. `extend` takes
+        them too."""
+
+    def grow(self, memory: Any, ids: Sequence[int]) -> Any:
+        """The memory of the first tokens of a prompt, which is used up, with more of them."""
+
 
 def new_engine(
     model: nn.Module,
@@ -76,14 +91,16 @@ def new_engine(
     together: bool = True,
     kv_bits: int | None = None,
     decode: Decode = "auto",
+    ahead: bool = False,
 ) -> Engine:
     """The fastest engine that is right for `model` here. `max_tokens`: what most rows may write at
     most; longer ones cost a copy. `together`: there may be more than one row at a time. `decode`
-    other than `auto` names one of `ModelEngine`'s ways."""
+    other than `auto` names one of `ModelEngine`'s ways. `ahead`: a row alone may be guessed at,
+    where that is faster."""
     if decode == "auto" and kv_bits is None and on_cpu() and keeps_all(model):
         rows = _numpy_llama(model, read_llama(model))
         if rows is not None:
-            return NumpyEngine(model, rows)
+            return NumpyEngine(model, rows, ahead)
     return ModelEngine(model, new_store(model, max_tokens, kv_bits, together), decode)
 
 
@@ -113,10 +130,14 @@ class NumpyEngine:
     mix: Mix = "any"
     drop_share = 0.1
 
-    def __init__(self, model: nn.Module, rows: NumpyLlama) -> None:
+    def __init__(self, model: nn.Module, rows: NumpyLlama, ahead: bool = False) -> None:
         self._model, self._rows = model, rows
+        self._looks = ahead  # whether one row alone may look ahead
+        self._look: Lookahead | None = None
+        self._ahead: list[tuple[int, float]] = []  # tokens that were run before they are asked for
         self._draws = Draws()
         self._tokens = np.zeros(0, np.int32)
+        self.likeliest: Likeliest | None = None
         self._seen: np.ndarray | None = None  # (B, V) bool, when a row has a repetition penalty
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Remembered]:
@@ -129,6 +150,7 @@ class NumpyEngine:
 
     def admit(self, arrivals: Sequence[Arrival], memories: Sequence[Remembered]) -> None:
         """Add rows; nothing is copied but what a row had written itself."""
+        self._settle()
         if self._seen is not None or any(one.config.repetition_penalty != 1 for one in arrivals):
             self._seen = _with_rows(
                 self._seen, len(self._tokens), seen_tokens(arrivals, self._rows.vocabulary)
@@ -136,19 +158,58 @@ class NumpyEngine:
         self._rows.admit(memories, [arrival.limit for arrival in arrivals])
         self._tokens = np.append(self._tokens, _last_tokens(arrivals))
         self._draws.admit(arrivals)
+        if self._looks and len(self._tokens) == 1 and self._draws.plain:
+            self._look = Lookahead(arrivals[0].ids, _run_cost)
 
     def step(self, last: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """One token for each row, at once."""
+        if self._look is None:
+            return self._step()
+        if not self._ahead:
+            self._run_ahead(self._look)
+        token, logp = self._ahead.pop(0)
+        self._tokens = np.array([token], np.int32)
+        return self._tokens, np.array([logp], np.float32)
+
+    def _run_ahead(self, look: Lookahead) -> None:
+        """One step of the only row, with what it may write next."""
+        guessed = look.guess(self._draws.left - 1)
+        if not guessed:
+            tokens, logps = self._step()
+        else:
+            logits = self._rows.run(np.array([int(self._tokens[0]), *guessed]))
+            numbers = self._draws.coming(len(logits))
+            tokens, logps = choose_rows(logits, self._draws.groups, numbers)
+            wrong = np.flatnonzero(tokens[:-1] != guessed)
+            right = int(wrong[0]) + 1 if len(wrong) else len(tokens)
+            self._rows.forget(len(tokens) - right)
+            self._draws.skip(right)
+            tokens, logps = tokens[:right], logps[:right]
+        look.add(tokens.tolist(), 1 + len(guessed))
+        self._ahead = list(zip(tokens.tolist(), logps.tolist(), strict=True))
+
+    def _settle(self) -> None:
+        """Take back what was run and not asked for: rows join, or the row leaves."""
+        if self._ahead:
+            self._rows.forget(len(self._ahead))
+            self._draws.skip(-len(self._ahead))
+        self._ahead, self._look = [], None
+
+    def _step(self) -> tuple[np.ndarray, np.ndarray]:
         logits = self._rows.step(self._tokens)
+        self.likeliest = self._draws.likeliest(logits)
         self._tokens, logps = choose_rows(
             logits, self._draws.groups, self._draws.next(), self._seen
         )
         if self._seen is not None:
             self._seen[np.arange(len(logits)), self._tokens] = True
+        self._draws.follow(self._tokens)
         return self._tokens, logps
 
     def keep(self, rows: np.ndarray) -> None:
         """Move these rows to the front."""
+        if not len(rows):
+            self._settle()
         self._rows.keep(rows)
         self._draws.keep(rows)
         self._tokens = self._tokens[rows]
@@ -158,20 +219,54 @@ class NumpyEngine:
         """The prompt is shared still, the rest a copy."""
         return Held(self._rows.memory(row, length), length)
 
-    def extend(self, memory: Remembered, ids: Sequence[int]) -> Remembered:
+    def extend(self, memory: Remembered | Memory, ids: Sequence[int]) -> Remembered:
         """Through the model itself, over a copy of all that the row remembers."""
-        if not len(ids) or memory.tail is None:
+        if not isinstance(memory, Remembered):
+            memory = Remembered(_views(memory, memory[0][0].shape[2]))
+        if not len(ids):
             return memory
-        begin = memory.prefix[0][0].shape[1]
-        whole = [
-            (_joined(before[0], after[0]), _joined(before[1], after[1]))
-            for before, after in zip(memory.prefix, memory.tail, strict=True)
-        ]
+        begin, whole = memory.prefix[0][0].shape[1], self.plain(memory)
+        length = whole[0][0].shape[2] + len(ids)
         held = extend_plain(self._model, whole, ids)
-        length = begin + memory.tail[0][0].shape[1] + len(ids)
         return Remembered(
             memory.prefix, [(k[:, begin:], v[:, begin:]) for k, v in _views(held, length)]
         )
+
+    def plain(self, memory: Remembered) -> Memory:
+        """A copy in one piece."""
+        tail = memory.tail or [(k[:, :0], v[:, :0]) for k, v in memory.prefix]
+        return [
+            (_joined(before[0], after[0]), _joined(before[1], after[1]))
+            for before, after in zip(memory.prefix, tail, strict=True)
+        ]
+
+    def cut(self, memory: Remembered, spare: int) -> Remembered:
+        """From the row's own tokens first."""
+        begin = memory.prefix[0][0].shape[1]
+        own = 0 if memory.tail is None else memory.tail[0][0].shape[1]
+        length = begin + own - spare
+        if length < begin:
+            return Remembered([(k[:, :length], v[:, :length]) for k, v in memory.prefix])
+        tail = memory.tail or []
+        return Remembered(
+            memory.prefix, [(k[:, : own - spare], v[:, : own - spare]) for k, v in tail]
+        )
+
+    def grow(self, memory: Remembered, ids: Sequence[int]) -> Remembered:
+        """Through the model itself."""
+        before = [(_as_mlx(keys), _as_mlx(values)) for keys, values in memory.prefix]
+        length = memory.prefix[0][0].shape[1] + len(ids)
+        return Remembered(_views(extend_plain(self._model, before, ids), length))
+
+
+def _as_mlx(part: np.ndarray) -> mx.array:
+    return mx.array(part[None])
+
+
+def _run_cost(tokens: int) -> float:
+    """A step of several tokens of one row in steps of one: a product with 2 to 8 columns costs the
+    same (SmolLM2-135M, OpenBLAS: 2.9 at 2, 3.1 at 8, 4.1 at 16, 6.1 at 32)."""
+    return 1.0 if tokens == 1 else 2.4 + 0.11 * tokens
 
 
 def _joined(before: np.ndarray, after: np.ndarray) -> mx.array:
@@ -210,6 +305,8 @@ class ModelEngine:
         self._lazy = not on_cpu()
         self._tokens: Any = None  # (B,) chosen and not yet given to the model
         self._logps: Any = None
+        self._tops: Likeliest | None = None  # beside `_tokens`
+        self.likeliest: Likeliest | None = None
         self._read = True  # whether `_tokens` have been returned
         self._fed = np.zeros(0, np.int64)  # (B,) tokens in the store
         self._seen: Any = None  # (B, V) bool, when a row has a repetition penalty
@@ -236,10 +333,11 @@ class ModelEngine:
         """The tokens sent off before, while the next are computed."""
         if self._read:
             self._advance(self._draws)
-        tokens, logps = self._tokens, self._logps
+        tokens, logps, tops = self._tokens, self._logps, self._tops
         self._read = True
         if self._lazy and not last:
             self._advance(self._draws)
+        self.likeliest = None if tops is None else tops.read()
         return np.array(tokens, np.int32), np.array(logps, np.float32)
 
     def keep(self, rows: np.ndarray) -> None:
@@ -247,12 +345,13 @@ class ModelEngine:
         self._draws.keep(rows)
         self._fed = self._fed[rows]
         if not len(rows):
-            self._tokens = self._logps = self._seen = None
+            self._tokens = self._logps = self._seen = self._tops = None
             self._read = True
             return
         self._store.keep(rows)
-        index: Any = mx.array(rows) if self._lazy else rows
+        index: Any = mx.array(rows.astype(np.int32)) if self._lazy else rows
         self._tokens, self._logps = self._tokens[index], self._logps[index]
+        self._tops = None if self._tops is None else self._tops.keep(index)
         self._seen = None if self._seen is None or not self._draws.penalized else self._seen[index]
 
     def hold(self, row: int, length: int) -> Held | None:
@@ -268,6 +367,18 @@ class ModelEngine:
         """As the store does it."""
         return self._store.extend(memory, ids)
 
+    def plain(self, memory: Any) -> Memory:
+        """As the store has them."""
+        return list(memory)
+
+    def cut(self, memory: Any, spare: int) -> Any | None:
+        """As the store does it."""
+        return self._store.cut(memory, spare)
+
+    def grow(self, memory: Any, ids: Sequence[int]) -> Any:
+        """As any memory."""
+        return self._store.extend(memory, ids)
+
     def _begin(self, arrivals: Sequence[Arrival], memories: Sequence[Any]) -> None:
         """The first rows of a batch, with their first token."""
         runs = [list(run) for _, run in groupby(memories, key=id)]
@@ -277,16 +388,21 @@ class ModelEngine:
         self._fed = np.array([len(arrival.ids) - 1 for arrival in arrivals])
         if self._draws.penalized:
             self._seen = self._own(seen_tokens(arrivals, self._vocabulary()))
-        self._advance(self._draws)
+        self._advance(self._draws, first=True)
 
-    def _advance(self, draws: Draws) -> None:
-        """One step: of `_tokens` to the next ones."""
+    def _advance(self, draws: Draws, first: bool = False) -> None:
+        """One step: of `_tokens` to the next ones. `first`: those are of prompts."""
         if self._forward is None:
             self._forward = new_forward(self._model, self._store, self._decode)
         numbers = draws.next()
         tokens = self._tokens if isinstance(self._tokens, mx.array) else mx.array(self._tokens)
         logits = self._forward(tokens, len(numbers))
+        if draws.guided and not first:
+            # Guides need the tokens that the model runs on: sent off, it runs while they look.
+            mx.async_eval(logits)
+            draws.follow(np.array(tokens))
         if self._lazy:
+            self._tops = draws.likeliest(logits)
             chances = mx.array(numbers.astype(np.float32))
             self._tokens, self._logps = choose_rows_lazily(
                 logits, draws.groups, chances, self._seen
@@ -295,9 +411,14 @@ class ModelEngine:
                 self._seen = mx.put_along_axis(
                     self._seen, self._tokens[:, None], mx.array(True), axis=-1
                 )
-            mx.async_eval(self._tokens, self._logps)
+            mx.async_eval(self._tokens, self._logps, *(self._tops or ()))
+            if not has_values():
+                # What nobody chose may be no token at all: its row of the embedding would be read
+                # outside of it, which ends the process.
+                self._tokens, self._logps = mx.zeros_like(self._tokens), mx.zeros(len(numbers))
         else:
             rows = np.array(logits.astype(mx.float32))
+            self._tops = draws.likeliest(rows)
             self._tokens, self._logps = choose_rows(rows, draws.groups, numbers, self._seen)
             if self._seen is not None:
                 self._seen[np.arange(len(rows)), self._tokens] = True
@@ -314,6 +435,7 @@ class ModelEngine:
             self._seen = both([self._seen_or_none(), arrived._seen_or_none()])
         self._tokens = both([self._tokens, arrived._tokens])
         self._logps = both([self._logps, arrived._logps])
+        self._tops = joined(self._tops, len(self._fed), arrived._tops, len(arrived._fed))
         self._fed = np.concatenate([self._fed, arrived._fed])
         self._draws.join(arrived._draws)
 

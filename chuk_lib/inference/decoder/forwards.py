@@ -27,7 +27,7 @@ from chuk_lib.inference.decoder.llama import Block, LlamaParts, read_llama
 from chuk_lib.inference.decoder.plain_store import PlainStore
 from chuk_lib.inference.decoder.products import Weights, may_join, multiply, weights_of
 from chuk_lib.inference.decoder.stores import Store
-from chuk_lib.runtime import on_cpu
+from chuk_lib.runtime import has_values, on_cpu
 
 FEW_ROWS = 8
 MOST_RUNS = 8
@@ -52,6 +52,8 @@ def new_forward(model: nn.Module, store: Store, decode: Decode) -> Forward:
                 return partial(_call, found, store)
     window = _Window(model, store)
     most = FEW_ROWS if decode == "auto" else 1 << 30
+    if not has_values():
+        most = 0  # the column to write in is computed on the GPU: nobody knows where that would be
     return lambda tokens, rows: window(tokens) if rows <= most else _plain(model, store, tokens)
 
 
@@ -284,4 +286,5 @@ def _right(model: nn.Module, parts: LlamaParts, forward: _Layers | KernelForward
         return False
     loose = 1e-3 if parts.embedding.dtype == mx.float32 else 5e-2
     allowed = loose * mx.maximum(1.0, mx.abs(want).max())
-    return bool((mx.abs(got - want).max() <= allowed).item())
+    is_right = (mx.abs(got - want).max() <= allowed).item()
+    return bool(is_right) or not has_values()

@@ -119,14 +119,39 @@ class NumpyLlama:
         self._written = np.minimum(self._written + 1, self._columns - 1)
         return np.ascontiguousarray(self._head(self._norm(hidden)).T)
 
+    def run(self, tokens: np.ndarray) -> np.ndarray:
+        """Logits (T, V) after each of several tokens (T,) of the only row, which has room for
+        them."""
+        written, count = int(self._written[0]), len(tokens)
+        hidden = np.ascontiguousarray(self._embedding[tokens].T)
+        steps = np.arange(count)
+        after = np.arange(written + count) > written + steps[:, None]
+        layout = _Layout(
+            [(0, count, int(self._group[0]))],
+            slice(written, written + count),
+            written + count,
+            int(self._begins[0]) + written + steps,
+            after[:, None, None],
+        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            for index, block in enumerate(self._blocks):
+                block(hidden, layout, [group[index] for group in self._groups])
+        self._written += count
+        return np.ascontiguousarray(self._head(self._norm(hidden)).T)
+
+    def forget(self, count: int) -> None:
+        """Take back the last tokens of the only row."""
+        self._written -= count
+
 
 class _Layout(NamedTuple):
     """Where the rows are in a step. `segments`: (first row, last row + 1, group) of neighbours that
     share a prompt. `column`: where all rows write, or each its own (B,). `hidden` (B, 1, 1, S):
-    True where a row has no token, None when all have as many."""
+    True where a row has no token, None when all have as many. A slice as `column`: all rows are one
+    row's tokens, one after the other."""
 
     segments: list[tuple[int, int, int]]
-    column: int | np.ndarray
+    column: int | np.ndarray | slice
     columns: int
     positions: np.ndarray
     hidden: np.ndarray | None
@@ -203,7 +228,9 @@ class _Block:
         q, k, v = self._queries_keys_values(self._norms[0](hidden), layout.positions)
         rows = len(q)
         at: Any = (slice(rows), slice(None), layout.column)
-        if layout.hidden is not None:
+        if isinstance(layout.column, slice):
+            at, k, v = (0, slice(None), layout.column), k.swapaxes(0, 1), v.swapaxes(0, 1)
+        elif layout.hidden is not None:
             at = (np.arange(rows), slice(None), layout.column)
         self._keys[at], self._values[at] = k, v
         attended = self._attend(q, layout, prefixes)
@@ -249,7 +276,9 @@ class _Block:
         q = q.reshape(rows, self._kv_heads, -1, self._width)
         # R query heads share a head of keys: as a matrix of R rows each product reads the keys
         # once.
-        keys, values = (store[:rows, :, : layout.columns] for store in (self._keys, self._values))
+        one = isinstance(layout.column, slice)
+        stored = 1 if one else rows
+        keys, values = (store[:stored, :, : layout.columns] for store in (self._keys, self._values))
         scores = np.matmul(q, keys.swapaxes(-1, -2))
         if layout.hidden is not None:
             np.copyto(scores, np.float32(-np.inf), where=layout.hidden)
@@ -257,7 +286,7 @@ class _Block:
         scores -= highest
         np.exp(scores, out=scores)
         total = scores.sum(axis=-1, keepdims=True)
-        if layout.hidden is not None:
+        if layout.hidden is not None and not one:
             # A hidden column's weight is exp(−inf) = 0, but what stands there is unwritten memory,
             # and 0 times NaN or inf is NaN: it is set to 0 first.
             values = np.where(layout.hidden[:, :, 0, :, None], np.float32(0), values)

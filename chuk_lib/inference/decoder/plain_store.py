@@ -185,6 +185,11 @@ class PlainStore:
         """Through the model."""
         return extend_plain(self.model, memory, ids)
 
+    def cut(self, memory: Memory, spare: int) -> Memory:
+        """The first columns."""
+        end = memory[0][0].shape[2] - spare
+        return [(keys[:, :, :end], values[:, :, :end]) for keys, values in memory]
+
     def mask(self, length: int, return_array: bool, window_size: int | None) -> Any:
         """Bool (B, 1, T, columns), or None when every row sees every column."""
         from mlx_lm.models.base import create_causal_mask
@@ -208,7 +213,7 @@ class PlainStore:
         first, end = int(self.pads[rows].min(initial=self.column)), self.column
         self.pads, self.column = self.pads[rows] - first, end - first
         self._make_room()
-        index = mx.array(rows)
+        index = mx.array(rows.astype(np.int32))
         for cache in self.caches:
             keys, values = cache.written(end)
             cache.keys = self._stack([(keys[:, :, first:][index], 1)])

@@ -11,6 +11,8 @@ from chuk_lib.inference.decoder.engine import Engine
 from chuk_lib.inference.decoder.rows import Row
 from chuk_lib.inference.decoder.stores import Mix
 
+STRETCH = 512
+"""Tokens of prompts between two steps of rows that write, at most."""
 _JOIN_SHARE = 0.25
 """Rows join a batch when they will be this share of it: to join costs the others a copy."""
 
@@ -25,6 +27,8 @@ class Queue:
         self._memories: dict[
             int, tuple[Sequence[int], Any]
         ] = {}  # by the id of the prompt, which is kept with it
+        self._parts: dict[int, tuple[Any, int]] = {}  # memories of the first tokens of a prompt
+        self._oldest_next = False
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -75,6 +79,58 @@ class Queue:
         waited_for = {id(row.source) for row in self._rows}
         self._memories = {key: kept for key, kept in self._memories.items() if key in waited_for}
         return found
+
+    def whole(self, rows: Sequence[Row], engine: Engine) -> list[Row]:
+        """Run one stretch of the prompts of `rows`, of which those are returned whose prompts are
+        whole then, neighbours that share one together. By turns it is the oldest prompt's and that
+        of which least is left, so short ones soon join and long ones get on."""
+        new = {id(row.source): row.source for row in rows if row.held is None}
+        prompts = {key: ids for key, ids in new.items() if key not in self._memories}
+        self._parts = {key: part for key, part in self._parts.items() if key in prompts}
+        if prompts:
+            left = {key: len(ids) - 1 - self._done(key) for key, ids in prompts.items()}
+            oldest, least = next(iter(left)), min(left, key=lambda key: left[key])
+            chosen = oldest if self._oldest_next else least
+            self._oldest_next = not self._oldest_next
+            if chosen in self._parts or left[chosen] > STRETCH:
+                self._go_on(chosen, prompts[chosen], engine)
+            else:
+                self._run_short(chosen, prompts, left, engine)
+        order = {key: place for place, key in enumerate(new)}
+        ready = [row for row in rows if row.held is not None or id(row.source) in self._memories]
+        return sorted(ready, key=lambda row: order.get(id(row.source), -1))
+
+    def _done(self, key: int) -> int:
+        return self._parts[key][1] if key in self._parts else 0
+
+    def _go_on(self, key: int, ids: Sequence[int], engine: Engine) -> None:
+        """A stretch of one long prompt."""
+        if key in self._parts:
+            memory, done = self._parts[key]
+            end = min(done + STRETCH, len(ids) - 1)
+            self._parts[key] = engine.grow(memory, ids[done:end]), end
+        else:
+            (memory,) = engine.prefill([ids[: STRETCH + 1]])
+            self._parts[key] = memory, STRETCH
+        memory, done = self._parts[key]
+        if done == len(ids) - 1:
+            del self._parts[key]
+            self._memories[key] = (ids, memory)
+
+    def _run_short(
+        self, chosen: int, prompts: dict[int, Sequence[int]], left: dict[int, int], engine: Engine
+    ) -> None:
+        """A prompt, and others of about its length as long as all fit into a stretch."""
+        others = [key for key in prompts if key not in self._parts and key != chosen]
+        together, longest = [chosen], max(1, left[chosen])
+        for key in sorted(others, key=lambda key: abs(left[key] - left[chosen])):
+            longest = max(longest, left[key])
+            if longest * (len(together) + 1) > STRETCH:
+                break
+            together.append(key)
+        found = engine.prefill([prompts[key] for key in together])
+        for key, memory in zip(together, found, strict=True):
+            self._memories[key] = (prompts[key], memory)
 
     def _memory(self, row: Row, engine: Engine) -> Any:
         if row.held is None:

@@ -5,25 +5,32 @@ given (`append`). Sampling settings, seed, limit and stops are its own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from chuk_lib.errors import ConfigError
+from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.draws import Arrival
 from chuk_lib.inference.decoder.engine import Held
+from chuk_lib.inference.decoder.guides import Constraint
 from chuk_lib.inference.text import decode
 
-Reason = Literal["eos", "stop", "length", "cancelled"]
-"""The model ended, a stop text or stop token came, there was no room for more, or nobody wants
-more."""
+Reason = Literal["eos", "stop", "length", "cancelled", "failed"]
+"""The model ended, a stop text or stop token came, there was no room for more, nobody wants more,
+or the model's output was not a number."""
 STOP_STEPS = 8
 """Tokens of a row after which its text is searched for a stop text: decoding costs more than a
 step's sampling. What was sampled beyond one is taken back."""
 _NEVER = 1 << 60
+_CUT = {
+    "length": "cut at the limit: ",
+    "stop": "ended by a stop text or token: ",
+    "cancelled": "cancelled: ",
+    "failed": "the model's output is not a number: ",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +41,11 @@ class Request:
     `config.seed` with `number` (of the prompt) and `member` (of those that continue it) decides
     what is drawn; without a seed 0 is taken. `stop_ids` end a row like the tokenizer's end tokens.
     `hold`: keep the row's cache when it ends, for `append`. `eager`: search stop texts after each
-    token, so that none is ever taken back."""
+    token, so that none is ever taken back. `constraint`: what the text must be, each stretch that
+    the model writes for itself. `held`: what a row that ended remembers of tokens that `ids` begin
+    with, fewer than all of them; it serves once. `bias`: what is added to the logits of some
+    tokens, which changes what is drawn and not its log-prob. `tops`: how many of the likeliest
+    tokens are told at each place."""
 
     ids: Sequence[int]
     config: SamplingConfig
@@ -43,6 +54,10 @@ class Request:
     stop_ids: Sequence[int] = ()
     hold: bool = False
     eager: bool = False
+    bias: Mapping[int, float] | None = None
+    tops: int = 0
+    constraint: Constraint | None = None
+    held: Held | None = None
 
 
 class Row:
@@ -52,17 +67,21 @@ class Row:
     softmax(logits / temperature) before any filter (temperature 1 when sampling is greedy);
     `written` (C,) bool: True where the model wrote, False (and log-prob 0) where it was given. They
     are brought up to date when the row ends. `text`: of the last stretch, without special tokens
-    and without what ended it."""
+    and without what ended it; `problem`: why it is not what the request's constraint wants. `tops`:
+    for each token that the model wrote the likeliest at its place and their log-probs, likeliest
+    first, as many as the request wants."""
 
     def __init__(self, request: Request, limit: int) -> None:
         self.request, self.limit = request, limit
         self.reason: Reason | None = None
         self.text = ""
+        self.problem: str | None = None
         self.ids = np.zeros(0, np.int32)
         self.logps = np.zeros(0, np.float32)
         self.written = np.zeros(0, bool)
+        self.tops: list[list[tuple[int, float]]] = []
         self.source: Sequence[int] = request.ids  # all tokens to continue
-        self.held: Held | None = None
+        self.held = request.held
 
     @property
     def columns(self) -> int:
@@ -74,9 +93,27 @@ class Row:
         """The row as it joins a batch: its random numbers go on where they were."""
         request = self.request
         drawn = int(self.written.sum())
+        guide = None if request.constraint is None else request.constraint.start()
         return Arrival(
-            self.source, request.config, request.number, request.member, self.limit, drawn
+            self.source,
+            request.config,
+            request.number,
+            request.member,
+            self.limit,
+            drawn,
+            guide,
+            request.bias,
+            request.tops,
         )
+
+    def raise_failed(self) -> None:
+        """Raise ModelError when the model's output was not a number for this row."""
+        if self.reason == "failed":
+            raise ModelError(
+                "the model's output is not a number",
+                "its weights may be damaged: look at the run's losses, or load an earlier"
+                " checkpoint",
+            )
 
     def take(self, ids: np.ndarray, logps: np.ndarray, written: bool) -> None:
         """Add a stretch (n,)."""
@@ -88,7 +125,7 @@ class Row:
         """Wait again, to be continued after `given` tokens by up to `limit`."""
         self.take(np.asarray(given, np.int32), np.zeros(len(given), np.float32), written=False)
         self.source = [*self.request.ids, *self.ids.tolist()]
-        self.reason, self.text, self.limit = None, "", limit
+        self.reason, self.text, self.problem, self.limit = None, "", None, limit
 
 
 class Ledger:
@@ -124,6 +161,7 @@ class Ledger:
         """Give a row what was written, and the line to others."""
         count = int(self.counts[line])
         row.take(self._ids[line, :count].copy(), self._logps[line, :count].copy(), written=True)
+        del row.tops[int(row.written.sum()) :]
         self._free.append(line)
 
     def note(self, lines: np.ndarray, tokens: np.ndarray, logps: np.ndarray) -> np.ndarray:
@@ -181,6 +219,15 @@ def text_of(row: Row, tokenizer: Any, count: int, by_token: bool) -> str:
     if row.reason == "stop" and not by_token:
         text = text[: stop_place(tokenizer, ids, row.request.config.stop)]
     return text
+
+
+def problem_of(row: Row, count: int, by_token: bool) -> str | None:
+    """Why the last `count` tokens of a row are not what its constraint wants."""
+    if row.request.constraint is None:
+        return None
+    ids = row.ids[len(row.ids) - count :].tolist()
+    found = row.request.constraint.problem(row.text, ids[:-1] if by_token else ids)
+    return None if found is None else f"{_CUT.get(row.reason or '', '')}{found}"
 
 
 def checked(requests: Sequence[Request]) -> None:

@@ -23,8 +23,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
+from chuk_lib.errors import ConfigError
 from chuk_lib.inference.decoder.plain_store import PlainStore
 from chuk_lib.inference.decoder.prefill import layer_caches, prefill_alone, run_tokens
+from chuk_lib.runtime import has_values
 
 Mix = Literal["any", "group", "row"]
 """Which rows may decode together: any, those of one prompt that begin together, or one alone."""
@@ -61,9 +63,16 @@ class Store(Protocol):
     def extend(self, memory: Any, ids: Sequence[int]) -> Any:
         """A memory with more tokens; the given one is used up."""
 
+    def cut(self, memory: Any, spare: int) -> Any | None:
+        """A memory without its last `spare` tokens; the given one is used up. None when its caches
+        cannot forget."""
+
 
 _LOCKSTEP = ("KVCache", "RotatingKVCache", "ArraysCache", "QuantizedKVCache", "ChunkedKVCache")
 _PROBES = ((1, 2, 3), (4, 5))
+KV_BITS = (8, 6, 4)
+_KV_GROUP = 64
+"""Neighbours that share a scale: MLX-LM's."""
 
 
 def new_store(
@@ -94,7 +103,7 @@ def _holds_unlike_rows(model: nn.Module, store: Store) -> bool:
         # Loose: bfloat16 products of other shapes differ in their last bits. A model that ignores
         # the mask is off by whole logits.
         loose = 5e-2 * mx.maximum(1.0, mx.abs(want).max())
-        return bool((mx.abs(got - want).max() <= loose).item())
+        return bool((mx.abs(got - want).max() <= loose).item()) or not has_values()
     except (ValueError, RuntimeError, TypeError, NotImplementedError):
         return False
 
@@ -102,6 +111,29 @@ def _holds_unlike_rows(model: nn.Module, store: Store) -> bool:
 def keeps_all(model: nn.Module) -> bool:
     """Whether all layers keep the keys and values of all tokens."""
     return all(_kind(layer) == "KVCache" for layer in layer_caches(model))
+
+
+def quantized_share(model: nn.Module, bits: int) -> float:
+    """What a cache of so many bits takes of the memory of one that is not quantized. Raises
+    ConfigError where there is none for this model."""
+    if bits not in KV_BITS:
+        raise ConfigError(f"kv_bits is {bits}", f"it may be {', '.join(map(str, KV_BITS))}")
+    caches = layer_caches(model)
+    if not all(_kind(layer) == "KVCache" for layer in caches):
+        raise ConfigError(
+            "the caches of this model cannot be quantized: not all of its layers keep every key",
+            "leave out kv_bits",
+        )
+    model(mx.array([[1]]), cache=caches)  # a graph that is never run
+    keys = caches[0].keys
+    if keys.shape[-1] % _KV_GROUP or caches[0].values.shape[-1] % _KV_GROUP:
+        raise ConfigError(
+            f"the model's heads have a width of {keys.shape[-1]}: caches are quantized in groups of"
+            f" {_KV_GROUP}",
+            "leave out kv_bits",
+        )
+    size = 8 * keys.dtype.size
+    return float((bits + 2 * size / _KV_GROUP) / size)
 
 
 def _kind(layer: Any) -> str:
@@ -162,6 +194,10 @@ class MergedStore:
         """Through the model, over its own caches."""
         return run_tokens(self._model, ids, memory)
 
+    def cut(self, memory: list[Any], spare: int) -> list[Any] | None:
+        """Where the caches can forget."""
+        return _without_last(memory, spare)
+
 
 class LockstepStore:
     """The model's own caches with as many rows as one prompt has: all at the same position for as
@@ -212,6 +248,10 @@ class LockstepStore:
     def extend(self, memory: list[Any], ids: Sequence[int]) -> list[Any]:
         """Through the model, over its own caches."""
         return run_tokens(self._model, ids, memory)
+
+    def cut(self, memory: list[Any], spare: int) -> list[Any] | None:
+        """Where the caches can forget."""
+        return _without_last(memory, spare)
 
 
 def _without_last(caches: list[Any], spare: int) -> list[Any] | None:

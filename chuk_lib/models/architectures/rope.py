@@ -1,5 +1,6 @@
 """Rotary positions as a config says them. The rotations are MLX-LM's, but for LongRoPE: it always
-takes the long factors, where transformers takes the short ones up to the original context."""
+takes the long factors, where transformers takes the short ones up to the original context; and for
+YaRN with `truncate: false`."""
 
 from __future__ import annotations
 
@@ -39,13 +40,13 @@ class Rope:
 
     def module(self, width: int) -> nn.Module:
         """The module that rotates heads of `width`."""
-        from mlx_lm.models.rope_utils import initialize_rope
+        from mlx_lm.models.rope_utils import YarnRoPE, initialize_rope
 
         rotated = int(width * self.share)
         scaling = dict(self.scaling) if self.scaling else None
         if scaling and (scaling.get("rope_type") or scaling.get("type")) in ("longrope", "su"):
             return LongRope(rotated, self, scaling)
-        return cast(
+        made = cast(
             nn.Module,
             initialize_rope(
                 rotated,
@@ -55,6 +56,27 @@ class Rope:
                 max_position_embeddings=self.context,
             ),
         )
+        if isinstance(made, YarnRoPE) and scaling and scaling.get("truncate") is False:
+            made._freqs = _unrounded_yarn(rotated, self.theta, scaling)
+        return made
+
+
+def _unrounded_yarn(width: int, theta: float, scaling: Mapping[str, Any]) -> mx.array:
+    """Inverse frequencies of YaRN (Peng et al. 2023) whose ramp begins and ends between two
+    dimensions, where MLX-LM rounds to whole ones."""
+    original = scaling.get("original_max_position_embeddings", 4096)
+
+    def dimension(turns: float) -> float:
+        return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(dimension(scaling.get("beta_fast", 32)), 0)
+    high = min(dimension(scaling.get("beta_slow", 1)), width - 1)
+    places = mx.arange(width // 2, dtype=mx.float32)
+    kept = 1 - mx.clip((places - low) / max(high - low, 0.001), 0, 1)
+    plain = theta ** (mx.arange(0, width, 2, dtype=mx.float32) / width)
+    slow = scaling["factor"] * plain
+    found: mx.array = slow * plain / (slow * kept + plain * (1 - kept))
+    return found
 
 
 class LongRope(nn.Module):

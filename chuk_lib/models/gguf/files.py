@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 
 from chuk_lib.errors import ModelError
 from chuk_lib.models.gguf.quants import BY_CODE, FORMATS, unpack
+from chuk_lib.models.reading import CHUNK
 
 _KINDS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -29,19 +30,47 @@ _ALIGNMENT, _NAME_BYTES, _DIMENSIONS = 32, 1024, 4
 @dataclass(frozen=True)
 class PackedTensor:
     """A tensor of a GGUF file: `shape` as NumPy and Hugging Face have it, `kind` a name of
-    `FORMATS`."""
+    `FORMATS`, `file` the file's name."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
     raw: np.ndarray
+    file: str
+
+    @property
+    def dtype(self) -> str:
+        """The name of its format as llama.cpp writes it, such as `Q4_K`."""
+        return self.kind.upper()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes in the file."""
+        return len(self.raw)
+
+    @property
+    def elements(self) -> int:
+        """Numbers that it stands for."""
+        return prod(self.shape)
+
+    @property
+    def is_number(self) -> bool:
+        """Whether chuk reads its numbers."""
+        return FORMATS[self.kind].unpack is not None
+
+    def chunks(self, size: int = CHUNK) -> Iterator[np.ndarray]:
+        """Its numbers in order, float32, about `size` at a time."""
+        found = FORMATS[self.kind]
+        step = max(1, size // found.block) * found.n_bytes
+        for start in range(0, len(self.raw), step):
+            yield unpack(self.raw[start : start + step], self.kind)
 
     def read(self) -> np.ndarray:
         """Its numbers, float32, in its shape. Raises ModelError for a format that chuk cannot
         read."""
-        if FORMATS[self.kind].unpack is None:
+        if not self.is_number:
             raise ModelError(
-                f"`{self.name}` is stored as {self.kind.upper()}, which chuk does not read",
+                f"`{self.name}` is stored as {self.dtype}, which chuk does not read",
                 "take a Q4_K_M or Q8_0 file",
             )
         return np.reshape(unpack(self.raw, self.kind), self.shape)
@@ -170,9 +199,8 @@ def _placed(
             )
         if begin + offset + size > len(whole):
             cursor.fail(f"`{name}` reaches beyond the file's {len(whole):,} bytes")
-        tensors[name] = PackedTensor(
-            name, kind.name, shape, whole[begin + offset : begin + offset + size]
-        )
+        raw = whole[begin + offset : begin + offset + size]
+        tensors[name] = PackedTensor(name, kind.name, shape, raw, cursor.path.name)
     return tensors
 
 

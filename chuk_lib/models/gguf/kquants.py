@@ -140,3 +140,43 @@ def unpack_q6_k(raw: Rows) -> Rows:
     ).view("<f2").astype(np.float32)
     numbers = (q.astype(np.float32) - 32).reshape(-1, 16, 16)
     return (numbers * scale[:, :, None]).reshape(-1, 256).astype(np.float32)
+
+
+_TWOS = np.array([0, 2, 4, 6], np.uint8)[:, None]
+
+
+def _twos(raw: Rows) -> Rows:
+    """Numbers of 2 bits, four a byte: (blocks, 64) to (blocks, 16, 16). Of each half of a block the
+    first 32 lie in the lowest bits of its bytes."""
+    return (raw.reshape(-1, 2, 1, 32) >> _TWOS & 3).reshape(-1, 16, 16)
+
+
+def unpack_q2_k(raw: Rows) -> Rows:
+    """(blocks, 84): sixteen scales and minima of 4 bits, 2 bits a number, d, dmin."""
+    tops = np.ascontiguousarray(raw[:, 80:]).view("<f2").astype(np.float32)
+    scale, low = tops[:, :1] * (raw[:, :16] & 15), tops[:, 1:] * (raw[:, :16] >> 4)
+    return (scale[:, :, None] * _twos(raw[:, 16:80]) - low[:, :, None]).reshape(-1, 256)
+
+
+def unpack_q3_k(raw: Rows) -> Rows:
+    """(blocks, 110): a high bit each, 2 low bits a number, sixteen scales of 6 bits, d."""
+    top = np.ascontiguousarray(raw[:, 108:]).view("<f2").astype(np.float32)
+    low = np.concatenate([raw[:, 96:104] & 15, raw[:, 96:104] >> 4], axis=1)
+    high = (raw[:, None, 104:108] >> _TWOS & 3).reshape(-1, 16)
+    scale = top * ((low | high << 4).astype(np.float32) - 32)
+    bits = raw[:, None, :32] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    q = _twos(raw[:, 32:96]).astype(np.float32) - 4 * (
+        1 - bits.reshape(-1, 16, 16).astype(np.float32)
+    )
+    return (scale[:, :, None] * q).reshape(-1, 256)
+
+
+def unpack_q5_k(raw: Rows) -> Rows:
+    """(blocks, 176): as `q4_k`, with a fifth bit each."""
+    tops = np.ascontiguousarray(raw[:, :4]).view("<f2").astype(np.float32)
+    scales, minima = _from_sixes(raw[:, 4:16])
+    fifth = raw[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    pairs = raw[:, 48:].reshape(-1, 4, 1, 32)
+    q = np.concatenate([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32) | fifth << 4
+    scale, low = tops[:, :1] * scales, tops[:, 1:] * minima
+    return (scale[:, :, None] * q - low[:, :, None]).reshape(-1, 256)

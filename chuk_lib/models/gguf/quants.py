@@ -183,6 +183,54 @@ def _plain(dtype: str) -> tuple[Callable[[Rows], Rows], Callable[[Rows], Rows]]:
     return to_bytes, from_bytes
 
 
+_LEVELS = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)
+"""What the 16 numbers of an IQ4 block stand for: closer together around 0."""
+_FLOAT4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+"""What 4 bits are as a float of 1 sign, 2 exponent and 1 mantissa bits (OCP's E2M1)."""
+
+
+def _unpack_iq4_nl(raw: Rows) -> Rows:
+    return _half(raw[:, :2]) * _LEVELS[_from_nibbles(raw[:, 2:])]
+
+
+def _unpack_iq4_xs(raw: Rows) -> Rows:
+    """Eight parts of 32, each with a scale of 6 bits: 4 in a nibble, the upper two in 16 bits."""
+    upper = np.ascontiguousarray(raw[:, 2:4]).view("<u2") >> (2 * np.arange(8, dtype=np.uint16))
+    lower = np.stack([raw[:, 4:8] & 15, raw[:, 4:8] >> 4], axis=2).reshape(-1, 8)
+    scale = _half(raw[:, :2]) * ((lower | (upper & 3) << 4).astype(np.float32) - 32)
+    levels = _LEVELS[_from_nibbles(raw[:, 8:].reshape(-1, 16))].reshape(-1, 8, 32)
+    return (scale[:, :, None] * levels).reshape(-1, 256)
+
+
+def _unpack_mxfp4(raw: Rows) -> Rows:
+    return np.ldexp(_FLOAT4[_from_nibbles(raw[:, 1:])], raw[:, :1].astype(np.int32) - 127)
+
+
+_UNREAD = (
+    ("q8_1", 9, 32, 40),
+    ("q8_k", 15, 256, 292),
+    ("iq2_xxs", 16, 256, 66),
+    ("iq2_xs", 17, 256, 74),
+    ("iq3_xxs", 18, 256, 98),
+    ("iq1_s", 19, 256, 50),
+    ("iq3_s", 21, 256, 110),
+    ("iq2_s", 22, 256, 82),
+    ("i8", 24, 1, 1),
+    ("i16", 25, 1, 2),
+    ("i32", 26, 1, 4),
+    ("i64", 27, 1, 8),
+    ("f64", 28, 1, 8),
+    ("iq1_m", 29, 256, 56),
+    ("tq1_0", 34, 256, 54),
+    ("tq2_0", 35, 256, 66),
+    ("nvfp4", 40, 64, 36),
+    ("q1_0", 41, 128, 18),
+)
+"""Types whose size is known and whose numbers are not read: name, number, block, bytes."""
+
+
 def _formats() -> dict[str, BlockPacking]:
     table: list[Any] = [
         ("f32", 0, 1, 4, *_plain("<f4")),
@@ -195,11 +243,13 @@ def _formats() -> dict[str, BlockPacking]:
         ("q4_k", 12, 256, 144, kquants.pack_q4_k, kquants.unpack_q4_k),
         ("q6_k", 14, 256, 210, kquants.pack_q6_k, kquants.unpack_q6_k),
         ("bf16", 30, 1, 2, _pack_bf16, _unpack_bf16),
-        ("q2_k", 10, 256, 84, None, None),
-        ("q3_k", 11, 256, 110, None, None),
-        ("q5_k", 13, 256, 176, None, None),
-        ("q8_k", 15, 256, 292, None, None),
-        ("mxfp4", 39, 32, 17, None, None),
+        ("q2_k", 10, 256, 84, None, kquants.unpack_q2_k),
+        ("q3_k", 11, 256, 110, None, kquants.unpack_q3_k),
+        ("q5_k", 13, 256, 176, None, kquants.unpack_q5_k),
+        ("iq4_nl", 20, 32, 18, None, _unpack_iq4_nl),
+        ("iq4_xs", 23, 256, 136, None, _unpack_iq4_xs),
+        ("mxfp4", 39, 32, 17, None, _unpack_mxfp4),
+        *((*row, None, None) for row in _UNREAD),
     ]
     return {row[0]: BlockPacking(*row) for row in table}
 

@@ -28,6 +28,7 @@ from chuk_lib.inference.vocabulary import check_tokens
 from chuk_lib.rewards.types import Completions, Logged, Text
 from chuk_lib.training.engine import step_seed
 from chuk_lib.training.loading import load_splits
+from chuk_lib.training.online import shared
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.episode import Episode, GroupPrompt, Player, check_played
 
@@ -173,25 +174,28 @@ class Collector:
         """
         began = time.perf_counter()
         prompts = self._prompts(rows)
-        episodes = self.player.play(prompts, n, sampling)
+        episodes = shared.play(self.player, prompts, n, sampling)
         check_played(episodes, prompts, n, self.vocabulary)
         runtime.release_cache()
         played = time.perf_counter()
         logged = Logged()
-        with runtime.users_own():
-            scores = self.rewards.score(completions_of(episodes, step), logged)
+
+        def ask() -> tuple[np.ndarray, Any]:
+            with runtime.users_own():
+                scores = self.rewards.score(completions_of(episodes, step), logged)
+            return scores, [logged.columns, logged.metrics]
+
+        scores, (columns, metrics) = shared.score(ask)
         ended = time.perf_counter()
         scored = [
             replace(
                 one,
                 scores=scores[at],
-                extra={name: column[at] for name, column in logged.columns.items()},
+                extra={name: column[at] for name, column in columns.items()},
             )
             for at, one in enumerate(episodes)
         ]
-        return Played(
-            scored, list(range(len(scored))), logged.metrics, played - began, ended - played
-        )
+        return Played(scored, list(range(len(scored))), metrics, played - began, ended - played)
 
     def where(self, rows: Iterable[int]) -> str:
         """Some prompts by file and row."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
+from chuk_lib import runtime
 from chuk_lib.training.algorithm import Arrays, Update
 from chuk_lib.training.losses.policy_gradient import denominator
 from chuk_lib.training.losses.policy_kinds import Sizes
@@ -54,6 +55,8 @@ def make_update(
         [run[i] for i in part]
         for part in by_length([len(episodes[row]) for row in run], shapes.rows)
     ]
+    mine, idle = runtime.this_world().deal(parts)
+    count = runtime.this_world().dealt(parts)
     seen = int(tokens[run].sum())
     # The loss is a mean over the whole update, run or not: a row without advantage has loss 0, and
     # leaving it out of the divisor would make the others count more.
@@ -66,20 +69,20 @@ def make_update(
         Per.ROW: len(rows),
         Per.SEEN_TOKEN: seen,
         Per.SEEN_ROW: len(run),
-        Per.MICRO_BATCH: len(parts),
+        Per.MICRO_BATCH: count,
         # A row that is not run has a minimum of 0, and so has the update: 0 leaves the sum out.
-        Per.LEAST: len(parts) if len(run) == len(rows) else 0,
+        Per.LEAST: count if len(run) == len(rows) else 0,
     }
     # The entropy bonus is a mean over the tokens that it is for, whatever the loss is a mean of.
     bonus = extra.entropy_coef * (weight / max(_entropy_tokens(episodes, run, extra, seen), 1))
     shared = scale_arrays(weight, sizes) | {
         "entropy_scale": mx.array(bonus, mx.float32),
         # Weights of micro-batches add up to the update's.
-        "weight": mx.array(weight / len(parts), mx.float32),
+        "weight": mx.array(weight / count, mx.float32),
     }
     sampling = _reads_sampler(config, episodes)
-    batches = [_arrays(episodes, part, shapes, extra, sampling=sampling) | shared for part in parts]
-    return Update(batches, weight, {"trained_tokens": seen})
+    batches = [_arrays(episodes, part, shapes, extra, sampling=sampling) | shared for part in mine]
+    return Update(batches, weight, {"trained_tokens": seen}, idle)
 
 
 def _entropy_tokens(

@@ -16,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from chuk_lib import runtime
 from chuk_lib.training.algorithm import Arrays, Loss, Memory, Update
 from chuk_lib.training.losses.ppo import (
     PPOOptions,
@@ -192,7 +193,9 @@ class PPOAlgorithm(OnlineAlgorithm[PPOConfig]):
             "value_share": mx.array(1 / values, mx.float32),
         }
         made = []
-        for part in by_length([len(one) for one in episodes], self._shapes.rows):
+        parts = by_length([len(one) for one in episodes], self._shapes.rows)
+        mine, idle = runtime.this_world().deal([list(part) for part in parts])
+        for part in mine:
             some = [episodes[row] for row in part]
             arrays = self._arrays(some) | shares
             width = arrays["mask"].shape[1]
@@ -207,7 +210,7 @@ class PPOAlgorithm(OnlineAlgorithm[PPOConfig]):
             arrays |= {name: mx.array(padded(rows, width)) for name, rows in by_token.items()}
             arrays |= {name: mx.array(padded(rows, width + 1)) for name, rows in by_value.items()}
             made.append(arrays)
-        return Update(made, 1.0, {"trained_tokens": tokens})
+        return Update(made, 1.0, {"trained_tokens": tokens}, idle)
 
 
 def _reward_metrics(totals: np.ndarray, group: int) -> dict[str, float]:

@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from chuk_lib import runtime
 from chuk_lib.data.batches import BatchFolder
 from chuk_lib.runtime import hardware, limits
 from chuk_lib.runtime.memory_use import device_memory
@@ -247,18 +248,17 @@ class _Needs:
         self.blocks = len(model.layers)
 
     def __call__(self, sizes: StepSizes) -> int:
-        sequences, width = (
-            sizes.batch_size * self._rows.sequences * self._rows.models,
-            self._rows.width,
-        )
+        ranks = runtime.this_world().size
+        rows, width = -(-sizes.batch_size // ranks), self._rows.width
+        sequences = rows * self._rows.sequences * self._rows.models
         recomputing = (
             (sizes.checkpointing_blocks or self.blocks) if sizes.gradient_checkpointing else 0
         )
         recomputing = min(recomputing, self.blocks)
         step = replace(self._print, recomputing=recomputing)
         need = step.need(sequences * width, sequences * self._rows.targets) + self._beside
-        # The sum beside a new gradient.
-        need += self._trained if sizes.gradient_accumulation_steps > 1 else 0
+        # The sum beside a new gradient, or that of all processes beside this one's.
+        need += self._trained if sizes.gradient_accumulation_steps > 1 or ranks > 1 else 0
         if not self._on_metal:
             return need
         keeping = self.blocks - recomputing + bool(recomputing)

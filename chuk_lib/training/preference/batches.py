@@ -22,6 +22,7 @@ from chuk_lib.training.algorithm import Arrays, Update
 from chuk_lib.training.preference.config import PreferenceConfig
 from chuk_lib.training.sft_trainer import pad_rounding, pad_token_id
 from chuk_lib.training.utils.log_probs import completion_arrays
+from chuk_lib.training.utils.over_ranks import summed
 
 Row = TypeVar("Row", bound=PairExample | UnpairedExample)
 
@@ -74,7 +75,7 @@ class Batches(Generic[Row]):
         self, step: int, arrays_of: Callable[[Sequence[int], Sequence[Row]], Arrays]
     ) -> Update:
         """The one update of a step, each micro-batch made by `arrays_of(rows, examples)`."""
-        parts = self.rows(step)
+        parts, idle = runtime.this_world().deal(self.rows(step))
         made = [arrays_of(rows, [self.examples[row] for row in rows]) for rows in parts]
         window = self.window(step)
         sizes = [
@@ -84,16 +85,22 @@ class Batches(Generic[Row]):
         counts = {
             "tokens": sum(prompts + completions for prompts, completions in sizes),
             "trained_tokens": sum(completions for _, completions in sizes),
-            "slots": sum(arrays["input_ids"].size for arrays in made),
+            "slots": _slots(made, idle),
             "rows": len(window),
         }
-        return Update(made, float(len(window)), counts)
+        return Update(made, float(len(window)), counts, idle)
 
     def where(self, step: int) -> str:
         """The source lines that a step trains on."""
         sources = [str(one.source or "a row") for one in self.window(step)]
         more = f" and {len(sources) - 4} more" if len(sources) > 4 else ""
         return ", ".join(sources[:4]) + more
+
+
+def _slots(micro_batches: Sequence[Arrays], idle: bool) -> int:
+    """Places for tokens in the micro-batches of all processes."""
+    own = 0 if idle else sum(arrays["input_ids"].size for arrays in micro_batches)
+    return int(summed({"slots": own})["slots"])
 
 
 def pair_arrays(pairs: Sequence[PairExample], layout: Layout) -> Arrays:

@@ -113,8 +113,9 @@ def reward_arrays(pairs: Sequence[PairExample], layout: Layout, pad_token_id: in
 class RewardTrainer:
     """Training a reward model on a loaded language model or reward model.
 
-    >>> model, tokenizer = load_model("my-model") >>> RewardTrainer(model, tokenizer,
-    RewardConfig()).train(PairDataset("pairs.jsonl", tokenizer, keep_ends=True))
+    >>> model, tokenizer = load_model("my-model")
+    >>> pairs = PairDataset("pairs.jsonl", tokenizer, keep_ends=True)
+    >>> RewardTrainer(model, tokenizer, RewardConfig()).train(pairs)
 
     A language model gets a new score head, drawn from the seed. The head is always trained; with
     adapters on the model nothing else but these. Raises ConfigError as the other trainers do."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib import runtime
 from chuk_lib.data.batches import BatchFolder, is_batch_folder
 from chuk_lib.data.batching import RowPlan
 from chuk_lib.data.labels import label_notes
@@ -34,6 +35,7 @@ from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.fits import check_rows, length_notes
 from chuk_lib.training.language_job import complete, language_job, prepare_model
 from chuk_lib.training.loading import load_policy, load_splits
+from chuk_lib.training.losses.preference_kinds import DPO_LOSSES
 from chuk_lib.training.measuring.exact_match import write_sample
 from chuk_lib.training.preference.algorithms import (
     DPOAlgorithm,
@@ -66,8 +68,9 @@ Dataset = PairDataset | UnpairedDataset | BatchFolder
 class PreferenceTrainer:
     """Learning from preferences with a loaded model.
 
-    >>> model, tokenizer = load_model("my-model", lora=LoRAConfig()) >>> PreferenceTrainer(model,
-    tokenizer, DPOConfig(beta=0.2)).train(PairDataset("pairs.jsonl", tokenizer))
+    >>> model, tokenizer = load_model("my-model", lora=LoRAConfig())
+    >>> config = DPOConfig(beta=0.2)
+    >>> PreferenceTrainer(model, tokenizer, config).train(PairDataset("pairs.jsonl", tokenizer))
 
     The settings' class chooses the algorithm: DPOConfig, ORPOConfig and CPOConfig train on a
     PairDataset, KTOConfig on an UnpairedDataset. Adapters on the model are trained and nothing
@@ -105,6 +108,7 @@ class PreferenceTrainer:
     def job(self, dataset: Dataset, eval_dataset: Dataset | None = None) -> Job:
         """What `train` runs: settings are complete and what is trained is chosen from here on."""
         self._check_data(dataset)
+        _refuse_sorting(self.config)
         check_rows(self.model, self.tokenizer, dataset, eval_dataset)
         adapted = prepare_model(self.model, self.config)
         self.config = complete(self.config, self.model, adapted, dataset.source)
@@ -241,6 +245,18 @@ class _References(NamedTuple):
 
 DPOTrainer = PreferenceTrainer
 """DPO by its own name: the settings are DPOConfig's unless others are given."""
+
+
+def _refuse_sorting(config: PreferenceConfig) -> None:
+    """Raise ConfigError for losses of a whole micro-batch where a process has a share of it."""
+    names = config.loss_type if isinstance(config, DPOConfig) else ()
+    sorting = [name for name in names if DPO_LOSSES[name].sorts]
+    if sorting and runtime.this_world().size > 1:
+        raise ConfigError(
+            f"loss_type={sorting[0]} sorts the ratios of a whole micro-batch, of which each of"
+            " several processes has a part",
+            "train in one process, or with another loss",
+        )
 
 
 def load(

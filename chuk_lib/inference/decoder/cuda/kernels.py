@@ -27,6 +27,7 @@ import mlx.core as mx
 
 from chuk_lib.inference.decoder.cuda.product_source import LOWER, PRODUCT
 from chuk_lib.inference.decoder.cuda.source import ATTEND, DRAW
+from chuk_lib.runtime import keep_custom_kernels
 
 if TYPE_CHECKING:
     from chuk_lib.inference.decoder.products import LowRank
@@ -240,7 +241,8 @@ def _kernel(
     changes: tuple[tuple[str, str], ...] = (),
 ) -> Any:
     """The kernel with the words in `changes` replaced. MLX tells kernels apart by name and
-    constants, in its cache on the disk too: the name has the source in it."""
+    constants: the name has the source in it."""
+    keep_custom_kernels()
     header, body = source
     for word, text in changes:
         body = body.replace(word, text)

@@ -1,4 +1,4 @@
-"""Packages that only some rewards need."""
+"""Packages that only some features need."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from chuk_lib.errors import ConfigError
 
 
-def need(reward: str, module: str, package: str, extra: str) -> Any:
-    """The imported module. Raises ConfigError that names the package and the extra that installs
-    it."""
+def need(who: str, module: str, package: str, extra: str) -> Any:
+    """The imported module. Raises ConfigError that names who needs it, the package, and the extra
+    that installs it."""
     if find_spec(module.split(".")[0]) is None:
         raise ConfigError(
-            f"reward `{reward}` needs the package {package}",
+            f"{who} needs the package {package}",
             f"install it: pip install 'chuk-mlx[{extra}]'",
         )
     return import_module(module)

@@ -1,0 +1,15 @@
+"""`chuk env`: what a model plays with over several turns."""
+
+from __future__ import annotations
+
+from chuk_cli.command import App
+from chuk_cli.env import hybrid, mcp
+
+app = App(add_completion=False, no_args_is_help=True)
+app.add_typer(mcp.app, name="mcp")
+app.command()(hybrid.hybrid)
+
+
+@app.callback()
+def env() -> None:
+    """Look at the tools and environments that a model plays with."""
