@@ -108,15 +108,16 @@ def resume(
     should_stop: Callable[[], bool] = lambda: False,
     allow_changed: bool = False,
     make_player: MakePlayer | None = None,
+    player_of: Callable[[TrainerConfig], MakePlayer | None] = lambda config: None,
 ) -> RunResult:
     """Go on exactly where a run stopped, from its newest valid checkpoint; at the start when it has
     none yet.
 
     `changes` are settings to change on the way (`max_steps`, `num_epochs`); `make_player` is as in
-    `train`, for a run that had one. Raises ModelError when there is no run or no valid checkpoint;
-    DataError, ModelError or ConfigError when data, base weights, reference, tokenizer, player,
-    reward files or the rows that come next are not what they were, unless `allow_changed`: then it
-    is said in warnings."""
+    `train`, for a run that had one, or `player_of` makes it of the run's settings. Raises
+    ModelError when there is no run or no valid checkpoint; DataError, ModelError or ConfigError
+    when data, base weights, reference, tokenizer, player, reward files or the rows that come next
+    are not what they were, unless `allow_changed`: then it is said in warnings."""
     run, held = reopen(run_path), RunDir(run_path.resolve())
     try:
         layers = [
@@ -127,7 +128,8 @@ def resume(
         config = resolve(recipes.config_class(name), layers).value
         begin_rehearsal(name, config)
         data = training_data(config)
-        trainer, dataset, eval_dataset = recipes.load(name, config, data, make_player)
+        player = make_player or player_of(config)
+        trainer, dataset, eval_dataset = recipes.load(name, config, data, player)
         room = make_room(trainer, dataset)
         told = (*run.warnings, *(room.warnings if room else ()))
         run = replace(run, allow_changed=allow_changed, changes=tuple(changes or ()), warnings=told)

@@ -85,6 +85,8 @@ def begin(algorithm: str, config: TrainerConfig) -> None:
     folder = runtime.kernel_folder()
     if folder is None or not config.model or not config.data or config.data == "-":
         return
+    if getattr(config, "has_tools", False):  # tools are the user's own code, for the run alone
+        return
     try:
         model, small = _folder_of(config), _small_config(config)
     except (ChukError, OSError, ValueError):
