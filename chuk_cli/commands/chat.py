@@ -12,6 +12,7 @@ from chuk_cli.infer.options import (
     ChatOption,
     DrawOption,
     GrammarOption,
+    KvBitsOption,
     MaxTokensOption,
     MinPOption,
     PenaltyOption,
@@ -62,6 +63,7 @@ def chat(
     stop: StopOption = None,
     seed: DrawOption = _DEFAULT.seed,
     speculate: SpeculateOption = "auto",
+    kv_bits: KvBitsOption = None,
     schema: SchemaOption = None,
     regex: RegexOption = None,
     grammar: GrammarOption = None,
@@ -79,7 +81,7 @@ def chat(
       chuk chat -m ./base -a first=runs/a -a second=runs/b --system "Be brief." --temperature 0.7
     """
     from chuk_cli.infer.answers import load as load_model
-    from chuk_cli.infer.answers import speculates
+    from chuk_cli.infer.answers import speculates, tell_kv_bits
     from chuk_cli.infer.rules import rule_of
     from chuk_cli.infer.talk import Talk
 
@@ -99,8 +101,15 @@ def chat(
     from chuk_lib.inference.conversation import Conversation
 
     constraint = None if rule is None else rule.bound(tokenizer)
+    tell_kv_bits(weights, kv_bits, out)
     talk = Conversation(
-        weights, tokenizer, system=system, chat=chat, constraint=constraint, speculate=ahead
+        weights,
+        tokenizer,
+        system=system,
+        chat=chat,
+        constraint=constraint,
+        speculate=ahead,
+        kv_bits=kv_bits,
     )
     if not talk.chats and sys.stdin is not None:
         out.warn("without a chat template each line is gone on with alone")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -19,6 +20,7 @@ from chuk_cli.infer.options import (
     DrawOption,
     GrammarOption,
     InputOption,
+    KvBitsOption,
     LogprobsOption,
     MaxTokensOption,
     MinPOption,
@@ -42,12 +44,13 @@ from chuk_cli.options import (
     OverwriteOption,
     QuietOption,
 )
-from chuk_cli.out import Out
+from chuk_cli.out import Out, to_json
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
 
 if TYPE_CHECKING:
     from chuk_lib.inference.constraints import TextRule
+    from chuk_lib.inference.prompt_cache import PromptCache
     from chuk_lib.inference.prompts import Prompt
 
 app = App(add_completion=False)
@@ -71,6 +74,7 @@ def infer(
     stop: StopOption = None,
     seed: DrawOption = _DEFAULT.seed,
     speculate: SpeculateOption = "auto",
+    kv_bits: KvBitsOption = None,
     schema: SchemaOption = None,
     regex: RegexOption = None,
     grammar: GrammarOption = None,
@@ -118,6 +122,9 @@ def infer(
         return load_model(out, model, folder, implementation, prepares=rule is not None)
 
     if job is not None:
+        alone = {"--cache": cache, "--kv-bits": kv_bits}
+        if name := next((name for name, given in alone.items() if given is not None), None):
+            raise ConfigError(f"`{name}` is for one prompt, not for rows", "leave it out")
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
         answer_all(
             job,
@@ -133,50 +140,103 @@ def infer(
     out.warn_of_idle(sampling.idle)
     text = _given_prompt(prompt)
     ahead = speculates(speculate)
-    _answer_or_talk(load, adapter, text, sampling, chat, system, out, rule, ahead)
+    if text is None:
+        if cache is not None:
+            raise ConfigError("`--cache` is for one prompt", "add `--prompt TEXT`")
+        _talk(load, adapter, sampling, chat, system, out, rule, ahead, kv_bits)
+        return
+    kept = None if cache is None else (Path(cache).expanduser(), (model, adapter, implementation))
+    _answer(load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept)
 
 
-def _answer_or_talk(
+def _talk(
     load: Callable[[str | None], tuple[Any, Any]],
     adapter: str | None,
-    text: Prompt | None,
     sampling: SamplingConfig,
     chat: bool | None,
     system: str | None,
     out: Out,
     rule: TextRule | None,
     speculate: bool,
+    kv_bits: int | None,
 ) -> None:
-    """One answer, or a conversation where there is no prompt."""
-    from chuk_cli.infer.answers import show, tell
+    """A conversation."""
+    from chuk_cli.infer.answers import tell_kv_bits
+    from chuk_cli.infer.talk import Talk
+    from chuk_lib.inference.conversation import Conversation
 
     model, tokenizer = load(adapter)
     constraint = None if rule is None else rule.bound(tokenizer)
-    if text is None:
-        from chuk_cli.infer.talk import Talk
-        from chuk_lib.inference.conversation import Conversation
+    tell_kv_bits(model, kv_bits, out)
+    talk = Conversation(
+        model,
+        tokenizer,
+        system=system,
+        chat=chat,
+        constraint=constraint,
+        speculate=speculate,
+        kv_bits=kv_bits,
+    )
+    Talk(talk, load, sampling, out, adapter=adapter).run()
 
-        talk = Conversation(
-            model,
-            tokenizer,
-            system=system,
-            chat=chat,
-            constraint=constraint,
-            speculate=speculate,
-        )
-        Talk(talk, load, sampling, out, adapter=adapter).run()
-        return
+
+def _answer(
+    load: Callable[[], tuple[Any, Any]],
+    text: Prompt,
+    sampling: SamplingConfig,
+    chat: bool | None,
+    system: str | None,
+    out: Out,
+    rule: TextRule | None,
+    speculate: bool,
+    kv_bits: int | None,
+    kept: tuple[Path, tuple[str, str | None, str]] | None,
+) -> None:
+    """One answer. `kept`: a file for what is remembered of the prompt, and what decides that."""
+    from chuk_cli.infer.answers import show, tell, tell_kv_bits
     from chuk_lib.inference.generator import stream
     from chuk_lib.inference.prompts import encode_prompt, expects_chat
 
+    model, tokenizer = load()
+    constraint = None if rule is None else rule.bound(tokenizer)
     if chat is None and system is None:
         chat = expects_chat(model)
+    tell_kv_bits(model, kv_bits, out)
     ids = encode_prompt(tokenizer, text, chat=chat, system=system)
-    chunks = stream(model, tokenizer, ids, sampling, constraint=constraint, speculate=speculate)
+    cache = None if kept is None else _cache(*kept, model)
+    chunks = stream(
+        model,
+        tokenizer,
+        ids,
+        sampling,
+        constraint=constraint,
+        speculate=speculate,
+        cache=cache,
+        kv_bits=kv_bits,
+    )
     answer = show(chunks, len(ids), out)
-    tell(answer, rule is not None, out)
+    tell(answer, rule is not None, out, 0 if cache is None else cache.reused)
+    if cache is not None and cache.tokens and not cache.reused:
+        out.warn(f"`{cache.path}` remembers another prompt: nothing of it was of use")
     if answer.problem is not None:
         raise typer.Exit(FAILURE)
+
+
+def _cache(path: Path, made_with: tuple[str, str | None, str], model: Any) -> PromptCache:
+    """The file, bound to the model that is loaded."""
+    from chuk_lib.inference.prompt_cache import PromptCache
+    from chuk_lib.models import provenance_of
+    from chuk_lib.training.identity import files_of, fingerprint_model
+    from chuk_lib.utils.identity import fingerprint
+
+    source, adapter, implementation = made_with
+    parts = {
+        "model": fingerprint_model(source),
+        "adapter": None if adapter is None else fingerprint(files_of(Path(adapter).expanduser())),
+        "implementation": implementation,
+        "dtype": provenance_of(model).dtype,
+    }
+    return PromptCache(path, model, to_json(parts))
 
 
 def _given_prompt(prompt: str | None) -> str | None:

@@ -89,6 +89,15 @@ def load(
     return loaded, tokenizer
 
 
+def tell_kv_bits(model: Any, bits: int | None, out: Out) -> None:
+    """What a quantized cache takes. Raises ConfigError where there is none."""
+    if bits is not None:
+        from chuk_lib.inference.decoder.stores import quantized_share
+
+        share = quantized_share(model, bits)
+        out.say(f"cache of {bits} bits: {100 * share:.0f} % of its memory, answers may differ")
+
+
 def speculates(how: str) -> bool:
     """What `--speculate` says. Raises ConfigError for another word."""
     if how not in ("auto", "off"):

@@ -90,6 +90,13 @@ CacheOption = Annotated[
     ),
 ]
 
+KvBitsOption = Annotated[
+    int | None,
+    sampling_option(
+        "--kv-bits", help="Keep what was read in so many bits: 8, 6 or 4.", metavar="N"
+    ),
+]
+
 InputOption = Annotated[
     str | None,
     rows_option(

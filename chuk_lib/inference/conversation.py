@@ -26,8 +26,8 @@ class Conversation:
     A model without a chat template (or with `chat` False) sees the last question only. `prompt` is
     the number of tokens before the last answer, `reused` how many of them were not run again, and
     `row` that answer. Tokens of an answer stay as they were sampled wherever its text is encoded to
-    them; where it is not, all after the first difference is run again. `speculate`: see `stream`.
-    """
+    them; where it is not, all after the first difference is run again. `speculate` and
+    `kv_bits`: see `stream`."""
 
     def __init__(
         self,
@@ -38,13 +38,14 @@ class Conversation:
         chat: bool | None = None,
         constraint: Constraint | None = None,
         speculate: bool = True,
+        kv_bits: int | None = None,
     ) -> None:
         self.tokenizer, self.constraint = tokenizer, constraint
         self.messages: list[dict[str, str]] = []
         self.system: str | None = None
         self.prompt = self.reused = 0
         self.row: Row | None = None
-        self._speculate = speculate
+        self._speculate, self._kv_bits = speculate, kv_bits
         self._chat, self._seed = chat, global_seed()
         self._tries = 0
         self.use(model)
@@ -66,8 +67,9 @@ class Conversation:
         self.model = model
         self._held: Held | None = None
         self._seen: list[int] = []
-        decoder = Decoder(model, self.tokenizer, most_rows=1, ahead=self._speculate)
-        self._decoder = decoder.__enter__()
+        self._decoder = Decoder(
+            model, self.tokenizer, most_rows=1, kv_bits=self._kv_bits, ahead=self._speculate
+        ).__enter__()
 
     def close(self) -> None:
         """Give the decoder back."""

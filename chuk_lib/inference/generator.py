@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import mlx.nn as nn
 
+from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.decoder import Decoder
 from chuk_lib.inference.decoder.guides import Constraint
@@ -74,18 +75,22 @@ def stream(
     constraint: Constraint | None = None,
     speculate: bool = True,
     cache: PromptCache | None = None,
+    kv_bits: int | None = None,
 ) -> Iterator[Chunk]:
     """Yield a Chunk a token. For `prompt`, `chat` and `system` see `encode_prompt`, for
     `constraint` `constraints`. `speculate`: run tokens that are likely to come together, where that
     is faster (see `decoder/lookahead.py`); the text is the same. `cache` goes on from what a file
-    remembers of the prompt, or remembers it there.
+    remembers of the prompt, or remembers it there. `kv_bits` (8, 6 or 4) quantizes what is
+    remembered.
 
     Raises ModelError when the prompt does not fit the context or the model's output is not a
     number."""
     config = _with_seed(config or SamplingConfig())
     chat = expects_chat(model) if chat is None and system is None else chat
     ids = encode_prompt(tokenizer, prompt, chat=chat, system=system)
-    with Decoder(model, tokenizer, most_rows=1, ahead=speculate) as decoder:
+    if cache is not None and kv_bits is not None:
+        raise ConfigError("a quantized cache is not kept in a file", "leave one of them out")
+    with Decoder(model, tokenizer, most_rows=1, kv_bits=kv_bits, ahead=speculate) as decoder:
         held = None if cache is None else cache.begun(ids)
         keeps = cache is not None and not cache.tokens
         (row,) = decoder.submit(
@@ -96,9 +101,9 @@ def stream(
         finally:
             decoder.cancel(row)
             if cache is not None and keeps and row.held is not None and len(ids) > 1:
-                whole = decoder.shortened(row.held, len(ids) - 1)
-                if whole is not None:
-                    cache.keep(ids[:-1], decoder.plain(whole))
+                known = decoder.shortened(row.held, len(ids) - 1)
+                if known is not None:
+                    cache.keep(ids[:-1], decoder.plain(known))
 
 
 def chunks_of(decoder: Decoder, row: Row, tokenizer: Any) -> Iterator[Chunk]:

@@ -86,6 +86,6 @@ class PromptCache:
         ]
 
     def _arrays(self) -> tuple[dict[str, mx.array], dict[str, str]]:
-        loaded: Any = mx.load(str(self.path), format="safetensors", return_metadata=True)
-        found: tuple[dict[str, mx.array], dict[str, str]] = loaded
-        return found
+        found: Any = mx.load(str(self.path), format="safetensors", return_metadata=True)
+        arrays, told = found
+        return dict(arrays), dict(told)

@@ -19,6 +19,7 @@ from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.decoder import Decoder
 from chuk_lib.inference.decoder.forwards import Decode
+from chuk_lib.inference.decoder.guides import Constraint
 from chuk_lib.inference.decoder.rows import Request, Row
 from chuk_lib.inference.decoder.sampling import global_seed
 
@@ -54,20 +55,22 @@ def rollouts(
     on_finish: Callable[[Rollout], None] | None = None,
     kv_bits: int | None = None,
     decode: Decode = "auto",
+    constraint: Constraint | None = None,
 ) -> list[Rollout]:
     """`group_size` completions of each prompt: prompt 0 member 0, 1, …, then prompt 1.
 
     `numbers` name the prompts for the random keys (default 0, 1, …): the same number, member and
     seed draw the same. `token_budget` bounds rows × columns of cache (default: what the memory of
     the machine allows). `on_finish` gets each completion as it ends. `kv_bits` quantizes the cache.
-    `decode`: see `decoder/forwards.py`. Raises ConfigError for impossible requests, and ModelError
-    when a prompt does not fit the context or the model's output is not a number."""
+    `decode`: see `decoder/forwards.py`. `constraint`: what each completion must be. Raises
+    ConfigError for impossible requests, and ModelError when a prompt does not fit the context or
+    the model's output is not a number."""
     numbers = _checked(prompts, group_size, numbers, token_budget)
     if not prompts:
         return []
     config = replace(config, seed=global_seed()) if config.seed is None else config
     requests = [
-        Request(ids, config, number, member)
+        Request(ids, config, number, member, constraint=constraint)
         for ids, number in zip(map(list, prompts), numbers, strict=True)
         for member in range(group_size)
     ]

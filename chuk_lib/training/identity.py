@@ -36,6 +36,7 @@ _WORDS = {
     "model": "base weights (`model`)",
     "tokenizer": "tokenizer",
     "ref_model": "reference (`ref_model`)",
+    "schema": "JSON schema (`schema`)",
     "value_model": "values to begin with (`value_model`)",
 }
 _NO_RESULT = (
@@ -88,6 +89,8 @@ def fingerprint_settings(config: Any, skip: Sequence[str] = ()) -> dict[str, str
         for name, value in named.items()
         if value not in (None, "copy")
     }
+    if schema := getattr(config, "schema", None):
+        found["schema"] = fingerprint([Path(schema).expanduser()])
     for path, what in reward_paths(getattr(config, "rewards", ())):
         is_file = what == "file"
         found[f"reward {path}"] = (
@@ -211,7 +214,7 @@ def _changed_input(name: str, run: Path) -> ChukError:
             "resume it from Python as it was trained, with `make_player`",
         )
     what = _WORDS.get(name) or f"reward `{name.removeprefix('reward ')}`"
-    kind = ConfigError if name.startswith("reward ") else ModelError
+    kind = ConfigError if name == "schema" or name.startswith("reward ") else ModelError
     return kind(
         f"the {what} changed since `{run}` was trained so far",
         "put it back, or go on with --allow-changed",

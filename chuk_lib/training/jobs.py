@@ -19,7 +19,7 @@ from chuk_lib.events import Sink
 from chuk_lib.sinks import make_sinks
 from chuk_lib.training import recipes
 from chuk_lib.training.config import Config, SFTConfig, TrainerConfig, refuse_idle_settings
-from chuk_lib.training.loading import required
+from chuk_lib.training.loading import required, training_data
 from chuk_lib.training.planning.room import make_room
 from chuk_lib.training.rehearsal import begin as begin_rehearsal
 from chuk_lib.training.run import Run, RunResult, reopen
@@ -50,12 +50,14 @@ def train(
     config, output = check_start(algorithm, config, overwrite)
     output = output.resolve()
     settings = absolute(replace(config, output=str(output)))
-    source: DataSource = required(config, "data")
+    source: DataSource = required(settings, "data")
     with tempfile.NamedTemporaryFile() as copy:
         is_piped = source == "-"
         if is_piped:
+            training_data(settings)  # refuses what cannot be done with rows of a pipe
             source, settings = read_stdin(copy), replace(settings, data=str(output / _STDIN_COPY))
         else:
+            source = training_data(settings)
             begin_rehearsal(algorithm, settings)
         trainer, dataset, eval_dataset = recipes.load(algorithm, settings, source, make_player)
         room = make_room(trainer, dataset, origins)
@@ -125,7 +127,7 @@ def resume(
         name = held.algorithm
         config = resolve(recipes.config_class(name), layers).value
         begin_rehearsal(name, config)
-        data = required(config, "data")
+        data = training_data(config)
         player = make_player or player_of(config)
         trainer, dataset, eval_dataset = recipes.load(name, config, data, player)
         room = make_room(trainer, dataset)

@@ -236,9 +236,10 @@ def rehearse(
 
     from chuk_lib.data.reader import has_split, read_records
     from chuk_lib.models.loader import random_weights
+    from chuk_lib.training.loading import training_data
 
     config = _small_settings(algorithm, settings, small)
-    source = str(settings["data"])
+    source = training_data(config)
     records = list(
         islice(read_records(source, "train" if has_split(source, "train") else "valid"), _RECORDS)
     )

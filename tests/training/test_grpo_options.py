@@ -12,6 +12,7 @@ from chuk_lib.errors import ConfigError, TrainingError
 from chuk_lib.models.create import create_model
 from chuk_lib.training.completions_log import read_completions
 from chuk_lib.training.config import TrainerConfig, refuse_idle_settings
+from chuk_lib.training.identity import fingerprint_settings
 from chuk_lib.training.online.grpo_config import GRPOConfig, trl_values
 from tests.conftest import ROOT
 from tests.training.conftest import write_rows
@@ -195,6 +196,21 @@ def test_stop_ends_completions(tiny_model_dir, tmp_path):
     assert stopped.metrics["completions/mean_length"] < plain.metrics["completions/mean_length"]
 
 
+def test_completions_fit_a_schema(tiny_model_dir, tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [12, 345, true]}')
+    run = train(tmp_path, tiny_model_dir, "fitting", max_steps=2, schema=str(schema))
+    rows = read_completions(run.run_dir / "completions.jsonl")
+    assert {row["completion"] for row in rows} <= {"12", "345", "true"}
+    config = make_config(tmp_path, tiny_model_dir, schema=str(schema))
+    before = fingerprint_settings(config)["schema"]
+    schema.write_text('{"enum": [12, 345, false]}')
+    assert fingerprint_settings(config)["schema"] != before  # a run does not go on with another
+    schema.write_text('{"not": {}}')
+    with pytest.raises(ConfigError, match="`not`"):
+        train(tmp_path, tiny_model_dir, "other", max_steps=1, schema=str(schema))
+
+
 def test_rollout_tokens_change_the_batches_and_nothing_else(tiny_model_dir, tmp_path):
     (wide, first), (narrow, second) = (
         learn(make_config(tmp_path, tiny_model_dir, rollout_tokens=tokens), steps=1)
@@ -289,6 +305,7 @@ def test_the_preset_fills_in_what_nobody_gave():
 
 
 ELSEWHERE = {
+    "schema",
     "reward_errors",
     "max_prompt_length",
     "stop",

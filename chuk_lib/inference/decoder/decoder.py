@@ -41,6 +41,7 @@ from chuk_lib.inference.decoder.rows import (
     problem_of,
     text_of,
 )
+from chuk_lib.inference.decoder.stores import quantized_share
 from chuk_lib.inference.prompts import room
 from chuk_lib.inference.vocabulary import check_prompt_tokens
 from chuk_lib.models.randomness import evaluating
@@ -79,6 +80,8 @@ class Decoder:
         ahead: bool = False,
         gradual: bool = False,
     ) -> None:
+        if kv_bits is not None:
+            quantized_share(model, kv_bits)  # refuses what cannot be
         self._model, self._tokenizer = model, tokenizer
         self._gradual = gradual
         self._token_budget, self._most_rows = token_budget, most_rows

@@ -23,6 +23,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
+from chuk_lib.errors import ConfigError
 from chuk_lib.inference.decoder.plain_store import PlainStore
 from chuk_lib.inference.decoder.prefill import layer_caches, prefill_alone, run_tokens
 from chuk_lib.runtime import has_values
@@ -69,6 +70,9 @@ class Store(Protocol):
 
 _LOCKSTEP = ("KVCache", "RotatingKVCache", "ArraysCache", "QuantizedKVCache", "ChunkedKVCache")
 _PROBES = ((1, 2, 3), (4, 5))
+KV_BITS = (8, 6, 4)
+_KV_GROUP = 64
+"""Neighbours that share a scale: MLX-LM's."""
 
 
 def new_store(
@@ -107,6 +111,29 @@ def _holds_unlike_rows(model: nn.Module, store: Store) -> bool:
 def keeps_all(model: nn.Module) -> bool:
     """Whether all layers keep the keys and values of all tokens."""
     return all(_kind(layer) == "KVCache" for layer in layer_caches(model))
+
+
+def quantized_share(model: nn.Module, bits: int) -> float:
+    """What a cache of so many bits takes of the memory of one that is not quantized. Raises
+    ConfigError where there is none for this model."""
+    if bits not in KV_BITS:
+        raise ConfigError(f"kv_bits is {bits}", f"it may be {', '.join(map(str, KV_BITS))}")
+    caches = layer_caches(model)
+    if not all(_kind(layer) == "KVCache" for layer in caches):
+        raise ConfigError(
+            "the caches of this model cannot be quantized: not all of its layers keep every key",
+            "leave out kv_bits",
+        )
+    model(mx.array([[1]]), cache=caches)  # a graph that is never run
+    keys = caches[0].keys
+    if keys.shape[-1] % _KV_GROUP or caches[0].values.shape[-1] % _KV_GROUP:
+        raise ConfigError(
+            f"the model's heads have a width of {keys.shape[-1]}: caches are quantized in groups of"
+            f" {_KV_GROUP}",
+            "leave out kv_bits",
+        )
+    size = 8 * keys.dtype.size
+    return float((bits + 2 * size / _KV_GROUP) / size)
 
 
 def _kind(layer: Any) -> str:

@@ -115,6 +115,12 @@ class OnlineConfig(TrainerConfig):
     stop: tuple[str, ...] = setting(
         (), "Texts that end a completion, with commas between.", panel="Sampling"
     )
+    schema: str | None = setting(
+        None,
+        "File with a JSON schema: no token is drawn that breaks it. Log-probs stay the policy's.",
+        panel="Sampling",
+        kind="path",
+    )
     rollout_tokens: int | None = setting(
         None,
         "Most tokens that are decoded side by side (prompts and completions). Unset: all of a"

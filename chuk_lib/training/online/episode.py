@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from chuk_lib.data.prompt_dataset import PromptRow
     from chuk_lib.inference.config import SamplingConfig
+    from chuk_lib.inference.decoder.guides import Constraint
     from chuk_lib.inference.rollouts import Rollout, RolloutReason
     from chuk_lib.training.algorithm import Arrays
     from chuk_lib.training.utils.completion_log_probs import Shapes
@@ -137,12 +138,13 @@ MakePlayer = Callable[["nn.Module", Any], Player]
 
 @dataclass(frozen=True)
 class OneTurn:
-    """The player of a model that answers once; `token_budget` bounds what is decoded side by
-    side."""
+    """The player of a model that answers once; `token_budget` bounds what is decoded side by side,
+    and `constraint` says what answers must be."""
 
     model: nn.Module
     tokenizer: Any
     token_budget: int | None = None
+    constraint: Constraint | None = None
 
     def play(
         self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig
@@ -158,6 +160,7 @@ class OneTurn:
             group_size=n,
             numbers=[one.group for one in prompts],
             token_budget=self.token_budget,
+            constraint=self.constraint,
         )
         return [one_turn(prompts[one.prompt], one) for one in written]
 

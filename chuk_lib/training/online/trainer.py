@@ -15,6 +15,7 @@ from chuk_lib.data.prompt_dataset import PromptDataset
 from chuk_lib.data.reader import DataSource
 from chuk_lib.errors import ConfigError
 from chuk_lib.events import Sink
+from chuk_lib.inference.constraints import TextRule, schema_file
 from chuk_lib.models import provenance_of
 from chuk_lib.models.heads import embedding_rows
 from chuk_lib.training.algorithm import Algorithm
@@ -67,7 +68,13 @@ class OnlineTrainer(ABC, Generic[Config]):
         self.config: Config = checked(config or self.config_class())
         self.rewards = rewards or rewards_of(self.config)
         self.chosen: dict[str, str] = {}
-        self.player = player or OneTurn(model, tokenizer, self.config.rollout_tokens)
+        rule = _rule_of(self.config, player)
+        self.player = player or OneTurn(
+            model,
+            tokenizer,
+            self.config.rollout_tokens,
+            None if rule is None else rule.bound(tokenizer),
+        )
 
     @classmethod
     def load(
@@ -82,6 +89,7 @@ class OnlineTrainer(ABC, Generic[Config]):
                 "give `make_player=chuk_lib.env.player_maker(config)`",
             )
         rewards = rewards_of(config)
+        _rule_of(config, None)
         model, tokenizer = load_policy(config)
         dataset, eval_dataset = load_prompts(config, source, tokenizer)
         player = make_player(model, tokenizer) if make_player else None
@@ -184,3 +192,13 @@ class OnlineTrainer(ABC, Generic[Config]):
         """How rows are laid out: in few shapes on a GPU, where steps are compiled."""
         pad, rounding = pad_token_id(self.tokenizer), pad_rounding(self.config)
         return Shapes(self.config.micro_batch, pad, rounding, not runtime.on_cpu())
+
+
+def _rule_of(config: OnlineConfig, player: Player | None) -> TextRule | None:
+    """What completions must be. Raises ConfigError for a schema that cannot be followed, or beside
+    a player of one's own, who would not know of it."""
+    if config.schema is None:
+        return None
+    if player is not None:
+        raise ConfigError("`schema` does not reach a player of your own", "give it to the player")
+    return schema_file(config.schema)
