@@ -478,7 +478,8 @@ def test_an_environment_through_the_command(
     assert first["rewards/environment/mean"] == first["rewards/rewarded/mean"] > 0.2
     worked = first["tools/call_frequency"] * (1 - first["tools/failure_frequency"])
     assert worked == pytest.approx(first["rewards/environment/mean"])
-    lines = [json.loads(line) for line in (tmp_path / "whole/completions.jsonl").open()]
+    text = (tmp_path / "whole/completions.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     assert any(
         [turn["role"] for turn in line.get("turns", ())][:2] == ["assistant", "tool"]
         for line in lines
