@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class Tool:
         function without types or a description."""
         if self.given is not None:
             return dict(self.given)
+        # As mlx-lm does: transformers says at its import that PyTorch is missing.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers.utils import get_json_schema
 
         try:
