@@ -22,6 +22,23 @@ DataOption = Annotated[
         metavar="DATA",
     ),
 ]
+SourcesOption = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        "-d",
+        help="Data: a file, a folder, a hub dataset id, or - for stdin; repeat it for several.",
+        metavar="DATA",
+    ),
+]
+MapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="prompt=question takes the column `question` for `prompt`; repeatable.",
+        metavar="NAME=COLUMN",
+    ),
+]
 OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Where to write the result.", metavar="PATH")
 ]

@@ -278,7 +278,9 @@ def _parameter(item: Setting) -> inspect.Parameter:
         autocompletion=(lambda: list(item.choices)) if item.choices else None,
     )
     default = item.default if is_bool or item.default is None else _as_text(item.default)
-    annotation = Annotated[bool | None, option] if is_bool else Annotated[str | None, option]
+    annotation: Any = Annotated[bool | None, option] if is_bool else Annotated[str | None, option]
+    if item.kind == "data" or item.flag == "--map":  # given once for each source or column
+        default, annotation = None, Annotated[list[str] | None, option]
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
@@ -294,7 +296,7 @@ def _help(item: Setting) -> str:
 def _metavar(item: Setting) -> str:
     return (
         item.name.upper()
-        if item.kind in ("path", "model")
+        if item.kind in ("path", "data", "model")
         else _METAVARS.get(item.base_type, "LIST")
     )
 

@@ -12,7 +12,7 @@ from chuk_lib.training.config import RunConfig, TrainerConfig
 from chuk_lib.training.recipes import RECIPES, config_class
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
-PANELS = ("Model", "Data", "Rewards", "Sampling", "Training", "Output")
+PANELS = ("Model", "Data", "Rewards", "Tools", "Sampling", "Training", "Output")
 HEAD = """# Settings of `chuk train`
 
 Each name is a key of a `--config` file, of `--set NAME=VALUE`, and as `CHUK_NAME` in capitals an environment variable.

@@ -50,7 +50,7 @@ def convert(
             "--to",
             help=(
                 "messages, sharegpt, alpaca, prompt_completion, prompt_response, input_output,"
-                " text, preference, "
+                " question_answer, problem_solution, text, preference, "
                 "unpaired, prompt; same: keep the format."
             ),
             metavar="NAME",

@@ -20,7 +20,7 @@ from chuk_cli.data.options import (
     load_tokenizer,
     optional_tokenizer,
 )
-from chuk_cli.options import DataOption, JsonOption, ModelOption, QuietOption
+from chuk_cli.options import JsonOption, MapOption, ModelOption, QuietOption, SourcesOption
 from chuk_cli.out import Out, glyph
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ FEW = 20
 
 def check(
     data: SourceArgument,
+    column_map: MapOption = None,
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -94,7 +95,7 @@ def check(
         max_length=max_length or None,
     )
     most = limit if limit is not None else 0 if json or quiet else FEW
-    for problem in checker.problems(_sources(data, against or [])):
+    for problem in checker.problems(_sources(data, against or [], column_map or [])):
         if most and checker.counts[problem.kind] > most:
             continue
         if json:
@@ -126,18 +127,20 @@ def _sum_up(out: Out, checker: RowChecker) -> None:
         out.warn(note)
 
 
-def _sources(data: str, against: list[str]) -> list[tuple[str, Any, str]]:
+def _sources(data: str, against: list[str], columns: list[str]) -> list[tuple[str, Any, str]]:
     from pathlib import Path
 
     from chuk_lib.data import has_split
+    from chuk_lib.data.sources import sources
 
     splits = (
         [split for split in ("train", "valid", "test") if has_split(data, split)]
         if Path(data).is_dir()
         else []
     )
-    own = [(split, data, split) for split in splits] or [(data, data, "train")]
-    return [*own, *((name, name, "train") for name in against)]
+    source = sources(data, columns)
+    own = [(split, source, split) for split in splits] or [(data, source, "train")]
+    return [*own, *((name, sources(name, columns), "train") for name in against)]
 
 
 def _verdict(rows: Mapping[str, int], counts: Mapping[str, int]) -> str:
@@ -155,6 +158,7 @@ def _verdict(rows: Mapping[str, int], counts: Mapping[str, int]) -> str:
 
 def stats(
     data: SourceArgument,
+    column_map: MapOption = None,
     model: TokenizerOption = None,
     assistant_only_loss: Annotated[
         bool, typer.Option("--assistant-only-loss", help="Count only assistant turns as trained.")
@@ -176,6 +180,7 @@ def stats(
       chuk data stats HuggingFaceH4/ultrachat_200k --split train_sft --json
     """
     from chuk_lib.data import read_records
+    from chuk_lib.data.sources import sources
     from chuk_lib.data.workbench.stats import Stats
 
     out = Out.of(json, quiet)
@@ -186,7 +191,8 @@ def stats(
         assistant_only=assistant_only_loss,
     )
     with out.status(f"reading {data}"):
-        result = counter.read(read_records(data, split)).as_dict()
+        rows = read_records(sources(data, column_map or ()), split)
+        result = counter.read(rows).as_dict()
     out.result({"path": data, **result}, human=_table(data, result), quiet=str(result["rows"]))
 
 
@@ -236,8 +242,9 @@ def _spread(lengths: dict[str, Any]) -> str:
 
 
 def preview(
-    data: DataOption,
+    data: SourcesOption,
     model: ModelOption,
+    column_map: MapOption = None,
     rows: Annotated[int, typer.Option("--rows", "-n", help="Rows to show.", min=0)] = 3,
     split: Annotated[
         str,
@@ -289,9 +296,11 @@ def preview(
 
     from chuk_cli.preview import draw
     from chuk_lib.data import SFTDataset, preview_rows, read_records
+    from chuk_lib.data.sources import sources
 
     out = Out.of(json, quiet)
-    records = list(read_records(data, split))
+    named = ",".join(data)
+    records = list(read_records(sources(named, column_map or ()), split))
     tokenizer = load_tokenizer(model)
     rules: dict[str, Any] = {
         "max_length": max_length or None,
@@ -303,7 +312,7 @@ def preview(
     with out.status(f"rendering {len(records):,} rows"):
         shown = preview_rows(records, tokenizer, rows=rows, **rules)
         dataset = SFTDataset(records, tokenizer, split=split, **rules)
-    report = replace(dataset.report, source=data)
+    report = replace(dataset.report, source=named)
     result = {
         **report.as_dict(),
         "fingerprint": dataset.fingerprint,

@@ -11,7 +11,7 @@ from chuk_cli.completion import words
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out
 from chuk_cli.settings import with_settings
-from chuk_cli.train.online import RewardOption, run_or_plan
+from chuk_cli.train.online import RewardOption, ToolOption, run_or_plan
 from chuk_lib.config.settings import Resolved
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.online.grpo_config import GRPOConfig, trl_values
@@ -31,6 +31,7 @@ PresetOption = Annotated[
 def grpo(
     settings: Resolved[GRPOConfig],
     reward: RewardOption = None,
+    tool: ToolOption = None,
     preset: PresetOption = None,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
@@ -49,9 +50,11 @@ def grpo(
       chuk train grpo -m Qwen/Qwen3-0.6B -d math.jsonl --reward numeric --reward format=0.2 --lora
       chuk train grpo --model my-model --data prompts.jsonl --reward rewards.py:brevity --dry-run
       chuk train grpo --model my-model --data sums.jsonl --reward numeric --preset trl
+      chuk train grpo -m my-model -d sums.jsonl --reward numeric --tool calculator.py:calculate
+      chuk train grpo -m my-model -d games.jsonl --env games.py:Wordle --max-turns 6
     """
     run_or_plan(
-        Out.of(json, quiet), "grpo", with_preset(settings, preset), reward, dry_run, overwrite
+        Out.of(json, quiet), "grpo", with_preset(settings, preset), reward, tool, dry_run, overwrite
     )
 
 

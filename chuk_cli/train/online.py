@@ -14,6 +14,7 @@ from chuk_cli.out import Out, glyph, paint
 from chuk_cli.plan import heading, settings_lines, table, tell_plan
 from chuk_cli.train.watching import require, run
 from chuk_lib.config.settings import Resolved, as_dict
+from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
     from chuk_lib.training.online.plan import PromptPreview
@@ -35,19 +36,35 @@ RewardOption = Annotated[
 ]
 
 
+ToolOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tool",
+        metavar="FILE.py:FUNCTION",
+        rich_help_panel="Tools",
+        help="A function that the model may call while it answers; repeat it. Setting `tools`.",
+    ),
+]
+
+
 def run_or_plan(
     out: Out,
     algorithm: str,
     settings: Resolved[Any],
     reward: list[str] | None,
+    tool: list[str] | None,
     dry_run: bool,
     overwrite: bool,
 ) -> None:
     """Train with `algorithm`, or print what the run would be; then nothing is written."""
-    settings = _with_rewards(settings, reward)
+    settings = _typed(settings, "rewards", "--reward", reward)
+    settings = with_own_reward(_typed(settings, "tools", "--tool", tool))
     require(settings.value)
+    from chuk_lib.env import player_maker
+
+    make_player = player_maker(settings.value)
     if not dry_run:
-        run(out, algorithm, settings, overwrite)
+        run(out, algorithm, settings, overwrite, make_player)
         return
     with out.status("dry run: loading model and data"):
         from chuk_lib.training.online.plan import plan_online
@@ -56,13 +73,38 @@ def run_or_plan(
     tell_plan(out, plan, _lines(plan), plan.steps)
 
 
-def _with_rewards(settings: Resolved[Any], reward: list[str] | None) -> Resolved[Any]:
-    """The settings with the rewards that were typed, which replace those of files."""
-    if not reward:
+def _typed(
+    settings: Resolved[Any], name: str, flag: str, values: list[str] | None
+) -> Resolved[Any]:
+    """The settings with a list that was typed, which replaces that of files."""
+    if not values:
         return settings
-    return Resolved(
-        replace(settings.value, rewards=tuple(reward)), settings.origins | {"rewards": "--reward"}
-    )
+    changed = replace(settings.value, **{name: tuple(values)})
+    return Resolved(changed, settings.origins | {name: flag})
+
+
+def with_own_reward(settings: Resolved[Any]) -> Resolved[Any]:
+    """The settings with the reward that an environment gives itself, as in TRL. Raises ConfigError
+    for an environment that cannot be loaded."""
+    config = settings.value
+    if not config.environment:
+        return settings
+    from chuk_lib.env.files import has_reward, load_environment
+
+    named = any(one.partition("=")[0] == OWN_REWARD for one in config.rewards)
+    own = has_reward(load_environment(config.environment, {}))
+    if named and not own:
+        raise ConfigError(
+            f"reward `{OWN_REWARD}`: `{config.environment}` has no method `get_reward`",
+            "give it one, or choose another reward",
+        )
+    if named or not own:
+        return settings
+    changed = replace(config, rewards=(*config.rewards, OWN_REWARD))
+    return Resolved(changed, settings.origins | {"rewards": "get_reward of the environment"})
+
+
+OWN_REWARD = "environment"
 
 
 def _lines(plan: DryRun) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,7 +78,9 @@ def _goes_on(run: Path) -> Callable[..., RunResult]:
     from chuk_lib.training.run_dir import RunDir
 
     if RunDir(run).algorithm != NAME:
-        return resume_language_model
+        from chuk_lib.env import player_maker
+
+        return partial(resume_language_model, player_of=player_maker)
     from chuk_lib.experts.trainer import resume_expert
 
     return resume_expert

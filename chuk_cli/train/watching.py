@@ -22,13 +22,21 @@ from chuk_lib.training.config import TrainerConfig
 if TYPE_CHECKING:
     from chuk_cli.dashboard.board import Board
     from chuk_lib.events import Event, Sink
+    from chuk_lib.training.online.episode import MakePlayer
     from chuk_lib.training.run import RunResult
 
 Train = Callable[["Sequence[Sink]", Callable[[], bool]], "RunResult"]
 
 
-def run(out: Out, algorithm: str, settings: Resolved[Any], overwrite: bool) -> None:
-    """Train with an algorithm of `chuk_lib.training.recipes`, watched."""
+def run(
+    out: Out,
+    algorithm: str,
+    settings: Resolved[Any],
+    overwrite: bool,
+    make_player: MakePlayer | None = None,
+) -> None:
+    """Train with an algorithm of `chuk_lib.training.recipes`, watched; `make_player` as in
+    `jobs.train`."""
 
     def train(sinks: Sequence[Sink], should_stop: Callable[[], bool]) -> RunResult:
         from chuk_lib.training.jobs import train as start
@@ -40,6 +48,7 @@ def run(out: Out, algorithm: str, settings: Resolved[Any], overwrite: bool) -> N
             sinks=sinks,
             should_stop=should_stop,
             overwrite=overwrite,
+            make_player=make_player,
         )
 
     watch(out, train)

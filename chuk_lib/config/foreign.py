@@ -31,7 +31,7 @@ _INSTEAD = {
     ),
     "dataloader_num_workers": _READING,
     "dataset_num_proc": _READING,
-    "datasets": "`data`",
+    "datasets": "`data`, with commas between several",
     "do_eval": _EVALUATION,
     "do_train": "leave it out: `chuk train` trains",
     "eval_strategy": _EVALUATION,
@@ -71,7 +71,6 @@ _INSTEAD = {
     "test": "`chuk eval` measures a model",
     "train": "leave it out: `chuk train` trains",
     "val_batches": "all of the validation data is measured; name a smaller file with `eval_data`",
-    "val_set_size": "`chuk data split` makes a train and a valid file; name their folder as `data`",
 }
 
 

@@ -1,9 +1,9 @@
 """Settings that name files: which they are says their `kind`, and here is all that is done with
 them.
 
-`path` is a file or folder, `model` one too (or a hub id, or `stage:NAME` in a pipeline), `rewards`
-a list of rewards that may stand in files. A relative path in a settings file means one beside that
-file where it exists."""
+`path` is a file or folder, `data` one or several of them, `model` one too (or a hub id, or
+`stage:NAME` in a pipeline), `rewards` a list of rewards that may stand in files. A relative path in
+a settings file means one beside that file where it exists."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from chuk_lib.config.data_parts import with_parts
 from chuk_lib.config.settings import Setting, settings_of
 from chuk_lib.errors import ConfigError
 
@@ -34,7 +35,7 @@ def beside(file: Path, item: Setting, value: Any) -> Any:
 def absolute(config: Config) -> Config:
     """Settings with local paths made absolute, so that they hold from any folder. What does not
     exist stays."""
-    return with_paths(config, absolute_path, "path", "model", "rewards")
+    return with_paths(config, absolute_path, "path", "data", "model", "rewards")
 
 
 def with_paths(config: Config, move: Move, *kinds: str) -> Config:
@@ -54,6 +55,8 @@ def moved(item: Setting, value: Any, move: Move) -> Any:
         return type(value)(moved(item, part, move) for part in value)
     if not isinstance(value, str) or not value:
         return value
+    if item.kind == "data":
+        return with_parts(value, move)
     return _in_rewards(value, move) if item.kind == "rewards" else move(value)
 
 

@@ -44,7 +44,7 @@ class Setting:
     whole_from: float | None = None  # from here on whole numbers only
     # Other tools' values, and ours.
     synonyms: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    kind: str = "value"  # path, model or rewards: see `paths`
+    kind: str = "value"  # path, data, model or rewards: see `paths`
 
     @property
     def base_type(self) -> Any:
@@ -75,9 +75,9 @@ def setting(
 ) -> Any:
     """A dataclass field that is a setting. `flag=True` makes `--field-name`; bounds: minimum <=
     value <= maximum, value > above, and whole numbers from `whole_from` on. `synonyms`: other
-    tools' values (in lower case) for ours. `kind` is path, model or rewards for one that names
-    files."""
-    if kind not in ("value", "path", "model", "rewards"):
+    tools' values (in lower case) for ours. `kind` is path, data, model or rewards for one that
+    names files."""
+    if kind not in ("value", "path", "data", "model", "rewards"):
         raise AssertionError(f"a setting of kind {kind}")
     meta = {
         "help": help,
@@ -176,6 +176,8 @@ def unknown_name(name: str, known: Sequence[str], origin: str) -> ConfigError:
 def convert(item: Setting, raw: Any, origin: str) -> Any:
     """A raw value (YAML, environment, command line) as the declared type, inside the declared
     bounds."""
+    if item.kind == "data" and isinstance(raw, list | tuple):
+        raw = ",".join(map(str, raw))
     word = str(raw).strip().lower()
     raw = item.synonyms.get(word, raw) if isinstance(raw, str | int | float) else raw
     if raw is None or (item.optional and isinstance(raw, str) and raw.lower() in ("none", "null")):

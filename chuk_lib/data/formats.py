@@ -213,6 +213,7 @@ def formats(text_field: str = "text") -> dict[str, Format]:
             " text name the columns `prompt` and `completion`)",
             "input and output joined as they stand (no chat template), then the end-of-text token",
         ),
+        *_asked(),
         Format(
             "text",
             ((text_field,),),
@@ -222,6 +223,26 @@ def formats(text_field: str = "text") -> dict[str, Format]:
         ),
     )
     return {item.name: item for item in made}
+
+
+def _asked() -> tuple[Format, ...]:
+    """Questions with answers, and problems with solutions: turns where there is a template."""
+    pairs = (
+        ("question", "answer", _question_answer),
+        ("problem", "solution", _problem_solution),
+    )
+    return tuple(
+        Format(
+            f"{ask}_{answer}",
+            ((ask,), (answer,)),
+            parse,
+            f"{ask} as a user turn and {answer} as an assistant turn of the chat template (for"
+            " plain text name the columns `prompt` and `completion`)",
+            f"{ask} and {answer} joined as they stand (no chat template), then the end-of-text"
+            " token",
+        )
+        for ask, answer, parse in pairs
+    )
 
 
 ALIASES = {
@@ -264,6 +285,14 @@ def _prompt_response(recogniser: Recogniser, columns: dict[str, Any], source: So
 
 def _input_output(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> Row:
     return _turns(recogniser, columns, "input", "output", source)
+
+
+def _question_answer(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> Row:
+    return _turns(recogniser, columns, "question", "answer", source)
+
+
+def _problem_solution(recogniser: Recogniser, columns: dict[str, Any], source: Source) -> Row:
+    return _turns(recogniser, columns, "problem", "solution", source)
 
 
 def _turns(

@@ -26,6 +26,8 @@ _LABELLED = (
     "prompt_response",
     "alpaca",
     "input_output",
+    "question_answer",
+    "problem_solution",
 )
 
 

@@ -22,6 +22,7 @@ from chuk_lib.data.preference_rows import PreferencePair, Unpaired, read_pair, r
 from chuk_lib.data.reader import DataSource, read_records
 from chuk_lib.data.rendering import Renderer
 from chuk_lib.data.report import DataReport, length_bins
+from chuk_lib.data.sources import Sources
 from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Example, Record, Source
 from chuk_lib.errors import DataError
@@ -258,7 +259,7 @@ def _keep(
 ) -> DataReport:
     """Cut rows at `limit` tokens into `kept`, leave out those whose prompt fills it, and say what
     became of them."""
-    name = str(source) if isinstance(source, str | Path) else ""
+    name = str(source) if isinstance(source, str | Path | Sources) else ""
     rows = truncated = 0
     for example in made:
         name = name or (example.source.name if example.source is not None else "rows")

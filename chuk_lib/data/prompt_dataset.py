@@ -28,6 +28,7 @@ from chuk_lib.data.preparation import Preparation
 from chuk_lib.data.reader import DataSource, read_records
 from chuk_lib.data.rendering import refused
 from chuk_lib.data.report import length_bins
+from chuk_lib.data.sources import Sources
 from chuk_lib.data.tokenizers.encoder import Encoder
 from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.turns import template_errors
@@ -106,7 +107,7 @@ class PromptDataset:
         split: str = "train",
         max_prompt_length: int | None = None,
     ) -> None:
-        self.source = str(source) if isinstance(source, str | Path) else "rows"
+        self.source = str(source) if isinstance(source, str | Path | Sources) else "rows"
         reader = _PromptReader(Encoder(tokenizer))
         found = reader.rows(read_records(source, split))
         if self.source == "rows":
@@ -262,7 +263,12 @@ def split_prompt(record: Record, has_template: bool = True) -> tuple[Prompt, dic
     columns, source = dict(record.columns), record.source
     refuse_bad_reference(columns, source)
     name = next(
-        (name for name in ("prompt", *_CHATS, "question", "instruction") if name in columns), None
+        (
+            name
+            for name in ("prompt", *_CHATS, "question", "problem", "instruction")
+            if name in columns
+        ),
+        None,
     )
     if name is None:
         names = ", ".join(f"`{key}`" for key in columns) or "none"

@@ -30,6 +30,7 @@ from chuk_lib.data.parsers import (
     refuse,
     suffix_of,
 )
+from chuk_lib.data.sources import Sources, sources
 from chuk_lib.data.types import Record, Source, kind_of
 from chuk_lib.errors import DataError
 
@@ -56,7 +57,7 @@ class SupportsWrite(Protocol):
         """Take a part."""
 
 
-DataSource = str | Path | Iterable[Mapping[str, Any]] | Iterable[Record]
+DataSource = str | Path | Sources | Iterable[Mapping[str, Any]] | Iterable[Record]
 """What records are read from: a path, "-" for stdin, a hub id, or rows or records that are already
 in memory."""
 
@@ -68,17 +69,43 @@ def read_records(
     and when no record is there at all; a missing file is reported at once, not at the first record.
     With a `broken` of one's own, rows and files that cannot be read are told to it, and reading
     goes on after them."""
+    several = as_sources(source)
+    if several is not None:
+        for part in several.parts:
+            if split == "train" or _has(part.source, split):
+                find_files(part.source, split)
+        return several.records(split, lambda one, of: _read_one(one, of, broken), _has)
     if not isinstance(source, str | Path):
+        assert not isinstance(source, Sources)
         return _read_rows(source)
+    return _read_one(source, split, broken)
+
+
+def _read_one(source: str | Path, split: str, broken: Broken) -> Iterator[Record]:
     if str(source) == "-":
         return read_stdin(broken=broken)
     return _read_files(find_files(source, split), source, broken)
 
 
+def as_sources(source: DataSource) -> Sources | None:
+    """Several sources, or one with more said about it; None for a plain source and for rows."""
+    if isinstance(source, str):
+        found = sources(source)
+        return None if isinstance(found, str) else found
+    return source if isinstance(source, Sources) else None
+
+
 def has_split(source: DataSource, split: str) -> bool:
-    """Whether a local folder holds a file of this split. Files, stdin and rows are train only; the
-    hub is not asked."""
-    if not isinstance(source, str | Path) or not Path(source).is_dir():
+    """Whether there are rows of this split. Files, stdin and rows are train only; the hub is not
+    asked."""
+    several = as_sources(source)
+    if several is not None:
+        return several.has(split, _has)
+    return _has(source, split) if isinstance(source, str | Path) else split == "train"
+
+
+def _has(source: str | Path, split: str) -> bool:
+    if not Path(source).is_dir():
         return split == "train"
     return folder_has(Path(source), split)
 
@@ -96,7 +123,16 @@ def named_split(source: str | Path) -> tuple[str, str | None]:
 
 
 def find_files(source: str | Path, split: str = "train") -> list[Path]:
-    """The files that hold a split of a path or hub id. Raises DataError when there is none."""
+    """The files that hold a split of a path, a hub id, or of several that are taken whole. Raises
+    DataError when there is none."""
+    several = as_sources(str(source))
+    if several is not None:
+        if any(part.weight != 1 for part in several.parts):
+            raise DataError(
+                f"`{source}`: rows are taken by weight in training only",
+                "`chuk data mix` writes a file of such rows",
+            )
+        return [path for part in several.parts for path in find_files(part.source, split)]
     base, name = named_split(source)
     if name is not None:
         if split != "train":

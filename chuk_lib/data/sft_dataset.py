@@ -13,6 +13,7 @@ import numpy as np
 from chuk_lib.data.reader import DataSource, read_records
 from chuk_lib.data.rendering import Renderer
 from chuk_lib.data.report import DataReport, length_bins
+from chuk_lib.data.sources import Sources
 from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Example, Span
 from chuk_lib.errors import ConfigError, DataError
@@ -46,7 +47,7 @@ class SFTDataset:
     ) -> None:
         if packing and max_length is None:
             raise ConfigError("packing needs a max_length", "set max_length, or leave packing off")
-        self.source = str(source) if isinstance(source, str | Path) else "rows"
+        self.source = str(source) if isinstance(source, str | Path | Sources) else "rows"
         self.split = split
         self.packing = packing_strategy if packing else None
         self.max_length = max_length

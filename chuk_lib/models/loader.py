@@ -26,7 +26,7 @@ from chuk_lib.models.headers import read_json
 from chuk_lib.models.hf_config import Config, flatten_rope, read_config
 from chuk_lib.models.honoured import ignored_window, window_words
 from chuk_lib.models.lora import adapters_of, apply_lora, cast_floating
-from chuk_lib.models.provenance import Provenance, remember
+from chuk_lib.models.provenance import Provenance, remember, update_provenance
 from chuk_lib.models.randomness import untouched_random_state
 from chuk_lib.models.sources import ADAPTER_CONFIG, Located, base_record, locate
 from chuk_lib.runtime import has_values, uncompiled
@@ -136,10 +136,14 @@ def _load(
     prepare()
     found = _found(asked)
     parts = _parts(found, asked)
-    tokenizer = load_tokenizer(found.folder)
+    own = found.adapter_folder
+    own = own if own is not None and (own / "tokenizer.json").is_file() else None
+    tokenizer = load_tokenizer(own or found.folder)
     if on_tokenizer is not None:
         on_tokenizer(tokenizer)
-    return _opened(found, asked, parts, lazy=False), tokenizer
+    model = _opened(found, asked, parts, lazy=False)
+    update_provenance(model, own_tokenizer=own is not None)
+    return model, tokenizer
 
 
 def _found(asked: LoadConfig, trusted: bool = False) -> Located:

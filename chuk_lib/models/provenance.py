@@ -21,7 +21,8 @@ class Provenance:
     quantized it). `lora` are the adapters on the model, `adapter_folder` where they were read, if
     they were. `conversational`: what the adapters that were merged in saw in training, if that is
     known. `changed` names parameters of the base that an adapter changed; `untied`: its tied head
-    got a matrix of its own. `notes` are things the user should see."""
+    got a matrix of its own; `own_tokenizer`: it is not
+    the base's. `notes` are things the user should see."""
 
     source: str
     base: str
@@ -35,6 +36,7 @@ class Provenance:
     conversational: bool | None = None
     changed: tuple[str, ...] = ()
     untied: bool = False
+    own_tokenizer: bool = False
     notes: tuple[str, ...] = field(default=())
 
 

@@ -38,11 +38,13 @@ def save_pretrained(model: nn.Module, tokenizer: Tokenizer, folder: str | Path) 
     refuses what is written into it."""
     folder = Path(folder)
     make_folder(folder)
-    if adapters_of(model):
-        save_mlx_adapter(model, folder)
-        return
     from chuk_lib.data.tokenizers.loader import save_tokenizer
 
+    if adapters_of(model):
+        save_mlx_adapter(model, folder)
+        if provenance_of(model).own_tokenizer:
+            save_tokenizer(tokenizer, folder)
+        return
     found = provenance_of(model)
     found = replace(found, config=settle_biases(model, found.config))
     weights = dict(tree_flatten(model.parameters()))

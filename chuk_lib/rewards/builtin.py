@@ -74,6 +74,7 @@ BUILT_IN = {
     "reasoning_gym": BuiltIn(
         "gym:reasoning_gym", "The score that reasoning-gym gives for its own problems."
     ),
+    "environment": BuiltIn("of_environment:environment", "What the environment's get_reward says."),
     "reward_model": BuiltIn("reward_model:reward_model", "The score of a reward model."),
 }
 """Built-in rewards by name."""

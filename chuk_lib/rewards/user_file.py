@@ -51,7 +51,7 @@ def load_function(file: str, name: str, modules: dict[Path, ModuleType]) -> Call
         )
     path = path.resolve()
     if path not in modules:
-        modules[path] = _import(path, file)
+        modules[path] = import_file(path, file)
     found = getattr(modules[path], name, None)
     if found is None:
         own = [item for item in functions_in(path) if not item.startswith("_")]
@@ -77,12 +77,13 @@ def functions_in(path: Path) -> list[str]:
     ]
 
 
-def _import(path: Path, file: str) -> ModuleType:
-    """Run a file as a module. What stands beside it can be imported by it, and torch."""
+def import_file(path: Path, file: str, what: str = "reward file") -> ModuleType:
+    """Run a file of the user's as a module. What stands beside it can be imported by it, and torch.
+    Raises ConfigError, which calls it `what`, when it does not import."""
     name = f"chuk_reward_{abs(hash(path)):x}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"reward file `{file}` is not Python", "give a .py file")
+        raise ConfigError(f"{what} `{file}` is not Python", "give a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up
     if str(path.parent) not in sys.path:
@@ -96,7 +97,7 @@ def _import(path: Path, file: str) -> ModuleType:
     ) as error:  # a user's file may raise anything; all of it means: does not import
         del sys.modules[name]
         raise ConfigError(
-            f"reward file `{file}` does not import: {describe(error, path)}", f"try `python {file}`"
+            f"{what} `{file}` does not import: {describe(error, path)}", f"try `python {file}`"
         ) from error
     return module
 

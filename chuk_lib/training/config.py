@@ -177,12 +177,12 @@ class LanguageModelConfig:
     data: str | None = setting(
         None,
         "Training data: a file, a folder with train/valid/test files, a hub dataset id, or - for"
-        " stdin.",
+        " stdin; repeat it for several, `FILE=0.3` takes three rows of ten.",
         panel="Data",
         flag=True,
         short="-d",
         aliases=("dataset", "dataset_name", "train_file"),
-        kind="path",
+        kind="data",
     )
     eval_data: str | None = setting(
         None,
@@ -190,7 +190,35 @@ class LanguageModelConfig:
         panel="Data",
         flag=True,
         aliases=("eval_dataset", "valid_data", "validation_file"),
-        kind="path",
+        kind="data",
+    )
+    chat_template: str | None = setting(
+        None,
+        "Chat template for a base model: chatml, llama3, gemma, mistral, phi, zephyr, alpaca or a"
+        " Jinja file. Unset: the model's own.",
+        panel="Model",
+        aliases=("chat_template_path",),
+    )
+    add_tokens: bool = setting(
+        False,
+        "Add the tokens that chat_template writes and the tokenizer lacks, with embeddings.",
+        panel="Model",
+    )
+    val_size: float = setting(
+        0.0,
+        "Rows of the data to set aside for validation; below 1 a share of them.",
+        panel="Data",
+        flag=True,
+        minimum=0,
+        whole_from=1,
+        aliases=("val_set_size",),
+    )
+    column_map: tuple[str, ...] = setting(
+        (),
+        "Columns under other names: prompt=question takes the column `question` for `prompt`.",
+        panel="Data",
+        flag="--map",
+        aliases=("map",),
     )
     num_epochs: int | float = setting(
         3,
@@ -377,6 +405,7 @@ AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 _WARMUP = ("warmup_steps", "warmup_ratio")
 _IDLE: tuple[IdleRule, ...] = (
+    (("add_tokens",), lambda c: c.chat_template is None, "without chat_template"),
     (
         ("load_in_4bit",),
         lambda c: c.lora is None,

@@ -19,7 +19,7 @@ from chuk_lib.events import Sink
 from chuk_lib.sinks import make_sinks
 from chuk_lib.training import recipes
 from chuk_lib.training.config import Config, SFTConfig, TrainerConfig, refuse_idle_settings
-from chuk_lib.training.loading import required
+from chuk_lib.training.loading import required, training_data
 from chuk_lib.training.planning.room import make_room
 from chuk_lib.training.rehearsal import begin as begin_rehearsal
 from chuk_lib.training.run import Run, RunResult, reopen
@@ -50,12 +50,14 @@ def train(
     config, output = check_start(algorithm, config, overwrite)
     output = output.resolve()
     settings = absolute(replace(config, output=str(output)))
-    source: DataSource = required(config, "data")
+    source: DataSource = required(settings, "data")
     with tempfile.NamedTemporaryFile() as copy:
         is_piped = source == "-"
         if is_piped:
+            training_data(settings)  # refuses what cannot be done with rows of a pipe
             source, settings = read_stdin(copy), replace(settings, data=str(output / _STDIN_COPY))
         else:
+            source = training_data(settings)
             begin_rehearsal(algorithm, settings)
         trainer, dataset, eval_dataset = recipes.load(algorithm, settings, source, make_player)
         room = make_room(trainer, dataset, origins)
@@ -106,15 +108,16 @@ def resume(
     should_stop: Callable[[], bool] = lambda: False,
     allow_changed: bool = False,
     make_player: MakePlayer | None = None,
+    player_of: Callable[[TrainerConfig], MakePlayer | None] = lambda config: None,
 ) -> RunResult:
     """Go on exactly where a run stopped, from its newest valid checkpoint; at the start when it has
     none yet.
 
     `changes` are settings to change on the way (`max_steps`, `num_epochs`); `make_player` is as in
-    `train`, for a run that had one. Raises ModelError when there is no run or no valid checkpoint;
-    DataError, ModelError or ConfigError when data, base weights, reference, tokenizer, player,
-    reward files or the rows that come next are not what they were, unless `allow_changed`: then it
-    is said in warnings."""
+    `train`, for a run that had one, or `player_of` makes it of the run's settings. Raises
+    ModelError when there is no run or no valid checkpoint; DataError, ModelError or ConfigError
+    when data, base weights, reference, tokenizer, player, reward files or the rows that come next
+    are not what they were, unless `allow_changed`: then it is said in warnings."""
     run, held = reopen(run_path), RunDir(run_path.resolve())
     try:
         layers = [
@@ -124,8 +127,9 @@ def resume(
         name = held.algorithm
         config = resolve(recipes.config_class(name), layers).value
         begin_rehearsal(name, config)
-        data = required(config, "data")
-        trainer, dataset, eval_dataset = recipes.load(name, config, data, make_player)
+        data = training_data(config)
+        player = make_player or player_of(config)
+        trainer, dataset, eval_dataset = recipes.load(name, config, data, player)
         room = make_room(trainer, dataset)
         told = (*run.warnings, *(room.warnings if room else ()))
         run = replace(run, allow_changed=allow_changed, changes=tuple(changes or ()), warnings=told)

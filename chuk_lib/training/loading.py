@@ -8,11 +8,13 @@ from typing import Any, TypeVar, cast
 
 import mlx.nn as nn
 
-from chuk_lib.data.reader import DataSource, has_split
+from chuk_lib.data.reader import DataSource, as_sources, has_split, read_stdin
+from chuk_lib.data.sources import sources
 from chuk_lib.errors import ConfigError
 from chuk_lib.models import load_model
 from chuk_lib.models.config import Dtype, Implementation, LoadConfig, LoRAConfig
 from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.templates import with_template
 
 Dataset = TypeVar("Dataset")
 
@@ -25,6 +27,30 @@ def required(config: TrainerConfig, name: str) -> str:
             f"`{name}` is not given", f"give --{name}, or `{name}:` in a --config file"
         )
     return str(value)
+
+
+def training_data(config: TrainerConfig) -> DataSource:
+    """The rows to train on, as the settings name them. Raises ConfigError when none are given."""
+    return sources(required(config, "data"), config.column_map, config.val_size, config.seed)
+
+
+def readable(config: TrainerConfig) -> DataSource:
+    """The rows to train on, for those that read them more than once: those of stdin as a list."""
+    source = training_data(config)
+    return list(read_stdin()) if source == "-" else source
+
+
+def held_out(config: TrainerConfig, source: DataSource) -> DataSource | None:
+    """Where validation rows come from: `eval_data`, rows that are set aside, or the source's own
+    split; None when there are none. Raises ConfigError where two of these are asked for."""
+    several = as_sources(source)
+    own = several is not None and any(has_split(part.source, "valid") for part in several.parts)
+    if config.val_size and (config.eval_data is not None or own):
+        there = "`eval_data` is given" if config.eval_data else "the data has validation rows"
+        raise ConfigError(f"`val_size` does nothing: {there}", "leave it out")
+    if config.eval_data is not None:
+        return sources(config.eval_data, config.column_map)
+    return source if has_split(source, "valid") else None
 
 
 def weights_dtype(config: TrainerConfig) -> Dtype:
@@ -49,7 +75,8 @@ def load_policy(config: TrainerConfig) -> tuple[nn.Module, Any]:
         implementation=cast(Implementation, config.implementation),
         seed=config.seed,
     )
-    return load_model(asked)
+    model, tokenizer = load_model(asked)
+    return model, with_template(model, tokenizer, config)
 
 
 def valid_split(source: DataSource) -> str:
@@ -63,8 +90,6 @@ def load_splits(
 ) -> tuple[Dataset, Dataset | None]:
     """Training data, and validation data where there is some: `eval_data`, else the source's own.
     `make` reads a split of a source."""
+    other = held_out(config, source)
     dataset = make(source, "train")
-    if config.eval_data is None and not has_split(source, "valid"):
-        return dataset, None
-    other = config.eval_data or source
-    return dataset, make(other, valid_split(other))
+    return dataset, None if other is None else make(other, valid_split(other))

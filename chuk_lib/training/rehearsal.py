@@ -85,6 +85,8 @@ def begin(algorithm: str, config: TrainerConfig) -> None:
     folder = runtime.kernel_folder()
     if folder is None or not config.model or not config.data or config.data == "-":
         return
+    if getattr(config, "has_tools", False):  # tools are the user's own code, for the run alone
+        return
     try:
         model, small = _folder_of(config), _small_config(config)
     except (ChukError, OSError, ValueError):
@@ -234,9 +236,10 @@ def rehearse(
 
     from chuk_lib.data.reader import has_split, read_records
     from chuk_lib.models.loader import random_weights
+    from chuk_lib.training.loading import training_data
 
     config = _small_settings(algorithm, settings, small)
-    source = str(settings["data"])
+    source = training_data(config)
     records = list(
         islice(read_records(source, "train" if has_split(source, "train") else "valid"), _RECORDS)
     )

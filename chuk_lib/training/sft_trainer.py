@@ -15,7 +15,7 @@ import numpy as np
 from chuk_lib import runtime
 from chuk_lib.data.batches import BatchFolder, FolderPlan, is_batch_folder
 from chuk_lib.data.batching import GPU_ROUNDING, BatchPlan, Rounding, RowPlan
-from chuk_lib.data.reader import DataSource, has_split
+from chuk_lib.data.reader import DataSource
 from chuk_lib.data.sft_dataset import SFTDataset
 from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.data.types import Batch
@@ -29,7 +29,7 @@ from chuk_lib.training.config import SFTConfig, TrainerConfig, checked
 from chuk_lib.training.evaluation import evaluate_loss
 from chuk_lib.training.fits import check_rows, length_notes
 from chuk_lib.training.language_job import complete, language_job, prepare_model
-from chuk_lib.training.loading import load_policy, valid_split
+from chuk_lib.training.loading import held_out, load_policy, valid_split
 from chuk_lib.training.losses.cross_entropy import sft_loss
 from chuk_lib.training.measuring.exact_match import write_sample
 from chuk_lib.training.run import Job, Run, RunResult, run_training
@@ -281,8 +281,8 @@ def load(
             f"`text_field` does nothing: the rows are {dataset.report.format}",
             "leave it out, or set format=text",
         )
-    if config.eval_data is not None or has_split(source, "valid"):
-        eval_dataset = _eval_data(config, config.eval_data or source, tokenizer)
+    other = held_out(config, source)
+    eval_dataset = None if other is None else _eval_data(config, other, tokenizer)
     return SFTTrainer(model, tokenizer, config), dataset, eval_dataset
 
 

@@ -60,7 +60,7 @@ def test_every_command_refuses_options_that_stand_twice(name: str) -> None:
 
 
 TWICE = {
-    "train sft -m m -d a.jsonl -d b.jsonl": ["`--data` is given twice", "chuk data mix"],
+    "eval -m m -d a.jsonl -d b.jsonl": ["`--data` is given twice", "chuk data mix"],
     "train sft -m a -m b -d c": ["`--model` is given twice"],
     "train sft -m a -d b --packing --no-packing": ["`--packing` is given twice"],
     "train sft -m a -d b --lr 1 --learning-rate 2": [

@@ -218,16 +218,16 @@ OK = {"text": "a b"}
 CHAT = {"messages": [{"role": "user", "content": "a"}]}
 BROKEN: list[tuple[list[dict[str, Any]], dict[str, Any], str, str]] = [
     (
-        [{"question": "a", "answer": "b"}],
+        [{"query": "a", "reply": "b"}],
         {},
-        "`rows` row 1 has the columns `question`, `answer`, which fit no",
-        "chuk data convert FILE --rename question=prompt --rename answer=completion",
+        "`rows` row 1 has the columns `query`, `reply`, which fit no",
+        "chuk data convert FILE --rename query=prompt --rename reply=completion",
     ),
     (
-        [{"problem": "a", "solution": "b", "id": 1}],
+        [{"ask": "a", "target": "b", "id": 1}],
         {},
         "fit no",
-        "--rename problem=prompt --rename solution=completion",
+        "--rename ask=prompt --rename target=completion",
     ),
     ([{"prompt": "a", "answer": "b"}], {}, "fit no", "FILE --rename answer=completion"),
     ([{"article": "a"}], {}, "`rows` row 1 has the columns `article`, which fit no", "text_field"),

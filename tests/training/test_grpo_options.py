@@ -312,6 +312,12 @@ ELSEWHERE = {
     "rollout_tokens",
     "eval_num_generations",
     "ref_model",
+    # in tests/env/test_play.py
+    "environment",
+    "tools",
+    "max_turns",
+    "max_tool_seconds",
+    "max_tool_tokens",
 }
 
 

@@ -249,6 +249,10 @@ def test_settings_that_would_do_nothing_are_refused_and_nothing_is_written(
 ELSEWHERE = {
     "model",
     "data",
+    "add_tokens",
+    "chat_template",
+    "column_map",
+    "val_size",
     "eval_data",
     "output",
     "optimizer",

@@ -44,20 +44,28 @@ _LEARNED = {
 }
 """What axolotl learns of a chat unless a file says otherwise, in all its spellings: the answers
 with their ends."""
-_ONE = "put the rows of all into one file, and name it as `data`"
-_SPLIT = "`chuk data split` makes a train and a valid file; name their folder as `data`"
+_ONE = "make the rows alike first (`chuk data convert`): they have different types"
 _PER_EPOCH = "write a number of steps"
 
 
 def _data(value: Any, _: Values) -> str:
-    first = value[0]
-    files = first.get("data_files") or first["path"]
-    return str(files[0] if isinstance(files, list) else files)
+    """All data sets as one text; a split that is not `train` stands behind its data set."""
+    named = []
+    for one in value:
+        files = one.get("data_files") or one["path"]
+        split = one.get("split") or "train"
+        behind = "" if split == "train" else f"#{split}"
+        named += [f"{file}{behind}" for file in (files if isinstance(files, list) else [files])]
+    return ",".join(named)
 
 
 def _data_hint(value: Any, _: Values) -> str:
-    if len(value) > 1:
+    if len({one.get("type") if isinstance(one.get("type"), str) else "" for one in value}) > 1:
         return _ONE
+    return next(filter(None, map(_one_hint, value)), "")
+
+
+def _one_hint(one: Mapping[str, Any]) -> str:
     known = {
         "path",
         "type",
@@ -68,17 +76,13 @@ def _data_hint(value: Any, _: Values) -> str:
         "chat_template",
         *_LEARNED,
     }
-    odd = {name for name, usual in _LEARNED.items() if value[0].get(name, usual[0]) not in usual}
-    extra = sorted((set(value[0]) - known) | odd)
+    odd = {name for name, usual in _LEARNED.items() if one.get(name, usual[0]) not in usual}
+    extra = sorted((set(one) - known) | odd)
     if extra:
         return (
             "rename the columns in the rows, and leave"
             f" {', '.join(f'`{name}`' for name in extra)} out"
         )
-    if value[0].get("split", "train") not in ("train", None):
-        return f"write the split `{value[0]['split']}` to a file and name it as `data`"
-    if isinstance(value[0].get("data_files"), list) and len(value[0]["data_files"]) > 1:
-        return _ONE
     return ""
 
 
@@ -120,7 +124,7 @@ TABLE: dict[str, tuple[Key, ...]] = {
         Key("format", _format, "kind of rows", _format_hint),
     ),
     "test_datasets": (Key("eval_data", _data, "the validation data", _data_hint),),
-    "val_set_size": (Key(reason="a part of the rows for validation", refused=when_on(_SPLIT)),),
+    "val_set_size": (Key("val_size", number),),
     "rl": (
         Key(reason="the command says it", refused=_rl_hint),
         Key("loss_type", lambda v, _: {"ipo": "ipo", "simpo": "simpo"}.get(v)),

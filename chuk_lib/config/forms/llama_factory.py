@@ -14,7 +14,6 @@ from chuk_lib.config.forms.trl import TRANSFORMERS
 
 _STAGES = {"sft": "sft", "pt": "sft", "dpo": "dpo", "kto": "kto", "ppo": "ppo", "rm": "reward"}
 _LOSSES = {"sigmoid": "sigmoid", "hinge": "hinge", "ipo": "ipo"}
-_SPLIT = "`chuk data split` makes a train and a valid file; name their folder as `data`"
 _FREEZE = "`num_layers` trains the last blocks only, with all of their weights"
 
 
@@ -30,14 +29,13 @@ def _stage_hint(value: Any, _: Values) -> str:
 
 
 def _data(value: Any, values: Values) -> str:
-    name, folder = str(value), str(values.get("dataset_dir") or "data")
-    if name.endswith((".json", ".jsonl", ".csv", ".parquet")) or "/" in name:
-        return name
-    return f"{folder}/{name}.json"
-
-
-def _several(value: Any, _: Values) -> str:
-    return "put the rows of all into one file, and name it as `data`" if "," in str(value) else ""
+    folder = str(values.get("dataset_dir") or "data")
+    suffixes = (".json", ".jsonl", ".csv", ".parquet")
+    names = [name.strip() for name in str(value).split(",")]
+    return ",".join(
+        name if name.endswith(suffixes) or "/" in name else f"{folder}/{name}.json"
+        for name in names
+    )
 
 
 def _targets(value: Any, _: Values) -> list[str]:
@@ -61,8 +59,8 @@ def _loss_hint(value: Any, _: Values) -> str:
 TABLE: dict[str, tuple[Key, ...]] = {
     **TRANSFORMERS,
     "stage": (Key(reason="the command says it", refused=_stage_hint),),
-    "dataset": (Key("data", _data, "several data sets", _several),),
-    "eval_dataset": (Key("eval_data", _data, "several data sets", _several),),
+    "dataset": (Key("data", _data),),
+    "eval_dataset": (Key("eval_data", _data),),
     "dataset_dir": (off("it is where `dataset` lies"),),
     "template": (off("a model's own chat template is used"),),
     "cutoff_len": (Key("max_length"),),
@@ -71,7 +69,7 @@ TABLE: dict[str, tuple[Key, ...]] = {
             reason="a part of the rows", refused=always("write so many rows to a file of their own")
         ),
     ),
-    "val_size": (Key(reason="a part of the rows for validation", refused=when_on(_SPLIT)),),
+    "val_size": (Key("val_size", number),),
     "finetuning_type": (
         Key("use_lora", lambda v, _: v == "lora", "how it is trained", _kind_hint),
     ),

@@ -58,6 +58,16 @@ def _steps(name: str) -> Key:
     )
 
 
+def split_of(value: Any, values: Values) -> str | None:
+    """A data set with its configuration and split, whichever of these keys this is."""
+    config, split = values.get("dataset_config"), values.get("dataset_train_split") or "train"
+    named = values.get("dataset_name") or values.get("dataset") or values.get("data")
+    if named is None:
+        return None
+    behind = f":{config}" if config and config != "default" else ""
+    return f"{named}{behind}" + ("" if split == "train" else f"#{split}")
+
+
 def _report_to(value: Any, _: Values) -> list[str] | None:
     names = value if isinstance(value, list) else [part.strip() for part in str(value).split(",")]
     if names == ["all"]:
@@ -180,19 +190,10 @@ TRANSFORMERS: dict[str, tuple[Key, ...]] = {
 
 TABLE: dict[str, tuple[Key, ...]] = {
     **TRANSFORMERS,
-    "dataset_train_split": (
-        Key(
-            reason="`train` is what is trained on",
-            refused=lambda v, _: "" if v == "train" else _split_hint(v),
-        ),
-    ),
+    "dataset_train_split": (Key("data", split_of),),
     "dataset_test_split": (off("the data's validation or test split is measured"),),
-    "dataset_config": (
-        Key(
-            reason="a data set's configuration",
-            refused=lambda v, _: "" if v == "default" else _config_hint(v),
-        ),
-    ),
+    "dataset_config": (Key("data", split_of),),
+    **{name: (Key("data", split_of),) for name in ("dataset_name", "dataset", "data")},
     "dataset_streaming": (off(_LOADER),),
     "model_revision": (Key("revision"),),
     "lora_task_type": (off("language models are trained"),),
@@ -264,14 +265,6 @@ TABLE: dict[str, tuple[Key, ...]] = {
 
 OTHERS = {"shuffle_dataset": (off("`shuffle` orders the rows"),)}
 """A name that some commands have themselves."""
-
-
-def _split_hint(name: Any) -> str:
-    return f"write that split to a file and name it as `data`; chuk reads `train` (here: `{name}`)"
-
-
-def _config_hint(name: Any) -> str:
-    return f"name the folder or file of `{name}` as `data`"
 
 
 def _defaults(values: Values, cls: Any) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from chuk_lib.config.forms.form import Form, Key, Values, number, off, when_on, yes
 from chuk_lib.config.forms.trl import TABLE as TRL
-from chuk_lib.config.forms.trl import TRANSFORMERS
+from chuk_lib.config.forms.trl import TRANSFORMERS, split_of
 
 _SAVING = "`chuk model` fuses, quantizes and converts what was trained"
 
@@ -37,7 +37,7 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "random_state": (Key("seed"),),
     "use_rslora": (Key("use_rslora", yes),),
     "loftq_config": (Key(reason="LoftQ", refused=when_on("leave it out")),),
-    "dataset": (Key("data"),),
+    "dataset": (Key("data", split_of),),
     "packing": (Key("packing", yes),),
     "train_on_responses_only": (Key("assistant_only_loss", yes),),
     **{

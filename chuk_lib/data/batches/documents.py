@@ -24,7 +24,14 @@ from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
 from chuk_lib.data.types import Example, Record
 from chuk_lib.errors import DataError
 
-_PAIRS = ("prompt_completion", "prompt_response", "input_output", "alpaca")
+_PAIRS = (
+    "prompt_completion",
+    "prompt_response",
+    "input_output",
+    "question_answer",
+    "problem_solution",
+    "alpaca",
+)
 _ENCODE_CHARACTERS = 1 << 18
 """Text that is encoded at once: the tokenizer's own results take a hundred bytes a token until they
 are read."""

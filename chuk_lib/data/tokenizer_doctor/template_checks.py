@@ -10,6 +10,7 @@ from typing import Any
 
 from chuk_lib.data.rendering import Renderer
 from chuk_lib.data.tokenizers import templates
+from chuk_lib.data.tokenizers.calls import call_form
 from chuk_lib.data.tokenizers.encoder import Encoder
 from chuk_lib.data.tokenizers.facts import special_tokens
 from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
@@ -72,6 +73,7 @@ def check_template(tokenizer: Tokenizer) -> Iterator[Finding]:
         return
     yield Finding("chat template", "ok", "renders conversations of several turns")
     yield from _roles(encoder)
+    yield from _calls(tokenizer)
     yield from _tokens(encoder, unwrap(tokenizer), shown)
     yield from _double_bos(encoder, unwrap(tokenizer), shown)
     yield from _prompt(tokenizer, encoder, shown)
@@ -123,6 +125,14 @@ def _roles(encoder: Encoder) -> Iterator[Finding]:
         yield Finding("tools", "warning", f"the template does not show {', '.join(missing)}")
     else:
         yield Finding("tools", "ok", "shows tools, calls and results")
+
+
+def _calls(tokenizer: Tokenizer) -> Iterator[Finding]:
+    """How what the model writes is read as calls of tools."""
+    try:
+        yield Finding("tool calls", "ok", f"are read as {call_form(tokenizer).shown}")
+    except ChukError:
+        yield Finding("tool calls", "warning", "chuk cannot read calls of tools in this form")
 
 
 def _tokens(encoder: Encoder, hf: Any, shown: str) -> Iterator[Finding]:

@@ -25,6 +25,7 @@ from chuk_lib.errors import DataError
 TURNS = ("messages", "conversations")
 ASKS = ("system", "instruction", "context", "input", "prompt", "question")
 ANSWERS = ("completion", "response", "output", "chosen", "rejected", "label", "answer")
+_ASKED = ("question_answer", "problem_solution")
 _NOTES = re.compile(
     r"(.+_)?(id|ids|uuid|uid|idx|ind|index|url|urls|link|hash|sha|sha256|md5|score|scores|rating|date|time|at|model|count)"
     r"|(num|n)_.+|__.+__|source.*|origin|dataset|split|license|timestamp|created|updated|meta(data)?|author|user"
@@ -89,7 +90,11 @@ def content_columns(columns: Columns) -> list[str]:
 def _known(names: tuple[str, ...]) -> tuple[list[str], bool]:
     """Of these columns those of what rows say, in an order of their own, and whether they fit a
     format; all where they do not."""
-    fits = any(not item.missing(dict.fromkeys(names)) for item in formats("text").values())
+    fits = any(
+        not item.missing(dict.fromkeys(names))
+        for item in formats("text").values()
+        if item.name not in _ASKED  # whose questions often have choices or a passage beside them
+    )
     fits = fits or any(all(name in names for name in wanted) for wanted in COLUMNS.values())
     own = [name for name in (*TURNS, *ASKS, *ANSWERS, "text", "input_ids") if name in names]
     return (own, True) if fits and own else (sorted(names), False)

@@ -301,6 +301,8 @@ WRITERS: dict[str, Callable[..., Iterator[Columns]]] = {
     "prompt_completion": _to_pair,
     "prompt_response": _named_pair("prompt", "response"),
     "input_output": _named_pair("input", "output"),
+    "question_answer": _named_pair("question", "answer"),
+    "problem_solution": _named_pair("problem", "solution"),
     "alpaca": _to_alpaca,
     "text": _to_text,
     "preference": _to_preference,

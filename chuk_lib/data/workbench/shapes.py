@@ -74,6 +74,8 @@ OWN = {
     "prompt_response": ("prompt", "response", "history", *_TEMPLATE),
     "alpaca": ("instruction", "input", "context", "output", "response", "history", *_TEMPLATE),
     "input_output": ("input", "output", "history", *_TEMPLATE),
+    "question_answer": ("question", "answer", "history", *_TEMPLATE),
+    "problem_solution": ("problem", "solution", "history", *_TEMPLATE),
     "preference": ("prompt", "chosen", "rejected", "tools", "functions"),
     "unpaired": ("prompt", "completion", "label"),
     "prompt": ("prompt", "tools", "functions"),

@@ -244,13 +244,17 @@ def completions_of(episodes: Sequence[Episode], step: int = 0) -> Completions:
 
 
 def check_prompts(
-    dataset: PromptDataset, model: nn.Module, tokenizer: Any, rewards: Rewards
+    dataset: PromptDataset,
+    model: nn.Module,
+    tokenizer: Any,
+    rewards: Rewards,
+    given: Iterable[str] = (),
 ) -> None:
     """Raise DataError for prompts that fill the model's context or have tokens that it does not
-    know, and for columns that a reward misses."""
+    know, and for columns that a reward misses: those of the data, and `given` by the player."""
     check_tokens(model, tokenizer, ((str(row.source), row.ids) for row in dataset))
     dataset.check_context(context_length(model), limit_words(model))
-    rewards.check_columns(dataset.columns, f"`{dataset.source}`")
+    rewards.check_columns((*dataset.columns, *given), f"`{dataset.source}`")
 
 
 def load_prompts(

@@ -10,6 +10,7 @@ from chuk_lib.config.settings import setting
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.tables import IdleRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,34 @@ class OnlineConfig(TrainerConfig):
         minimum=1,
         aliases=("num_generations_eval",),
     )
+    environment: str | None = setting(
+        None,
+        "A class in a file, FILE.py:CLASS, of which each play has an object: `reset(**row)`, and"
+        " its public methods as tools.",
+        panel="Tools",
+        flag="--env",
+        kind="rewards",
+        aliases=("environment_factory",),
+    )
+    tools: tuple[str, ...] = setting(
+        (),
+        "Functions that the model may call, FILE.py:FUNCTION, as a list.",
+        panel="Tools",
+        kind="rewards",
+    )
+    max_turns: int = setting(
+        8, "Most turns that the model writes in a play.", panel="Tools", flag=True, minimum=1
+    )
+    max_tool_seconds: float = setting(
+        10.0, "Longest that a call may take.", panel="Tools", flag=True, above=0
+    )
+    max_tool_tokens: int | None = setting(
+        None,
+        "Most tokens of a tool's answer that the model is shown. Unset: what fits.",
+        panel="Tools",
+        flag=True,
+        minimum=1,
+    )
     ref_model: str | None = setting(
         None,
         "Reference: a model folder, run or hub id. Unset: the model as it is at the start.",
@@ -144,6 +173,19 @@ class OnlineConfig(TrainerConfig):
     disable_dropout: bool = setting(
         False, "Train without dropout, also that of adapters.", panel="Model"
     )
+
+    idle_rules: ClassVar[tuple[IdleRule, ...]] = (
+        (
+            ("max_turns", "max_tool_seconds", "max_tool_tokens"),
+            lambda c: not c.has_tools,
+            "without an environment or tools",
+        ),
+    )
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether episodes are plays with tools."""
+        return bool(self.environment or self.tools)
 
     @property
     def micro_batch(self) -> int:

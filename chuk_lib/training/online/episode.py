@@ -66,6 +66,8 @@ class Episode:
     `values` and `returns` (C + 1,), what was foreseen before each written token and after the last,
     and what it should have been.
 
+    Where there are tools, `calls` is how many were made, and `failures` how many of them failed.
+
     Raises TrainingError when ids, mask and log-probs are not of one length.
     """
 
@@ -84,6 +86,8 @@ class Episode:
     advantage: float = math.nan
     values: np.ndarray | None = None
     returns: np.ndarray | None = None
+    calls: int | None = None
+    failures: int = 0
 
     def __post_init__(self) -> None:
         for name, dtype in (("ids", np.int32), ("mask", np.float32), ("logps", np.float32)):

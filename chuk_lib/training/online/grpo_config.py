@@ -308,6 +308,7 @@ class GRPOConfig(OnlineConfig):
         _ = self.prompts_per_step
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = (
+        *OnlineConfig.idle_rules,
         *idle_rules(ESTIMATORS, "advantage_estimator"),
         (
             ("scale_rewards",),

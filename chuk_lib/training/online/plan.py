@@ -9,11 +9,10 @@ from typing import Any
 
 from chuk_lib.config.settings import as_dict
 from chuk_lib.data.prompt_dataset import PromptDataset, PromptRow
-from chuk_lib.data.reader import read_stdin
 from chuk_lib.training.fits import loss_words
 from chuk_lib.training.jobs import check_start
 from chuk_lib.training.language_job import prepare_model, settings_notes
-from chuk_lib.training.loading import required
+from chuk_lib.training.loading import readable
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.grpo_trainer import GRPOTrainer
 from chuk_lib.training.online.ppo_config import PPOConfig
@@ -47,10 +46,7 @@ def plan_online(
     together, what is shared once."""
     kind: Any = PPOTrainer if isinstance(config, PPOConfig) else GRPOTrainer
     config, output = check_start(kind.algorithm, config, overwrite)
-    source = required(config, "data")
-    trainer, dataset, eval_dataset = kind.load(
-        config, list(read_stdin()) if source == "-" else source
-    )
+    trainer, dataset, eval_dataset = kind.load(config, readable(config))
     check_evaluation(config, eval_dataset is not None)
     room = make_room(trainer, dataset, origins)
     trainer.config = done = trainer.complete(prepare_model(trainer.model, trainer.config), dataset)

@@ -136,5 +136,6 @@ class PPOConfig(OnlineConfig):
             )
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = (
+        *OnlineConfig.idle_rules,
         (("ref_model", "kl_estimator"), lambda c: not c.kl_coef, "without kl_coef"),
     )

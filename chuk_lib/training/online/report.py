@@ -40,7 +40,19 @@ def played_metrics(played: Played, names: Sequence[str]) -> dict[str, float]:
         values = column[~np.isnan(column)].astype(np.float64)
         metrics[f"rewards/{name}/mean"] = float(values.mean()) if len(values) else math.nan
         metrics[f"rewards/{name}/std"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-    return metrics | completion_metrics(played.written, played.terminated)
+    return metrics | _tool_metrics(played) | completion_metrics(played.written, played.terminated)
+
+
+def _tool_metrics(played: Played) -> dict[str, float]:
+    """TRL's: calls an episode, and the share of calls that failed; nothing without tools."""
+    counts = [one.calls for one in played.episodes if one.calls is not None]
+    if not counts:
+        return {}
+    calls, failures = sum(counts), sum(one.failures for one in played.episodes)
+    return {
+        "tools/call_frequency": calls / len(counts),
+        "tools/failure_frequency": failures / calls if calls else 0.0,
+    }
 
 
 def pace_metrics(played: Played) -> dict[str, float]:

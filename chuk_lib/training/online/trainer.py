@@ -83,14 +83,20 @@ class OnlineTrainer(ABC, Generic[Config]):
         """Trainer, prompts and validation prompts of a run. Settings are checked and rewards loaded
         before the model is. Raises ConfigError, ModelError and DataError."""
         config = checked(config)
+        if config.has_tools and make_player is None:
+            raise ConfigError(
+                "the settings name tools, and nothing plays with them",
+                "give `make_player=chuk_lib.env.player_maker(config)`",
+            )
         rewards = rewards_of(config)
         _rule_of(config, None)
         model, tokenizer = load_policy(config)
         dataset, eval_dataset = load_prompts(config, source, tokenizer)
         player = make_player(model, tokenizer) if make_player else None
         trainer = cls(model, tokenizer, config, rewards=rewards, player=player)
+        given = getattr(trainer.player, "columns", ())
         for data in filter(None, (dataset, eval_dataset)):
-            check_prompts(data, model, tokenizer, rewards)
+            check_prompts(data, model, tokenizer, rewards, given)
         return trainer, dataset, eval_dataset
 
     def train(
@@ -111,8 +117,9 @@ class OnlineTrainer(ABC, Generic[Config]):
 
     def job(self, dataset: PromptDataset, eval_dataset: PromptDataset | None = None) -> Job:
         """What `train` runs: settings are complete and what is trained is chosen from here on."""
+        given = getattr(self.player, "columns", ())
         for data in filter(None, (dataset, eval_dataset)):
-            check_prompts(data, self.model, self.tokenizer, self.rewards)
+            check_prompts(data, self.model, self.tokenizer, self.rewards, given)
         adapted = prepare_model(self.model, self.config)
         self.config = self.complete(adapted, dataset)
         plan = self.plan(dataset)
@@ -137,7 +144,7 @@ class OnlineTrainer(ABC, Generic[Config]):
         # Another one would play otherwise.
         known = {
             **job.inputs.known,
-            "player": type(self.player).__qualname__,
+            "player": str(getattr(self.player, "identity", type(self.player).__qualname__)),
         }
         return replace(job, inputs=replace(job.inputs, known=known))
 

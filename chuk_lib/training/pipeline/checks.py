@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chuk_lib.config.data_parts import parts_of
 from chuk_lib.config.paths import names_of, reward_paths, with_paths
 from chuk_lib.config.settings import validate
 from chuk_lib.data.reader import find_files, has_split, read_records
@@ -19,6 +20,7 @@ from chuk_lib.models import locate
 from chuk_lib.sinks import make_sinks
 from chuk_lib.training.config import TrainerConfig, refuse_idle_settings
 from chuk_lib.training.identity import fingerprint_settings, model_files
+from chuk_lib.training.loading import held_out, training_data
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.pipeline.config import EVAL, EvalStageConfig, Pipeline, Stage
 from chuk_lib.training.run import check_evaluation
@@ -128,8 +130,8 @@ def _check_data(stage: Stage, config: Any) -> None:
     split = getattr(config, "split", None) or next(
         (s for s in _splits(stage.kind) if has_split(data, s)), "train"
     )
-    find_files(data, split)
-    first = next(iter(read_records(data, split)), None)
+    source = training_data(config) if isinstance(config, TrainerConfig) else data
+    first = next(iter(read_records(source, split)), None)
     if first is None:
         raise DataError(f"`{data}` has no rows", "give a file with at least one row")
     _check_columns(stage.kind, config, set(first.columns), str(first.source))
@@ -140,10 +142,11 @@ def _splits(kind: str) -> tuple[str, ...]:
 
 
 def _is_local(data: str) -> bool:
-    return (
-        Path(data).exists()
-        or data.count("/") != 1
-        or Path(data).suffix in (".jsonl", ".json", ".csv", ".parquet")
+    return all(
+        Path(part.source).exists()
+        or part.source.count("/") != 1
+        or Path(part.source).suffix in (".jsonl", ".json", ".csv", ".parquet")
+        for part in parts_of(data)
     )
 
 
@@ -180,7 +183,7 @@ def _check_training(config: TrainerConfig) -> None:
         raise ConfigError("no rewards given", "for example `--set rewards=exact_match`")
     config.check()
     make_sinks(config.report_to)
-    check_evaluation(config, config.eval_data is not None or has_split(str(config.data), "valid"))
+    check_evaluation(config, held_out(config, training_data(config)) is not None)
     if config.eval_data is not None and _is_local(config.eval_data):
         find_files(config.eval_data, "valid" if has_split(config.eval_data, "valid") else "train")
 
@@ -241,11 +244,13 @@ def _data_files(kind: str, config: Any) -> list[Path]:
 
 
 def _split_files(source: str, split: str) -> list[Path]:
-    return (
-        [path for path in find_files(source, split) if path.is_file()]
-        if Path(source).exists()
-        else []
-    )
+    return [
+        path
+        for part in parts_of(source)
+        if Path(part.source).exists() and has_split(part.source, split)
+        for path in find_files(part.source, split)
+        if path.is_file()
+    ]
 
 
 def without_stage_names(stage: Stage, models: dict[str, str]) -> Stage:

@@ -50,7 +50,7 @@ class EvalStageConfig:
         None,
         "Data to measure on.",
         panel="Data",
-        kind="path",
+        kind="data",
     )
     output: str | None = setting(
         None, "Where the figures go; a stage has its place.", panel="Output", kind="path"

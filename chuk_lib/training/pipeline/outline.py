@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chuk_lib.config.data_parts import parts_of
 from chuk_lib.data.reader import has_split, read_records
 from chuk_lib.training.config import TrainerConfig
+from chuk_lib.training.loading import training_data
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.pipeline.config import EVAL, Stage
 
@@ -50,13 +52,14 @@ def _rows(stage: Stage) -> int | None:
     (KTO)."""
     config: Any = stage.settings.value
     data = str(config.data)
-    if not Path(data).exists():
+    if not all(Path(part.source).exists() for part in parts_of(data)):
         return None
+    source = training_data(config) if isinstance(config, TrainerConfig) else data
     splits = ("test", "valid", "train") if stage.kind == EVAL else ("train",)
     split = getattr(config, "split", None) or next(
         (name for name in splits if has_split(data, name)), "train"
     )
     apart = stage.kind == "kto"
     return sum(
-        2 if apart and "chosen" in record.columns else 1 for record in read_records(data, split)
+        2 if apart and "chosen" in record.columns else 1 for record in read_records(source, split)
     )

@@ -23,7 +23,7 @@ from chuk_lib.data.batches import BatchFolder, FolderPlan, is_batch_folder
 from chuk_lib.data.batches.show import show_rows
 from chuk_lib.data.batching import BatchPlan
 from chuk_lib.data.preview import PreviewRow, preview_rows
-from chuk_lib.data.reader import DataSource, has_split, read_records, read_stdin
+from chuk_lib.data.reader import DataSource, has_split, read_records
 from chuk_lib.data.types import Batch
 from chuk_lib.errors import ConfigError
 from chuk_lib.models.segments import check_packable
@@ -31,7 +31,7 @@ from chuk_lib.training.config import SFTConfig
 from chuk_lib.training.fits import loss_words
 from chuk_lib.training.jobs import check_start
 from chuk_lib.training.language_job import prepare_model, settings_notes
-from chuk_lib.training.loading import required
+from chuk_lib.training.loading import readable
 from chuk_lib.training.planning.budget import Choice, Fit, choose
 from chuk_lib.training.planning.dry_run import DryRun
 from chuk_lib.training.planning.estimate import MemoryEstimate, StepModel, resident_of
@@ -62,7 +62,7 @@ def plan_sft(
     Raises what the run itself would raise before its first step, and ConfigError when nothing fits
     the budget."""
     config, output = check_start("sft", config, overwrite)
-    source = _readable(required(config, "data"))
+    source = readable(config)
     if is_batch_folder(source) and budget is not None:
         raise ConfigError(
             f"`--fit` has nothing to choose: the batches in `{source}` are as they were built",
@@ -94,7 +94,7 @@ def fit_sft(
     """Settings for `config` that fit a budget, as `plan_sft` would choose them; the model is let go
     again."""
     config, _ = check_start("sft", config, overwrite)
-    trial = _Trial(config, required(config, "data"))
+    trial = _Trial(config, readable(config))
     fit = choose(trial, dict(origins or dict.fromkeys(as_dict(config), "given in code")), budget)
     del trial
     gc.collect()
@@ -229,11 +229,6 @@ def _notes(trial: _Trial, memory: MemoryEstimate) -> tuple[str, ...]:
             ),
         )
     return notes
-
-
-def _readable(source: str) -> DataSource:
-    """The source, or the records of stdin, which can be read once only."""
-    return list(read_stdin()) if source == "-" else source
 
 
 def _first(source: DataSource, rows: int) -> list[Any]:

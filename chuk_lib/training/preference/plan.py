@@ -11,13 +11,12 @@ import numpy as np
 
 from chuk_lib.data.preference_dataset import PairExample, UnpairedExample
 from chuk_lib.data.preview import Fragment, PreviewRow
-from chuk_lib.data.reader import DataSource, read_stdin
 from chuk_lib.data.tokenizers.protocol import Tokenizer
 from chuk_lib.training.config import checked
 from chuk_lib.training.fits import check_rows, loss_words
 from chuk_lib.training.jobs import check_start
 from chuk_lib.training.language_job import complete, prepare_model, settings_notes
-from chuk_lib.training.loading import load_policy, required
+from chuk_lib.training.loading import load_policy, readable, required
 from chuk_lib.training.planning.dry_run import DryRun
 from chuk_lib.training.planning.room import look
 from chuk_lib.training.preference import reward_trainer, trainer
@@ -39,7 +38,7 @@ def plan_preferences(
     would raise before its first step."""
     config, output = check_start(algorithm, checked(config), overwrite)
     where = required(config, "data")
-    source: DataSource = list(read_stdin()) if where == "-" else where
+    source = readable(config)
     if isinstance(config, RewardConfig):
         model, tokenizer = reward_trainer.load_start(config)
         model = reward_trainer.RewardTrainer(model, tokenizer, config).model

@@ -1,0 +1,84 @@
+"""Environments and tools by what the command line and settings call them: `FILE.py:NAME`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from chuk_lib.env.tools import Function
+from chuk_lib.errors import ConfigError
+from chuk_lib.rewards.user_file import import_file
+from chuk_lib.training.online.config import OnlineConfig
+
+if TYPE_CHECKING:
+    from chuk_lib.training.config import TrainerConfig
+    from chuk_lib.training.online.episode import Player
+
+
+def player_maker(config: TrainerConfig) -> Callable[[Any, Any], Player] | None:
+    """What makes the player of a run with the environment and tools of its settings; None for
+    settings that name none. The files are the user's own code, and run as such.
+
+    Raises ConfigError for a file that is not there or does not import, and a name that it lacks."""
+    if not isinstance(config, OnlineConfig) or not config.has_tools:
+        return None
+    modules: dict[Path, ModuleType] = {}
+    environment = load_environment(config.environment, modules) if config.environment else None
+    functions = [load_tool(one, modules) for one in config.tools]
+
+    def make(model: Any, tokenizer: Any) -> Player:
+        from chuk_lib.env.play import Limits, ToolPlayer
+        from chuk_lib.utils.identity import fingerprint
+
+        limits = Limits(config.max_turns, config.max_tool_seconds, config.max_tool_tokens)
+        player = ToolPlayer(model, tokenizer, functions, environment, limits, config.rollout_tokens)
+        player.identity = f"tools of files {fingerprint(sorted(modules))[:16]}"
+        return player
+
+    return make
+
+
+def load_environment(name: str, modules: dict[Path, ModuleType]) -> type:
+    """The class `FILE.py:CLASS`."""
+    found = _load(name, "environment", modules)
+    if not inspect.isclass(found):
+        raise ConfigError(f"environment `{name}` is no class", "name a class: FILE.py:CLASS")
+    return found
+
+
+def has_reward(environment: type) -> bool:
+    """Whether an environment says itself what was done in it is worth."""
+    return callable(getattr(environment, "get_reward", None))
+
+
+def load_tool(name: str, modules: dict[Path, ModuleType]) -> Function:
+    """The function `FILE.py:FUNCTION`."""
+    found = _load(name, "tool", modules)
+    if inspect.isclass(found) or not callable(found):
+        raise ConfigError(f"tool `{name}` is no function", "name a function: FILE.py:FUNCTION")
+    function: Function = found
+    return function
+
+
+def _load(name: str, what: str, modules: dict[Path, ModuleType]) -> Any:
+    file, colon, item = name.rpartition(":")
+    if not colon or not file.endswith(".py") or not item:
+        raise ConfigError(
+            f"{what} `{name}` is not FILE.py:NAME", "for example `mine.py:Calculator`"
+        )
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{what} file `{file}` does not exist", "check the path: FILE.py:NAME")
+    path = path.resolve()
+    if path not in modules:
+        modules[path] = import_file(path, file, f"{what} file")
+    found = getattr(modules[path], item, None)
+    if found is None:
+        own = [key for key in vars(modules[path]) if not key.startswith("_")]
+        raise ConfigError(
+            f"{what} file `{file}` has no `{item}`", f"it has: {', '.join(own) or 'nothing'}"
+        )
+    return found

@@ -1,0 +1,280 @@
+"""Plays with tools: the model writes, calls, reads what came back, and writes on.
+
+All plays of a call run side by side in one decoder: while one waits for its tool, the others write.
+An episode holds what the model sampled as it was sampled, and between it what tools said, on which
+there is no loss."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chuk_lib.data.prompt_dataset import PromptRow
+from chuk_lib.env.rendering import Message, PlayRenderer
+from chuk_lib.env.tools import Function, Result, Toolbox, toolbox, tools_of
+from chuk_lib.errors import ConfigError, ModelError, TrainingError
+from chuk_lib.inference.decoder.decoder import Decoder
+from chuk_lib.inference.decoder.rows import Request, Row
+from chuk_lib.runtime import users_own
+from chuk_lib.training.online.episode import Episode, GroupPrompt, Turn
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+    from chuk_lib.data.tokenizers.calls import Call
+    from chuk_lib.inference.config import SamplingConfig
+
+ENVIRONMENTS = "environments"
+"""The column in which rewards find each episode's environment, as TRL's do."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`turns` that the model may write in a play, `seconds` that a tool may take, `tokens` of its
+    answer that the model is shown (None: what fits)."""
+
+    turns: int = 8
+    seconds: float = 10.0
+    tokens: int | None = None
+
+
+@dataclass(eq=False)
+class _Play:
+    """One play while it runs."""
+
+    prompt: GroupPrompt
+    member: int
+    tools: Toolbox
+    turns: list[Turn] = field(default_factory=list)
+    row: Row | None = None
+    calls: int = 0
+    failures: int = 0
+
+
+class ToolPlayer:
+    """A player with tools: functions, and the methods of an environment of which every play has an
+    object of its own (`environment` makes one). See `rendering` for templates that are refused.
+
+    An environment's `reset(**row)` is called at the start of each play with the columns of the row;
+    text that it returns is added to the last message, as in TRL. Objects are used again in later
+    calls. What a play draws depends on the sampling seed, the group and the member alone.
+    `token_budget` is the decoder's."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        functions: Sequence[Function] = (),
+        environment: type | None = None,
+        limits: Limits = Limits(),
+        token_budget: int | None = None,
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._token_budget = token_budget
+        self._functions, self._environment, self._limits = functions, environment, limits
+        self._pool: list[Any] = []
+        self._made = self._environments(1) if environment is not None else []
+        sample = self._toolbox(self._made[0] if self._made else None)
+        if not sample.tools:
+            raise ConfigError(
+                f"environment `{getattr(environment, '__name__', '')}` has no tools",
+                "a tool is a public method with types and a docstring, beside `reset`",
+            )
+        self._renderer = PlayRenderer(tokenizer, sample.schemas)
+        self.columns = (ENVIRONMENTS,) if environment is not None else ()
+        self.identity = type(self).__qualname__
+
+    def play(
+        self, prompts: Sequence[GroupPrompt], n: int, sampling: SamplingConfig
+    ) -> list[Episode]:
+        """See `Player`."""
+        plays = self._begin(prompts, n)
+        with Decoder(self._model, self._tokenizer, token_budget=self._token_budget) as decoder:
+            requests = [
+                Request(one.prompt.asked.ids, sampling, one.prompt.group, one.member, hold=True)
+                for one in plays
+            ]
+            for one, row in zip(plays, decoder.submit(requests), strict=True):
+                one.row = row
+            _Table(decoder, self._renderer, self._limits, sampling.max_tokens).run(plays)
+        return [_episode(one) for one in plays]
+
+    def _begin(self, prompts: Sequence[GroupPrompt], n: int) -> list[_Play]:
+        members = [(prompt, member) for prompt in prompts for member in range(n)]
+        environments = self._environments(len(members))
+        plays = []
+        known: dict[str, list[int]] = {}
+        for (prompt, member), environment in zip(members, environments, strict=True):
+            messages = _messages(prompt.asked, self._observed(environment, prompt.asked))
+            key = repr(messages)
+            if key not in known:
+                known[key] = self._renderer.prompt(messages)
+            columns = dict(prompt.asked.columns)
+            if environment is not None:
+                columns[ENVIRONMENTS] = environment
+            # The same list of ids for those that begin alike: they share one prefill.
+            asked = replace(prompt.asked, prompt=messages, ids=known[key], columns=columns)
+            plays.append(_Play(prompt._replace(asked=asked), member, self._toolbox(environment)))
+        return plays
+
+    def _environments(self, count: int) -> list[Any]:
+        """So many objects, each of one play; None where there is no environment."""
+        if self._environment is None:
+            return [None] * count
+        with users_own():
+            while len(self._pool) < count:
+                try:
+                    self._pool.append(self._environment())
+                except Exception as error:  # the user's own constructor
+                    raise ConfigError(
+                        f"environment `{self._environment.__name__}` cannot be made: {error}",
+                        "its class is called without arguments",
+                    ) from error
+        if not callable(getattr(self._pool[0], "reset", None)):
+            raise ConfigError(
+                f"environment `{self._environment.__name__}` has no method `reset`",
+                "a play begins with `reset(**row)`",
+            )
+        return self._pool[:count]
+
+    def _observed(self, environment: Any, row: PromptRow) -> str:
+        if environment is None:
+            return ""
+        with users_own():
+            try:
+                found = environment.reset(prompt=row.prompt, **row.columns)
+            except Exception as error:  # the user's own code
+                raise TrainingError(
+                    f"{row.source}: reset of `{type(environment).__name__}` failed:"
+                    f" {type(error).__name__}: {error}",
+                    "it gets the columns of the row by name",
+                ) from error
+        if found is not None and not isinstance(found, str):
+            raise TrainingError(
+                f"reset of `{type(environment).__name__}` returned {type(found).__name__}",
+                "text that is added to the prompt, or None",
+            )
+        return found or ""
+
+    def _toolbox(self, environment: Any) -> Toolbox:
+        own = tools_of(environment) if environment is not None else []
+        return toolbox([*self._functions, *own], self._limits.seconds)
+
+
+class _Table:
+    """The decoder's rows and the tools' threads, until all plays are over."""
+
+    def __init__(
+        self, decoder: Decoder, renderer: PlayRenderer, limits: Limits, budget: int
+    ) -> None:
+        self._decoder, self._renderer = decoder, renderer
+        self._limits, self._budget = limits, budget
+        self._answers: queue.SimpleQueue[tuple[_Play, list[Result]]] = queue.SimpleQueue()
+        self._waiting = 0
+
+    def run(self, plays: Sequence[_Play]) -> None:
+        """Until no row writes and no tool works."""
+        by_row = {id(one.row): one for one in plays}
+        while self._decoder.busy or self._waiting:
+            if self._decoder.busy:
+                for row in self._decoder.step().ended:
+                    self._ended(by_row[id(row)])
+            self._go_on(block=not self._decoder.busy)
+
+    def _ended(self, play: _Play) -> None:
+        """A turn is over: note it, and call what it calls."""
+        row = play.row
+        assert row is not None
+        row.raise_failed()
+        said, calls = self._renderer.form.calls(
+            self._renderer.shown(_last(row)), play.tools.schemas
+        )
+        play.turns.append(Turn("assistant", said if calls else row.text))
+        turns = sum(turn.role == "assistant" for turn in play.turns)
+        if not calls or row.reason == "length" or turns >= self._limits.turns:
+            return
+        self._waiting += 1
+        threading.Thread(target=self._work, args=(play, calls), daemon=True).start()
+
+    def _work(self, play: _Play, calls: Sequence[Call]) -> None:
+        results = []
+        for call in calls:  # one after another: they may change one environment
+            results.append(play.tools.call(call))
+        self._answers.put((play, results))
+
+    def _go_on(self, block: bool) -> None:
+        """Let plays whose tools have answered write on."""
+        while self._waiting:
+            try:
+                play, results = self._answers.get(block=block)
+            except queue.Empty:
+                return
+            self._waiting -= 1
+            block = False
+            self._take(play, results)
+
+    def _take(self, play: _Play, results: Sequence[Result]) -> None:
+        row = play.row
+        assert row is not None
+        play.calls += len(results)
+        play.failures += sum(one.failed for one in results)
+        if self._limits.tokens is not None:
+            results = [
+                one._replace(text=self._renderer.cut(one.text, self._limits.tokens))
+                for one in results
+            ]
+        suffix = self._renderer.suffix(results)
+        if suffix[:1] == row.ids[-1:].tolist():  # GLM's calls end with the header of the answer
+            suffix = suffix[1:]
+        room = self._budget - len(row.ids) - len(suffix)
+        if room < 1:  # as TRL: an answer that does not fit is left out, and the play is over
+            row.reason = "length"
+            return
+        try:
+            self._decoder.append([row], [suffix], limit=room)
+        except ModelError:  # the context is full
+            row.reason = "length"
+            return
+        play.turns += [Turn("tool", one.text) for one in results]
+
+
+def _last(row: Row) -> list[int]:
+    """The last stretch that the model wrote, without the token that ended it."""
+    given = np.flatnonzero(~row.written)
+    begin = int(given[-1]) + 1 if len(given) else 0
+    ids: list[int] = row.ids[begin:].tolist()
+    return ids[:-1] if row.reason == "eos" else ids
+
+
+def _messages(row: PromptRow, observed: str) -> list[Message]:
+    """The prompt as a conversation, with what `reset` returned behind its last message."""
+    messages = (
+        [{"role": "user", "content": row.prompt}]
+        if isinstance(row.prompt, str)
+        else [dict(message) for message in row.prompt]
+    )
+    if observed:
+        messages[-1] = {**messages[-1], "content": messages[-1]["content"] + observed}
+    return messages
+
+
+def _episode(play: _Play) -> Episode:
+    row = play.row
+    assert row is not None
+    reason: Any = row.reason
+    return Episode(
+        play.prompt,
+        play.member,
+        row.ids,
+        row.written.astype(np.float32),
+        row.logps,
+        tuple(play.turns),
+        reason,
+        calls=play.calls,
+        failures=play.failures,
+    )

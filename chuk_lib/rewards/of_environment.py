@@ -1,0 +1,32 @@
+"""The reward that an environment gives for what was done in it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import Any
+
+from chuk_lib.rewards.types import Completions, Context, Logged, Scorer
+
+_COLUMN = "environments"
+
+
+def environment(context: Context) -> Scorer:
+    """`get_reward()` of each play's own environment, called once when the play is over, as TRL
+    does."""
+
+    def score(batch: Completions, logged: Logged) -> list[float | None]:
+        return [_reward(one) for one in batch.columns[_COLUMN]]
+
+    return Scorer(score, needs=((_COLUMN,),))
+
+
+def _reward(environment: Any) -> float | None:
+    found = environment.get_reward()
+    if inspect.isawaitable(found):
+
+        async def wait() -> Any:
+            return await found
+
+        found = asyncio.run(wait())
+    return None if found is None else float(found)

@@ -1,0 +1,472 @@
+"""Plays with tools.
+
+1. Token in, token out: what is trained is what was sampled with tools' suffixes between, byte for
+   byte; a suffix is the difference of two renderings; nothing is learned from it, and log-probs of
+   a forward pass over the whole are those of the sampler.
+2. Whatever a tool does (raise, hang, flood, answer bad calls) is a word to the model and a count.
+3. Through the command: a tool, an environment in TRL's form with its own reward, resumed exactly.
+4. Templates that show no tools, classes without tools, functions without types: one clear line.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from chuk_lib.data.prompt_dataset import PromptDataset
+from chuk_lib.data.tokenizers.calls import Call, call_form
+from chuk_lib.env import Limits, ToolPlayer
+from chuk_lib.env.rendering import PlayRenderer
+from chuk_lib.env.tools import Result, toolbox
+from chuk_lib.errors import ConfigError, ModelError
+from chuk_lib.inference.config import SamplingConfig
+from chuk_lib.models import load_model
+from chuk_lib.models.heads import output_head
+from chuk_lib.training import SFTConfig, train_sft
+from chuk_lib.training.online.episode import Episode, GroupPrompt
+from chuk_lib.training.utils.completion_log_probs import Shapes, row_stats
+from tests.conftest import RunChuk
+
+TOOLS = '''
+import time
+
+
+def add(a: int, b: int) -> str:
+    """Add two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    """
+    return str(a + b)
+
+
+class Counter:
+    """As in TRL's documentation: no base class, `reset`, methods as tools, `get_reward`."""
+
+    def reset(self, **row) -> str | None:
+        self.count = 0
+        return None
+
+    def add(self, a: int, b: int) -> str:
+        """Add two numbers.
+
+        Args:
+            a: The first.
+            b: The second.
+        """
+        self.count += 1
+        return str(a + b)
+
+    def get_reward(self) -> float:
+        return float(self.count)
+
+
+def rewarded(completions, environments, **kwargs):
+    return [float(one.count) for one in environments]
+
+
+def untyped(a, b):
+    return a
+
+
+class Bare:
+    def reset(self, **row):
+        return None
+'''
+
+
+def add(a: int, b: int) -> str:
+    """Add two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    """
+    return str(a + b)
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """A model that has learned to call `add` with 1 and 2, and to answer what came back."""
+    folder = tmp_path_factory.mktemp("caller")
+    schema = toolbox([add], 1.0).schemas
+    messages = [
+        {"role": "user", "content": "1+2="},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "name": "add", "content": "3"},
+        {"role": "assistant", "content": "3"},
+    ]
+    row = json.dumps({"messages": messages, "tools": schema})
+    (folder / "rows.jsonl").write_text((row + "\n") * 8)
+    result = train_sft(
+        SFTConfig(
+            model=str(tiny_model_dir),
+            data=str(folder / "rows.jsonl"),
+            output=str(folder / "run"),
+            max_steps=60,
+            batch_size=2,
+            learning_rate=1e-2,
+            assistant_only_loss=True,
+        )
+    )
+    assert result.metrics["loss"] < 0.1
+    assert result.checkpoint is not None
+    return result.run_dir
+
+
+@pytest.fixture(scope="module")
+def loaded(caller: Path) -> tuple[Any, Any]:
+    return load_model(caller, dtype="float32")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path, loaded: tuple[Any, Any]) -> list[GroupPrompt]:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+2=", "answer": "3"}\n' * 4)
+    data = PromptDataset(tmp_path / "prompts.jsonl", loaded[1])
+    return [GroupPrompt(at, at, row) for at, row in enumerate(data)]
+
+
+def calls_of(episode: Episode) -> int:
+    return episode.calls or 0
+
+
+SAMPLING = SamplingConfig(temperature=1.0, max_tokens=160, seed=3)
+
+
+def played(
+    loaded: tuple[Any, Any], prompts: list[GroupPrompt], function: Any = add, **limits: Any
+) -> list[Episode]:
+    function.__name__ = "add"
+    return ToolPlayer(*loaded, [function], limits=Limits(**limits)).play(prompts, 4, SAMPLING)
+
+
+def test_ids_are_those_sampled_and_the_suffix(
+    loaded: tuple[Any, Any], prompts: list[GroupPrompt]
+) -> None:
+    episodes = played(loaded, prompts)
+    _, tokenizer = loaded
+    renderer = PlayRenderer(tokenizer, toolbox([add], 1.0).schemas)
+    called = [one for one in episodes if (one.mask == 0).any()]
+    assert len(called) >= len(episodes) // 4
+    for one in called:
+        roles = [turn.role for turn in one.turns]
+        assert roles[:3] == ["assistant", "tool", "assistant"]
+        given = one.ids[one.mask == 0].tolist()
+        answers = [turn.text for turn in one.turns if turn.role == "tool"]
+        assert given == [
+            token for text in answers for token in renderer.suffix([Result("add", text, False)])
+        ]
+        # Behind the first turn's own end token, and before what the model wrote next.
+        first = int(np.flatnonzero(one.mask == 0)[0])
+        assert one.ids[first - 1] in tokenizer.eos_token_ids
+    assert {turn.text for one in called for turn in one.turns if turn.role == "tool"} == {"3"}
+    whole = tokenizer.decode(called[0].ids.tolist())
+    assert "<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\n" in whole
+
+
+def test_log_probs_of_a_forward_pass_are_those_of_the_sampler(
+    loaded: tuple[Any, Any], prompts: list[GroupPrompt]
+) -> None:
+    model, _ = loaded
+    episodes = played(loaded, prompts)
+    found = row_stats(
+        model,
+        [one.prompt.asked.ids for one in episodes],
+        [one.ids for one in episodes],
+        1.0,
+        Shapes(8, 0),
+        output_head(model),
+        masks=[one.mask for one in episodes],
+    )
+    for one, logps in zip(episodes, found.logps, strict=True):
+        written = one.mask > 0
+        np.testing.assert_allclose(logps[written], one.logps[written], atol=1e-4)
+        assert not logps[~written].any()
+    assert any(one.calls for one in episodes)
+
+
+def test_what_is_played_does_not_depend_on_when_tools_answer(
+    loaded: tuple[Any, Any], prompts: list[GroupPrompt]
+) -> None:
+    waits = iter(range(10_000))
+
+    def slow(a: int, b: int) -> str:
+        """Add two numbers.
+
+        Args:
+            a: The first.
+            b: The second.
+        """
+        time.sleep(0.02 * (next(waits) % 3))
+        return str(a + b)
+
+    one, other = played(loaded, prompts), played(loaded, prompts, slow)
+    assert [episode.ids.tolist() for episode in one] == [episode.ids.tolist() for episode in other]
+
+
+def test_plays_wait_for_their_tools_together(
+    loaded: tuple[Any, Any], prompts: list[GroupPrompt]
+) -> None:
+    def slow(a: int, b: int) -> str:
+        """Add two numbers.
+
+        Args:
+            a: The first.
+            b: The second.
+        """
+        time.sleep(0.3)
+        return str(a + b)
+
+    began = time.perf_counter()
+    episodes = played(loaded, prompts, slow)
+    calls = sum(one.calls or 0 for one in episodes)
+    assert calls > 8
+    assert time.perf_counter() - began < 0.3 * calls / 2
+
+
+def raises(a: int, b: int) -> str:
+    """Add two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    """
+    raise ValueError("no sums today")
+
+
+def hangs(a: int, b: int) -> str:
+    """Add two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    """
+    time.sleep(30)
+    return ""
+
+
+async def waits(a: int, b: int) -> str:
+    """Add two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    """
+    return "three"
+
+
+def floods(a: int, b: int) -> str:
+    """Add two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    """
+    return "9" * 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("tool", "said", "failed"),
+    [
+        (raises, '{"error": "no sums today"}', True),
+        (hangs, '{"error": "no answer within 0.2 s"}', True),
+        (waits, "three", False),
+        (floods, "99999999 [cut: 8 of ", False),
+    ],
+)
+def test_whatever_a_tool_does_is_a_word_to_the_model(
+    tool: Any, said: str, failed: bool, loaded: tuple[Any, Any], prompts: list[GroupPrompt]
+) -> None:
+    limits = {"tokens": 8} if tool is floods else {}
+    episodes = played(loaded, prompts, tool, seconds=0.2, **limits)
+    told = [turn.text for one in episodes for turn in one.turns if turn.role == "tool"]
+    # A sampled call may be no call: that is an error too, in other words.
+    others = [text for text in told if not text.startswith(said)]
+    assert len(told) > 2 * len(others)
+    assert all(text.startswith('{"error"') for text in others)
+    failures, calls = (sum(map(of, episodes)) for of in (attrgetter("failures"), calls_of))
+    assert failures == calls if failed else failures < calls / 2
+
+
+def test_turns_and_tokens_of_a_play_are_limited(
+    loaded: tuple[Any, Any], prompts: list[GroupPrompt]
+) -> None:
+    once = played(loaded, prompts, turns=1)
+    assert {len(one.turns) for one in once} == {1}
+    assert {one.calls for one in once} == {0}
+
+    def long(a: int, b: int) -> str:
+        """Add two numbers.
+
+        Args:
+            a: The first.
+            b: The second.
+        """
+        return "9" * 300
+
+    episodes = played(loaded, prompts, long)
+    assert max(len(one.ids) for one in episodes) <= SAMPLING.max_tokens
+    assert any(one.reason == "length" and one.calls for one in episodes)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "calls"),
+    [
+        ("3", "3", []),
+        ('<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>', "", [("add", {"a": 1})]),
+        (
+            'so <tool_call>{"name": "add", "arguments": "{\\"a\\": 2}"}</tool_call> and',
+            "so  and",
+            [("add", {"a": 2})],
+        ),
+        ("<tool_call>{oh</tool_call>", "", [("", {})]),
+        ('<tool_call>{"arguments": {}}</tool_call>', "", [("", {})]),
+        ('<tool_call>{"name": "add", "arguments": [1]}</tool_call>', "", [("add", {})]),
+    ],
+)
+def test_calls_are_read_as_the_template_writes_them(
+    text: str, said: str, calls: list[tuple[str, dict[str, Any]]], loaded: tuple[Any, Any]
+) -> None:
+    found = call_form(loaded[1]).calls(text)
+    assert (found[0], [(one.name, dict(one.arguments)) for one in found[1]]) == (said, calls)
+
+
+def test_a_call_that_is_none_fails_in_words() -> None:
+    box = toolbox([add], 1.0)
+    assert box.call(Call("add", {"a": 1, "b": 2})).text == "3"
+    for call, word in (
+        (Call("", {}, "no JSON"), "no JSON"),
+        (Call("sub", {}), "there is no tool sub; there are: add"),
+        (Call("add", {"c": 1}), "unexpected keyword argument"),
+    ):
+        result = box.call(call)
+        assert result.failed
+        assert word in result.text
+
+
+def write(folder: Path) -> Path:
+    (folder / "mine.py").write_text(TOOLS)
+    (folder / "prompts.jsonl").write_text('{"prompt": "1+2=", "answer": "3"}\n' * 8)
+    return folder
+
+
+SHARED = [
+    "--batch-size", "8", "--num-generations", "4", "--max-completion-length", "120",
+    "--learning-rate", "1e-5", "--quiet",
+]  # fmt: skip
+
+
+def steps_of(run: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    skipped = ("second", "time", "memory")
+    return [
+        {key: value for key, value in line["data"].items() if not any(s in key for s in skipped)}
+        for line in lines
+        if line["kind"] == "step"
+    ]
+
+
+def test_an_environment_through_the_command(
+    run_chuk: RunChuk, caller: Path, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    words = ["train", "grpo", "--model", caller, "--data", "prompts.jsonl", "--env"]
+    words += ["mine.py:Counter", "--reward", "mine.py:rewarded=0.5", *SHARED]
+    whole = run_chuk(*words, "--max-steps", "3", "--output", "whole")
+    assert whole.returncode == 0, whole.stderr
+    (first, *_) = steps_of(tmp_path / "whole")
+    # The class's own get_reward and a function that is given the environments say the same.
+    assert first["rewards/environment/mean"] == first["rewards/rewarded/mean"] > 0.2
+    assert first["tools/call_frequency"] == pytest.approx(first["rewards/environment/mean"])
+    assert first["tools/failure_frequency"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "whole/completions.jsonl").open()]
+    assert any(
+        [turn["role"] for turn in line.get("turns", ())][:2] == ["assistant", "tool"]
+        for line in lines
+    )
+    # Half a run that goes on is the whole run: the settings name what plays.
+    assert run_chuk(*words, "--max-steps", "2", "--output", "half").returncode == 0
+    resumed = run_chuk("train", "resume", "half", "--max-steps", "3", "--quiet")
+    assert resumed.returncode == 0, resumed.stderr
+    assert steps_of(tmp_path / "half")[-1] == steps_of(tmp_path / "whole")[-1]
+    (tmp_path / "mine.py").write_text(TOOLS + "\n# changed\n")
+    changed = run_chuk("train", "resume", "half", "--max-steps", "4", "--quiet")
+    assert changed.returncode != 0
+    assert "player" in changed.stderr
+
+
+def test_a_tool_through_the_command_under_ppo(
+    run_chuk: RunChuk, caller: Path, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    words = ["train", "ppo", "--model", caller, "--data", "prompts.jsonl", "--tool", "mine.py:add"]
+    words += ["--reward", "exact_match", "--max-steps", "2", "--output", "run", "--quiet"]
+    done = run_chuk(*words, "--batch-size", "8", "--max-completion-length", "120")
+    assert done.returncode == 0, done.stderr
+    assert steps_of(tmp_path / "run")[0]["tools/call_frequency"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--env", "mine.py:Nothing"], "has no `Nothing`"),
+        (["--env", "no.py:Counter"], "`no.py` does not exist"),
+        (["--env", "mine.py:add"], "is no class"),
+        (["--env", "mine.py:Bare", "--reward", "numeric"], "has no tools"),
+        (["--tool", "mine.py:untyped", "--reward", "numeric"], "tool `untyped` has no schema"),
+        (["--tool", "mine.py:Counter", "--reward", "numeric"], "is no function"),
+        (["--tool", "add", "--reward", "numeric"], "is not FILE.py:NAME"),
+        (["--tool", "mine.py:add"], "no reward given"),
+        (["--reward", "environment"], "reward `environment` needs the column `environments`"),
+        (["--env", "mine.py:Bare", "--reward", "environment"], "has no method `get_reward`"),
+        (["--max-turns", "3", "--reward", "numeric"], "max_turns"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    words: list[str], said: str, run_chuk: RunChuk, caller: Path, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    done = run_chuk(
+        "train", "grpo", "--model", caller, "--data", "prompts.jsonl", "--output", "run",
+        *words, *SHARED,
+    )  # fmt: skip
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_templates_that_show_no_tools_are_refused(loaded: tuple[Any, Any]) -> None:
+    _, tokenizer = loaded
+    schemas = toolbox([add], 1.0).schemas
+    before = tokenizer._tokenizer.chat_template
+    plain = (
+        "{% for m in messages %}<tool_call>{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    )
+    refuses = before.replace(
+        "{%- for message", "{{ raise_exception('no') if tools }}{%- for message", 1
+    )
+    try:
+        for template, said in ((plain, "does not show tools"), (refuses, "takes no tools")):
+            tokenizer._tokenizer.chat_template = template
+            with pytest.raises(ModelError, match=said):
+                PlayRenderer(tokenizer, schemas)
+    finally:
+        tokenizer._tokenizer.chat_template = before
+
+
+def test_two_tools_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="two tools are called `add`"):
+        toolbox([add, add], 1.0)
+    assert mx.array(1).item() == 1
