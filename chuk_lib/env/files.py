@@ -63,22 +63,40 @@ def load_tool(name: str, modules: dict[Path, ModuleType]) -> Function:
     return function
 
 
+def offered(file: str) -> tuple[list[type], list[Function]]:
+    """The environments (classes with `reset`) and the functions that a file itself defines, in its
+    order. Raises ConfigError for a file that is not there or does not import."""
+    module = _module(file, "environment", {})
+    own = [
+        one
+        for key, one in vars(module).items()
+        if not key.startswith("_") and getattr(one, "__module__", None) == module.__name__
+    ]
+    environments = [one for one in own if inspect.isclass(one) and hasattr(one, "reset")]
+    return environments, [one for one in own if inspect.isfunction(one)]
+
+
 def _load(name: str, what: str, modules: dict[Path, ModuleType]) -> Any:
     file, colon, item = name.rpartition(":")
     if not colon or not file.endswith(".py") or not item:
         raise ConfigError(
             f"{what} `{name}` is not FILE.py:NAME", "for example `mine.py:Calculator`"
         )
+    module = _module(file, what, modules)
+    found = getattr(module, item, None)
+    if found is None:
+        own = [key for key in vars(module) if not key.startswith("_")]
+        raise ConfigError(
+            f"{what} file `{file}` has no `{item}`", f"it has: {', '.join(own) or 'nothing'}"
+        )
+    return found
+
+
+def _module(file: str, what: str, modules: dict[Path, ModuleType]) -> ModuleType:
     path = Path(file).expanduser()
     if not path.is_file():
         raise ConfigError(f"{what} file `{file}` does not exist", "check the path: FILE.py:NAME")
     path = path.resolve()
     if path not in modules:
         modules[path] = import_file(path, file, f"{what} file")
-    found = getattr(modules[path], item, None)
-    if found is None:
-        own = [key for key in vars(modules[path]) if not key.startswith("_")]
-        raise ConfigError(
-            f"{what} file `{file}` has no `{item}`", f"it has: {', '.join(own) or 'nothing'}"
-        )
-    return found
+    return modules[path]

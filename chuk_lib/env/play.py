@@ -7,7 +7,6 @@ there is no loss."""
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chuk_lib.data.prompt_dataset import PromptRow
+from chuk_lib.env.place import PLACE, tool_thread
 from chuk_lib.env.rendering import Message, PlayRenderer
 from chuk_lib.env.tools import Function, Result, Toolbox, toolbox, tools_of
 from chuk_lib.errors import ConfigError, ModelError, TrainingError
@@ -199,7 +199,9 @@ class _Table:
         if not calls or row.reason == "length" or turns >= self._limits.turns:
             return
         self._waiting += 1
-        threading.Thread(target=self._work, args=(play, calls), daemon=True).start()
+        place = PLACE.set(f"{row.request.config.seed}/{play.prompt.group}/{play.member}/{turns}")
+        tool_thread(lambda: self._work(play, calls), "tools of a play").start()
+        PLACE.reset(place)
 
     def _work(self, play: _Play, calls: Sequence[Call]) -> None:
         results = []
