@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import signal
 import threading
 import time
@@ -15,15 +14,14 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from chuk_lib.serving import server as module
 from chuk_lib.serving.settings import ServeSettings, size_of
 from tests.conftest import RunChuk
+from tests.inference.generation_models import OVERFLOWING, failing_model
 from tests.serving.servers import LLAMA, Server, data_of, serving
 
 TEXT = "/v1/completions"
-BAD = 250  # the token whose embedding is not a number, in the model that fails
 LONG = {
     "prompt": "hello",
     "max_tokens": 400,
@@ -34,23 +32,7 @@ LONG = {
 
 @pytest.fixture(scope="module")
 def failing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose numbers overflow for one token (a channel that no other has meets weights of
-    1e30), with a context for answers that take long."""
-    folder = tmp_path_factory.mktemp("failing") / "model"
-    shutil.copytree(LLAMA, folder)
-    (folder / "checksums.json").unlink(missing_ok=True)
-    config = folder / "config.json"
-    config.write_text(config.read_text().replace('_embeddings": 512', '_embeddings": 16384'))
-    (file,) = folder.glob("*.safetensors")
-    weights = load_file(file)
-    weights["model.embed_tokens.weight"][:, 0] = 0
-    weights["model.embed_tokens.weight"][BAD, 0] = 10
-    layer = "model.layers.0."
-    weights[f"{layer}self_attn.o_proj.weight"][0] = 0
-    for name in ("gate_proj", "up_proj"):
-        weights[f"{layer}mlp.{name}.weight"][:, 0] = 1e30
-    save_file(weights, file, metadata={"format": "pt"})
-    return folder
+    return failing_model(tmp_path_factory.mktemp("failing") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +69,7 @@ def test_a_row_that_is_not_a_number_fails_alone(server: Server) -> None:
         pieces = beside.iter_text()
         next(pieces)
         for more in ({}, {"stream": True}):
-            answer = server.http.post(TEXT, json={"prompt": [5, BAD, 6], **more})
+            answer = server.http.post(TEXT, json={"prompt": [5, OVERFLOWING, 6], **more})
             assert answer.status_code == 500
             assert "not a number" in answer.json()["error"]["message"]
         rest = "".join(pieces)
