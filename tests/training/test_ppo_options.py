@@ -131,7 +131,14 @@ def test_eval_num_generations_samples_instead_of_one_greedy_answer(ppo, tmp_path
 
 TOOLS = {"environment", "tools", "max_turns", "max_tool_seconds", "max_tool_tokens"}
 """In tests/env/test_play.py."""
-ELSEWHERE = TOOLS | {"schema", "stop", "rollout_tokens", "reward_errors", "eval_num_generations"}
+ELSEWHERE = TOOLS | {
+    "schema",
+    "stop",
+    "rollout_tokens",
+    "reward_errors",
+    "reward_weights",
+    "eval_num_generations",
+}
 
 
 def test_every_setting_has_a_test():
