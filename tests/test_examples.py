@@ -25,6 +25,7 @@ SAYS = {
     "09_pipeline.sh": "step 2, 4 completions",
     "10_sample_and_judge.sh": "pass@8",
     "11_gru_policy.py": "a pull, 0.367 by chance",
+    "12_environment.sh": "reward 0.85",
 }
 LINES = {"11_gru_policy.py": 130}
 """The longest that an example may be, where it is not 80."""

@@ -23,6 +23,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOT_RUN = {
     "make demo": "takes minutes and makes its own .venv",
     "chuk train ppo --expert": "learns for half a minute",
+    "chuk train grpo --model my-model": "needs a model that calls tools",
     "chuk env mcp ls": "needs npm",
     "chuk model download HuggingFaceTB/SmolLM2-135M-Instruct": "needs a network",
     ".venv/bin/pip install": "needs an NVIDIA GPU",

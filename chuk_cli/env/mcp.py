@@ -98,7 +98,7 @@ def call(
       chuk env mcp call server.json add '{"a": 1, "b": 2}'
     """
     out = Out.of(json, quiet)
-    given = _arguments(arguments or [])
+    given = arguments_of(arguments or [])
     with opened(out, [server], None, connect_seconds, seconds, record, False) as client:
         names = [one.name for one in client.tools]
         if tool not in names:
@@ -134,7 +134,7 @@ def opened(
         yield client
 
 
-def _arguments(given: Sequence[str]) -> dict[str, Any]:
+def arguments_of(given: Sequence[str]) -> dict[str, Any]:
     """`key=value` words, or one JSON object. Raises ConfigError for what is neither."""
     if len(given) == 1 and given[0].lstrip().startswith("{"):
         try:

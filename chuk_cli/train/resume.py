@@ -105,7 +105,7 @@ def resume(
     _tell(out, run, typed)
 
     def train(sinks: Sequence[Sink], should_stop: Callable[[], bool]) -> RunResult:
-        go_on = _goes_on(run)
+        go_on = _goes_on(run, out.warn)
         return go_on(
             run, changes=changes, sinks=sinks, should_stop=should_stop, allow_changed=allow_changed
         )
@@ -125,8 +125,9 @@ def _tell(out: Out, run: Path, changes: Mapping[str, object]) -> None:
 vars(resume)["setting_names"] = changeable
 
 
-def _goes_on(run: Path) -> Callable[..., RunResult]:
-    """What resumes a run: one of a language model, or of an expert."""
+def _goes_on(run: Path, tell: Callable[[str], None]) -> Callable[..., RunResult]:
+    """What resumes a run: one of a language model, or of an expert. `tell` gets what happens to
+    servers of tools."""
     from chuk_lib.experts.config import NAME
     from chuk_lib.training.jobs import resume as resume_language_model
     from chuk_lib.training.run_dir import RunDir
@@ -134,7 +135,7 @@ def _goes_on(run: Path) -> Callable[..., RunResult]:
     if RunDir(run).algorithm != NAME:
         from chuk_lib.env import player_maker
 
-        return partial(resume_language_model, player_of=player_maker)
+        return partial(resume_language_model, player_of=partial(player_maker, tell=tell))
     from chuk_lib.experts.trainer import resume_expert
 
     return resume_expert

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,20 +15,28 @@ from chuk_lib.rewards.user_file import import_file
 from chuk_lib.training.online.config import OnlineConfig
 
 if TYPE_CHECKING:
+    from chuk_lib.env.mcp.client import McpClient
     from chuk_lib.training.config import TrainerConfig
     from chuk_lib.training.online.episode import Player
 
 
-def player_maker(config: TrainerConfig) -> Callable[[Any, Any], Player] | None:
+def player_maker(
+    config: TrainerConfig, tell: Callable[[str], None] = lambda text: None
+) -> Callable[[Any, Any], Player] | None:
     """What makes the player of a run with the environment and tools of its settings; None for
     settings that name none. The files are the user's own code, and run as such.
 
-    Raises ConfigError for a file that is not there or does not import, and a name that it lacks."""
+    MCP servers are started, and live as long as what is returned; `tell` gets a line for whatever
+    happens to one. Raises ConfigError for a file that is not there or does not import, and a name
+    that it lacks; McpError for a server that does not answer."""
     if not isinstance(config, OnlineConfig) or not config.has_tools:
         return None
     modules: dict[Path, ModuleType] = {}
     environment = load_environment(config.environment, modules) if config.environment else None
     functions = [load_tool(one, modules) for one in config.tools]
+    client = _mcp_client(config, tell) if config.mcp else None
+    asked = sorted(client.functions()) if client is not None else []
+    functions += client.functions().values() if client is not None else []
 
     def make(model: Any, tokenizer: Any) -> Player:
         from chuk_lib.env.play import Limits, ToolPlayer
@@ -36,9 +45,26 @@ def player_maker(config: TrainerConfig) -> Callable[[Any, Any], Player] | None:
         limits = Limits(config.max_turns, config.max_tool_seconds, config.max_tool_tokens)
         player = ToolPlayer(model, tokenizer, functions, environment, limits, config.rollout_tokens)
         player.identity = f"tools of files {fingerprint(sorted(modules))[:16]}"
+        player.identity += f", of MCP servers: {', '.join(asked)}" if asked else ""
         return player
 
+    if client is not None:
+        weakref.finalize(make, client.close)
     return make
+
+
+def _mcp_client(config: OnlineConfig, tell: Callable[[str], None]) -> McpClient:
+    """The servers of some settings, connected."""
+    from chuk_lib.env.mcp.client import McpClient
+    from chuk_lib.env.mcp.servers import mcp_servers
+    from chuk_lib.env.mcp.supervisor import McpLimits
+
+    servers, notes = mcp_servers(config.mcp)
+    for note in notes:
+        tell(note)
+    limits = McpLimits(config.mcp_connect_seconds, config.max_tool_seconds)
+    record = Path(config.mcp_record) if config.mcp_record else None
+    return McpClient(servers, limits, config.mcp_tools or None, record, tell).__enter__()
 
 
 def load_environment(name: str, modules: dict[Path, ModuleType]) -> type:
@@ -63,22 +89,40 @@ def load_tool(name: str, modules: dict[Path, ModuleType]) -> Function:
     return function
 
 
+def offered(file: str) -> tuple[list[type], list[Function]]:
+    """The environments (classes with `reset`) and the functions that a file itself defines, in its
+    order. Raises ConfigError for a file that is not there or does not import."""
+    module = _module(file, "environment", {})
+    own = [
+        one
+        for key, one in vars(module).items()
+        if not key.startswith("_") and getattr(one, "__module__", None) == module.__name__
+    ]
+    environments = [one for one in own if inspect.isclass(one) and hasattr(one, "reset")]
+    return environments, [one for one in own if inspect.isfunction(one)]
+
+
 def _load(name: str, what: str, modules: dict[Path, ModuleType]) -> Any:
     file, colon, item = name.rpartition(":")
     if not colon or not file.endswith(".py") or not item:
         raise ConfigError(
             f"{what} `{name}` is not FILE.py:NAME", "for example `mine.py:Calculator`"
         )
+    module = _module(file, what, modules)
+    found = getattr(module, item, None)
+    if found is None:
+        own = [key for key in vars(module) if not key.startswith("_")]
+        raise ConfigError(
+            f"{what} file `{file}` has no `{item}`", f"it has: {', '.join(own) or 'nothing'}"
+        )
+    return found
+
+
+def _module(file: str, what: str, modules: dict[Path, ModuleType]) -> ModuleType:
     path = Path(file).expanduser()
     if not path.is_file():
         raise ConfigError(f"{what} file `{file}` does not exist", "check the path: FILE.py:NAME")
     path = path.resolve()
     if path not in modules:
         modules[path] = import_file(path, file, f"{what} file")
-    found = getattr(modules[path], item, None)
-    if found is None:
-        own = [key for key in vars(modules[path]) if not key.startswith("_")]
-        raise ConfigError(
-            f"{what} file `{file}` has no `{item}`", f"it has: {', '.join(own) or 'nothing'}"
-        )
-    return found
+    return modules[path]

@@ -7,7 +7,6 @@ there is no loss."""
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chuk_lib.data.prompt_dataset import PromptRow
+from chuk_lib.env.place import PLACE, tool_thread
 from chuk_lib.env.rendering import Message, PlayRenderer
 from chuk_lib.env.tools import Function, Result, Toolbox, toolbox, tools_of
 from chuk_lib.errors import ConfigError, ModelError, TrainingError
@@ -52,6 +52,7 @@ class _Play:
     tools: Toolbox
     turns: list[Turn] = field(default_factory=list)
     row: Row | None = None
+    place: str = ""
     calls: int = 0
     failures: int = 0
 
@@ -94,6 +95,8 @@ class ToolPlayer:
     ) -> list[Episode]:
         """See `Player`."""
         plays = self._begin(prompts, n)
+        for one in plays:
+            one.place = f"{sampling.seed}/{one.prompt.group}/{one.member}"
         with Decoder(self._model, self._tokenizer, token_budget=self._token_budget) as decoder:
             requests = [
                 Request(one.prompt.asked.ids, sampling, one.prompt.group, one.member, hold=True)
@@ -199,10 +202,13 @@ class _Table:
         if not calls or row.reason == "length" or turns >= self._limits.turns:
             return
         self._waiting += 1
-        threading.Thread(target=self._work, args=(play, calls), daemon=True).start()
+        place = PLACE.set(f"{row.request.config.seed}/{play.prompt.group}/{play.member}/{turns}")
+        tool_thread(lambda: self._work(play, calls), "tools of a play").start()
+        PLACE.reset(place)
 
     def _work(self, play: _Play, calls: Sequence[Call]) -> None:
         results = []
+        PLACE.set(f"{play.place}/{len(play.turns)}")
         for call in calls:  # one after another: they may change one environment
             results.append(play.tools.call(call))
         self._answers.put((play, results))

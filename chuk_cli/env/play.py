@@ -1,0 +1,221 @@
+"""`chuk env ls` and `chuk env play`: what a file offers to a model, and one play with it."""
+
+from __future__ import annotations
+
+import json as json_
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chuk_cli.env.mcp import arguments_of
+from chuk_cli.options import JsonOption, QuietOption, SeedOption
+from chuk_cli.out import Out
+from chuk_lib.errors import ConfigError
+from chuk_lib.inference.config import SamplingConfig
+
+if TYPE_CHECKING:
+    from chuk_lib.env.tools import Function, Toolbox
+
+Told = list[dict[str, Any]]
+
+
+def ls(
+    file: Annotated[str, typer.Argument(metavar="FILE.py", help="A file of yours; it is run.")],
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """List the environments of a file with their tools, and its functions.
+
+    What is listed with a problem cannot be used by --env or --tool as it is. --json has the schemas
+    that a model is shown.
+
+    Examples:
+      chuk env ls games.py
+      chuk env ls games.py --json
+    """
+    from chuk_lib.env.files import has_reward, offered
+    from chuk_lib.env.tools import tools_of
+
+    out = Out.of(json, quiet)
+    environments, functions = offered(file)
+    found = [
+        {"name": one.__name__, "reward": has_reward(one)} | _tools_in(tools_of(one()))
+        for one in environments
+    ]
+    alone = _tools_in(functions)
+    lines = []
+    for one in found:
+        lines.append(f"--env {file}:{one['name']}{'  has a reward' if one['reward'] else ''}")
+        lines += [f"  {line}" for line in _lines(one)]
+    lines += [f"--tool {file}:{line}" for line in _lines(alone)]
+    names = [f"{file}:{one['name']}" for one in [*found, *alone["tools"]]]
+    out.result({"environments": found} | alone, human="\n".join(lines) or "nothing", quiet=names)
+
+
+def _tools_in(functions: list[Function]) -> dict[str, Any]:
+    """Schemas of functions, and what is wrong with those that have none."""
+    from chuk_lib.env.tools import toolbox
+
+    tools, problems = [], {}
+    for one in functions:
+        try:
+            tools += [schema["function"] for schema in toolbox([one], 1.0).schemas]
+        except ConfigError as error:
+            problems[one.__name__] = error.message
+    return {"tools": tools, "problems": problems}
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    told = [
+        f"{one['name']}({', '.join(one['parameters'].get('properties', ()))})  {one['description']}"
+        for one in found["tools"]
+    ]
+    return told + [f"{name}: {problem}" for name, problem in found["problems"].items()]
+
+
+def play(
+    environment: Annotated[
+        str | None, typer.Argument(metavar="FILE.py:CLASS", help="The environment.")
+    ] = None,
+    tool: Annotated[
+        list[str] | None,
+        typer.Option("--tool", metavar="FILE.py:FUNCTION", help="One more tool; repeat it."),
+    ] = None,
+    row: Annotated[
+        str,
+        typer.Option("--row", metavar="JSON", help="The row of data: `prompt` and other columns."),
+    ] = '{"prompt": ""}',
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="MODEL", help="Who plays; unset: you, on stdin."),
+    ] = None,
+    max_turns: Annotated[int, typer.Option("--max-turns", min=1, help="Turns of the model.")] = 8,
+    seconds: Annotated[
+        float, typer.Option("--max-tool-seconds", metavar="S", min=0.1, help="Deadline of a call.")
+    ] = 10.0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", "-t", min=0.0, help="Of the model; 0: the likeliest.")
+    ] = 0.0,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Tokens of the whole play.")
+    ] = 512,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Play once: by hand, from a pipe, or watch a model.
+
+    By hand each line is a call: `name key=value …`, or `name` with a JSON object. What a call says
+    is what a model would be told. Without --json the play is printed as it goes.
+
+    Examples:
+      chuk env play games.py:Guess --row '{"prompt": "Guess!", "answer": "7"}'
+      echo 'add a=1 b=2' | chuk env play --tool calculator.py:add
+      chuk env play games.py:Guess --model runs/grpo --row '{"prompt": "Guess!", "answer": "7"}'
+    """
+    from chuk_lib.env.files import load_environment, load_tool
+    from chuk_lib.env.play import Limits
+
+    out, modules = Out.of(json, quiet), dict[Path, Any]()
+    given = _row(row)
+    functions = [load_tool(one, modules) for one in tool or ()]
+    made = None if environment is None else load_environment(environment, modules)
+    if made is None and not functions:
+        raise ConfigError("there is nothing to play with", "name FILE.py:CLASS, or a --tool")
+    if model is None:
+        told, reward = _by_hand(made, functions, given, seconds, out)
+    else:
+        sampling = SamplingConfig(temperature, max_tokens=max_tokens, seed=seed)
+        limits = Limits(max_turns, seconds)
+        told, reward = _by_model(model, made, functions, given, limits, sampling, out)
+    human = "" if reward is None else f"reward {reward:.4g}"
+    out.result({"turns": told, "reward": reward}, human=human, quiet=human)
+
+
+def _row(text: str) -> dict[str, Any]:
+    try:
+        found = json_.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--row is no JSON: {error}", "an object: {'prompt': …}") from None
+    if not isinstance(found, dict) or "prompt" not in found:
+        raise ConfigError("--row is no object with a `prompt`", "a row as the data has it")
+    return found
+
+
+def _by_hand(
+    environment: type | None,
+    functions: list[Function],
+    row: dict[str, Any],
+    seconds: float,
+    out: Out,
+) -> tuple[Told, float | None]:
+    from chuk_lib.env.tools import toolbox, tools_of
+
+    one = None if environment is None else environment()
+    box = toolbox([*functions, *(tools_of(one) if one is not None else ())], seconds)
+    told: Told = []
+    if one is not None:
+        _tell(out, told, "user", f"{row['prompt']}{one.reset(**row) or ''}")
+    out.say(f"tools: {', '.join(box.tools)}")
+    for line in sys.stdin:
+        if line.strip():
+            _tell(out, told, "assistant", line.strip())
+            _tell(out, told, "tool", _called(box, line))
+    return told, _reward(one)
+
+
+def _called(box: Toolbox, line: str) -> str:
+    from chuk_lib.data.tokenizers.calls import Call
+
+    name, _, rest = line.strip().partition(" ")
+    try:
+        words = [rest] if rest.lstrip().startswith("{") else shlex.split(rest)
+        return box.call(Call(name, arguments_of(words))).text
+    except (ValueError, ConfigError) as error:  # what was typed is no call; one types another
+        return f"this is no call: {error}"
+
+
+def _by_model(
+    model: str,
+    environment: type | None,
+    functions: list[Function],
+    row: dict[str, Any],
+    limits: Any,
+    sampling: SamplingConfig,
+    out: Out,
+) -> tuple[Told, float | None]:
+    from chuk_lib.data.prompt_dataset import PromptRow
+    from chuk_lib.data.types import Source
+    from chuk_lib.env.play import ENVIRONMENTS, ToolPlayer
+    from chuk_lib.models import load_model
+    from chuk_lib.training.online.episode import GroupPrompt
+
+    with out.status(f"Loading `{model}` …"):
+        loaded, tokenizer = load_model(model)
+    player = ToolPlayer(loaded, tokenizer, functions, environment, limits)
+    columns = {name: value for name, value in row.items() if name != "prompt"}
+    asked = PromptRow(row["prompt"], [], columns, Source("--row", 1))
+    (episode,) = player.play([GroupPrompt(0, 0, asked)], 1, sampling)
+    told: Told = []
+    _tell(out, told, "user", episode.prompt.asked.text)
+    for turn in episode.turns:
+        _tell(out, told, turn.role, turn.text)
+    if episode.reason == "length":
+        out.warn("the play ran out of room")
+    return told, _reward(episode.prompt.asked.columns.get(ENVIRONMENTS))
+
+
+def _tell(out: Out, told: Told, role: str, text: str) -> None:
+    told.append({"role": role, "content": text})
+    out.say(f"{role}: {text}")
+
+
+def _reward(environment: Any) -> float | None:
+    if environment is None or not callable(getattr(environment, "get_reward", None)):
+        return None
+    from chuk_lib.rewards.of_environment import reward_of
+
+    return reward_of(environment)
