@@ -261,13 +261,15 @@ def full_disk(bench: Bench, tally: Tally) -> None:
 OTHERS = {"port": port_in_use, "data": other_data, "disk": full_disk}
 
 
-def faults(bench: Bench, names: Sequence[str], times: int) -> list[Tally]:
-    """Every kind so many times."""
+def faults(bench: Bench, names: Sequence[str], times: int, minutes: float) -> list[Tally]:
+    """Every kind so many times, or as often as fits its part of the minutes."""
+    part = 60 * minutes / len(names)
     bench.run(bench.words(bench.folder / "whole", "sft", STEPS, "--nproc", str(RANKS)))
     whole, tallies = newest(bench.folder / "whole"), []
     for name in names:
         tallies.append(tally := Tally(name))
-        for _ in range(times):
+        until = time.monotonic() + part
+        while tally.times < times and time.monotonic() < until:
             tally.times += 1
             if name in OTHERS:
                 OTHERS[name](bench, tally)
@@ -330,6 +332,7 @@ def main() -> int:
     """Run what was asked for; 1 when anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=60.0, help="no longer than about this")
     parser.add_argument("--only", default="")
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--ranks", default="2,3,4")
@@ -344,7 +347,11 @@ def main() -> int:
             wrong = exact(bench, ranks, given.steps, only)
         else:
             names = only or [*strikes(bench), *OTHERS]
-            wrong = [f"{t.name}: {w}" for t in faults(bench, names, given.times) for w in t.wrong]
+            wrong = [
+                f"{t.name}: {w}"
+                for t in faults(bench, names, given.times, given.minutes)
+                for w in t.wrong
+            ]
     print("\n".join(wrong) if wrong else "nothing wrong")
     return 1 if wrong else 0
 

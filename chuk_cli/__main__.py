@@ -13,12 +13,14 @@ def main() -> None:
 
     ctrl_c.begin()  # first of all: an import that is interrupted prints a traceback
     from chuk_cli import __version__
-    from chuk_cli.streams import lasting, open_closed_streams, without_ring_noise
+    from chuk_cli.streams import follows, lasting, open_closed_streams, without_ring_noise
 
     open_closed_streams()
     if "MLX_RANK" in os.environ:
         without_ring_noise()
     sys.stderr = lasting(sys.stderr)
+    if follows():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     arguments = sys.argv[1:]
     if arguments == ["--version"]:
         sys.stdout.write(f"chuk {__version__}\n")
@@ -29,6 +31,10 @@ def main() -> None:
     # OpenBLAS reads it when loaded: its threads wait 65 thousand cycles for the next product, not
     # 67 million, or they would take the cores from what runs between two products.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
+    if os.path.exists("/dev/nvidia1"):  # of several cards one process takes one
+        from chuk_lib.runtime.cards import take_first
+
+        take_first()
     if sys.platform == "darwin" and "train" in arguments[:1]:
         from chuk_lib.runtime.macos import relax_watchdog
 

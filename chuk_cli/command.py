@@ -115,7 +115,9 @@ class Command(TyperCommand):
         near = difflib.get_close_matches(flag, own | {*settings}, n=2, cutoff=_SUGGEST_FROM)
         error.possibilities, error.hint = (None if hint else near), hint
         if not hint and settings and (others := _commands_with(flag)):
-            error.possibilities, error.hint = None, f"it is a setting of {others}"
+            kept = "a run keeps it: `--model RUN` starts another one from the run's weights"
+            words = kept if self.name == "resume" else f"it is a setting of {others}"
+            error.possibilities, error.hint = None, words
         elif not hint and not near and settings:
             error.hint = (
                 f"`chuk config show {self.name}` lists all settings, `{error.ctx.command_path}"

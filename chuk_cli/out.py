@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from chuk_cli.streams import follows
 from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Out:
         """From the flags of a command. Both at once is a ConfigError."""
         if json and quiet:
             raise ConfigError("`--json` and `--quiet` exclude each other", "give one of them")
-        return cls("json" if json else "quiet" if quiet else "human")
+        return cls("json" if json else "quiet" if quiet or follows() else "human")
 
     @property
     def json(self) -> bool:

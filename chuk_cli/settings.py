@@ -248,7 +248,7 @@ def dressed(
         inspect.Parameter(
             "set_values", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=set_option
         ),
-        *(_rank_parameters() if issubclass(cls, TrainerConfig) else ()),
+        *(_rank_parameters() if _trains(cls) else ()),
         *own,
     ]
     wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
@@ -256,6 +256,11 @@ def dressed(
     vars(wrapper).update(__signature__=inspect.Signature(parameters), setting_names=names)
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return wrapper
+
+
+def _trains(cls: type) -> bool:
+    """Whether settings are those of one training; what all share is a pipeline's."""
+    return issubclass(cls, TrainerConfig) and cls is not TrainerConfig
 
 
 def _rank_parameters() -> list[inspect.Parameter]:

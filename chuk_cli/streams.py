@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TextIO
 
 
@@ -73,6 +74,14 @@ class _Lasting(io.FileIO):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
+
+
+@cache
+def follows() -> bool:
+    """Whether this process is one of several that train together, and not the first, which draws
+    and prints for all. As its launcher said: the variable is gone once it has joined the others."""
+    ranks = (os.environ.get(name, "0") for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK"))
+    return any(rank != "0" for rank in ranks)
 
 
 def without_ring_noise() -> None:

@@ -11,7 +11,14 @@ from chuk_cli.completion import words
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out
 from chuk_cli.settings import with_settings
-from chuk_cli.train.online import RewardOption, ToolOption, run_or_plan
+from chuk_cli.train.online import (
+    McpOption,
+    McpToolOption,
+    RewardOption,
+    ToolOption,
+    ToolOptions,
+    run_or_plan,
+)
 from chuk_lib.config.settings import Resolved
 from chuk_lib.errors import ConfigError
 from chuk_lib.training.online.grpo_config import GRPOConfig, trl_values
@@ -32,6 +39,8 @@ def grpo(
     settings: Resolved[GRPOConfig],
     reward: RewardOption = None,
     tool: ToolOption = None,
+    mcp: McpOption = None,
+    mcp_tool: McpToolOption = None,
     preset: PresetOption = None,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
@@ -52,10 +61,10 @@ def grpo(
       chuk train grpo --model my-model --data sums.jsonl --reward numeric --preset trl
       chuk train grpo -m my-model -d sums.jsonl --reward numeric --tool calculator.py:calculate
       chuk train grpo -m my-model -d games.jsonl --env games.py:Wordle --max-turns 6
+      chuk train grpo -m my-model -d dates.jsonl --reward exact_match --mcp mcp-server-time
     """
-    run_or_plan(
-        Out.of(json, quiet), "grpo", with_preset(settings, preset), reward, tool, dry_run, overwrite
-    )
+    tools, chosen = ToolOptions(tool, mcp, mcp_tool), with_preset(settings, preset)
+    run_or_plan(Out.of(json, quiet), "grpo", chosen, reward, tools, dry_run, overwrite)
 
 
 def with_preset(settings: Resolved[GRPOConfig], preset: str | None) -> Resolved[GRPOConfig]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -47,22 +48,63 @@ ToolOption = Annotated[
 ]
 
 
+McpOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mcp",
+        metavar="SERVER",
+        rich_help_panel="Tools",
+        help="Tools of an MCP server: a file with mcpServers, a command line, or a URL; repeat it."
+        " Setting `mcp`.",
+    ),
+]
+McpToolOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mcp-tool",
+        metavar="NAME",
+        rich_help_panel="Tools",
+        help="Take only this tool of the MCP servers: name, pattern or SERVER:NAME; repeat it."
+        " Setting `mcp_tools`.",
+    ),
+]
+
+
+class ToolOptions(NamedTuple):
+    """The options that name tools, as they were typed."""
+
+    functions: list[str] | None
+    mcp: list[str] | None
+    mcp_tools: list[str] | None
+
+    def into(self, settings: Resolved[Any]) -> Resolved[Any]:
+        """The settings with what was typed, and files that calls are recorded in absolute."""
+        settings = _typed(settings, "tools", "--tool", self.functions)
+        settings = _typed(settings, "mcp", "--mcp", self.mcp)
+        settings = _typed(settings, "mcp_tools", "--mcp-tool", self.mcp_tools)
+        record = settings.value.mcp_record
+        if record is None:
+            return settings
+        value = replace(settings.value, mcp_record=str(Path(record).absolute()))
+        return Resolved(value, settings.origins)
+
+
 def run_or_plan(
     out: Out,
     algorithm: str,
     settings: Resolved[Any],
     reward: list[str] | None,
-    tool: list[str] | None,
+    tools: ToolOptions,
     dry_run: bool,
     overwrite: bool,
 ) -> None:
     """Train with `algorithm`, or print what the run would be; then nothing is written."""
     settings = _typed(settings, "rewards", "--reward", reward)
-    settings = with_own_reward(_typed(settings, "tools", "--tool", tool))
+    settings = with_own_reward(tools.into(settings))
     require(settings.value)
     from chuk_lib.env import player_maker
 
-    make_player = player_maker(settings.value)
+    make_player = player_maker(settings.value, out.warn)
     if not dry_run:
         run(out, algorithm, settings, overwrite, make_player)
         return

@@ -5,7 +5,14 @@ from __future__ import annotations
 from chuk_cli.options import DryRunOption, JsonOption, OverwriteOption, QuietOption
 from chuk_cli.out import Out
 from chuk_cli.settings import with_settings
-from chuk_cli.train.online import RewardOption, ToolOption, run_or_plan
+from chuk_cli.train.online import (
+    McpOption,
+    McpToolOption,
+    RewardOption,
+    ToolOption,
+    ToolOptions,
+    run_or_plan,
+)
 from chuk_lib.config.settings import Resolved
 from chuk_lib.training.online.ppo_config import PPOConfig
 
@@ -15,6 +22,8 @@ def ppo(
     settings: Resolved[PPOConfig],
     reward: RewardOption = None,
     tool: ToolOption = None,
+    mcp: McpOption = None,
+    mcp_tool: McpToolOption = None,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
@@ -36,4 +45,5 @@ def ppo(
       chuk train ppo -m Qwen/Qwen3-0.6B --data math.jsonl --reward numeric --lora --value-model copy
       chuk train ppo --model my-model --data prompts.jsonl --reward rewards.py:brevity --dry-run
     """
-    run_or_plan(Out.of(json, quiet), "ppo", settings, reward, tool, dry_run, overwrite)
+    tools = ToolOptions(tool, mcp, mcp_tool)
+    run_or_plan(Out.of(json, quiet), "ppo", settings, reward, tools, dry_run, overwrite)

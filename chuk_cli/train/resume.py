@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from chuk_cli.command import FLAGS
 from chuk_cli.completion import run_paths
 from chuk_cli.options import JsonOption, QuietOption
 from chuk_cli.out import Out
@@ -17,11 +18,50 @@ from chuk_cli.train.watching import watch
 from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
+    from chuk_lib.config.settings import Setting
     from chuk_lib.events import Sink
     from chuk_lib.training.run import RunResult
 
 
+CHANGEABLE = (
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "checkpoint_interval",
+    "checkpoint_minutes",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+    "eval_steps",
+    "gradient_checkpointing",
+    "keep_checkpoints",
+    "learning_rate",
+    "log_interval",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "min_lr_rate",
+    "project",
+    "report_to",
+    "run_name",
+    "tags",
+    "warmup_ratio",
+    "warmup_steps",
+    "weight_decay",
+)
+"""Settings with which a run may go on: none says which rows come next or what the weights are."""
+
+
+def changeable() -> dict[str, Setting]:
+    """They by every name; an option of the command is none of them."""
+    from chuk_lib.config.settings import settings_of
+    from chuk_lib.training.config import TrainerConfig
+
+    known = settings_of(TrainerConfig)
+    items = [known[name] for name in CHANGEABLE]
+    return {name: item for item in items for name in (*item.aliases, item.name)}
+
+
 def resume(
+    ctx: typer.Context,
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="Run directory.", autocompletion=run_paths)
     ],
@@ -51,28 +91,43 @@ def resume(
     Examples:
       chuk train resume runs/first
       chuk train resume runs/first --max-steps 2000
+      chuk train resume runs/first --learning-rate 5e-6 --eval-steps 50
       chuk train resume runs/first --nproc 2
     """
+    out = Out.of(json, quiet)
+    typed = {changeable()[name].name: value for name, value in ctx.meta.get(FLAGS, {}).items()}
     if (run / "pipeline.json").is_file():
-        _resume_pipeline(
-            Out.of(json, quiet), run, changed=bool(max_steps or num_epochs or allow_changed)
-        )
+        _resume_pipeline(out, run, changed=bool(max_steps or num_epochs or allow_changed or typed))
         return
     over_ranks(nproc, comm_timeout)
     given: dict[str, object] = {"max_steps": max_steps, "num_epochs": num_epochs}
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes = {name: value for name, value in given.items() if value is not None} | typed
+    _tell(out, run, typed)
 
     def train(sinks: Sequence[Sink], should_stop: Callable[[], bool]) -> RunResult:
-        go_on = _goes_on(run)
+        go_on = _goes_on(run, out.warn)
         return go_on(
             run, changes=changes, sinks=sinks, should_stop=should_stop, allow_changed=allow_changed
         )
 
-    watch(Out.of(json, quiet), train)
+    watch(out, train)
 
 
-def _goes_on(run: Path) -> Callable[..., RunResult]:
-    """What resumes a run: one of a language model, or of an expert."""
+def _tell(out: Out, run: Path, changes: Mapping[str, object]) -> None:
+    """Name what is another than before."""
+    from chuk_lib.training.run_dir import RunDir
+
+    before = RunDir(run).read_config() if changes else {}
+    for name, value in changes.items():
+        out.note(f"`{name}` is {value} from here on; it was {before.get(name)}")
+
+
+vars(resume)["setting_names"] = changeable
+
+
+def _goes_on(run: Path, tell: Callable[[str], None]) -> Callable[..., RunResult]:
+    """What resumes a run: one of a language model, or of an expert. `tell` gets what happens to
+    servers of tools."""
     from chuk_lib.experts.config import NAME
     from chuk_lib.training.jobs import resume as resume_language_model
     from chuk_lib.training.run_dir import RunDir
@@ -80,7 +135,7 @@ def _goes_on(run: Path) -> Callable[..., RunResult]:
     if RunDir(run).algorithm != NAME:
         from chuk_lib.env import player_maker
 
-        return partial(resume_language_model, player_of=player_maker)
+        return partial(resume_language_model, player_of=partial(player_maker, tell=tell))
     from chuk_lib.experts.trainer import resume_expert
 
     return resume_expert

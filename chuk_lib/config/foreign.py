@@ -64,7 +64,6 @@ _INSTEAD = {
     "reward_weights": (
         "`rewards: [exact_match=1, length:max=9=0.5]`: the weight stands behind the name"
     ),
-    "run_name": "`output` is the run's folder, and its name",
     "sample_packing": "`packing: true`",
     "save_strategy": _CHECKPOINTS,
     "sequence_len": "`max_length`",

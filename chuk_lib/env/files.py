@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,20 +15,28 @@ from chuk_lib.rewards.user_file import import_file
 from chuk_lib.training.online.config import OnlineConfig
 
 if TYPE_CHECKING:
+    from chuk_lib.env.mcp.client import McpClient
     from chuk_lib.training.config import TrainerConfig
     from chuk_lib.training.online.episode import Player
 
 
-def player_maker(config: TrainerConfig) -> Callable[[Any, Any], Player] | None:
+def player_maker(
+    config: TrainerConfig, tell: Callable[[str], None] = lambda text: None
+) -> Callable[[Any, Any], Player] | None:
     """What makes the player of a run with the environment and tools of its settings; None for
     settings that name none. The files are the user's own code, and run as such.
 
-    Raises ConfigError for a file that is not there or does not import, and a name that it lacks."""
+    MCP servers are started, and live as long as what is returned; `tell` gets a line for whatever
+    happens to one. Raises ConfigError for a file that is not there or does not import, and a name
+    that it lacks; McpError for a server that does not answer."""
     if not isinstance(config, OnlineConfig) or not config.has_tools:
         return None
     modules: dict[Path, ModuleType] = {}
     environment = load_environment(config.environment, modules) if config.environment else None
     functions = [load_tool(one, modules) for one in config.tools]
+    client = _mcp_client(config, tell) if config.mcp else None
+    asked = sorted(client.functions()) if client is not None else []
+    functions += client.functions().values() if client is not None else []
 
     def make(model: Any, tokenizer: Any) -> Player:
         from chuk_lib.env.play import Limits, ToolPlayer
@@ -36,9 +45,26 @@ def player_maker(config: TrainerConfig) -> Callable[[Any, Any], Player] | None:
         limits = Limits(config.max_turns, config.max_tool_seconds, config.max_tool_tokens)
         player = ToolPlayer(model, tokenizer, functions, environment, limits, config.rollout_tokens)
         player.identity = f"tools of files {fingerprint(sorted(modules))[:16]}"
+        player.identity += f", of MCP servers: {', '.join(asked)}" if asked else ""
         return player
 
+    if client is not None:
+        weakref.finalize(make, client.close)
     return make
+
+
+def _mcp_client(config: OnlineConfig, tell: Callable[[str], None]) -> McpClient:
+    """The servers of some settings, connected."""
+    from chuk_lib.env.mcp.client import McpClient
+    from chuk_lib.env.mcp.servers import mcp_servers
+    from chuk_lib.env.mcp.supervisor import McpLimits
+
+    servers, notes = mcp_servers(config.mcp)
+    for note in notes:
+        tell(note)
+    limits = McpLimits(config.mcp_connect_seconds, config.max_tool_seconds)
+    record = Path(config.mcp_record) if config.mcp_record else None
+    return McpClient(servers, limits, config.mcp_tools or None, record, tell).__enter__()
 
 
 def load_environment(name: str, modules: dict[Path, ModuleType]) -> type:

@@ -52,6 +52,7 @@ class _Play:
     tools: Toolbox
     turns: list[Turn] = field(default_factory=list)
     row: Row | None = None
+    place: str = ""
     calls: int = 0
     failures: int = 0
 
@@ -94,6 +95,8 @@ class ToolPlayer:
     ) -> list[Episode]:
         """See `Player`."""
         plays = self._begin(prompts, n)
+        for one in plays:
+            one.place = f"{sampling.seed}/{one.prompt.group}/{one.member}"
         with Decoder(self._model, self._tokenizer, token_budget=self._token_budget) as decoder:
             requests = [
                 Request(one.prompt.asked.ids, sampling, one.prompt.group, one.member, hold=True)
@@ -210,6 +213,7 @@ class _Table:
 
     def _work(self, play: _Play, calls: Sequence[Call]) -> None:
         results = []
+        PLACE.set(f"{play.place}/{len(play.turns)}")
         for call in calls:  # one after another: they may change one environment
             results.append(play.tools.call(call))
         self._answers.put((play, results))

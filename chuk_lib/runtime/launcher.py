@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from chuk_lib.errors import ConfigError, TrainingError
+from chuk_lib.runtime.cards import VARIABLE, in_sight
 from chuk_lib.runtime.threads import count_cores
 from chuk_lib.runtime.world import FOLDER, LOST
 
@@ -56,11 +57,7 @@ def cards() -> list[str]:
 
     if os.environ.get("CHUK_DEVICE") == "cpu" or not mx.distributed.is_available("nccl"):
         return []
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name.strip()]
-    found = [path.name for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]
-    return [str(number) for number in range(len(found))]
+    return in_sight()
 
 
 def launch(command: Sequence[str], size: int, tell: Tell) -> int:
@@ -95,7 +92,7 @@ def _environments(size: int, folder: Path) -> list[dict[str, str]]:
         hosts = folder / "hosts.json"
         hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
         shared["MLX_HOSTFILE"] = str(hosts)
-    card = [{"CUDA_VISIBLE_DEVICES": name} for name in found[:size]] or [{} for _ in range(size)]
+    card = [{VARIABLE: name} for name in found[:size]] or [{} for _ in range(size)]
     return [shared | {"MLX_RANK": str(rank)} | card[rank] for rank in range(size)]
 
 

@@ -78,7 +78,7 @@ class Plan(Protocol):
     def body(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The answer once all rows have ended."""
 
-    def events(self, news: AsyncIterator[News]) -> AsyncIterator[bytes]:
+    def events(self, news: AsyncIterator[list[News]]) -> AsyncIterator[bytes]:
         """The answer as server-sent events."""
 
 
@@ -168,9 +168,10 @@ def event(data: Mapping[str, Any] | str, name: str | None = None) -> bytes:
     return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
 
 
-async def news_of(desk: Desk, plan: Plan) -> AsyncGenerator[News, None]:
-    """News of all rows until the last has ended. Raises Refused when there are too many rows, when
-    one fails, or when the time is over. Rows leave when the caller does."""
+async def news_of(desk: Desk, plan: Plan) -> AsyncGenerator[list[News], None]:
+    """News of all rows until the last has ended, as many at once as have come: whoever is slower
+    than the engine sends larger pieces. Raises Refused when there are too many rows, when one
+    fails, or when the time is over. Rows leave when the caller does."""
     engine, count = desk.engine, len(plan.requests)
     if engine.waiting + count > max(desk.settings.max_waiting, count):
         raise Refused("too many requests wait; try again in a moment", status=429)
@@ -180,12 +181,13 @@ async def news_of(desk: Desk, plan: Plan) -> AsyncGenerator[News, None]:
     engine.submit(errand)
     try:
         while left:
-            news = await _next(errand, until - loop.time(), desk)
-            if news.error is not None:
-                raise news.error
-            left -= news.row is not None
-            _check_form(news.row)
-            yield news
+            batch = await _next(errand, until - loop.time(), desk)
+            for news in batch:
+                if news.error is not None:
+                    raise news.error
+                left -= news.row is not None
+                _check_form(news.row)
+            yield batch
     finally:
         if left:
             engine.cancel(errand)
@@ -202,17 +204,21 @@ def _check_form(row: Row | None) -> None:
 async def rows_of(desk: Desk, plan: Plan) -> list[Row]:
     """All rows, in the order of the requests, once they have ended. Raises as `news_of`."""
     rows: dict[int, Row] = {}
-    async for news in news_of(desk, plan):
-        if news.row is not None:
-            rows[news.index] = news.row
+    async for batch in news_of(desk, plan):
+        rows |= {news.index: news.row for news in batch if news.row is not None}
     return [rows[at] for at in range(len(plan.requests))]
 
 
-async def _next(errand: Errand, seconds: float, desk: Desk) -> News:
+async def _next(errand: Errand, seconds: float, desk: Desk) -> list[News]:
+    """All news that are there; where there are none, the next."""
+    found: list[News] = []
     with suppress(asyncio.QueueEmpty):
-        return errand.news.get_nowait()
+        while True:
+            found.append(errand.news.get_nowait())
+    if found:
+        return found
     try:
-        return await asyncio.wait_for(errand.news.get(), max(0.0, seconds))
+        return [await asyncio.wait_for(errand.news.get(), max(0.0, seconds))]
     except TimeoutError:
         limit = desk.settings.timeout
         raise Refused(f"it took more than {limit:g} seconds", status=504) from None

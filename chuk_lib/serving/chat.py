@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,10 +197,10 @@ class ChatPlan:
         }
 
     def _choice(self, at: int, row: Row) -> dict[str, Any]:
-        said, calls = tools.called_in(self.served, self.offered, row.text)
+        said, calls = tools.called_in(self.served, self.offered, row)
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": said if said or not calls else None,
+            "content": (said.strip() or None) if calls else said,
             "refusal": None,
         }
         if calls:
@@ -213,7 +213,7 @@ class ChatPlan:
             "finish_reason": finish(row, calls),
         }
 
-    async def events(self, news: AsyncIterator[News]) -> AsyncIterator[bytes]:
+    async def events(self, news: AsyncIterator[list[News]]) -> AsyncIterator[bytes]:
         """The answer piece by piece."""
         head, written = self._head("chat.completion.chunk"), 0
         voices = [Voice(self.served, one, self.offered) for one in self.requests]
@@ -226,24 +226,37 @@ class ChatPlan:
 
         for at in range(len(voices)):
             yield chunk(at, {"role": "assistant", "content": ""}, [])
-        async for one in news:
-            if one.row is None:
-                text, told = voices[one.index].add(one)
+        async for batch in news:
+            for at, text, told, row in pieces(batch, lambda one: voices[one.index].add(one)):
+                calls: list[tools.Called] = []
+                if row is not None:
+                    written += len(row.ids)
+                    rest, more, calls = voices[at].end(row)
+                    text, told = text + rest, told + more
                 if text or (told and self.logprobs):
-                    yield chunk(one.index, {"content": text}, told)
-                continue
-            written += len(one.row.ids)
-            text, told, calls = voices[one.index].end(one.row)
-            if text or (told and self.logprobs):
-                yield chunk(one.index, {"content": text}, told)
-            if calls:
-                shown = [{"index": at, **call_object(call)} for at, call in enumerate(calls)]
-                yield chunk(one.index, {"tool_calls": shown}, [])
-            yield chunk(one.index, {}, [], finish(one.row, calls))
+                    yield chunk(at, {"content": text}, told)
+                if calls:
+                    shown = [{"index": n, **call_object(call)} for n, call in enumerate(calls)]
+                    yield chunk(at, {"tool_calls": shown}, [])
+                if row is not None:
+                    yield chunk(at, {}, [], finish(row, calls))
         if self.usage:
             counted = answers.usage_of(self.requests, written)
             yield event({**head, "choices": [], "usage": counted})
         yield event("[DONE]")
+
+
+Added = Callable[[News], tuple[str, list[Told]]]
+
+
+def pieces(batch: Sequence[News], add: Added) -> Iterator[tuple[int, str, list[Told], Row | None]]:
+    """For each row that has news its index, what `add` makes of its tokens, and the row when it has
+    ended."""
+    for at in dict.fromkeys(news.index for news in batch):
+        own = [news for news in batch if news.index == at]
+        made = [add(news) for news in own if news.row is None]
+        told = [one for _, some in made for one in some]
+        yield at, "".join(text for text, _ in made), told, own[-1].row
 
 
 class Voice:
@@ -256,11 +269,15 @@ class Voice:
         self._calls = (
             None if self._begin is None else StopText([self._begin] if self._begin else [])
         )
+        plain = self._begin and not offered.forced
+        self._marks = tools.marks(served.tokenizer) if plain else {}
         self._said = ""
 
     def add(self, news: News) -> tuple[str, list[Told]]:
         """The text that is certain, and the tokens that are."""
         text, told = self._words.add(news.token, news.logp, news.tops)
+        if news.token in self._marks:
+            self._begin = ""  # a call has begun
         return self._say(text), told
 
     def end(self, row: Row) -> tuple[str, list[Told], list[tools.Called]]:
@@ -268,10 +285,9 @@ class Voice:
         rest, told = self._words.end(row)
         if self._calls is None:
             return rest, told, []
-        said, calls = tools.called_in(self._served, self._offered, row.text)
-        # What was said before the first call is out; what stands after it comes now.
-        left = said[len(self._said) :] if said.startswith(self._said) else ""
-        return left, told, calls
+        said, calls = tools.called_in(self._served, self._offered, row)
+        left = said[len(self._said) :]  # what was said before the first call is out
+        return left.strip() if calls else left, told, calls
 
     def _say(self, text: str) -> str:
         if self._calls is None:

@@ -12,7 +12,7 @@ from chuk_lib.inference.decoder.rows import Request, Row
 from chuk_lib.inference.text import decode
 from chuk_lib.serving import answers, prompts, reading
 from chuk_lib.serving.answers import Desk, event
-from chuk_lib.serving.chat import COMMON, usage_wanted
+from chuk_lib.serving.chat import COMMON, pieces, usage_wanted
 from chuk_lib.serving.engine import News
 from chuk_lib.serving.errors import Refused
 from chuk_lib.serving.models import Served
@@ -100,7 +100,7 @@ class CompletionPlan:
         usage = answers.usage_of(self.requests, sum(len(row.ids) for row in rows))
         return {**self._head(), "choices": choices, "usage": usage}
 
-    async def events(self, news: AsyncIterator[News]) -> AsyncIterator[bytes]:
+    async def events(self, news: AsyncIterator[list[News]]) -> AsyncIterator[bytes]:
         """The answer piece by piece."""
         head, written = self._head(), 0
         words = [TextSoFar(self.served.tokenizer, one.config.stop) for one in self.requests]
@@ -115,14 +115,18 @@ class CompletionPlan:
         for at, text in enumerate(self.before):
             if text:
                 yield chunk(at, text, [])
-        async for one in news:
-            if one.row is not None:
-                written += len(one.row.ids)
-                yield chunk(one.index, *words[one.index].end(one.row), one.row)
-                continue
-            text, told = words[one.index].add(one.token, one.logp, one.tops)
-            if text or (told and self.logprobs is not None):
-                yield chunk(one.index, text, told)
+
+        def add(one: News) -> tuple[str, list[Told]]:
+            return words[one.index].add(one.token, one.logp, one.tops)
+
+        async for batch in news:
+            for at, text, told, row in pieces(batch, add):
+                if row is not None:
+                    written += len(row.ids)
+                    rest, more = words[at].end(row)
+                    text, told = text + rest, told + more
+                if text or row is not None or (told and self.logprobs is not None):
+                    yield chunk(at, text, told, row)
         if self.usage:
             yield event({**head, "choices": [], "usage": answers.usage_of(self.requests, written)})
         yield event("[DONE]")

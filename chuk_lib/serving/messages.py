@@ -12,7 +12,7 @@ from chuk_lib.inference.decoder.rows import Request, Row
 from chuk_lib.inference.text import decode
 from chuk_lib.serving import answers, prompts, reading, tools
 from chuk_lib.serving.answers import Desk, event
-from chuk_lib.serving.chat import Voice
+from chuk_lib.serving.chat import Voice, pieces
 from chuk_lib.serving.engine import News
 from chuk_lib.serving.errors import Refused
 from chuk_lib.serving.models import Served
@@ -122,27 +122,29 @@ class MessagePlan:
     def body(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The answer as one object."""
         (row,) = rows
-        said, calls = tools.called_in(self.served, self.offered, row.text)
+        said, calls = tools.called_in(self.served, self.offered, row)
+        said = said.strip() if calls else said
         content: list[dict[str, Any]] = [{"type": "text", "text": said}] if said else []
         content += [_use(call, json.loads(call.arguments)) for call in calls]
         return {**self._message(content, len(row.ids)), **self._ended(row, calls)}
 
-    async def events(self, news: AsyncIterator[News]) -> AsyncIterator[bytes]:
+    async def events(self, news: AsyncIterator[list[News]]) -> AsyncIterator[bytes]:
         """The answer piece by piece."""
         yield _event("message_start", message=self._message([], 0))
         voice, block = Voice(self.served, self.requests[0], self.offered), -1
-        async for one in news:
-            if one.row is None:
-                text, calls = voice.add(one)[0], list[tools.Called]()
-            else:
-                text, _, calls = voice.end(one.row)
+        async for batch in news:
+            ((_, text, _, row),) = pieces(batch, voice.add)
+            calls: list[tools.Called] = []
+            if row is not None:
+                rest, _, calls = voice.end(row)
+                text += rest
             if text and block < 0:
                 block = 0
                 yield _event("content_block_start", index=0, content_block=_TEXT_BLOCK)
             if text:
                 delta = {"type": "text_delta", "text": text}
                 yield _event("content_block_delta", index=0, delta=delta)
-            if one.row is None:
+            if row is None:
                 continue
             if block == 0:
                 yield _event("content_block_stop", index=0)
@@ -150,8 +152,8 @@ class MessagePlan:
                 block += 1
                 for made in _call_events(block, call):
                     yield made
-            usage = {"output_tokens": len(one.row.ids)}
-            yield _event("message_delta", delta=self._ended(one.row, calls), usage=usage)
+            usage = {"output_tokens": len(row.ids)}
+            yield _event("message_delta", delta=self._ended(row, calls), usage=usage)
         yield _event("message_stop")
 
     def _message(self, content: list[dict[str, Any]], written: int) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any
 from chuk_lib.errors import ChukError
 from chuk_lib.inference import constraints
 from chuk_lib.inference.decoder.guides import Constraint
+from chuk_lib.inference.decoder.rows import Row
+from chuk_lib.inference.text import decode
 from chuk_lib.serving import reading
 from chuk_lib.serving.errors import Refused
 from chuk_lib.serving.models import Served
@@ -87,12 +89,51 @@ def chosen(
 
 def check_calls(served: Served, tools: Tools) -> None:
     """Refuse tools where the model's template shows none."""
-    if tools.offered and not tools.forced and not served.tokenizer.has_tool_calling:
+    if tools.offered and not tools.forced and not _readable(served.tokenizer):
         raise Refused(
             "this model's chat template has no form for calls of tools that could be read; a"
             " `tool_choice` that forces a call works with any model",
             "tools",
         )
+
+
+def _readable(tokenizer: Any) -> bool:
+    """Whether calls can be found in what is written: mlx-lm knows their form."""
+    if not tokenizer.has_tool_calling:
+        return False
+    begin: str = tokenizer.tool_call_start
+    return (
+        begin in marks(tokenizer).values()
+        or begin.strip() == decode(tokenizer, tokenizer.tool_call_start_tokens).strip()
+    )
+
+
+def marks(tokenizer: Any) -> dict[int, str]:
+    """What begins and ends a call where that is a special token, which texts leave out."""
+    both = (
+        (tokenizer.tool_call_start, tokenizer.tool_call_start_tokens),
+        (tokenizer.tool_call_end, tokenizer.tool_call_end_tokens),
+    )
+    return {
+        ids[0]: text
+        for text, ids in both
+        if text and ids is not None and len(ids) == 1 and not decode(tokenizer, ids)
+    }
+
+
+def spoken(served: Served, tools: Tools, row: Row) -> str:
+    """The text of a row with the marks of its calls."""
+    found = marks(served.tokenizer) if tools.offered and not tools.forced else {}
+    if not found:
+        return row.text
+    ids, text, begin = row.ids.tolist(), "", 0
+    for at, token in enumerate(ids):
+        if token in found:
+            text += decode(served.tokenizer, ids[begin:at]) + found[token]
+            begin = at + 1
+    text += decode(served.tokenizer, ids[begin:])
+    stops = row.request.config.stop if row.reason == "stop" else ()
+    return text[: min((at for at in map(text.find, stops) if at >= 0), default=len(text))]
 
 
 def forced_call(served: Served, tools: Tools) -> Constraint:
@@ -118,9 +159,10 @@ def held_to(served: Served, schema: Any, where: str) -> Constraint:
         raise Refused(f"{error.message} ({error.hint})", where) from None
 
 
-def called_in(served: Served, tools: Tools, text: str) -> tuple[str, list[Called]]:
+def called_in(served: Served, tools: Tools, row: Row) -> tuple[str, list[Called]]:
     """What is said beside calls, and the calls of what was written. What looks like a call and
     cannot be read stays in the text."""
+    text = spoken(served, tools, row)
     if tools.forced:
         call = _call_of(_parsed(text))
         return ("", [call]) if call is not None else (text, [])
@@ -135,9 +177,7 @@ def called_in(served: Served, tools: Tools, text: str) -> tuple[str, list[Called
         said.append(before if found else before + begin + inner + closed)
         calls += found
         text = after
-    return "".join([*said, text]).strip() if calls else "".join([*said, text]), calls[
-        : 1 if tools.single else None
-    ]
+    return "".join([*said, text]), calls[: 1 if tools.single else None]
 
 
 def begins_call(served: Served, tools: Tools) -> str | None:

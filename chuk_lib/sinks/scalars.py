@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import PurePath
+from typing import Any
 
 from chuk_lib.events import Event
 
@@ -20,6 +21,12 @@ def scalars(event: Event) -> dict[str, float]:
     }
 
 
+def setting_of(started: Event, name: str) -> Any:
+    """A setting of the run that begins; None when it has none of the name."""
+    return (started.data.get("config") or {}).get(name)
+
+
 def run_name(started: Event) -> str:
-    """What a run is called in other tools: the name of its folder."""
-    return PurePath(str(started.data.get("run_dir") or "run")).name
+    """What a run is called in other tools: as its settings say, else the name of its folder."""
+    asked = setting_of(started, "run_name")
+    return str(asked) if asked else PurePath(str(started.data.get("run_dir") or "run")).name

@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 from typing import Any
 
 from chuk_lib.events import Event
-from chuk_lib.sinks.scalars import run_name, scalars
+from chuk_lib.sinks.scalars import run_name, scalars, setting_of
 
 PROJECT = "chuk"
 
@@ -39,7 +39,7 @@ class TrackioSink:
             import trackio
 
             self._run = trackio.init(
-                PROJECT,
+                setting_of(event, "project") or PROJECT,
                 name=run_name(event),
                 config=dict(event.data.get("config") or {}),
                 resume="allow" if event.step else "never",

@@ -1,8 +1,8 @@
 """Weights & Biases. `WANDB_MODE=offline` needs no network and no login; `wandb sync
 RUN/wandb/offline-…` sends later.
 
-W&B reads its own variables (WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE …); without a project the run
-goes to `chuk`."""
+W&B reads its own variables (WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE …); the settings `project`,
+`run_name` and `tags` go before them. Without a project the run goes to `chuk`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from chuk_lib.errors import ConfigError
 from chuk_lib.events import Event
-from chuk_lib.sinks.scalars import run_name, scalars
+from chuk_lib.sinks.scalars import run_name, scalars, setting_of
 
 _STEP = "train/global_step"
 _ID_FILE = "chuk-run-id"
@@ -62,7 +62,8 @@ class WandbSink:
             if key in event.data
         }
         self._run = wandb.init(
-            project=self._project,
+            project=setting_of(event, "project") or self._project,
+            tags=setting_of(event, "tags") or None,
             name=run_name(event),
             id=_run_id(folder, fresh=not event.step),
             resume="allow",

@@ -155,6 +155,18 @@ class RunConfig:
         panel="Output",
         flag=True,
     )
+    run_name: str | None = setting(
+        None, "What wandb and trackio call the run; unset: its folder's name.", panel="Output"
+    )
+    project: str | None = setting(
+        None,
+        "Project of wandb and trackio; unset: WANDB_PROJECT for wandb, else chuk.",
+        panel="Output",
+        aliases=("wandb_project",),
+    )
+    tags: tuple[str, ...] = setting(
+        (), "Tags of the run in wandb.", panel="Output", aliases=("wandb_tags",)
+    )
 
     def check(self) -> None:
         """Raise ConfigError for settings that make no sense together."""
@@ -405,6 +417,12 @@ AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 _WARMUP = ("warmup_steps", "warmup_ratio")
 _IDLE: tuple[IdleRule, ...] = (
+    (
+        ("run_name", "project"),
+        lambda c: not {"wandb", "trackio"} & {*c.report_to},
+        "without report_to: wandb or trackio",
+    ),
+    (("tags",), lambda c: "wandb" not in c.report_to, "without report_to: wandb"),
     (("add_tokens",), lambda c: c.chat_template is None, "without chat_template"),
     (
         ("load_in_4bit",),

@@ -40,6 +40,7 @@ from chuk_lib.training.planning.footprint import StepLimit
 from chuk_lib.training.run_dir import RunDir, default_run_path
 from chuk_lib.training.schedulers import Schedule, warmup_of
 from chuk_lib.training.updater import Learner
+from chuk_lib.training.utils.over_ranks import check_alike
 
 
 @dataclass(frozen=True)
@@ -403,6 +404,7 @@ class _Training:
 
     def _save(self, progress: Progress, best: bool, emit: Sink) -> None:
         job, run = self.job, self.run
+        check_alike(job.algorithm.model)
         if not runtime.this_world().is_first:  # which has the same weights, and the run directory
             return
         state = progress.to_state() | {"algorithm": job.name, **job.state}

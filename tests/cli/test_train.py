@@ -190,3 +190,22 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, 65536)
     except OSError:  # how Linux tells that the other end of a pseudo-terminal is closed
         return b""
+
+
+def test_resume_goes_on_with_other_settings_and_names_them(
+    run_chuk: RunChuk, tiny_model_dir: Path, data: Path, tmp_path: Path
+) -> None:
+    words = ("train", "sft", "-m", tiny_model_dir, "-d", data, "-q", "--max-steps", 2)
+    constant = ("--lr-scheduler-type", "constant", "--log-interval", 1)
+    assert run_chuk(*words, *constant, "-o", "run", "--learning-rate", "1e-3").returncode == 0
+    done = run_chuk("train", "resume", "run", "--max-steps", 4, "--lr", "2e-4", "--eval-steps", "9")
+    assert done.returncode == 0, done.stderr
+    assert "note: `--lr` is `--learning-rate` here\n" in done.stderr
+    assert "note: `learning_rate` is 2e-4 from here on; it was 0.001\n" in done.stderr
+    events = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+    steps = [event for event in map(json.loads, events) if event["kind"] == "step"]
+    assert [step["data"]["learning_rate"] for step in steps] == [1e-3, 1e-3, 2e-4, 2e-4]
+    origins = json.loads((tmp_path / "run" / "origins.json").read_text())
+    assert origins["learning_rate"] == "the command line, changed after step 2"
+    refused = run_chuk("train", "resume", "run", "--batch-size", 2)
+    assert (refused.returncode, "No such option: --batch-size" in refused.stderr) == (2, True)

@@ -78,7 +78,15 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 IDLE = {"momentum": 0.5}
 """What an optimizer of experts does not read."""
-ELSEWHERE = {"output", "report_to", "early_stopping_threshold", "checkpoint_minutes"}
+ELSEWHERE = {
+    "output",
+    "project",
+    "report_to",
+    "run_name",
+    "tags",
+    "early_stopping_threshold",
+    "checkpoint_minutes",
+}
 
 
 def left_behind(run: Path) -> dict[str, Any]:

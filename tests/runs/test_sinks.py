@@ -17,7 +17,7 @@ import pytest
 from chuk_lib.errors import ConfigError
 from chuk_lib.events import Event, fan_out, read_events
 from chuk_lib.sinks import make_sinks
-from chuk_lib.sinks.scalars import scalars
+from chuk_lib.sinks.scalars import run_name, scalars
 from tests.conftest import chuk_environment
 from tests.training.conftest import toy_rows, write_rows
 
@@ -86,6 +86,7 @@ def reported(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "--max-steps",
         6,
         *sets,
+        *("--run-name", "sums", "--project", "tries", "--tags", "a,b"),
     ]
     environment = private(folder)
     done = chuk(
@@ -184,7 +185,7 @@ for data in records(open(sys.argv[1], "rb").read()):
         rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
     if record.WhichOneof("record_type") == "run":
         config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
-        name = [record.run.project, record.run.display_name, record.run.run_id]
+        name = [record.run.project, record.run.display_name, *record.run.tags, record.run.run_id]
 print(json.dumps([rows, config, name]))
 """
 
@@ -203,10 +204,10 @@ def test_wandb_offline_has_one_run_in_two_parts(reported: Reported) -> None:
     assert losses == pytest.approx(dict(logged(reported.run, "step", "loss")))
     assert [row["train/global_step"] for row in rows if "eval/loss" in row] == [3, 6]
     assert [row["sample/target"] for row in rows if "sample/target" in row]
-    assert (config["batch_size"], config["algorithm"], name[:2], name) == (
+    assert (config["batch_size"], config["algorithm"], name[:4], name) == (
         8,
         "sft",
-        ["chuk", "first"],
+        ["tries", "sums", "a", "b"],
         same,
     )
 
@@ -239,17 +240,21 @@ def test_wandb_without_a_login_is_told_before_anything_is_written(
 TRACKIO = """
 import json
 from trackio.sqlite_storage import SQLiteStorage
-names = SQLiteStorage.get_runs("chuk")
-print(json.dumps([names, SQLiteStorage.get_logs("chuk", "first")]))
+names = SQLiteStorage.get_runs("tries")
+print(json.dumps([names, SQLiteStorage.get_logs("tries", "sums")]))
 """
 
 
 def test_trackio_goes_on_under_one_name(reported: Reported) -> None:
     names, rows = read_back(TRACKIO, reported.environment)
-    assert names == ["first"]
+    assert names == ["sums"]
     losses = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
     assert losses == pytest.approx(dict(logged(reported.run, "step", "loss")))
     assert {row["step"] for row in rows if "eval/loss" in row} == {3, 6}
+
+
+def test_without_a_name_a_run_is_called_by_its_folder() -> None:
+    assert run_name(Event("started", 0, {"run_dir": "runs/first", "config": {}})) == "first"
 
 
 def test_unknown_sinks_are_refused_with_the_nearest() -> None:

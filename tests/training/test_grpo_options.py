@@ -318,6 +318,11 @@ ELSEWHERE = {
     "max_turns",
     "max_tool_seconds",
     "max_tool_tokens",
+    # in tests/env/test_mcp_training.py
+    "mcp",
+    "mcp_tools",
+    "mcp_connect_seconds",
+    "mcp_record",
 }
 
 

@@ -272,6 +272,9 @@ ELSEWHERE = {
     "format",
     "text_field",
     "implementation",
+    "project",  # wandb and trackio: tests/runs/test_sinks.py
+    "run_name",
+    "tags",
     "report_to",  # event files, databases: tests/runs/test_sinks.py
     "revision",  # a hub branch: tests/models/test_loader.py, with a cache made by hand
 }

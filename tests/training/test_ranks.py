@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 
 from chuk_lib.events import read_events
-from chuk_lib.runtime.launcher import number_of
+from chuk_lib.runtime.launcher import free_ports, number_of
 from tests.conftest import RunChuk, chuk_environment
 
 REWARD = """
@@ -240,9 +240,9 @@ def test_a_stop_finishes_the_step_of_all_and_saves(tiny_model_dir: Path, folder:
 TWO_RANKS = """
 import json, os, subprocess, sys
 from pathlib import Path
-from chuk_lib.runtime.launcher import _free_ports
+from chuk_lib.runtime.launcher import free_ports
 hosts = Path("hosts.json")
-hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in _free_ports(2)]))
+hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
 ranks = [
     subprocess.Popen(
         [sys.executable, "-c", sys.argv[1], str(rank)],
@@ -286,6 +286,27 @@ sys.exit(run(["train", "sft", "-m", "{tiny_model_dir}", "-d", data, "-o", "run",
     assert not list((folder / "run").glob("checkpoints/*"))
 
 
+def test_inside_mlx_launch_one_process_speaks(tiny_model_dir: Path, folder: Path) -> None:
+    launcher = [str(Path(sys.executable).parent / "mlx.launch"), "-n", "2", "--python"]
+    port = ["--starting-port", str(free_ports(1)[0])]
+    words = words_of("sft", tiny_model_dir, folder, "run")
+    words[words.index("--max-steps") + 1] = "2"
+    words.remove("--quiet")
+    done = subprocess.run(
+        [*launcher, sys.executable, *port, "-m", "chuk_cli", *words],
+        cwd=folder,
+        env=chuk_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = done.stdout + done.stderr  # mlx.launch copies both to its stdout, and exits with 0
+    assert said.count("done: 2 steps") == 1, said
+    assert said.splitlines().count("run") == 1
+    assert len(losses(folder / "run")) == 2
+
+
 def test_sums_that_cross_are_refused(folder: Path) -> None:
     """MLX would give each process the other's numbers."""
     program = """
@@ -300,6 +321,23 @@ world.sum(mx.ones(10 + world.rank))
     for said, code in two_ranks(program, folder):
         assert code == 1
         assert "have come apart" in said
+
+
+def test_weights_that_drift_apart_are_not_saved(folder: Path) -> None:
+    program = """
+import mlx.core as mx
+import mlx.nn as nn
+from chuk_lib.runtime.world import this_world
+from chuk_lib.training.utils.over_ranks import check_alike
+mx.random.seed(0)
+model = nn.Linear(3, 2)
+check_alike(model)
+model.weight += this_world().rank * 1e-6
+check_alike(model)
+"""
+    for said, code in two_ranks(program, folder):
+        assert code == 1
+        assert "rank 1 has another checksum of its weights" in said
 
 
 def test_a_mean_of_means_is_another_gradient(folder: Path) -> None:

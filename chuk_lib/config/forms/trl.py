@@ -68,6 +68,12 @@ def split_of(value: Any, values: Values) -> str | None:
     return f"{named}{behind}" + ("" if split == "train" else f"#{split}")
 
 
+def _where_reported(value: Any, values: Values) -> Any:
+    """What only wandb and trackio read; None where neither is reported to."""
+    names = set(_report_to(values.get("report_to") or [], values) or ())
+    return value if {"wandb", "trackio"} & names else None
+
+
 def _report_to(value: Any, _: Values) -> list[str] | None:
     names = value if isinstance(value, list) else [part.strip() for part in str(value).split(",")]
     if names == ["all"]:
@@ -182,7 +188,8 @@ TRANSFORMERS: dict[str, tuple[Key, ...]] = {
         Key("group_by_length", lambda v, _: True if v == "group_by_length" else None),
     ),
     **unless_off("load_in_8bit", "quantizing on the way in", _QUANTIZED),
-    "run_name": (off("`output` is the run's folder, and its name"),),
+    "run_name": (Key("run_name", _where_reported),),
+    "project": (Key("project", _where_reported),),
     "data_seed": (off("`seed` orders the data"),),
     "auto_find_batch_size": (off("`--fit auto` finds one"),),
 }

@@ -2,6 +2,7 @@
 
 - GPT-NeoX (Pythia): its MLP is always four times as wide as the hidden state there, with the
   approximate GELU
+- ERNIE 4.5 with experts: what is added to their scores when some are chosen is left out there
 - gpt-oss: the bounds of YaRN's ramp are rounded there, which `truncate: false` forbids
 """
 
@@ -65,7 +66,55 @@ def _gpt_oss() -> Classes:
     return GPTOss, gpt_oss.ModelArgs
 
 
+class _Statics(nn.Module):
+    """What is added to the experts' scores when some are chosen, (1, experts); never trained."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.e_score_correction_bias = mx.zeros((1, experts))
+        self.freeze()
+
+
+@cache
+def _ernie_moe() -> Classes:
+    from mlx_lm.models import ernie4_5_moe
+
+    class ErnieExperts(ernie4_5_moe.Ernie4_5_MoeMLP):
+        def __init__(self, args: ernie4_5_moe.ModelArgs) -> None:
+            super().__init__(args)
+            self.moe_statics = _Statics(args.moe_num_experts)
+
+        def __call__(self, x: mx.array) -> mx.array:
+            gates = self.gate_act(self.gate(x).astype(mx.float32))
+            wanted = gates + self.moe_statics.e_score_correction_bias[0]
+            chosen = mx.stop_gradient(mx.argpartition(-wanted, self.k - 1)[..., : self.k])
+            scores = mx.take_along_axis(gates, chosen, axis=-1)
+            scores = scores / mx.maximum(scores.sum(axis=-1, keepdims=True), 1e-12)
+            y = self.switch_mlp(x, chosen)
+            y = (y * scores[..., None]).sum(axis=-2).astype(y.dtype)
+            return cast(mx.array, y if self.shared_experts is None else y + self.shared_experts(x))
+
+    class ErnieMoe(ernie4_5_moe.Model):
+        def __init__(self, args: ernie4_5_moe.ModelArgs) -> None:
+            super().__init__(args)
+            for block in self.layers:
+                if isinstance(block.mlp, ernie4_5_moe.Ernie4_5_MoeMLP):
+                    block.mlp = ErnieExperts(args)
+
+        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            kept = {
+                name: value.astype(mx.float32)
+                for name, value in weights.items()
+                if name.endswith(".mlp.moe_statics.e_score_correction_bias")
+            }
+            made: dict[str, mx.array] = super().sanitize(weights)
+            return made | kept
+
+    return ErnieMoe, ernie4_5_moe.ModelArgs
+
+
 MENDED: dict[str, Callable[[], Classes]] = {
+    "mlx_lm.models.ernie4_5_moe": _ernie_moe,
     "mlx_lm.models.gpt_neox": _gpt_neox,
     "mlx_lm.models.gpt_oss": _gpt_oss,
 }

@@ -150,6 +150,28 @@ class OnlineConfig(TrainerConfig):
         panel="Tools",
         kind="rewards",
     )
+    mcp: tuple[str, ...] = setting(
+        (),
+        "MCP servers whose tools the model may call, as a list: a file with mcpServers, a command"
+        " line, or a URL.",
+        panel="Tools",
+        kind="path",
+    )
+    mcp_tools: tuple[str, ...] = setting(
+        (),
+        "Tools of MCP servers to take, names or patterns, as a list. Empty: all.",
+        panel="Tools",
+    )
+    mcp_connect_seconds: float = setting(
+        30.0, "How long an MCP server has to answer first.", panel="Tools", flag=True, above=0
+    )
+    mcp_record: str | None = setting(
+        None,
+        "Answer calls of MCP tools from this file what it holds; ask, and add, the rest.",
+        panel="Tools",
+        flag=True,
+        kind="path",
+    )
     max_turns: int = setting(
         8, "Most turns that the model writes in a play.", panel="Tools", flag=True, minimum=1
     )
@@ -180,12 +202,17 @@ class OnlineConfig(TrainerConfig):
             lambda c: not c.has_tools,
             "without an environment or tools",
         ),
+        (
+            ("mcp_tools", "mcp_connect_seconds", "mcp_record"),
+            lambda c: not c.mcp,
+            "without MCP servers",
+        ),
     )
 
     @property
     def has_tools(self) -> bool:
         """Whether episodes are plays with tools."""
-        return bool(self.environment or self.tools)
+        return bool(self.environment or self.tools or self.mcp)
 
     @property
     def micro_batch(self) -> int:

@@ -3,9 +3,11 @@ got."""
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
@@ -13,6 +15,17 @@ from chuk_lib import runtime
 
 _MOST = 1 << 26
 """Numbers in one sum, 256 MB: gradients of a whole model go in several."""
+
+
+def check_alike(model: nn.Module) -> None:
+    """Raise TrainingError on all ranks unless all have trained the same weights, bit for bit as far
+    as a sum of each array tells."""
+    world = runtime.this_world()
+    if world.size == 1:
+        return
+    sums = [leaf.astype(mx.float32).sum() for _, leaf in tree_flatten(model.trainable_parameters())]
+    checksum = zlib.crc32(np.array(mx.stack(sums)).tobytes())
+    world.check_same({"checksum of its weights": checksum}, "weights")
 
 
 def summed(sums: dict[str, float]) -> dict[str, float]:

@@ -1,0 +1,132 @@
+"""Tools of an MCP server in training, through the command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chuk_lib.training import SFTConfig, train_sft
+from tests.conftest import RunChuk
+
+SCRIPT = str(Path(__file__).with_name("mcp_server.py"))
+SERVER = shlex.join([sys.executable, SCRIPT])
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """A model that has learned to call `add` with 1 and 2, and to answer what came back."""
+    folder = tmp_path_factory.mktemp("caller")
+    number = {"type": "number"}
+    parameters = {
+        "type": "object",
+        "properties": {"a": number, "b": number},
+        "required": ["a", "b"],
+    }
+    about = {"name": "add", "description": "The tool add.", "parameters": parameters}
+    messages = [
+        {"role": "user", "content": "1+2="},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "name": "add", "content": "3"},
+        {"role": "assistant", "content": "3"},
+    ]
+    row = json.dumps({"messages": messages, "tools": [{"type": "function", "function": about}]})
+    (folder / "rows.jsonl").write_text((row + "\n") * 8)
+    result = train_sft(
+        SFTConfig(
+            model=str(tiny_model_dir),
+            data=str(folder / "rows.jsonl"),
+            output=str(folder / "run"),
+            max_steps=60,
+            batch_size=2,
+            learning_rate=1e-2,
+            assistant_only_loss=True,
+        )
+    )
+    return result.run_dir
+
+
+def played(run: Path) -> list[tuple[str, float]]:
+    """What was written in a run, and its rewards. (Losses differ in their last digits by when an
+    answer comes: rows are decoded beside other rows then.)"""
+    lines = map(json.loads, (run / "completions.jsonl").read_text().splitlines())
+    return [(repr(line.get("turns", line["completion"])), line["reward"]) for line in lines]
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    return [line["data"] for line in lines if line["kind"] == "step"]
+
+
+def test_a_run_with_tools_of_a_server_is_repeated_and_resumed_without_it(
+    run_chuk: RunChuk, caller: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+2=", "answer": "3"}\n' * 8)
+    common = ["train", "grpo", "--model", caller, "--data", "prompts.jsonl", "--reward", "numeric"]
+    common += ["--batch-size", "8", "--num-generations", "4", "--max-completion-length", "120"]
+    common += [
+        "--learning-rate",
+        "1e-5",
+        "--lr-scheduler-type",
+        "constant",
+        "--quiet",
+        "--mcp-tool",
+        "add",
+        "--max-turns",
+        "3",
+    ]
+    words = [*common, "--mcp", SERVER, "--mcp-record", "calls.jsonl"]
+    whole = run_chuk(*words, "--max-steps", "3", "--output", "whole")
+    assert whole.returncode == 0, whole.stderr
+    first = metrics(tmp_path / "whole")[0]
+    assert first["tools/call_frequency"] > 0.3
+    assert first["tools/failure_frequency"] < 1
+    recorded = (tmp_path / "calls.jsonl").read_text()
+    calls = [json.loads(line)["call"] for line in recorded.splitlines()[1:]]
+    assert {call["tool"] for call in calls} == {"add"}
+    assert len({call["place"] for call in calls}) == len(calls)
+
+    # The server is gone: what it said is in the file.
+    (tmp_path / "server.json").write_text(
+        json.dumps({"mcpServers": {"mcp": {"command": "no-such-command"}}})
+    )
+    again = [*common, "--mcp", "server.json", "--mcp-record", "calls.jsonl"]
+    repeated = run_chuk(*again, "--max-steps", "2", "--output", "again")
+    assert repeated.returncode == 0, repeated.stderr
+    rows = played(tmp_path / "again")
+    assert rows == played(tmp_path / "whole")[: len(rows)]
+    resumed = run_chuk("train", "resume", "again", "--max-steps", "3", "--quiet")
+    assert resumed.returncode == 0, resumed.stderr
+    assert played(tmp_path / "again") == played(tmp_path / "whole")
+    losses = [[step["loss"] for step in metrics(tmp_path / run)] for run in ("again", "whole")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert (tmp_path / "calls.jsonl").read_text() == recorded
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--mcp", "no-such-command"], "no command `no-such-command` here"),
+        (["--mcp", "sleep 60", "--mcp-connect-seconds", "0.5"], "no answer within 0.5 s"),
+        (["--mcp", "nowhere.json"], "no such file"),
+        (["--mcp", SERVER, "--mcp-tool", "multiply"], "no tool is called `multiply`"),
+        (["--mcp-tool", "add"], "mcp_tools"),
+        (["--mcp-record", "calls.jsonl"], "mcp_record"),
+        (["--mcp-connect-seconds", "3"], "mcp_connect_seconds"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    words: list[str], said: str, run_chuk: RunChuk, caller: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+2=", "answer": "3"}\n' * 8)
+    common = ["train", "grpo", "--model", caller, "--data", "prompts.jsonl", "--reward", "numeric"]
+    refused = run_chuk(*common, *words, "--output", "run")
+    assert refused.returncode in (1, 2), refused.stderr
+    assert said in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "run").exists()
