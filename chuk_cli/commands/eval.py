@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from chuk_cli.command import WORDS, App
+from chuk_cli.eval_tasks import eval_tasks, refuse_beside_tasks
 from chuk_cli.options import (
-    DataOption,
     ImplementationOption,
     JsonOption,
     ModelOption,
@@ -49,6 +49,23 @@ def _sampling_option(*names: str, help: str, **more: Any) -> Any:
 AdapterOption = Annotated[
     str | None,
     typer.Option("--adapter", "-a", help="Adapter folder to put on the model.", metavar="DIR"),
+]
+EvalDataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        "-d",
+        help="Data: a file, a folder, a hub dataset id, or - for stdin.",
+        metavar="DATA",
+    ),
+]
+TasksOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tasks",
+        help="Multiple-choice tasks instead: files, or names such as arc_easy, sciq:mc_5shot.",
+        metavar="NAME,…",
+    ),
 ]
 AgainstOption = Annotated[
     str | None,
@@ -154,7 +171,8 @@ DrawOption = Annotated[
 @app.command(name="eval")
 def evaluate(
     model: ModelOption,
-    data: DataOption,
+    data: EvalDataOption = None,
+    tasks: TasksOption = None,
     adapter: AdapterOption = None,
     against: AgainstOption = None,
     against_adapter: AgainstAdapterOption = None,
@@ -188,6 +206,7 @@ def evaluate(
       chuk eval --model my-model --data data --split valid --rows 200 --json
       chuk eval -m my-model -d prompts.jsonl --reward numeric --samples 8 --k 1,8
       chuk eval -m runs/grpo --against base -d prompts.jsonl --reward rewards.py:brevity
+      chuk eval -m runs/tuned --against base --tasks arc_easy,sciq --rows 500
     """
     out = Out.of(json, quiet)
     sampling = SamplingConfig(
@@ -198,6 +217,17 @@ def evaluate(
     ks = _numbers(k)
     if against is None and against_adapter is not None:
         raise ConfigError("`--against-adapter` needs `--against`", "name the second model too")
+    models = (
+        [(model, adapter)] if against is None else [(model, adapter), (against, against_adapter)]
+    )
+    if tasks is not None:
+        unlike = None if samples == 1 else samples
+        drawn = (temperature, k, stop or None, max_tokens, unlike)
+        refuse_beside_tasks(data, split, max_prompt_length, output, reward or None, *drawn)
+        eval_tasks(out, tasks, models, max_rows, batch_size, implementation)
+        return
+    if data is None:
+        raise ConfigError("there is nothing to measure on", "give --data DATA or --tasks NAME,…")
     _check_output(output, overwrite)
     with out.status("loading the model"):
         from chuk_lib.training.measuring.measure import Question, read_question
@@ -217,9 +247,6 @@ def evaluate(
         sampling,
         max_prompt_length,
         cast(Implementation, implementation),
-    )
-    models = (
-        [(model, adapter)] if against is None else [(model, adapter), (against, against_adapter)]
     )
     _report(out, _answers(out, read_question(question), models), output)
 
