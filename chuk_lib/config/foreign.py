@@ -61,9 +61,6 @@ _INSTEAD = {
         "`model` may be a run or a folder of adapters: training goes on with them"
     ),
     "resume_from_checkpoint": "`chuk train resume RUN` goes on with a run",
-    "reward_weights": (
-        "`rewards: [exact_match=1, length:max=9=0.5]`: the weight stands behind the name"
-    ),
     "sample_packing": "`packing: true`",
     "save_strategy": _CHECKPOINTS,
     "sequence_len": "`max_length`",

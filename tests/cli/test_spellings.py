@@ -108,3 +108,21 @@ def test_data_and_models_go_with_or_without_a_flag(
     )
     assert done.returncode == 0, done.stderr
     assert "note: `--max-rows` is `--rows` here\n" in done.stderr
+
+
+def test_reward_weights_are_those_behind_the_rewards(
+    run_chuk: RunChuk, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(4)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("train", "grpo", "-m", tiny_model_dir, "-d", "p.jsonl", "--dry-run", "--json")
+    plain = ("--reward", "exact_match", "--reward", "numeric")
+    done = run_chuk(*words, *plain, "--reward-weights", "0.25,2")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rewards"] == {"exact_match": 0.25, "numeric": 2.0}
+    for more, said in (
+        ((*plain, "--reward-weights", "1"), "1 reward_weights for 2 rewards"),
+        (("--reward", "numeric=2", "--reward-weights", "1"), "a weight of its own"),
+    ):
+        done = run_chuk(*words, *more)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr

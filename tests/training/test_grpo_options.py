@@ -307,6 +307,7 @@ def test_the_preset_fills_in_what_nobody_gave():
 ELSEWHERE = {
     "schema",
     "reward_errors",
+    "reward_weights",  # tests/cli/test_spellings.py
     "max_prompt_length",
     "stop",
     "rollout_tokens",

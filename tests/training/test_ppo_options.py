@@ -132,7 +132,14 @@ def test_eval_num_generations_samples_instead_of_one_greedy_answer(ppo, tmp_path
 TOOLS = {"environment", "tools", "max_turns", "max_tool_seconds", "max_tool_tokens"}
 TOOLS |= {"mcp", "mcp_tools", "mcp_connect_seconds", "mcp_record"}
 """In tests/env/test_play.py and test_mcp_training.py."""
-ELSEWHERE = TOOLS | {"schema", "stop", "rollout_tokens", "reward_errors", "eval_num_generations"}
+ELSEWHERE = TOOLS | {
+    "schema",
+    "stop",
+    "rollout_tokens",
+    "reward_errors",
+    "reward_weights",
+    "eval_num_generations",
+}
 
 
 def test_every_setting_has_a_test():

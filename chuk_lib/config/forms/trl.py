@@ -252,7 +252,6 @@ TABLE: dict[str, tuple[Key, ...]] = {
     **unless_off(
         "chat_template_kwargs", "the template's switches", "write a column of that name in the rows"
     ),
-    **unless_off("reward_weights", "weights of rewards", "`rewards: [exact_match=1, format=0.2]`"),
     **unless_off(
         "max_tool_calling_iterations", "tools", "a player of your own calls them: docs/rewards.md"
     ),

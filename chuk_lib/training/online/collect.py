@@ -304,6 +304,27 @@ def check_rewards(config: OnlineConfig) -> None:
             )
 
 
+def weighted_rewards(config: OnlineConfig) -> tuple[str, ...]:
+    """The rewards with the weights of `reward_weights` behind them. Raises ConfigError for another
+    number of weights, and for a reward that says a weight itself."""
+    from chuk_lib.config.reward_spec import parse_spec
+
+    if not config.reward_weights:
+        return config.rewards
+    if len(config.reward_weights) != len(config.rewards):
+        raise ConfigError(
+            f"{len(config.reward_weights)} reward_weights for {len(config.rewards)} rewards",
+            "give one for each, in their order",
+        )
+    own = [text for text in config.rewards if parse_spec(text).weight != 1]
+    if own:
+        raise ConfigError(
+            f"reward `{own[0]}` has a weight of its own beside reward_weights", "give one of them"
+        )
+    pairs = zip(config.rewards, config.reward_weights, strict=True)
+    return tuple(f"{text}={weight!r}" for text, weight in pairs)
+
+
 def rewards_of(config: OnlineConfig) -> Rewards:
     """The rewards that settings name. Raises ConfigError when there is none, or one cannot be
     loaded."""
@@ -312,5 +333,7 @@ def rewards_of(config: OnlineConfig) -> Rewards:
     check_rewards(config)
     on_error = "none" if config.reward_errors == "none" else "raise"
     return load_rewards(
-        config.rewards, on_error=on_error, max_completion_length=config.max_completion_length
+        weighted_rewards(config),
+        on_error=on_error,
+        max_completion_length=config.max_completion_length,
     )

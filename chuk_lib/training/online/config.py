@@ -59,6 +59,9 @@ class OnlineConfig(TrainerConfig):
         aliases=("reward", "reward_funcs"),
         kind="rewards",
     )
+    reward_weights: tuple[float, ...] = setting(
+        (), "Weight of each reward, in their order; or `=weight` behind each.", panel="Rewards"
+    )
     reward_errors: str = setting(
         "raise",
         "A reward that fails: raise stops the run, none leaves the completion unscored.",
