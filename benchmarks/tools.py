@@ -1,6 +1,6 @@
 """Does GRPO teach a small model to use a tool? Sums of 4-digit numbers with a calculator.
 
-    python benchmarks/tools.py [--seeds 3] [--steps 60] [--folder DIR]
+    python benchmarks/tools.py [--seeds 3] [--lesson 1000] [--steps 60] [--folder DIR]
 
 The model has 100 thousand parameters. It learns from worked examples of which a third call the
 calculator and the others guess, so that it knows how to call and does not do so every time. Then
@@ -108,7 +108,7 @@ def measured(folder: Path, model: Path, temperature: float) -> tuple[float, floa
     return right / len(episodes), sum(one.calls or 0 for one in episodes) / len(episodes)
 
 
-def one_seed(folder: Path, seed: int, steps: int) -> list[tuple[float, float]]:
+def one_seed(folder: Path, seed: int, lesson: int, steps: int) -> list[tuple[float, float]]:
     """What is measured before and after, greedy and sampled."""
     write_files(folder, seed)
     examples, model = folder / "examples.jsonl", folder / "model"
@@ -116,7 +116,7 @@ def one_seed(folder: Path, seed: int, steps: int) -> list[tuple[float, float]]:
          "--vocab-size", 400, "--chat-template", folder / "short.jinja", "--seed", seed)  # fmt: skip
     chuk("train", "sft", "--model", model, "--data", examples, "--output", folder / "sft",
          "--set", "assistant_only_loss=true", "--learning-rate", 3e-3, "--batch-size", 64,
-         "--max-steps", 1_000, "--seed", seed)  # fmt: skip
+         "--max-steps", lesson, "--seed", seed)  # fmt: skip
     chuk("train", "grpo", "--model", folder / "sft", "--data", folder / "train.jsonl",
          "--reward", "exact_match", "--tool", f"{folder}/calculator.py:add", "--max-turns", 3,
          "--max-completion-length", 96, "--max-steps", steps, "--seed", seed,
@@ -128,6 +128,7 @@ def main() -> None:
     """Print a row a seed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--lesson", type=int, default=1_000)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
@@ -139,7 +140,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = (given.folder or Path(temporary)) / str(seed)
             folder.mkdir(parents=True, exist_ok=True)
-            found = one_seed(folder, seed, given.steps)
+            found = one_seed(folder, seed, given.lesson, given.steps)
         before, after = (
             f"{greedy[0]:.3f}, {drawn[0]:.3f}, {drawn[1]:.2f}"
             for greedy, drawn in (found[:2], found[2:])

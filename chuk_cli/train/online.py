@@ -111,7 +111,12 @@ def run_or_plan(
     with out.status("dry run: loading model and data"):
         from chuk_lib.training.online.plan import plan_online
 
-        plan = plan_online(settings.value, origins=settings.origins, overwrite=overwrite)
+        plan = plan_online(
+            settings.value,
+            origins=settings.origins,
+            overwrite=overwrite,
+            make_player=make_player,
+        )
     tell_plan(out, plan, _lines(plan), plan.steps)
 
 

@@ -107,6 +107,11 @@ class ToolPlayer:
             _Table(decoder, self._renderer, self._limits, sampling.max_tokens).run(plays)
         return [_episode(one) for one in plays]
 
+    def asked(self, row: PromptRow) -> PromptRow:
+        """A row as a play begins with it: its prompt with the tools, and what `reset` adds."""
+        observed = self._observed(self._environments(1)[0], row)
+        return replace(row, ids=self._renderer.prompt(_messages(row, observed)))
+
     def _begin(self, prompts: Sequence[GroupPrompt], n: int) -> list[_Play]:
         members = [(prompt, member) for prompt in prompts for member in range(n)]
         environments = self._environments(len(members))

@@ -51,24 +51,22 @@ def read_completion(desk: Desk, body: Mapping[str, Any]) -> CompletionPlan:
         bias=fields.get("logit_bias"),
         tops=fields.get("logprobs", 0),
     )
-    given = body["prompt"]
-    texts = [given] if isinstance(given, str) else given if isinstance(given[0], str) else []
+    before = _echoed(served, body["prompt"], n) if fields.get("echo") else []
     return CompletionPlan(
         served,
         requests,
         stream,
         fields.get("logprobs"),
         usage_wanted(fields),
-        [_echo(served, one.ids, texts, at // n) for at, one in enumerate(requests)]
-        if fields.get("echo")
-        else [""] * len(requests),
+        before or [""] * len(requests),
     )
 
 
-def _echo(served: Served, ids: Sequence[int], texts: Sequence[Any], at: int) -> str:
-    """The prompt as it was given; ids as text."""
-    given = texts[at] if at < len(texts) else None
-    return given if isinstance(given, str) else decode(served.tokenizer, ids)
+def _echoed(served: Served, given: Any, n: int) -> list[str]:
+    """For each row its prompt as it was given; ids as text."""
+    prompts = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    texts = [one if isinstance(one, str) else decode(served.tokenizer, one) for one in prompts]
+    return [text for text in texts for _ in range(n)]
 
 
 @dataclass(frozen=True)

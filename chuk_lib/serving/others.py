@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from chuk_lib.inference.text import decode
 from chuk_lib.serving import prompts, reading
 from chuk_lib.serving.answers import Desk
@@ -78,14 +80,17 @@ async def embeddings(desk: Desk, body: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "object": "embedding",
                 "index": at,
-                "embedding": base64.b64encode(one.astype("<f4").tobytes()).decode()
-                if coded
-                else one.tolist(),
+                "embedding": _coded(one) if coded else one.tolist(),
             }
             for at, one in enumerate(vectors)
         ],
         "usage": {"prompt_tokens": count, "total_tokens": count},
     }
+
+
+def _coded(vector: np.ndarray) -> str:
+    """Numbers as OpenAI's client asks for them."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
 def tokenize(desk: Desk, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -484,15 +484,14 @@ def test_an_environment_through_the_command(
         [turn["role"] for turn in line.get("turns", ())][:2] == ["assistant", "tool"]
         for line in lines
     )
+    planned = run_chuk(*words[:-1], "--dry-run", "--json", "--output", "planned")
+    assert planned.returncode == 0, planned.stderr
+    assert "Add two numbers." in json.loads(planned.stdout)["preview"][0]["text"]
     # Half a run that goes on is the whole run: the settings name what plays.
     assert run_chuk(*words, "--max-steps", "2", "--output", "half").returncode == 0
     resumed = run_chuk("train", "resume", "half", "--max-steps", "3", "--quiet")
     assert resumed.returncode == 0, resumed.stderr
     assert steps_of(tmp_path / "half")[-1] == steps_of(tmp_path / "whole")[-1]
-    (tmp_path / "mine.py").write_text(TOOLS + "\n# changed\n")
-    changed = run_chuk("train", "resume", "half", "--max-steps", "4", "--quiet")
-    assert changed.returncode != 0
-    assert "player" in changed.stderr
 
 
 def test_a_tool_through_the_command_under_ppo(
@@ -504,6 +503,10 @@ def test_a_tool_through_the_command_under_ppo(
     done = run_chuk(*words, "--batch-size", "8", "--max-completion-length", "120")
     assert done.returncode == 0, done.stderr
     assert steps_of(tmp_path / "run")[0]["tools/call_frequency"] > 0.5
+    (tmp_path / "mine.py").write_text(TOOLS + "\n# changed\n")
+    changed = run_chuk("train", "resume", "run", "--max-steps", "3", "--quiet")
+    assert changed.returncode != 0
+    assert "player" in changed.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from safetensors.numpy import load_file, save_file
 
 from chuk_lib.models import load_model
 
@@ -31,3 +34,25 @@ def prompts(name: str = "llama-tiny") -> list[list[int]]:
 
 def answers(name: str = "llama-tiny") -> list[list[int]]:
     return [row["completion_ids"] for row in EXPECTED["greedy"][name]]
+
+
+OVERFLOWING = 250
+"""The token for which `failing_model` has no number."""
+
+
+def failing_model(folder: Path) -> Path:
+    """The model with numbers that overflow for one token (a channel that no other has meets weights
+    of 1e30), and with a context for answers that take long."""
+    shutil.copytree(LLAMA, folder)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('_embeddings": 512', '_embeddings": 16384'))
+    (file,) = folder.glob("*.safetensors")
+    weights = load_file(file)
+    weights["model.embed_tokens.weight"][:, 0] = 0
+    weights["model.embed_tokens.weight"][OVERFLOWING, 0] = 10
+    layer = "model.layers.0."
+    weights[f"{layer}self_attn.o_proj.weight"][0] = 0
+    for name in ("gate_proj", "up_proj"):
+        weights[f"{layer}mlp.{name}.weight"][:, 0] = 1e30
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder

@@ -17,7 +17,7 @@ import pytest
 from chuk_lib.inference import SamplingConfig, generate
 from chuk_lib.inference.batch import BatchSettings, answer_rows, read_rows
 from tests.conftest import RunChuk, chuk_environment
-from tests.inference.generation_models import LLAMA, loaded
+from tests.inference.generation_models import LLAMA, OVERFLOWING, failing_model, loaded
 
 SHORT = ("--model", str(LLAMA), "--max-tokens", "12")
 Rows = list[dict[str, Any]]
@@ -241,6 +241,19 @@ def test_logprobs_are_those_of_the_model(temperature: float) -> None:
         assert [top["logprob"] for top in entry["top"]] == pytest.approx(best, abs=1e-4)
     (bare,) = answered([{"prompt": [5, 6, 7]}], BatchSettings(config, logprobs=0))
     assert [set(entry) for entry in bare["logprobs"]] == [{"token", "text", "logprob"}] * 6
+
+
+def test_a_row_that_is_not_a_number_fails_alone(run_chuk: RunChuk, tmp_path: Path) -> None:
+    model = failing_model(tmp_path / "model")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        lines_of([{"prompt": [5, 6]}, {"prompt": [5, OVERFLOWING, 6]}, {"prompt": [7]}])
+    )
+    done = run_chuk("infer", "-m", model, "--input", rows, "-n", 4)
+    assert done.returncode == 1
+    assert "line 2: the model's output is not a number" in done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ["error" in answer for answer in answers] == [False, True, False]
 
 
 MANY: Rows = [{"prompt": f"Question {n}", "max_tokens": 20 + 13 * (n % 17)} for n in range(300)]

@@ -165,7 +165,12 @@ def test_completions_take_lists_and_ids_and_echo(client: openai.OpenAI) -> None:
     assert [one.index for one in many.choices] == [0, 1, 2, 3]
     assert [one.text[:5] for one in many.choices] == ["hello"] * 2 + ["there"] * 2
     assert many.choices[0].text == "hello" + alone
-    ids = [5, 6, 7]
+    ids = [100, 101, 102]
+    for prompt in (ids, [ids]):
+        echoed = client.completions.create(prompt=prompt, echo=True, **options).choices[0].text
+        plain = client.completions.create(prompt=prompt, **options).choices[0].text
+        assert echoed.endswith(plain)
+        assert len(echoed) > len(plain)
     by_ids = client.completions.create(prompt=[ids, ids], logprobs=3, **options)
     assert by_ids.usage.prompt_tokens == 6
     for one in by_ids.choices:

@@ -174,8 +174,8 @@ def running(
         text=True,
     ) as process:
         try:
-            until = time.monotonic() + 60
-            while not (folder / "run" / "checkpoints" / "step_000010").is_dir():
+            until = time.monotonic() + 90
+            while not list((folder / "run" / "checkpoints").glob("step_*")):
                 assert process.poll() is None, process.stderr and process.stderr.read()
                 assert time.monotonic() < until
                 time.sleep(0.05)

@@ -3,7 +3,7 @@ them, steps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from chuk_lib.training.jobs import check_start
 from chuk_lib.training.language_job import prepare_model, settings_notes
 from chuk_lib.training.loading import readable
 from chuk_lib.training.online.config import OnlineConfig
+from chuk_lib.training.online.episode import MakePlayer
 from chuk_lib.training.online.grpo_trainer import GRPOTrainer
 from chuk_lib.training.online.ppo_config import PPOConfig
 from chuk_lib.training.online.ppo_trainer import PPOTrainer
@@ -40,17 +41,20 @@ def plan_online(
     origins: Mapping[str, str] | None = None,
     rows: int = 3,
     overwrite: bool = False,
+    make_player: MakePlayer | None = None,
 ) -> DryRun:
-    """Plan a run of GRPO or PPO, as the class of the settings says. Loads models and data; raises
-    what the run itself would raise before its first step. Parameters count all that is trained
+    """Plan a run of GRPO or PPO, as the class of the settings says, with `make_player` as in
+    `jobs.train`. Loads models and data; raises what the run itself would raise before its first
+    step. Parameters count all that is trained
     together, what is shared once."""
     kind: Any = PPOTrainer if isinstance(config, PPOConfig) else GRPOTrainer
     config, output = check_start(kind.algorithm, config, overwrite)
-    trainer, dataset, eval_dataset = kind.load(config, readable(config))
+    trainer, dataset, eval_dataset = kind.load(config, readable(config), make_player)
     check_evaluation(config, eval_dataset is not None)
     room = make_room(trainer, dataset, origins)
     trainer.config = done = trainer.complete(prepare_model(trainer.model, trainer.config), dataset)
     plan = trainer.plan(dataset)
+    asked = getattr(trainer.player, "asked", lambda row: row)
     more = settings_notes(done, plan.steps * done.scheduled_updates)
     where = {**(origins or dict.fromkeys(as_dict(done), "given in code")), **trainer.chosen}
     where |= room.origins if room else {}
@@ -60,7 +64,7 @@ def plan_online(
         output,
         trainer.learner(),
         rewards=dict(zip(trainer.rewards.names, trainer.rewards.weights, strict=True)),
-        rows=preview_prompts(dataset, trainer.tokenizer, rows),
+        rows=preview_prompts(dataset, trainer.tokenizer, rows, asked),
         report=dataset.report,
         steps=plan.steps,
         epochs=plan.epoch(plan.steps),
@@ -76,9 +80,14 @@ def plan_online(
     )
 
 
-def preview_prompts(dataset: PromptDataset, tokenizer: Any, rows: int = 3) -> list[PromptPreview]:
-    """The first prompts as the model sees them."""
-    return [_preview(row, tokenizer) for row in dataset.rows[:rows]]
+def preview_prompts(
+    dataset: PromptDataset,
+    tokenizer: Any,
+    rows: int = 3,
+    asked: Callable[[PromptRow], PromptRow] = lambda row: row,
+) -> list[PromptPreview]:
+    """The first prompts as the model sees them; `asked` is what a player makes of a row."""
+    return [_preview(asked(row), tokenizer) for row in dataset.rows[:rows]]
 
 
 def _preview(row: PromptRow, tokenizer: Any) -> PromptPreview:
