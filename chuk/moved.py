@@ -37,7 +37,6 @@ _LOAD = "`chuk_lib.models.load_model(FOLDER)` gives a model and its tokenizer"
 _MLX_ONLY = "chuk computes with MLX alone: `mlx.core` and `mlx.nn`"
 _UPDATES = "`chuk_lib.training.engine.fit` runs the steps of an `Algorithm`"
 _BUILD = "`chuk batch build`, or `chuk_lib.data.batches.builder.build`"
-_NO_GAMES = "environments, tools and their orchestrator are not part of this version of chuk"
 _NO_SERVER = "there is no parameter server in this version of chuk"
 
 _CONFIG = Moved(
@@ -63,7 +62,15 @@ _SCHEDULES = Moved(
 )
 _OPTIMIZERS = Moved("chuk_lib.training.optimizers", {"load_optimizer": "build_optimizer"})
 _PIPELINE = Moved("chuk_lib.training.pipeline", note="`chuk train pipeline --stages sft,dpo,eval`")
-_GAMES, _SERVER = Moved("", note=_NO_GAMES), Moved("", note=_NO_SERVER)
+_SERVER = Moved("", note=_NO_SERVER)
+_HYBRID = {
+    "orchestrator": Moved("chuk_lib.env.orchestrator", {"StepResult": "OrchestratorStep"}),
+    "hybrid_env": Moved("chuk_lib.env.hybrid_env"),
+    "observation": Moved("chuk_lib.env.observation", {"MistralObservation": "HybridObservation"}),
+    "reward": Moved(
+        "chuk_lib.env.reward", {"RewardConfig": "HybridReward", "RewardComputer": "HybridReward"}
+    ),
+}
 _CROSS_ENTROPY = Moved(
     "chuk_lib.training.losses.cross_entropy",
     gone={
@@ -221,10 +228,7 @@ _OLD: dict[str, Moved] = {
     "rl.experts.gru_expert": _EXPERT,
     "rl.experts.lstm_expert": _EXPERT,
     "rl.experts.registry": _EXPERT,
-    "rl.env.orchestrator": _GAMES,
-    "rl.env.hybrid_env": _GAMES,
-    "rl.env.observation": _GAMES,
-    "rl.env.reward": Moved("", note=f"{_NO_GAMES}; `chuk_lib.rewards` judges completions"),
+    **{f"rl.env.{name}": moved for name, moved in _HYBRID.items()},
     "parameter_server.server": _SERVER,
     "parameter_server.client": _SERVER,
     "parameter_server.llm_send_client": _SERVER,
@@ -301,11 +305,7 @@ _PLANNED = {
     "chuk.experts.base": _EXPERT,
     "chuk.experts.gru_expert": _EXPERT,
     "chuk.experts.lstm_expert": _EXPERT,
-    "chuk.env": _GAMES,
-    "chuk.env.orchestrator": _GAMES,
-    "chuk.env.hybrid_env": _GAMES,
-    "chuk.env.observation": _GAMES,
-    "chuk.env.reward": _GAMES,
+    **{f"chuk.env.{name}": moved for name, moved in _HYBRID.items()},
     "chuk.distributed": _SERVER,
     "chuk.distributed.parameter_server": _SERVER,
     "chuk.distributed.client": _SERVER,

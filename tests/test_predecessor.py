@@ -13,7 +13,7 @@ from tests.conftest import ROOT, chuk_environment
 
 MAP = ROOT / "tests" / "fixtures" / "predecessor" / "modules.txt"
 ROWS = [line.split() for line in MAP.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
-GONE = ("rl.env.", "chuk.env.", "parameter_server.", "chuk.distributed")
+GONE = ("parameter_server.", "chuk.distributed")
 NO_MLX_BESIDE = ("core.models.mlx_adapter", "core.utils.model_adapter", "chuk.utils.model_adapter")
 TAKE = """
 import importlib, json, sys, warnings
