@@ -180,7 +180,7 @@ class ExpertPPO(Algorithm):
         self._warnings = self.environments.recall(values["environments"])
         self._begins, self._returns = np.array(values["begins"], bool), np.array(values["returns"])
         vars(self._scale).update({name: np.array(value) for name, value in values["scale"].items()})
-        self._variances = float(values["variances"])
+        self._variances = float(values.get("variances", 0.0))  # runs of before had none
         self._recent.extend(values["recent"])
         self._lengths.extend(values["lengths"])
         self.module.read()
