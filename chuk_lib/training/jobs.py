@@ -50,14 +50,14 @@ def train(
     config, output = check_start(algorithm, config, overwrite)
     output = output.resolve()
     settings = absolute(replace(config, output=str(output)))
-    source: DataSource = required(settings, "data")
+    source: DataSource = required(config, "data")
     with tempfile.NamedTemporaryFile() as copy:
         is_piped = source == "-"
         if is_piped:
             training_data(settings)  # refuses what cannot be done with rows of a pipe
             source, settings = read_stdin(copy), replace(settings, data=str(output / _STDIN_COPY))
         else:
-            source = training_data(settings)
+            source = training_data(config)  # as it was written: messages name it so
             begin_rehearsal(algorithm, settings)
         trainer, dataset, eval_dataset = recipes.load(algorithm, settings, source, make_player)
         room = make_room(trainer, dataset, origins)

@@ -15,7 +15,7 @@ FILES = {
     "broken.jsonl": b'{"text": "ok"}\n{"text": \n',
     "cut.jsonl": b'{"text": "ok"}\n{"text": "o',
     "list.jsonl": b'{"text": "ok"}\n[1, 2]\n',
-    "columns.jsonl": b'{"question": "a", "answer": "b"}\n',
+    "columns.jsonl": b'{"query": "a", "response": "b"}\n',
     "null.jsonl": b'{"prompt": "a", "completion": null}\n',
     "number.jsonl": b'{"prompt": "a", "completion": "b"}\n{"prompt": 3, "completion": "b"}\n',
     "object.jsonl": b'{"text": {"a": 1}}\n',
@@ -58,8 +58,8 @@ CASES = [
     ("list.jsonl", "`list.jsonl` line 2 is a list, not an object", '{"text": "…"}'),
     (
         "columns.jsonl",
-        "line 1 has the columns `question`, `answer`, which fit no format",
-        "--rename question=prompt --rename answer=completion",
+        "line 1 has the columns `query`, `response`, which fit no format",
+        "--rename query=prompt --rename response=completion",
     ),
     (
         "null.jsonl",

@@ -27,7 +27,7 @@ def play(
     its share. What comes does not depend on who plays."""
     world = runtime.this_world()
     if world.size == 1:
-        return list(player.play(prompts, n, sampling))
+        return player.play(prompts, n, sampling)  # `check_played` looks at what it is
     mine = world.share(range(len(prompts)))
     own = player.play([prompts[at] for at in mine], n, sampling) if mine else []
     found: list[list[Episode]] = [[] for _ in prompts]

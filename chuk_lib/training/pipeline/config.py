@@ -244,6 +244,8 @@ def _known(layer: Layer, names: Mapping[str, str], spec: StageSpec) -> Layer:
 
 def _own_part(data: Any, spec: StageSpec) -> Any:
     """`data/dpo.jsonl` or `data/dpo/` for a stage `dpo` when `data` is given and has it."""
+    if isinstance(data, list | tuple):
+        return type(data)(_own_part(one, spec) for one in data)
     folder = Path(data) if isinstance(data, str) and data not in ("", "-") else None
     if folder is None or not folder.is_dir():
         return data
