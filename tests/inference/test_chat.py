@@ -185,12 +185,18 @@ def test_a_pipe_talks_and_a_saved_conversation_goes_on(run_chuk: RunChuk, tmp_pa
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_conversation() -> None:
-    with chat(most=450) as terminal:
-        terminal.type("Hello\n")
-        terminal.wait_for("\n")
-        terminal.wait_for("h")  # of its answer
-        terminal.interrupt()
-        assert "stopped" in terminal.wait_for("> ")
+    with chat("--speculate", "off", most=450) as terminal:
+        for _ in range(10):
+            terminal.type("Hello\n")
+            terminal.wait_for("\n")
+            terminal.wait_for("h")  # of its answer
+            terminal.interrupt()
+            if "stopped" in terminal.wait_for("> "):
+                break
+            terminal.type("/clear\n")  # the answer was through before the signal came
+            terminal.wait_for("> ")
+        else:
+            pytest.fail("no answer was stopped")
         terminal.type("half of a")
         terminal.wait_for("half of a")
         terminal.interrupt()
