@@ -379,3 +379,13 @@ def test_what_one_process_alone_can_do_is_refused(
     done = run_chuk(*sorting)
     assert (done.returncode, "loss_type=aot" in done.stderr) == (2, True)
     assert not (folder / "run").exists()
+
+
+def test_tools_are_of_one_process(run_chuk: RunChuk, tiny_model_dir: Path, folder: Path) -> None:
+    (folder / "tool.py").write_text(
+        'def add(a: int) -> str:\n    """Add.\n\n    Args:\n        a: It.\n    """\n    return str(a)\n'
+    )
+    more = ["--reward", "numeric", "--tool", "tool.py:add", "--nproc", "2"]
+    done = run_chuk(*words_of("grpo", tiny_model_dir, folder, "run", *more))
+    assert (done.returncode, "live in one process" in done.stderr) == (2, True), done.stderr
+    assert not (folder / "run").exists()

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chuk_lib import runtime
+from chuk_lib.errors import TrainingError
 from chuk_lib.training.online.episode import Episode, GroupPrompt, Player, Turn
 
 if TYPE_CHECKING:
     from chuk_lib.inference.config import SamplingConfig
+_TOLD = ("member", "turns", "reason", "extra", "calls", "failures")
+"""What a player says of an episode beside its arrays."""
 
 
 def play(
@@ -30,6 +33,12 @@ def play(
         return player.play(prompts, n, sampling)  # `check_played` looks at what it is
     mine = world.share(range(len(prompts)))
     own = player.play([prompts[at] for at in mine], n, sampling) if mine else []
+    asked = [prompts[at].asked for at in mine for _ in range(n)]
+    if any(one.prompt.asked is not row for one, row in zip(own, asked, strict=False)):
+        raise TrainingError(
+            "the player changed the prompts it was asked, which the other processes do not see",
+            "train in one process",
+        )
     found: list[list[Episode]] = [[] for _ in prompts]
     for rank, data in enumerate(world.gather(_packed(own), "episodes")):
         theirs = range(rank, len(prompts), world.size)
@@ -59,10 +68,7 @@ def score(ask: Callable[[], tuple[np.ndarray, Any]]) -> tuple[np.ndarray, Any]:
 def _packed(episodes: Sequence[Episode]) -> bytes:
     """Episodes as bytes: arrays one after another, the rest as JSON."""
     stream = io.BytesIO()
-    told = [
-        {"member": one.member, "reason": one.reason, "turns": one.turns, "extra": one.extra}
-        for one in episodes
-    ]
+    told = [{name: getattr(one, name) for name in _TOLD} for one in episodes]
     text = np.frombuffer(json.dumps(told, default=str).encode(), np.uint8)
     lengths = np.array([len(one.ids) for one in episodes], np.int64)
     ids = np.concatenate([np.zeros(0, np.int32), *(one.ids for one in episodes)])
@@ -81,13 +87,10 @@ def _unpacked(data: bytes, prompts: Sequence[GroupPrompt], n: int) -> list[list[
     made = [
         Episode(
             prompts[at // n],
-            one["member"],
-            ids[at],
-            mask[at],
-            logps[at],
-            tuple(Turn(*turn) for turn in one["turns"]),
-            one["reason"],
-            extra=one["extra"],
+            ids=ids[at],
+            mask=mask[at],
+            logps=logps[at],
+            **one | {"turns": tuple(Turn(*turn) for turn in one["turns"])},
         )
         for at, one in enumerate(told)
     ]

@@ -83,6 +83,8 @@ class OnlineTrainer(ABC, Generic[Config]):
         """Trainer, prompts and validation prompts of a run. Settings are checked and rewards loaded
         before the model is. Raises ConfigError, ModelError and DataError."""
         config = checked(config)
+        if config.has_tools and runtime.this_world().size > 1:
+            raise ConfigError("tools and environments live in one process", "leave `--nproc` out")
         if config.has_tools and make_player is None:
             raise ConfigError(
                 "the settings name tools, and nothing plays with them",
