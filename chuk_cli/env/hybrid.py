@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chuk_cli.env.mcp import AllowedOption, ConnectOption, RecordOption, opened
+from chuk_cli.env.options import HeatOption, PlayerOption, SecondsOption
 from chuk_cli.options import JsonOption, QuietOption, SeedOption
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
@@ -32,19 +33,14 @@ def hybrid(
         Path | None,
         typer.Option("--tasks", metavar="FILE", help="Tasks, one JSON a line; unset: arithmetic."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="MODEL", help="Who plays; unset: you, on stdin."),
-    ] = None,
+    model: PlayerOption = None,
     episodes: Annotated[
         int, typer.Option("--episodes", "-n", min=1, help="Tasks to play, in their order.")
     ] = 1,
     max_steps: Annotated[
         int, typer.Option("--max-steps", min=1, help="Texts that an episode may have.")
     ] = 8,
-    seconds: Annotated[
-        float, typer.Option("--max-tool-seconds", metavar="S", min=0.1, help="Deadline of a call.")
-    ] = 30.0,
+    seconds: SecondsOption = 30.0,
     servers: Annotated[
         list[str] | None,
         typer.Option("--mcp", metavar="SERVER", help="Tools of an MCP server, as `chuk env mcp`."),
@@ -56,9 +52,7 @@ def hybrid(
         list[str] | None,
         typer.Option("--expert", metavar="NAME=RUN", help="An expert to hand work to; repeat it."),
     ] = None,
-    temperature: Annotated[
-        float, typer.Option("--temperature", "-t", min=0.0, help="Of the model; 0: the likeliest.")
-    ] = 0.0,
+    temperature: HeatOption = 0.0,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Tokens of the model a text.")
     ] = 256,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chuk_cli.env.mcp import arguments_of
+from chuk_cli.env.options import HeatOption, PlayerOption, SecondsOption
 from chuk_cli.options import JsonOption, QuietOption, SeedOption
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
@@ -88,17 +89,10 @@ def play(
         str,
         typer.Option("--row", metavar="JSON", help="The row of data: `prompt` and other columns."),
     ] = '{"prompt": ""}',
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="MODEL", help="Who plays; unset: you, on stdin."),
-    ] = None,
+    model: PlayerOption = None,
     max_turns: Annotated[int, typer.Option("--max-turns", min=1, help="Turns of the model.")] = 8,
-    seconds: Annotated[
-        float, typer.Option("--max-tool-seconds", metavar="S", min=0.1, help="Deadline of a call.")
-    ] = 10.0,
-    temperature: Annotated[
-        float, typer.Option("--temperature", "-t", min=0.0, help="Of the model; 0: the likeliest.")
-    ] = 0.0,
+    seconds: SecondsOption = 10.0,
+    temperature: HeatOption = 0.0,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="Tokens of the whole play.")
     ] = 512,

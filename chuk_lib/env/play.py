@@ -78,8 +78,7 @@ class ToolPlayer:
         self._token_budget = token_budget
         self._functions, self._environment, self._limits = functions, environment, limits
         self._pool: list[Any] = []
-        self._made = self._environments(1) if environment is not None else []
-        sample = self._toolbox(self._made[0] if self._made else None)
+        sample = self._toolbox(self._environments(1)[0])
         if not sample.tools:
             raise ConfigError(
                 f"environment `{getattr(environment, '__name__', '')}` has no tools",
