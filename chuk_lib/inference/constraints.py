@@ -27,7 +27,7 @@ from chuk_lib.utils.extras import need
 from chuk_lib.utils.json_schema import Check, read_schema, schema_check, strict_json
 
 EXTRA = "constrained"
-_WHITESPACE = r"[\n ]?[ \t]{0,24}"
+_WHITESPACE = r"( |\n[ \t]{0,24})?"
 """Between the parts of JSON: a line and its indent, but no blank lines without end."""
 _KEYS = re.compile(r"Unimplemented keys: \[(.*)\]")
 _LOCK = threading.Lock()
