@@ -152,13 +152,19 @@ def reason_of(row: Row) -> str:
     return "length" if row.reason == "length" else "stop"
 
 
-def usage_of(requests: Sequence[Request], tokens: int) -> dict[str, int]:
-    """Tokens of prompts, each counted once, and of answers."""
-    prompts = sum(len(ids) for ids in {id(one.ids): one.ids for one in requests}.values())
+def usage_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """Tokens of prompts, each counted once, with those that were remembered, and of answers."""
+    lengths = {id(row.request.ids): len(row.request.ids) for row in rows}
+    # Rows of one prompt may have begun at different times, and the later ones ask nobody.
+    cached = dict.fromkeys(lengths, 0)
+    for row in rows:
+        cached[id(row.request.ids)] = max(cached[id(row.request.ids)], row.cached)
+    prompts, tokens = sum(lengths.values()), sum(len(row.ids) for row in rows)
     return {
         "prompt_tokens": prompts,
         "completion_tokens": tokens,
         "total_tokens": prompts + tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
     }
 
 

@@ -89,7 +89,7 @@ def test_a_stream_is_the_answer_with_usage_and_log_probs(client: openai.OpenAI) 
         )
     )
     assert stream[-1].choices == []
-    assert stream[-1].usage == whole.usage
+    assert stream[-1].usage.total_tokens == whole.usage.total_tokens
     for choice in whole.choices:
         own = [part.choices[0] for part in stream[:-1] if part.choices[0].index == choice.index]
         assert "".join(one.delta.content or "" for one in own) == choice.message.content

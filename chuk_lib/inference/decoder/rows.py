@@ -83,6 +83,7 @@ class Row:
         self.tops: list[list[tuple[int, float]]] = []
         self.source: Sequence[int] = request.ids  # all tokens to continue
         self.held = request.held
+        self.cached = 0  # tokens of its prompt that a prefix cache knew
 
     @property
     def columns(self) -> int:
