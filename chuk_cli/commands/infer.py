@@ -18,6 +18,7 @@ from chuk_cli.infer.options import (
     ChatOption,
     ColumnOption,
     DrawOption,
+    FrequencyOption,
     GrammarOption,
     InputOption,
     KvBitsOption,
@@ -25,6 +26,7 @@ from chuk_cli.infer.options import (
     MaxTokensOption,
     MinPOption,
     PenaltyOption,
+    PresenceOption,
     PromptOption,
     RegexOption,
     ResumeOption,
@@ -70,6 +72,8 @@ def infer(
     top_k: TopKOption = _DEFAULT.top_k,
     min_p: MinPOption = _DEFAULT.min_p,
     repetition_penalty: PenaltyOption = _DEFAULT.repetition_penalty,
+    frequency_penalty: FrequencyOption = _DEFAULT.frequency_penalty,
+    presence_penalty: PresenceOption = _DEFAULT.presence_penalty,
     max_tokens: MaxTokensOption = _DEFAULT.max_tokens,
     stop: StopOption = None,
     seed: DrawOption = _DEFAULT.seed,
@@ -94,8 +98,8 @@ def infer(
 
     The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an
     answer and Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a
-    row's own temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, stop and seed count
-    for it. With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
+    row's own temperature, top_p, top_k, min_p, penalties, max_tokens, stop and seed count for it.
+    With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
     says that an answer is not whole.
 
     Examples:
@@ -114,7 +118,16 @@ def infer(
     out = Out.of(json, quiet)
     job = job_of(input, output, column, samples, logprobs, resume, overwrite, prompt)
     sampling = SamplingConfig(
-        temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        repetition_penalty,
+        max_tokens,
+        tuple(stop or ()),
+        seed,
+        frequency_penalty,
+        presence_penalty,
     )
     rule = rule_of(schema, regex, grammar)
 

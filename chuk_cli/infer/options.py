@@ -63,6 +63,16 @@ MinPOption = Annotated[
 PenaltyOption = Annotated[
     float, sampling_option("--repetition-penalty", help="Above 1: repeat less.")
 ]
+FrequencyOption = Annotated[
+    float,
+    sampling_option(
+        "--frequency-penalty", help="Taken from a token's logit each time the answer holds it."
+    ),
+]
+PresenceOption = Annotated[
+    float,
+    sampling_option("--presence-penalty", help="Taken once, when the answer holds it at all."),
+]
 MaxTokensOption = Annotated[int, sampling_option("--max-tokens", "-n", help="Longest answer.")]
 StopOption = Annotated[
     list[str] | None,

@@ -31,6 +31,8 @@ SAMPLING: reading.Table = {
     "top_k": reading.whole(0, _MOST_TOKENS),
     "min_p": reading.number(0, 1),
     "repetition_penalty": reading.number(0),
+    "frequency_penalty": reading.number(-2, 2),
+    "presence_penalty": reading.number(-2, 2),
     "seed": reading.whole(0, 2**32 - 1),
 }
 """What every protocol reads alike; Anthropic's has no seed, and takes one all the same."""

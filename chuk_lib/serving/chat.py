@@ -19,7 +19,6 @@ from chuk_lib.serving.models import Served
 from chuk_lib.serving.texts import TextSoFar, Told, told_of
 
 _OURS = "this server has one way to answer"
-_NO_PENALTY = "use `repetition_penalty`: this one is not implemented"
 _RESERVED = {
     "tokenize",
     "add_generation_prompt",
@@ -54,8 +53,6 @@ COMMON: reading.Table = {
     ),
     "n": reading.whole(1, answers.MOST_ROWS),
     "logit_bias": answers.logit_bias,
-    "presence_penalty": reading.only(0, why=_NO_PENALTY),
-    "frequency_penalty": reading.only(0, why=_NO_PENALTY),
     **answers.SAMPLING,
     **BOOKS,
 }

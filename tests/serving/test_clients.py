@@ -118,7 +118,14 @@ def test_seeds_decide_and_settings_have_an_effect(client: openai.OpenAI) -> None
         )
 
     assert said() == said()
-    for more in ({"seed": 2}, {"temperature": 0.2}, {"top_p": 0.1}, {"extra_body": {"top_k": 1}}):
+    for more in (
+        {"seed": 2},
+        {"temperature": 0.2},
+        {"top_p": 0.1},
+        {"extra_body": {"top_k": 1}},
+        {"frequency_penalty": 2.0},
+        {"presence_penalty": 2.0},
+    ):
         assert said(**more) != said(), more
     assert said(logit_bias={"42": 100}) == said(logit_bias={"42": 100}, seed=9)
     assert said(max_completion_tokens=5, max_tokens=None) == said()[: len(said(max_tokens=5))]

@@ -85,7 +85,7 @@ FIELDS: list[tuple[str, dict[str, Any], str | None]] = [
     (CHAT, {**SAY, "logit_bias": {"-1": 1}}, "logit_bias"),
     (CHAT, {**SAY, "logit_bias": {"5": 101}}, "logit_bias.5"),
     (CHAT, {**SAY, "logit_bias": [5]}, "logit_bias"),
-    (CHAT, {**SAY, "frequency_penalty": 0.5}, "frequency_penalty"),
+    (CHAT, {**SAY, "frequency_penalty": 2.5}, "frequency_penalty"),
     (CHAT, {**SAY, "response_format": {"type": "yaml"}}, "response_format.type"),
     (CHAT, {**SAY, "response_format": {"type": "json_schema"}}, "response_format"),
     (CHAT, {**SAY, "tools": [{"type": "function"}]}, "tools[0].function.name"),
