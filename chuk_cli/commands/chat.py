@@ -90,18 +90,8 @@ def chat(
     from chuk_cli.infer.talk import Talk
 
     out = Out.of(json, quiet)
-    sampling = SamplingConfig(
-        temperature,
-        top_p,
-        top_k,
-        min_p,
-        repetition_penalty,
-        max_tokens,
-        tuple(stop or ()),
-        seed,
-        frequency_penalty,
-        presence_penalty,
-    )
+    told = (temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()))
+    sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
     out.warn_of_idle(sampling.idle)
     rule, ahead = rule_of(schema, regex, grammar), speculates(speculate)
     named = _named(adapter or [])

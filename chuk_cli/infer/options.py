@@ -91,6 +91,16 @@ SpeculateOption = Annotated[
     ),
 ]
 
+DraftOption = Annotated[
+    str | None,
+    sampling_option(
+        "--draft",
+        help="A smaller model with the same tokenizer, whose guesses are run together where that is"
+        " faster; the text is the same.",
+        metavar="MODEL",
+    ),
+]
+
 CacheOption = Annotated[
     str | None,
     prompt_option(

@@ -66,10 +66,11 @@ class Decoder:
     `token_budget` bounds rows × columns of cache (default: what the memory of the machine allows),
     `most_rows` the rows; 1 spares a look at whether the model takes rows of several lengths.
     `kv_bits` quantizes the cache, `decode` is one of `forwards.py`, and with `ahead` a row that
-    runs alone is guessed at (`lookahead.py`), which changes its last bits at most. `gradual`: a
-    step runs one stretch of the prompts that wait, so that no row waits for a long prompt of
-    another; then `prefixes` may know what they begin with, of the model called `name`, and learn
-    what is written. `peak_rows` is the largest number of rows that decoded together."""
+    runs alone is guessed at (`lookahead.py`), with `draft` by a smaller model (`draft.py`), which
+    changes its last bits at most. `gradual`: a step runs one stretch of the prompts that wait, so
+    that no row waits for a long prompt of another; then `prefixes` may know what they begin with,
+    of the model called `name`, and learn what is written. `peak_rows` is the largest number of rows
+    that decoded together."""
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ class Decoder:
         decode: Decode = "auto",
         ahead: bool = False,
         gradual: bool = False,
+        draft: nn.Module | None = None,
         prefixes: PrefixCache | None = None,
         name: Hashable = "",
     ) -> None:
@@ -93,6 +95,7 @@ class Decoder:
         self._token_budget, self._most_rows = token_budget, most_rows
         self._kv_bits, self._decode, self._ahead = kv_bits, decode, ahead
         self._ends = np.array(sorted(tokenizer.eos_token_ids), np.int32)
+        self._draft = draft
         self._ledger = Ledger()
         self._bytes: int | None = None  # of cache that a token takes
         self._queue: Queue | None = None
@@ -250,6 +253,7 @@ class Decoder:
                 kv_bits=self._kv_bits,
                 decode=self._decode,
                 ahead=self._ahead,
+                draft=self._draft,
             )
         alive = [row for row, lives in zip(self._active, self._live, strict=True) if lives]
         arriving = self._queue.next([*alive, *self._arriving], self._engine.mix)
