@@ -79,7 +79,8 @@ def pretend_mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dic
     over; returns the variables that do the same for a `chuk` process."""
     import mlx.core as mx
 
-    from chuk_lib.runtime import prepare
+    from chuk_lib.runtime import hardware, prepare
+    from chuk_lib.runtime.limits import set_metal_limits
 
     limits = mx.get_memory_limit(), mx.set_cache_limit(1 << 30)
 
@@ -88,6 +89,7 @@ def pretend_mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dic
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         prepare()
+        set_metal_limits(hardware.device().working_set)  # where the suite runs on this very Mac
         return variables
 
     yield pretend
