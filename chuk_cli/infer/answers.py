@@ -77,6 +77,7 @@ def load(
     """Model and tokenizer; `prepares` the latter for rules meanwhile."""
     with out.status(f"Loading `{model}` …"):
         from chuk_lib.inference.constraints import prepare_tokens
+        from chuk_lib.inference.decoder.unpacked import unpacking_notes
         from chuk_lib.models import load_model, provenance_of
 
         loaded, tokenizer = load_model(
@@ -85,7 +86,7 @@ def load(
             implementation=cast(Implementation, implementation),
             on_tokenizer=prepare_tokens if prepares else None,
         )
-    for note in provenance_of(loaded).notes:
+    for note in (*provenance_of(loaded).notes, *unpacking_notes(loaded)):
         out.say(f"note: {note}")
     return loaded, tokenizer
 

@@ -155,7 +155,7 @@ def learned(tiny_model_dir, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("shared", "change"), CHANGES_WEIGHTS.values(), ids=CHANGES_WEIGHTS)
-def test_the_setting_changes_what_is_learned(learned, shared, change):
+def test_the_setting_changes_what_is_learned(cpu, learned, shared, change):
     before, after = learned(shared), learned(shared | change)
     assert any(not np.array_equal(before[name], after[name]) for name in before)
 

@@ -30,6 +30,7 @@ from chuk_lib.inference.decoder.lookahead import Lookahead
 from chuk_lib.inference.decoder.numpy_llama import NumpyLlama, Prefix, Remembered
 from chuk_lib.inference.decoder.prefill import Memory, extend_plain, prefill_plain
 from chuk_lib.inference.decoder.stores import Mix, Store, keeps_all, new_store
+from chuk_lib.inference.decoder.unpacked import unpacked, unpacks
 from chuk_lib.runtime import has_values, on_cpu
 from chuk_lib.runtime.cpu_math import view
 
@@ -100,6 +101,8 @@ def new_engine(
     most; longer ones cost a copy. `together`: there may be more than one row at a time. `decode`
     other than `auto` names one of `ModelEngine`'s ways. `ahead`: a row alone may be guessed at,
     where that is faster, and by `draft`. Raises ConfigError where a draft model is of no use."""
+    if decode == "auto" and unpacks(model):
+        model = unpacked(model)
     if decode == "auto" and kv_bits is None and on_cpu() and keeps_all(model):
         parts = read_llama(model)
         rows = _numpy_llama(model, parts)

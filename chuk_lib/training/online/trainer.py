@@ -17,6 +17,7 @@ from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.events import Sink
 from chuk_lib.inference.constraints import TextRule, schema_file
+from chuk_lib.inference.decoder.unpacked import unpacking_notes
 from chuk_lib.models import provenance_of
 from chuk_lib.models.heads import embedding_rows
 from chuk_lib.training.algorithm import Algorithm
@@ -186,7 +187,8 @@ class OnlineTrainer(ABC, Generic[Config]):
     def notes(self, dataset: PromptDataset) -> tuple[str, ...]:
         """What the user should know about this model and data together."""
         room = room_note(dataset, self.model, self.config.max_completion_length)
-        return (*provenance_of(self.model).notes, *dataset.report.notes, *room)
+        own = (*provenance_of(self.model).notes, *unpacking_notes(self.model))
+        return (*own, *dataset.report.notes, *room)
 
     def _collector(self, dataset: PromptDataset) -> Collector:
         return Collector(dataset, self.rewards, self.player, embedding_rows(self.model))
