@@ -16,9 +16,10 @@ import numpy as np
 
 from chuk_lib.models.heads import output_head
 from chuk_lib.training.algorithm import Algorithm, Report, Update
-from chuk_lib.training.online.collect import Collector, Played, PromptPlan, sampling_seed
+from chuk_lib.training.online.collect import Collector, PromptPlan, sampling_seed
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.episode import Episode
+from chuk_lib.training.online.played import Played
 from chuk_lib.training.online.report import completion_rows, pace_metrics
 from chuk_lib.training.reference import Reference
 from chuk_lib.training.utils.advantages import combine
@@ -55,13 +56,17 @@ class OnlineAlgorithm(Algorithm, Generic[Config]):
     def _rollout(self, step: int) -> Played:
         """Play and score the prompts of a step (0-based); its metrics are those of the report."""
 
+    def _next(self, step: int) -> Played:
+        """The episodes that a step learns from."""
+        return self._rollout(step)
+
     @abstractmethod
     def _learn(self, played: Played, step: int) -> Iterator[Update]:
         """Every update of the step, with its `trained_tokens`."""
 
     def updates(self, step: int) -> Iterable[Update]:
         """Play, score, then every update of the step; what was played is counted with the first."""
-        self._played = played = self._rollout(step)
+        self._played = played = self._next(step)
         played.began = time.perf_counter()
         counts = {"tokens": sum(map(len, played.episodes)), "completions": len(played.episodes)}
         for update in self._learn(played, step):

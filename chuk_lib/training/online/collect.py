@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ from chuk_lib.training.loading import load_splits
 from chuk_lib.training.online import shared
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.episode import Episode, GroupPrompt, Player, check_played
+from chuk_lib.training.online.played import Played
 
 
 class Rewards(Protocol):
@@ -99,56 +100,6 @@ class PromptPlan:
         return np.random.Generator(
             np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))
         ).permutation(self.count)
-
-
-@dataclass
-class Played:
-    """What one step, or one validation, played: `episodes` (N), prompt-major; `chosen`, the indices
-    of those that are learned from; `metrics` to report (at first what reward functions logged);
-    seconds of playing and scoring, and `began`, when training on it began."""
-
-    episodes: list[Episode]
-    chosen: list[int]
-    metrics: dict[str, float]
-    playing_seconds: float = 0.0
-    scoring_seconds: float = 0.0
-    began: float = field(default_factory=time.perf_counter)
-    trained_tokens: int = 0
-
-    @property
-    def scores(self) -> np.ndarray:
-        """Scores float32 (N, K); NaN where a reward cannot score."""
-        return np.stack([one.scores for one in self.episodes])
-
-    @property
-    def written(self) -> np.ndarray:
-        """Tokens that the model wrote in each episode, int64 (N,)."""
-        return np.array([one.written for one in self.episodes], np.int64)
-
-    @property
-    def terminated(self) -> np.ndarray:
-        """Which episodes came to their end before they ran out of room, bool (N,)."""
-        return np.array([one.terminated for one in self.episodes], bool)
-
-    @property
-    def learned(self) -> list[Episode]:
-        """The episodes that are learned from."""
-        return [self.episodes[at] for at in self.chosen]
-
-    def give_way(self, groups: Sequence[int], fresh: Played, n: int) -> None:
-        """Learn from the groups of `fresh`, `n` episodes each, in the places of `groups` of the
-        chosen ones."""
-        start = len(self.episodes)
-        self.episodes += fresh.episodes
-        self.playing_seconds += fresh.playing_seconds
-        self.scoring_seconds += fresh.scoring_seconds
-        for index, at in enumerate(groups):
-            self.chosen[at * n : (at + 1) * n] = range(start + index * n, start + (index + 1) * n)
-
-    def tell(self, learned: Sequence[Episode]) -> None:
-        """Note for the report what the chosen episodes were worth."""
-        for at, one in zip(self.chosen, learned, strict=True):
-            self.episodes[at] = replace(self.episodes[at], advantage=one.advantage)
 
 
 class Collector:

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from chuk_lib.training.algorithm import Arrays, Loss, Memory, Update
+from chuk_lib.training.algorithm import Arrays, Loss, Memory, Report, Update
 from chuk_lib.training.losses.policy_gradient import (
     PolicyBatch,
     entropy_sum,
@@ -21,13 +21,16 @@ from chuk_lib.training.losses.policy_gradient import (
     policy_loss,
 )
 from chuk_lib.training.losses.sums import Metric, Per
+from chuk_lib.training.online.ahead import Ahead, Wait, landed, others, refuse_unknown_logps
 from chuk_lib.training.online.algorithm import OnlineAlgorithm
-from chuk_lib.training.online.collect import Collector, Played, PromptPlan, sampling_seed
+from chuk_lib.training.online.collect import Collector, PromptPlan, sampling_seed
 from chuk_lib.training.online.episode import Episode, padded
 from chuk_lib.training.online.estimators import advantages_of
 from chuk_lib.training.online.grpo_batches import Extra, make_update, split_rows
 from chuk_lib.training.online.grpo_config import GRPOConfig
+from chuk_lib.training.online.played import Played
 from chuk_lib.training.online.report import played_metrics
+from chuk_lib.training.online.transport import refuse_changed_prompts
 from chuk_lib.training.reference import Reference
 from chuk_lib.training.utils import advantages as adv
 from chuk_lib.training.utils.completion_log_probs import Shapes
@@ -50,6 +53,20 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
         super().__init__(model, model, config, plan, collect, reference, shapes)
         self._stats = StatOptions(config.temperature, entropy_gradient=config.entropy_bonus)
         self._entropy_coef, self._last_entropy = config.entropy_coef, float("inf")
+        self._ahead = Ahead(config.lag, plan.steps, self._begin) if config.lag else None
+
+    def _next(self, step: int) -> Played:
+        """The episodes of a step, which with a lag were played when older weights were new."""
+        return self._rollout(step) if self._ahead is None else self._ahead.take(step)
+
+    def _begin(self, step: int) -> Wait:
+        """Play a step that is learned from later. Raises TrainingError for episodes that cannot be
+        corrected for that, or that a checkpoint cannot hold."""
+        played, data = self._rollout(step), self._collect.dataset
+        refuse_changed_prompts(played.episodes, (data[one.prompt.row] for one in played.episodes))
+        if self._config.importance_sampling_correction:
+            refuse_unknown_logps(played.episodes)
+        return landed(played)
 
     def _rollout(self, step: int) -> Played:
         """Groups of episodes; with dynamic sampling, groups that teach nothing give way to others.
@@ -124,10 +141,18 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
     def _told(self, played: Played, pace: dict[str, float]) -> dict[str, float]:
         return {"entropy_coef": self._entropy_coef} if self._config.entropy_bonus else {}
 
+    def finish(self, step: int) -> Report:
+        """See `OnlineAlgorithm.finish`."""
+        if self._ahead is not None:
+            self._ahead.learned(step)
+        return super().finish(step)
+
     def memory(self) -> Memory:
-        """The reference when it moves, and the adaptive entropy coefficient."""
+        """The reference when it moves, the adaptive entropy coefficient, and episodes in flight."""
         moving = self._config.sync_ref_model and self._reference is not None
         arrays = self._reference.arrays() if moving and self._reference else {}
+        if self._ahead is not None:
+            arrays = arrays | self._ahead.held(self._config.num_generations)
         if not self._config.use_adaptive_entropy:
             return Memory(arrays, {})
         last = None if self._last_entropy == float("inf") else self._last_entropy
@@ -135,8 +160,12 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
 
     def recall(self, memory: Memory) -> None:
         """Take back what `memory` gave."""
-        if memory.arrays and self._reference is not None:
-            self._reference.restore(memory.arrays)
+        arrays = others(memory.arrays)
+        if arrays and self._reference is not None:
+            self._reference.restore(arrays)
+        if self._ahead is not None:
+            data, group = self._collect.dataset, self._config.num_generations
+            self._ahead.restore(memory.arrays, data, group)
         self._entropy_coef = memory.values.get("entropy_coef", self._entropy_coef)
         last = memory.values.get("last_entropy")
         self._last_entropy = float("inf") if last is None else last

@@ -153,6 +153,14 @@ class GRPOConfig(OnlineConfig):
         minimum=0,
         flag=True,
     )
+    lag: int = setting(
+        0,
+        "Play the prompts of a step with the weights of so many steps before, so that playing and"
+        " learning may overlap; importance_sampling_correction makes up for it.",
+        panel="Sampling",
+        flag=True,
+        minimum=0,
+    )
     off_policy_mask_threshold: float | None = setting(
         None,
         "Leave out completions with a negative advantage that the policy has moved away from by"
@@ -305,6 +313,11 @@ class GRPOConfig(OnlineConfig):
                 f" {self.chosen_loss} takes one a completion",
                 "set beta to 0, or take a loss by token such as dapo",
             )
+        if self.lag and self.has_tools:
+            raise ConfigError(
+                "tools and environments are played in the step that learns from them",
+                "leave out `lag`",
+            )
         _ = self.prompts_per_step
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = (
@@ -359,6 +372,8 @@ class GRPOConfig(OnlineConfig):
     )
 
 
-def trl_values(uses_lora: bool) -> dict[str, Any]:
-    """What `--preset trl` sets: TRL 1.16's defaults where chuk has others."""
-    return TRL_DEFAULTS | (_TRL_LORA if uses_lora else {})
+def trl_values(uses_lora: bool, lag: int = 0) -> dict[str, Any]:
+    """What `--preset trl` sets: TRL 1.16's defaults where chuk has others. Its GRPO has no lag:
+    what corrects for one stays on."""
+    values = TRL_DEFAULTS | (_TRL_LORA if uses_lora else {})
+    return values | ({"importance_sampling_correction": True} if lag else {})

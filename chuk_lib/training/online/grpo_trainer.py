@@ -12,6 +12,11 @@ from chuk_lib.training.online.grpo_config import MICRO_BATCH, SMALL_MICRO_BATCH,
 from chuk_lib.training.online.trainer import OnlineTrainer
 from chuk_lib.training.reference import Reference
 
+UNCORRECTED = (
+    "importance_sampling_correction is off: answers of older weights are learned from as if they"
+    " were of today's"
+)
+
 
 class GRPOTrainer(OnlineTrainer[GRPOConfig]):
     """Reinforcement learning of a loaded model by rewards of groups of completions.
@@ -39,6 +44,12 @@ class GRPOTrainer(OnlineTrainer[GRPOConfig]):
         return GRPOAlgorithm(
             self.model, config, plan, self._collector(dataset), reference, self._shapes()
         )
+
+    def notes(self, dataset: PromptDataset) -> tuple[str, ...]:
+        """What the user should know about this model, data and settings together."""
+        if not self.config.lag or self.config.importance_sampling_correction:
+            return super().notes(dataset)
+        return (*super().notes(dataset), UNCORRECTED)
 
     def complete(self, adapted: bool, dataset: PromptDataset) -> GRPOConfig:
         """Fill in what was left open, so that `config.yaml` alone repeats the run."""

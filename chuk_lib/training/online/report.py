@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from chuk_lib.rewards.columns import TO_FIND, TO_WRITE
-from chuk_lib.training.online.collect import Collector, Played
+from chuk_lib.training.online.collect import Collector
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.episode import Episode
+from chuk_lib.training.online.played import Played
 from chuk_lib.training.utils.advantages import combine
 
 
