@@ -118,35 +118,16 @@ class Collector:
         self.vocabulary = vocabulary  # rows of the embedding, which a player's ids are held to
 
     def __call__(self, step: int, rows: Sequence[int], sampling: SamplingConfig, n: int) -> Played:
-        """`n` episodes of each of the prompts `rows` at `step`. Random keys come from
-        `sampling.seed`, the row and the member.
+        """`n` episodes of each of the prompts `rows` at `step`; see `play`."""
+        return self.play(step, self.prompts(rows), sampling, n)
 
-        Raises TrainingError when a reward fails, or a player does not give what it was asked for.
-        """
-        began = time.perf_counter()
-        prompts = self._prompts(rows)
-        episodes = shared.play(self.player, prompts, n, sampling)
-        check_played(episodes, prompts, n, self.vocabulary)
-        runtime.release_cache()
-        played = time.perf_counter()
-        logged = Logged()
-
-        def ask() -> tuple[np.ndarray, Any]:
-            with runtime.users_own():
-                scores = self.rewards.score(completions_of(episodes, step), logged)
-            return scores, [logged.columns, logged.metrics]
-
-        scores, (columns, metrics) = shared.score(ask)
-        ended = time.perf_counter()
-        scored = [
-            replace(
-                one,
-                scores=scores[at],
-                extra={name: column[at] for name, column in columns.items()},
-            )
-            for at, one in enumerate(episodes)
-        ]
-        return Played(scored, list(range(len(scored))), metrics, played - began, ended - played)
+    def play(
+        self, step: int, prompts: Sequence[GroupPrompt], sampling: SamplingConfig, n: int
+    ) -> Played:
+        """`n` episodes of each prompt; see `play_and_score`."""
+        return play_and_score(
+            self.player, self.rewards, step, prompts, sampling, n, self.vocabulary
+        )
 
     def where(self, rows: Iterable[int]) -> str:
         """Some prompts by file and row."""
@@ -156,15 +137,53 @@ class Collector:
             f"completions of `{self.dataset.source}` rows {lines}{' …' if len(known) > 16 else ''}"
         )
 
-    def _prompts(self, rows: Sequence[int]) -> list[GroupPrompt]:
-        """A group's number is its row, and beyond the data's length when the row comes again, so
-        that two groups of one prompt differ."""
+    def prompts(self, rows: Sequence[int]) -> list[GroupPrompt]:
+        """What a step asks. A group's number is its row, and beyond the data's length when the row
+        comes again, so that two groups of one prompt differ."""
         seen: Counter[int] = Counter()
         prompts = []
         for row in map(int, rows):
             prompts.append(GroupPrompt(row, row + seen[row] * len(self.dataset), self.dataset[row]))
             seen[row] += 1
         return prompts
+
+
+def play_and_score(
+    player: Player,
+    rewards: Rewards,
+    step: int,
+    prompts: Sequence[GroupPrompt],
+    sampling: SamplingConfig,
+    n: int,
+    vocabulary: int | None = None,
+) -> Played:
+    """`n` episodes of each prompt, played and scored at once. Random keys come from
+    `sampling.seed`, the prompt's group and the member; token ids are below `vocabulary`.
+
+    Raises TrainingError when a reward fails, or a player does not give what it was asked for."""
+    began = time.perf_counter()
+    episodes = shared.play(player, prompts, n, sampling)
+    check_played(episodes, prompts, n, vocabulary)
+    runtime.release_cache()
+    played = time.perf_counter()
+    logged = Logged()
+
+    def ask() -> tuple[np.ndarray, Any]:
+        with runtime.users_own():
+            scores = rewards.score(completions_of(episodes, step), logged)
+        return scores, [logged.columns, logged.metrics]
+
+    scores, (columns, metrics) = shared.score(ask)
+    ended = time.perf_counter()
+    scored = [
+        replace(
+            one,
+            scores=scores[at],
+            extra={name: column[at] for name, column in columns.items()},
+        )
+        for at, one in enumerate(episodes)
+    ]
+    return Played(scored, list(range(len(scored))), metrics, played - began, ended - played)
 
 
 def sampling_seed(seed: int, step: int) -> int:

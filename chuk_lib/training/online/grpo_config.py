@@ -5,6 +5,7 @@ for the rest."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -153,13 +154,42 @@ class GRPOConfig(OnlineConfig):
         minimum=0,
         flag=True,
     )
-    lag: int = setting(
-        0,
-        "Play the prompts of a step with the weights of so many steps before, so that playing and"
-        " learning may overlap; importance_sampling_correction makes up for it.",
+    lag: int | None = setting(
+        None,
+        "Play the prompts of a step with the weights of so many steps before;"
+        " importance_sampling_correction makes up for it. Unset: 0, and 1 with rollout_workers.",
         panel="Sampling",
         flag=True,
         minimum=0,
+    )
+    rollout_workers: int = setting(
+        0,
+        "Processes on Ray that play and score while this one learns. 0: this one does it all.",
+        panel="Sampling",
+        flag=True,
+        minimum=0,
+    )
+    max_staleness: int | None = setting(
+        None,
+        "In place of a lag: learn from whatever is played first, drop and ask again what is older"
+        " than so many steps. No two runs are alike.",
+        panel="Sampling",
+        flag=True,
+        minimum=1,
+    )
+    rollout_parts: int | None = setting(
+        None,
+        "Parts in which a step's prompts are played and scored, each at once. Unset: 1, or as many"
+        " as give every rollout worker something to do.",
+        panel="Sampling",
+        minimum=1,
+    )
+    ray: str | None = setting(
+        None,
+        "A Ray cluster to run rollout workers on, HOST:PORT. Unset: one on this machine for the"
+        " time of the run.",
+        panel="Sampling",
+        flag=True,
     )
     off_policy_mask_threshold: float | None = setting(
         None,
@@ -232,6 +262,28 @@ class GRPOConfig(OnlineConfig):
     def scheduled_updates(self) -> int:
         """The learning rate moves with each update, as in TRL."""
         return self.updates_per_step
+
+    @property
+    def chosen_lag(self) -> int:
+        """Steps between the weights that play and those that learn; how many at most are in flight
+        where there is a bound instead."""
+        if self.max_staleness is not None:
+            return self.max_staleness
+        return (1 if self.rollout_workers else 0) if self.lag is None else self.lag
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether other processes play."""
+        return self.rollout_workers > 0
+
+    @property
+    def chosen_parts(self) -> int:
+        """Parts of a step's prompts, all of one size: so many that all steps in flight keep the
+        workers busy."""
+        prompts = self.prompts_per_step
+        busy = math.ceil(self.rollout_workers / (self.chosen_lag + 1))
+        wanted = self.rollout_parts or max(1, busy)
+        return next((n for n in range(wanted, prompts) if prompts % n == 0), prompts)
 
     @property
     def estimator(self) -> Estimator:
@@ -313,12 +365,30 @@ class GRPOConfig(OnlineConfig):
                 f" {self.chosen_loss} takes one a completion",
                 "set beta to 0, or take a loss by token such as dapo",
             )
-        if self.lag and self.has_tools:
+        self._check_ahead()
+        _ = self.prompts_per_step
+
+    def _check_ahead(self) -> None:
+        ahead = self.chosen_lag or self.rollout_workers or self.chosen_parts > 1
+        if self.lag is not None and self.max_staleness is not None:
+            raise ConfigError("a lag is fixed, max_staleness bounds one", "give one of them")
+        if self.rollout_parts not in (None, self.chosen_parts):
+            raise ConfigError(
+                f"rollout_parts ({self.rollout_parts}) does not divide the {self.prompts_per_step}"
+                " prompts of a step",
+                f"{self.chosen_parts} does",
+            )
+        if ahead and self.has_tools:
             raise ConfigError(
                 "tools and environments are played in the step that learns from them",
-                "leave out `lag`",
+                "leave out `lag` and `rollout_workers`",
             )
-        _ = self.prompts_per_step
+        if self.dynamic_sampling and (self.rollout_workers or self.chosen_parts > 1):
+            raise ConfigError(
+                "dynamic_sampling looks at all prompts of a step before it asks again, which"
+                " workers do not wait for",
+                "leave out `rollout_workers` and `rollout_parts`; a `lag` goes with it",
+            )
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = (
         *OnlineConfig.idle_rules,
@@ -349,6 +419,7 @@ class GRPOConfig(OnlineConfig):
             lambda c: not c.kl_in_loss,
             "without a KL term in the loss (beta)",
         ),
+        (("max_staleness", "ray"), lambda c: not c.rollout_workers, "without rollout_workers"),
         (("ref_model", "sync_ref_model"), lambda c: not c.chosen_beta, "without beta"),
         (
             ("ref_model_mixup_alpha", "ref_model_sync_steps"),

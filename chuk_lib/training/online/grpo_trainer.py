@@ -47,7 +47,7 @@ class GRPOTrainer(OnlineTrainer[GRPOConfig]):
 
     def notes(self, dataset: PromptDataset) -> tuple[str, ...]:
         """What the user should know about this model, data and settings together."""
-        if not self.config.lag or self.config.importance_sampling_correction:
+        if not self.config.chosen_lag or self.config.importance_sampling_correction:
             return super().notes(dataset)
         return (*super().notes(dataset), UNCORRECTED)
 
@@ -59,4 +59,8 @@ class GRPOTrainer(OnlineTrainer[GRPOConfig]):
         if not done.batch_size and not done.generation_batch_size:
             size = SMALL_MICRO_BATCH if count_weights(self.model) < SMALL else MICRO_BATCH
             self._note_chosen("batch_size", size)
-        return replace(done, loss_type=done.chosen_loss, beta=done.chosen_beta, batch_size=size)
+        done = replace(done, loss_type=done.chosen_loss, beta=done.chosen_beta, batch_size=size)
+        if not done.has_workers:
+            return done
+        lag = done.chosen_lag if done.max_staleness is None else None
+        return replace(done, lag=lag, rollout_parts=done.chosen_parts)

@@ -15,13 +15,15 @@ from chuk_lib.training.online.episode import Episode
 class Played:
     """What one step, or one validation, played: `episodes` (N), prompt-major; `chosen`, the indices
     of those that are learned from; `metrics` to report (at first what reward functions logged);
-    seconds of playing and scoring, and `began`, when training on it began."""
+    seconds of playing and scoring, those that training `waited` for both where that is less, and
+    `began`, when training on it began."""
 
     episodes: list[Episode]
     chosen: list[int]
     metrics: dict[str, float]
     playing_seconds: float = 0.0
     scoring_seconds: float = 0.0
+    waited: float | None = None
     began: float = field(default_factory=time.perf_counter)
     trained_tokens: int = 0
 
@@ -59,3 +61,22 @@ class Played:
         """Note for the report what the chosen episodes were worth."""
         for at, one in zip(self.chosen, learned, strict=True):
             self.episodes[at] = replace(self.episodes[at], advantage=one.advantage)
+
+
+def merged(parts: Sequence[Played]) -> Played:
+    """Parts of a step's prompts as one; what rewards logged is a mean over episodes."""
+    if len(parts) == 1:
+        return parts[0]
+    episodes = [one for part in parts for one in part.episodes]
+    metrics = {}
+    for name in dict.fromkeys(name for part in parts for name in part.metrics):
+        having = [part for part in parts if name in part.metrics]
+        sizes = [len(part.episodes) for part in having]
+        metrics[name] = float(np.average([part.metrics[name] for part in having], weights=sizes))
+    return Played(
+        episodes,
+        list(range(len(episodes))),
+        metrics,
+        sum(part.playing_seconds for part in parts),
+        sum(part.scoring_seconds for part in parts),
+    )
