@@ -134,7 +134,7 @@ def test_calls_of_tools_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "_tool_call_start", "<tool_call>")
     monkeypatch.setattr(tokenizer, "_tool_call_end", "</tool_call>")
     monkeypatch.setattr(tokenizer, "_tool_parser", lambda text, tools: json.loads(text))
-    assert talk.tool_calls() == ['sum({"a": 1})', '{"na']
+    assert talk.tool_calls() == ['sum({"a": 1})', '<tool_call>{"na</tool_call>']
 
 
 def test_a_conversation_with_everything_that_can_be_typed(tmp_path: Path) -> None:
