@@ -50,6 +50,7 @@ LIGHT = [
     "models/config.py",
     "inference/config.py",
     "experts/config.py",
+    "distributed/config.py",
     "serving/settings.py",
     "__init__.py",
 ]

@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING, Any
 from chuk_lib.utils.lazy import exported
 
 if TYPE_CHECKING:
+    from chuk_lib.distributed.client import ParameterServerClient as ParameterServerClient
+    from chuk_lib.distributed.client import join as join
+    from chuk_lib.distributed.parameter_server import ParameterServer as ParameterServer
     from chuk_lib.distributed.rollouts import RayPlayer as RayPlayer
     from chuk_lib.distributed.rollouts import rollout_player as rollout_player
 
-_HOMES = {"RayPlayer": "rollouts", "rollout_player": "rollouts"}
+_HOMES = {
+    "ParameterServer": "parameter_server",
+    "ParameterServerClient": "client",
+    "RayPlayer": "rollouts",
+    "join": "client",
+    "rollout_player": "rollouts",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -146,7 +146,7 @@ def test_no_cluster_without_ray_or_a_token(tmp_path, monkeypatch):
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="no token for the Ray cluster at host:1"):
-        cluster.connect("host:1", tmp_path)
+        cluster._take_token("host:1", tmp_path)
     monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="Ray is not installed"):
         rollout_player(GRPOConfig(rollout_workers=1))

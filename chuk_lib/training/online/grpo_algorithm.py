@@ -319,7 +319,7 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
             old,
             batch.sampling,
             batch.mask,
-            config.importance_sampling_mode,
+            config.chosen_mode,
             config.importance_sampling_clip_min,
             config.importance_sampling_clip_max,
         )

@@ -19,6 +19,8 @@ from chuk_lib.training.tables import IdleRule, idle_rules, pick
 MICRO_BATCH, SMALL_MICRO_BATCH = 8, 64
 """`batch_size` when nobody gave one: TRL's, and that of small models, which learn from many answers
 or not at all."""
+LAG_THRESHOLD = 0.1
+"""`off_policy_mask_threshold` with a lag; docs/devices.md has what it brings."""
 TRL_DEFAULTS: dict[str, Any] = {
     "batch_size": 8,
     "gradient_accumulation_steps": 1,
@@ -194,7 +196,7 @@ class GRPOConfig(OnlineConfig):
     off_policy_mask_threshold: float | None = setting(
         None,
         "Leave out completions with a negative advantage that the policy has moved away from by"
-        " more than this.",
+        " more than this (nats a token). Unset: none, and 0.1 with a lag.",
         above=0,
     )
     importance_sampling_correction: bool = setting(
@@ -203,9 +205,10 @@ class GRPOConfig(OnlineConfig):
         " only).",
         aliases=("vllm_importance_sampling_correction",),
     )
-    importance_sampling_mode: str = setting(
-        "sequence_mask",
-        "One weight a token or a sequence; those out of bounds are clipped or 0.",
+    importance_sampling_mode: str | None = setting(
+        None,
+        "One weight a token or a sequence; those out of bounds are clipped or 0. Unset:"
+        " sequence_mask (TRL's), and token_truncate with a lag.",
         choices=tuple(IMPORTANCE_MODES),
         aliases=("vllm_importance_sampling_mode",),
     )
@@ -270,6 +273,21 @@ class GRPOConfig(OnlineConfig):
         if self.max_staleness is not None:
             return self.max_staleness
         return (1 if self.rollout_workers else 0) if self.lag is None else self.lag
+
+    @property
+    def chosen_mode(self) -> str:
+        """How weights correct for the sampler. One a sequence is a product of many ratios: after
+        some updates most are far from 1, and what is left teaches to unlearn."""
+        usual = "token_truncate" if self.chosen_lag else "sequence_mask"
+        return self.importance_sampling_mode or usual
+
+    @property
+    def chosen_threshold(self) -> float | None:
+        """From where on completions are left out that the policy turns away from already: with a
+        lag each of several updates would push them further."""
+        usual = LAG_THRESHOLD if self.chosen_lag else None
+        given = self.off_policy_mask_threshold
+        return usual if given is None else given
 
     @property
     def has_workers(self) -> bool:
@@ -432,8 +450,16 @@ class GRPOConfig(OnlineConfig):
             "without use_adaptive_entropy",
         ),
         (
+            ("importance_sampling_mode",),
+            # What older runs wrote down was the default.
+            lambda c: (
+                not c.importance_sampling_correction
+                and c.importance_sampling_mode != "sequence_mask"
+            ),
+            "without importance_sampling_correction",
+        ),
+        (
             (
-                "importance_sampling_mode",
                 "importance_sampling_clip_max",
                 "importance_sampling_clip_min",
             ),
