@@ -12,7 +12,7 @@ from typing import ClassVar, TypeVar
 from chuk_lib.config.settings import setting, settings_of, validate
 from chuk_lib.errors import ConfigError
 from chuk_lib.models.config import IMPLEMENTATIONS, LoRAConfig
-from chuk_lib.training.optimizer_kinds import OPTIMIZERS
+from chuk_lib.training.optimizer_kinds import APPLYING, OPTIMIZERS
 from chuk_lib.training.schedulers import SCHEDULES
 from chuk_lib.training.tables import IdleRule, idle_rules
 
@@ -405,7 +405,22 @@ class SFTConfig(TrainerConfig):
     loss_type: str = setting(
         "nll", "nll, or dft (token losses weighted by their probability).", choices=("nll", "dft")
     )
+    parameter_server: str | None = setting(
+        None,
+        "Train for a parameter server, whose weights, batches and optimizer count: the folder of"
+        " `chuk params serve` on this machine, or HOST:PORT.",
+        flag=True,
+    )
     epochs: InitVar[int | None] = None
+
+    idle_rules: ClassVar[tuple[IdleRule, ...]] = (
+        *TrainerConfig.idle_rules,
+        (
+            APPLYING,
+            lambda c: c.parameter_server is not None,
+            "with parameter_server; give it to `chuk params serve`",
+        ),
+    )
 
     def __post_init__(self, epochs: int | None) -> None:
         if epochs is not None:
