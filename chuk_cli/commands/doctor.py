@@ -14,6 +14,7 @@ from chuk_cli.errors import FAILURE
 from chuk_cli.humanize import number, size
 from chuk_cli.options import JsonOption, QuietOption
 from chuk_cli.out import Out, make_table
+from chuk_cli.ranks import HostfileOption, HostsOption
 from chuk_lib.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def doctor(
             "--only", help="With --parity: these suites only, comma-separated.", metavar="NAMES"
         ),
     ] = None,
+    hosts: HostsOption = None,
+    hostfile: HostfileOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -53,6 +56,7 @@ def doctor(
       chuk doctor --json
       chuk doctor --parity tests/fixtures/parity
       chuk doctor --parity tests/fixtures/parity --only models,sft
+      chuk doctor --hosts first,second
     """
     out = Out.of(json, quiet)
     if parity is not None:
@@ -60,6 +64,9 @@ def doctor(
         return
     if only is not None:
         raise ConfigError("`--only` chooses parity suites", "add `--parity DIR`")
+    if hosts is not None or hostfile is not None:
+        _check_hosts(out, hosts, hostfile)
+        return
     from chuk_lib.runtime.checkup import check_up
 
     report = check_up(Path.cwd())
@@ -71,6 +78,30 @@ def doctor(
     )
     if any(problem.fatal for problem in report.problems):
         raise typer.Exit(FAILURE)
+
+
+def _check_hosts(out: Out, names: str | None, file: Path | None) -> None:
+    """Whether each machine of a list can take part in a run that is started here."""
+    from chuk_lib.runtime.hosts import compare, read_hosts
+
+    machines = read_hosts(names, file)
+    found = {host.name: one for host, one in zip(machines[1:], compare(machines), strict=True)}
+    problems = {name: one["problem"] for name, one in found.items() if one["problem"]}
+    lines = [
+        f"{name}: {one['problem'] or 'the same versions and paths, ' + _cards(one['cards'])}"
+        for name, one in found.items()
+    ]
+    out.result(
+        {"hosts": found, "ok": not problems},
+        human="\n".join(lines) or "no other machine is named",
+        quiet=list(problems),
+    )
+    if problems:
+        raise typer.Exit(FAILURE)
+
+
+def _cards(count: int) -> str:
+    return f"{count} GPUs" if count else "no NVIDIA GPU"
 
 
 def _as_text(report: Checkup) -> str:

@@ -20,6 +20,7 @@ from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
 
 if TYPE_CHECKING:
+    from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
     from chuk_lib.inference.batch import BatchSettings, InputRow
     from chuk_lib.inference.constraints import TextRule
     from chuk_lib.inference.decoder.guides import Constraint
@@ -192,7 +193,7 @@ def answer_all(
 
 def _run(
     model: Any,
-    tokenizer: Any,
+    tokenizer: LoadedTokenizer,
     lines: Iterable[bytes],
     settings: BatchSettings,
     constraint: Constraint | None,
@@ -304,7 +305,10 @@ def _lines(input: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _sink(
-    job: RowsJob, settings: BatchSettings, tokenizer: Any, made_with: dict[str, str | None]
+    job: RowsJob,
+    settings: BatchSettings,
+    tokenizer: LoadedTokenizer,
+    made_with: dict[str, str | None],
 ) -> Iterator[_Sink]:
     if job.output == "-":
         yield _Stdout()
@@ -318,7 +322,7 @@ def _sink(
         yield file
 
 
-def _made_with(tokenizer: Any, made_with: dict[str, str | None]) -> dict[str, Any]:
+def _made_with(tokenizer: LoadedTokenizer, made_with: dict[str, str | None]) -> dict[str, Any]:
     """Fingerprints of weights, vocabulary and chat template, beside what is named."""
     from chuk_lib.data.tokenizers.identity import fingerprint, template_fingerprint
     from chuk_lib.training.identity import files_of, fingerprint_model

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chuk_lib.data.tokenizers.protocol import Tokenizer
+
 
 TEXT_ENDINGS = (".txt", ".md", ".text")
 
 
-def token_rows(source: str, tokenizer: Any, tokens: int = 8192) -> list[list[int]]:
+def token_rows(source: str, tokenizer: Tokenizer, tokens: int = 8192) -> list[list[int]]:
     """Token ids of a source, in rows of at most 512: a text file in windows, or each row of a data
     source as training renders it, about the first `tokens` in all. Raises DataError when there is
     nothing to predict."""
@@ -37,7 +41,7 @@ def token_rows(source: str, tokenizer: Any, tokens: int = 8192) -> list[list[int
     return kept
 
 
-def all_tokens(source: str, tokenizer: Any) -> list[int]:
+def all_tokens(source: str, tokenizer: Tokenizer) -> list[int]:
     """The ids of all tokens of a source, each once: of a text file, or of every row as training
     renders it."""
     path = Path(source).expanduser()

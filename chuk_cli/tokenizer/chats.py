@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chuk_cli.out import Out
 from chuk_lib.errors import DataError, ModelError
 from chuk_lib.utils.text import first_line
+
+if TYPE_CHECKING:
+    from chuk_lib.data.tokenizers.protocol import Tokenizer
 
 
 def read_chats(source: tuple[str, str] | None, tools: list[Any] | None) -> list[Any]:
@@ -71,7 +74,7 @@ def _lines(text: str, name: str, whole: ValueError) -> list[Any]:
     return rows
 
 
-def show_masks(out: Out, records: list[Any], tokenizer: Any, assistant_only: bool) -> None:
+def show_masks(out: Out, records: list[Any], tokenizer: Tokenizer, assistant_only: bool) -> None:
     """The rows with their learned tokens marked."""
     from dataclasses import asdict
 
@@ -93,7 +96,7 @@ def show_masks(out: Out, records: list[Any], tokenizer: Any, assistant_only: boo
     )
 
 
-def show_prompts(out: Out, records: list[Any], tokenizer: Any) -> None:
+def show_prompts(out: Out, records: list[Any], tokenizer: Tokenizer) -> None:
     """The prompt that the model would continue: messages up to the last that the assistant did not
     write."""
     from chuk_lib.data import messages as chat

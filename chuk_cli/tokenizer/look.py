@@ -24,6 +24,7 @@ from chuk_lib.errors import ConfigError
 if TYPE_CHECKING:
     from chuk_lib.data.tokenizers.facts import TokenizerInfo, VocabularyEntry
     from chuk_lib.data.tokenizers.measure import TokenCounts
+    from chuk_lib.data.tokenizers.protocol import Tokenizer
 
 
 def info(
@@ -200,7 +201,7 @@ def compare(
     )
 
 
-def _pieces(tokenizer: Any, given: list[str]) -> str:
+def _pieces(tokenizer: Tokenizer, given: list[str]) -> str:
     from chuk_lib.data.tokenizers.protocol import unwrap
 
     hf = unwrap(tokenizer)

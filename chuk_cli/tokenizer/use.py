@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from chuk_cli.out import Out, make_table
 from chuk_cli.tokenizer.options import FileOption, TokenizerArgument, given_text, load
 from chuk_lib.errors import DataError
 from chuk_lib.utils.text import shorten
+
+if TYPE_CHECKING:
+    from chuk_lib.data.tokenizers.protocol import Tokenizer
 
 
 def encode(
@@ -62,7 +65,7 @@ def encode(
     out.result(rows[0] if len(rows) == 1 else rows, human=human, quiet=plain)
 
 
-def _encoded(tokenizer: Any, text: str, special: bool) -> dict[str, Any]:
+def _encoded(tokenizer: Tokenizer, text: str, special: bool) -> dict[str, Any]:
     from chuk_lib.data.tokenizers.protocol import unwrap
 
     hf = unwrap(tokenizer)
@@ -70,7 +73,7 @@ def _encoded(tokenizer: Any, text: str, special: bool) -> dict[str, Any]:
     return {"text": text, "ids": ids, "tokens": list(hf.convert_ids_to_tokens(ids))}
 
 
-def _token_table(tokenizer: Any, rows: list[dict[str, Any]]) -> Any:
+def _token_table(tokenizer: Tokenizer, rows: list[dict[str, Any]]) -> Any:
     from chuk_lib.data.tokenizers.protocol import unwrap
 
     hf = unwrap(tokenizer)
@@ -136,7 +139,7 @@ def _numbers(line: str) -> list[int]:
     return list(value)
 
 
-def _decoded(tokenizer: Any, ids: list[int], number: int, skip: bool) -> str:
+def _decoded(tokenizer: Tokenizer, ids: list[int], number: int, skip: bool) -> str:
     from chuk_lib.data.tokenizers.protocol import unwrap
 
     hf = unwrap(tokenizer)

@@ -13,7 +13,7 @@ from chuk_cli.command import FLAGS
 from chuk_cli.completion import run_paths
 from chuk_cli.options import JsonOption, QuietOption
 from chuk_cli.out import Out
-from chuk_cli.ranks import CommTimeoutOption, NprocOption, over_ranks
+from chuk_cli.ranks import CommTimeoutOption, HostfileOption, HostsOption, NprocOption, over_ranks
 from chuk_cli.train.watching import watch
 from chuk_lib.errors import ConfigError
 
@@ -82,6 +82,8 @@ def resume(
         ),
     ] = False,
     nproc: NprocOption = None,
+    hosts: HostsOption = None,
+    hostfile: HostfileOption = None,
     comm_timeout: CommTimeoutOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -99,7 +101,7 @@ def resume(
     if (run / "pipeline.json").is_file():
         _resume_pipeline(out, run, changed=bool(max_steps or num_epochs or allow_changed or typed))
         return
-    over_ranks(nproc, comm_timeout)
+    over_ranks(nproc, comm_timeout, hosts, hostfile)
     given: dict[str, object] = {"max_steps": max_steps, "num_epochs": num_epochs}
     changes = {name: value for name, value in given.items() if value is not None} | typed
     _tell(out, run, typed)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.env.tools import Function
 from chuk_lib.errors import ConfigError
 from chuk_lib.rewards.user_file import import_file
@@ -38,7 +39,7 @@ def player_maker(
     asked = sorted(client.functions()) if client is not None else []
     functions += client.functions().values() if client is not None else []
 
-    def make(model: Any, tokenizer: Any) -> Player:
+    def make(model: Any, tokenizer: LoadedTokenizer) -> Player:
         from chuk_lib.env.play import Limits, ToolPlayer
         from chuk_lib.utils.identity import fingerprint
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chuk_lib.data.prompt_dataset import PromptRow
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.env.place import PLACE, tool_thread
 from chuk_lib.env.rendering import Message, PlayRenderer
 from chuk_lib.env.tools import Function, Result, Toolbox, toolbox, tools_of
@@ -68,7 +69,7 @@ class ToolPlayer:
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Any,
+        tokenizer: LoadedTokenizer,
         functions: Sequence[Function] = (),
         environment: type | None = None,
         limits: Limits = Limits(),

@@ -19,6 +19,7 @@ from typing import Any
 
 import mlx.nn as nn
 
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ChukError, ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.decoder import Decoder
@@ -95,7 +96,7 @@ def read_rows(lines: Iterable[bytes]) -> Iterator[InputRow]:
 
 def answer_rows(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: LoadedTokenizer,
     rows: Iterable[InputRow],
     settings: BatchSettings,
     on_row: Callable[[dict[str, Any]], None],
@@ -137,7 +138,7 @@ class _Work:
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Any,
+        tokenizer: LoadedTokenizer,
         decoder: Decoder,
         settings: BatchSettings,
         rows: Iterator[InputRow],

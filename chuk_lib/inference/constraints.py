@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.utils.extras import need
 from chuk_lib.utils.json_schema import Check, read_schema, schema_check, strict_json
 
 EXTRA = "constrained"
-_WHITESPACE = r"[\n ]?[ \t]{0,24}"
+_WHITESPACE = r"( |\n[ \t]{0,24})?"
 """Between the parts of JSON: a line and its indent, but no blank lines without end."""
 _KEYS = re.compile(r"Unimplemented keys: \[(.*)\]")
 _LOCK = threading.Lock()
@@ -40,7 +41,7 @@ class TextRule:
         self.grammar = grammar
         self._name, self._check = name, check
 
-    def bound(self, tokenizer: Any) -> Bound:
+    def bound(self, tokenizer: LoadedTokenizer) -> Bound:
         """The rule over the tokens of a tokenizer. Raises ModelError when the tokenizer is not one
         of the `tokenizers` library, ConfigError when the rule needs tokens that it has not."""
         package = _package()
@@ -89,7 +90,7 @@ def grammar_file(file: str) -> TextRule:
         raise ConfigError(f"grammar file `{file}` cannot be read", "check the path") from None
 
 
-def prepare_tokens(tokenizer: Any) -> None:
+def prepare_tokens(tokenizer: LoadedTokenizer) -> None:
     """Begin to make what rules need of a tokenizer in a thread: it takes a second, once."""
     threading.Thread(target=_table_of, args=(tokenizer,), daemon=True).start()
 
@@ -170,7 +171,7 @@ def _refused(name: str, error: str) -> ConfigError:
     return ConfigError(f"{name} cannot be followed: {error.strip()}", "mend it")
 
 
-def _table_of(tokenizer: Any) -> Any:
+def _table_of(tokenizer: LoadedTokenizer) -> Any:
     """What llguidance makes of a tokenizer, kept for the process."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import mlx.nn as nn
 
-from chuk_lib.errors import ChukError
+from chuk_lib.data.tokenizers.calls import call_form
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
+from chuk_lib.errors import ChukError, ModelError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.decoder import Decoder
 from chuk_lib.inference.decoder.engine import Held
@@ -18,6 +19,7 @@ from chuk_lib.inference.decoder.rows import Request, Row
 from chuk_lib.inference.decoder.sampling import global_seed
 from chuk_lib.inference.generator import Chunk, chunks_of
 from chuk_lib.inference.prompts import Prompt, encode_prompt, expects_chat
+from chuk_lib.inference.text import call_marks, decode_marked
 
 
 class Conversation:
@@ -32,7 +34,7 @@ class Conversation:
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Any,
+        tokenizer: LoadedTokenizer,
         *,
         system: str | None = None,
         chat: bool | None = None,
@@ -94,19 +96,21 @@ class Conversation:
     def tool_calls(self) -> list[str]:
         """Calls of tools in the last answer, as `name(arguments)`; a call that is none as it
         stands."""
-        start, end = (getattr(self.tokenizer, f"tool_call_{at}", None) for at in ("start", "end"))
-        if self.row is None or not start:
+        if self.row is None:
             return []
-        text = self.tokenizer.decode(self.row.ids.tolist(), skip_special_tokens=False)
-        stretches = [part.partition(end or "\n\n")[0] for part in text.split(start)[1:]]
-        return [self._told(one.strip()) for one in stretches]
-
-    def _told(self, call: str) -> str:
         try:
-            found = self.tokenizer.tool_parser(call, None)
-            return f"{found['name']}({json.dumps(found['arguments'], ensure_ascii=False)})"
-        except (ValueError, KeyError, TypeError, AttributeError, SyntaxError):
-            return call
+            form = call_form(self.tokenizer)
+        except ModelError:
+            return []
+        marks = call_marks(self.tokenizer, form)
+        text = decode_marked(self.tokenizer, self.row.ids.tolist(), marks)
+        return [
+            words.strip()
+            if call.problem
+            else f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})"
+            for words, calls in form.stretches(text)
+            for call in calls
+        ]
 
     @property
     def chats(self) -> bool:

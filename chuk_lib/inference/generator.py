@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import mlx.nn as nn
 
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.decoder import Decoder
@@ -66,7 +67,7 @@ class Completion:
 
 def stream(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: LoadedTokenizer,
     prompt: Prompt,
     config: SamplingConfig | None = None,
     *,
@@ -106,7 +107,7 @@ def stream(
                     cache.keep(ids[:-1], decoder.plain(known))
 
 
-def chunks_of(decoder: Decoder, row: Row, tokenizer: Any) -> Iterator[Chunk]:
+def chunks_of(decoder: Decoder, row: Row, tokenizer: LoadedTokenizer) -> Iterator[Chunk]:
     """Yield a Chunk a token of the only row of a decoder, an `eager` one, until it ends."""
     text = _Text(tokenizer, row.request.config.stop)
     while row.reason is None:
@@ -120,7 +121,7 @@ def chunks_of(decoder: Decoder, row: Row, tokenizer: Any) -> Iterator[Chunk]:
 
 def generate(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: LoadedTokenizer,
     prompt: Prompt,
     config: SamplingConfig | None = None,
     *,
@@ -144,7 +145,7 @@ def generate(
 
 def generate_many(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: LoadedTokenizer,
     prompts: Sequence[Prompt],
     config: SamplingConfig | None = None,
     *,
@@ -198,7 +199,7 @@ def _completion(row: Row, seconds: float, logprobs: bool) -> Completion:
 class _Text:
     """The text of a stream: what is certain as tokens come, and what is left at the end."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: LoadedTokenizer, stops: Sequence[str]) -> None:
         self._stream, self._stop = TextStream(tokenizer), StopText(stops)
         self._given = ""
 

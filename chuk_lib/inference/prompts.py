@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.honoured import ignored_window, window_words
 
@@ -15,7 +16,7 @@ _STRETCHING = ("linear", "dynamic", "yarn")
 
 
 def encode_prompt(
-    tokenizer: Any,
+    tokenizer: LoadedTokenizer,
     prompt: Prompt,
     *,
     chat: bool | None = None,
@@ -132,7 +133,7 @@ def _stretch(rope: Any, limit: int) -> float:
 
 
 def _from_messages(
-    tokenizer: Any,
+    tokenizer: LoadedTokenizer,
     messages: list[dict[str, Any]],
     system: str | None,
     tools: list[dict[str, Any]] | None = None,
@@ -175,7 +176,7 @@ def _from_messages(
     return _not_empty(list(ids))
 
 
-def _from_text(tokenizer: Any, text: str) -> list[int]:
+def _from_text(tokenizer: LoadedTokenizer, text: str) -> list[int]:
     ids = list(tokenizer.encode(text))
     begin = tokenizer.bos_token_id
     if begin is not None and ids[:2] == [begin, begin]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.decoder import Decoder
@@ -45,7 +46,7 @@ class Rollout:
 
 def rollouts(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: LoadedTokenizer,
     prompts: Sequence[Sequence[int]],
     config: SamplingConfig,
     *,

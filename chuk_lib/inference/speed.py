@@ -13,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.budget import token_bytes
@@ -49,9 +50,9 @@ class DecodeSpeed:
 class _Endless:
     """A tokenizer whose model never ends by itself."""
 
-    eos_token_ids: tuple[int, ...] = ()
+    eos_token_ids: frozenset[int] = frozenset()
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: LoadedTokenizer) -> None:
         self._tokenizer = tokenizer
 
     def __getattr__(self, name: str) -> Any:
@@ -59,7 +60,11 @@ class _Endless:
 
 
 def measure(
-    model: nn.Module, tokenizer: Any, batches: Sequence[int], contexts: Sequence[int], tokens: int
+    model: nn.Module,
+    tokenizer: LoadedTokenizer,
+    batches: Sequence[int],
+    contexts: Sequence[int],
+    tokens: int,
 ) -> Iterator[DecodeSpeed]:
     """The speed of each number of rows at each length, `tokens` written by each row. Raises
     ConfigError for numbers below 1 and for what does not fit the model's context."""
@@ -94,7 +99,12 @@ def _check(model: nn.Module, batches: Sequence[int], contexts: Sequence[int], to
 
 
 def _measured(
-    model: nn.Module, tokenizer: Any, batch: int, context: int, tokens: int, bandwidth: float
+    model: nn.Module,
+    tokenizer: LoadedTokenizer,
+    batch: int,
+    context: int,
+    tokens: int,
+    bandwidth: float,
 ) -> DecodeSpeed:
     config = SamplingConfig(max_tokens=tokens)
     with Decoder(model, _Endless(tokenizer), most_rows=batch) as decoder:

@@ -5,8 +5,10 @@ text that may be the beginning of a stop text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+from chuk_lib.data.tokenizers.calls import CallForm
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 
 UNKNOWN = "\ufffd"
 LONGEST = 3
@@ -20,7 +22,7 @@ class TextStream:
     A tokenizer may decode a token differently after another (spaces, bytes), so each piece is what
     a short window of tokens says beyond what its beginning said."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: LoadedTokenizer) -> None:
         self._tokenizer = tokenizer
         self._window: list[int] = []
         self._settled = 0  # tokens of the window whose text is out
@@ -84,11 +86,33 @@ class StopText:
         return held
 
 
-def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
+def decode(tokenizer: LoadedTokenizer, tokens: Sequence[int]) -> str:
     """Text of tokens: special tokens left out, spaces as they are."""
     return str(
         tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     )
+
+
+def call_marks(tokenizer: LoadedTokenizer, form: CallForm | None) -> dict[int, str]:
+    """What calls of tools are made of where that is a special token, which texts leave out."""
+    found = {}
+    for text in form.marks if form is not None else ():
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) == 1 and not decode(tokenizer, ids):
+            found[ids[0]] = text
+    return found
+
+
+def decode_marked(
+    tokenizer: LoadedTokenizer, tokens: Sequence[int], marks: Mapping[int, str]
+) -> str:
+    """As `decode`, with these special tokens."""
+    text, begin = "", 0
+    for at, token in enumerate(tokens):
+        if token in marks:
+            text += decode(tokenizer, tokens[begin:at]) + marks[token]
+            begin = at + 1
+    return text + decode(tokenizer, tokens[begin:])
 
 
 def _overlap(text: str, stop: str) -> int:

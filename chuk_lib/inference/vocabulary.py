@@ -4,11 +4,11 @@ they are refused before anything runs."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import DataError
 from chuk_lib.models.heads import embedding_rows
 
@@ -16,7 +16,7 @@ Texts = Iterable[tuple[str, Sequence[int] | np.ndarray]]
 """(what a message calls it, token ids)."""
 
 
-def check_tokens(model: nn.Module, tokenizer: Any, texts: Texts) -> None:
+def check_tokens(model: nn.Module, tokenizer: LoadedTokenizer, texts: Texts) -> None:
     """Raise DataError that names the first text with a token that the embedding has no row for, the
     token, its id, and how many texts have one. `texts` are only read when the tokenizer has such a
     token."""
@@ -25,7 +25,9 @@ def check_tokens(model: nn.Module, tokenizer: Any, texts: Texts) -> None:
         check_ids(rows, tokenizer, texts)
 
 
-def check_prompt_tokens(model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]]) -> None:
+def check_prompt_tokens(
+    model: nn.Module, tokenizer: LoadedTokenizer, prompts: Sequence[Sequence[int]]
+) -> None:
     """The same for a few prompts, of which every id is looked at."""
     rows = embedding_rows(model)
     if rows is None or max((max(ids, default=0) for ids in prompts), default=0) < rows:
@@ -36,7 +38,7 @@ def check_prompt_tokens(model: nn.Module, tokenizer: Any, prompts: Sequence[Sequ
     check_ids(rows, tokenizer, zip(names, prompts, strict=True))
 
 
-def check_ids(rows: int, tokenizer: Any, texts: Texts) -> None:
+def check_ids(rows: int, tokenizer: LoadedTokenizer, texts: Texts) -> None:
     """The same for an embedding of `rows` rows."""
     first, count, bad = None, 0, 0
     for name, ids in texts:
@@ -56,6 +58,6 @@ def check_ids(rows: int, tokenizer: Any, texts: Texts) -> None:
     )
 
 
-def highest_id(tokenizer: Any) -> int:
+def highest_id(tokenizer: LoadedTokenizer) -> int:
     """The largest id of a tokenizer's vocabulary, added tokens included."""
     return max(tokenizer.get_vocab().values(), default=-1)

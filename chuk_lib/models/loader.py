@@ -17,6 +17,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.adapters import Adapter, mount, read_adapter
 from chuk_lib.models.architectures import why_own
@@ -46,7 +47,7 @@ def load_model(
     revision: str | None = None,
     seed: int = 0,
     on_tokenizer: Callable[[Any], object] | None = None,
-) -> tuple[nn.Module, Any]:
+) -> tuple[nn.Module, LoadedTokenizer]:
     """The model, in eval mode, and its tokenizer, which `on_tokenizer` gets before weights are
     read.
 
@@ -125,7 +126,7 @@ def random_weights() -> Iterator[None]:
 
 def _load(
     asked: LoadConfig, on_tokenizer: Callable[[Any], object] | None = None
-) -> tuple[nn.Module, Any]:
+) -> tuple[nn.Module, LoadedTokenizer]:
     from chuk_lib.data.tokenizers.loader import load_tokenizer
     from chuk_lib.runtime import prepare
 

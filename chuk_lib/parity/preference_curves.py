@@ -13,7 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.data.preference_dataset import PairDataset, UnpairedDataset
-from chuk_lib.data.tokenizers.protocol import Tokenizer
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.events import read_events
 from chuk_lib.models import LoRAConfig, load_model, make_score_model
@@ -145,7 +145,7 @@ def _config_of(check: Checker, case: Any, scratch: Path) -> PreferenceConfig:
     )
 
 
-def _dataset(path: Path, tokenizer: Tokenizer, config: PreferenceConfig) -> Any:
+def _dataset(path: Path, tokenizer: LoadedTokenizer, config: PreferenceConfig) -> Any:
     if isinstance(config, KTOConfig):
         return UnpairedDataset(path, tokenizer, max_length=config.max_length)
     return PairDataset(
@@ -154,7 +154,7 @@ def _dataset(path: Path, tokenizer: Tokenizer, config: PreferenceConfig) -> Any:
 
 
 def _trainer(
-    check: Checker, model: nn.Module, tokenizer: Tokenizer, config: PreferenceConfig
+    check: Checker, model: nn.Module, tokenizer: LoadedTokenizer, config: PreferenceConfig
 ) -> Any:
     if not isinstance(config, RewardConfig):
         return PreferenceTrainer(model, tokenizer, config)

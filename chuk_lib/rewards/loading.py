@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from chuk_lib.config.reward_spec import SYNTAX, parse_spec
-from chuk_lib.data.tokenizers.protocol import Tokenizer
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.rewards.builtin import canonical, make_scorer
 from chuk_lib.rewards.reward_set import RewardSet
@@ -20,7 +20,7 @@ def load_rewards(
     specs: Sequence[str | Callable[..., Any]],
     *,
     on_error: str = "raise",
-    tokenizer: Tokenizer | None = None,
+    tokenizer: LoadedTokenizer | None = None,
     max_completion_length: int | None = None,
 ) -> RewardSet:
     """Rewards from `NAME[:key=value,…][=weight]`, `file.py:function[=weight]`, or Python functions

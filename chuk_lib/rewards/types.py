@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from chuk_lib.data.tokenizers.protocol import Tokenizer
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 
 Message = Mapping[str, Any]
 Text = str | list[dict[str, Any]]
@@ -75,7 +75,7 @@ class Context:
     """What built-in rewards may need from the run: `tokenizer`, and the most tokens a completion
     may have."""
 
-    tokenizer: Tokenizer | None = None
+    tokenizer: LoadedTokenizer | None = None
     max_completion_length: int | None = None
 
 

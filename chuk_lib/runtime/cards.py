@@ -28,6 +28,16 @@ def in_sight(
     return [name.strip() for name in given.split(",") if name.strip()]
 
 
+def cards() -> list[str]:
+    """The NVIDIA cards that this process may use, as CUDA_VISIBLE_DEVICES names them; none where
+    MLX computes on something else."""
+    import mlx.core as mx
+
+    if os.environ.get("CHUK_DEVICE") == "cpu" or not mx.distributed.is_available("nccl"):
+        return []
+    return in_sight()
+
+
 def take_first(
     environment: MutableMapping[str, str] = os.environ, devices: Path = Path("/dev")
 ) -> None:

@@ -1,4 +1,4 @@
-"""Start the processes of a run on this machine, and see to it that they end together.
+"""Start the processes of a run, here and on other machines, and see to it that they end together.
 
 `mlx.launch` exits 0 when every process failed, leaves them behind when it is killed, and has one
 port for all its runs. Here each rank dies with its parent, the first that fails decides the exit
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import IO
 
 from chuk_lib.errors import ConfigError, TrainingError
-from chuk_lib.runtime.cards import VARIABLE, in_sight
+from chuk_lib.runtime.cards import VARIABLE, cards
+from chuk_lib.runtime.hosts import Connection, Host, check
 from chuk_lib.runtime.threads import count_cores
 from chuk_lib.runtime.world import FOLDER, LOST
 
@@ -32,6 +33,8 @@ GRACE_SECONDS = 5.0
 """How long the other ranks may take to end when one has failed."""
 STOPPED = {0, 129, 130, 143}
 """Exit codes of a run that ended, or was asked to."""
+_HERE = Host("this machine", "127.0.0.1")
+_LOST_CONNECTION = 255  # of ssh
 _TICK = 0.05
 _PR_SET_PDEATHSIG = 1
 
@@ -50,50 +53,73 @@ def number_of(wanted: str) -> int:
     return int(wanted)
 
 
-def cards() -> list[str]:
-    """The NVIDIA cards that this process may use, as CUDA_VISIBLE_DEVICES names them; none where
-    MLX computes on something else."""
-    import mlx.core as mx
-
-    if os.environ.get("CHUK_DEVICE") == "cpu" or not mx.distributed.is_available("nccl"):
-        return []
-    return in_sight()
-
-
-def launch(command: Sequence[str], size: int, tell: Tell) -> int:
-    """Run `command` as `size` ranks; returns the exit code: 0, or that of the first rank that
-    failed (128 and the signal's number for one that was killed).
+def launch(arguments: Sequence[str], size: int, tell: Tell, hosts: Sequence[Host] = ()) -> int:
+    """Run this Python with `arguments` as `size` ranks on each machine (none are named: here
+    alone); returns the exit code: 0, or that of the first rank that failed (128 and the signal's
+    number for one that was killed).
 
     Rank 0 has this process's terminal; what another writes to stderr goes to `tell`, a line each,
     with its rank in front. Interrupts reach all ranks of a terminal by themselves; SIGTERM and
-    SIGHUP are handed on. Raises TrainingError when a rank cannot be started."""
+    SIGHUP are handed on. Raises TrainingError when a rank cannot be started, or a machine cannot be
+    reached or has other versions."""
+    places = [host for host in hosts or [_HERE] for _ in range(size)]
     with tempfile.TemporaryDirectory(prefix="chuk-world-") as folder:
-        ranks = _Ranks(tell)
+        ranks = _Ranks(tell, places)
         try:
             with ranks.signals_handed_on():
-                for rank, environment in enumerate(_environments(size, Path(folder))):
-                    ranks.start(command, rank, environment)
+                _start(ranks, places, arguments, size, Path(folder))
                 return ranks.wait()
         finally:
             ranks.kill()
 
 
-def _environments(size: int, folder: Path) -> list[dict[str, str]]:
-    """What each rank has in its environment: the backend's variables, and its card."""
-    shared = {FOLDER: str(folder)}
-    found = cards()
-    if found:
-        shared |= {
-            "MLX_WORLD_SIZE": str(size),
-            "NCCL_HOST_IP": "127.0.0.1",
-            "NCCL_PORT": str(free_ports(1)[0]),
+def _start(
+    ranks: _Ranks, places: Sequence[Host], arguments: Sequence[str], size: int, folder: Path
+) -> None:
+    """Connect to the other machines, give every rank its place, and start all."""
+    connections = {
+        rank: ranks.connect(rank, host) for rank, host in enumerate(places) if rank >= size
+    }
+    ports = free_ports(size)
+    for rank, connection in connections.items():
+        found = connection.facts()
+        check(places[rank], found, size)
+        ports.append(found["port"])
+    shared, own, ring = {}, {FOLDER: str(folder)}, []
+    card = [cards()[:size] if rank < size else range(size) for rank in range(len(places))]
+    if cards():
+        shared = {
+            "MLX_WORLD_SIZE": str(len(places)),
+            "NCCL_HOST_IP": places[0].address,
+            "NCCL_PORT": str(ports[0]),
         }
     else:
-        hosts = folder / "hosts.json"
-        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(size)]))
-        shared["MLX_HOSTFILE"] = str(hosts)
-    card = [{VARIABLE: name} for name in found[:size]] or [{} for _ in range(size)]
-    return [shared | {"MLX_RANK": str(rank)} | card[rank] for rank in range(size)]
+        ring = [[f"{host.address}:{port}"] for host, port in zip(places, ports, strict=True)]
+        file = folder / "hosts.json"
+        file.write_text(json.dumps(ring))
+        own["MLX_HOSTFILE"] = str(file)
+    for rank in range(len(places)):
+        environment = shared | {"MLX_RANK": str(rank)}
+        if cards():  # each of a machine's ranks has one of its cards
+            environment[VARIABLE] = str(card[rank][rank % size])
+        if rank in connections:
+            ranks.listen(rank)
+            connections[rank].start(arguments, _settings() | environment, ring)
+        else:
+            ranks.start([sys.executable, *arguments], rank, environment | own)
+
+
+def _settings() -> dict[str, str]:
+    """The variables of this process that decide about a run."""
+    return {name: value for name, value in os.environ.items() if name.startswith("CHUK_")}
+
+
+def die_with_parent(parent: int) -> None:
+    """In a child: Linux ends it when its parent is gone, however that went."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died in between
+            os._exit(1)
 
 
 def free_ports(count: int) -> list[int]:
@@ -108,8 +134,8 @@ def free_ports(count: int) -> list[int]:
 class _Ranks:
     """The processes, and what became of them."""
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
+    def __init__(self, tell: Tell, places: Sequence[Host]) -> None:
+        self._tell, self._places = tell, places
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._readers: list[threading.Thread] = []
         self._held: list[str] = []
@@ -130,21 +156,29 @@ class _Ranks:
         except OSError as error:
             raise TrainingError(f"rank {rank} cannot be started: {error}", "") from None
         self._running[rank] = process
-        if process.stderr is not None:
-            reader = threading.Thread(target=self._read, args=(rank, process.stderr), daemon=True)
+        self.listen(rank)
+
+    def connect(self, rank: int, host: Host) -> Connection:
+        """Reach the machine of one rank."""
+        connection = Connection(host, os.getcwd(), partial(self._prepare, rank))
+        self._running[rank] = connection.process
+        return connection
+
+    def listen(self, rank: int) -> None:
+        """Keep what a rank writes to stderr, where it is not this process's own."""
+        stream = self._running[rank].stderr
+        if stream is not None:
+            reader = threading.Thread(target=self._read, args=(rank, stream), daemon=True)
             reader.start()
             self._readers.append(reader)
 
     def _prepare(self, rank: int) -> None:
-        """In the child: rank 0 alone takes signals, and asks the others to stop. Linux ends the
-        child when its parent is gone, however that went; elsewhere its next collective fails, since
-        ranks lose each other one by one."""
+        """In the child: rank 0 alone takes signals, and asks the others to stop. It ends when its
+        parent does; where Linux does not see to that, its next collective fails, since ranks lose
+        each other one by one."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if rank else ():
             signal.signal(number, signal.SIG_IGN)
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != self._parent:  # it died in between
-                os._exit(1)
+        die_with_parent(self._parent)
 
     def _read(self, rank: int, stream: IO[bytes]) -> None:
         for line in stream:
@@ -168,12 +202,17 @@ class _Ranks:
         while self._running and (time.monotonic() < until or set(codes.values()) <= STOPPED):
             time.sleep(_TICK)
             self._collect(codes)
+        if self._elsewhere:  # ranks of one machine see themselves who does not come
+            for rank in self._running:
+                self._tell(f"rank {rank} on `{self._places[rank].name}` did not end by itself")
         self.kill()
         for reader in self._readers:
             reader.join(1.0)
         causes = {rank: code for rank, code in codes.items() if code not in (0, LOST)} or codes
         rank, code = min(causes.items(), key=lambda item: (item[1] >= 0, item[0]))
-        if code < 0:
+        if code == _LOST_CONNECTION and self._is_elsewhere(rank):
+            self._tell(f"error: the connection to `{self._places[rank].name}` (rank {rank}) ended")
+        elif code < 0:
             name = signal.Signals(-code).name
             self._tell(
                 f"error: rank {rank} was ended by {name}, and the run with it; what was saved is"
@@ -191,8 +230,17 @@ class _Ranks:
     def _collect(self, codes: dict[int, int]) -> None:
         for rank, process in list(self._running.items()):
             if (code := process.poll()) is not None:
-                codes[rank] = code
+                by_signal = self._is_elsewhere(rank) and code > 128 and code != _LOST_CONNECTION
+                codes[rank] = 128 - code if by_signal else code
                 del self._running[rank]
+
+    @property
+    def _elsewhere(self) -> bool:
+        return self._is_elsewhere(len(self._places) - 1)
+
+    def _is_elsewhere(self, rank: int) -> bool:
+        """Whether a rank runs on another machine: there, 128 and a signal's number end it."""
+        return self._places[rank] != self._places[0]
 
     def kill(self) -> None:
         """End what still runs."""

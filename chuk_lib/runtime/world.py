@@ -225,8 +225,14 @@ class World:
 
     def _missing(self) -> str:
         """The ranks that show no life, or else those that are the least far; in words."""
-        others = [rank for rank in range(self.size) if rank != self.rank and self._folder]
-        files = {rank: Path(str(self._folder)) / str(rank) for rank in others}
+        files = {
+            rank: file
+            for rank in range(self.size)
+            if rank != self.rank
+            and self._folder
+            and (file := Path(self._folder) / str(rank)).is_file()  # another machine's are not here
+        }
+        others = list(files)
         places = {rank: _place(files[rank]) for rank in others}
         late = [rank for rank in others if _age(files[rank]) > _LIFELESS] or [
             rank for rank in others if places[rank] == min(places.values()) < self._place

@@ -270,7 +270,7 @@ class Voice:
             None if self._begin is None else StopText([self._begin] if self._begin else [])
         )
         plain = self._begin and not offered.forced
-        self._marks = tools.marks(served.tokenizer) if plain else {}
+        self._marks = served.call_marks if plain else {}
         self._said = ""
 
     def add(self, news: News) -> tuple[str, list[Told]]:

@@ -14,8 +14,11 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from chuk_lib.errors import ConfigError
+from chuk_lib.data.tokenizers.calls import CallForm, call_form
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
+from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.inference.prompts import context_length, expects_chat
+from chuk_lib.inference.text import call_marks
 from chuk_lib.models.config import Implementation
 from chuk_lib.models.heads import embedding_rows
 
@@ -28,7 +31,7 @@ class Served:
 
     name: str
     model: nn.Module
-    tokenizer: Any
+    tokenizer: LoadedTokenizer
 
     @cached_property
     def context(self) -> int | None:
@@ -44,6 +47,19 @@ class Served:
     def chats(self) -> bool:
         """Whether messages can be rendered."""
         return bool(self.tokenizer.has_chat_template) and expects_chat(self.model) is not False
+
+    @cached_property
+    def calls(self) -> CallForm | None:
+        """How the model writes calls of tools; None where nobody knows."""
+        try:
+            return call_form(self.tokenizer)
+        except ModelError:
+            return None
+
+    @cached_property
+    def call_marks(self) -> dict[int, str]:
+        """The special tokens in them."""
+        return call_marks(self.tokenizer, self.calls)
 
     @cached_property
     def longest_token(self) -> int:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.inference.decoder.rows import Row
 from chuk_lib.inference.text import StopText, TextStream, decode
 
@@ -35,7 +35,7 @@ class TextSoFar:
     """The text of one row. `add` each token, then `end` with the row; all that they return is the
     row's text, and of its tokens those that are part of it."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: LoadedTokenizer, stops: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stream, self._stop = TextStream(tokenizer), StopText(stops)
         self._given = 0  # characters that are out
@@ -85,7 +85,7 @@ class TextSoFar:
         return released
 
 
-def told_of(tokenizer: Any, row: Row) -> list[Told]:
+def told_of(tokenizer: LoadedTokenizer, row: Row) -> list[Told]:
     """The tokens of a row that has ended."""
     words = TextSoFar(tokenizer, row.request.config.stop)
     tops: Sequence[Tops] = row.tops or [()] * len(row.ids)

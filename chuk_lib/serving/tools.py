@@ -1,7 +1,8 @@
 """Tools: what a request offers, which of them must be called, and the calls in what was written.
 
-A model that may call writes its calls in the form of its own template, and mlx-lm's parser for that
-form reads them. A model that must call is held to JSON of a name and that tool's arguments."""
+A model that may call writes its calls in the form of its own template, and
+`data/tokenizers/calls.py` reads them. A model that must call is held to JSON of a name and that
+tool's arguments."""
 
 from __future__ import annotations
 
@@ -11,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from chuk_lib.data.tokenizers.calls import Call, read_call
 from chuk_lib.errors import ChukError
 from chuk_lib.inference import constraints
 from chuk_lib.inference.decoder.guides import Constraint
 from chuk_lib.inference.decoder.rows import Row
-from chuk_lib.inference.text import decode
+from chuk_lib.inference.text import decode, decode_marked
 from chuk_lib.serving import reading
 from chuk_lib.serving.errors import Refused
 from chuk_lib.serving.models import Served
@@ -89,7 +91,7 @@ def chosen(
 
 def check_calls(served: Served, tools: Tools) -> None:
     """Refuse tools where the model's template shows none."""
-    if tools.offered and not tools.forced and not _readable(served.tokenizer):
+    if tools.offered and not tools.forced and not _readable(served):
         raise Refused(
             "this model's chat template has no form for calls of tools that could be read; a"
             " `tool_choice` that forces a call works with any model",
@@ -97,41 +99,24 @@ def check_calls(served: Served, tools: Tools) -> None:
         )
 
 
-def _readable(tokenizer: Any) -> bool:
-    """Whether calls can be found in what is written: mlx-lm knows their form."""
-    if not tokenizer.has_tool_calling:
+def _readable(served: Served) -> bool:
+    """Whether calls can be found in what is written."""
+    form = served.calls
+    if form is None:
         return False
-    begin: str = tokenizer.tool_call_start
+    start = served.tokenizer.encode(form.start, add_special_tokens=False)
     return (
-        begin in marks(tokenizer).values()
-        or begin.strip() == decode(tokenizer, tokenizer.tool_call_start_tokens).strip()
+        form.start in served.call_marks.values()
+        or decode(served.tokenizer, start).strip() == form.start.strip()
     )
-
-
-def marks(tokenizer: Any) -> dict[int, str]:
-    """What begins and ends a call where that is a special token, which texts leave out."""
-    both = (
-        (tokenizer.tool_call_start, tokenizer.tool_call_start_tokens),
-        (tokenizer.tool_call_end, tokenizer.tool_call_end_tokens),
-    )
-    return {
-        ids[0]: text
-        for text, ids in both
-        if text and ids is not None and len(ids) == 1 and not decode(tokenizer, ids)
-    }
 
 
 def spoken(served: Served, tools: Tools, row: Row) -> str:
     """The text of a row with the marks of its calls."""
-    found = marks(served.tokenizer) if tools.offered and not tools.forced else {}
+    found = served.call_marks if tools.offered and not tools.forced else {}
     if not found:
         return row.text
-    ids, text, begin = row.ids.tolist(), "", 0
-    for at, token in enumerate(ids):
-        if token in found:
-            text += decode(served.tokenizer, ids[begin:at]) + found[token]
-            begin = at + 1
-    text += decode(served.tokenizer, ids[begin:])
+    text = decode_marked(served.tokenizer, row.ids.tolist(), found)
     stops = row.request.config.stop if row.reason == "stop" else ()
     return text[: min((at for at in map(text.find, stops) if at >= 0), default=len(text))]
 
@@ -164,42 +149,29 @@ def called_in(served: Served, tools: Tools, row: Row) -> tuple[str, list[Called]
     cannot be read stays in the text."""
     text = spoken(served, tools, row)
     if tools.forced:
-        call = _call_of(_parsed(text))
-        return ("", [call]) if call is not None else (text, [])
-    if not tools.offered:
+        call = read_call(_parsed(text))
+        return (text, []) if call.problem else ("", [_numbered(call)])
+    if not tools.offered or served.calls is None:
         return text, []
     said, calls = [], []
-    begin, end = served.tokenizer.tool_call_start, served.tokenizer.tool_call_end
-    while begin in text:
-        before, _, rest = text.partition(begin)
-        inner, closed, after = rest.partition(end) if end else (rest, "", "")
-        found = _read(served, tools, inner)
-        said.append(before if found else before + begin + inner + closed)
-        calls += found
-        text = after
-    return "".join([*said, text]), calls[: 1 if tools.single else None]
+    for words, found in served.calls.stretches(text, tools.offered):
+        if any(call.problem for call in found) or not found:
+            said.append(words)
+        else:
+            calls += [_numbered(call) for call in found]
+    return "".join(said), calls[: 1 if tools.single else None]
 
 
 def begins_call(served: Served, tools: Tools) -> str | None:
     """The text from which on nothing is streamed, since it may be a call."""
-    return "" if tools.forced else served.tokenizer.tool_call_start if tools.offered else None
+    if tools.forced:
+        return ""
+    return served.calls.start if tools.offered and served.calls else None
 
 
-def _read(served: Served, tools: Tools, text: str) -> list[Called]:
-    try:
-        found = served.tokenizer.tool_parser(text, list(tools.offered))
-    except Exception:  # mlx-lm's parsers raise whatever text of a model makes them raise
-        return []
-    calls = [_call_of(one) for one in (found if isinstance(found, list) else [found])]
-    return [call for call in calls if call is not None]
-
-
-def _call_of(found: Any) -> Called | None:
-    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
-        return None
-    arguments = found.get("arguments", found.get("parameters", {}))
-    shown = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return Called(f"call_{secrets.token_hex(12)}", found["name"], shown)
+def _numbered(call: Call) -> Called:
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    return Called(f"call_{secrets.token_hex(12)}", call.name, arguments)
 
 
 def _parsed(text: str) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from chuk_lib.data.preference_dataset import PairExample, UnpairedExample
 from chuk_lib.data.prompt_dataset import PromptRow
-from chuk_lib.data.tokenizers.protocol import Tokenizer
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import DataError
 from chuk_lib.inference.prompts import made_for_length, window_limit
 from chuk_lib.inference.vocabulary import check_tokens
@@ -19,7 +19,7 @@ from chuk_lib.models.honoured import window_words
 
 
 def check_rows(
-    model: nn.Module, tokenizer: Tokenizer, *datasets: Any, max_length: int | None = None
+    model: nn.Module, tokenizer: LoadedTokenizer, *datasets: Any, max_length: int | None = None
 ) -> None:
     """Raise DataError for rows with tokens that the model's embedding lacks, and for rows longer
     than it is right for.

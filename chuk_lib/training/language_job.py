@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from chuk_lib.data.tokenizers.protocol import Tokenizer
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.models import load_trained_weights, provenance_of, save_pretrained, set_trainable
 from chuk_lib.models.lora import count_parameters
@@ -29,7 +29,7 @@ class Trainer(Protocol):
     """What a language model's job is made of."""
 
     model: nn.Module
-    tokenizer: Tokenizer
+    tokenizer: LoadedTokenizer
 
     @property
     def algorithm(self) -> str:

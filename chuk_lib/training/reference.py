@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from chuk_lib.data.tokenizers.protocol import Tokenizer
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.models import adapters_off, load_model, provenance_of
 from chuk_lib.models.randomness import evaluating
@@ -37,7 +37,7 @@ class Reference:
         cls,
         policy: nn.Module,
         ref_model: str | None = None,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: LoadedTokenizer | None = None,
         *,
         moves: bool = False,
     ) -> Reference:
@@ -121,7 +121,7 @@ def _mixed(old: dict[str, mx.array], new: dict[str, mx.array], alpha: float) -> 
     }
 
 
-def _check_vocabulary(tokenizer: Tokenizer, other: Any, name: str) -> None:
+def _check_vocabulary(tokenizer: LoadedTokenizer, other: Any, name: str) -> None:
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     if ours == theirs:
         return

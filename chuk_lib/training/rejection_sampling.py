@@ -19,7 +19,7 @@ from chuk_lib.data.types import Record
 from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
-    from chuk_lib.data.tokenizers.protocol import Tokenizer
+    from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
     from chuk_lib.inference.config import SamplingConfig
     from chuk_lib.inference.rollouts import Rollout
     from chuk_lib.rewards import RewardSet
@@ -72,7 +72,7 @@ class _Answer:
 
 def sampled(
     model: Any,
-    tokenizer: Tokenizer,
+    tokenizer: LoadedTokenizer,
     records: Iterable[Record],
     rewards: RewardSet,
     config: SamplingConfig,
@@ -98,7 +98,7 @@ def sampled(
 
 def _answered(
     model: Any,
-    tokenizer: Tokenizer,
+    tokenizer: LoadedTokenizer,
     data: PromptDataset,
     rewards: RewardSet,
     config: SamplingConfig,

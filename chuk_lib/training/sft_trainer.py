@@ -17,7 +17,7 @@ from chuk_lib.data.batches import BatchFolder, FolderPlan, is_batch_folder
 from chuk_lib.data.batching import GPU_ROUNDING, BatchPlan, Rounding, RowPlan
 from chuk_lib.data.reader import DataSource
 from chuk_lib.data.sft_dataset import SFTDataset
-from chuk_lib.data.tokenizers.protocol import Tokenizer
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.data.types import Batch
 from chuk_lib.errors import ConfigError
 from chuk_lib.events import Sink
@@ -145,7 +145,7 @@ class SFTTrainer:
     algorithm = "sft"
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, config: SFTConfig | None = None
+        self, model: nn.Module, tokenizer: LoadedTokenizer, config: SFTConfig | None = None
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -287,7 +287,7 @@ def load(
 
 
 def _eval_data(
-    config: SFTConfig, source: DataSource, tokenizer: Tokenizer
+    config: SFTConfig, source: DataSource, tokenizer: LoadedTokenizer
 ) -> SFTDataset | BatchFolder:
     if is_batch_folder(source):
         return BatchFolder(cast(str, source), tokenizer)
@@ -325,7 +325,7 @@ def pad_rounding(config: TrainerConfig) -> Rounding:
     return Rounding.of(given or (None if runtime.on_cpu() else GPU_ROUNDING))
 
 
-def pad_token_id(tokenizer: Tokenizer) -> int:
+def pad_token_id(tokenizer: LoadedTokenizer) -> int:
     """The id that fills rows up. Its value never matters: padding is neither seen nor learned."""
     pad = tokenizer.pad_token_id
     return pad if pad is not None else (tokenizer.eos_token_id or 0)

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from chuk_lib.data.tokenizers.folder import choose_template
-from chuk_lib.data.tokenizers.protocol import unwrap
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer, unwrap
 from chuk_lib.data.tokenizers.ready import READY
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.headers import EMBEDDINGS, HEADS
@@ -16,7 +16,7 @@ from chuk_lib.models.provenance import provenance_of, update_provenance
 from chuk_lib.training.config import TrainerConfig
 
 
-def with_template(model: nn.Module, tokenizer: Any, config: TrainerConfig) -> Any:
+def with_template(model: nn.Module, tokenizer: LoadedTokenizer, config: TrainerConfig) -> Any:
     """The tokenizer with the chat template that the settings name, whose token for the end of a
     turn then ends a text. Tokens that it writes and the tokenizer lacks are added when
     `add_tokens` says so, with rows of embedding and head that start as the mean of all. Raises

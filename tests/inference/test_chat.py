@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def test_calls_of_tools_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "_tool_call_start", "<tool_call>")
     monkeypatch.setattr(tokenizer, "_tool_call_end", "</tool_call>")
     monkeypatch.setattr(tokenizer, "_tool_parser", lambda text, tools: json.loads(text))
-    assert talk.tool_calls() == ['sum({"a": 1})', '{"na']
+    assert talk.tool_calls() == ['sum({"a": 1})', '<tool_call>{"na</tool_call>']
 
 
 def test_a_conversation_with_everything_that_can_be_typed(tmp_path: Path) -> None:
@@ -184,6 +184,16 @@ def test_a_pipe_talks_and_a_saved_conversation_goes_on(run_chuk: RunChuk, tmp_pa
     )
 
 
+def again_until(terminal: Terminal, act: Callable[[], None], text: str) -> str:
+    """Do it, again after each few seconds, until `text` was shown: Python may note a Ctrl-C that
+    comes just before it waits for a key only with the next key or signal."""
+    for _ in range(30):
+        act()
+        with suppress(AssertionError):
+            return terminal.wait_for(text, seconds=4)
+    pytest.fail(f"`{text}` was not shown")
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_conversation() -> None:
     with chat("--speculate", "off", most=450) as terminal:
         for _ in range(10):
@@ -193,14 +203,14 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation() -> None:
             terminal.interrupt()
             if "stopped" in terminal.wait_for("> "):
                 break
-            terminal.type("/clear\n")  # the answer was through before the signal came
+            # The answer was through before the signal came.
+            again_until(terminal, lambda: terminal.type("/clear\n"), "nothing was said")
             terminal.wait_for("> ")
         else:
             pytest.fail("no answer was stopped")
         terminal.type("half of a")
         terminal.wait_for("half of a")
-        terminal.interrupt()
-        terminal.wait_for("> ")
+        again_until(terminal, terminal.interrupt, "> ")
         terminal.type("\x04")
         assert terminal.process.wait(timeout=30) == 0
         assert "Traceback" not in terminal.shown

@@ -150,8 +150,8 @@ class Terminal:
         while text not in came:
             assert time.monotonic() < until, came
             if select.select([self._screen], [], [], 0.1)[0]:
-                came += os.read(self._screen, 4096).decode(errors="replace")
-        self.shown += came
+                came += (more := os.read(self._screen, 4096).decode(errors="replace"))
+                self.shown += more
         return came
 
 

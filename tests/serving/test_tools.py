@@ -51,7 +51,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return load_all(str(folder), {}, "auto")[0]
 
 
-def written(served: Served, request: Request, ids: list[int]) -> Row:
+def written_row(served: Served, request: Request, ids: list[int]) -> Row:
     """A row that ended with these tokens."""
     row = Row(request, len(ids))
     row.take(np.array(ids, np.int32), np.zeros(len(ids), np.float32), written=True)
@@ -66,7 +66,7 @@ def test_calls_are_told_from_words_whole_and_in_streams(served: Served, text: st
     tools.check_calls(served, offered)
     ids = served.tokenizer.encode(text, add_special_tokens=False)
     request = Request([1], SamplingConfig())
-    row = written(served, request, ids)
+    row = written_row(served, request, ids)
     whole, calls = tools.called_in(served, offered, row)
     assert (whole.strip() if calls else whole, len(calls)) == (said, count)
     for call in calls:
@@ -79,15 +79,54 @@ def test_calls_are_told_from_words_whole_and_in_streams(served: Served, text: st
     assert [call.arguments for call in streamed] == [call.arguments for call in calls]
 
 
+@pytest.mark.parametrize(
+    ("sign", "written"),
+    [
+        ("Environment: ipython", '{"name": "add", "parameters": {"a": 1}}'),
+        ("Environment: ipython", "[add(a=1)]"),
+        (
+            "<|channel|>",
+            '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 1}<|call|>',
+        ),
+    ],
+)
+def test_calls_that_begin_with_nothing_of_their_own(
+    tmp_path: Path, sign: str, written: str
+) -> None:
+    """Llama's bare JSON and gpt-oss's harmony."""
+    folder = tmp_path / "model"
+    shutil.copytree(LLAMA, folder)
+    template = (
+        f"{{#- {sign} #}}{{% for message in messages %}}{{{{ message.content }}}}{{% endfor %}}"
+    )
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    one = load_all(str(folder), {}, "auto")[0]
+    offered = tools.chosen(OFFERED, "auto")
+    tools.check_calls(one, offered)
+    for text, calls in ((written, [{"a": 1}]), ("Just words.", [])):
+        ids = one.tokenizer.encode(text, add_special_tokens=False)
+        request = Request([1], SamplingConfig())
+        voice = Voice(one, request, offered)
+        assert "".join(voice.add(News(0, token))[0] for token in ids) == ""
+        said, _, found = voice.end(written_row(one, request, ids))
+        assert said == ("" if calls else text)
+        assert [json.loads(call.arguments) for call in found] == calls
+
+
 def test_one_call_where_several_are_not_wanted(served: Served) -> None:
     single = tools.chosen(OFFERED, "auto", single=True)
     ids = served.tokenizer.encode(CALL + CALL, add_special_tokens=False)
-    row = written(served, Request([1], SamplingConfig()), ids)
+    row = written_row(served, Request([1], SamplingConfig()), ids)
     assert len(tools.called_in(served, single, row)[1]) == 1
 
 
-def test_a_form_that_cannot_be_read_is_refused() -> None:
-    plain: Any = load_all(str(LLAMA), {}, "auto")[0]
+def test_a_form_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(LLAMA, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}{{ message.content }}\n{% endfor %}", encoding="utf-8"
+    )
+    plain: Any = load_all(str(folder), {}, "auto")[0]
     with pytest.raises(Refused, match="no form for calls"):
         tools.check_calls(plain, tools.chosen(OFFERED, "auto"))
     tools.check_calls(plain, tools.chosen(OFFERED, "required"))

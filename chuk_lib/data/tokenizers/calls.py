@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from chuk_lib.data.tokenizers.protocol import unwrap
+from chuk_lib.data.tokenizers.protocol import Tokenizer, is_wrapped, unwrap
 from chuk_lib.errors import ModelError
 
 
@@ -26,36 +26,48 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class CallForm:
-    """How calls are written: `shown` is an example, `pattern` finds them, and `parse` makes an
-    object with `name` and `arguments`, or a list of such, of a match and the tools' schemas."""
+    """How calls are written: `shown` is an example, `start` what every call begins with (nothing
+    where any answer may be one), `pattern` finds them, and `parse` makes an object with `name` and
+    `arguments`, or a list of such, of a match and the tools' schemas. `marks` are the texts in a
+    call that may be special tokens, which plain decoding leaves out."""
 
     shown: str
+    start: str
+    marks: tuple[str, ...]
     pattern: re.Pattern[str]
     parse: Callable[[re.Match[str], list[Any]], Any]
 
+    def stretches(
+        self, text: str, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> Iterator[tuple[str, list[Call]]]:
+        """The whole text in stretches of words (no calls) and of calls, in order. `tools` are the
+        schemas that the model was shown: some forms need them for the types of arguments."""
+        at = 0
+        for match in self.pattern.finditer(text):
+            yield text[at : match.start()], []
+            yield match.group(), self._read(match, tools)
+            at = match.end()
+        yield text[at:], []
+
     def calls(self, text: str, tools: Sequence[Mapping[str, Any]] = ()) -> tuple[str, list[Call]]:
-        """What was said beside calls, and the calls, in order. `tools` are the schemas that the
-        model was shown: some forms need them for the types of arguments."""
-        found = [call for match in self.pattern.finditer(text) for call in self._read(match, tools)]
-        return self.pattern.sub("", text).strip(), found
+        """What was said beside calls, and the calls, in order."""
+        found = list(self.stretches(text, tools))
+        said = "".join(words for words, calls in found if not calls)
+        return said.strip(), [call for _, calls in found for call in calls]
 
     def _read(self, match: re.Match[str], tools: Sequence[Mapping[str, Any]]) -> list[Call]:
         try:
             made = self.parse(match, list(tools))
         except Exception as error:  # a parser raises whatever a model's text makes it raise
             return [Call("", {}, f"this is no call of a tool: {error}")]
-        return [_call(one) for one in (made if isinstance(made, list) else [made])]
+        return [read_call(one) for one in (made if isinstance(made, list) else [made])]
 
 
-def call_form(tokenizer: Any) -> CallForm:
+def call_form(tokenizer: Tokenizer) -> CallForm:
     """The form of a tokenizer's chat template. Raises ModelError when nobody knows it."""
-    if getattr(tokenizer, "has_tool_calling", False):
-        start, end, parse = (
-            tokenizer.tool_call_start,
-            tokenizer.tool_call_end or "",
-            tokenizer.tool_parser,
-        )
-        return _between(start, end, parse)
+    if is_wrapped(tokenizer) and tokenizer.has_tool_calling:
+        start, end = tokenizer.tool_call_start, tokenizer.tool_call_end or ""
+        return _between(start, end, tokenizer.tool_parser)
     template = unwrap(tokenizer).chat_template
     for sign, form in _FORMS if isinstance(template, str) else ():
         if sign in template:
@@ -68,7 +80,7 @@ def call_form(tokenizer: Any) -> CallForm:
 
 
 def parse_tool_calls(
-    text: str, tokenizer: Any, tools: Sequence[Mapping[str, Any]] = ()
+    text: str, tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[str, list[Call]]:
     """What a model said beside calls of tools, and the calls. Raises ModelError for a chat template
     that has no form for them."""
@@ -80,7 +92,11 @@ def _between(start: str, end: str, parse: Callable[[str, Any], Any]) -> CallForm
     behind = rf"(?:{re.escape(end)}|\Z)" if end else r"\Z"
     pattern = re.compile(rf"{re.escape(start)}(.*?){behind}", re.DOTALL)
     return CallForm(
-        f"{start}…{end}", pattern, lambda match, tools: parse(match.group(1).strip(), tools)
+        f"{start}…{end}",
+        start,
+        tuple(mark for mark in (start, end) if mark),
+        pattern,
+        lambda match, tools: parse(match.group(1).strip(), tools),
     )
 
 
@@ -109,6 +125,8 @@ _FORMS = (
         "<|channel|>",
         CallForm(
             "<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{…}<|call|>",
+            "",
+            ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|call|>"),
             re.compile(
                 r"(?:<\|start\|>assistant)?(?:<\|channel\|>\w+)? to=functions\.([\w.-]+)"
                 r"(?:<\|channel\|>\w+)?\s*(?:<\|constrain\|>)?(?:json)?<\|message\|>"
@@ -122,6 +140,8 @@ _FORMS = (
         "Environment: ipython",
         CallForm(
             '{"name": …, "parameters": {…}}',
+            "",
+            ("<|python_tag|>",),
             re.compile(
                 r"(?:\A|<\|python_tag\|>)\s*"
                 r'(\{\s*"(?:name|type)"\s*:.*|\[\s*[A-Za-z_][\w.]*\(.*\)\s*\])\s*\Z',
@@ -134,7 +154,8 @@ _FORMS = (
 """What stands in a template that has the form, and the form."""
 
 
-def _call(made: Any) -> Call:
+def read_call(made: Any) -> Call:
+    """A call of what a parser made of its text, or of JSON."""
     if isinstance(made, Mapping) and isinstance(made.get("function"), Mapping):
         made = made["function"]
     if not isinstance(made, Mapping) or not isinstance(made.get("name"), str):

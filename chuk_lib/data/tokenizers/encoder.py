@@ -70,10 +70,13 @@ class Encoder:
     and has no markers, its copy with markers (`training_forms`) takes its place."""
 
     def __init__(self, tokenizer: Tokenizer, *, marked: bool = False) -> None:
-        self._wrapped = is_wrapped(tokenizer)
-        self.tokenizer: Any = tokenizer  # mlx-lm's wrapper has what no protocol of both has
+        self.tokenizer = tokenizer
         self._hf = unwrap(tokenizer)
-        self._function: Any = vars(tokenizer).get("_chat_template") if self._wrapped else None
+        self._function: Any = (
+            tokenizer.apply_chat_template
+            if is_wrapped(tokenizer) and vars(tokenizer).get("_chat_template")
+            else None
+        )
         self._marked = marked
         self._forms: dict[str, TrainingForm | None] = {}
         self._unasked: dict[str, str] = {}
@@ -93,7 +96,8 @@ class Encoder:
     @cached_property
     def stop_ids(self) -> set[int]:
         """The tokens that end what a model writes."""
-        ids = self.tokenizer.eos_token_ids if self._wrapped else [self._hf.eos_token_id]
+        own = self.tokenizer
+        ids = own.eos_token_ids if is_wrapped(own) else [self._hf.eos_token_id]
         return {int(token) for token in ids if token is not None}
 
     @cached_property
@@ -241,7 +245,7 @@ class Encoder:
         from chuk_lib.data.tokenizers.templates import Rendered, render
 
         if self._function is not None:
-            text = self.tokenizer.apply_chat_template(
+            text = self._function(
                 messages,
                 tools=tools,
                 tokenize=False,

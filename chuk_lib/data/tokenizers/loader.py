@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chuk_lib.data.tokenizers.legacy import SPECIAL, is_legacy, read_legacy
-from chuk_lib.data.tokenizers.protocol import Tokenizer, unwrap
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer, Tokenizer, unwrap
 from chuk_lib.errors import ModelError
 from chuk_lib.utils.text import first_line
 
@@ -31,7 +31,9 @@ _FILES = (
 _TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 
 
-def load_tokenizer(folder: str | Path, eos_token_ids: int | Iterable[int] | None = None) -> Any:
+def load_tokenizer(
+    folder: str | Path, eos_token_ids: int | Iterable[int] | None = None
+) -> LoadedTokenizer:
     """The tokenizer of a model folder, as mlx-lm's `TokenizerWrapper`; also a `tokenizer.json` or a
     vocabulary file of chuk's predecessor by itself.
 
@@ -51,7 +53,7 @@ def load_tokenizer(folder: str | Path, eos_token_ids: int | Iterable[int] | None
     ends = _named_ends(folder) if eos_token_ids is None else _as_ids(eos_token_ids)
     try:
         with _without_model_warnings():
-            tokenizer = load(folder, eos_token_ids=sorted(ends) or None)
+            tokenizer: LoadedTokenizer = load(folder, eos_token_ids=sorted(ends) or None)
         unwrap(tokenizer).deprecation_warnings[_TOO_LONG] = (
             True  # chuk measures rows against the context itself
         )
@@ -85,23 +87,26 @@ def _lone_file(path: Path) -> Path | None:
         return None  # absent or broken: whoever loads the folder says so
 
 
-def _load_file(path: Path) -> Any:
+def _load_file(path: Path) -> LoadedTokenizer:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer as FastTokenizer
     from transformers import PreTrainedTokenizerFast
 
+    roles = {f"{name.strip('<>')}_token": name for name in SPECIAL}
     try:
-        document = json.loads(path.read_bytes())
-        if not is_legacy(document):
-            return TokenizerWrapper(
-                PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(path)))
-            )
+        fast = (
+            PreTrainedTokenizerFast(tokenizer_object=read_legacy(path), **roles)
+            if is_legacy(json.loads(path.read_bytes()))
+            else PreTrainedTokenizerFast(tokenizer_object=FastTokenizer.from_file(str(path)))
+        )
+    except ModelError:
+        raise
     except Exception as error:  # tokenizers raises bare Exception, transformers anything
         raise ModelError(
             f"`{path}` cannot be read as a tokenizer: {error}", "give a folder or a tokenizer.json"
         ) from None
-    roles = {f"{name.strip('<>')}_token": name for name in SPECIAL}
-    return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=read_legacy(path), **roles))
+    wrapped: LoadedTokenizer = TokenizerWrapper(fast)
+    return wrapped
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference.decoder.budget import (
     Budget,
@@ -71,7 +72,7 @@ class Decoder:
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Any,
+        tokenizer: LoadedTokenizer,
         *,
         token_budget: int | None = None,
         most_rows: int | None = None,

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.draws import Arrival
@@ -177,7 +178,7 @@ class Ledger:
         since = self.counts[lines] - self._searched[lines]
         return np.flatnonzero((steps < _NEVER) & (over | (since >= steps)))
 
-    def stops(self, line: int, tokenizer: Any, stops: Sequence[str]) -> bool:
+    def stops(self, line: int, tokenizer: LoadedTokenizer, stops: Sequence[str]) -> bool:
         """Whether a row's text holds a stop text; then it ends with the token that completes it."""
         count, searched = int(self.counts[line]), int(self._searched[line])
         # A stop text may have begun in tokens that were searched before, at least a byte each.
@@ -205,14 +206,14 @@ class Ledger:
         )
 
 
-def stop_place(tokenizer: Any, ids: Sequence[int], stops: Sequence[str]) -> int | None:
+def stop_place(tokenizer: LoadedTokenizer, ids: Sequence[int], stops: Sequence[str]) -> int | None:
     """Where the first stop text begins in the text of `ids`."""
     text = decode(tokenizer, ids)
     places = [at for at in (text.find(stop) for stop in stops) if at >= 0]
     return min(places) if places else None
 
 
-def text_of(row: Row, tokenizer: Any, count: int, by_token: bool) -> str:
+def text_of(row: Row, tokenizer: LoadedTokenizer, count: int, by_token: bool) -> str:
     """The text of a row's last `count` tokens, which a token ended or not."""
     ids = row.ids[len(row.ids) - count :].tolist()
     text = decode(tokenizer, ids[:-1] if by_token else ids)

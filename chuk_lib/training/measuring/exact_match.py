@@ -12,7 +12,7 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.data.tokenizers.encoder import Encoder
-from chuk_lib.data.tokenizers.protocol import Tokenizer
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.data.turns import last_answer
 from chuk_lib.data.types import Example
 from chuk_lib.errors import DataError
@@ -36,7 +36,7 @@ class Answer:
 
 def exact_match(
     model: nn.Module,
-    tokenizer: Tokenizer,
+    tokenizer: LoadedTokenizer,
     examples: Sequence[Example],
     *,
     max_tokens: int | None = None,
@@ -76,7 +76,7 @@ def prompt_and_target(example: Example) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_sample(
-    model: nn.Module, tokenizer: Tokenizer, example: Example, max_tokens: int = 64
+    model: nn.Module, tokenizer: LoadedTokenizer, example: Example, max_tokens: int = 64
 ) -> dict[str, str]:
     """What the model writes beside what it should: `prompt`, `target`, `completion`. A conversation
     of which more is learned than its last answer is cut where that begins, plain text in half."""
@@ -97,7 +97,7 @@ def write_sample(
 
 
 def _answer(
-    tokenizer: Tokenizer,
+    tokenizer: LoadedTokenizer,
     example: Example,
     prompt: np.ndarray,
     target: np.ndarray,

@@ -19,7 +19,7 @@ from chuk_lib.data.prompt_dataset import PromptDataset, split_prompt
 from chuk_lib.data.reader import has_split, read_records
 from chuk_lib.data.sft_dataset import SFTDataset
 from chuk_lib.data.tokenizers.encoder import Encoder
-from chuk_lib.data.tokenizers.protocol import Tokenizer
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.data.types import Example, Record
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
@@ -296,7 +296,9 @@ def _checked_ks(question: Question) -> tuple[int, ...]:
     return ks
 
 
-def _examples(prepared: Prepared, tokenizer: Tokenizer) -> tuple[list[Example], tuple[str, ...]]:
+def _examples(
+    prepared: Prepared, tokenizer: LoadedTokenizer
+) -> tuple[list[Example], tuple[str, ...]]:
     """The rows with their targets, and what is said of them; none when rewards are measured on
     prompts that have no targets."""
     first = prepared.records[0]
@@ -308,7 +310,7 @@ def _examples(prepared: Prepared, tokenizer: Tokenizer) -> tuple[list[Example], 
 
 
 def _fitting(
-    examples: list[Example], model: nn.Module, tokenizer: Tokenizer, longest: int | None
+    examples: list[Example], model: nn.Module, tokenizer: LoadedTokenizer, longest: int | None
 ) -> list[Example]:
     """The examples whose prompts have at most `longest` tokens. Raises DataError naming file and
     line for a prompt that fills the model's context, a row longer than a window, and a token that
@@ -340,7 +342,7 @@ def _fitting(
     return kept
 
 
-def _has_target(record: Record, tokenizer: Tokenizer) -> bool:
+def _has_target(record: Record, tokenizer: LoadedTokenizer) -> bool:
     try:
         row = Recogniser(has_template=Encoder(tokenizer).has_template)(record)
     except DataError:
@@ -349,7 +351,7 @@ def _has_target(record: Record, tokenizer: Tokenizer) -> bool:
 
 
 def _loss(
-    question: Question, model: nn.Module, tokenizer: Tokenizer, examples: Sequence[Example]
+    question: Question, model: nn.Module, tokenizer: LoadedTokenizer, examples: Sequence[Example]
 ) -> dict[str, float]:
     """The loss, its metrics and the perplexity exp(loss) over all targets; nothing where there are
     none."""

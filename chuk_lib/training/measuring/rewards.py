@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.data.prompt_dataset import PromptDataset
-from chuk_lib.data.tokenizers.protocol import Tokenizer
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.rewards import RewardSet
@@ -97,7 +97,7 @@ class RewardMeasurement:
 
 def measure_rewards(
     model: nn.Module,
-    tokenizer: Tokenizer,
+    tokenizer: LoadedTokenizer,
     dataset: PromptDataset,
     rewards: RewardSet,
     sampling: SamplingConfig,

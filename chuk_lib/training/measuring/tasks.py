@@ -18,6 +18,7 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.prompts import context_length
 from chuk_lib.inference.vocabulary import check_prompt_tokens
@@ -82,7 +83,11 @@ def read_task(name: str, rows: int | None = None) -> list[TaskQuestion]:
 
 
 def measure_task(
-    model: nn.Module, tokenizer: Any, name: str, asked: Sequence[TaskQuestion], batch_size: int = 32
+    model: nn.Module,
+    tokenizer: LoadedTokenizer,
+    name: str,
+    asked: Sequence[TaskQuestion],
+    batch_size: int = 32,
 ) -> TaskResult:
     """Score every choice of every question. Raises DataError when none fits the context."""
     limit = context_length(model)
@@ -121,7 +126,7 @@ def _result(
     return TaskResult(name, np.array(right), np.array(per_char), chance, left_out)
 
 
-def _encoded(tokenizer: Any, one: TaskQuestion) -> list[tuple[list[int], list[int]]]:
+def _encoded(tokenizer: LoadedTokenizer, one: TaskQuestion) -> list[tuple[list[int], list[int]]]:
     """Tokens of the context, and of each choice behind it: what the whole text has beyond the
     context, whose spaces at the end belong to the choices."""
     context = one.context.rstrip()

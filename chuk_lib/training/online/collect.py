@@ -21,6 +21,7 @@ import numpy as np
 from chuk_lib import runtime
 from chuk_lib.data.prompt_dataset import PromptDataset, columns_of
 from chuk_lib.data.reader import DataSource
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.prompts import context_length, limit_words
@@ -246,7 +247,7 @@ def completions_of(episodes: Sequence[Episode], step: int = 0) -> Completions:
 def check_prompts(
     dataset: PromptDataset,
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: LoadedTokenizer,
     rewards: Rewards,
     given: Iterable[str] = (),
 ) -> None:
@@ -258,7 +259,7 @@ def check_prompts(
 
 
 def load_prompts(
-    config: OnlineConfig, source: DataSource, tokenizer: Any
+    config: OnlineConfig, source: DataSource, tokenizer: LoadedTokenizer
 ) -> tuple[PromptDataset, PromptDataset | None]:
     """Training and validation prompts of a run. Raises DataError."""
     limit = config.max_prompt_length

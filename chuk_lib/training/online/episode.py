@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class OneTurn:
     and `constraint` says what answers must be."""
 
     model: nn.Module
-    tokenizer: Any
+    tokenizer: LoadedTokenizer
     token_budget: int | None = None
     constraint: Constraint | None = None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from chuk_lib.config.settings import as_dict
 from chuk_lib.data.prompt_dataset import PromptDataset, PromptRow
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.training.fits import loss_words
 from chuk_lib.training.jobs import check_start
 from chuk_lib.training.language_job import prepare_model, settings_notes
@@ -82,7 +83,7 @@ def plan_online(
 
 def preview_prompts(
     dataset: PromptDataset,
-    tokenizer: Any,
+    tokenizer: LoadedTokenizer,
     rows: int = 3,
     asked: Callable[[PromptRow], PromptRow] = lambda row: row,
 ) -> list[PromptPreview]:
@@ -90,7 +91,7 @@ def preview_prompts(
     return [_preview(asked(row), tokenizer) for row in dataset.rows[:rows]]
 
 
-def _preview(row: PromptRow, tokenizer: Any) -> PromptPreview:
+def _preview(row: PromptRow, tokenizer: LoadedTokenizer) -> PromptPreview:
     columns = {name: shorten(value) for name, value in row.columns.items()}
     return PromptPreview(
         str(row.source),

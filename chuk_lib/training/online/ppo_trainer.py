@@ -9,6 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from chuk_lib.data.prompt_dataset import PromptDataset
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.models import (
     checkpoint_layers,
@@ -63,7 +64,9 @@ class PPOTrainer(OnlineTrainer[PPOConfig]):
         return make_actor_critic(self.model, self.tokenizer, self.config)
 
 
-def make_actor_critic(policy: nn.Module, tokenizer: Any, config: PPOConfig) -> ActorCritic:
+def make_actor_critic(
+    policy: nn.Module, tokenizer: LoadedTokenizer, config: PPOConfig
+) -> ActorCritic:
     """The policy with its value function, as `value_model` says.
 
     A copy shares all weights with the policy until one of them is updated: with LoRA the base stays
@@ -87,7 +90,7 @@ def _twin(policy: nn.Module) -> nn.Module:
     return copy.deepcopy(policy, memo=arrays)
 
 
-def _load_value_model(source: str, tokenizer: Any, config: PPOConfig) -> ScoreModel:
+def _load_value_model(source: str, tokenizer: LoadedTokenizer, config: PPOConfig) -> ScoreModel:
     """A reward model with the head that it has, or a language model with a new one; all of it is
     trained, or with LoRA its adapters and the head."""
     found = locate(source)

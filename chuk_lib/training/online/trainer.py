@@ -13,6 +13,7 @@ from chuk_lib import runtime
 from chuk_lib.config.paths import absolute
 from chuk_lib.data.prompt_dataset import PromptDataset
 from chuk_lib.data.reader import DataSource
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.events import Sink
 from chuk_lib.inference.constraints import TextRule, schema_file
@@ -57,7 +58,7 @@ class OnlineTrainer(ABC, Generic[Config]):
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Any,
+        tokenizer: LoadedTokenizer,
         config: Config | None = None,
         *,
         rewards: Rewards | None = None,

@@ -17,7 +17,7 @@ from chuk_lib import runtime
 from chuk_lib.data.batches import FolderPlan
 from chuk_lib.data.batching import Rounding, RowPlan
 from chuk_lib.data.preference_dataset import PairExample, UnpairedExample
-from chuk_lib.data.tokenizers.protocol import Tokenizer
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.training.algorithm import Arrays, Update
 from chuk_lib.training.preference.config import PreferenceConfig
 from chuk_lib.training.sft_trainer import pad_rounding, pad_token_id
@@ -37,7 +37,7 @@ class Layout:
     few_shapes: bool = False
 
     @classmethod
-    def of(cls, config: PreferenceConfig, tokenizer: Tokenizer) -> Layout:
+    def of(cls, config: PreferenceConfig, tokenizer: LoadedTokenizer) -> Layout:
         """As the settings say; on a GPU in few lengths unless they say otherwise."""
         return cls(pad_token_id(tokenizer), pad_rounding(config), not runtime.on_cpu())
 

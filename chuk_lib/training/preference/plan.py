@@ -11,7 +11,7 @@ import numpy as np
 
 from chuk_lib.data.preference_dataset import PairExample, UnpairedExample
 from chuk_lib.data.preview import Fragment, PreviewRow
-from chuk_lib.data.tokenizers.protocol import Tokenizer
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.training.config import checked
 from chuk_lib.training.fits import check_rows, loss_words
 from chuk_lib.training.jobs import check_start
@@ -77,7 +77,7 @@ def plan_preferences(
     )
 
 
-def preview_row(row: PairExample | UnpairedExample, tokenizer: Tokenizer) -> PreviewRow:
+def preview_row(row: PairExample | UnpairedExample, tokenizer: LoadedTokenizer) -> PreviewRow:
     """A prompt and its completions as text, the completions marked as what is learned."""
     parts = {"prompt": row.prompt, "completion": row.completions[0]}
     if isinstance(row, PairExample):
@@ -91,7 +91,7 @@ def preview_row(row: PairExample | UnpairedExample, tokenizer: Tokenizer) -> Pre
     return PreviewRow(str(row.source), fragments, tokens, trained, 0)
 
 
-def _fragment(name: str, ids: np.ndarray, tokenizer: Tokenizer) -> Fragment:
+def _fragment(name: str, ids: np.ndarray, tokenizer: LoadedTokenizer) -> Fragment:
     text = str(
         tokenizer.decode(
             ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False

@@ -16,7 +16,7 @@ import numpy as np
 from chuk_lib.data.batching import Rounding
 from chuk_lib.data.preference_dataset import PairDataset, PairExample
 from chuk_lib.data.reader import DataSource
-from chuk_lib.data.tokenizers.protocol import Tokenizer
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.events import Sink
 from chuk_lib.models import adapters_of, locate
 from chuk_lib.models.value_head import (
@@ -123,7 +123,7 @@ class RewardTrainer:
     algorithm = "reward"
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, config: RewardConfig | None = None
+        self, model: nn.Module, tokenizer: LoadedTokenizer, config: RewardConfig | None = None
     ) -> None:
         self.config = checked(config or RewardConfig())
         self.tokenizer = tokenizer
@@ -203,7 +203,7 @@ def load_start(config: RewardConfig) -> tuple[nn.Module, Any]:
 
 
 def load_data(
-    config: RewardConfig, source: DataSource, tokenizer: Tokenizer
+    config: RewardConfig, source: DataSource, tokenizer: LoadedTokenizer
 ) -> tuple[PairDataset, PairDataset | None]:
     """Training data and validation data (or None) of a run. Raises DataError."""
     limit = config.max_length

@@ -24,7 +24,7 @@ from chuk_lib.data.preference_dataset import (
 )
 from chuk_lib.data.reader import DataSource
 from chuk_lib.data.report import DataReport
-from chuk_lib.data.tokenizers.protocol import Tokenizer
+from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.data.types import Example
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.events import Sink
@@ -78,7 +78,7 @@ class PreferenceTrainer:
     when settings are out of bounds, contradict each other, or would have no effect."""
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, config: PreferenceConfig | None = None
+        self, model: nn.Module, tokenizer: LoadedTokenizer, config: PreferenceConfig | None = None
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -270,7 +270,7 @@ def load(
 
 
 def load_data(
-    config: PreferenceConfig, source: DataSource, tokenizer: Tokenizer
+    config: PreferenceConfig, source: DataSource, tokenizer: LoadedTokenizer
 ) -> tuple[Any, Any]:
     """Training data and validation data (or None) of a run. Raises DataError."""
     kind: Any = UnpairedDataset if isinstance(config, KTOConfig) else PairDataset
