@@ -411,6 +411,23 @@ class SFTConfig(TrainerConfig):
         " `chuk params serve` on this machine, or HOST:PORT.",
         flag=True,
     )
+    label_smoothing_factor: float = setting(
+        0.0,
+        "Share of each target that is spread evenly over the vocabulary; evaluations leave it out.",
+        minimum=0,
+        maximum=0.999,
+    )
+    neftune_noise_alpha: float | None = setting(
+        None,
+        "NEFTune: uniform noise on embeddings in training, up to alpha / sqrt(tokens x width).",
+        minimum=0,
+    )
+    router_aux_loss_coef: float = setting(
+        0.0,
+        "Weight of the load-balancing loss of a mixture of experts (mixtral, olmoe, qwen2_moe,"
+        " qwen3_moe).",
+        minimum=0,
+    )
     epochs: InitVar[int | None] = None
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = (
@@ -419,6 +436,12 @@ class SFTConfig(TrainerConfig):
             APPLYING,
             lambda c: c.parameter_server is not None,
             "with parameter_server; give it to `chuk params serve`",
+        ),
+        (("label_smoothing_factor",), lambda c: c.loss_type != "nll", "with this loss_type"),
+        (
+            ("router_aux_loss_coef",),
+            lambda c: c.gradient_checkpointing,
+            "with gradient_checkpointing: blocks that are run again do not show their routers",
         ),
     )
 
