@@ -20,7 +20,9 @@ class TextStream:
     """Decodes one answer token by token; all pieces together are `tokenizer.decode` of all tokens.
 
     A tokenizer may decode a token differently after another (spaces, bytes), so each piece is what
-    a short window of tokens says beyond what its beginning said."""
+    a short window of tokens says beyond what its beginning said. Where bytes stand for characters
+    one by one (`byte_fallback`), a tokenizer says of a run of them that is not whole that none of
+    it is: what came out before such a beginning stays."""
 
     def __init__(self, tokenizer: LoadedTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -32,7 +34,7 @@ class TextStream:
     def add(self, token: int) -> str:
         """The text that is certain with this token; may be empty."""
         self._window.append(token)
-        text = self._decode(self._window)[len(self._settled_text) :]
+        text = self._unsettled()
         open_end = len(text) - len(text.rstrip(UNKNOWN))
         certain = text[: len(text) - min(open_end, LONGEST)]
         piece = certain[self._given :]
@@ -40,7 +42,7 @@ class TextStream:
             self._window = self._window[self._settled :]
             self._settled, self._settled_text, self._given = (
                 len(self._window),
-                self._decode(self._window),
+                _decoded(self._tokenizer, self._window),
                 0,
             )
         else:
@@ -49,13 +51,16 @@ class TextStream:
 
     def end(self) -> str:
         """What was held: bytes that never became a character."""
-        text = self._decode(self._window)[len(self._settled_text) :]
+        text = self._unsettled()
         piece = text[self._given :]
         self._given = len(text)
         return piece
 
-    def _decode(self, tokens: list[int]) -> str:
-        return decode(self._tokenizer, tokens)
+    def _unsettled(self) -> str:
+        text = _decoded(self._tokenizer, self._window)
+        if text.startswith(self._settled_text):
+            return text[len(self._settled_text) :]
+        return _decoded(self._tokenizer, self._window[self._settled :])
 
 
 class StopText:
@@ -87,7 +92,16 @@ class StopText:
 
 
 def decode(tokenizer: LoadedTokenizer, tokens: Sequence[int]) -> str:
-    """Text of tokens: special tokens left out, spaces as they are."""
+    """Text of tokens: special tokens left out, spaces as they are. It is what a TextStream makes of
+    them, so a character that is cut off takes no others along."""
+    text = _decoded(tokenizer, tokens)
+    if UNKNOWN not in text:
+        return text
+    stream = TextStream(tokenizer)
+    return "".join(stream.add(token) for token in tokens) + stream.end()
+
+
+def _decoded(tokenizer: LoadedTokenizer, tokens: Sequence[int]) -> str:
     return str(
         tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     )

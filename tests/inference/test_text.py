@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
+from chuk_lib.data.tokenizers.char import char_tokenizer
 from chuk_lib.inference.text import UNKNOWN, StopText, TextStream, decode
 from tests.inference.generation_models import loaded
 
@@ -17,6 +19,11 @@ TEXTS = [
     " spaces  kept \n\n ",
     "",
 ]
+
+
+def byte_by_byte() -> PreTrainedTokenizerFast:
+    """As Llama 2's, Mistral's and Gemma's: characters that are no tokens are bytes."""
+    return PreTrainedTokenizerFast(tokenizer_object=char_tokenizer())
 
 
 def pieces_of(tokens: list[int]) -> list[str]:
@@ -37,6 +44,25 @@ def test_pieces_of_random_tokens_make_the_decoded_text(seed: int) -> None:
     tokenizer = loaded()[1]
     tokens = [random.Random(seed * 100 + i).randrange(320) for i in range(60)]
     assert "".join(pieces_of(tokens)) == decode(tokenizer, tokens)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_bytes_for_characters_make_the_text(text: str) -> None:
+    tokenizer = byte_by_byte()
+    stream = TextStream(tokenizer)
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    pieces = [*(stream.add(token) for token in tokens), stream.end()]
+    assert "".join(pieces) == text == decode(tokenizer, tokens)
+    assert not any(UNKNOWN in piece for piece in pieces)
+
+
+def test_a_cut_character_takes_no_others_along() -> None:
+    tokenizer = byte_by_byte()
+    tokens = tokenizer.encode("日本", add_special_tokens=False)
+    assert decode(tokenizer, tokens[:4]) == "日" + UNKNOWN
+    assert decode(tokenizer, [*tokens[:4], *tokenizer.encode("x!", add_special_tokens=False)]) == (
+        f"日{UNKNOWN}x!"
+    )
 
 
 def test_bytes_that_never_end_are_given_in_the_end() -> None:
