@@ -14,7 +14,7 @@ from chuk_cli.env.options import (
     CallSecondsOption,
     EnvOption,
     McpOption,
-    Table,
+    PlayOptions,
     ToolOption,
     ToolTokensOption,
     TurnsOption,
@@ -226,7 +226,7 @@ def evaluate(
       chuk eval -m runs/tuned --against base --tasks arc_easy,sciq --rows 500
     """
     out = Out.of(json, quiet)
-    table = Table(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
+    table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
     sampling = SamplingConfig(
         temperature or 0.0, top_p, top_k, min_p, stop=tuple(stop or ()), seed=seed
     )

@@ -15,7 +15,7 @@ from chuk_cli.env.options import (
     EnvOption,
     McpOption,
     RowOption,
-    Table,
+    PlayOptions,
     ToolOption,
     ToolTokensOption,
     TurnsOption,
@@ -136,13 +136,15 @@ def infer(
     sampling = SamplingConfig(
         temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
     )
-    table = Table(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
+    table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
     if table.has_tools:
         refuse_beside_tools(
             input, system, chat, cache, kv_bits, schema, regex, grammar, speculate != "auto" or None
         )
         given = _given_row(row, prompt)
-        watch(out, table.player(out, model, adapter), given, drawn(sampling))
+        out.warn_of_idle(sampling.idle)
+        player = table.player(out, model, adapter, implementation)
+        watch(out, player, given, drawn(sampling))
         return
     table.refuse_idle(row)
     rule = rule_of(schema, regex, grammar)
@@ -155,16 +157,7 @@ def infer(
         if name := next((name for name, given in alone.items() if given is not None), None):
             raise ConfigError(f"`{name}` is for one prompt, not for rows", "leave it out")
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
-        answer_all(
-            job,
-            sampling,
-            chat,
-            system,
-            out,
-            load,
-            made_with,
-            rule,
-        )
+        answer_all(job, sampling, chat, system, out, load, made_with, rule)
         return
     out.warn_of_idle(sampling.idle)
     text = _given_prompt(prompt)

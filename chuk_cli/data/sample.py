@@ -13,7 +13,7 @@ from chuk_cli.env.options import (
     CallSecondsOption,
     EnvOption,
     McpOption,
-    Table,
+    PlayOptions,
     ToolOption,
     ToolTokensOption,
     TurnsOption,
@@ -124,7 +124,7 @@ def sample(
     out = Out.of(json, quiet)
     config = SamplingConfig(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     rules = SampleRules(answers, threshold, keep, to, margin)
-    table = Table(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
+    table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
     make_player, named = table.make_player(out), table.rewards(reward)
     if not named:
         raise ConfigError("no reward says which answers are good", "add --reward NAME")

@@ -4,7 +4,7 @@ sample` where a model plays with tools."""
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -12,6 +12,7 @@ from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
+    from chuk_lib.models.config import Implementation
     from chuk_lib.training.online.episode import MakePlayer
 
 
@@ -59,7 +60,7 @@ ToolTokensOption = Annotated[
 
 
 @dataclass(frozen=True)
-class Table:
+class PlayOptions:
     """What a model plays with, as it was typed; named as the settings of a training are."""
 
     environment: str | None = None
@@ -97,14 +98,17 @@ class Table:
             flag = f"--{given[0].replace('_', '-')}"
             raise ConfigError(f"`{flag}` is of plays, and there are none", "add --env or --tool")
 
-    def player(self, out: Out, model: str, adapter: str | None = None) -> Any:
+    def player(
+        self, out: Out, model: str, adapter: str | None = None, implementation: str = "auto"
+    ) -> Any:
         """The player, with a model that is loaded for it. There must be tools."""
         make_player = self.make_player(out)
         assert make_player is not None
         from chuk_lib.models import load_model
 
         with out.status(f"loading `{model}`"):
-            return make_player(*load_model(model, adapter=adapter))
+            which = cast("Implementation", implementation)
+            return make_player(*load_model(model, adapter=adapter, implementation=which))
 
     def rewards(self, named: list[str] | None) -> tuple[str, ...]:
         """The rewards that were named, and the one that the environment gives itself."""

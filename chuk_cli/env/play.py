@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chuk_cli.env.mcp import arguments_of
-from chuk_cli.env.options import HeatOption, PlayerOption, SecondsOption, Table
+from chuk_cli.env.options import HeatOption, PlayerOption, SecondsOption, PlayOptions
 from chuk_cli.env.watch import report, reward, row_of, watch
 from chuk_cli.options import JsonOption, QuietOption, SeedOption
 from chuk_cli.out import Out
@@ -111,7 +111,7 @@ def play(
       chuk env play games.py:Guess --model runs/grpo --row '{"prompt": "Guess!", "answer": "7"}'
     """
     out, given = Out.of(json, quiet), row_of(row)
-    table = Table(environment, tool, None, max_turns, seconds)
+    table = PlayOptions(environment, tool, None, max_turns, seconds)
     if not table.has_tools:
         raise ConfigError("there is nothing to play with", "name FILE.py:CLASS, or a --tool")
     if model is None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from chuk_cli.env.options import Table
+from chuk_cli.env.options import PlayOptions
 from chuk_cli.env.watch import row_of
 from chuk_cli.options import JsonOption, QuietOption
 from chuk_cli.out import Out
@@ -46,7 +46,7 @@ def show(
     from chuk_lib.env.tools import toolbox, tools_of
 
     out, given = Out.of(json, quiet), row_of(row)
-    if not Table(environment, tool).has_tools:
+    if not PlayOptions(environment, tool).has_tools:
         raise ConfigError("there is nothing to show", "name FILE.py:CLASS, or a --tool")
     modules = dict[Path, Any]()
     made = None if environment is None else load_environment(environment, modules)
