@@ -193,7 +193,8 @@ def completed(config: Config, needed: Collection[str]) -> Config:
     if config["model_type"] == "granitemoehybrid" and isinstance(made.get("layer_types"), list):
         names = {"linear_attention": "mamba", "full_attention": "attention"}
         made["layer_types"] = [names.get(kind, kind) for kind in made["layer_types"]]
-        made["position_embedding_type"] = config.get("position_embedding_type") or "nope"
+        if "position_embedding_type" in config:
+            made["position_embedding_type"] = config["position_embedding_type"] or "nope"
     return made
 
 

@@ -7,7 +7,7 @@
 - GLM-4 (`glm`): all of a head is rotated there, whatever `partial_rotary_factor` says
 - Jamba: the scores of the chosen experts are made to add up to 1 there
 - MiniCPM3: a tied head leaves out the scale of the logits there
-- Phi-3.5 MoE: it has biases there always
+- Phi-3.5 MoE: it has biases there, whatever the config says
 """
 
 from __future__ import annotations
@@ -178,15 +178,20 @@ def _minicpm3() -> Classes:
 def _phimoe() -> Classes:
     from mlx_lm.models import phimoe
 
-    class PhiMoE(phimoe.Model):
-        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-            made: dict[str, mx.array] = super().sanitize(weights)
-            for path, module in self.named_modules():
-                if isinstance(module, nn.Linear) and "bias" in module:
-                    made.setdefault(f"{path}.bias", mx.zeros_like(module.bias))
-            return made
+    @dataclass
+    class PhiArguments(phimoe.ModelArgs):
+        attention_bias: bool = False
+        lm_head_bias: bool = False
 
-    return PhiMoE, phimoe.ModelArgs
+    class PhiMoE(phimoe.Model):
+        def __init__(self, args: PhiArguments) -> None:
+            super().__init__(args)
+            names = () if args.attention_bias else ("q_proj", "k_proj", "v_proj", "o_proj")
+            unbiased = [block.self_attn[name] for block in self.layers for name in names]
+            for module in unbiased + ([] if args.lm_head_bias else [self.lm_head]):
+                module.pop("bias", None)
+
+    return PhiMoE, PhiArguments
 
 
 MENDED: dict[str, Callable[[], Classes]] = {
