@@ -15,7 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.errors import ConfigError
-from chuk_lib.inference.decoder.draft import Draft, Drafting
+from chuk_lib.inference.decoder.draft import DraftModel, Drafting
 from chuk_lib.inference.decoder.draws import (
     Arrival,
     Draws,
@@ -113,7 +113,7 @@ def new_engine(
     return ModelEngine(model, new_store(model, max_tokens, kv_bits, together), decode)
 
 
-def _draft_of(model: nn.Module | None, writer: LlamaParts) -> Draft | None:
+def _draft_of(model: nn.Module | None, writer: LlamaParts) -> DraftModel | None:
     """The small model, when there is one. Raises ConfigError for one of another kind."""
     if model is None:
         return None
@@ -123,7 +123,7 @@ def _draft_of(model: nn.Module | None, writer: LlamaParts) -> Draft | None:
             "the draft model is not a Llama-like one with float32 weights",
             "take another, or leave out `--draft`",
         )
-    return Draft(model, parts, writer, _run_cost)
+    return DraftModel(model, parts, writer, _run_cost)
 
 
 def _all_float32(model: nn.Module) -> bool:
@@ -153,7 +153,11 @@ class NumpyEngine:
     drop_share = 0.1
 
     def __init__(
-        self, model: nn.Module, rows: NumpyLlama, ahead: bool = False, draft: Draft | None = None
+        self,
+        model: nn.Module,
+        rows: NumpyLlama,
+        ahead: bool = False,
+        draft: DraftModel | None = None,
     ) -> None:
         self._model, self._rows = model, rows
         self._looks = ahead  # whether one row alone may look ahead
