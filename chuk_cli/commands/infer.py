@@ -14,8 +14,8 @@ from chuk_cli.env.options import (
     CallSecondsOption,
     EnvOption,
     McpOption,
-    RowOption,
     PlayOptions,
+    RowOption,
     ToolOption,
     ToolTokensOption,
     TurnsOption,
@@ -118,16 +118,10 @@ def infer(
 
     The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an
     answer and Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a
-<<<<<<< HEAD
-    row's own temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, stop and seed count
-    for it. With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
-    says that an answer is not whole. With --env, --tool or --mcp the model plays once, and each
-    turn is printed when it is over.
-=======
     row's own temperature, top_p, top_k, min_p, penalties, max_tokens, stop and seed count for it.
     With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
-    says that an answer is not whole.
->>>>>>> main
+    says that an answer is not whole. With --env, --tool or --mcp the model plays once, and each
+    turn is printed when it is over.
 
     Examples:
       chuk infer --model runs/first --prompt "What is 2 + 3?"
@@ -145,25 +139,29 @@ def infer(
 
     out = Out.of(json, quiet)
     job = job_of(input, output, column, samples, logprobs, resume, overwrite, prompt)
-<<<<<<< HEAD
-    sampling = SamplingConfig(
-        temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
-    )
+    told = (temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()))
+    sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
     table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
     if table.has_tools:
         refuse_beside_tools(
-            input, system, chat, cache, kv_bits, schema, regex, grammar, speculate != "auto" or None
+            {
+                "--input": input,
+                "--system": system,
+                "--chat": chat,
+                "--cache": cache,
+                "--kv-bits": kv_bits,
+                "--draft": draft,
+                "--schema": schema,
+                "--regex": regex,
+                "--grammar": grammar,
+                "--speculate": None if speculate == "auto" else speculate,
+            }
         )
-        given = _given_row(row, prompt)
         out.warn_of_idle(sampling.idle)
         player = table.player(out, model, adapter, implementation)
-        watch(out, player, given, drawn(sampling))
+        watch(out, player, _given_row(row, prompt), drawn(sampling))
         return
     table.refuse_idle(row)
-=======
-    told = (temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()))
-    sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
->>>>>>> main
     rule = rule_of(schema, regex, grammar)
 
     def load(folder: str | None = adapter) -> tuple[Any, Any]:
