@@ -115,6 +115,7 @@ CHANGES_WEIGHTS = {
         {"mask_truncated_completions": True},
     ),
     "dynamic_sampling": ({"rewards": ("rare",), "seed": 3}, {"dynamic_sampling": 3}),
+    "lag": ({}, {"lag": 1}),
     "off_policy_mask_threshold": (
         TWICE | {"learning_rate": 0.1},
         {"off_policy_mask_threshold": 1e-4},

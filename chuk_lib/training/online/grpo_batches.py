@@ -111,7 +111,7 @@ def _rows_that_matter(
 
 def _reads_sampler(config: GRPOConfig, episodes: Sequence[Episode]) -> bool:
     """Whether a loss reads the sampler's log-probs, and they are known of all that was written."""
-    if not config.importance_sampling_correction and config.off_policy_mask_threshold is None:
+    if not config.importance_sampling_correction and config.chosen_threshold is None:
         return False
     return not any(np.isnan(one.logps[one.mask > 0]).any() for one in episodes)
 
