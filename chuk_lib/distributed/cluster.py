@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
+import signal
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,6 @@ _QUIET = {
     "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
-    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }
 """What Ray reads when it is imported."""
 
@@ -54,6 +55,7 @@ def connect(
         "log_to_driver": False,
         "configure_logging": False,
     }
+    signals = _handlers()
     try:
         if address is None:
             ray.init("local", num_cpus=cpus, object_store_memory=store_bytes, **common)
@@ -66,7 +68,17 @@ def connect(
             f" {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             "look at the address, and that RAY_AUTH_TOKEN is the cluster's token",
         ) from None
+    for number, handler in signals.items():
+        signal.signal(number, handler)
     return ray, True
+
+
+def _handlers() -> dict[int, Any]:
+    """Who gets this process's signals: Ray takes them, and prints a stack at each SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    return {number: handler for number, handler in found.items() if handler is not None}
 
 
 def _take_token(address: str | None, folder: Path) -> None:
