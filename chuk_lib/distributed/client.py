@@ -82,6 +82,8 @@ class _Batches(Algorithm):
         self.model, self._inner = inner.model, inner
         self._client, self._worker = client, worker
         self.batch: int | None = None
+        self.behind = 0
+        """Updates that were lost with a server that died, and are to be made again."""
         self.move_on()
 
     def move_on(self) -> bool:
@@ -90,8 +92,12 @@ class _Batches(Algorithm):
         return self.batch is not None
 
     def updates(self, step: int) -> Iterable[Update]:
-        """Those of the batch."""
-        return self._inner.updates(self._at(step))
+        """Those of the batch, and of further ones while the server is behind what it was."""
+        while True:
+            yield from self._inner.updates(self._at(step))
+            if not self.behind or not self.move_on():
+                return
+            self.behind -= 1
 
     def loss(self, model: nn.Module, micro_batch: Arrays) -> Loss:
         """See `Algorithm`."""
@@ -131,7 +137,9 @@ class _Pushing(Learner):
 
     def pull(self) -> None:
         """Take the server's weights."""
+        before = self._version
         self._version, weights = self._client.ask("pull")
+        self._batches.behind += max(0, before - self._version)
         travelling.into_model(self._model, weights)
 
     @property

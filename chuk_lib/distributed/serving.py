@@ -67,6 +67,7 @@ def serving(config: ParameterServerConfig, overwrite: bool = False) -> Iterator[
         RunDir(folder).write_json(ADDRESS_FILE, {"address": address})
         yield Served(address, folder, ray, actor)
         ray.get(actor.save.remote())
+        ray.kill(actor)
     finally:
         if ours:
             ray.shutdown()
