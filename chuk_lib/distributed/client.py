@@ -160,6 +160,7 @@ class _Pushing(Learner):
             packed = None if found is None else travelling.from_arrays(dict(tree_flatten(found)))
             loss = sums["total"] / max(sums["weight"], 1e-9)
             answer = self._client.ask("push", self._batches.batch, self._version, packed, loss)
+            self._version += answer == "applied"
             if answer != "stale":
                 return sums
 

@@ -276,6 +276,7 @@ ELSEWHERE = {
     "run_name",
     "tags",
     "report_to",  # event files, databases: tests/runs/test_sinks.py
+    "parameter_server",  # tests/distributed/test_on_ray.py
     "revision",  # a hub branch: tests/models/test_loader.py, with a cache made by hand
 }
 
