@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 
 from chuk_lib import __version__
 from chuk_lib.distributed import weights as travelling
-from chuk_lib.distributed.cluster import TOKEN_FILE, connect
+from chuk_lib.distributed.cluster import TOKEN_FILE, connect, in_words
 from chuk_lib.distributed.parameter_server import NAME, NAMESPACE
 from chuk_lib.errors import ConfigError, TrainingError
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Report, Update
@@ -60,9 +60,7 @@ class ParameterServerClient:
         try:
             return self._ray.get(getattr(self._server, method).remote(*values))
         except errors.RayTaskError as error:
-            if isinstance(error.cause, TrainingError):
-                raise TrainingError(error.cause.message, error.cause.hint) from None
-            raise TrainingError(f"the parameter server failed: {error.cause}") from None
+            raise in_words(error, "the parameter server failed") from None
         except (errors.RayActorError, errors.RaySystemError) as error:
             raise TrainingError(
                 f"the parameter server is gone: {str(error).splitlines()[0]}",

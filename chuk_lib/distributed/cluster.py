@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import secrets
 import signal
 import sys
@@ -17,10 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from chuk_lib.errors import ConfigError
+from chuk_lib.errors import ChukError, ConfigError, TrainingError
 
 TOKEN_FILE = "ray_token"
 STORE_BYTES = 256 << 20
+LOGS = "what it printed is under /tmp/ray/session_latest/logs"
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
@@ -110,3 +112,16 @@ def _read(path: str | None) -> str:
         return Path(path).expanduser().read_text(encoding="utf-8").strip() if path else ""
     except OSError:
         return ""
+
+
+def in_words(error: Any, what: str) -> ChukError:
+    """What an actor raised, as it was raised; or the last line of what Ray says of it, after
+    `what`. Of an actor that did not start Ray has the traceback as a text."""
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, ChukError):
+        return type(cause)(cause.message, cause.hint)
+    text = str(cause)
+    if found := re.search(r"^chuk_lib\.errors\.\w+: (.+)$(?:\s^hint: (.+)$)?", text, re.MULTILINE):
+        return TrainingError(f"{what}: {found[1]}", found[2] or LOGS)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return TrainingError(f"{what}: {lines[-1] if lines else type(cause).__name__}", LOGS)

@@ -10,7 +10,7 @@ import pytest
 from chuk_lib.distributed import ParameterServerClient, cluster, join, rollout_player
 from chuk_lib.distributed.config import ParameterServerConfig
 from chuk_lib.distributed.serving import pull_into, serving
-from chuk_lib.errors import TrainingError
+from chuk_lib.errors import ChukError, TrainingError
 from chuk_lib.events import read_events
 from chuk_lib.training import resume
 from chuk_lib.training import train as train_job
@@ -150,3 +150,11 @@ def test_a_server_and_its_worker_train_as_one_process_does_also_when_the_server_
         assert pull_into(str(served.folder), tmp_path / "pulled") == 9
     for name in ("worker", "server", "pulled"):
         assert_same_bits(weights_of(plain.checkpoint), weights_of(tmp_path / name))
+
+
+def test_a_server_that_cannot_start_says_why_and_leaves_nothing(ray, tmp_path):
+    nowhere, output = str(tmp_path / "nowhere"), tmp_path / "server"
+    config = ParameterServerConfig(model=nowhere, output=str(output), max_steps=1)
+    with pytest.raises(ChukError, match="nowhere"), serving(config):
+        pass
+    assert not output.exists()
