@@ -26,9 +26,6 @@ _INSTEAD = {
     ),
     "base_model": "`model`",
     "bf16": "`dtype: bfloat16` (unset: what the machine computes well)",
-    "chat_template_kwargs": (
-        'write it in the rows: a column of that name, such as {"enable_thinking": false}'
-    ),
     "dataloader_num_workers": _READING,
     "dataset_num_proc": _READING,
     "datasets": "`data`, with commas between several",
