@@ -13,7 +13,7 @@ from chuk_lib.config.settings import setting, settings_of, validate
 from chuk_lib.errors import ConfigError
 from chuk_lib.models.config import IMPLEMENTATIONS, LoRAConfig
 from chuk_lib.training.idle import SHARED
-from chuk_lib.training.optimizer_kinds import OPTIMIZERS
+from chuk_lib.training.optimizer_kinds import APPLYING, OPTIMIZERS
 from chuk_lib.training.schedulers import SCHEDULES
 from chuk_lib.training.tables import IdleRule
 
@@ -412,6 +412,12 @@ class SFTConfig(TrainerConfig):
     loss_type: str = setting(
         "nll", "nll, or dft (token losses weighted by their probability).", choices=("nll", "dft")
     )
+    parameter_server: str | None = setting(
+        None,
+        "Train for a parameter server, whose weights, batches and optimizer count: the folder of"
+        " `chuk params serve` on this machine, or HOST:PORT.",
+        flag=True,
+    )
     label_smoothing_factor: float = setting(
         0.0,
         "Share of each target that is spread evenly over the vocabulary; evaluations leave it out.",
@@ -432,6 +438,12 @@ class SFTConfig(TrainerConfig):
     epochs: InitVar[int | None] = None
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = (
+        *TrainerConfig.idle_rules,
+        (
+            APPLYING,
+            lambda c: c.parameter_server is not None,
+            "with parameter_server; give it to `chuk params serve`",
+        ),
         (("label_smoothing_factor",), lambda c: c.loss_type != "nll", "with this loss_type"),
         (
             ("router_aux_loss_coef",),

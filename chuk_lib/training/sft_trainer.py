@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import mlx.core as mx
@@ -37,7 +37,7 @@ from chuk_lib.training.language_job import complete, language_job, prepare_model
 from chuk_lib.training.loading import held_out, load_policy, valid_split
 from chuk_lib.training.losses.cross_entropy import sft_loss
 from chuk_lib.training.measuring.exact_match import write_sample
-from chuk_lib.training.run import Job, Run, RunResult, run_training
+from chuk_lib.training.run import Job, Join, Run, RunResult, run_training
 from chuk_lib.training.utils.fused_head import StatOptions
 from chuk_lib.training.utils.log_probs import target_stats
 
@@ -211,10 +211,18 @@ class SFTTrainer:
         sinks: Sequence[Sink] = (),
         should_stop: Callable[[], bool] = lambda: False,
         open_run: Callable[[], Run] | None = None,
+        join: Join | None = None,
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under
-        `runs/`)."""
+        `runs/`). `join` makes the run one of the workers of a parameter server."""
+        if self.config.parameter_server is not None and join is None:
+            raise ConfigError(
+                "the settings name a parameter server, and nothing joins it",
+                "give `join=chuk_lib.distributed.join`",
+            )
         job = self.job(dataset, eval_dataset)
+        if join is not None and self.config.parameter_server is not None:
+            job, should_stop = join(job, self.config, should_stop)
         return run_training(
             job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run
         )
@@ -277,7 +285,8 @@ class SFTTrainer:
 
     def complete(self, adapted: bool, dataset: SFTDataset | BatchFolder) -> SFTConfig:
         """Fill in what was left open, so that `config.yaml` alone repeats the run."""
-        return complete(self.config, self.model, adapted, dataset.source)
+        done = complete(self.config, self.model, adapted, dataset.source)
+        return done if done.parameter_server is None else replace(done, learning_rate=None)
 
     def notes(self, dataset: SFTDataset | BatchFolder) -> tuple[str, ...]:
         """What the user should know about this model and data together."""

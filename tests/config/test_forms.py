@@ -259,7 +259,7 @@ def test_generation_kwargs_are_the_settings_of_sampling(tmp_path: Path) -> None:
     value = resolve_settings(config_class("grpo"), [path]).value
     assert (value.top_p, value.max_completion_length) == (0.9, 7)
     path.write_text(f"{head}{{typical_p: 0.9}}\n", "utf-8")
-    with pytest.raises(ConfigError, match="generation_kwargs.typical_p"):
+    with pytest.raises(ConfigError, match=r"generation_kwargs\.typical_p"):
         resolve_settings(config_class("grpo"), [path])
 
 
