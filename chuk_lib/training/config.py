@@ -371,7 +371,8 @@ class SFTConfig(TrainerConfig):
     )
     completion_only_loss: bool | None = setting(
         None,
-        "Learn completions only. Unset: yes when rows have a prompt and a completion.",
+        "Learn completions only, of a conversation the last answer. Unset: yes when rows have a"
+        " prompt and a completion.",
         panel="Data",
     )
     assistant_only_loss: bool = setting(
