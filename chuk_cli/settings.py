@@ -148,7 +148,7 @@ def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[L
                 f"`{key}` ({origin}) is no name of a setting",
                 "write settings as `name: value` lines",
             )
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not (key in names and known[names[key]].kind == "json"):
             raise ConfigError(
                 f"`{key}` ({origin}) is a section", "write settings as flat `name: value` lines"
             )

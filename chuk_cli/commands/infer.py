@@ -57,6 +57,7 @@ from chuk_cli.options import (
     ModelOption,
     OverwriteOption,
     QuietOption,
+    TemplateOptionsOption,
 )
 from chuk_cli.out import Out, to_json
 from chuk_lib.errors import ConfigError, DataError
@@ -78,6 +79,7 @@ def infer(
     prompt: PromptOption = None,
     system: SystemOption = None,
     chat: ChatOption = None,
+    chat_template_kwargs: TemplateOptionsOption = None,
     cache: CacheOption = None,
     temperature: TemperatureOption = _DEFAULT.temperature,
     top_p: TopPOption = _DEFAULT.top_p,
@@ -165,13 +167,17 @@ def infer(
     rule = rule_of(schema, regex, grammar)
 
     def load(folder: str | None = adapter) -> tuple[Any, Any]:
-        return load_model(out, model, folder, implementation, prepares=rule is not None)
+        return load_model(
+            out, model, folder, implementation, rule is not None, chat_template_kwargs
+        )
 
     if job is not None:
         alone = {"--cache": cache, "--kv-bits": kv_bits, "--draft": draft}
         if name := next((name for name, given in alone.items() if given is not None), None):
             raise ConfigError(f"`{name}` is for one prompt, not for rows", "leave it out")
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
+        if chat_template_kwargs is not None:
+            made_with["chat_template_kwargs"] = chat_template_kwargs
         answer_all(job, sampling, chat, system, out, load, made_with, rule)
         return
     out.warn_of_idle(sampling.idle)

@@ -348,6 +348,11 @@ def load(
     eval_dataset: SFTDataset | BatchFolder | None = None
     if is_batch_folder(source):
         folder = BatchFolder(cast(str, source), tokenizer)
+        if config.chat_template_kwargs is not None:
+            raise ConfigError(
+                f"`chat_template_kwargs` does nothing: `{source}` holds tokens",
+                "leave it out, or train on the rows",
+            )
         if config.eval_data is not None:
             eval_dataset = _eval_data(config, config.eval_data, tokenizer)
         return SFTTrainer(model, tokenizer, folder.settle(config)), folder, eval_dataset

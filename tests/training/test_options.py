@@ -253,6 +253,7 @@ ELSEWHERE = {
     "data",
     "add_tokens",
     "chat_template",
+    "chat_template_kwargs",  # tests/data/test_template_options.py
     "column_map",
     "val_size",
     "eval_data",
