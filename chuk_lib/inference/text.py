@@ -1,10 +1,13 @@
 """From tokens, as they come, to text that is never taken back.
 
-Two things are held until they are certain: the bytes of a character whose end has not come, and
-text that may be the beginning of a stop text."""
+Three things are held until they are certain: the bytes of a character whose end has not come, a
+run of tokens that stand for one byte each (`<0xE2>`, as SentencePiece falls back to: one wrong byte
+makes all of the run undecodable, so it must be whole), and text that may be the beginning of a stop
+text."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from chuk_lib.data.tokenizers.calls import CallForm
@@ -14,15 +17,14 @@ UNKNOWN = "\ufffd"
 LONGEST = 3
 """A character of UTF-8 has four bytes at most: more undecodable ones than this at the end will not
 become one."""
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class TextStream:
     """Decodes one answer token by token; all pieces together are `tokenizer.decode` of all tokens.
 
     A tokenizer may decode a token differently after another (spaces, bytes), so each piece is what
-    a short window of tokens says beyond what its beginning said. Where bytes stand for characters
-    one by one (`byte_fallback`), a tokenizer says of a run of them that is not whole that none of
-    it is: what came out before such a beginning stays."""
+    a short window of tokens says beyond what its beginning said."""
 
     def __init__(self, tokenizer: LoadedTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -30,11 +32,16 @@ class TextStream:
         self._settled = 0  # tokens of the window whose text is out
         self._settled_text = ""
         self._given = 0  # characters beyond the settled text that are out
+        self._in_bytes = False  # whether the last text was a byte's, whose run may go on
 
     def add(self, token: int) -> str:
         """The text that is certain with this token; may be empty."""
         self._window.append(token)
-        text = self._unsettled()
+        # What has no text of its own, such as a special token, does not end a run.
+        self._in_bytes = self._is_byte(token) or (self._in_bytes and not self._decode([token]))
+        if self._in_bytes:
+            return ""
+        text = self._decode(self._window)[len(self._settled_text) :]
         open_end = len(text) - len(text.rstrip(UNKNOWN))
         certain = text[: len(text) - min(open_end, LONGEST)]
         piece = certain[self._given :]
@@ -42,7 +49,7 @@ class TextStream:
             self._window = self._window[self._settled :]
             self._settled, self._settled_text, self._given = (
                 len(self._window),
-                _decoded(self._tokenizer, self._window),
+                self._decode(self._window),
                 0,
             )
         else:
@@ -51,16 +58,17 @@ class TextStream:
 
     def end(self) -> str:
         """What was held: bytes that never became a character."""
-        text = self._unsettled()
+        text = self._decode(self._window)[len(self._settled_text) :]
         piece = text[self._given :]
         self._given = len(text)
         return piece
 
-    def _unsettled(self) -> str:
-        text = _decoded(self._tokenizer, self._window)
-        if text.startswith(self._settled_text):
-            return text[len(self._settled_text) :]
-        return _decoded(self._tokenizer, self._window[self._settled :])
+    def _is_byte(self, token: int) -> bool:
+        spelling = self._tokenizer.convert_ids_to_tokens(token)
+        return isinstance(spelling, str) and _BYTE.fullmatch(spelling) is not None
+
+    def _decode(self, tokens: list[int]) -> str:
+        return decode(self._tokenizer, tokens)
 
 
 class StopText:
@@ -92,16 +100,7 @@ class StopText:
 
 
 def decode(tokenizer: LoadedTokenizer, tokens: Sequence[int]) -> str:
-    """Text of tokens: special tokens left out, spaces as they are. It is what a TextStream makes of
-    them, so a character that is cut off takes no others along."""
-    text = _decoded(tokenizer, tokens)
-    if UNKNOWN not in text:
-        return text
-    stream = TextStream(tokenizer)
-    return "".join(stream.add(token) for token in tokens) + stream.end()
-
-
-def _decoded(tokenizer: LoadedTokenizer, tokens: Sequence[int]) -> str:
+    """Text of tokens: special tokens left out, spaces as they are."""
     return str(
         tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from chuk_lib.data.tokenizers.char import char_tokenizer
+from chuk_lib.data.tokenizers.char import SPECIAL_TOKENS, char_tokenizer
 from chuk_lib.inference.text import UNKNOWN, StopText, TextStream, decode
 from tests.inference.generation_models import loaded
 
@@ -21,13 +21,8 @@ TEXTS = [
 ]
 
 
-def byte_by_byte() -> PreTrainedTokenizerFast:
-    """As Llama 2's, Mistral's and Gemma's: characters that are no tokens are bytes."""
-    return PreTrainedTokenizerFast(tokenizer_object=char_tokenizer())
-
-
-def pieces_of(tokens: list[int]) -> list[str]:
-    stream = TextStream(loaded()[1])
+def pieces_of(tokens: list[int], tokenizer: Any = None) -> list[str]:
+    stream = TextStream(tokenizer or loaded()[1])
     return [*(stream.add(token) for token in tokens), stream.end()]
 
 
@@ -46,23 +41,36 @@ def test_pieces_of_random_tokens_make_the_decoded_text(seed: int) -> None:
     assert "".join(pieces_of(tokens)) == decode(tokenizer, tokens)
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_bytes_for_characters_make_the_text(text: str) -> None:
-    tokenizer = byte_by_byte()
-    stream = TextStream(tokenizer)
-    tokens = tokenizer.encode(text, add_special_tokens=False)
-    pieces = [*(stream.add(token) for token in tokens), stream.end()]
-    assert "".join(pieces) == text == decode(tokenizer, tokens)
-    assert not any(UNKNOWN in piece for piece in pieces)
+def falling_back(style: str) -> Any:
+    """A tokenizer with a token for each byte of what it does not know; as SentencePiece's, it drops
+    the first space."""
+    from tokenizers import decoders
+    from transformers import PreTrainedTokenizerFast
 
-
-def test_a_cut_character_takes_no_others_along() -> None:
-    tokenizer = byte_by_byte()
-    tokens = tokenizer.encode("日本", add_special_tokens=False)
-    assert decode(tokenizer, tokens[:4]) == "日" + UNKNOWN
-    assert decode(tokenizer, [*tokens[:4], *tokenizer.encode("x!", add_special_tokens=False)]) == (
-        f"日{UNKNOWN}x!"
+    tokenizer = char_tokenizer()
+    if style == "sentencepiece":
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, additional_special_tokens=list(SPECIAL_TOKENS)
     )
+
+
+@pytest.mark.parametrize("style", ["plain", "sentencepiece"])
+def test_pieces_are_the_text_where_bytes_fall_back(style: str) -> None:
+    """One wrong byte makes all bytes of its run undecodable, those of whole characters too."""
+    tokenizer = falling_back(style)
+    whole, broken = tokenizer.encode("né日"), tokenizer.encode("ÿ")[:1]
+    assert decode(tokenizer, [*whole, *broken]) == "n" + 6 * UNKNOWN
+    assert "".join(pieces_of([*whole, *broken], tokenizer)) == "n" + 6 * UNKNOWN
+    assert pieces_of([*tokenizer.encode("日a"), 1], tokenizer)[-3:] == ["日a", "", ""]
+    euro, letters = tokenizer.encode("€"), tokenizer.encode("a b\n")
+    for seed in range(200):
+        chance = random.Random(seed)
+        choices = [euro, letters[:1], letters[1:2], letters, [0], [3], broken, euro[:2]]
+        tokens = [token for _ in range(12) for token in chance.choice(choices)]
+        assert "".join(pieces_of(tokens, tokenizer)) == decode(tokenizer, tokens), tokens
 
 
 def test_bytes_that_never_end_are_given_in_the_end() -> None:
