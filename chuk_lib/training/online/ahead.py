@@ -124,7 +124,7 @@ class Ahead:
 
 
 class PartInFlight(NamedTuple):
-    """PartInFlight `number` of the prompts of `step` in the plan, in flight since `version` steps were
+    """Part `number` of the prompts of `step` in the plan, being played since `version` steps were
     learned."""
 
     step: int
