@@ -14,8 +14,8 @@ from chuk_cli.env.options import (
     CallSecondsOption,
     EnvOption,
     McpOption,
-    RowOption,
     PlayOptions,
+    RowOption,
     ToolOption,
     ToolTokensOption,
     TurnsOption,
@@ -28,7 +28,9 @@ from chuk_cli.infer.options import (
     CacheOption,
     ChatOption,
     ColumnOption,
+    DraftOption,
     DrawOption,
+    FrequencyOption,
     GrammarOption,
     InputOption,
     KvBitsOption,
@@ -36,6 +38,7 @@ from chuk_cli.infer.options import (
     MaxTokensOption,
     MinPOption,
     PenaltyOption,
+    PresenceOption,
     PromptOption,
     RegexOption,
     ResumeOption,
@@ -81,10 +84,13 @@ def infer(
     top_k: TopKOption = _DEFAULT.top_k,
     min_p: MinPOption = _DEFAULT.min_p,
     repetition_penalty: PenaltyOption = _DEFAULT.repetition_penalty,
+    frequency_penalty: FrequencyOption = _DEFAULT.frequency_penalty,
+    presence_penalty: PresenceOption = _DEFAULT.presence_penalty,
     max_tokens: MaxTokensOption = _DEFAULT.max_tokens,
     stop: StopOption = None,
     seed: DrawOption = _DEFAULT.seed,
     speculate: SpeculateOption = "auto",
+    draft: DraftOption = None,
     kv_bits: KvBitsOption = None,
     schema: SchemaOption = None,
     regex: RegexOption = None,
@@ -112,10 +118,9 @@ def infer(
 
     The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an
     answer and Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a
-    row's own temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, stop and seed count
-    for it. With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
-    says that an answer is not whole. With --env, --tool or --mcp the model plays once, and each
-    turn is printed when it is over.
+    row's own temperature, top_p, top_k, min_p, penalties, max_tokens, stop and seed count for it.
+    With --schema, --regex or --grammar no token is written that breaks the rule; exit 1 says that
+    an answer is not whole. With --env, --tool or --mcp the model plays once.
 
     Examples:
       chuk infer --model runs/first --prompt "What is 2 + 3?"
@@ -133,18 +138,15 @@ def infer(
 
     out = Out.of(json, quiet)
     job = job_of(input, output, column, samples, logprobs, resume, overwrite, prompt)
-    sampling = SamplingConfig(
-        temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
-    )
+    told = (temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()))
+    sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
     table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
     if table.has_tools:
-        refuse_beside_tools(
-            input, system, chat, cache, kv_bits, schema, regex, grammar, speculate != "auto" or None
-        )
-        given = _given_row(row, prompt)
+        rules = (schema, regex, grammar)
+        refuse_beside_tools(input, system, chat, cache, kv_bits, *rules, speculate)
         out.warn_of_idle(sampling.idle)
-        player = table.player(out, model, adapter, implementation)
-        watch(out, player, given, drawn(sampling))
+        asked = _given_row(row, prompt)
+        watch(out, table.player(out, model, adapter, implementation), asked, drawn(sampling))
         return
     table.refuse_idle(row)
     rule = rule_of(schema, regex, grammar)
@@ -153,7 +155,7 @@ def infer(
         return load_model(out, model, folder, implementation, prepares=rule is not None)
 
     if job is not None:
-        alone = {"--cache": cache, "--kv-bits": kv_bits}
+        alone = {"--cache": cache, "--kv-bits": kv_bits, "--draft": draft}
         if name := next((name for name, given in alone.items() if given is not None), None):
             raise ConfigError(f"`{name}` is for one prompt, not for rows", "leave it out")
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
@@ -163,12 +165,14 @@ def infer(
     text = _given_prompt(prompt)
     ahead = speculates(speculate)
     if text is None:
-        if cache is not None:
-            raise ConfigError("`--cache` is for one prompt", "add `--prompt TEXT`")
+        for name, given in (("--cache", cache), ("--draft", draft)):
+            if given is not None:
+                raise ConfigError(f"`{name}` is for one prompt", "add `--prompt TEXT`")
         _talk(load, adapter, sampling, chat, system, out, rule, ahead, kv_bits)
         return
     kept = None if cache is None else (Path(cache).expanduser(), (model, adapter, implementation))
-    _answer(load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept)
+    guessing = (draft, implementation)
+    _answer(load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept, guessing)
 
 
 def _talk(
@@ -213,9 +217,11 @@ def _answer(
     speculate: bool,
     kv_bits: int | None,
     kept: tuple[Path, tuple[str, str | None, str]] | None,
+    guessing: tuple[str | None, str],
 ) -> None:
-    """One answer. `kept`: a file for what is remembered of the prompt, and what decides that."""
-    from chuk_cli.infer.answers import show, tell, tell_kv_bits
+    """One answer. `kept`: a file for what is remembered of the prompt, and what decides that.
+    `guessing`: a draft model and its implementation."""
+    from chuk_cli.infer.answers import load_draft, show, tell, tell_kv_bits
     from chuk_lib.inference.generator import stream
     from chuk_lib.inference.prompts import encode_prompt, expects_chat
 
@@ -224,6 +230,7 @@ def _answer(
     if chat is None and system is None:
         chat = expects_chat(model)
     tell_kv_bits(model, kv_bits, out)
+    draft = load_draft(out, *guessing, tokenizer)
     ids = encode_prompt(tokenizer, text, chat=chat, system=system)
     cache = None if kept is None else _cache(*kept, model)
     chunks = stream(
@@ -235,6 +242,7 @@ def _answer(
         speculate=speculate,
         cache=cache,
         kv_bits=kv_bits,
+        draft=draft,
     )
     answer = show(chunks, len(ids), out)
     tell(answer, rule is not None, out, 0 if cache is None else cache.reused)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chuk_cli.env.mcp import arguments_of
-from chuk_cli.env.options import HeatOption, PlayerOption, SecondsOption, PlayOptions
+from chuk_cli.env.options import HeatOption, PlayerOption, PlayOptions, SecondsOption
 from chuk_cli.env.watch import report, reward, row_of, watch
 from chuk_cli.options import JsonOption, QuietOption, SeedOption
 from chuk_cli.out import Out

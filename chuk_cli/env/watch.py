@@ -60,7 +60,7 @@ def refuse_beside_tools(*values: object) -> None:
     """Raise ConfigError for the first of these options of `chuk infer` (in the order of `_BESIDE`)
     that is given: plays do not know it."""
     for name, value in zip(_BESIDE, values, strict=True):
-        if value is not None:
+        if value not in (None, "auto"):
             hint = "`chuk eval --env` plays rows" if name == "--input" else "leave one of them out"
             raise ConfigError(f"`{name}` means nothing to a play with tools", hint)
 

@@ -74,7 +74,7 @@ def with_preset(settings: Resolved[GRPOConfig], preset: str | None) -> Resolved[
         return settings
     if preset != "trl":
         raise ConfigError(f"there is no preset `{preset}`", "there is: trl")
-    values = trl_values(uses_lora=settings.value.lora is not None)
+    values = trl_values(settings.value.lora is not None, settings.value.chosen_lag)
     taken = {name: value for name, value in values.items() if settings.origins[name] == "default"}
     origins = settings.origins | dict.fromkeys(taken, "--preset trl")
     return Resolved(replace(settings.value, **taken), origins)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -17,6 +17,7 @@ from chuk_cli.train.watching import require, run
 from chuk_lib.config.settings import Resolved, as_dict
 
 if TYPE_CHECKING:
+    from chuk_lib.training.online.episode import MakePlayer
     from chuk_lib.training.online.plan import PromptPreview
     from chuk_lib.training.planning.dry_run import DryRun
 
@@ -101,9 +102,7 @@ def run_or_plan(
     settings = _typed(settings, "rewards", "--reward", reward)
     settings = with_own_reward(tools.into(settings))
     require(settings.value)
-    from chuk_lib.env import player_maker
-
-    make_player = player_maker(settings.value, out.warn)
+    make_player = maker_of(settings.value, out.warn)
     if not dry_run:
         run(out, algorithm, settings, overwrite, make_player)
         return
@@ -117,6 +116,15 @@ def run_or_plan(
             make_player=make_player,
         )
     tell_plan(out, plan, _lines(plan), plan.steps)
+
+
+def maker_of(config: Any, tell: Callable[[str], None]) -> MakePlayer | None:
+    """What makes the player that settings ask for: rollout workers, or plays with tools; None for
+    the model alone. `tell` gets what happens to servers of tools."""
+    from chuk_lib.distributed import rollout_player
+    from chuk_lib.env import player_maker
+
+    return rollout_player(config) or player_maker(config, tell)
 
 
 def _typed(

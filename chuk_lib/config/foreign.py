@@ -42,9 +42,7 @@ _INSTEAD = {
         "`temperature`, `top_p`, `top_k`, `min_p`, `repetition_penalty` and `stop`, each on its own"
     ),
     "hub_model_id": _UPLOAD,
-    "label_smoothing_factor": (
-        "there is no label smoothing for supervised fine-tuning; leave it out"
-    ),
+    "label_smoothing_factor": "`chuk train sft` alone has it; leave it out",
     "load_best_model_at_end": _BEST,
     "load_in_8bit": _QUANTIZED,
     "lora_parameters": (
@@ -55,12 +53,13 @@ _INSTEAD = {
     "mask_prompt": "`completion_only_loss: true`, or `assistant_only_loss: true` for conversations",
     "metric_for_best_model": _BEST,
     "micro_batch_size": "`batch_size`",
-    "neftune_noise_alpha": "there is no noise on embeddings; leave it out",
+    "neftune_noise_alpha": "`chuk train sft` alone has it; leave it out",
     "push_to_hub": _UPLOAD,
     "resume_adapter_file": (
         "`model` may be a run or a folder of adapters: training goes on with them"
     ),
     "resume_from_checkpoint": "`chuk train resume RUN` goes on with a run",
+    "router_aux_loss_coef": "`chuk train sft` alone has it; leave it out",
     "sample_packing": "`packing: true`",
     "save_strategy": _CHECKPOINTS,
     "sequence_len": "`max_length`",

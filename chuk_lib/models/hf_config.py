@@ -90,15 +90,21 @@ def read_config(folder: Path) -> Config:
     if not path.is_file():
         raise no_model(folder)
     config = read_json(path)
+    check_config(path, config)
+    return config
+
+
+def check_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise ModelError when what was read from `path` is no model's config, or asks for code of its
+    own."""
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"`{path}` names no model_type", "is this the config of a language model?")
     if config.get("model_file"):
         raise ModelError(
-            f"`{folder}` wants to run its own code (`{config['model_file']}`)",
+            f"`{path.parent}` wants to run its own code (`{config['model_file']}`)",
             "chuk loads data only, never code",
         )
     check_sizes(path, config)
-    return config
 
 
 def check_sizes(path: Path, config: Mapping[str, Any]) -> None:

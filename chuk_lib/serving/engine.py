@@ -15,6 +15,7 @@ from typing import Any
 
 from chuk_lib.errors import ChukError
 from chuk_lib.inference.decoder.decoder import Decoder
+from chuk_lib.inference.decoder.prefixes import PrefixCache
 from chuk_lib.inference.decoder.rows import Request, Row
 from chuk_lib.runtime import computing, prefill_tokens
 from chuk_lib.serving.errors import NOT_A_NUMBER, Refused
@@ -56,6 +57,8 @@ class Counters:
 
     steps: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    cache_bytes: int = 0
     generated_tokens: int = 0
     running: int = 0
     ended: dict[str, int] = field(default_factory=dict)
@@ -71,10 +74,17 @@ class _Lane:
 
 
 class EngineLoop:
-    """Computes for what is served from `run` until `stop`."""
+    """Computes for what is served from `run` until `stop`. `cache_bytes`: of what is remembered of
+    earlier prompts, 0 for nothing."""
 
-    def __init__(self, served: Sequence[Served], token_budget: int | None = None) -> None:
+    def __init__(
+        self,
+        served: Sequence[Served],
+        token_budget: int | None = None,
+        cache_bytes: int = 0,
+    ) -> None:
         self._served, self._token_budget = served, token_budget
+        self._prefixes = PrefixCache(cache_bytes) if cache_bytes else None
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._lanes: dict[str, _Lane] = {}
         self._embedders: dict[str, Embedder] = {}
@@ -140,7 +150,12 @@ class EngineLoop:
 
     def _decoder_of(self, served: Served, stack: ExitStack) -> Decoder:
         decoder = Decoder(
-            served.model, served.tokenizer, token_budget=self._token_budget, gradual=True
+            served.model,
+            served.tokenizer,
+            token_budget=self._token_budget,
+            gradual=True,
+            prefixes=self._prefixes,
+            name=served.name,
         )
         return stack.enter_context(decoder)
 
@@ -208,6 +223,8 @@ class EngineLoop:
     def _end(self, lane: _Lane, row: Row) -> None:
         errand, index = lane.errands.pop(row)
         self._count(str(row.reason))
+        if row.request.member == 0:
+            self.numbers.cached_tokens += row.cached
         if row.reason == "failed":
             news = News(index, error=Refused(NOT_A_NUMBER, status=500))
         else:
@@ -227,6 +244,7 @@ class EngineLoop:
 
     def _send(self) -> None:
         """All news at once: one wake-up of the event loop a step."""
+        self.numbers.cache_bytes = 0 if self._prefixes is None else self._prefixes.size
         self.numbers.running = sum(one.decoder.running for one in self._lanes.values())
         mail, self._mail = self._mail, []
         for loop in {errand.loop for errand, _ in mail}:

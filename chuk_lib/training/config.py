@@ -12,7 +12,7 @@ from typing import ClassVar, TypeVar
 from chuk_lib.config.settings import setting, settings_of, validate
 from chuk_lib.errors import ConfigError
 from chuk_lib.models.config import IMPLEMENTATIONS, LoRAConfig
-from chuk_lib.training.optimizer_kinds import OPTIMIZERS
+from chuk_lib.training.optimizer_kinds import APPLYING, OPTIMIZERS
 from chuk_lib.training.schedulers import SCHEDULES
 from chuk_lib.training.tables import IdleRule, idle_rules
 
@@ -405,7 +405,45 @@ class SFTConfig(TrainerConfig):
     loss_type: str = setting(
         "nll", "nll, or dft (token losses weighted by their probability).", choices=("nll", "dft")
     )
+    parameter_server: str | None = setting(
+        None,
+        "Train for a parameter server, whose weights, batches and optimizer count: the folder of"
+        " `chuk params serve` on this machine, or HOST:PORT.",
+        flag=True,
+    )
+    label_smoothing_factor: float = setting(
+        0.0,
+        "Share of each target that is spread evenly over the vocabulary; evaluations leave it out.",
+        minimum=0,
+        maximum=0.999,
+    )
+    neftune_noise_alpha: float | None = setting(
+        None,
+        "NEFTune: uniform noise on embeddings in training, up to alpha / sqrt(tokens x width).",
+        minimum=0,
+    )
+    router_aux_loss_coef: float = setting(
+        0.0,
+        "Weight of the load-balancing loss of a mixture of experts (mixtral, olmoe, qwen2_moe,"
+        " qwen3_moe).",
+        minimum=0,
+    )
     epochs: InitVar[int | None] = None
+
+    idle_rules: ClassVar[tuple[IdleRule, ...]] = (
+        *TrainerConfig.idle_rules,
+        (
+            APPLYING,
+            lambda c: c.parameter_server is not None,
+            "with parameter_server; give it to `chuk params serve`",
+        ),
+        (("label_smoothing_factor",), lambda c: c.loss_type != "nll", "with this loss_type"),
+        (
+            ("router_aux_loss_coef",),
+            lambda c: c.gradient_checkpointing,
+            "with gradient_checkpointing: blocks that are run again do not show their routers",
+        ),
+    )
 
     def __post_init__(self, epochs: int | None) -> None:
         if epochs is not None:

@@ -42,6 +42,8 @@ _OWN = (
     "report.html",
     "tensorboard",
     "wandb",
+    "ray_token",
+    "server.json",
 )
 _LOCK, _SETTINGS, _ABOUT = ".lock", "config.yaml", "run.json"
 

@@ -166,8 +166,6 @@ TRANSFORMERS: dict[str, tuple[Key, ...]] = {
         "deepspeed fsdp fsdp_config", "several devices", "leave it out: one process trains"
     ),
     **unless_off("trust_remote_code", "chuk runs no code of a model", "leave it out"),
-    **unless_off("label_smoothing_factor", "label smoothing", "leave it out"),
-    **unless_off("neftune_noise_alpha", "noise on embeddings", "leave it out"),
     **unless_off(
         "optim_args",
         "the optimizer's own arguments",
@@ -256,7 +254,6 @@ TABLE: dict[str, tuple[Key, ...]] = {
         "max_tool_calling_iterations", "tools", "a player of your own calls them: docs/rewards.md"
     ),
     **unless_off("vllm_structured_outputs_regex", "completions of a form", "leave it out"),
-    **unless_off("router_aux_loss_coef", "an auxiliary loss of experts", "leave it out"),
     "vllm_importance_sampling_cap": (Key("importance_sampling_clip_max", number),),
     "pad_to_multiple_of": (Key("pad_to_multiple_of", lambda v, _: None if v == "auto" else v),),
     "pad_token": (off("padding is never learned"),),
@@ -269,8 +266,15 @@ TABLE: dict[str, tuple[Key, ...]] = {
 }
 
 
-OTHERS = {"shuffle_dataset": (off("`shuffle` orders the rows"),)}
-"""A name that some commands have themselves."""
+SFT_ONLY = {
+    **unless_off("label_smoothing_factor", "label smoothing", "`chuk train sft` alone has it"),
+    **unless_off("neftune_noise_alpha", "noise on embeddings", "`chuk train sft` alone has it"),
+    **unless_off(
+        "router_aux_loss_coef", "an auxiliary loss of experts", "`chuk train sft` alone has it"
+    ),
+}
+OTHERS = {**SFT_ONLY, "shuffle_dataset": (off("`shuffle` orders the rows"),)}
+"""Names that some commands have themselves."""
 
 
 def _defaults(values: Values, cls: Any) -> Mapping[str, Any]:

@@ -14,6 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib.errors import ConfigError
+from chuk_lib.inference.decoder.draft import Draft, Drafting
 from chuk_lib.inference.decoder.draws import (
     Arrival,
     Draws,
@@ -28,6 +30,7 @@ from chuk_lib.inference.decoder.lookahead import Lookahead
 from chuk_lib.inference.decoder.numpy_llama import NumpyLlama, Prefix, Remembered
 from chuk_lib.inference.decoder.prefill import Memory, extend_plain, prefill_plain
 from chuk_lib.inference.decoder.stores import Mix, Store, keeps_all, new_store
+from chuk_lib.inference.decoder.unpacked import unpacked, unpacks
 from chuk_lib.runtime import has_values, on_cpu
 from chuk_lib.runtime.cpu_math import view
 
@@ -92,16 +95,38 @@ def new_engine(
     kv_bits: int | None = None,
     decode: Decode = "auto",
     ahead: bool = False,
+    draft: nn.Module | None = None,
 ) -> Engine:
     """The fastest engine that is right for `model` here. `max_tokens`: what most rows may write at
     most; longer ones cost a copy. `together`: there may be more than one row at a time. `decode`
     other than `auto` names one of `ModelEngine`'s ways. `ahead`: a row alone may be guessed at,
-    where that is faster."""
+    where that is faster, and by `draft`. Raises ConfigError where a draft model is of no use."""
+    if decode == "auto" and unpacks(model):
+        model = unpacked(model)
     if decode == "auto" and kv_bits is None and on_cpu() and keeps_all(model):
-        rows = _numpy_llama(model, read_llama(model))
-        if rows is not None:
-            return NumpyEngine(model, rows, ahead)
+        parts = read_llama(model)
+        rows = _numpy_llama(model, parts)
+        if parts is not None and rows is not None:
+            return NumpyEngine(model, rows, ahead, _draft_of(draft, parts))
+    if draft is not None:
+        raise ConfigError(
+            "a draft model helps float32 weights of a Llama-like model on a CPU, without `kv_bits`",
+            "leave out `--draft`",
+        )
     return ModelEngine(model, new_store(model, max_tokens, kv_bits, together), decode)
+
+
+def _draft_of(model: nn.Module | None, writer: LlamaParts) -> Draft | None:
+    """The small model, when there is one. Raises ConfigError for one of another kind."""
+    if model is None:
+        return None
+    parts = read_llama(model)
+    if parts is None or _numpy_llama(model, parts) is None:
+        raise ConfigError(
+            "the draft model is not a Llama-like one with float32 weights",
+            "take another, or leave out `--draft`",
+        )
+    return Draft(model, parts, writer, _run_cost)
 
 
 def _all_float32(model: nn.Module) -> bool:
@@ -130,9 +155,13 @@ class NumpyEngine:
     mix: Mix = "any"
     drop_share = 0.1
 
-    def __init__(self, model: nn.Module, rows: NumpyLlama, ahead: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, rows: NumpyLlama, ahead: bool = False, draft: Draft | None = None
+    ) -> None:
         self._model, self._rows = model, rows
         self._looks = ahead  # whether one row alone may look ahead
+        self._draft = draft
+        self._drafting: Drafting | None = None
         self._look: Lookahead | None = None
         self._ahead: list[tuple[int, float]] = []  # tokens that were run before they are asked for
         self._draws = Draws()
@@ -158,22 +187,31 @@ class NumpyEngine:
         self._rows.admit(memories, [arrival.limit for arrival in arrivals])
         self._tokens = np.append(self._tokens, _last_tokens(arrivals))
         self._draws.admit(arrivals)
-        if self._looks and len(self._tokens) == 1 and self._draws.plain:
-            self._look = Lookahead(arrivals[0].ids, _run_cost)
+        if len(self._tokens) == 1 and self._draws.plain:
+            (only,) = arrivals
+            self._look = Lookahead(only.ids, _run_cost) if self._looks else None
+            if self._draft is not None:
+                self._drafting = Drafting(self._draft, only.ids, only.limit)
 
     def step(self, last: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """One token for each row, at once."""
-        if self._look is None:
+        if self._look is None and self._drafting is None:
             return self._step()
         if not self._ahead:
-            self._run_ahead(self._look)
+            self._run_ahead()
         token, logp = self._ahead.pop(0)
         self._tokens = np.array([token], np.int32)
         return self._tokens, np.array([logp], np.float32)
 
-    def _run_ahead(self, look: Lookahead) -> None:
+    def _run_ahead(self) -> None:
         """One step of the only row, with what it may write next."""
-        guessed = look.guess(self._draws.left - 1)
+        most = self._draws.left - 1
+        run: int | None = None
+        guessed = [] if self._look is None else self._look.guess(most)
+        if guessed or self._drafting is None:
+            run = 1 + len(guessed)
+        else:
+            guessed = self._drafting.guess(most, self._draws.coming(most), self._drawn)
         if not guessed:
             tokens, logps = self._step()
         else:
@@ -185,15 +223,21 @@ class NumpyEngine:
             self._rows.forget(len(tokens) - right)
             self._draws.skip(right)
             tokens, logps = tokens[:right], logps[:right]
-        look.add(tokens.tolist(), 1 + len(guessed))
+        if self._look is not None:
+            self._look.add(tokens.tolist(), run)
+        if self._drafting is not None:
+            self._drafting.add(tokens.tolist())
         self._ahead = list(zip(tokens.tolist(), logps.tolist(), strict=True))
+
+    def _drawn(self, logits: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        return choose_rows(logits, self._draws.groups, numbers)[0]
 
     def _settle(self) -> None:
         """Take back what was run and not asked for: rows join, or the row leaves."""
         if self._ahead:
             self._rows.forget(len(self._ahead))
             self._draws.skip(-len(self._ahead))
-        self._ahead, self._look = [], None
+        self._ahead, self._look, self._drafting = [], None, None
 
     def _step(self) -> tuple[np.ndarray, np.ndarray]:
         logits = self._rows.step(self._tokens)

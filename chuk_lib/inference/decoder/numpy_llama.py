@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from chuk_lib.inference.decoder.llama import Block, Linear, LlamaParts, Norm
+from chuk_lib.inference.decoder.llama import Block, Linear, LlamaParts, Norm, dense
 from chuk_lib.runtime.cpu_math import view
 
 _PIECES = (32, 16, 8)
@@ -44,11 +44,11 @@ class NumpyLlama:
     it."""
 
     def __init__(self, parts: LlamaParts) -> None:
-        self._embedding = _flat(parts.embedding)
+        self._embedding = _flat(dense(parts.embedding))
         self._blocks = [_Block(block) for block in parts.blocks]
         self._norm = _RMSNorm(parts.norm)
         self._head = _Product([parts.head])
-        self.vocabulary = len(parts.head.weight)
+        self.vocabulary = parts.head.weight.shape[0]
         self._groups: list[Prefix] = []
         self._group = np.zeros(0, np.int64)  # (B,) which of `_groups` a row belongs to
         self._written = np.zeros(0, np.int64)  # (B,)
@@ -336,7 +336,7 @@ class _Product:
     x (in, B)."""
 
     def __init__(self, layers: Sequence[Linear]) -> None:
-        self._weights = [_flat(layer.weight) for layer in layers]
+        self._weights = [_flat(layer.dense) for layer in layers]
         self._biases = [
             None if layer.bias is None else _flat(layer.bias)[:, None] for layer in layers
         ]

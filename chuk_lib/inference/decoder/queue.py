@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 from chuk_lib.inference.decoder.budget import Budget
 from chuk_lib.inference.decoder.engine import Engine
+from chuk_lib.inference.decoder.prefixes import PrefixCache
 from chuk_lib.inference.decoder.rows import Row
 from chuk_lib.inference.decoder.stores import Mix
 
@@ -19,11 +20,16 @@ _JOIN_SHARE = 0.25
 
 class Queue:
     """Rows in the order in which they will run, and the memories of prompts whose rows are
-    beginning."""
+    beginning. With `prefixes`, prompts that run stretch by stretch go on from what those know of
+    the model called `name`."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(
+        self, budget: Budget, prefixes: PrefixCache | None = None, name: Hashable = ""
+    ) -> None:
         self._rows: deque[Row] = deque()
         self.budget = budget
+        self._prefixes, self._name = prefixes, name
+        self._asked: dict[int, int] = {}  # by prompt, what `prefixes` knew when they were asked
         self._memories: dict[
             int, tuple[Sequence[int], Any]
         ] = {}  # by the id of the prompt, which is kept with it
@@ -87,6 +93,7 @@ class Queue:
         new = {id(row.source): row.source for row in rows if row.held is None}
         prompts = {key: ids for key, ids in new.items() if key not in self._memories}
         self._parts = {key: part for key, part in self._parts.items() if key in prompts}
+        self._recall(rows, prompts, engine)
         if prompts:
             left = {key: len(ids) - 1 - self._done(key) for key, ids in prompts.items()}
             oldest, least = next(iter(left)), min(left, key=lambda key: left[key])
@@ -99,6 +106,36 @@ class Queue:
         order = {key: place for place, key in enumerate(new)}
         ready = [row for row in rows if row.held is not None or id(row.source) in self._memories]
         return sorted(ready, key=lambda row: order.get(id(row.source), -1))
+
+    def _recall(
+        self, rows: Sequence[Row], prompts: dict[int, Sequence[int]], engine: Engine
+    ) -> None:
+        """Let prompts that have not begun go on from what is known, and take those out of `prompts`
+        that are known whole."""
+        known = self._prefixes
+        if known is None:
+            return
+        self._asked = {key: version for key, version in self._asked.items() if key in prompts}
+        for key, ids in list(prompts.items()):
+            if key in self._parts or self._asked.get(key) == known.version:
+                continue
+            self._asked[key] = known.version
+            memory = known.find(self._name, ids)
+            if memory is None:
+                continue
+            done = memory[0][0].shape[2]
+            self._parts[key] = engine.extend(memory, []), done
+            for row in rows:
+                if row.source is ids:
+                    row.cached = done
+            if done == len(ids) - 1:
+                self._ready(key, prompts.pop(key), self._parts.pop(key)[0], engine)
+
+    def _ready(self, key: int, ids: Sequence[int], memory: Any, engine: Engine) -> None:
+        """A prompt is whole."""
+        self._memories[key] = (ids, memory)
+        if self._prefixes is not None:
+            self._prefixes.keep(self._name, ids[:-1], engine.plain(memory))
 
     def _done(self, key: int) -> int:
         return self._parts[key][1] if key in self._parts else 0
@@ -115,7 +152,7 @@ class Queue:
         memory, done = self._parts[key]
         if done == len(ids) - 1:
             del self._parts[key]
-            self._memories[key] = (ids, memory)
+            self._ready(key, ids, memory, engine)
 
     def _run_short(
         self, chosen: int, prompts: dict[int, Sequence[int]], left: dict[int, int], engine: Engine
@@ -130,7 +167,7 @@ class Queue:
             together.append(key)
         found = engine.prefill([prompts[key] for key in together])
         for key, memory in zip(together, found, strict=True):
-            self._memories[key] = (prompts[key], memory)
+            self._ready(key, prompts[key], memory, engine)
 
     def _memory(self, row: Row, engine: Engine) -> Any:
         if row.held is None:

@@ -16,7 +16,7 @@ from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.draws import Arrival
 from chuk_lib.inference.decoder.engine import Held
-from chuk_lib.inference.decoder.guides import Constraint
+from chuk_lib.inference.decoder.guides import Bias, Constraint
 from chuk_lib.inference.text import decode
 
 Reason = Literal["eos", "stop", "length", "cancelled", "failed"]
@@ -83,6 +83,7 @@ class Row:
         self.tops: list[list[tuple[int, float]]] = []
         self.source: Sequence[int] = request.ids  # all tokens to continue
         self.held = request.held
+        self.cached = 0  # tokens of its prompt that a prefix cache knew
 
     @property
     def columns(self) -> int:
@@ -95,6 +96,8 @@ class Row:
         request = self.request
         drawn = int(self.written.sum())
         guide = None if request.constraint is None else request.constraint.start()
+        biased = request.bias or request.config.counts
+        bias = Bias(request.bias or {}, request.config) if biased else None
         return Arrival(
             self.source,
             request.config,
@@ -103,7 +106,7 @@ class Row:
             self.limit,
             drawn,
             guide,
-            request.bias,
+            bias,
             request.tops,
         )
 

@@ -16,8 +16,9 @@ from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.rewards import RewardSet
 from chuk_lib.training.measuring.pass_at_k import pass_at_k
-from chuk_lib.training.online.collect import Collector, Played, check_prompts
+from chuk_lib.training.online.collect import Collector, check_prompts
 from chuk_lib.training.online.episode import Episode, OneTurn, Player
+from chuk_lib.training.online.played import Played
 
 
 @dataclass(frozen=True)
