@@ -11,11 +11,13 @@ from chuk_cli.command import App
 from chuk_cli.infer.options import (
     ChatOption,
     DrawOption,
+    FrequencyOption,
     GrammarOption,
     KvBitsOption,
     MaxTokensOption,
     MinPOption,
     PenaltyOption,
+    PresenceOption,
     RegexOption,
     SchemaOption,
     SpeculateOption,
@@ -59,6 +61,8 @@ def chat(
     top_k: TopKOption = _DEFAULT.top_k,
     min_p: MinPOption = _DEFAULT.min_p,
     repetition_penalty: PenaltyOption = _DEFAULT.repetition_penalty,
+    frequency_penalty: FrequencyOption = _DEFAULT.frequency_penalty,
+    presence_penalty: PresenceOption = _DEFAULT.presence_penalty,
     max_tokens: MaxTokensOption = _DEFAULT.max_tokens,
     stop: StopOption = None,
     seed: DrawOption = _DEFAULT.seed,
@@ -86,9 +90,8 @@ def chat(
     from chuk_cli.infer.talk import Talk
 
     out = Out.of(json, quiet)
-    sampling = SamplingConfig(
-        temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
-    )
+    told = (temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()))
+    sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
     out.warn_of_idle(sampling.idle)
     rule, ahead = rule_of(schema, regex, grammar), speculates(speculate)
     named = _named(adapter or [])

@@ -10,6 +10,17 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from chuk_cli.command import App
+from chuk_cli.env.options import (
+    CallSecondsOption,
+    EnvOption,
+    McpOption,
+    PlayOptions,
+    RowOption,
+    ToolOption,
+    ToolTokensOption,
+    TurnsOption,
+)
+from chuk_cli.env.watch import drawn, refuse_beside_tools, row_of, watch
 from chuk_cli.errors import FAILURE
 from chuk_cli.infer.options import (
     AdapterOption,
@@ -17,7 +28,9 @@ from chuk_cli.infer.options import (
     CacheOption,
     ChatOption,
     ColumnOption,
+    DraftOption,
     DrawOption,
+    FrequencyOption,
     GrammarOption,
     InputOption,
     KvBitsOption,
@@ -25,6 +38,7 @@ from chuk_cli.infer.options import (
     MaxTokensOption,
     MinPOption,
     PenaltyOption,
+    PresenceOption,
     PromptOption,
     RegexOption,
     ResumeOption,
@@ -43,6 +57,7 @@ from chuk_cli.options import (
     ModelOption,
     OverwriteOption,
     QuietOption,
+    TemplateOptionsOption,
 )
 from chuk_cli.out import Out, to_json
 from chuk_lib.errors import ConfigError, DataError
@@ -64,16 +79,20 @@ def infer(
     prompt: PromptOption = None,
     system: SystemOption = None,
     chat: ChatOption = None,
+    chat_template_kwargs: TemplateOptionsOption = None,
     cache: CacheOption = None,
     temperature: TemperatureOption = _DEFAULT.temperature,
     top_p: TopPOption = _DEFAULT.top_p,
     top_k: TopKOption = _DEFAULT.top_k,
     min_p: MinPOption = _DEFAULT.min_p,
     repetition_penalty: PenaltyOption = _DEFAULT.repetition_penalty,
+    frequency_penalty: FrequencyOption = _DEFAULT.frequency_penalty,
+    presence_penalty: PresenceOption = _DEFAULT.presence_penalty,
     max_tokens: MaxTokensOption = _DEFAULT.max_tokens,
     stop: StopOption = None,
     seed: DrawOption = _DEFAULT.seed,
     speculate: SpeculateOption = "auto",
+    draft: DraftOption = None,
     kv_bits: KvBitsOption = None,
     schema: SchemaOption = None,
     regex: RegexOption = None,
@@ -85,6 +104,13 @@ def infer(
     logprobs: LogprobsOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
+    env: EnvOption = None,
+    tool: ToolOption = None,
+    mcp: McpOption = None,
+    row: RowOption = None,
+    max_turns: TurnsOption = None,
+    max_tool_seconds: CallSecondsOption = None,
+    max_tool_tokens: ToolTokensOption = None,
     implementation: ImplementationOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -94,9 +120,10 @@ def infer(
 
     The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an
     answer and Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a
-    row's own temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, stop and seed count
-    for it. With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
-    says that an answer is not whole.
+    row's own temperature, top_p, top_k, min_p, penalties, max_tokens, stop and seed count for it.
+    With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
+    says that an answer is not whole. With --env, --tool or --mcp the model plays once, and each
+    turn is printed when it is over.
 
     Examples:
       chuk infer --model runs/first --prompt "What is 2 + 3?"
@@ -104,6 +131,7 @@ def infer(
       cat question.txt | chuk infer --model runs/first --quiet > answer.txt
       chuk infer --model runs/first
       chuk infer --model runs/first -p "Describe a cat as JSON." --schema cat.json
+      chuk infer -m runs/grpo --env games.py:Guess --row '{"prompt": "Guess!", "answer": "7"}'
       chuk infer --model runs/first --input prompts.jsonl --output answers.jsonl --resume
     """
     from chuk_cli.infer.answers import load as load_model
@@ -113,40 +141,57 @@ def infer(
 
     out = Out.of(json, quiet)
     job = job_of(input, output, column, samples, logprobs, resume, overwrite, prompt)
-    sampling = SamplingConfig(
-        temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()), seed
-    )
+    told = (temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()))
+    sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
+    table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
+    if table.has_tools:
+        refuse_beside_tools(
+            {
+                "--input": input,
+                "--system": system,
+                "--chat": chat,
+                "--cache": cache,
+                "--kv-bits": kv_bits,
+                "--draft": draft,
+                "--schema": schema,
+                "--regex": regex,
+                "--grammar": grammar,
+                "--speculate": None if speculate == "auto" else speculate,
+            }
+        )
+        out.warn_of_idle(sampling.idle)
+        player = table.player(out, model, adapter, implementation)
+        watch(out, player, _given_row(row, prompt), drawn(sampling))
+        return
+    table.refuse_idle(row)
     rule = rule_of(schema, regex, grammar)
 
     def load(folder: str | None = adapter) -> tuple[Any, Any]:
-        return load_model(out, model, folder, implementation, prepares=rule is not None)
+        return load_model(
+            out, model, folder, implementation, rule is not None, chat_template_kwargs
+        )
 
     if job is not None:
-        alone = {"--cache": cache, "--kv-bits": kv_bits}
+        alone = {"--cache": cache, "--kv-bits": kv_bits, "--draft": draft}
         if name := next((name for name, given in alone.items() if given is not None), None):
             raise ConfigError(f"`{name}` is for one prompt, not for rows", "leave it out")
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
-        answer_all(
-            job,
-            sampling,
-            chat,
-            system,
-            out,
-            load,
-            made_with,
-            rule,
-        )
+        if chat_template_kwargs is not None:
+            made_with["chat_template_kwargs"] = chat_template_kwargs
+        answer_all(job, sampling, chat, system, out, load, made_with, rule)
         return
     out.warn_of_idle(sampling.idle)
     text = _given_prompt(prompt)
     ahead = speculates(speculate)
     if text is None:
-        if cache is not None:
-            raise ConfigError("`--cache` is for one prompt", "add `--prompt TEXT`")
+        for name, given in (("--cache", cache), ("--draft", draft)):
+            if given is not None:
+                raise ConfigError(f"`{name}` is for one prompt", "add `--prompt TEXT`")
         _talk(load, adapter, sampling, chat, system, out, rule, ahead, kv_bits)
         return
     kept = None if cache is None else (Path(cache).expanduser(), (model, adapter, implementation))
-    _answer(load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept)
+    guessing = (draft, implementation)
+    _answer(load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept, guessing)
 
 
 def _talk(
@@ -191,9 +236,11 @@ def _answer(
     speculate: bool,
     kv_bits: int | None,
     kept: tuple[Path, tuple[str, str | None, str]] | None,
+    guessing: tuple[str | None, str],
 ) -> None:
-    """One answer. `kept`: a file for what is remembered of the prompt, and what decides that."""
-    from chuk_cli.infer.answers import show, tell, tell_kv_bits
+    """One answer. `kept`: a file for what is remembered of the prompt, and what decides that.
+    `guessing`: a draft model and its implementation."""
+    from chuk_cli.infer.answers import load_draft, show, tell, tell_kv_bits
     from chuk_lib.inference.generator import stream
     from chuk_lib.inference.prompts import encode_prompt, expects_chat
 
@@ -202,6 +249,7 @@ def _answer(
     if chat is None and system is None:
         chat = expects_chat(model)
     tell_kv_bits(model, kv_bits, out)
+    draft = load_draft(out, *guessing, tokenizer)
     ids = encode_prompt(tokenizer, text, chat=chat, system=system)
     cache = None if kept is None else _cache(*kept, model)
     chunks = stream(
@@ -213,6 +261,7 @@ def _answer(
         speculate=speculate,
         cache=cache,
         kv_bits=kv_bits,
+        draft=draft,
     )
     answer = show(chunks, len(ids), out)
     tell(answer, rule is not None, out, 0 if cache is None else cache.reused)
@@ -237,6 +286,18 @@ def _cache(path: Path, made_with: tuple[str, str | None, str], model: Any) -> Pr
         "dtype": provenance_of(model).dtype,
     }
     return PromptCache(path, model, to_json(parts))
+
+
+def _given_row(row: str | None, prompt: str | None) -> dict[str, Any]:
+    """The row of a play: what was typed, or one of a prompt alone."""
+    if row is not None and prompt is not None:
+        raise ConfigError("`--row` and `--prompt` both say what is asked", "give one of them")
+    if row is not None:
+        return row_of(row)
+    text = _given_prompt(prompt)
+    if text is None:
+        raise ConfigError("a play begins with a prompt", "add --prompt TEXT, or --row JSON")
+    return {"prompt": text}
 
 
 def _given_prompt(prompt: str | None) -> str | None:

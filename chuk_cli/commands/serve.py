@@ -63,6 +63,14 @@ CorsOption = Annotated[
     list[str] | None,
     typer.Option("--cors", help="Origin whose pages may ask. May be repeated.", metavar="ORIGIN"),
 ]
+CacheOption = Annotated[
+    str,
+    typer.Option(
+        "--prefix-cache",
+        help="Memory for what is remembered of earlier prompts and answers; 0 turns it off.",
+        metavar="SIZE",
+    ),
+]
 
 
 @app.command()
@@ -77,6 +85,7 @@ def serve(
     timeout: TimeoutOption = _DEFAULT.timeout,
     max_tokens: LongestOption = _DEFAULT.max_tokens,
     cors: CorsOption = None,
+    prefix_cache: CacheOption = "512MB",
     implementation: ImplementationOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -94,7 +103,15 @@ def serve(
     """
     out = Out.of(json, quiet)
     settings = ServeSettings(
-        host, port, token, size_of(max_body), max_waiting, timeout, max_tokens, tuple(cors or ())
+        host,
+        port,
+        token,
+        size_of(max_body),
+        max_waiting,
+        timeout,
+        max_tokens,
+        tuple(cors or ()),
+        0 if prefix_cache.strip() == "0" else size_of(prefix_cache),
     )
     _check_installed()
     from chuk_lib.serving.models import adapters_named, load_all

@@ -63,6 +63,16 @@ MinPOption = Annotated[
 PenaltyOption = Annotated[
     float, sampling_option("--repetition-penalty", help="Above 1: repeat less.")
 ]
+FrequencyOption = Annotated[
+    float,
+    sampling_option(
+        "--frequency-penalty", help="Taken from a token's logit each time the answer holds it."
+    ),
+]
+PresenceOption = Annotated[
+    float,
+    sampling_option("--presence-penalty", help="Taken once, when the answer holds it at all."),
+]
 MaxTokensOption = Annotated[int, sampling_option("--max-tokens", "-n", help="Longest answer.")]
 StopOption = Annotated[
     list[str] | None,
@@ -78,6 +88,16 @@ SpeculateOption = Annotated[
         "--speculate",
         help="Run tokens that repeat the text together, where that is faster: auto or off.",
         metavar="HOW",
+    ),
+]
+
+DraftOption = Annotated[
+    str | None,
+    sampling_option(
+        "--draft",
+        help="A smaller model with the same tokenizer, whose guesses are run together where that is"
+        " faster; the text is the same.",
+        metavar="MODEL",
     ),
 ]
 

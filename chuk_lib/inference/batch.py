@@ -41,6 +41,8 @@ _OWN: dict[str, type] = {
     "top_k": int,
     "min_p": float,
     "repetition_penalty": float,
+    "frequency_penalty": float,
+    "presence_penalty": float,
     "max_tokens": int,
     "seed": int,
 }

@@ -17,7 +17,9 @@ class SamplingConfig:
     and vLLM.
 
     `temperature` 0 takes the likeliest token. `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing.
-    `repetition_penalty` 1 changes nothing; it sees all tokens of prompt and answer. `stop`: texts
+    `repetition_penalty` 1 changes nothing; it sees all tokens of prompt and answer. As in OpenAI's
+    protocol, a token's logit loses `frequency_penalty` each time that the answer holds it, and
+    `presence_penalty` when it does at all; prompts do not count. `stop`: texts
     that end the answer and are not part of it. `seed` None draws from MLX's global random state."""
 
     temperature: float = 0.0
@@ -28,6 +30,8 @@ class SamplingConfig:
     max_tokens: int = 512
     stop: Sequence[str] = ()
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, self.temperature >= 0, "0 or more")
@@ -37,6 +41,9 @@ class SamplingConfig:
         _check(
             "repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0"
         )
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            _check(name, value, -2 <= value <= 2, "from -2 to 2")
         _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
         _check("seed", self.seed or 0, 0 <= (self.seed or 0) < 2**32, f"from 0 to {2**32 - 1}")
         if isinstance(self.stop, str) or not all(
@@ -50,6 +57,11 @@ class SamplingConfig:
     def greedy(self) -> bool:
         """Whether nothing is left to chance."""
         return self.temperature == 0
+
+    @property
+    def counts(self) -> bool:
+        """Whether what an answer holds changes what comes next, but for `repetition_penalty`."""
+        return bool(self.frequency_penalty or self.presence_penalty)
 
     @property
     def idle(self) -> tuple[str, ...]:

@@ -77,12 +77,14 @@ def stream(
     speculate: bool = True,
     cache: PromptCache | None = None,
     kv_bits: int | None = None,
+    draft: nn.Module | None = None,
 ) -> Iterator[Chunk]:
     """Yield a Chunk a token. For `prompt`, `chat` and `system` see `encode_prompt`, for
     `constraint` `constraints`. `speculate`: run tokens that are likely to come together, where that
     is faster (see `decoder/lookahead.py`); the text is the same. `cache` goes on from what a file
     remembers of the prompt, or remembers it there. `kv_bits` (8, 6 or 4) quantizes what is
-    remembered.
+    remembered. `draft`: a smaller model of the same vocabulary, whose guesses are run together
+    where that is faster; the text is the same.
 
     Raises ModelError when the prompt does not fit the context or the model's output is not a
     number."""
@@ -91,7 +93,13 @@ def stream(
     ids = encode_prompt(tokenizer, prompt, chat=chat, system=system)
     if cache is not None and kv_bits is not None:
         raise ConfigError("a quantized cache is not kept in a file", "leave one of them out")
-    with Decoder(model, tokenizer, most_rows=1, kv_bits=kv_bits, ahead=speculate) as decoder:
+    if draft is not None and (constraint or config.counts or config.repetition_penalty != 1):
+        raise ConfigError(
+            "a draft model cannot follow a rule or a penalty", "leave one of them out"
+        )
+    with Decoder(
+        model, tokenizer, most_rows=1, kv_bits=kv_bits, ahead=speculate, draft=draft
+    ) as decoder:
         held = None if cache is None else cache.begun(ids)
         keeps = cache is not None and not cache.tokens
         (row,) = decoder.submit(

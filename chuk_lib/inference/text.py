@@ -1,10 +1,13 @@
 """From tokens, as they come, to text that is never taken back.
 
-Two things are held until they are certain: the bytes of a character whose end has not come, and
-text that may be the beginning of a stop text."""
+Three things are held until they are certain: the bytes of a character whose end has not come, a
+run of tokens that stand for one byte each (`<0xE2>`, as SentencePiece falls back to: one wrong byte
+makes all of the run undecodable, so it must be whole), and text that may be the beginning of a stop
+text."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from chuk_lib.data.tokenizers.calls import CallForm
@@ -14,6 +17,7 @@ UNKNOWN = "\ufffd"
 LONGEST = 3
 """A character of UTF-8 has four bytes at most: more undecodable ones than this at the end will not
 become one."""
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class TextStream:
@@ -28,10 +32,15 @@ class TextStream:
         self._settled = 0  # tokens of the window whose text is out
         self._settled_text = ""
         self._given = 0  # characters beyond the settled text that are out
+        self._in_bytes = False  # whether the last text was a byte's, whose run may go on
 
     def add(self, token: int) -> str:
         """The text that is certain with this token; may be empty."""
         self._window.append(token)
+        # What has no text of its own, such as a special token, does not end a run.
+        self._in_bytes = self._is_byte(token) or (self._in_bytes and not self._decode([token]))
+        if self._in_bytes:
+            return ""
         text = self._decode(self._window)[len(self._settled_text) :]
         open_end = len(text) - len(text.rstrip(UNKNOWN))
         certain = text[: len(text) - min(open_end, LONGEST)]
@@ -53,6 +62,10 @@ class TextStream:
         piece = text[self._given :]
         self._given = len(text)
         return piece
+
+    def _is_byte(self, token: int) -> bool:
+        spelling = self._tokenizer.convert_ids_to_tokens(token)
+        return isinstance(spelling, str) and _BYTE.fullmatch(spelling) is not None
 
     def _decode(self, tokens: list[int]) -> str:
         return decode(self._tokenizer, tokens)

@@ -9,7 +9,7 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
-from chuk_lib.errors import DataError
+from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.models.heads import embedding_rows
 
 Texts = Iterable[tuple[str, Sequence[int] | np.ndarray]]
@@ -55,6 +55,21 @@ def check_ids(rows: int, tokenizer: LoadedTokenizer, texts: Texts) -> None:
         f"{name}: token `{tokenizer.convert_ids_to_tokens(token)}` (id {token}) has no row in the"
         f" model's embedding of {rows:,} rows{others}",
         "resize the embedding to the tokenizer, or take the tokenizer that belongs to the model",
+    )
+
+
+def check_same_vocabulary(tokenizer: LoadedTokenizer, draft: LoadedTokenizer) -> None:
+    """Raise ConfigError when a draft model's tokens are not those of the model that writes."""
+    own, other = tokenizer.get_vocab(), draft.get_vocab()
+    if own == other:
+        return
+    unlike = next(
+        (one for one in (*own, *other) if own.get(one) != other.get(one)), tokenizer.eos_token
+    )
+    raise ConfigError(
+        f"the draft model has another vocabulary: `{unlike}` is token {other.get(str(unlike))}"
+        f" there and {own.get(str(unlike))} here",
+        "take a smaller model with the same tokenizer",
     )
 
 

@@ -31,6 +31,8 @@ SAMPLING: reading.Table = {
     "top_k": reading.whole(0, _MOST_TOKENS),
     "min_p": reading.number(0, 1),
     "repetition_penalty": reading.number(0),
+    "frequency_penalty": reading.number(-2, 2),
+    "presence_penalty": reading.number(-2, 2),
     "seed": reading.whole(0, 2**32 - 1),
 }
 """What every protocol reads alike; Anthropic's has no seed, and takes one all the same."""
@@ -152,13 +154,19 @@ def reason_of(row: Row) -> str:
     return "length" if row.reason == "length" else "stop"
 
 
-def usage_of(requests: Sequence[Request], tokens: int) -> dict[str, int]:
-    """Tokens of prompts, each counted once, and of answers."""
-    prompts = sum(len(ids) for ids in {id(one.ids): one.ids for one in requests}.values())
+def usage_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """Tokens of prompts, each counted once, with those that were remembered, and of answers."""
+    lengths = {id(row.request.ids): len(row.request.ids) for row in rows}
+    # Rows of one prompt may have begun at different times, and the later ones ask nobody.
+    cached = dict.fromkeys(lengths, 0)
+    for row in rows:
+        cached[id(row.request.ids)] = max(cached[id(row.request.ids)], row.cached)
+    prompts, tokens = sum(lengths.values()), sum(len(row.ids) for row in rows)
     return {
         "prompt_tokens": prompts,
         "completion_tokens": tokens,
         "total_tokens": prompts + tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
     }
 
 

@@ -19,7 +19,6 @@ from chuk_lib.serving.models import Served
 from chuk_lib.serving.texts import TextSoFar, Told, told_of
 
 _OURS = "this server has one way to answer"
-_NO_PENALTY = "use `repetition_penalty`: this one is not implemented"
 _RESERVED = {
     "tokenize",
     "add_generation_prompt",
@@ -54,8 +53,6 @@ COMMON: reading.Table = {
     ),
     "n": reading.whole(1, answers.MOST_ROWS),
     "logit_bias": answers.logit_bias,
-    "presence_penalty": reading.only(0, why=_NO_PENALTY),
-    "frequency_penalty": reading.only(0, why=_NO_PENALTY),
     **answers.SAMPLING,
     **BOOKS,
 }
@@ -193,7 +190,7 @@ class ChatPlan:
         return {
             **self._head("chat.completion"),
             "choices": [self._choice(at, row) for at, row in enumerate(rows)],
-            "usage": answers.usage_of(self.requests, sum(len(row.ids) for row in rows)),
+            "usage": answers.usage_of(rows),
         }
 
     def _choice(self, at: int, row: Row) -> dict[str, Any]:
@@ -215,7 +212,8 @@ class ChatPlan:
 
     async def events(self, news: AsyncIterator[list[News]]) -> AsyncIterator[bytes]:
         """The answer piece by piece."""
-        head, written = self._head("chat.completion.chunk"), 0
+        head = self._head("chat.completion.chunk")
+        ended: list[Row] = []
         voices = [Voice(self.served, one, self.offered) for one in self.requests]
         usage: dict[str, Any] = {"usage": None} if self.usage else {}
 
@@ -230,7 +228,7 @@ class ChatPlan:
             for at, text, told, row in pieces(batch, lambda one: voices[one.index].add(one)):
                 calls: list[tools.Called] = []
                 if row is not None:
-                    written += len(row.ids)
+                    ended.append(row)
                     rest, more, calls = voices[at].end(row)
                     text, told = text + rest, told + more
                 if text or (told and self.logprobs):
@@ -241,8 +239,7 @@ class ChatPlan:
                 if row is not None:
                     yield chunk(at, {}, [], finish(row, calls))
         if self.usage:
-            counted = answers.usage_of(self.requests, written)
-            yield event({**head, "choices": [], "usage": counted})
+            yield event({**head, "choices": [], "usage": answers.usage_of(ended)})
         yield event("[DONE]")
 
 

@@ -95,12 +95,12 @@ class CompletionPlan:
             told = told_of(self.served.tokenizer, row) if self.logprobs is not None else []
             text = self.before[at] + row.text
             choices.append(self._choice(at, text, told, len(self.before[at]), row))
-        usage = answers.usage_of(self.requests, sum(len(row.ids) for row in rows))
-        return {**self._head(), "choices": choices, "usage": usage}
+        return {**self._head(), "choices": choices, "usage": answers.usage_of(rows)}
 
     async def events(self, news: AsyncIterator[list[News]]) -> AsyncIterator[bytes]:
         """The answer piece by piece."""
-        head, written = self._head(), 0
+        head = self._head()
+        ended: list[Row] = []
         words = [TextSoFar(self.served.tokenizer, one.config.stop) for one in self.requests]
         places = [len(text) for text in self.before]
         usage: dict[str, Any] = {"usage": None} if self.usage else {}
@@ -120,13 +120,13 @@ class CompletionPlan:
         async for batch in news:
             for at, text, told, row in pieces(batch, add):
                 if row is not None:
-                    written += len(row.ids)
+                    ended.append(row)
                     rest, more = words[at].end(row)
                     text, told = text + rest, told + more
                 if text or row is not None or (told and self.logprobs is not None):
                     yield chunk(at, text, told, row)
         if self.usage:
-            yield event({**head, "choices": [], "usage": answers.usage_of(self.requests, written)})
+            yield event({**head, "choices": [], "usage": answers.usage_of(ended)})
         yield event("[DONE]")
 
     def _choice(

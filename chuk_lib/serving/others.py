@@ -125,6 +125,13 @@ def metrics(desk: Desk, requests: Mapping[tuple[str, int], int]) -> str:
         ("chuk_rows_waiting", "gauge", "Rows that wait for a place.", desk.engine.waiting),
         ("chuk_steps_total", "counter", "Steps of the decoder.", numbers.steps),
         ("chuk_prompt_tokens_total", "counter", "Tokens of prompts.", numbers.prompt_tokens),
+        (
+            "chuk_cached_tokens_total",
+            "counter",
+            "Those the prefix cache knew.",
+            numbers.cached_tokens,
+        ),
+        ("chuk_prefix_cache_bytes", "gauge", "Bytes of the prefix cache.", numbers.cache_bytes),
         ("chuk_generated_tokens_total", "counter", "Tokens written.", numbers.generated_tokens),
     ]
     lines = []

@@ -122,7 +122,7 @@ def serve(
     first, unless a second one comes. Computes in this thread, which must be the main one and have
     loaded what is served. `on_start` gets the settings with the port that was taken. Raises
     ConfigError for an address that cannot be had."""
-    engine = EngineLoop(served)
+    engine = EngineLoop(served, cache_bytes=settings.prefix_cache)
     desk = Desk(settings, engine, {one.name: one for one in served})
     server = _Server(
         _config(settings, Routes(desk).made()), lambda port: on_start(replace(settings, port=port))

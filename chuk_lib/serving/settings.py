@@ -16,7 +16,8 @@ class ServeSettings:
     """`token`: what clients must show; without one the host must be a loopback address. `max_body`:
     bytes of a request. `max_waiting`: rows that wait for a place in the batch, beyond which
     requests are refused. `timeout`: seconds that a request may take. `max_tokens`: tokens of an
-    answer whose request names no limit. `cors`: origins whose pages may ask."""
+    answer whose request names no limit. `prefix_cache`: bytes of what is remembered of earlier
+    prompts and answers, 0 for nothing. `cors`: origins whose pages may ask."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -26,6 +27,7 @@ class ServeSettings:
     timeout: float = 300.0
     max_tokens: int = 2048
     cors: tuple[str, ...] = ()
+    prefix_cache: int = 512 << 20
 
     def __post_init__(self) -> None:
         if self.token is not None and not (self.token and self.token.isascii()):

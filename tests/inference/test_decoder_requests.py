@@ -63,6 +63,39 @@ def test_a_bias_decides_what_is_written_and_not_its_log_prob(decode: Any, heat: 
     assert free.ids[0] not in banned.ids
 
 
+def penalized_by_hand(ids: list[int], config: SamplingConfig, bias: float) -> list[int]:
+    """Greedy tokens by whole forward passes under OpenAI's formula."""
+    model, _ = loaded()
+    answer: list[int] = []
+    for _ in range(config.max_tokens):
+        logits = np.array(model(mx.array([[*ids, *answer]]))[0, -1].astype(mx.float32))
+        logits[7] += bias
+        counts = np.bincount(answer, minlength=len(logits))
+        logits -= counts * config.frequency_penalty + (counts > 0) * config.presence_penalty
+        answer.append(int(logits.argmax()))
+    return answer
+
+
+@pytest.mark.parametrize("decode", WAYS)
+def test_tokens_of_the_answer_cost_what_openai_says(decode: Any) -> None:
+    ids = [7, *prompts()[0]]
+    settings = [(0.0, 0.0), (0.6, 0.0), (0.0, 2.0), (0.2, 0.1), (-2.0, -0.5)]
+    configs = [
+        SamplingConfig(max_tokens=24, frequency_penalty=often, presence_penalty=ever)
+        for often, ever in settings
+    ]
+    added = [3.0, 3.0, 3.0, 3.0, 0.0]
+    asked = [
+        Request(ids, config, bias={7: bias}) for config, bias in zip(configs, added, strict=True)
+    ]
+    rows = written([*asked, Request(prompts()[1], WARM)], decode)
+    want = [penalized_by_hand(ids, *pair) for pair in zip(configs, added, strict=True)]
+    assert [row.ids.tolist() for row in rows[:-1]] == [
+        one[: len(row.ids)] for one, row in zip(want, rows[:-1], strict=True)
+    ]
+    assert len({tuple(one) for one in want}) == len(want), "each setting has an effect"
+
+
 @pytest.mark.parametrize("decode", WAYS)
 def test_prompts_that_run_stretch_by_stretch_give_the_same_rows(
     decode: Any, monkeypatch: pytest.MonkeyPatch

@@ -121,6 +121,8 @@ def test_a_seed_repeats_and_another_does_not() -> None:
         {"top_p": 0.2},
         {"min_p": 0.9},
         {"repetition_penalty": 5.0},
+        {"frequency_penalty": 2.0},
+        {"presence_penalty": 2.0},
         {"max_tokens": 3},
     ],
     ids=str,

@@ -69,6 +69,10 @@ def test_sampling_options_reach_the_model(run_chuk: RunChuk) -> None:
         "0.01",
         "--repetition-penalty",
         "1.1",
+        "--frequency-penalty",
+        "0.3",
+        "--presence-penalty",
+        "0.4",
     )
     first = run_chuk(
         "infer",
@@ -85,7 +89,7 @@ def test_sampling_options_reach_the_model(run_chuk: RunChuk) -> None:
         "this",
     )
     model, tokenizer = loaded()
-    config = SamplingConfig(1.0, 0.95, 40, 0.01, 1.1, 12, ("never", "this"), 1)
+    config = SamplingConfig(1.0, 0.95, 40, 0.01, 1.1, 12, ("never", "this"), 1, 0.3, 0.4)
     assert first.stdout == generate(model, tokenizer, "Hi", config).text + "\n"
 
 

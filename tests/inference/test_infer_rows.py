@@ -51,7 +51,13 @@ MIXED: Rows = [
         "temperature": 0.7,
     },
     {"prompt": [5, 6, 7], "max_tokens": 3},
-    {"prompt": "Hello there", "temperature": None, "stop": "he", "repetition_penalty": 1.3},
+    {
+        "prompt": "Hello there",
+        "temperature": None,
+        "stop": "he",
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.5,
+    },
     {"prompt": "Hi", "temperature": 1, "top_k": 5, "min_p": 0.01, "stop": ["e", "a"]},
 ]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
+from chuk_lib.data.tokenizers.char import SPECIAL_TOKENS, char_tokenizer
 from chuk_lib.inference.text import UNKNOWN, StopText, TextStream, decode
 from tests.inference.generation_models import loaded
 
@@ -19,8 +21,8 @@ TEXTS = [
 ]
 
 
-def pieces_of(tokens: list[int]) -> list[str]:
-    stream = TextStream(loaded()[1])
+def pieces_of(tokens: list[int], tokenizer: Any = None) -> list[str]:
+    stream = TextStream(tokenizer or loaded()[1])
     return [*(stream.add(token) for token in tokens), stream.end()]
 
 
@@ -37,6 +39,38 @@ def test_pieces_of_random_tokens_make_the_decoded_text(seed: int) -> None:
     tokenizer = loaded()[1]
     tokens = [random.Random(seed * 100 + i).randrange(320) for i in range(60)]
     assert "".join(pieces_of(tokens)) == decode(tokenizer, tokens)
+
+
+def falling_back(style: str) -> Any:
+    """A tokenizer with a token for each byte of what it does not know; as SentencePiece's, it drops
+    the first space."""
+    from tokenizers import decoders
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = char_tokenizer()
+    if style == "sentencepiece":
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, additional_special_tokens=list(SPECIAL_TOKENS)
+    )
+
+
+@pytest.mark.parametrize("style", ["plain", "sentencepiece"])
+def test_pieces_are_the_text_where_bytes_fall_back(style: str) -> None:
+    """One wrong byte makes all bytes of its run undecodable, those of whole characters too."""
+    tokenizer = falling_back(style)
+    whole, broken = tokenizer.encode("né日"), tokenizer.encode("ÿ")[:1]
+    assert decode(tokenizer, [*whole, *broken]) == "n" + 6 * UNKNOWN
+    assert "".join(pieces_of([*whole, *broken], tokenizer)) == "n" + 6 * UNKNOWN
+    assert pieces_of([*tokenizer.encode("日a"), 1], tokenizer)[-3:] == ["日a", "", ""]
+    euro, letters = tokenizer.encode("€"), tokenizer.encode("a b\n")
+    for seed in range(200):
+        chance = random.Random(seed)
+        choices = [euro, letters[:1], letters[1:2], letters, [0], [3], broken, euro[:2]]
+        tokens = [token for _ in range(12) for token in chance.choice(choices)]
+        assert "".join(pieces_of(tokens, tokenizer)) == decode(tokenizer, tokens), tokens
 
 
 def test_bytes_that_never_end_are_given_in_the_end() -> None:

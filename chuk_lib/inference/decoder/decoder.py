@@ -13,7 +13,7 @@ bits of a product)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import NamedTuple
 
@@ -28,10 +28,12 @@ from chuk_lib.inference.decoder.budget import (
     limited,
     token_bytes,
 )
-from chuk_lib.inference.decoder.engine import Engine, Held, new_engine
+from chuk_lib.inference.decoder.engine import Engine, Held
+from chuk_lib.inference.decoder.engines import new_engine
 from chuk_lib.inference.decoder.forwards import Decode
 from chuk_lib.inference.decoder.plain_store import COLUMNS
 from chuk_lib.inference.decoder.prefill import Memory
+from chuk_lib.inference.decoder.prefixes import PrefixCache
 from chuk_lib.inference.decoder.queue import Queue
 from chuk_lib.inference.decoder.rows import (
     Ledger,
@@ -42,7 +44,7 @@ from chuk_lib.inference.decoder.rows import (
     problem_of,
     text_of,
 )
-from chuk_lib.inference.decoder.stores import quantized_share
+from chuk_lib.inference.decoder.stores import keeps_all, quantized_share
 from chuk_lib.inference.prompts import room
 from chuk_lib.inference.vocabulary import check_prompt_tokens
 from chuk_lib.models.randomness import evaluating
@@ -65,9 +67,12 @@ class Decoder:
     `token_budget` bounds rows × columns of cache (default: what the memory of the machine allows),
     `most_rows` the rows; 1 spares a look at whether the model takes rows of several lengths.
     `kv_bits` quantizes the cache, `decode` is one of `forwards.py`, and with `ahead` a row that
-    runs alone is guessed at (`lookahead.py`), which changes its last bits at most. `gradual`: a
-    step runs one stretch of the prompts that wait, so that no row waits for a long prompt of
-    another. `peak_rows` is the largest number of rows that decoded together."""
+    runs alone is guessed at (`lookahead.py`), with `draft` by a smaller model (`draft.py`), which
+    changes its last bits at most. `adapted`: the same model under adapters (see
+    `engines.holds_adapters`), which requests call 1, 2, … `gradual`: a step runs one stretch of the
+    prompts that wait, so that no row waits for a long prompt of another; then `prefixes` may know
+    what they begin with, of the model called `name`, and learn what is written. `peak_rows` is the
+    largest number of rows that decoded together."""
 
     def __init__(
         self,
@@ -80,14 +85,20 @@ class Decoder:
         decode: Decode = "auto",
         ahead: bool = False,
         gradual: bool = False,
+        draft: nn.Module | None = None,
+        adapted: Sequence[nn.Module] = (),
+        prefixes: PrefixCache | None = None,
+        name: Hashable = "",
     ) -> None:
         if kv_bits is not None:
             quantized_share(model, kv_bits)  # refuses what cannot be
         self._model, self._tokenizer = model, tokenizer
-        self._gradual = gradual
+        self._gradual, self._name = gradual, name
+        self._prefixes = prefixes if gradual and kv_bits is None and keeps_all(model) else None
         self._token_budget, self._most_rows = token_budget, most_rows
         self._kv_bits, self._decode, self._ahead = kv_bits, decode, ahead
         self._ends = np.array(sorted(tokenizer.eos_token_ids), np.int32)
+        self._draft, self._adapted = draft, adapted
         self._ledger = Ledger()
         self._bytes: int | None = None  # of cache that a token takes
         self._queue: Queue | None = None
@@ -101,7 +112,8 @@ class Decoder:
 
     def __enter__(self) -> Decoder:
         prepare()
-        self._stack.enter_context(evaluating(self._model))
+        for model in (self._model, *self._adapted):
+            self._stack.enter_context(evaluating(model))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -229,7 +241,8 @@ class Decoder:
                 if self._token_budget is None
                 else self._token_budget
             )
-            self._queue = Queue(Budget(tokens, self._most_rows))
+            budget = Budget(tokens, self._most_rows)
+            self._queue = Queue(budget, self._prefixes, self._name)
         return self._queue
 
     def _admit(self) -> None:
@@ -244,6 +257,8 @@ class Decoder:
                 kv_bits=self._kv_bits,
                 decode=self._decode,
                 ahead=self._ahead,
+                draft=self._draft,
+                adapted=self._adapted,
             )
         alive = [row for row, lives in zip(self._active, self._live, strict=True) if lives]
         arriving = self._queue.next([*alive, *self._arriving], self._engine.mix)
@@ -313,6 +328,17 @@ class Decoder:
             # Its last token was never run, and tokens behind a stop text are none of it: all before
             # is remembered.
             row.held = self._engine.hold(at, len(row.source) + count - 1)
+        if self._prefixes is not None and reason not in ("cancelled", "failed"):
+            self._remember(self._prefixes, at, row, len(row.source) + count - 1)
+
+    def _remember(self, prefixes: PrefixCache, at: int, row: Row, length: int) -> None:
+        """What a row has behind it begins the next turn of its conversation."""
+        held = None if self._engine is None else self._engine.hold(at, length)
+        if held is not None and self._engine is not None:
+            tokens = [*row.request.ids, *row.ids.tolist()][: held.tokens]
+            prefixes.keep(
+                (self._name, row.request.adapter), tokens, self._engine.plain(held.memory)
+            )
 
     def _drop(self) -> None:
         """Take finished rows out of the batch once there are enough of them: the rest is copied."""

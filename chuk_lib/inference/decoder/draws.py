@@ -11,7 +11,7 @@ softmax(logits)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.cuda import kernels
-from chuk_lib.inference.decoder.guides import Group, Guide
+from chuk_lib.inference.decoder.guides import Bias, Group, Guide
 from chuk_lib.inference.decoder.likeliest import Likeliest, likeliest
 from chuk_lib.inference.decoder.sampling import (
     Kind,
@@ -45,7 +45,7 @@ class Arrival:
     """A row that joins a batch after `ids`, of which all but the last are in its memory. Its random
     numbers are those of (`config.seed`, `number`, `member`) from the `drawn`-th on; it may get
     `limit` tokens, of which `guide` says what they may be. `bias` is added to its logits, `tops` of
-    the likeliest tokens are to be told."""
+    the likeliest tokens are to be told; it is written under `adapter`, 0 for none."""
 
     ids: Sequence[int]
     config: SamplingConfig
@@ -54,8 +54,9 @@ class Arrival:
     limit: int
     drawn: int = 0
     guide: Guide | None = None
-    bias: Mapping[int, float] | None = None
+    bias: Bias | None = None
     tops: int = 0
+    adapter: int = 0
 
 
 def uniforms(seed: int, number: int, member: int, count: int) -> np.ndarray:
@@ -82,14 +83,17 @@ class Draws:
 
     @property
     def guided(self) -> bool:
-        """Whether a row has a guide."""
-        return any(group.guides for group in self.groups)
+        """Whether what a row may write depends on what it has written."""
+        return any(group.follows for group in self.groups)
 
     @property
     def plain(self) -> bool:
         """Whether nothing but the logits and its settings decides what each row gets."""
         return not any(
-            one.guide is not None or one.bias or one.tops or one.config.repetition_penalty != 1
+            one.guide is not None
+            or one.bias is not None
+            or one.tops
+            or one.config.repetition_penalty != 1
             for one in self._arrivals
         )
 
@@ -145,9 +149,9 @@ class Draws:
         return self._table.shape[1] - int(self._used[0])
 
     def follow(self, tokens: np.ndarray) -> None:
-        """Tell the guides what was chosen (B,)."""
+        """What was chosen (B,), for those whom it concerns."""
         for group in self.groups:
-            if group.guides:
+            if group.follows:
                 group.follow(tokens if group.rows is None else tokens[group.rows])
 
     def likeliest(self, logits: Any) -> Likeliest | None:
@@ -161,7 +165,7 @@ class Draws:
     def _group(self) -> None:
         kinds: dict[tuple[Kind, bool, bool], list[int]] = {}
         for row, one in enumerate(self._arrivals):
-            key = (kind(one.config), one.guide is not None, bool(one.bias))
+            key = (kind(one.config), one.guide is not None, one.bias is not None)
             kinds.setdefault(key, []).append(row)
         whole = len(kinds) == 1
         self.groups = [
@@ -169,7 +173,7 @@ class Draws:
                 None if whole else np.array(rows),
                 Settings.of([self._arrivals[row].config for row in rows]),
                 [guide for row in rows if (guide := self._arrivals[row].guide) is not None],
-                [bias for row in rows if (bias := self._arrivals[row].bias)],
+                [bias for row in rows if (bias := self._arrivals[row].bias) is not None],
             )
             for rows in kinds.values()
         ]

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.sampling import Settings
 
 
@@ -36,6 +37,26 @@ class Constraint(Protocol):
         be; None when it is."""
 
 
+class Bias:
+    """What is added to the logits of one row: what its request says of some tokens, less what the
+    tokens of its answer cost: μ[j] − c[j]·frequency_penalty − (c[j] > 0)·presence_penalty, where
+    c[j] counts token j in the answer (OpenAI's documentation of its API)."""
+
+    def __init__(self, given: Mapping[int, float], config: SamplingConfig) -> None:
+        self.values = dict(given)
+        self.moves = config.counts
+        self._config = config
+        self._counted: set[int] = set()
+
+    def follow(self, token: int) -> None:
+        """The row has written `token`."""
+        cost = self._config.frequency_penalty
+        if token not in self._counted:
+            self._counted.add(token)
+            cost += self._config.presence_penalty
+        self.values[token] = self.values.get(token, 0.0) - cost
+
+
 class Group:
     """Rows of a batch that are chosen for in one go: their indices, None when they are all rows in
     order; and their guides and what is added to their logits, if they have any: all of them or
@@ -46,7 +67,7 @@ class Group:
         rows: np.ndarray | None,
         settings: Settings,
         guides: Sequence[Guide] = (),
-        biases: Sequence[Mapping[int, float]] = (),
+        biases: Sequence[Bias] = (),
     ) -> None:
         self.rows, self.settings, self.guides, self._biases = rows, settings, guides, biases
         self._bias: np.ndarray | None = None
@@ -57,7 +78,7 @@ class Group:
         if self._bias is None and self._biases:
             self._bias = np.zeros((len(self._biases), vocabulary), np.float32)
             for line, bias in zip(self._bias, self._biases, strict=True):
-                line[list(bias)] = list(bias.values())
+                line[list(bias.values)] = list(bias.values.values())
         return self.allowed(vocabulary), self._bias
 
     def allowed(self, vocabulary: int) -> np.ndarray | None:
@@ -70,7 +91,18 @@ class Group:
         flags = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
         return flags[:, :vocabulary].view(bool)
 
+    @property
+    def follows(self) -> bool:
+        """Whether what may come next depends on what was written."""
+        return bool(self.guides) or any(bias.moves for bias in self._biases)
+
     def follow(self, tokens: np.ndarray) -> None:
-        """Tell the guides what their rows (B,) have written."""
-        for guide, token in zip(self.guides, tokens.tolist(), strict=True):
+        """What its rows (B,) have written."""
+        for guide, token in zip(self.guides, tokens.tolist(), strict=False):
             guide.follow(token)
+        for row, (bias, token) in enumerate(zip(self._biases, tokens.tolist(), strict=False)):
+            if not bias.moves:
+                continue
+            bias.follow(token)
+            if self._bias is not None:
+                self._bias[row, token] = bias.values[token]

@@ -57,10 +57,10 @@ class Lookahead:
             guessed.append(guessed[len(guessed) - (len(self._tokens) - self._place)])
         return guessed
 
-    def add(self, tokens: Sequence[int], run: int = 1) -> None:
-        """The row has written `tokens` by one step of `run`."""
+    def add(self, tokens: Sequence[int], run: int | None = 1) -> None:
+        """The row has written `tokens` by one step of `run`, or (None) by guesses of another."""
         self._written += len(tokens)
-        self._saved += len(tokens) - self._cost(run)
+        self._saved += 0.0 if run is None else len(tokens) - self._cost(run)
         for token in tokens:
             self._learn(token)
             self._append(token)

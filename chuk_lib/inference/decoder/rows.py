@@ -16,7 +16,7 @@ from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder.draws import Arrival
 from chuk_lib.inference.decoder.engine import Held
-from chuk_lib.inference.decoder.guides import Constraint
+from chuk_lib.inference.decoder.guides import Bias, Constraint
 from chuk_lib.inference.text import decode
 
 Reason = Literal["eos", "stop", "length", "cancelled", "failed"]
@@ -46,7 +46,8 @@ class Request:
     the model writes for itself. `held`: what a row that ended remembers of tokens that `ids` begin
     with, fewer than all of them; it serves once. `bias`: what is added to the logits of some
     tokens, which changes what is drawn and not its log-prob. `tops`: how many of the likeliest
-    tokens are told at each place."""
+    tokens are told at each place. `adapter`: which of the decoder's it is written under, 0 for
+    none; rows that share a prompt share it."""
 
     ids: Sequence[int]
     config: SamplingConfig
@@ -59,6 +60,7 @@ class Request:
     tops: int = 0
     constraint: Constraint | None = None
     held: Held | None = None
+    adapter: int = 0
 
 
 class Row:
@@ -83,6 +85,7 @@ class Row:
         self.tops: list[list[tuple[int, float]]] = []
         self.source: Sequence[int] = request.ids  # all tokens to continue
         self.held = request.held
+        self.cached = 0  # tokens of its prompt that a prefix cache knew
 
     @property
     def columns(self) -> int:
@@ -95,6 +98,8 @@ class Row:
         request = self.request
         drawn = int(self.written.sum())
         guide = None if request.constraint is None else request.constraint.start()
+        biased = request.bias or request.config.counts
+        bias = Bias(request.bias or {}, request.config) if biased else None
         return Arrival(
             self.source,
             request.config,
@@ -103,8 +108,9 @@ class Row:
             self.limit,
             drawn,
             guide,
-            request.bias,
+            bias,
             request.tops,
+            request.adapter,
         )
 
     def raise_failed(self) -> None:
