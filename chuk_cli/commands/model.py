@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +31,7 @@ from chuk_cli.out import Out
 
 if TYPE_CHECKING:
     from chuk_lib.models.create import NewModel
-    from chuk_lib.models.info import AdapterInfo, ModelInfo
+    from chuk_lib.models.info import AdapterInfo, ModelInfo, ModelShape
 
 app = App(
     add_completion=False,
@@ -89,12 +90,21 @@ def info(
 
 @app.command()
 def create(
-    preset: Annotated[
-        str, typer.Option("--preset", "-p", help="Shape of the model; see above.", metavar="NAME")
-    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the new model.", metavar="DIR")
     ],
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", "-p", help="Shape of the model; see above.", metavar="NAME"),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="A config.json, or a folder that has one, whose shape the model is to have.",
+            metavar="FILE",
+        ),
+    ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -135,13 +145,16 @@ def create(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Make a new Llama model with random weights, to train from nothing or to test with.
+    """Make a new model with random weights, to train from nothing or to test with.
 
     Presets: nano (33 thousand weights), micro (99 thousand), tiny (1 million), mini (7 million),
-    small (28 million), base (135 million, the shape of SmolLM2-135M).
+    small (28 million), base (135 million, the shape of SmolLM2-135M): all Llama, as are the toys
+    lazyfox and math. Other toys, for chuk alone: lazyfox-mlp, lazyfox-rnn, lazyfox-lstm, and mock,
+    a bigram table. With --config any family that chuk runs.
 
     Examples:
       chuk model create --preset micro --output ./micro
+      chuk model create --config ./some-model --output ./same-shape
       chuk model create --preset tiny --output ./tiny --tokenizer-data train.jsonl --vocab-size 2000
     """
     from chuk_lib.data.workbench.content import texts_of
@@ -150,6 +163,7 @@ def create(
 
     out = Out.of(json, quiet)
     settings: dict[str, Any] = {
+        "config": config,
         "tokenizer": tokenizer,
         "tokenizer_texts": None if tokenizer_data is None else texts_of(tokenizer_data),
         "vocab_size": vocab_size,
@@ -161,16 +175,23 @@ def create(
     if dry_run:
         _show_new(out, plan_model(preset, output, **settings))
         return
-    with out.status(f"making a {preset} model"):
+    with out.status("making the model"):
         folder = create_model(preset, output, **settings)
-    _show_made(out, describe_model(folder), preset, seed)
+    made = describe_model(folder)
+    _show_made(out, made, preset, config, seed)
+    pieces = made.tokenizer_vocabulary
+    if tokenizer_data is not None and pieces is not None and pieces < (vocab_size or 0):
+        out.say(f"the data holds no more pieces worth a token: {pieces:,} of {vocab_size:,}")
 
 
-def _show_made(out: Out, made: ModelInfo, preset: str, seed: int) -> None:
+def _show_made(
+    out: Out, made: ModelInfo, preset: str | None, config: Path | None, seed: int
+) -> None:
     folder = made.folder
     result = {
         "path": folder,
         "preset": preset,
+        "config": None if config is None else str(config),
         "parameters": made.parameters,
         "vocabulary": made.tokenizer_vocabulary,
         "context_length": made.context_length,
@@ -189,14 +210,14 @@ def _show_made(out: Out, made: ModelInfo, preset: str, seed: int) -> None:
         human="\n".join(f"{name:<10}  {value}" for name, value in lines.items()),
         quiet=folder,
     )
-    out.say(f"next: `chuk train sft --model {folder} --data DATA`")
+    out.say(f"next: `chuk train sft --model {shlex.quote(str(folder))} --data DATA`")
 
 
 def _show_new(out: Out, made: NewModel) -> None:
     files = [*made.files, "model.safetensors"]
     result = {
         "path": str(made.folder),
-        "preset": made.shape.name,
+        "preset": made.name,
         "parameters": made.parameters,
         "vocabulary": made.vocabulary,
         "context_length": made.context_length,
@@ -211,6 +232,19 @@ def _show_new(out: Out, made: NewModel) -> None:
     out.say("dry run: nothing was written")
 
 
+def _shape_words(shape: ModelShape) -> str:
+    """What of a shape the config says: a bigram table has no layers, an LSTM no heads."""
+    parts = {
+        "layers": f"{shape.layers} layers",
+        "hidden_size": f"hidden {shape.hidden_size}",
+        "intermediate_size": f"inner {shape.intermediate_size}",
+        "heads": f"{shape.heads} heads ({shape.kv_heads} KV) of {shape.head_dim}",
+        "vocab_size": f"{shape.vocab_size} tokens",
+    }
+    known = [text for name, text in parts.items() if getattr(shape, name) is not None]
+    return ", ".join(known[:-1] or known)
+
+
 def _model_lines(model: ModelInfo) -> Iterator[tuple[str, str]]:
     yield from _place(model)
     yield "architecture", f"{model.architecture or 'not named'} ({model.model_type})"
@@ -222,15 +256,7 @@ def _model_lines(model: ModelInfo) -> Iterator[tuple[str, str]]:
             f"{count(parameters)}  {100 * parameters / max(model.parameters, 1):.1f} %",
         )
     if model.shape:
-        shape = model.shape
-        yield (
-            "shape",
-            (
-                f"{shape.layers} layers, hidden {shape.hidden_size}, inner"
-                f" {shape.intermediate_size}, {shape.heads} heads ({shape.kv_heads} KV) of"
-                f" {shape.head_dim}"
-            ),
-        )
+        yield "shape", _shape_words(model.shape)
     yield from _storage(model)
     if model.quantization:
         packed = model.quantization

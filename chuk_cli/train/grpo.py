@@ -62,6 +62,7 @@ def grpo(
       chuk train grpo -m my-model -d sums.jsonl --reward numeric --tool calculator.py:calculate
       chuk train grpo -m my-model -d games.jsonl --env games.py:Wordle --max-turns 6
       chuk train grpo -m my-model -d dates.jsonl --reward exact_match --mcp mcp-server-time
+      chuk train grpo -m my-model -d sums.jsonl --reward numeric --rollout-workers 2
     """
     tools, chosen = ToolOptions(tool, mcp, mcp_tool), with_preset(settings, preset)
     run_or_plan(Out.of(json, quiet), "grpo", chosen, reward, tools, dry_run, overwrite)
@@ -74,7 +75,7 @@ def with_preset(settings: Resolved[GRPOConfig], preset: str | None) -> Resolved[
         return settings
     if preset != "trl":
         raise ConfigError(f"there is no preset `{preset}`", "there is: trl")
-    values = trl_values(uses_lora=settings.value.lora is not None)
+    values = trl_values(settings.value.lora is not None, settings.value.chosen_lag)
     taken = {name: value for name, value in values.items() if settings.origins[name] == "default"}
     origins = settings.origins | dict.fromkeys(taken, "--preset trl")
     return Resolved(replace(settings.value, **taken), origins)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -15,9 +15,9 @@ from chuk_cli.out import Out, glyph, paint
 from chuk_cli.plan import heading, settings_lines, table, tell_plan
 from chuk_cli.train.watching import require, run
 from chuk_lib.config.settings import Resolved, as_dict
-from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
+    from chuk_lib.training.online.episode import MakePlayer
     from chuk_lib.training.online.plan import PromptPreview
     from chuk_lib.training.planning.dry_run import DryRun
 
@@ -102,9 +102,7 @@ def run_or_plan(
     settings = _typed(settings, "rewards", "--reward", reward)
     settings = with_own_reward(tools.into(settings))
     require(settings.value)
-    from chuk_lib.env import player_maker
-
-    make_player = player_maker(settings.value, out.warn)
+    make_player = maker_of(settings.value, out.warn)
     if not dry_run:
         run(out, algorithm, settings, overwrite, make_player)
         return
@@ -118,6 +116,15 @@ def run_or_plan(
             make_player=make_player,
         )
     tell_plan(out, plan, _lines(plan), plan.steps)
+
+
+def maker_of(config: Any, tell: Callable[[str], None]) -> MakePlayer | None:
+    """What makes the player that settings ask for: rollout workers, or plays with tools; None for
+    the model alone. `tell` gets what happens to servers of tools."""
+    from chuk_lib.distributed import rollout_player
+    from chuk_lib.env import player_maker
+
+    return rollout_player(config) or player_maker(config, tell)
 
 
 def _typed(
@@ -136,22 +143,13 @@ def with_own_reward(settings: Resolved[Any]) -> Resolved[Any]:
     config = settings.value
     if not config.environment:
         return settings
-    from chuk_lib.env.files import has_reward, load_environment
+    from chuk_lib.env import files
 
-    named = any(one.partition("=")[0] == OWN_REWARD for one in config.rewards)
-    own = has_reward(load_environment(config.environment, {}))
-    if named and not own:
-        raise ConfigError(
-            f"reward `{OWN_REWARD}`: `{config.environment}` has no method `get_reward`",
-            "give it one, or choose another reward",
-        )
-    if named or not own:
+    rewards = files.with_own_reward(config.environment, config.rewards)
+    if rewards == config.rewards:
         return settings
-    changed = replace(config, rewards=(*config.rewards, OWN_REWARD))
+    changed = replace(config, rewards=rewards)
     return Resolved(changed, settings.origins | {"rewards": "get_reward of the environment"})
-
-
-OWN_REWARD = "environment"
 
 
 def _lines(plan: DryRun) -> Iterator[str]:

@@ -135,9 +135,10 @@ def _goes_on(run: Path, tell: Callable[[str], None]) -> Callable[..., RunResult]
     from chuk_lib.training.run_dir import RunDir
 
     if RunDir(run).algorithm != NAME:
-        from chuk_lib.env import player_maker
+        from chuk_cli.train.online import maker_of
+        from chuk_lib.distributed import join
 
-        return partial(resume_language_model, player_of=partial(player_maker, tell=tell))
+        return partial(resume_language_model, player_of=partial(maker_of, tell=tell), join=join)
     from chuk_lib.experts.trainer import resume_expert
 
     return resume_expert

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from chuk_cli.dashboard.board import Board
     from chuk_lib.events import Event, Sink
     from chuk_lib.training.online.episode import MakePlayer
-    from chuk_lib.training.run import RunResult
+    from chuk_lib.training.run import Join, RunResult
 
 Train = Callable[["Sequence[Sink]", Callable[[], bool]], "RunResult"]
 
@@ -49,9 +49,22 @@ def run(
             should_stop=should_stop,
             overwrite=overwrite,
             make_player=make_player,
+            join=joiner(settings.value),
         )
 
     watch(out, train)
+
+
+def joiner(config: Any) -> Join | None:
+    """How a run joins the parameter server that its settings name, if any. Raises ConfigError
+    where Ray is missing."""
+    if getattr(config, "parameter_server", None) is None:
+        return None
+    from chuk_lib.distributed import join
+    from chuk_lib.distributed.cluster import require_ray
+
+    require_ray()
+    return join
 
 
 def require(config: TrainerConfig) -> None:

@@ -26,9 +26,6 @@ _INSTEAD = {
     ),
     "base_model": "`model`",
     "bf16": "`dtype: bfloat16` (unset: what the machine computes well)",
-    "chat_template_kwargs": (
-        'write it in the rows: a column of that name, such as {"enable_thinking": false}'
-    ),
     "dataloader_num_workers": _READING,
     "dataset_num_proc": _READING,
     "datasets": "`data`, with commas between several",
@@ -42,9 +39,7 @@ _INSTEAD = {
         "`temperature`, `top_p`, `top_k`, `min_p`, `repetition_penalty` and `stop`, each on its own"
     ),
     "hub_model_id": _UPLOAD,
-    "label_smoothing_factor": (
-        "there is no label smoothing for supervised fine-tuning; leave it out"
-    ),
+    "label_smoothing_factor": "`chuk train sft` alone has it; leave it out",
     "load_best_model_at_end": _BEST,
     "load_in_8bit": _QUANTIZED,
     "lora_parameters": (
@@ -52,15 +47,16 @@ _INSTEAD = {
         " its own"
     ),
     "lora_target_linear": "`lora_target_modules: all-linear`",
-    "mask_prompt": "`completion_only_loss: true`, or `assistant_only_loss: true` for conversations",
+    "mask_prompt": "`completion_only_loss: true`: of a conversation the last answer is learned",
     "metric_for_best_model": _BEST,
     "micro_batch_size": "`batch_size`",
-    "neftune_noise_alpha": "there is no noise on embeddings; leave it out",
+    "neftune_noise_alpha": "`chuk train sft` alone has it; leave it out",
     "push_to_hub": _UPLOAD,
     "resume_adapter_file": (
         "`model` may be a run or a folder of adapters: training goes on with them"
     ),
     "resume_from_checkpoint": "`chuk train resume RUN` goes on with a run",
+    "router_aux_loss_coef": "`chuk train sft` alone has it; leave it out",
     "sample_packing": "`packing: true`",
     "save_strategy": _CHECKPOINTS,
     "sequence_len": "`max_length`",

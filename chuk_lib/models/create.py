@@ -1,5 +1,6 @@
 """Make a small model from nothing: a Llama folder with random weights, a tokenizer and a chat
-template that mlx-lm, transformers and chuk load like any other.
+template that mlx-lm, transformers and chuk load like any other; or one of any family that chuk
+runs, from its config.
 
 Weights are normal with std √(2 / (5·hidden)) (Nguyen and Salazar 2019: 0.026 at 576; the usual 0.02
 leaves a model of width 64 on a plateau for thousands of steps), those that write to the residual
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chuk_lib.errors import ConfigError, ModelError
+from chuk_lib.models.initial import GivenConfig, InitialWeights
 from chuk_lib.models.presets import Preset, find_preset
 from chuk_lib.models.writing import (
     check_output,
@@ -53,9 +55,10 @@ class _TokenizerFiles:
 
 
 def create_model(
-    preset: str,
+    preset: str | None,
     output: str | Path,
     *,
+    config: str | Path | Mapping[str, Any] | None = None,
     tokenizer: str | Path | None = None,
     tokenizer_texts: Iterable[str] | None = None,
     vocab_size: int | None = None,
@@ -64,7 +67,8 @@ def create_model(
     chat_template: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a new model of a preset's shape to the folder `output` and return it.
+    """Write a new model of a preset's shape, or of that of a `config` (a `config.json`, its folder,
+    or what is in it), to the folder `output` and return it.
 
     `tokenizer` is `char` (default), `bytes` or a folder to copy from; with `tokenizer_texts` a
     byte-level BPE of `vocab_size` tokens is trained on them. Without it `vocab_size` is the number
@@ -74,6 +78,7 @@ def create_model(
     made = plan_model(
         preset,
         output,
+        config=config,
         tokenizer=tokenizer,
         tokenizer_texts=tokenizer_texts,
         vocab_size=vocab_size,
@@ -86,25 +91,24 @@ def create_model(
     with new_folder(folder, overwrite, made.disk_bytes) as partial:
         for name, content in made.files.items():
             (partial / name).write_bytes(content)
-        write_tensors(partial, planned(dict(_weights(made.shape, made.rows, seed))))
+        write_tensors(partial, planned(dict(made.draw())), made.layout)
     return folder
 
 
 @dataclass(frozen=True)
 class NewModel:
-    """A model that is about to be written: all files but the weights, and `rows` of embeddings."""
+    """A model that is about to be written: all files but the weights, which `draw` makes; `rows` of
+    embeddings. `name` is the preset's, or the config's model_type."""
 
     folder: Path
-    shape: Preset
+    name: str
     files: dict[str, bytes]
     vocabulary: int
     rows: int
     context_length: int
-
-    @property
-    def parameters(self) -> int:
-        """Weights of the model."""
-        return self.shape.parameters(self.rows)
+    parameters: int
+    draw: Callable[[], Iterable[tuple[str, np.ndarray]]]
+    layout: str = "pt"
 
     @property
     def disk_bytes(self) -> int:
@@ -113,9 +117,10 @@ class NewModel:
 
 
 def plan_model(
-    preset: str,
+    preset: str | None,
     output: str | Path,
     *,
+    config: str | Path | Mapping[str, Any] | None = None,
     tokenizer: str | Path | None = None,
     tokenizer_texts: Iterable[str] | None = None,
     vocab_size: int | None = None,
@@ -126,21 +131,57 @@ def plan_model(
 ) -> NewModel:
     """What `create_model` would write with these settings; raises what it would raise and writes
     nothing."""
-    shape = find_preset(preset)
+    shape = _shape(preset, config)
     folder = Path(output)
     _check_settings(seed, context_length)
     check_output(folder, overwrite)
     if tokenizer is not None:
         refuse_source(folder, Path(tokenizer))
+    if isinstance(config, str | Path):
+        refuse_source(folder, Path(config))
     context = context_length or shape.context_length
     parts = _tokenizer_files(tokenizer, tokenizer_texts, vocab_size or shape.vocab_size, context)
     rows = _embedding_rows(shape, parts.size, vocab_size if tokenizer_texts is None else None)
-    files = (
-        parts.files
-        | _template_files(parts.files, chat_template)
-        | _config_files(shape, parts, rows, context)
+    files = parts.files | _template_files(parts.files, chat_template)
+    if isinstance(shape, Preset):
+        files |= _config_files(shape, parts, rows, context)
+        return NewModel(
+            folder,
+            shape.name,
+            files,
+            parts.size,
+            rows,
+            context,
+            shape.parameters(rows),
+            lambda: _weights(shape, rows, seed),
+        )
+    whole = shape.with_sizes(rows, context) | _token_ids(parts)
+    drawn = InitialWeights(whole, seed)
+    files |= {"config.json": _json(whole), "generation_config.json": _json(_token_ids(parts))}
+    return NewModel(
+        folder,
+        shape.name,
+        files,
+        parts.size,
+        rows,
+        context,
+        drawn.parameters,
+        drawn.draw,
+        drawn.layout,
     )
-    return NewModel(folder, shape, files, parts.size, rows, context)
+
+
+def _shape(
+    preset: str | None, config: str | Path | Mapping[str, Any] | None
+) -> Preset | GivenConfig:
+    if (preset is None) == (config is None):
+        raise ConfigError(
+            "a new model is of a preset or of a config", "give one of --preset and --config"
+        )
+    if config is not None:
+        return GivenConfig.read(config)
+    found = find_preset(str(preset))
+    return found if isinstance(found, Preset) else GivenConfig.read(found.config, found.name)
 
 
 def _check_settings(seed: int, context_length: int | None) -> None:
@@ -150,11 +191,16 @@ def _check_settings(seed: int, context_length: int | None) -> None:
         raise ConfigError(f"context length must be 2 or more, not {context_length}")
 
 
-def _embedding_rows(shape: Preset, tokens: int, wanted: int | None) -> int:
+def _embedding_rows(shape: Preset | GivenConfig, tokens: int, wanted: int | None) -> int:
     if wanted is not None and wanted < tokens:
         raise ConfigError(
             f"--vocab-size {wanted} is below the tokenizer's {tokens} tokens",
             f"use {tokens} or more",
+        )
+    if isinstance(shape, GivenConfig) and wanted is None and 0 < (shape.vocab_size or 0) < tokens:
+        raise ConfigError(
+            f"the config's vocab_size {shape.vocab_size} is below the tokenizer's {tokens} tokens",
+            f"give --vocab-size {tokens}, or leave vocab_size out of the config",
         )
     return wanted or max(tokens, shape.vocab_size or 0)
 
@@ -266,13 +312,17 @@ def _check_template_tokens(tokenizer: bytes, template: str, by_default: bool) ->
         )
 
 
-def _config_files(
-    shape: Preset, tokenizer: _TokenizerFiles, rows: int, context: int
-) -> dict[str, bytes]:
+def _token_ids(tokenizer: _TokenizerFiles) -> dict[str, Any]:
     eos: int | list[int] = (
         tokenizer.eos_ids[0] if len(tokenizer.eos_ids) == 1 else list(tokenizer.eos_ids)
     )
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos, "pad_token_id": tokenizer.pad_id}
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos, "pad_token_id": tokenizer.pad_id}
+
+
+def _config_files(
+    shape: Preset, tokenizer: _TokenizerFiles, rows: int, context: int
+) -> dict[str, bytes]:
+    ids = _token_ids(tokenizer)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -6,6 +6,7 @@ batch and length."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,20 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The language model's part of a config: models with several modalities nest it."""
     nested = config.get("text_config") or config.get("llm_config")
     return {**config, **nested} if isinstance(nested, dict) else config
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """The longest text a config names, in tokens."""
+    for key in (
+        "max_position_embeddings",
+        "n_positions",
+        "max_sequence_length",
+        "seq_length",
+        "model_max_length",
+    ):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    return None
 
 
 def rope_of(config: dict[str, Any]) -> RopeSettings | None:

@@ -94,8 +94,10 @@ def output_head(model: nn.Module) -> OutputHead:
     with uncompiled(), evaluating(model):  # dropout would make the two differ
         whole = model(probe).astype(mx.float32)
         parts = candidate.logits(model, candidate.hidden(model, probe)).astype(mx.float32)
+        # Logits that are all alike (weights of zero) prove nothing.
         same = whole.shape == parts.shape and (
-            bool(mx.allclose(whole, parts, rtol=1e-3, atol=1e-3)) or not has_values()
+            bool(mx.allclose(whole, parts, rtol=1e-3, atol=1e-3) & (whole != whole[..., :1]).any())
+            or not has_values()
         )
     return candidate if same else OutputHead(split=False)
 
@@ -103,13 +105,21 @@ def output_head(model: nn.Module) -> OutputHead:
 def embedding_rows(model: nn.Module) -> int | None:
     """How many tokens the input embedding of a model (or of a score model on its body) knows; None
     when it cannot be told."""
+    layer = input_embedding(model)
+    layer = getattr(layer, "embedding", layer)  # under an adapter
+    return None if layer is None else int(layer["weight"].shape[0])
+
+
+def input_embedding(model: nn.Module) -> nn.Module | None:
+    """The layer that makes vectors of token ids, with its adapter if it has one; None when it
+    cannot be told."""
     inner = model["language_model"] if isinstance(model.get("language_model"), nn.Module) else model
     for body in (inner[name] for name in _BODIES if isinstance(inner.get(name), nn.Module)):
         for name in _EMBEDDINGS:
             layer = body.get(name)
-            layer = getattr(layer, "embedding", layer)  # under an adapter
-            if isinstance(layer, nn.Module) and "weight" in layer:
-                return int(layer["weight"].shape[0])
+            bare = getattr(layer, "embedding", layer)
+            if isinstance(bare, nn.Module) and "weight" in bare:
+                return cast(nn.Module, layer)
     return None
 
 

@@ -18,6 +18,7 @@ from chuk_lib.models.footprint import (
     LORA_RANK,
     ModelMemory,
     RopeSettings,
+    context_length,
     estimate_memory,
     kv_cache_bytes,
     rope_of,
@@ -111,6 +112,9 @@ class ModelInfo:
     notes: tuple[str, ...] = ()
 
 
+_WITHOUT_HEAD = ("toy_bigram",)
+
+
 def describe_model(source: str | Path, revision: str | None = None) -> ModelInfo:
     """Everything the headers tell about a folder, run, checkpoint, adapter or cached hub model.
 
@@ -145,7 +149,7 @@ def _describe_full(source: str, folder: Path) -> ModelInfo:
     text = text_config(config)
     counts = count_parameters(tensors, config)
     total, weight_bytes = sum(counts.values()), sum(tensor.n_bytes for tensor in tensors)
-    context, kv_bytes = _context_length(text), _kv_bytes(tensors)
+    context, kv_bytes = context_length(text), _kv_bytes(tensors)
     memory = estimate_memory(
         text,
         parameters=total,
@@ -167,7 +171,7 @@ def _describe_full(source: str, folder: Path) -> ModelInfo:
         parameters=total,
         components=counts,
         shape=_shape_of(text),
-        tied_head="head" not in counts,
+        tied_head="head" not in counts and config.get("model_type") not in _WITHOUT_HEAD,
         dtypes=_dtypes(tensors),
         quantization=quantization_of(tensors, config, total),
         context_length=context,
@@ -248,19 +252,6 @@ def _shape_of(config: dict[str, Any]) -> ModelShape:
         head_dim=config.get("head_dim") or (hidden // heads if hidden and heads else None),
         vocab_size=config.get("vocab_size"),
     )
-
-
-def _context_length(config: dict[str, Any]) -> int | None:
-    for key in (
-        "max_position_embeddings",
-        "n_positions",
-        "max_sequence_length",
-        "seq_length",
-        "model_max_length",
-    ):
-        if isinstance(config.get(key), int):
-            return int(config[key])
-    return None
 
 
 def _kv_bytes(tensors: Sequence[TensorHeader]) -> int:

@@ -1,5 +1,5 @@
-"""Shapes of the models that `create_model` makes: all Llama blocks (RMSNorm, RoPE, SwiGLU) with a
-tied head.
+"""Shapes of the models that `create_model` makes: Llama blocks (RMSNorm, RoPE, SwiGLU) with a tied
+head, and the toys of `architectures/toys.py`.
 
 The sizes in `about` hold for the character tokenizer; a larger vocabulary adds `hidden_size`
 weights a token."""
@@ -7,7 +7,9 @@ weights a token."""
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from chuk_lib.errors import ConfigError
 
@@ -40,6 +42,15 @@ class Preset:
         return vocab_size * self.hidden_size + self.num_layers * block + self.hidden_size
 
 
+@dataclass(frozen=True)
+class ToyPreset:
+    """A toy by its `config.json`, which lacks the size of the vocabulary."""
+
+    name: str
+    about: str
+    config: Mapping[str, Any]
+
+
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -60,16 +71,42 @@ PRESETS = {
             100_000.0,
             49_152,
         ),
+        Preset("lazyfox", "18 thousand: learns one sentence in seconds", 32, 64, 1, 4, 4, 128),
+        Preset("math", "70 thousand: learns sums of two digits in seconds", 64, 192, 1, 4, 4, 128),
     )
 }
 
 
-def find_preset(name: str) -> Preset:
-    """The preset of that name. Raises ConfigError that lists them."""
-    if name in PRESETS:
-        return PRESETS[name]
-    near = difflib.get_close_matches(name, PRESETS, n=1)
-    known = ", ".join(PRESETS)
-    raise ConfigError(
-        f"unknown preset `{name}`", f"did you mean `{near[0]}`?" if near else f"presets: {known}"
+def _toy(kind: str, **sizes: Any) -> dict[str, Any]:
+    return {"model_type": kind, "max_position_embeddings": 128, **sizes}
+
+
+# Wider than the usual weights: a cell that begins almost linear takes three times as long.
+_RECURRENT = {"hidden_size": 64, "num_hidden_layers": 1, "initializer_range": 0.2}
+TOYS = {
+    preset.name: preset
+    for preset in (
+        ToyPreset(
+            "lazyfox-mlp",
+            "a gated MLP over the last 8 tokens",
+            _toy("toy_mlp", hidden_size=32, num_hidden_layers=1, intermediate_size=64, window=8),
+        ),
+        ToyPreset("lazyfox-rnn", "an Elman network", _toy("toy_rnn", **_RECURRENT)),
+        ToyPreset("lazyfox-lstm", "an LSTM", _toy("toy_lstm", **_RECURRENT)),
+        ToyPreset(
+            "mock",
+            "a bigram table of zeros, whose least loss is known",
+            _toy("toy_bigram", initializer_range=0.0),
+        ),
     )
+}
+
+
+def find_preset(name: str) -> Preset | ToyPreset:
+    """The preset of that name. Raises ConfigError that lists them."""
+    known = PRESETS | TOYS
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"presets: {', '.join(known)}"
+    raise ConfigError(f"unknown preset `{name}`", hint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,6 +80,33 @@ def drops(model: nn.Module) -> bool:
         isinstance(module, nn.Dropout) and module._p_1 < 1 and module.training
         for module in model.modules()
     )
+
+
+@contextmanager
+def noisy(embedding: nn.Module, alpha: float) -> Iterator[None]:
+    """Uniform noise on what an embedding gives, (B, T, H), for the length of a `with` block:
+    between ±alpha / √(T·H) (NEFTune: Jain et al. 2023), from the global generator."""
+
+    def make(vectors: mx.array) -> mx.array:
+        bound = alpha / (vectors.shape[1] * vectors.shape[2]) ** 0.5
+        return vectors + mx.random.uniform(-bound, bound, vectors.shape, vectors.dtype)
+
+    with changed_output(embedding, make):
+        yield
+
+
+@contextmanager
+def changed_output(layer: nn.Module, change: Callable[[mx.array], mx.array]) -> Iterator[None]:
+    """`change` applied to all that a layer gives, for the length of a `with` block. Its parameters
+    keep their names, and a tied embedding is as it was where it serves as the head."""
+    kind: Any = type(layer)
+    call = lambda self, *inputs: change(kind.__call__(self, *inputs))  # noqa: E731
+    # Python looks `__call__` up on the class, not on the object.
+    layer.__class__ = type(kind.__name__, (kind,), {"__call__": call})
+    try:
+        yield
+    finally:
+        layer.__class__ = kind
 
 
 def fresh_key() -> mx.array:

@@ -216,9 +216,9 @@ def dpo_batches(check: Checker) -> None:
             if key.startswith(case["prefix"] + "/")
         }
         size = len(batch["input_ids"]) // 2
-        config = make_config(
-            DPOConfig, case["config"], model=policy, ref_model=reference, batch_size=size
-        )
+        more = {"model": policy, "ref_model": reference, "batch_size": size}
+        # As TRL pads: a GPU's lengths are rounded up otherwise.
+        config = make_config(DPOConfig, case["config"], **more, pad_to_multiple_of=1)
         dataset = PairDataset(
             data_path(check, case["data"]), tokenizer, max_length=config.max_length
         )

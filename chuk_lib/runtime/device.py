@@ -97,7 +97,8 @@ def prepare(compile: bool = True) -> RuntimeStatus:
     _process.status = RuntimeStatus(
         backend,
         here.name,
-        *_dtype_policy(backend),
+        here.frozen,
+        _dtype_reason(backend),
         found,
         choice.origin,
         _process.governor is not None,
@@ -190,7 +191,7 @@ def default_dtype(trained: bool) -> mx.Dtype:
     times slower."""
     import mlx.core as mx
 
-    return mx.float32 if trained or current_backend() == "cpu" else mx.bfloat16
+    return mx.float32 if trained or hardware.device().frozen == "float32" else mx.bfloat16
 
 
 def thread_choice(
@@ -242,7 +243,7 @@ def _governor(choice: ThreadChoice) -> threads.Governor:
     return threads.Governor(threads.count_cores().usable, choice.threads)
 
 
-def _dtype_policy(backend: str) -> tuple[str, str]:
+def _dtype_reason(backend: str) -> str:
     if backend == "cpu":
-        return "float32", "only float32 products are fast on a CPU"
-    return "bfloat16", "frozen weights on a GPU; weights that are trained are float32"
+        return "only float32 products are fast on a CPU"
+    return "frozen weights on a GPU; weights that are trained are float32"

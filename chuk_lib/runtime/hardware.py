@@ -5,7 +5,8 @@ Two variables of the environment change the answer:
     CHUK_DEVICE         cpu or gpu: where this process computes, whatever MLX would choose
     CHUK_PRETEND_METAL  for tests: `16`, or `16:M2`, is a Mac of so many GB. Types, shapes, limits
                         and budgets are then those of that Mac; the numbers come from whatever MLX
-                        computes on here
+                        computes on here. `16:float32` has frozen weights in that type, for tests
+                        whose numbers hold to it
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ _FIRST_WITH_BFLOAT16 = 15
 @dataclass(frozen=True)
 class Device:
     """`backend`: cpu, metal or cuda. `known`: what MLX tells of it, sizes in bytes. `pretended`:
-    MLX computes on something else in fact."""
+    MLX computes on something else in fact. `frozen`: the type of weights that are not trained."""
 
     backend: str
     name: str
     known: Mapping[str, Any] = field(default_factory=dict)
     pretended: bool = False
+    frozen: str = "bfloat16"
 
     @property
     def compiles(self) -> bool:
@@ -77,12 +79,15 @@ def device() -> Device:
     here = mx.default_device()
     known = mx.device_info(here)
     name = str(known.get("device_name") or known.get("architecture") or here)
-    return Device(_backend(), name, known)
+    backend = _backend()
+    frozen = "float32" if backend == "cpu" else "bfloat16"
+    return Device(backend, name, known, frozen=frozen)
 
 
 def pretended_mac(text: str) -> Device:
-    """A Mac of so many GB, `16` or `16:M2`, as MLX would tell of it. Raises ConfigError."""
-    found = re.fullmatch(r"(\d+)(?:GB)?(?::(M[1-4]))?", text, re.IGNORECASE)
+    """A Mac of so many GB, `16`, `16:M2` or `16:float32`, as MLX would tell of it. Raises
+    ConfigError."""
+    found = re.fullmatch(r"(\d+)(?:GB)?(?::(M[1-4]))?(:float32)?", text, re.IGNORECASE)
     if not found or not int(found[1]):
         raise ConfigError(
             f"CHUK_PRETEND_METAL is {text!r}",
@@ -98,7 +103,10 @@ def pretended_mac(text: str) -> Device:
         "max_buffer_length": size * 9 // 16,
         "resource_limit": 499_000,
     }
-    return Device("metal", f"Apple {chip} with {found[1]} GB, pretended", known, pretended=True)
+    name, frozen = f"Apple {chip} with {found[1]} GB, pretended", "bfloat16"
+    if found[3]:
+        name, frozen = f"{name}, in float32", "float32"
+    return Device("metal", name, known, pretended=True, frozen=frozen)
 
 
 def _backend() -> str:

@@ -1,10 +1,10 @@
 """What chuk changes in a process while it computes, and how everybody else gets it back.
 
 On a CPU chuk computes without `mx.compile` (it would start a C++ compiler for every new expression,
-22 s for a small model, and gains nothing), with three of MLX's functions replaced (`cpu_math`) and
-with NumPy quiet about what is not finite. That holds inside `computing()` or `uncompiled()` and
-nowhere else; inside them `users_own()` puts the caller's world back for as long as a reward, a sink
-or another function of the user's runs.
+22 s for a small model, and gains nothing), with four of MLX's functions replaced (`cpu_math`,
+`cpu_packed`) and with NumPy quiet about what is not finite. That holds inside `computing()` or
+`uncompiled()` and nowhere else; inside them `users_own()` puts the caller's world back for as long
+as a reward, a sink or another function of the user's runs.
 
 All three are switches of the process: other threads see them too. `own_process()` says that the
 process is chuk's, as that of the command line is: then `prepare` leaves `mx.compile` off between
@@ -96,10 +96,12 @@ def uncompiled() -> Iterator[None]:
 @contextmanager
 def computing(fast: bool = True) -> Iterator[None]:
     """How chuk computes: without `mx.compile` on a CPU, without NumPy's warnings (what comes out is
-    looked at), and with `fast` by NumPy where that is faster (see `fast_math`)."""
+    looked at), with packed weights unpacked for a product (`cpu_packed`), and with `fast` by NumPy
+    where that is faster (see `fast_math`)."""
     import numpy as np
 
     from chuk_lib.runtime.cpu_math import fast_math
+    from chuk_lib.runtime.cpu_packed import packed_products
 
     with ExitStack() as stack:
         stack.enter_context(uncompiled())
@@ -108,6 +110,7 @@ def computing(fast: bool = True) -> Iterator[None]:
             _state.errors = dict(np.geterr())
             stack.callback(setattr, _state, "errors", None)
         stack.enter_context(np.errstate(all="ignore"))
+        stack.enter_context(packed_products())
         if fast:
             stack.enter_context(fast_math())
         yield
@@ -127,13 +130,14 @@ def users_own() -> Iterator[None]:
     import numpy as np
 
     from chuk_lib.runtime.cpu_math import originals
+    from chuk_lib.runtime.cpu_packed import original_products
 
     was_off, errors = _state.is_off, _state.errors
     _state.is_off, _state.errors = False, None
     if was_off:
         mx.enable_compile()
     try:
-        with originals(), np.errstate(**(errors or {})):
+        with originals(), original_products(), np.errstate(**(errors or {})):
             yield
     finally:
         _state.errors = errors

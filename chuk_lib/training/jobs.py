@@ -22,7 +22,7 @@ from chuk_lib.training.config import Config, SFTConfig, TrainerConfig, refuse_id
 from chuk_lib.training.loading import required, training_data
 from chuk_lib.training.planning.room import make_room
 from chuk_lib.training.rehearsal import begin as begin_rehearsal
-from chuk_lib.training.run import Run, RunResult, reopen
+from chuk_lib.training.run import Join, Run, RunResult, reopen
 from chuk_lib.training.run_dir import RunDir, check_output, default_run_path
 
 if TYPE_CHECKING:
@@ -40,10 +40,11 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     overwrite: bool = False,
     make_player: MakePlayer | None = None,
+    join: Join | None = None,
 ) -> RunResult:
     """A run of an algorithm of `recipes`, from settings. Data from stdin (`-`) is kept in the run
     directory. With GRPO and PPO `make_player(model, tokenizer)` gives what answers the prompts;
-    unset, the model does, in one turn.
+    unset, the model does, in one turn. `join` is how SFT joins a parameter server.
 
     Raises ConfigError, ModelError, DataError or TrainingError; nothing is written before the first
     step can be taken."""
@@ -75,7 +76,12 @@ def train(
             return Run(directory, {**(origins or {}), **found[0]}, warnings=found[1])
 
         result: RunResult = trainer.train(
-            dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=open_run
+            dataset,
+            eval_dataset,
+            sinks=sinks,
+            should_stop=should_stop,
+            open_run=open_run,
+            **_joining(algorithm, join),
         )
         return result
 
@@ -109,6 +115,7 @@ def resume(
     allow_changed: bool = False,
     make_player: MakePlayer | None = None,
     player_of: Callable[[TrainerConfig], MakePlayer | None] = lambda config: None,
+    join: Join | None = None,
 ) -> RunResult:
     """Go on exactly where a run stopped, from its newest valid checkpoint; at the start when it has
     none yet.
@@ -134,8 +141,17 @@ def resume(
         told = (*run.warnings, *(room.warnings if room else ()))
         run = replace(run, allow_changed=allow_changed, changes=tuple(changes or ()), warnings=told)
         result: RunResult = trainer.train(
-            dataset, eval_dataset, sinks=sinks, should_stop=should_stop, open_run=lambda: run
+            dataset,
+            eval_dataset,
+            sinks=sinks,
+            should_stop=should_stop,
+            open_run=lambda: run,
+            **_joining(name, join),
         )
         return result
     finally:
         run.directory.close()
+
+
+def _joining(algorithm: str, join: Join | None) -> dict[str, Any]:
+    return {"join": join} if algorithm == "sft" else {}

@@ -72,3 +72,18 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
     "muon": OptimizerKind(_muon, ("momentum", *_BETAS, "adam_epsilon", "weight_decay")),
 }
 """Every value of `optimizer`."""
+APPLYING = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "warmup_ratio",
+    "min_lr_rate",
+    "optimizer",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "momentum",
+    "max_grad_norm",
+)
+"""Settings of how gradients are applied."""

@@ -131,6 +131,8 @@ class Job:
             self.algorithm.model.load_weights(str(folder / _WEIGHTS))
 
 
+Join = Callable[[Job, Any, Callable[[], bool]], tuple[Job, Callable[[], bool]]]
+"""Makes of a job, its settings and what stops it those of a worker among others."""
 _WEIGHTS = "model.safetensors"
 _ROUNDING = 1e-9
 GPU_CHECKPOINT_MINUTES = 10

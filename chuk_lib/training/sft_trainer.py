@@ -1,11 +1,15 @@
 """Supervised fine-tuning: next-token cross-entropy on the tokens that the data marks as learned.
 
 Numbers are TRL's: the loss is a sum over target tokens divided by the targets of the whole
-accumulation window. Left out: mixture-of-experts auxiliary losses, and NEFTune."""
+accumulation window. Evaluations measure the plain cross-entropy: without label smoothing, noise and
+auxiliary loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
@@ -22,7 +26,9 @@ from chuk_lib.data.types import Batch
 from chuk_lib.errors import ConfigError
 from chuk_lib.events import Sink
 from chuk_lib.models import provenance_of
-from chuk_lib.models.heads import OutputHead, output_head
+from chuk_lib.models.heads import OutputHead, input_embedding, output_head
+from chuk_lib.models.randomness import noisy
+from chuk_lib.models.routers import Routers, routers_of
 from chuk_lib.models.segments import check_packable
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Update
 from chuk_lib.training.config import SFTConfig, TrainerConfig, checked
@@ -32,9 +38,32 @@ from chuk_lib.training.language_job import complete, language_job, prepare_model
 from chuk_lib.training.loading import held_out, load_policy, valid_split
 from chuk_lib.training.losses.cross_entropy import sft_loss
 from chuk_lib.training.measuring.exact_match import write_sample
-from chuk_lib.training.run import Job, Run, RunResult, run_training
+from chuk_lib.training.run import Job, Join, Run, RunResult, run_training
 from chuk_lib.training.utils.fused_head import StatOptions
 from chuk_lib.training.utils.log_probs import target_stats
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is added to the plain cross-entropy: label smoothing, noise on the embedding's vectors
+    (NEFTune's alpha), and the routers' load-balancing loss with its coefficient."""
+
+    label_smoothing: float = 0.0
+    embedding: nn.Module | None = None
+    noise_alpha: float = 0.0
+    routers: Routers | None = None
+    aux_coef: float = 0.0
+
+    @classmethod
+    def of(cls, model: nn.Module, config: SFTConfig) -> Extras:
+        """Those that the settings ask for. Raises ConfigError where the model has no place for
+        one."""
+        embedding, alpha = input_embedding(model), config.neftune_noise_alpha or 0.0
+        if alpha and embedding is None:
+            raise ConfigError("`neftune_noise_alpha`: this model's embedding was not found")
+        coef = config.router_aux_loss_coef
+        routers = routers_of(model) if coef else None
+        return cls(config.label_smoothing_factor, embedding, alpha, routers, coef)
 
 
 class SFTAlgorithm(Algorithm):
@@ -50,30 +79,48 @@ class SFTAlgorithm(Algorithm):
         loss_type: str = "nll",
         few_shapes: bool = False,
         gradient: bool = True,
+        extras: Extras = Extras(),
     ) -> None:
         self.model = model
         self.plan = plan
         self._loss_type = loss_type
         self._few_shapes = few_shapes
-        self._gradient = gradient
+        self._options = StatOptions(gradient=gradient, gap=extras.label_smoothing > 0)
+        self._extras = extras
         self._head: OutputHead = output_head(model)
 
     def updates(self, step: int) -> Iterable[Update]:
         """The one update of a step."""
-        yield make_update(self.plan.batches(step), self._few_shapes)
+        yield make_update(
+            self.plan.batches(step), self._few_shapes, self._extras.routers is not None
+        )
 
     def loss(self, model: nn.Module, micro_batch: Arrays) -> Loss:
         """Sum over the micro-batch's N target tokens, weight N."""
-        stats = target_stats(
-            self._head,
-            model,
-            micro_batch["input_ids"],
-            micro_batch["positions"],
-            micro_batch["targets"],
-            micro_batch.get("segment_ids"),
-            StatOptions(gradient=self._gradient),
-        )
-        return sft_loss(stats, self._loss_type, micro_batch.get("weights"))
+        extras = self._extras
+        with ExitStack() as forward:
+            if extras.embedding is not None and extras.noise_alpha:
+                forward.enter_context(noisy(extras.embedding, extras.noise_alpha))
+            if extras.routers is not None:
+                forward.enter_context(extras.routers.recorded())
+            stats = target_stats(
+                self._head,
+                model,
+                micro_batch["input_ids"],
+                micro_batch["positions"],
+                micro_batch["targets"],
+                micro_batch.get("segment_ids"),
+                self._options,
+            )
+        smoothing = extras.label_smoothing
+        loss = sft_loss(stats, self._loss_type, micro_batch.get("weights"), smoothing)
+        if extras.routers is None:
+            return loss
+        # The engine divides by the window's weight; `aux_share` makes a mean over its micro-batches
+        # of that.
+        aux = extras.routers.loss(micro_batch["real"]) * micro_batch["aux_share"]
+        total = loss.total + extras.aux_coef * aux
+        return Loss(total, loss.weight, {**loss.metrics, "aux_loss": aux})
 
     def where(self, step: int) -> str:
         """The source lines that a step trains on."""
@@ -83,9 +130,9 @@ class SFTAlgorithm(Algorithm):
         return ", ".join(sources[:4]) + more
 
 
-def make_update(batches: Sequence[Batch], few_shapes: bool = False) -> Update:
+def make_update(batches: Sequence[Batch], few_shapes: bool = False, routed: bool = False) -> Update:
     """Device arrays and counts of one accumulation window. Micro-batches without a target are left
-    out."""
+    out. `routed`: with what a load-balancing loss reads, `real` (B, T) and `aux_share`."""
     counts = {
         "tokens": sum(batch.tokens for batch in batches),
         "trained_tokens": sum(batch.trained_tokens for batch in batches),
@@ -95,6 +142,12 @@ def make_update(batches: Sequence[Batch], few_shapes: bool = False) -> Update:
     learned = [batch for batch in batches if batch.trained_tokens]
     mine, idle = _dealt(learned)
     made = [to_arrays(batch, few_shapes) for batch in mine]
+    if routed:
+        share = counts["trained_tokens"] / max(1, len(learned)) / runtime.this_world().size
+        for arrays, batch in zip(made, mine, strict=True):
+            real = np.arange(batch.input_ids.shape[1]) < batch.lengths[:, None]
+            arrays["real"] = mx.array(real.astype(np.float32))
+            arrays["aux_share"] = mx.array(share, mx.float32)
     return Update(made, float(counts["trained_tokens"]), counts, idle)
 
 
@@ -159,10 +212,23 @@ class SFTTrainer:
         sinks: Sequence[Sink] = (),
         should_stop: Callable[[], bool] = lambda: False,
         open_run: Callable[[], Run] | None = None,
+        join: Join | None = None,
     ) -> RunResult:
         """Train, and leave a run directory behind (`config.output`, else a new one under
-        `runs/`)."""
+        `runs/`). `join` makes the run one of the workers of a parameter server."""
+        if self.config.parameter_server is not None and join is None:
+            raise ConfigError(
+                "the settings name a parameter server, and nothing joins it",
+                "give `join=chuk_lib.distributed.join`",
+            )
+        if self.config.parameter_server is not None and runtime.this_world().size > 1:
+            raise ConfigError(
+                "a worker of a parameter server is one process",
+                "start another instead of `--nproc`",
+            )
         job = self.job(dataset, eval_dataset)
+        if join is not None and self.config.parameter_server is not None:
+            job, should_stop = join(job, self.config, should_stop)
         return run_training(
             job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run
         )
@@ -181,7 +247,11 @@ class SFTTrainer:
         plan = self.batch_plan(dataset)
         evaluate = self._evaluator(eval_dataset) if eval_dataset is not None else None
         algorithm = SFTAlgorithm(
-            self.model, plan, self.config.loss_type, few_shapes=not runtime.on_cpu()
+            self.model,
+            plan,
+            self.config.loss_type,
+            few_shapes=not runtime.on_cpu(),
+            extras=Extras.of(self.model, self.config),
         )
         return language_job(
             self,
@@ -221,7 +291,13 @@ class SFTTrainer:
 
     def complete(self, adapted: bool, dataset: SFTDataset | BatchFolder) -> SFTConfig:
         """Fill in what was left open, so that `config.yaml` alone repeats the run."""
-        return complete(self.config, self.model, adapted, dataset.source)
+        done = complete(self.config, self.model, adapted, dataset.source)
+        server = done.parameter_server
+        if server is None:
+            return done
+        # Found again from another folder; the rate is the server's.
+        server = str(Path(server).resolve()) if Path(server).is_dir() else server
+        return replace(done, parameter_server=server, learning_rate=None)
 
     def notes(self, dataset: SFTDataset | BatchFolder) -> tuple[str, ...]:
         """What the user should know about this model and data together."""
@@ -272,6 +348,11 @@ def load(
     eval_dataset: SFTDataset | BatchFolder | None = None
     if is_batch_folder(source):
         folder = BatchFolder(cast(str, source), tokenizer)
+        if config.chat_template_kwargs is not None:
+            raise ConfigError(
+                f"`chat_template_kwargs` does nothing: `{source}` holds tokens",
+                "leave it out, or train on the rows",
+            )
         if config.eval_data is not None:
             eval_dataset = _eval_data(config, config.eval_data, tokenizer)
         return SFTTrainer(model, tokenizer, folder.settle(config)), folder, eval_dataset

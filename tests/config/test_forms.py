@@ -211,8 +211,6 @@ def test_a_file_with_every_name_of_trl_at_its_default_is_taken(
 
 
 ANOTHER_RUN = {
-    "label_smoothing_factor": "0.1",
-    "neftune_noise_alpha": "5",
     "optim_args": "rank=4",
     "eval_delay": "10",
     "eos_token": "<|im_end|>",
@@ -220,7 +218,6 @@ ANOTHER_RUN = {
     "train_sampling_strategy": "batch_rebalance",
     "lora_modules_to_save": "[lm_head]",
     "model_init_kwargs": "{dtype: float16}",
-    "router_aux_loss_coef": "0.01",
     "chat_template_path": "other.jinja",
     "resume_from_checkpoint": "o/checkpoint-5",
 }
@@ -238,6 +235,32 @@ def test_what_would_make_another_run_of_a_trl_file_is_refused(
     )
     with pytest.raises(ConfigError, match=f"x.yaml:4`: `{name}: .* is not supported"):
         resolve_settings(config_class("sft"), [path])
+
+
+@pytest.mark.parametrize(
+    "name", ["label_smoothing_factor", "neftune_noise_alpha", "router_aux_loss_coef"]
+)
+def test_what_sft_alone_has_is_taken_there_and_refused_elsewhere(tmp_path: Path, name: str) -> None:
+    from chuk_cli.settings import resolve_settings
+
+    path = tmp_path / "x.yaml"
+    path.write_text(f"bf16: false\noutput_dir: m\nlogging_steps: 5\n{name}: 0.1\n", "utf-8")
+    assert getattr(resolve_settings(config_class("sft"), [path]).value, name) == 0.1
+    with pytest.raises(ConfigError, match=f"x.yaml:4`: `{name}: .* is not supported"):
+        resolve_settings(config_class("dpo"), [path])
+
+
+def test_generation_kwargs_are_the_settings_of_sampling(tmp_path: Path) -> None:
+    from chuk_cli.settings import resolve_settings
+
+    path = tmp_path / "x.yaml"
+    head = "bf16: false\noutput_dir: m\nlogging_steps: 5\ngeneration_kwargs: "
+    path.write_text(f"{head}{{top_p: 0.9, max_new_tokens: 7}}\n", "utf-8")
+    value = resolve_settings(config_class("grpo"), [path]).value
+    assert (value.top_p, value.max_completion_length) == (0.9, 7)
+    path.write_text(f"{head}{{typical_p: 0.9}}\n", "utf-8")
+    with pytest.raises(ConfigError, match=r"generation_kwargs\.typical_p"):
+        resolve_settings(config_class("grpo"), [path])
 
 
 def test_the_order_of_rows_is_trl_s(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.conftest import RunChuk
 from tests.inference.generation_models import LLAMA, loaded
 
 
-def test_every_shape_is_measured_beside_mlx_lm(run_chuk: RunChuk) -> None:
+def test_every_shape_is_measured_beside_mlx_lm(cpu: None, run_chuk: RunChuk) -> None:
     asked = ("bench", "--model", LLAMA, "--batch", "1,3", "--context", "8,40", "--tokens", "6")
     done = run_chuk(*asked, "--against", "mlx-lm", "--json")
     assert done.returncode == 0, done.stderr

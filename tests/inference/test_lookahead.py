@@ -18,6 +18,7 @@ from tests.conftest import RunChuk
 from tests.inference.generation_models import LLAMA, loaded
 from tests.inference.tiny_models import tiny
 
+pytestmark = pytest.mark.usefixtures("cpu")  # elsewhere nothing is guessed
 PROMPT = np.random.default_rng(2).integers(4, 90, 40).tolist()
 """Tiny models with random weights fall into loops after a while: their texts repeat."""
 

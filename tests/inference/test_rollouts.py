@@ -342,7 +342,7 @@ def test_a_long_prompt_runs_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(pieces[0].logps, whole[0].logps, atol=1e-5)
 
 
-def test_the_fast_engine_is_taken_where_it_is_right() -> None:
+def test_the_fast_engine_is_taken_where_it_is_right(cpu: None) -> None:
     assert isinstance(new_engine(loaded()[0], 12), NumpyEngine)
     assert isinstance(new_engine(tiny("gpt2"), 12), ModelEngine)
     half, _ = load_model(LLAMA, dtype="bfloat16", local_only=True)

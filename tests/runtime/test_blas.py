@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def fast_blas() -> Iterator[None]:
+def fast_blas(cpu: None) -> Iterator[None]:
     """In before each test, and in again after it."""
     prepare()
     blas.install("auto", 1)

@@ -8,6 +8,7 @@ import pytest
 from chuk_lib.runtime import fast_math
 from chuk_lib.runtime.cpu_attention import CPUAttention
 
+pytestmark = pytest.mark.usefixtures("cpu")
 ROWS, QUERY_HEADS, KEY_HEADS, LENGTH, WIDTH = 2, 4, 2, 96, 24
 
 

@@ -23,7 +23,7 @@ def test_trained_weights_are_float32_everywhere() -> None:
 
 
 @on_cpu
-def test_frozen_weights_are_float32_on_a_cpu() -> None:
+def test_frozen_weights_are_float32_on_a_cpu(cpu: None) -> None:
     assert runtime.default_dtype(trained=False) == mx.float32
     assert runtime.prepare().backend == "cpu"
 
@@ -129,7 +129,9 @@ def test_a_device_that_tells_nothing_has_what_mlx_takes(monkeypatch: pytest.Monk
 
 
 @on_cpu
-def test_a_cpu_has_the_machine_s_memory_or_its_container_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_has_the_machine_s_memory_or_its_container_s(
+    cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory_use, "machine_memory", lambda: (64 * GIB, 40 * GIB))
     monkeypatch.setattr(memory_use, "container_memory", lambda: (0, 0))
     monkeypatch.setattr(mx, "get_active_memory", lambda: 0)

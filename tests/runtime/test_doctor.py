@@ -40,7 +40,7 @@ def test_json_has_the_facts(run_chuk: RunChuk) -> None:
 
 
 @on_linux
-def test_a_slow_blas_is_a_problem_that_does_not_prevent_work(run_chuk: RunChuk) -> None:
+def test_a_slow_blas_is_a_problem_that_does_not_prevent_work(cpu: None, run_chuk: RunChuk) -> None:
     done = run_chuk("doctor", env={"CHUK_BLAS": "off"})
     assert done.returncode == 0
     assert "problem: MLX uses a slow BLAS" in done.stdout

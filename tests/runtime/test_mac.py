@@ -100,7 +100,7 @@ def test_a_large_head_is_widened_in_parts_with_the_same_numbers(
     assert product._wide is None
 
 
-def test_prompts_run_in_shorter_pieces(pretend_mac) -> None:
+def test_prompts_run_in_shorter_pieces(cpu, pretend_mac) -> None:
     assert runtime.prefill_tokens() == 8192
     pretend_mac("64")
     assert runtime.prefill_tokens() == 2048
@@ -145,13 +145,22 @@ def test_the_older_chips_have_no_bfloat16_of_their_own() -> None:
     assert emulates == {"M1": True, "M2": True, "M3": False, "M4": False}
 
 
-@pytest.mark.parametrize("text", ["0", "much", "16:M9", "16 GB of RAM"])
+@pytest.mark.parametrize(("size", "frozen"), {"8": "bfloat16", "8:M1:float32": "float32"}.items())
+def test_a_pretended_mac_may_hold_to_float32(run_chuk, pretend_mac, size: str, frozen: str) -> None:
+    variables = pretend_mac(size)
+    assert str(runtime.default_dtype(trained=False)) == f"mlx.core.{frozen}"
+    found = json.loads(run_chuk("doctor", "--json", env=variables).stdout)
+    assert found["dtype"]["frozen"] == frozen
+    assert found["device"]["backend"] == "metal"
+
+
+@pytest.mark.parametrize("text", ["0", "much", "16:M9", "16:float8", "16 GB of RAM"])
 def test_a_mac_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="CHUK_PRETEND_METAL"):
         hardware.pretended_mac(text)
 
 
-def test_a_gpu_that_is_not_there_is_refused(run_chuk) -> None:
+def test_a_gpu_that_is_not_there_is_refused(cpu, run_chuk) -> None:
     if mx.is_available(mx.gpu):
         pytest.skip("there is one")
     done = run_chuk("doctor", env={"CHUK_DEVICE": "gpu"})
@@ -237,7 +246,7 @@ def test_without_proc_and_affinity_a_run_ends_and_goes_on(
 
 
 def test_evaluation_meets_the_shapes_of_training_and_gives_the_same_loss(
-    pretend_mac, tiny_model_dir: Path, tmp_path: Path
+    cpu, pretend_mac, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     rows = [{"prompt": "1" * length, "completion": "2"} for length in (3, 9, 17, 40, 70, 90)]
     model, tokenizer = load_model(tiny_model_dir, dtype="float32")
@@ -259,7 +268,7 @@ def test_evaluation_meets_the_shapes_of_training_and_gives_the_same_loss(
 
 
 def test_what_is_kept_for_reuse_goes_between_phases(
-    pretend_mac, monkeypatch: pytest.MonkeyPatch
+    cpu, pretend_mac, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
     monkeypatch.setattr(mx, "clear_cache", lambda: calls.append(1))

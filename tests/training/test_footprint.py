@@ -83,6 +83,7 @@ def test_adapters_do_not_hide_the_layers_beneath() -> None:
 
 
 def test_a_run_on_cuda_has_the_limit_and_leaves_the_one_before(
+    cpu: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limits: list[int] = []

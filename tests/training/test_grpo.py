@@ -159,6 +159,12 @@ def test_accumulation_equals_one_batch(tiny_model_dir, tmp_path, changes):
             )
 
 
+def test_rows_that_fill_a_micro_batch_up_change_no_mean(pretend_mac, tiny_model_dir, tmp_path):
+    pretend_mac("16:float32")
+    changes = {"loss_type": "cispo", "mask_truncated_completions": True, "stop": ("e",)}
+    test_accumulation_equals_one_batch(tiny_model_dir, tmp_path, changes)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -223,7 +229,7 @@ def test_rows_are_shuffled_only_into_several_updates():
     assert np.concatenate(parts).tolist() != list(range(8))
 
 
-def test_leaving_rows_out_changes_nothing(tiny_model_dir, tmp_path):
+def test_leaving_rows_out_changes_nothing(cpu, tiny_model_dir, tmp_path):
     config = make_config(tmp_path, tiny_model_dir, rewards=("rare",), batch_size=16, seed=3)
     _, algorithm = algorithm_of(config)
     (update,) = algorithm.updates(0)

@@ -115,6 +115,7 @@ CHANGES_WEIGHTS = {
         {"mask_truncated_completions": True},
     ),
     "dynamic_sampling": ({"rewards": ("rare",), "seed": 3}, {"dynamic_sampling": 3}),
+    "lag": ({}, {"lag": 1}),
     "off_policy_mask_threshold": (
         TWICE | {"learning_rate": 0.1},
         {"off_policy_mask_threshold": 1e-4},
@@ -155,7 +156,7 @@ def learned(tiny_model_dir, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("shared", "change"), CHANGES_WEIGHTS.values(), ids=CHANGES_WEIGHTS)
-def test_the_setting_changes_what_is_learned(learned, shared, change):
+def test_the_setting_changes_what_is_learned(cpu, learned, shared, change):
     before, after = learned(shared), learned(shared | change)
     assert any(not np.array_equal(before[name], after[name]) for name in before)
 
@@ -324,6 +325,11 @@ ELSEWHERE = {
     "mcp_tools",
     "mcp_connect_seconds",
     "mcp_record",
+    # in tests/distributed
+    "rollout_workers",
+    "rollout_parts",
+    "max_staleness",
+    "ray",
 }
 
 

@@ -38,6 +38,14 @@ CASES = {
         "entropy_coef": 0.1,
     },
     "dynamic sampling": {"rewards": ("low",), "dynamic_sampling": 2},
+    "lag": {"lag": 2},
+    "lag, moving reference": {
+        "lag": 1,
+        "beta": 0.2,
+        "sync_ref_model": True,
+        "ref_model_sync_steps": 2,
+    },
+    "lag, dynamic sampling": {"lag": 1, "rewards": ("low",), "dynamic_sampling": 2},
     "rloo": {"advantage_estimator": "rloo"},
     "evaluation": {"eval_data": "DATA", "eval_steps": 2},
 }

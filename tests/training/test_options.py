@@ -69,6 +69,8 @@ CHANGES_WEIGHTS = {
     "group_by_length": ({"group_by_length": False}, {"group_by_length": True}),
     "shuffle": ({}, {"shuffle": False}),
     "loss_type": ({}, {"loss_type": "dft"}),
+    "label_smoothing_factor": ({}, {"label_smoothing_factor": 0.1}),
+    "neftune_noise_alpha": ({}, {"neftune_noise_alpha": 5.0}),
 }
 
 
@@ -251,6 +253,7 @@ ELSEWHERE = {
     "data",
     "add_tokens",
     "chat_template",
+    "chat_template_kwargs",  # tests/data/test_template_options.py
     "column_map",
     "val_size",
     "eval_data",
@@ -275,7 +278,9 @@ ELSEWHERE = {
     "project",  # wandb and trackio: tests/runs/test_sinks.py
     "run_name",
     "tags",
+    "router_aux_loss_coef",  # mixtures of experts: tests/config/test_curves.py
     "report_to",  # event files, databases: tests/runs/test_sinks.py
+    "parameter_server",  # tests/distributed/test_on_ray.py
     "revision",  # a hub branch: tests/models/test_loader.py, with a cache made by hand
 }
 

@@ -283,7 +283,7 @@ def test_what_cannot_work_is_said_and_nothing_is_written(ppo, tmp_path, changes,
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_it_learns(tmp_path, seed):
+def test_it_learns(cpu, tmp_path, seed):
     """A model that knows a third to a half of all one-digit sums: 60 steps, and it knows most of
     them."""
     rows = [

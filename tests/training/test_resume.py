@@ -20,6 +20,7 @@ CASES = {
     "full": {},
     "lora": {"use_lora": True, "lora_target_modules": ("all-linear",)},
     "dropout": {"use_lora": True, "lora_dropout": 0.3},
+    "noise": {"neftune_noise_alpha": 5.0},
     "dora": {"use_dora": True},
     "packing": {"packing": True, "max_length": 96, "batch_size": 2},
     "accumulation": {"gradient_accumulation_steps": 3, "batch_size": 2},

@@ -17,7 +17,7 @@ from chuk_lib.config.forms.form import (
     when_on,
     yes,
 )
-from chuk_lib.config.forms.trl import TRANSFORMERS
+from chuk_lib.config.forms.trl import SFT_ONLY, TRANSFORMERS
 
 _RL = {"dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "cpo", "grpo": "grpo"}
 _TYPES = {
@@ -242,6 +242,7 @@ FORM = Form(
     ),
     table=TABLE,
     own_too=True,
+    others=SFT_ONLY,
     defaults=_defaults,
     command=_command,
     sections=("lr_scheduler_kwargs",),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chuk_lib.config.forms.form import Form, Key, Values, always, number, off, when_on, yes
-from chuk_lib.config.forms.trl import TRANSFORMERS
+from chuk_lib.config.forms.trl import SFT_ONLY, TRANSFORMERS
 
 _STAGES = {"sft": "sft", "pt": "sft", "dpo": "dpo", "kto": "kto", "ppo": "ppo", "rm": "reward"}
 _LOSSES = {"sigmoid": "sigmoid", "hinge": "hinge", "ipo": "ipo"}
@@ -136,6 +136,7 @@ FORM = Form(
     ),
     table=TABLE,
     own_too=True,
+    others=SFT_ONLY,
     defaults=_defaults,
     command=_command,
     sections=("lr_scheduler_kwargs",),

@@ -19,6 +19,7 @@ from chuk_lib.config.forms.form import (
     one_of,
     switches,
     unless_off,
+    when_on,
     yes,
 )
 
@@ -166,8 +167,6 @@ TRANSFORMERS: dict[str, tuple[Key, ...]] = {
         "deepspeed fsdp fsdp_config", "several devices", "leave it out: one process trains"
     ),
     **unless_off("trust_remote_code", "chuk runs no code of a model", "leave it out"),
-    **unless_off("label_smoothing_factor", "label smoothing", "leave it out"),
-    **unless_off("neftune_noise_alpha", "noise on embeddings", "leave it out"),
     **unless_off(
         "optim_args",
         "the optimizer's own arguments",
@@ -248,15 +247,19 @@ TABLE: dict[str, tuple[Key, ...]] = {
     ),
     **unless_off("lora_target_parameters", "adapters on bare parameters", "leave it out"),
     **unless_off("lora_modules_to_save", "whole modules beside adapters", "leave it out"),
-    **unless_off("generation_kwargs", "how completions are sampled", _SAMPLING),
-    **unless_off(
-        "chat_template_kwargs", "the template's switches", "write a column of that name in the rows"
-    ),
+    **{
+        f"generation_kwargs.{theirs}": (Key(ours),)
+        for theirs, ours in {
+            **{name: name for name in ("temperature", "top_p", "top_k", "min_p")},
+            "repetition_penalty": "repetition_penalty",
+            "max_new_tokens": "max_completion_length",
+        }.items()
+    },
+    "generation_kwargs": (Key(reason="how completions are sampled", refused=when_on(_SAMPLING)),),
     **unless_off(
         "max_tool_calling_iterations", "tools", "a player of your own calls them: docs/rewards.md"
     ),
     **unless_off("vllm_structured_outputs_regex", "completions of a form", "leave it out"),
-    **unless_off("router_aux_loss_coef", "an auxiliary loss of experts", "leave it out"),
     "vllm_importance_sampling_cap": (Key("importance_sampling_clip_max", number),),
     "pad_to_multiple_of": (Key("pad_to_multiple_of", lambda v, _: None if v == "auto" else v),),
     "pad_token": (off("padding is never learned"),),
@@ -269,8 +272,15 @@ TABLE: dict[str, tuple[Key, ...]] = {
 }
 
 
-OTHERS = {"shuffle_dataset": (off("`shuffle` orders the rows"),)}
-"""A name that some commands have themselves."""
+SFT_ONLY = {
+    **unless_off("label_smoothing_factor", "label smoothing", "`chuk train sft` alone has it"),
+    **unless_off("neftune_noise_alpha", "noise on embeddings", "`chuk train sft` alone has it"),
+    **unless_off(
+        "router_aux_loss_coef", "an auxiliary loss of experts", "`chuk train sft` alone has it"
+    ),
+}
+OTHERS = {**SFT_ONLY, "shuffle_dataset": (off("`shuffle` orders the rows"),)}
+"""Names that some commands have themselves."""
 
 
 def _defaults(values: Values, cls: Any) -> Mapping[str, Any]:
@@ -322,5 +332,5 @@ FORM = Form(
     own_too=True,
     others=OTHERS,
     defaults=_defaults,
-    sections=("lr_scheduler_kwargs",),
+    sections=("lr_scheduler_kwargs", "generation_kwargs"),
 )

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from chuk_lib.config.forms.form import Form, Key, Values, number, off, when_on, yes
+from chuk_lib.config.forms.trl import SFT_ONLY, TRANSFORMERS, split_of
 from chuk_lib.config.forms.trl import TABLE as TRL
-from chuk_lib.config.forms.trl import TRANSFORMERS, split_of
 
 _SAVING = "`chuk model` fuses, quantizes and converts what was trained"
 
@@ -85,6 +85,7 @@ FORM = Form(
     ),
     table=TABLE,
     own_too=True,
+    others=SFT_ONLY,
     defaults=_defaults,
     sections=("lr_scheduler_kwargs",),
 )

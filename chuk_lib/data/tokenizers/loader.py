@@ -7,7 +7,9 @@ everything else passed on to the transformers tokenizer inside."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,8 @@ def load_tokenizer(
 
     ends = _named_ends(folder) if eos_token_ids is None else _as_ids(eos_token_ids)
     try:
-        tokenizer: LoadedTokenizer = load(folder, eos_token_ids=sorted(ends) or None)
+        with _without_model_warnings():
+            tokenizer: LoadedTokenizer = load(folder, eos_token_ids=sorted(ends) or None)
         unwrap(tokenizer).deprecation_warnings[_TOO_LONG] = (
             True  # chuk measures rows against the context itself
         )
@@ -58,6 +61,19 @@ def load_tokenizer(
     except Exception as error:  # tokenizers raises bare Exception, transformers anything
         what = f"the tokenizer in `{folder}` cannot be read: {first_line(error)}"
         raise ModelError(what, "copy its files again") from error
+
+
+@contextmanager
+def _without_model_warnings() -> Iterator[None]:
+    """transformers reads a model's config for its tokenizer, and warns of families that it does not
+    have."""
+    logger = logging.getLogger("transformers.configuration_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _lone_file(path: Path) -> Path | None:

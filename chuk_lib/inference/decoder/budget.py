@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from chuk_lib.inference.decoder.unpacked import unpacks
 from chuk_lib.runtime.device import current_backend, on_cpu
 from chuk_lib.runtime.memory_use import device_memory, set_memory_limit
 
@@ -41,8 +42,9 @@ class Budget:
 
 
 def default_token_budget(model: nn.Module) -> int:
-    """Tokens of cache that `MEMORY_SHARE` of the free memory holds."""
-    return max(1, int(MEMORY_SHARE * _free_bytes()) // token_bytes(model))
+    """Tokens of cache that `MEMORY_SHARE` of the free memory holds, beside unpacked weights."""
+    free = max(_LEAST_MEMORY, _free_bytes() - unpacks(model))
+    return max(1, int(MEMORY_SHARE * free) // token_bytes(model))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ vain is bounded. Costs follow from the sizes of the models, so a text comes out 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ def step_seconds(parts: LlamaParts) -> float:
         for block in parts.blocks
         for layer in (block.q, block.k, block.v, block.o, block.gate, block.up, block.down)
     ]
-    weights = sum(layer.weight.size for layer in [*linears, parts.head])
+    weights = sum(math.prod(layer.weight.shape) for layer in [*linears, parts.head])
     return _WEIGHT * weights + _LAYER * len(parts.blocks)
 
 
@@ -70,7 +71,7 @@ class Drafting:
 
     def __init__(self, draft: DraftModel, ids: Sequence[int], limit: int) -> None:
         self._draft, self._share, self._cost = draft, draft.share, draft.cost
-        self._known = min(len(one.head.weight) for one in (draft.parts, draft.writer))
+        self._known = min(one.head.weight.shape[0] for one in (draft.parts, draft.writer))
         self._prompt, self._limit = ids, limit
         self._rows: NumpyLlama | None = None
         self._pending: list[int] = [int(ids[-1])]  # written, and not run by the small model

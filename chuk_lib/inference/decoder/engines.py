@@ -17,6 +17,7 @@ from chuk_lib.inference.decoder.llama import Block, Linear, LlamaParts, Norm, re
 from chuk_lib.inference.decoder.numpy_llama import NumpyLlama, Remembered
 from chuk_lib.inference.decoder.prefill import layer_caches
 from chuk_lib.inference.decoder.stores import keeps_all, new_store
+from chuk_lib.inference.decoder.unpacked import unpacked, unpacks
 from chuk_lib.runtime import on_cpu
 
 _PROBE = 2
@@ -40,6 +41,8 @@ def new_engine(
     where that is faster, and by `draft`. `adapted`: the model under adapters, whose rows
     may decode beside its own, if it `holds_adapters`. Raises ConfigError where a draft model is of
     no use."""
+    if decode == "auto" and unpacks(model):
+        model = unpacked(model)
     if decode == "auto" and kv_bits is None and on_cpu() and keeps_all(model):
         parts = read_llama(model)
         rows = _numpy_llama(model, parts, adapted)

@@ -25,7 +25,14 @@ from chuk_lib.inference.decoder.cuda import kernels
 from chuk_lib.inference.decoder.cuda.forward import KernelForward, UnfitError
 from chuk_lib.inference.decoder.llama import Block, LlamaParts, read_llama
 from chuk_lib.inference.decoder.plain_store import PlainStore
-from chuk_lib.inference.decoder.products import Weights, may_join, multiply, weights_of
+from chuk_lib.inference.decoder.products import (
+    Weights,
+    for_graph,
+    look_up,
+    may_join,
+    multiply,
+    weights_of,
+)
 from chuk_lib.inference.decoder.stores import Store
 from chuk_lib.runtime import has_values, on_cpu
 
@@ -132,7 +139,7 @@ class _Layers:
         self._first = [_before(block, join) for block in parts.blocks]
         self._second = [_after(block, join) for block in parts.blocks]
         self._head = weights_of([parts.head], join)
-        self._embedding, self._norm = parts.embedding, parts.norm
+        self._embedding, self._norm = for_graph(parts.embedding), parts.norm
         shape = parts.blocks[0]
         self._begin = mx.compile(lambda *arrays: _begin(shape, *arrays))
         self._between = mx.compile(lambda *arrays: _between(shape, *arrays))
@@ -175,9 +182,9 @@ def _attend(
 
 
 def _begin(
-    shape: Block, tokens: mx.array, offset: mx.array, embedding: mx.array, first: list[Any]
+    shape: Block, tokens: mx.array, offset: mx.array, embedding: Any, first: list[Any]
 ) -> tuple[mx.array, ...]:
-    hidden = embedding[tokens]
+    hidden = look_up(embedding, tokens)
     return (hidden, *_queries_keys_values(shape, hidden, offset, first))
 
 
@@ -250,7 +257,7 @@ def _call(
 def _kernels(model: nn.Module) -> KernelForward | None:
     """The model over CUDA kernels, when they give its own logits for rows of several lengths."""
     parts = read_llama(model) if kernels.available() else None
-    if parts is None:
+    if parts is None or parts.packed:
         return None
     try:
         forward = KernelForward(parts)

@@ -20,13 +20,59 @@ _MLP = {"gate_proj", "up_proj", "down_proj"}
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A weight (out, in) of few bits, as MLX packs it: `codes` (out, in · bits / 32) uint32, scales
+    and biases of each group of `group_size` neighbours."""
+
+    codes: mx.array
+    scales: mx.array
+    biases: mx.array | None
+    group_size: int
+    bits: int
+    mode: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.codes.shape[0], self.codes.shape[1] * 32 // self.bits
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What the numbers are once they are unpacked."""
+        return self.scales.dtype if self.biases is not None else mx.bfloat16
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all three."""
+        others = 0 if self.biases is None else self.biases.nbytes
+        return int(self.codes.nbytes + self.scales.nbytes + others)
+
+    @property
+    def form(self) -> tuple[int, int, str]:
+        """What two weights have in common that can be one below the other."""
+        return self.group_size, self.bits, self.mode
+
+
+def dense(weight: mx.array | Packed) -> mx.array:
+    """A weight that is not packed. Raises TypeError for one that is."""
+    if isinstance(weight, Packed):
+        raise TypeError("a packed weight has no numbers to look at")
+    return weight
+
+
+@dataclass(frozen=True)
 class Linear:
     """y = W·x + bias + scale·(x·A·B): weight (out, in), bias (out,) or None, and a LoRA adapter (A,
     B, scale) or None."""
 
-    weight: mx.array
+    weight: mx.array | Packed
     bias: mx.array | None = None
     adapter: tuple[mx.array, mx.array, float] | None = None
+
+    @property
+    def dense(self) -> mx.array:
+        """The weight of a layer that is not packed. Raises TypeError for one that is."""
+        return dense(self.weight)
 
 
 @dataclass(frozen=True)
@@ -67,10 +113,21 @@ class Block:
 class LlamaParts:
     """The whole model: embedding (V, H), blocks, last norm and output head."""
 
-    embedding: mx.array
+    embedding: mx.array | Packed
     blocks: tuple[Block, ...]
     norm: Norm
     head: Linear
+
+    @property
+    def packed(self) -> bool:
+        """Whether any weight is."""
+        layers = [self.head] + [
+            layer
+            for block in self.blocks
+            for layer in (block.q, block.k, block.v, block.o, block.gate, block.up, block.down)
+        ]
+        weights = [self.embedding, *(layer.weight for layer in layers)]
+        return any(isinstance(weight, Packed) for weight in weights)
 
 
 class _UnlikeError(Exception):
@@ -78,12 +135,11 @@ class _UnlikeError(Exception):
 
 
 def read_llama(model: nn.Module) -> LlamaParts | None:
-    """The parts of `model`, None when it is built otherwise, is quantized or has other adapters
-    than LoRA."""
+    """The parts of `model`, None when it is built otherwise or has other adapters than LoRA."""
     try:
         body = _module(model, "model")
         _only(body, {"embed_tokens", "layers", "norm"})
-        embedding = _exactly(_module(body, "embed_tokens"), nn.Embedding)["weight"]
+        embedding = _weight(_module(body, "embed_tokens"), nn.Embedding, nn.QuantizedEmbedding)
         head = _linear(model, "lm_head") if "lm_head" in model else Linear(embedding)
         blocks = tuple(_block(layer) for layer in body["layers"])
         return LlamaParts(embedding, blocks, _norm(body, "norm"), head)
@@ -124,8 +180,23 @@ def _linear(owner: nn.Module, name: str) -> Linear:
     if "linear" in module and "lora_a" in module and "m" not in module:
         adapter = (module["lora_a"], module["lora_b"], float(_number(module, "scale")))
         module = module["linear"]
-    _exactly(module, nn.Linear)
-    return Linear(module["weight"], module.get("bias"), adapter)
+    weight = _weight(module, nn.Linear, nn.QuantizedLinear)
+    return Linear(weight, module.get("bias"), adapter)
+
+
+def _weight(module: Any, plain: type, packed: Any) -> mx.array | Packed:
+    if not isinstance(module, packed):
+        weight: mx.array = _exactly(module, plain)["weight"]
+        return weight
+    _exactly(module, packed)
+    return Packed(
+        module["weight"],
+        module["scales"],
+        module.get("biases"),
+        module.group_size,
+        module.bits,
+        module.mode,
+    )
 
 
 def _norm(owner: nn.Module, name: str) -> Norm:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from chuk_lib.inference.decoder.llama import Block, Linear, LlamaParts, Norm
+from chuk_lib.inference.decoder.llama import Block, Linear, LlamaParts, Norm, dense
 from chuk_lib.runtime.cpu_math import view
 
 _PIECES = (64, 32, 16, 8)
@@ -54,14 +54,14 @@ class NumpyLlama:
     of all."""
 
     def __init__(self, parts: LlamaParts, adapted: Sequence[LlamaParts] = ()) -> None:
-        self._embedding = _flat(parts.embedding)
+        self._embedding = _flat(dense(parts.embedding))
         self._blocks = [
             _Block(block, others)
             for block, *others in zip(parts.blocks, *(one.blocks for one in adapted), strict=True)
         ]
         self._norm = _RMSNorm(parts.norm)
         self._head = _Product([parts.head], [[one.head] for one in adapted])
-        self.vocabulary = len(parts.head.weight)
+        self.vocabulary = parts.head.weight.shape[0]
         self._groups: list[Prefix] = []
         self._group = np.zeros(0, np.int64)  # (B,) which of `_groups` a row belongs to
         self._adapters = np.zeros(0, np.int64)  # (B,) which one a row is under
@@ -372,7 +372,7 @@ class _Product:
     x (in, B). `adapted`: the same layers with other adapters."""
 
     def __init__(self, layers: Sequence[Linear], adapted: Sequence[Sequence[Linear]] = ()) -> None:
-        self._weights = [_flat(layer.weight) for layer in layers]
+        self._weights = [_flat(layer.dense) for layer in layers]
         self._biases = [
             None if layer.bias is None else _flat(layer.bias)[:, None] for layer in layers
         ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from chuk_lib.inference.decoder.llama import Linear, LlamaParts
+from chuk_lib.inference.decoder.llama import Linear, LlamaParts, Packed
 from chuk_lib.runtime.memory_use import device_memory
 
 FUSED_SHARE = 0.05
@@ -18,7 +18,8 @@ device's memory."""
 _RANKS = 8
 
 Weights = list[list[Any]]
-"""For each product its weight, bias (or an empty list) and adapter (or an empty list)."""
+"""For each product its weight (see `for_graph`), bias (or an empty list) and adapter (or an empty
+list)."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def multiply(x: mx.array, weights: Weights, plus: mx.array | None = None) -> mx.
     outputs = []
     for weight, bias, adapter in weights:
         # MLX's kernel for one row takes no sum, the one that does is slower.
-        if plus is None or len(x) == 1:
-            output = x @ weight.T
+        if plus is None or len(x) == 1 or isinstance(weight, list):
+            output = _product(x, weight)
             output = output if plus is None else output + plus
         else:
             output = mx.addmm(plus, x, weight.T)
@@ -84,17 +85,63 @@ def multiply(x: mx.array, weights: Weights, plus: mx.array | None = None) -> mx.
     return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=-1)
 
 
+def _product(x: mx.array, weight: Any) -> mx.array:
+    if not isinstance(weight, list):
+        output: mx.array = x @ weight.T
+        return output
+    codes, scales, biases, group_size, bits, mode = weight
+    some = biases if isinstance(biases, mx.array) else None
+    return mx.quantized_matmul(x, codes, scales, some, True, group_size, bits, mode)
+
+
+def look_up(embedding: Any, tokens: mx.array) -> mx.array:
+    """The rows (B, H) of tokens (B,) in an embedding that `for_graph` returned."""
+    if not isinstance(embedding, list):
+        hidden: mx.array = embedding[tokens]
+        return hidden
+    codes, scales, biases, group_size, bits, mode = embedding
+    some = biases[tokens] if isinstance(biases, mx.array) else None
+    return mx.dequantize(codes[tokens], scales[tokens], some, group_size, bits, mode)
+
+
+def for_graph(weight: mx.array | Packed) -> Any:
+    """A weight as a compiled function takes it: an array, or a list of a packed one's arrays and
+    constants."""
+    if not isinstance(weight, Packed):
+        return weight
+    biases: Any = [] if weight.biases is None else weight.biases
+    return [weight.codes, weight.scales, biases, *weight.form]
+
+
 def weights_of(layers: Sequence[Linear], join: bool, adapted: bool = True) -> Weights:
     """What `multiply` needs of layers that see the same input; `join` copies their weights into
     one. `adapted`: with their adapters."""
-    if join and len(layers) > 1:
+    if join and len(layers) > 1 and len({_form(layer) for layer in layers}) == 1:
         biases = [layer.bias for layer in layers if layer.bias is not None]
-        weight = mx.concatenate([layer.weight for layer in layers])
+        weight = _joined([for_graph(layer.weight) for layer in layers])
         mx.eval(weight)
         return [[weight, mx.concatenate(biases) if biases else [], []]]
     return [
-        [layer.weight, [] if layer.bias is None else layer.bias, _adapter(layer) if adapted else []]
+        [
+            for_graph(layer.weight),
+            [] if layer.bias is None else layer.bias,
+            _adapter(layer) if adapted else [],
+        ]
         for layer in layers
+    ]
+
+
+def _form(layer: Linear) -> Any:
+    return layer.weight.form if isinstance(layer.weight, Packed) else None
+
+
+def _joined(weights: Sequence[Any]) -> Any:
+    """Weights of one form, one below the other."""
+    if not isinstance(weights[0], list):
+        return mx.concatenate(list(weights))
+    return [
+        mx.concatenate(list(parts)) if isinstance(parts[0], mx.array) else parts[0]
+        for parts in zip(*weights, strict=True)
     ]
 
 

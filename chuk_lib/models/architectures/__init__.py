@@ -70,6 +70,9 @@ FAMILIES: dict[str, Family] = {
 }
 """Families that chuk can run, by `model_type`."""
 
+TOYS = ("toy_mlp", "toy_rnn", "toy_lstm", "toy_bigram")
+"""Those of `toys.py`, which nobody else has."""
+
 
 class _Args:
     """What MLX-LM's loader asks for its arguments."""
@@ -83,9 +86,11 @@ class _Args:
 
 
 def read(config: Config) -> Any:
-    """The `DecoderConfig` of a config with top-level RoPE keys. Raises ModelError when it lacks a
-    size."""
-    module = import_module(f"{__name__}.{FAMILIES[config['model_type']].module}")
+    """The `DecoderConfig` (of a toy the `ToyConfig`) of a config with top-level RoPE keys. Raises
+    ModelError when it lacks a size."""
+    kind = config["model_type"]
+    name = "toys" if kind in TOYS else FAMILIES[kind].module
+    module = import_module(f"{__name__}.{name}")
     return module.read(config)
 
 
@@ -111,9 +116,10 @@ def own_classes(config: Config, implementation: Implementation = "auto") -> tupl
     """chuk's model class and what makes its arguments, or None when MLX-LM's implementation is to
     run.
 
-    Raises ConfigError for an unknown implementation, ModelError for a family that chuk has none of.
-    """
+    Raises ConfigError for an unknown implementation, ModelError for a family that chuk or MLX-LM
+    has none of."""
     from chuk_lib.models.architectures.decoder import DecoderModel
+    from chuk_lib.models.architectures.toys import ToyModel
 
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(
@@ -122,6 +128,10 @@ def own_classes(config: Config, implementation: Implementation = "auto") -> tupl
             "leave it out",
         )
     kind = config["model_type"]
+    if kind in TOYS:
+        if implementation == "mlx-lm":
+            raise ModelError(f"MLX-LM has no implementation of `{kind}`", "chuk runs it")
+        return ToyModel, cast(Any, _Args(config))
     if implementation == "chuk" and kind not in FAMILIES:
         raise ModelError(
             f"chuk has no implementation of `{kind}`", f"it has: {', '.join(FAMILIES)}"

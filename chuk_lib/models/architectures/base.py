@@ -13,12 +13,12 @@ from chuk_lib.models.architectures.rope import Rope
 def shared(config: Config, theta: float = 10_000.0) -> dict[str, Any]:
     """The arguments of `DecoderConfig` that are read alike in every family. `theta` is the family's
     default base. Raises ModelError when the config lacks a size."""
-    heads, hidden = _size(config, "num_attention_heads"), _size(config, "hidden_size")
+    heads, hidden = size(config, "num_attention_heads"), size(config, "hidden_size")
     return {
         "model_type": config["model_type"],
-        "vocab_size": _size(config, "vocab_size"),
+        "vocab_size": size(config, "vocab_size"),
         "hidden_size": hidden,
-        "intermediate_size": _size(config, "intermediate_size"),
+        "intermediate_size": size(config, "intermediate_size"),
         "num_attention_heads": heads,
         "num_key_value_heads": config.get("num_key_value_heads") or heads,
         "head_dim": config.get("head_dim") or hidden // heads,
@@ -33,7 +33,7 @@ def shared(config: Config, theta: float = 10_000.0) -> dict[str, Any]:
 def everywhere(config: Config, default: int | None = None) -> tuple[int | None, ...]:
     """The window of `sliding_window` on every layer; `default` when the config does not name it."""
     window = config.get("sliding_window", default)
-    return (window or None,) * _size(config, "num_hidden_layers")
+    return (window or None,) * size(config, "num_hidden_layers")
 
 
 def by_layer(config: Config, usual: list[bool], window: int | None) -> tuple[int | None, ...]:
@@ -41,7 +41,7 @@ def by_layer(config: Config, usual: list[bool], window: int | None) -> tuple[int
     Raises ModelError for another number of layers."""
     kinds = config.get("layer_types")
     sliding = usual if kinds is None else [kind == "sliding_attention" for kind in kinds]
-    if len(sliding) != _size(config, "num_hidden_layers"):
+    if len(sliding) != size(config, "num_hidden_layers"):
         raise ModelError(
             f"config.json: {len(sliding)} layer_types for {config['num_hidden_layers']} layers",
             "take the config.json that belongs to the weights",
@@ -49,7 +49,8 @@ def by_layer(config: Config, usual: list[bool], window: int | None) -> tuple[int
     return tuple(window if is_sliding else None for is_sliding in sliding)
 
 
-def _size(config: Config, name: str) -> int:
+def size(config: Config, name: str) -> int:
+    """The whole number of that name. Raises ModelError when the config lacks it."""
     if name not in config:
         raise ModelError(
             f"config.json lacks `{name}`", "take the config.json that belongs to the weights"

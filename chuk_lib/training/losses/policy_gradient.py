@@ -53,8 +53,8 @@ def policy_loss(config: GRPOConfig, batch: PolicyBatch) -> Measured:
     ratio = mx.exp(row_means(log_ratio, batch.mask) if by_row else log_ratio)
     kind = config.loss_kind
     losses, metrics = kind.losses(config, batch, log_ratio, ratio)
-    if config.off_policy_mask_threshold is not None:
-        losses = losses * on_policy_rows(batch, old, config.off_policy_mask_threshold)
+    if config.chosen_threshold is not None:
+        losses = losses * on_policy_rows(batch, old, config.chosen_threshold)
     if batch.entropy_mask is not None:
         losses = losses * batch.entropy_mask
     if batch.importance is not None and not kind.weighs:

@@ -25,7 +25,7 @@ class Per(Enum):
     SEEN_TOKEN = "seen_token"
     """Tokens that count in the rows that are run."""
     SEEN_ROW = "seen_row"
-    """Rows that are run."""
+    """Rows that are run and have tokens that count."""
     MICRO_BATCH = "micro_batch"
     """Micro-batches: a mean of their values, for what cannot be added up, such as a maximum."""
     LEAST = "least"

@@ -9,16 +9,19 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import mlx.nn as nn
 import numpy as np
 
+from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.models.heads import output_head
 from chuk_lib.training.algorithm import Algorithm, Report, Update
-from chuk_lib.training.online.collect import Collector, Played, PromptPlan, sampling_seed
+from chuk_lib.training.online.collect import Collector, PromptPlan, sampling_seed
 from chuk_lib.training.online.config import OnlineConfig
-from chuk_lib.training.online.episode import Episode
+from chuk_lib.training.online.episode import Episode, GroupPrompt
+from chuk_lib.training.online.played import Played, merged
 from chuk_lib.training.online.report import completion_rows, pace_metrics
 from chuk_lib.training.reference import Reference
 from chuk_lib.training.utils.advantages import combine
@@ -55,13 +58,17 @@ class OnlineAlgorithm(Algorithm, Generic[Config]):
     def _rollout(self, step: int) -> Played:
         """Play and score the prompts of a step (0-based); its metrics are those of the report."""
 
+    def _next(self, step: int) -> Played:
+        """The episodes that a step learns from."""
+        return self._rollout(step)
+
     @abstractmethod
     def _learn(self, played: Played, step: int) -> Iterator[Update]:
         """Every update of the step, with its `trained_tokens`."""
 
     def updates(self, step: int) -> Iterable[Update]:
         """Play, score, then every update of the step; what was played is counted with the first."""
-        self._played = played = self._rollout(step)
+        self._played = played = self._next(step)
         played.began = time.perf_counter()
         counts = {"tokens": sum(map(len, played.episodes)), "completions": len(played.episodes)}
         for update in self._learn(played, step):
@@ -94,9 +101,19 @@ class OnlineAlgorithm(Algorithm, Generic[Config]):
 
     def _play(self, step: int, rows: Sequence[int]) -> Played:
         """Episodes of some prompts, with the random keys of this step."""
-        config = self._config
-        sampling = config.sampling(sampling_seed(config.seed, step))
-        return self._collect(step, rows, sampling, config.num_generations)
+        collect, n = self._collect, self._config.num_generations
+        sampling = self._sampling(step)
+        return merged([collect.play(step, part, sampling, n) for part in self._parts(rows)])
+
+    def _sampling(self, step: int) -> SamplingConfig:
+        return self._config.sampling(sampling_seed(self._config.seed, step))
+
+    def _parts(self, rows: Sequence[int]) -> list[list[GroupPrompt]]:
+        """The prompts that are played at once, in parts of equal size as far as that goes."""
+        prompts, count = self._collect.prompts(rows), self._config.chosen_parts
+        ends = [len(prompts) * part // count for part in range(count + 1)]
+        found = [prompts[start:end] for start, end in pairwise(ends)]
+        return [part for part in found if part]
 
     def _reference_logps(self, episodes: Sequence[Episode]) -> list[np.ndarray]:
         """Log-probs of what was written, under the reference."""

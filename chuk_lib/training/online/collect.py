@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ from chuk_lib.training.loading import load_splits
 from chuk_lib.training.online import shared
 from chuk_lib.training.online.config import OnlineConfig
 from chuk_lib.training.online.episode import Episode, GroupPrompt, Player, check_played
+from chuk_lib.training.online.played import Played
 
 
 class Rewards(Protocol):
@@ -102,56 +103,6 @@ class PromptPlan:
         ).permutation(self.count)
 
 
-@dataclass
-class Played:
-    """What one step, or one validation, played: `episodes` (N), prompt-major; `chosen`, the indices
-    of those that are learned from; `metrics` to report (at first what reward functions logged);
-    seconds of playing and scoring, and `began`, when training on it began."""
-
-    episodes: list[Episode]
-    chosen: list[int]
-    metrics: dict[str, float]
-    playing_seconds: float = 0.0
-    scoring_seconds: float = 0.0
-    began: float = field(default_factory=time.perf_counter)
-    trained_tokens: int = 0
-
-    @property
-    def scores(self) -> np.ndarray:
-        """Scores float32 (N, K); NaN where a reward cannot score."""
-        return np.stack([one.scores for one in self.episodes])
-
-    @property
-    def written(self) -> np.ndarray:
-        """Tokens that the model wrote in each episode, int64 (N,)."""
-        return np.array([one.written for one in self.episodes], np.int64)
-
-    @property
-    def terminated(self) -> np.ndarray:
-        """Which episodes came to their end before they ran out of room, bool (N,)."""
-        return np.array([one.terminated for one in self.episodes], bool)
-
-    @property
-    def learned(self) -> list[Episode]:
-        """The episodes that are learned from."""
-        return [self.episodes[at] for at in self.chosen]
-
-    def give_way(self, groups: Sequence[int], fresh: Played, n: int) -> None:
-        """Learn from the groups of `fresh`, `n` episodes each, in the places of `groups` of the
-        chosen ones."""
-        start = len(self.episodes)
-        self.episodes += fresh.episodes
-        self.playing_seconds += fresh.playing_seconds
-        self.scoring_seconds += fresh.scoring_seconds
-        for index, at in enumerate(groups):
-            self.chosen[at * n : (at + 1) * n] = range(start + index * n, start + (index + 1) * n)
-
-    def tell(self, learned: Sequence[Episode]) -> None:
-        """Note for the report what the chosen episodes were worth."""
-        for at, one in zip(self.chosen, learned, strict=True):
-            self.episodes[at] = replace(self.episodes[at], advantage=one.advantage)
-
-
 class Collector:
     """Has prompts played, and scores the episodes."""
 
@@ -168,35 +119,16 @@ class Collector:
         self.vocabulary = vocabulary  # rows of the embedding, which a player's ids are held to
 
     def __call__(self, step: int, rows: Sequence[int], sampling: SamplingConfig, n: int) -> Played:
-        """`n` episodes of each of the prompts `rows` at `step`. Random keys come from
-        `sampling.seed`, the row and the member.
+        """`n` episodes of each of the prompts `rows` at `step`; see `play`."""
+        return self.play(step, self.prompts(rows), sampling, n)
 
-        Raises TrainingError when a reward fails, or a player does not give what it was asked for.
-        """
-        began = time.perf_counter()
-        prompts = self._prompts(rows)
-        episodes = shared.play(self.player, prompts, n, sampling)
-        check_played(episodes, prompts, n, self.vocabulary)
-        runtime.release_cache()
-        played = time.perf_counter()
-        logged = Logged()
-
-        def ask() -> tuple[np.ndarray, Any]:
-            with runtime.users_own():
-                scores = self.rewards.score(completions_of(episodes, step), logged)
-            return scores, [logged.columns, logged.metrics]
-
-        scores, (columns, metrics) = shared.score(ask)
-        ended = time.perf_counter()
-        scored = [
-            replace(
-                one,
-                scores=scores[at],
-                extra={name: column[at] for name, column in columns.items()},
-            )
-            for at, one in enumerate(episodes)
-        ]
-        return Played(scored, list(range(len(scored))), metrics, played - began, ended - played)
+    def play(
+        self, step: int, prompts: Sequence[GroupPrompt], sampling: SamplingConfig, n: int
+    ) -> Played:
+        """`n` episodes of each prompt; see `play_and_score`."""
+        return play_and_score(
+            self.player, self.rewards, step, prompts, sampling, n, self.vocabulary
+        )
 
     def where(self, rows: Iterable[int]) -> str:
         """Some prompts by file and row."""
@@ -206,15 +138,53 @@ class Collector:
             f"completions of `{self.dataset.source}` rows {lines}{' …' if len(known) > 16 else ''}"
         )
 
-    def _prompts(self, rows: Sequence[int]) -> list[GroupPrompt]:
-        """A group's number is its row, and beyond the data's length when the row comes again, so
-        that two groups of one prompt differ."""
+    def prompts(self, rows: Sequence[int]) -> list[GroupPrompt]:
+        """What a step asks. A group's number is its row, and beyond the data's length when the row
+        comes again, so that two groups of one prompt differ."""
         seen: Counter[int] = Counter()
         prompts = []
         for row in map(int, rows):
             prompts.append(GroupPrompt(row, row + seen[row] * len(self.dataset), self.dataset[row]))
             seen[row] += 1
         return prompts
+
+
+def play_and_score(
+    player: Player,
+    rewards: Rewards,
+    step: int,
+    prompts: Sequence[GroupPrompt],
+    sampling: SamplingConfig,
+    n: int,
+    vocabulary: int | None = None,
+) -> Played:
+    """`n` episodes of each prompt, played and scored at once. Random keys come from
+    `sampling.seed`, the prompt's group and the member; token ids are below `vocabulary`.
+
+    Raises TrainingError when a reward fails, or a player does not give what it was asked for."""
+    began = time.perf_counter()
+    episodes = shared.play(player, prompts, n, sampling)
+    check_played(episodes, prompts, n, vocabulary)
+    runtime.release_cache()
+    played = time.perf_counter()
+    logged = Logged()
+
+    def ask() -> tuple[np.ndarray, Any]:
+        with runtime.users_own():
+            scores = rewards.score(completions_of(episodes, step), logged)
+        return scores, [logged.columns, logged.metrics]
+
+    scores, (columns, metrics) = shared.score(ask)
+    ended = time.perf_counter()
+    scored = [
+        replace(
+            one,
+            scores=scores[at],
+            extra={name: column[at] for name, column in columns.items()},
+        )
+        for at, one in enumerate(episodes)
+    ]
+    return Played(scored, list(range(len(scored))), metrics, played - began, ended - played)
 
 
 def sampling_seed(seed: int, step: int) -> int:
@@ -230,7 +200,7 @@ def completions_of(episodes: Sequence[Episode], step: int = 0) -> Completions:
         (
             one.text
             if isinstance(one.prompt.asked.prompt, str)
-            else [{"role": turn.role, "content": turn.text} for turn in one.turns]
+            else [turn.message for turn in one.turns]
         )
         for one in episodes
     ]

@@ -241,6 +241,21 @@ class OnlineConfig(TrainerConfig):
         return prompts
 
     @property
+    def chosen_lag(self) -> int:
+        """Steps between the weights that play and those that learn."""
+        return 0
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether other processes play."""
+        return False
+
+    @property
+    def chosen_parts(self) -> int:
+        """Parts in which the prompts of a step are played."""
+        return 1
+
+    @property
     def scheduled_updates(self) -> int:
         """How often the learning rate's schedule moves in one step."""
         return 1

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from chuk_lib.training.algorithm import Arrays, Loss, Memory, Update
+from chuk_lib.training.algorithm import Arrays, Loss, Memory, Report, Update
 from chuk_lib.training.losses.policy_gradient import (
     PolicyBatch,
     entropy_sum,
@@ -21,13 +22,24 @@ from chuk_lib.training.losses.policy_gradient import (
     policy_loss,
 )
 from chuk_lib.training.losses.sums import Metric, Per
+from chuk_lib.training.online.ahead import (
+    Ahead,
+    FarPlayer,
+    FirstCome,
+    Wait,
+    landed,
+    others,
+    refuse_unknown_logps,
+)
 from chuk_lib.training.online.algorithm import OnlineAlgorithm
-from chuk_lib.training.online.collect import Collector, Played, PromptPlan, sampling_seed
+from chuk_lib.training.online.collect import Collector, PromptPlan, sampling_seed
 from chuk_lib.training.online.episode import Episode, padded
 from chuk_lib.training.online.estimators import advantages_of
 from chuk_lib.training.online.grpo_batches import Extra, make_update, split_rows
 from chuk_lib.training.online.grpo_config import GRPOConfig
+from chuk_lib.training.online.played import Played, merged
 from chuk_lib.training.online.report import played_metrics
+from chuk_lib.training.online.transport import refuse_changed_prompts
 from chuk_lib.training.reference import Reference
 from chuk_lib.training.utils import advantages as adv
 from chuk_lib.training.utils.completion_log_probs import Shapes
@@ -50,14 +62,58 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
         super().__init__(model, model, config, plan, collect, reference, shapes)
         self._stats = StatOptions(config.temperature, entropy_gradient=config.entropy_bonus)
         self._entropy_coef, self._last_entropy = config.entropy_coef, float("inf")
+        player = collect.player
+        self._far = player if isinstance(player, FarPlayer) else None
+        self._ahead = self._plays_ahead()
+
+    def _plays_ahead(self) -> Ahead | FirstCome | None:
+        config, plan, far = self._config, self._plan, self._far
+        if far is not None and config.max_staleness is not None:
+            parts = config.chosen_parts
+            room = max(parts, 2 * config.rollout_workers)  # one to play, and one to go on with
+            return FirstCome(config.max_staleness, parts, room, plan.steps, far, self._begin_part)
+        if far is None and not config.chosen_lag:
+            return None
+        return Ahead(config.chosen_lag, plan.steps, self._begin)
+
+    def _next(self, step: int) -> Played:
+        """The episodes of a step, which with a lag were played when older weights were new."""
+        if self._ahead is None:
+            return self._rollout(step)
+        played = self._ahead.take(step)
+        return self._complete(step, played) if isinstance(self._ahead, FirstCome) else played
+
+    def _begin(self, step: int, version: int) -> Wait:
+        """Have a step played that is learned from later. Raises TrainingError for episodes that
+        cannot be corrected for that, or that a checkpoint cannot hold."""
+        if self._far is None:
+            played, data = self._rollout(step), self._collect.dataset
+            refuse_changed_prompts(
+                played.episodes, (data[one.prompt.row] for one in played.episodes)
+            )
+            if self._config.importance_sampling_correction:
+                refuse_unknown_logps(played.episodes)
+            return landed(played)
+        far, count = self._far, self._config.chosen_parts
+        tickets = [self._begin_part(step, part, version) for part in range(count)]
+        return lambda: self._complete(step, merged([far.fetch(one) for one in tickets]))
+
+    def _begin_part(self, step: int, number: int, version: int) -> Any:
+        assert self._far is not None
+        self._far.open(self._config, self._policy)
+        self._far.send(self._policy, version)
+        part = self._parts(self._plan.prompts(step))[number]
+        return self._far.begin(step, part, self._config.num_generations, self._sampling(step))
 
     def _rollout(self, step: int) -> Played:
         """Groups of episodes; with dynamic sampling, groups that teach nothing give way to others.
         Metrics of rewards and completions are those of the plan's own prompts, whatever gave way.
         Raises TrainingError when a reward fails."""
+        return self._complete(step, self._play(step, self._plan.prompts(step)))
+
+    def _complete(self, step: int, played: Played) -> Played:
         config, group = self._config, self._config.num_generations
-        prompts = self._plan.prompts(step)
-        played = self._play(step, prompts)
+        prompts = [one.prompt.row for one in played.episodes[::group]]
         first, metrics = len(played.episodes), self._metrics(played)
         spare = self._plan.spare(step, prompts) if config.dynamic_sampling else []
         rounds = 0
@@ -124,19 +180,36 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
     def _told(self, played: Played, pace: dict[str, float]) -> dict[str, float]:
         return {"entropy_coef": self._entropy_coef} if self._config.entropy_bonus else {}
 
+    def finish(self, step: int) -> Report:
+        """See `OnlineAlgorithm.finish`."""
+        if self._ahead is not None:
+            self._ahead.learned(step)
+        return super().finish(step)
+
     def memory(self) -> Memory:
-        """The reference when it moves, and the adaptive entropy coefficient."""
+        """The reference when it moves, the adaptive entropy coefficient, and episodes in flight."""
         moving = self._config.sync_ref_model and self._reference is not None
         arrays = self._reference.arrays() if moving and self._reference else {}
+        values: dict[str, Any] = {}
+        if isinstance(self._ahead, Ahead):
+            arrays = arrays | self._ahead.held(self._config.num_generations)
+        elif self._ahead is not None:
+            values = self._ahead.state()
         if not self._config.use_adaptive_entropy:
-            return Memory(arrays, {})
+            return Memory(arrays, values)
         last = None if self._last_entropy == float("inf") else self._last_entropy
-        return Memory(arrays, {"entropy_coef": self._entropy_coef, "last_entropy": last})
+        return Memory(arrays, values | {"entropy_coef": self._entropy_coef, "last_entropy": last})
 
     def recall(self, memory: Memory) -> None:
         """Take back what `memory` gave."""
-        if memory.arrays and self._reference is not None:
-            self._reference.restore(memory.arrays)
+        arrays = others(memory.arrays)
+        if arrays and self._reference is not None:
+            self._reference.restore(arrays)
+        if isinstance(self._ahead, Ahead):
+            data, group = self._collect.dataset, self._config.num_generations
+            self._ahead.restore(memory.arrays, data, group)
+        elif self._ahead is not None:
+            self._ahead.restore(memory.values)
         self._entropy_coef = memory.values.get("entropy_coef", self._entropy_coef)
         last = memory.values.get("last_entropy")
         self._last_entropy = float("inf") if last is None else last
@@ -246,7 +319,7 @@ class GRPOAlgorithm(OnlineAlgorithm[GRPOConfig]):
             old,
             batch.sampling,
             batch.mask,
-            config.importance_sampling_mode,
+            config.chosen_mode,
             config.importance_sampling_clip_min,
             config.importance_sampling_clip_max,
         )

@@ -68,7 +68,8 @@ def make_update(
         Per.TOKEN: counted,
         Per.ROW: len(rows),
         Per.SEEN_TOKEN: seen,
-        Per.SEEN_ROW: len(run),
+        # On a GPU rows without tokens may fill a micro-batch up.
+        Per.SEEN_ROW: max(1, sum(bool(episodes[row].mask.any()) for row in run)),
         Per.MICRO_BATCH: count,
         # A row that is not run has a minimum of 0, and so has the update: 0 leaves the sum out.
         Per.LEAST: count if len(run) == len(rows) else 0,
@@ -110,7 +111,7 @@ def _rows_that_matter(
 
 def _reads_sampler(config: GRPOConfig, episodes: Sequence[Episode]) -> bool:
     """Whether a loss reads the sampler's log-probs, and they are known of all that was written."""
-    if not config.importance_sampling_correction and config.off_policy_mask_threshold is None:
+    if not config.importance_sampling_correction and config.chosen_threshold is None:
         return False
     return not any(np.isnan(one.logps[one.mask > 0]).any() for one in episodes)
 

@@ -5,6 +5,7 @@ for the rest."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +19,8 @@ from chuk_lib.training.tables import IdleRule, idle_rules, pick
 MICRO_BATCH, SMALL_MICRO_BATCH = 8, 64
 """`batch_size` when nobody gave one: TRL's, and that of small models, which learn from many answers
 or not at all."""
+LAG_THRESHOLD = 0.1
+"""`off_policy_mask_threshold` with a lag; docs/devices.md has what it brings."""
 TRL_DEFAULTS: dict[str, Any] = {
     "batch_size": 8,
     "gradient_accumulation_steps": 1,
@@ -153,10 +156,47 @@ class GRPOConfig(OnlineConfig):
         minimum=0,
         flag=True,
     )
+    lag: int | None = setting(
+        None,
+        "Play the prompts of a step with the weights of so many steps before;"
+        " importance_sampling_correction makes up for it. Unset: 0, and 1 with rollout_workers.",
+        panel="Sampling",
+        flag=True,
+        minimum=0,
+    )
+    rollout_workers: int = setting(
+        0,
+        "Processes on Ray that play and score while this one learns. 0: this one does it all.",
+        panel="Sampling",
+        flag=True,
+        minimum=0,
+    )
+    max_staleness: int | None = setting(
+        None,
+        "In place of a lag: learn from whatever is played first, drop and ask again what is older"
+        " than so many steps. No two runs are alike.",
+        panel="Sampling",
+        flag=True,
+        minimum=1,
+    )
+    rollout_parts: int | None = setting(
+        None,
+        "Parts in which a step's prompts are played and scored, each at once. Unset: 1, or as many"
+        " as give every rollout worker something to do.",
+        panel="Sampling",
+        minimum=1,
+    )
+    ray: str | None = setting(
+        None,
+        "A Ray cluster to run rollout workers on, HOST:PORT. Unset: one on this machine for the"
+        " time of the run.",
+        panel="Sampling",
+        flag=True,
+    )
     off_policy_mask_threshold: float | None = setting(
         None,
         "Leave out completions with a negative advantage that the policy has moved away from by"
-        " more than this.",
+        " more than this (nats a token). Unset: none, and 0.1 with a lag.",
         above=0,
     )
     importance_sampling_correction: bool = setting(
@@ -165,9 +205,10 @@ class GRPOConfig(OnlineConfig):
         " only).",
         aliases=("vllm_importance_sampling_correction",),
     )
-    importance_sampling_mode: str = setting(
-        "sequence_mask",
-        "One weight a token or a sequence; those out of bounds are clipped or 0.",
+    importance_sampling_mode: str | None = setting(
+        None,
+        "One weight a token or a sequence; those out of bounds are clipped or 0. Unset:"
+        " sequence_mask (TRL's), and token_truncate with a lag.",
         choices=tuple(IMPORTANCE_MODES),
         aliases=("vllm_importance_sampling_mode",),
     )
@@ -224,6 +265,43 @@ class GRPOConfig(OnlineConfig):
     def scheduled_updates(self) -> int:
         """The learning rate moves with each update, as in TRL."""
         return self.updates_per_step
+
+    @property
+    def chosen_lag(self) -> int:
+        """Steps between the weights that play and those that learn; how many at most are in flight
+        where there is a bound instead."""
+        if self.max_staleness is not None:
+            return self.max_staleness
+        return (1 if self.rollout_workers else 0) if self.lag is None else self.lag
+
+    @property
+    def chosen_mode(self) -> str:
+        """How weights correct for the sampler. One a sequence is a product of many ratios: after
+        some updates most are far from 1, and what is left teaches to unlearn."""
+        usual = "token_truncate" if self.chosen_lag else "sequence_mask"
+        return self.importance_sampling_mode or usual
+
+    @property
+    def chosen_threshold(self) -> float | None:
+        """From where on completions are left out that the policy turns away from already: with a
+        lag each of several updates would push them further."""
+        usual = LAG_THRESHOLD if self.chosen_lag else None
+        given = self.off_policy_mask_threshold
+        return usual if given is None else given
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether other processes play."""
+        return self.rollout_workers > 0
+
+    @property
+    def chosen_parts(self) -> int:
+        """Parts of a step's prompts, all of one size: so many that all steps in flight keep the
+        workers busy."""
+        prompts = self.prompts_per_step
+        busy = math.ceil(self.rollout_workers / (self.chosen_lag + 1))
+        wanted = self.rollout_parts or max(1, busy)
+        return next((n for n in range(wanted, prompts) if prompts % n == 0), prompts)
 
     @property
     def estimator(self) -> Estimator:
@@ -305,7 +383,30 @@ class GRPOConfig(OnlineConfig):
                 f" {self.chosen_loss} takes one a completion",
                 "set beta to 0, or take a loss by token such as dapo",
             )
+        self._check_ahead()
         _ = self.prompts_per_step
+
+    def _check_ahead(self) -> None:
+        ahead = self.chosen_lag or self.rollout_workers or self.chosen_parts > 1
+        if self.lag is not None and self.max_staleness is not None:
+            raise ConfigError("a lag is fixed, max_staleness bounds one", "give one of them")
+        if self.rollout_parts not in (None, self.chosen_parts):
+            raise ConfigError(
+                f"rollout_parts ({self.rollout_parts}) does not divide the {self.prompts_per_step}"
+                " prompts of a step",
+                f"{self.chosen_parts} does",
+            )
+        if ahead and self.has_tools:
+            raise ConfigError(
+                "tools and environments are played in the step that learns from them",
+                "leave out `lag` and `rollout_workers`",
+            )
+        if self.dynamic_sampling and (self.rollout_workers or self.chosen_parts > 1):
+            raise ConfigError(
+                "dynamic_sampling looks at all prompts of a step before it asks again, which"
+                " workers do not wait for",
+                "leave out `rollout_workers` and `rollout_parts`; a `lag` goes with it",
+            )
 
     idle_rules: ClassVar[tuple[IdleRule, ...]] = (
         *OnlineConfig.idle_rules,
@@ -336,6 +437,7 @@ class GRPOConfig(OnlineConfig):
             lambda c: not c.kl_in_loss,
             "without a KL term in the loss (beta)",
         ),
+        (("max_staleness", "ray"), lambda c: not c.rollout_workers, "without rollout_workers"),
         (("ref_model", "sync_ref_model"), lambda c: not c.chosen_beta, "without beta"),
         (
             ("ref_model_mixup_alpha", "ref_model_sync_steps"),
@@ -348,8 +450,16 @@ class GRPOConfig(OnlineConfig):
             "without use_adaptive_entropy",
         ),
         (
+            ("importance_sampling_mode",),
+            # What older runs wrote down was the default.
+            lambda c: (
+                not c.importance_sampling_correction
+                and c.importance_sampling_mode != "sequence_mask"
+            ),
+            "without importance_sampling_correction",
+        ),
+        (
             (
-                "importance_sampling_mode",
                 "importance_sampling_clip_max",
                 "importance_sampling_clip_min",
             ),
@@ -359,6 +469,8 @@ class GRPOConfig(OnlineConfig):
     )
 
 
-def trl_values(uses_lora: bool) -> dict[str, Any]:
-    """What `--preset trl` sets: TRL 1.16's defaults where chuk has others."""
-    return TRL_DEFAULTS | (_TRL_LORA if uses_lora else {})
+def trl_values(uses_lora: bool, lag: int = 0) -> dict[str, Any]:
+    """What `--preset trl` sets: TRL 1.16's defaults where chuk has others. Its GRPO has no lag:
+    what corrects for one stays on."""
+    values = TRL_DEFAULTS | (_TRL_LORA if uses_lora else {})
+    return values | ({"importance_sampling_correction": True} if lag else {})

@@ -12,6 +12,11 @@ from chuk_lib.training.online.grpo_config import MICRO_BATCH, SMALL_MICRO_BATCH,
 from chuk_lib.training.online.trainer import OnlineTrainer
 from chuk_lib.training.reference import Reference
 
+UNCORRECTED = (
+    "importance_sampling_correction is off: answers of older weights are learned from as if they"
+    " were of today's"
+)
+
 
 class GRPOTrainer(OnlineTrainer[GRPOConfig]):
     """Reinforcement learning of a loaded model by rewards of groups of completions.
@@ -40,6 +45,12 @@ class GRPOTrainer(OnlineTrainer[GRPOConfig]):
             self.model, config, plan, self._collector(dataset), reference, self._shapes()
         )
 
+    def notes(self, dataset: PromptDataset) -> tuple[str, ...]:
+        """What the user should know about this model, data and settings together."""
+        if not self.config.chosen_lag or self.config.importance_sampling_correction:
+            return super().notes(dataset)
+        return (*super().notes(dataset), UNCORRECTED)
+
     def complete(self, adapted: bool, dataset: PromptDataset) -> GRPOConfig:
         """Fill in what was left open, so that `config.yaml` alone repeats the run."""
         done = super().complete(adapted, dataset)
@@ -48,4 +59,8 @@ class GRPOTrainer(OnlineTrainer[GRPOConfig]):
         if not done.batch_size and not done.generation_batch_size:
             size = SMALL_MICRO_BATCH if count_weights(self.model) < SMALL else MICRO_BATCH
             self._note_chosen("batch_size", size)
-        return replace(done, loss_type=done.chosen_loss, beta=done.chosen_beta, batch_size=size)
+        done = replace(done, loss_type=done.chosen_loss, beta=done.chosen_beta, batch_size=size)
+        if not done.has_workers:
+            return done
+        lag = done.chosen_lag if done.max_staleness is None else None
+        return replace(done, lag=lag, rollout_parts=done.chosen_parts)

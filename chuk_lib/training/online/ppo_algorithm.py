@@ -28,8 +28,9 @@ from chuk_lib.training.losses.ppo import (
 )
 from chuk_lib.training.online.actor_critic import ActorCritic, with_values
 from chuk_lib.training.online.algorithm import OnlineAlgorithm
-from chuk_lib.training.online.collect import Collector, Played, PromptPlan, sampling_seed
+from chuk_lib.training.online.collect import Collector, PromptPlan, sampling_seed
 from chuk_lib.training.online.episode import Episode, episode_arrays, padded
+from chuk_lib.training.online.played import Played
 from chuk_lib.training.online.ppo_config import PPOConfig
 from chuk_lib.training.online.report import played_metrics
 from chuk_lib.training.reference import Reference

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from chuk_lib.rewards.columns import TO_FIND, TO_WRITE
-from chuk_lib.training.online.collect import Collector, Played
+from chuk_lib.training.online.collect import Collector
 from chuk_lib.training.online.config import OnlineConfig
-from chuk_lib.training.online.episode import Episode
+from chuk_lib.training.online.episode import Episode, Turn
+from chuk_lib.training.online.played import Played
 from chuk_lib.training.utils.advantages import combine
 
 
@@ -57,14 +58,16 @@ def _tool_metrics(played: Played) -> dict[str, float]:
 
 def pace_metrics(played: Played) -> dict[str, float]:
     """Seconds of a step, which ends now, by what they went into, and tokens a second of sampling
-    and training apart."""
+    and training apart. Where others play meanwhile, a step takes only what it waits for them."""
     rollout, reward, training = (
         played.playing_seconds,
         played.scoring_seconds,
         time.perf_counter() - played.began,
     )
-    return {
-        "step_time": rollout + reward + training,
+    overlapped = {} if played.waited is None else {"rollout_wait_seconds": played.waited}
+    waited = rollout + reward if played.waited is None else played.waited
+    return overlapped | {
+        "step_time": waited + training,
         "rollout_seconds": rollout,
         "reward_seconds": reward,
         "training_seconds": training,
@@ -96,11 +99,18 @@ def completion_rows(
         line["advantage"] = number(one.advantage)
         extra = {name: one.extra.get(name) for name in extras}
         line |= {"extra": extra} if extra else {}
-        line |= {"turns": [turn._asdict() for turn in one.turns]} if len(one.turns) > 1 else {}
+        line |= {"turns": list(map(_told, one.turns))} if len(one.turns) > 1 else {}
         lines.append(
             line | {"tokens": one.written, "finish_reason": one.reason, "row": asked.source.line}
         )
     return lines
+
+
+def _told(turn: Turn) -> dict[str, Any]:
+    """Who said what, with the calls and the tool's name where there are such."""
+    told: dict[str, Any] = {"role": turn.role, "text": turn.text}
+    told |= {"calls": list(turn.calls)} if turn.calls else {}
+    return told | ({"name": turn.name} if turn.name else {})
 
 
 def number(value: Any) -> float | None:

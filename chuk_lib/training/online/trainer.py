@@ -17,6 +17,7 @@ from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.errors import ConfigError
 from chuk_lib.events import Sink
 from chuk_lib.inference.constraints import TextRule, schema_file
+from chuk_lib.inference.decoder.unpacked import unpacking_notes
 from chuk_lib.models import provenance_of
 from chuk_lib.models.heads import embedding_rows
 from chuk_lib.training.algorithm import Algorithm
@@ -24,6 +25,7 @@ from chuk_lib.training.by_size import count_weights, size_origin
 from chuk_lib.training.config import checked
 from chuk_lib.training.language_job import complete, language_job, prepare_model
 from chuk_lib.training.loading import load_policy
+from chuk_lib.training.online.ahead import FarPlayer
 from chuk_lib.training.online.collect import (
     Collector,
     PromptPlan,
@@ -70,12 +72,15 @@ class OnlineTrainer(ABC, Generic[Config]):
         self.rewards = rewards or rewards_of(self.config)
         self.chosen: dict[str, str] = {}
         rule = _rule_of(self.config, player)
-        self.player = player or OneTurn(
+        alone = OneTurn(
             model,
             tokenizer,
             self.config.rollout_tokens,
             None if rule is None else rule.bound(tokenizer),
         )
+        self.player = player or alone
+        # Answers of validation are for the weights of now, which this process has.
+        self.examinee: Player = alone if isinstance(self.player, FarPlayer) else self.player
 
     @classmethod
     def load(
@@ -90,6 +95,13 @@ class OnlineTrainer(ABC, Generic[Config]):
             raise ConfigError(
                 "the settings name tools, and nothing plays with them",
                 "give `make_player=chuk_lib.env.player_maker(config)`",
+            )
+        if config.has_workers and runtime.this_world().size > 1:
+            raise ConfigError("rollout workers play for one process", "leave `--nproc` out")
+        if config.has_workers and make_player is None:
+            raise ConfigError(
+                "the settings name rollout workers, and nothing starts them",
+                "give `make_player=chuk_lib.distributed.rollout_player(config)`",
             )
         rewards = rewards_of(config)
         _rule_of(config, None)
@@ -114,9 +126,13 @@ class OnlineTrainer(ABC, Generic[Config]):
         """Train, and leave a run directory behind (`config.output`, else a new one under
         `runs/`)."""
         job = self.job(dataset, eval_dataset)
-        return run_training(
-            job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run
-        )
+        try:
+            return run_training(
+                job, self.config, sinks=sinks, should_stop=should_stop, open_run=open_run
+            )
+        finally:
+            if isinstance(self.player, FarPlayer):
+                self.player.close()
 
     def job(self, dataset: PromptDataset, eval_dataset: PromptDataset | None = None) -> Job:
         """What `train` runs: settings are complete and what is trained is chosen from here on."""
@@ -129,7 +145,7 @@ class OnlineTrainer(ABC, Generic[Config]):
         evaluator = (
             None
             if eval_dataset is None
-            else RewardEvaluator(self._collector(eval_dataset), self.config)
+            else RewardEvaluator(self._collector(eval_dataset, self.examinee), self.config)
         )
         job = language_job(
             self,
@@ -186,10 +202,12 @@ class OnlineTrainer(ABC, Generic[Config]):
     def notes(self, dataset: PromptDataset) -> tuple[str, ...]:
         """What the user should know about this model and data together."""
         room = room_note(dataset, self.model, self.config.max_completion_length)
-        return (*provenance_of(self.model).notes, *dataset.report.notes, *room)
+        own = (*provenance_of(self.model).notes, *unpacking_notes(self.model))
+        return (*own, *dataset.report.notes, *room)
 
-    def _collector(self, dataset: PromptDataset) -> Collector:
-        return Collector(dataset, self.rewards, self.player, embedding_rows(self.model))
+    def _collector(self, dataset: PromptDataset, player: Player | None = None) -> Collector:
+        rows = embedding_rows(self.model)
+        return Collector(dataset, self.rewards, player or self.player, rows)
 
     def _shapes(self) -> Shapes:
         """How rows are laid out: in few shapes on a GPU, where steps are compiled."""

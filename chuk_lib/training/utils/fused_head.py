@@ -37,12 +37,13 @@ class StatOptions:
     `temperature` divides the logits. `gradient=False`, for evaluation and for old and reference
     log-probs, saves the work that only a backward pass needs. `entropy_gradient`: the entropy
     carries a gradient too. `moments`: also the mean logit over the vocabulary and log Σp², without
-    gradient."""
+    gradient. `gap`: also the target's logit less the mean logit, with a gradient and untempered."""
 
     temperature: float = 1.0
     gradient: bool = True
     entropy_gradient: bool = False
     moments: bool = False
+    gap: bool = False
 
 
 @dataclass(frozen=True)

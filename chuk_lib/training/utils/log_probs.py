@@ -26,9 +26,9 @@ DEFAULT = StatOptions()
 class TokenStats(NamedTuple):
     """For target tokens, float32, (N,) or (B, C): log-prob of the target, entropy of the
     distribution (nats), and whether the target was the most likely token; with moments also the
-    mean logit and log Σp².
+    mean logit and log Σp², and with `gap` how far the target's logit is above the mean.
 
-    `logps` carries a gradient, and `entropy` when it was asked for.
+    `logps` and `gap` carry a gradient, and `entropy` when it was asked for.
     """
 
     logps: mx.array
@@ -36,6 +36,7 @@ class TokenStats(NamedTuple):
     correct: mx.array
     mean_logits: mx.array | None = None
     log_sum_sq: mx.array | None = None
+    gap: mx.array | None = None
 
 
 def target_stats(
@@ -56,8 +57,25 @@ def target_stats(
     hidden = hidden.reshape(-1, hidden.shape[-1])[positions]
     fused = fused_head(head, model, options.temperature)
     if fused is not None:
-        return TokenStats(*fused.stats(hidden, targets, options))
-    return logit_stats(head.logits(model, hidden), targets, options)
+        stats = TokenStats(*fused.stats(hidden, targets, options))
+    else:
+        stats = logit_stats(head.logits(model, hidden), targets, options)
+    return stats._replace(gap=_gap(head, model, hidden, targets)) if options.gap else stats
+
+
+def _gap(head: OutputHead, model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.array:
+    """The targets' logits less the mean logits, (N,) float32. Where logits are W·h that is
+    h·(W_y − mean W): no logits are made."""
+    fused = fused_head(head, model)
+    if fused is None or fused.transform is not None or not isinstance(fused.product, WeightProduct):
+        logits = head.logits(model, hidden).astype(mx.float32)
+        at_target = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        return at_target - logits.mean(axis=-1)
+    weight: mx.array = head.module(model).weight
+    share = mx.full((1, weight.shape[0]), 1 / weight.shape[0], weight.dtype)
+    rows = weight[targets].astype(mx.float32) - (share @ weight).astype(mx.float32)
+    products: mx.array = hidden.astype(mx.float32) * rows
+    return products.sum(axis=-1)
 
 
 def completion_arrays(

@@ -15,7 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.inference.decoder.cuda import kernels as cuda
-from chuk_lib.inference.decoder.llama import Block, Linear, LlamaParts, Norm
+from chuk_lib.inference.decoder.llama import Block, Linear, LlamaParts, Norm, dense
 from chuk_lib.inference.decoder.plain_store import PlainStore
 from chuk_lib.inference.decoder.products import low_rank, may_join, multiply, weights_of
 
@@ -89,7 +89,7 @@ class KernelForward:
         buffers: Sequence[tuple[mx.array, mx.array]],
     ) -> mx.array:
         parts = self._parts
-        hidden = parts.embedding[tokens]
+        hidden = dense(parts.embedding)[tokens]
         for index, (block, (keys, values)) in enumerate(zip(parts.blocks, buffers, strict=True)):
             qkv, o, gate_up, down = self._groups[index]
             norms = [norm.weight for norm in (block.q_norm, block.k_norm) if norm is not None]
@@ -116,12 +116,12 @@ class LayerGroup:
         self._layers = layers
         biases = [layer.bias for layer in layers if layer.bias is not None]
         self._alike = len(biases) in (0, len(layers)) and all(
-            bias.dtype == layers[0].weight.dtype for bias in biases
+            bias.dtype == layers[0].dense.dtype for bias in biases
         )
         self._bias = mx.concatenate(biases) if len(biases) > 1 else biases[0] if biases else None
-        is_half = layers[0].weight.dtype == mx.bfloat16 and layers[0].weight.shape[1] % 8 == 0
+        is_half = layers[0].dense.dtype == mx.bfloat16 and layers[0].dense.shape[1] % 8 == 0
         self._low = low_rank(layers) if is_half else None
-        widths = [len(layer.weight) for layer in layers]
+        widths = [len(layer.dense) for layer in layers]
         self._apart = None if self._low is None else self._low.apart(widths)
         self._weights = weights_of(layers, False, adapted=self._low is None)
         self._is_wide = False  # whether the weights hold the adapters' second factors
@@ -149,7 +149,7 @@ class LayerGroup:
         """`plus` and x (B, K), normed first, through all layers, (B, all O). Above `most` rows MLX
         multiplies."""
         if len(x) <= most and self._kernel_takes(x):
-            weights = [layer.weight for layer in self._layers]
+            weights = [layer.dense for layer in self._layers]
             return cuda.product(self._lowered(x, norm), weights, self._bias, plus, self._ups)
         if self._is_wide:
             return multiply(self._lowered(x, norm), self._weights, plus)
@@ -164,7 +164,7 @@ class LayerGroup:
     def gated(self, x: mx.array, norm: Norm) -> mx.array:
         """silu of the first layer's times the second's output, of x (B, K) normed."""
         if self._kernel_takes(x) and self._bias is None:
-            gate, up = (layer.weight for layer in self._layers)
+            gate, up = (layer.dense for layer in self._layers)
             return cuda.gated(self._lowered(x, norm), gate, up, self._ups)
         gate, up = mx.split(self(x, norm=norm), 2, axis=-1)
         inner: mx.array = nn.silu(gate) * up
@@ -186,7 +186,7 @@ class LayerGroup:
         """Whether the kernel multiplies x; adapters it takes in bfloat16 only."""
         known = self._low is not None or all(layer.adapter is None for layer in self._layers)
         return (
-            self._alike and known and cuda.can_multiply(x, [layer.weight for layer in self._layers])
+            self._alike and known and cuda.can_multiply(x, [layer.dense for layer in self._layers])
         )
 
 
