@@ -16,7 +16,7 @@ _QUANTIZED = (
     "`chuk model quantize --bits 8` makes a model of 8 bits: name that, with `use_lora`; or"
     " `load_in_4bit: true`"
 )
-_UPLOAD = "chuk uploads nothing: `hf upload` takes the run's folder"
+_UPLOAD = "`chuk model upload` sends a run to the hub"
 _READING = "leave it out: rows are read while training goes on"
 
 _INSTEAD = {

@@ -43,7 +43,7 @@ REFUSED = {
     "--train": "`chuk train` trains",
     "--val-batches 3": "all of the validation data is measured",
     "--eval-strategy steps": "`eval_steps`",
-    "--push-to-hub": "chuk uploads nothing",
+    "--push-to-hub": "`chuk model upload`",
     "--deepspeed zero3.json": "leave it out",
     "--lr 1 --learning_rate 2": "give it once",
     "--micro-batch-size 2 --per-device-train-batch-size 3": "give it once",
