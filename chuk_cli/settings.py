@@ -259,8 +259,10 @@ def dressed(
 
 
 def _trains(cls: type) -> bool:
-    """Whether settings are those of one training; what all share is a pipeline's."""
-    return issubclass(cls, TrainerConfig) and cls is not TrainerConfig
+    """Whether settings are those of one training that several processes may share; what all share
+    is a pipeline's."""
+    trains = issubclass(cls, TrainerConfig) and cls is not TrainerConfig
+    return trains and not getattr(cls, "is_one_process", False)
 
 
 def _rank_parameters() -> list[inspect.Parameter]:
