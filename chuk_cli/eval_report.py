@@ -86,10 +86,20 @@ def _show_scores(out: Out, measured: Measurement) -> None:
     out.console.print(make_table("", ["reward", "mean", "std", "weight", "unscorable"], rows))
     passes = "  ".join(f"pass@{k} {_percent(share)}" for k, share in figures["pass_at_k"].items())
     out.console.print(f"{passes}  ({figures['pass_reward']} at least {figures['pass_score']:g})")
+    if "plays" in figures:
+        out.console.print(_plays(figures["plays"]))
     if figures["truncated"]:
         out.say(
             f"{_percent(figures['truncated'])} of the completions ran out of room; see --max-tokens"
         )
+
+
+def _plays(found: Mapping[str, Any]) -> str:
+    ends = ", ".join(f"{count:,} × {reason}" for reason, count in found["reasons"].items())
+    return (
+        f"success {_percent(found['success'])}  turns {found['turns']:.3g}"
+        f"  calls {found['calls']:.3g}, {_percent(found['failed_calls'])} failed  ended: {ends}"
+    )
 
 
 def _side_by_side(measured: Sequence[Measurement]) -> Any:

@@ -27,6 +27,9 @@ _BESIDE = (
     "--stop",
     "--max-tokens",
     "--samples",
+    "--env",
+    "--tool",
+    "--mcp",
 )
 
 

@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from chuk_cli.command import WORDS, App
+from chuk_cli.env.options import (
+    CallSecondsOption,
+    EnvOption,
+    McpOption,
+    PlayOptions,
+    ToolOption,
+    ToolTokensOption,
+    TurnsOption,
+)
 from chuk_cli.eval_tasks import eval_tasks, refuse_beside_tasks
 from chuk_cli.options import (
     ImplementationOption,
@@ -195,20 +204,29 @@ def evaluate(
     stop: StopOption = None,
     max_tokens: MaxTokensOption = None,
     seed: DrawOption = 0,
+    env: EnvOption = None,
+    tool: ToolOption = None,
+    mcp: McpOption = None,
+    max_turns: TurnsOption = None,
+    max_tool_seconds: CallSecondsOption = None,
+    max_tool_tokens: ToolTokensOption = None,
     implementation: ImplementationOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure a model on data: exact match and loss, or rewards and pass@k of what it samples.
+    """Measure a model on data: exact match and loss, or rewards and pass@k of what it samples, or
+    of what it plays with tools (--env, --tool, --mcp).
 
     Examples:
       chuk eval --model runs/my-run --data data/test.jsonl
       chuk eval --model my-model --data data --split valid --rows 200 --json
       chuk eval -m my-model -d prompts.jsonl --reward numeric --samples 8 --k 1,8
       chuk eval -m runs/grpo --against base -d prompts.jsonl --reward rewards.py:brevity
+      chuk eval -m runs/grpo -d games.jsonl --env games.py:Guess --json
       chuk eval -m runs/tuned --against base --tasks arc_easy,sciq --rows 500
     """
     out = Out.of(json, quiet)
+    table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
     sampling = SamplingConfig(
         temperature or 0.0, top_p, top_k, min_p, stop=tuple(stop or ()), seed=seed
     )
@@ -222,13 +240,14 @@ def evaluate(
     )
     if tasks is not None:
         unlike = None if samples == 1 else samples
-        drawn = (temperature, k, stop or None, max_tokens, unlike)
+        drawn = (temperature, k, stop or None, max_tokens, unlike, env, tool or None, mcp or None)
         refuse_beside_tasks(data, split, max_prompt_length, output, reward or None, *drawn)
         eval_tasks(out, tasks, models, max_rows, batch_size, implementation)
         return
     if data is None:
         raise ConfigError("there is nothing to measure on", "give --data DATA or --tasks NAME,…")
     _check_output(output, overwrite)
+    make_player = table.make_player(out)
     with out.status("loading the model"):
         from chuk_lib.training.measuring.measure import Question, read_question
 
@@ -238,7 +257,7 @@ def evaluate(
         max_rows,
         max_tokens,
         batch_size,
-        tuple(reward or ()),
+        table.rewards(reward),
         reward_errors,
         samples,
         ks,
@@ -247,6 +266,7 @@ def evaluate(
         sampling,
         max_prompt_length,
         cast(Implementation, implementation),
+        make_player,
     )
     _report(out, _answers(out, read_question(question), models), output)
 

@@ -10,6 +10,17 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from chuk_cli.command import App
+from chuk_cli.env.options import (
+    CallSecondsOption,
+    EnvOption,
+    McpOption,
+    PlayOptions,
+    RowOption,
+    ToolOption,
+    ToolTokensOption,
+    TurnsOption,
+)
+from chuk_cli.env.watch import drawn, refuse_beside_tools, row_of, watch
 from chuk_cli.errors import FAILURE
 from chuk_cli.infer.options import (
     AdapterOption,
@@ -46,6 +57,7 @@ from chuk_cli.options import (
     ModelOption,
     OverwriteOption,
     QuietOption,
+    TemplateOptionsOption,
 )
 from chuk_cli.out import Out, to_json
 from chuk_lib.errors import ConfigError, DataError
@@ -67,6 +79,7 @@ def infer(
     prompt: PromptOption = None,
     system: SystemOption = None,
     chat: ChatOption = None,
+    chat_template_kwargs: TemplateOptionsOption = None,
     cache: CacheOption = None,
     temperature: TemperatureOption = _DEFAULT.temperature,
     top_p: TopPOption = _DEFAULT.top_p,
@@ -91,6 +104,13 @@ def infer(
     logprobs: LogprobsOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
+    env: EnvOption = None,
+    tool: ToolOption = None,
+    mcp: McpOption = None,
+    row: RowOption = None,
+    max_turns: TurnsOption = None,
+    max_tool_seconds: CallSecondsOption = None,
+    max_tool_tokens: ToolTokensOption = None,
     implementation: ImplementationOption = "auto",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -102,7 +122,8 @@ def infer(
     answer and Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a
     row's own temperature, top_p, top_k, min_p, penalties, max_tokens, stop and seed count for it.
     With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
-    says that an answer is not whole.
+    says that an answer is not whole. With --env, --tool or --mcp the model plays once, and each
+    turn is printed when it is over.
 
     Examples:
       chuk infer --model runs/first --prompt "What is 2 + 3?"
@@ -110,6 +131,7 @@ def infer(
       cat question.txt | chuk infer --model runs/first --quiet > answer.txt
       chuk infer --model runs/first
       chuk infer --model runs/first -p "Describe a cat as JSON." --schema cat.json
+      chuk infer -m runs/grpo --env games.py:Guess --row '{"prompt": "Guess!", "answer": "7"}'
       chuk infer --model runs/first --input prompts.jsonl --output answers.jsonl --resume
     """
     from chuk_cli.infer.answers import load as load_model
@@ -121,16 +143,41 @@ def infer(
     job = job_of(input, output, column, samples, logprobs, resume, overwrite, prompt)
     told = (temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, tuple(stop or ()))
     sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
+    table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
+    if table.has_tools:
+        refuse_beside_tools(
+            {
+                "--input": input,
+                "--system": system,
+                "--chat": chat,
+                "--cache": cache,
+                "--kv-bits": kv_bits,
+                "--draft": draft,
+                "--schema": schema,
+                "--regex": regex,
+                "--grammar": grammar,
+                "--speculate": None if speculate == "auto" else speculate,
+            }
+        )
+        out.warn_of_idle(sampling.idle)
+        player = table.player(out, model, adapter, implementation)
+        watch(out, player, _given_row(row, prompt), drawn(sampling))
+        return
+    table.refuse_idle(row)
     rule = rule_of(schema, regex, grammar)
 
     def load(folder: str | None = adapter) -> tuple[Any, Any]:
-        return load_model(out, model, folder, implementation, prepares=rule is not None)
+        return load_model(
+            out, model, folder, implementation, rule is not None, chat_template_kwargs
+        )
 
     if job is not None:
         alone = {"--cache": cache, "--kv-bits": kv_bits, "--draft": draft}
         if name := next((name for name, given in alone.items() if given is not None), None):
             raise ConfigError(f"`{name}` is for one prompt, not for rows", "leave it out")
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
+        if chat_template_kwargs is not None:
+            made_with["chat_template_kwargs"] = chat_template_kwargs
         answer_all(job, sampling, chat, system, out, load, made_with, rule)
         return
     out.warn_of_idle(sampling.idle)
@@ -239,6 +286,18 @@ def _cache(path: Path, made_with: tuple[str, str | None, str], model: Any) -> Pr
         "dtype": provenance_of(model).dtype,
     }
     return PromptCache(path, model, to_json(parts))
+
+
+def _given_row(row: str | None, prompt: str | None) -> dict[str, Any]:
+    """The row of a play: what was typed, or one of a prompt alone."""
+    if row is not None and prompt is not None:
+        raise ConfigError("`--row` and `--prompt` both say what is asked", "give one of them")
+    if row is not None:
+        return row_of(row)
+    text = _given_prompt(prompt)
+    if text is None:
+        raise ConfigError("a play begins with a prompt", "add --prompt TEXT, or --row JSON")
+    return {"prompt": text}
 
 
 def _given_prompt(prompt: str | None) -> str | None:

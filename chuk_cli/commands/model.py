@@ -179,11 +179,9 @@ def create(
         folder = create_model(preset, output, **settings)
     made = describe_model(folder)
     _show_made(out, made, preset, config, seed)
-    if tokenizer_data is not None and made.tokenizer_vocabulary < (vocab_size or 0):
-        out.say(
-            "the data holds no more pieces worth a token:"
-            f" {made.tokenizer_vocabulary:,} of {vocab_size:,}"
-        )
+    pieces = made.tokenizer_vocabulary
+    if tokenizer_data is not None and pieces is not None and pieces < (vocab_size or 0):
+        out.say(f"the data holds no more pieces worth a token: {pieces:,} of {vocab_size:,}")
 
 
 def _show_made(

@@ -9,6 +9,15 @@ import typer
 from chuk_cli.completion import rewards, words
 from chuk_cli.data.options import RowsOption, SourceArgument, SplitOption
 from chuk_cli.data.output import report, write
+from chuk_cli.env.options import (
+    CallSecondsOption,
+    EnvOption,
+    McpOption,
+    PlayOptions,
+    ToolOption,
+    ToolTokensOption,
+    TurnsOption,
+)
 from chuk_cli.options import (
     DryRunOption,
     JsonOption,
@@ -18,10 +27,11 @@ from chuk_cli.options import (
     SeedOption,
 )
 from chuk_cli.out import Out
+from chuk_lib.errors import ConfigError
 from chuk_lib.inference.config import SamplingConfig
 
 RewardOption = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
         "--reward",
         "-r",
@@ -50,7 +60,7 @@ AdapterOption = Annotated[
 def sample(
     data: SourceArgument,
     model: ModelOption,
-    reward: RewardOption,
+    reward: RewardOption = None,
     output: RowsOption = "-",
     answers: Annotated[
         int, typer.Option("--samples", "-n", help="Answers to each prompt.", min=1)
@@ -79,6 +89,12 @@ def sample(
     ] = None,
     split: SplitOption = "train",
     seed: SeedOption = 42,
+    env: EnvOption = None,
+    tool: ToolOption = None,
+    mcp: McpOption = None,
+    max_turns: TurnsOption = None,
+    max_tool_seconds: CallSecondsOption = None,
+    max_tool_tokens: ToolTokensOption = None,
     dry_run: DryRunOption = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
@@ -90,9 +106,13 @@ def sample(
     --batch-size is. One batch of prompts is in memory. A dry run answers the first batch only and
     writes nothing.
 
+    With --env, --tool or --mcp whole plays are kept, as messages with their calls beside the tools'
+    schemas; an environment's own get_reward is a reward. --max-tokens is then of the whole play.
+
     Examples:
       chuk data sample math/train.jsonl --model ./my-model --reward exact_match -o better.jsonl
       chuk data sample prompts.jsonl -m ./my-model -r mine.py:short --to preference -o pairs.jsonl
+      chuk data sample games.jsonl -m ./my-model --env games.py:Guess --to messages -o won.jsonl
       chuk data generate countdown -o - | chuk data sample - -m my-model -r reasoning_gym
     """
     from itertools import islice
@@ -104,12 +124,25 @@ def sample(
     out = Out.of(json, quiet)
     config = SamplingConfig(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     rules = SampleRules(answers, threshold, keep, to, margin)
+    table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
+    make_player, named = table.make_player(out), table.rewards(reward)
+    if not named:
+        raise ConfigError("no reward says which answers are good", "add --reward NAME")
     records = islice(read_records(data, split), batch if dry_run else rows)
     loaded, tokenizer = _load(out, model, adapter)
-    rewards = load_rewards(reward, tokenizer=tokenizer, max_completion_length=max_tokens)
+    player = None if make_player is None else make_player(loaded, tokenizer)
+    rewards = load_rewards(named, tokenizer=tokenizer, max_completion_length=max_tokens)
     counts = SampleCounts()
     stream = sampled(
-        loaded, tokenizer, records, rewards, config, rules, counts, prompts_at_once=batch
+        loaded,
+        tokenizer,
+        records,
+        rewards,
+        config,
+        rules,
+        counts,
+        prompts_at_once=batch,
+        player=player,
     )
     with out.status(f"answering {data}"):
         write(out, stream, output, overwrite, dry_run)
@@ -120,6 +153,8 @@ def sample(
         f" {max_tokens:,} tokens"
     )
     report(out, result, output, said, dry_run)
+    if player is not None and to != "preference":
+        out.say("train on them with --assistant-only-loss: what tools said is not to be learned")
     if not counts.rows:
         out.warn(
             "no answer was kept",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chuk_cli.env.mcp import arguments_of
-from chuk_cli.env.options import HeatOption, PlayerOption, SecondsOption
+from chuk_cli.env.options import HeatOption, PlayerOption, PlayOptions, SecondsOption
+from chuk_cli.env.watch import report, reward, row_of, watch
 from chuk_cli.options import JsonOption, QuietOption, SeedOption
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
@@ -110,45 +110,30 @@ def play(
       echo 'add a=1 b=2' | chuk env play --tool calculator.py:add
       chuk env play games.py:Guess --model runs/grpo --row '{"prompt": "Guess!", "answer": "7"}'
     """
-    from chuk_lib.env.files import load_environment, load_tool
-    from chuk_lib.env.play import Limits
-
-    out, modules = Out.of(json, quiet), dict[Path, Any]()
-    given = _row(row)
-    functions = [load_tool(one, modules) for one in tool or ()]
-    made = None if environment is None else load_environment(environment, modules)
-    if made is None and not functions:
+    out, given = Out.of(json, quiet), row_of(row)
+    table = PlayOptions(environment, tool, None, max_turns, seconds)
+    if not table.has_tools:
         raise ConfigError("there is nothing to play with", "name FILE.py:CLASS, or a --tool")
     if model is None:
-        told, reward = _by_hand(made, functions, given, seconds, out)
-    else:
-        sampling = SamplingConfig(temperature, max_tokens=max_tokens, seed=seed)
-        limits = Limits(max_turns, seconds)
-        told, reward = _by_model(model, made, functions, given, limits, sampling, out)
-    human = "" if reward is None else f"reward {reward:.4g}"
-    out.result({"turns": told, "reward": reward}, human=human, quiet=human)
-
-
-def _row(text: str) -> dict[str, Any]:
-    try:
-        found = json_.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"--row is no JSON: {error}", "an object: {'prompt': …}") from None
-    if not isinstance(found, dict) or "prompt" not in found:
-        raise ConfigError("--row is no object with a `prompt`", "a row as the data has it")
-    return found
+        _by_hand(environment, tool or [], given, seconds, out)
+        return
+    player = table.player(out, model)
+    watch(out, player, given, SamplingConfig(temperature, max_tokens=max_tokens, seed=seed))
 
 
 def _by_hand(
-    environment: type | None,
-    functions: list[Function],
+    environment: str | None,
+    tools: list[str],
     row: dict[str, Any],
     seconds: float,
     out: Out,
-) -> tuple[Told, float | None]:
+) -> None:
+    from chuk_lib.env.files import load_environment, load_tool
     from chuk_lib.env.tools import toolbox, tools_of
 
-    one = None if environment is None else environment()
+    modules = dict[Path, Any]()
+    functions = [load_tool(one, modules) for one in tools]
+    one = None if environment is None else load_environment(environment, modules)()
     box = toolbox([*functions, *(tools_of(one) if one is not None else ())], seconds)
     told: Told = []
     if one is not None:
@@ -158,7 +143,7 @@ def _by_hand(
         if line.strip():
             _tell(out, told, "assistant", line.strip())
             _tell(out, told, "tool", _called(box, line))
-    return told, _reward(one)
+    report(out, told, reward(one))
 
 
 def _called(box: Toolbox, line: str) -> str:
@@ -172,44 +157,6 @@ def _called(box: Toolbox, line: str) -> str:
         return f"this is no call: {error}"
 
 
-def _by_model(
-    model: str,
-    environment: type | None,
-    functions: list[Function],
-    row: dict[str, Any],
-    limits: Any,
-    sampling: SamplingConfig,
-    out: Out,
-) -> tuple[Told, float | None]:
-    from chuk_lib.data.prompt_dataset import PromptRow
-    from chuk_lib.data.types import Source
-    from chuk_lib.env.play import ENVIRONMENTS, ToolPlayer
-    from chuk_lib.models import load_model
-    from chuk_lib.training.online.episode import GroupPrompt
-
-    with out.status(f"Loading `{model}` …"):
-        loaded, tokenizer = load_model(model)
-    player = ToolPlayer(loaded, tokenizer, functions, environment, limits)
-    columns = {name: value for name, value in row.items() if name != "prompt"}
-    asked = PromptRow(row["prompt"], [], columns, Source("--row", 1))
-    (episode,) = player.play([GroupPrompt(0, 0, asked)], 1, sampling)
-    told: Told = []
-    _tell(out, told, "user", episode.prompt.asked.text)
-    for turn in episode.turns:
-        _tell(out, told, turn.role, turn.text)
-    if episode.reason == "length":
-        out.warn("the play ran out of room")
-    return told, _reward(episode.prompt.asked.columns.get(ENVIRONMENTS))
-
-
 def _tell(out: Out, told: Told, role: str, text: str) -> None:
     told.append({"role": role, "content": text})
     out.say(f"{role}: {text}")
-
-
-def _reward(environment: Any) -> float | None:
-    if environment is None or not callable(getattr(environment, "get_reward", None)):
-        return None
-    from chuk_lib.rewards.of_environment import reward_of
-
-    return reward_of(environment)

@@ -15,7 +15,6 @@ from chuk_cli.out import Out, glyph, paint
 from chuk_cli.plan import heading, settings_lines, table, tell_plan
 from chuk_cli.train.watching import require, run
 from chuk_lib.config.settings import Resolved, as_dict
-from chuk_lib.errors import ConfigError
 
 if TYPE_CHECKING:
     from chuk_lib.training.online.episode import MakePlayer
@@ -144,22 +143,13 @@ def with_own_reward(settings: Resolved[Any]) -> Resolved[Any]:
     config = settings.value
     if not config.environment:
         return settings
-    from chuk_lib.env.files import has_reward, load_environment
+    from chuk_lib.env import files
 
-    named = any(one.partition("=")[0] == OWN_REWARD for one in config.rewards)
-    own = has_reward(load_environment(config.environment, {}))
-    if named and not own:
-        raise ConfigError(
-            f"reward `{OWN_REWARD}`: `{config.environment}` has no method `get_reward`",
-            "give it one, or choose another reward",
-        )
-    if named or not own:
+    rewards = files.with_own_reward(config.environment, config.rewards)
+    if rewards == config.rewards:
         return settings
-    changed = replace(config, rewards=(*config.rewards, OWN_REWARD))
+    changed = replace(config, rewards=rewards)
     return Resolved(changed, settings.origins | {"rewards": "get_reward of the environment"})
-
-
-OWN_REWARD = "environment"
 
 
 def _lines(plan: DryRun) -> Iterator[str]:

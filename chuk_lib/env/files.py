@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from chuk_lib.training.online.episode import Player
 
 
+OWN_REWARD = "environment"
+
+
 def player_maker(
     config: TrainerConfig, tell: Callable[[str], None] = lambda text: None
 ) -> Callable[[Any, Any], Player] | None:
@@ -81,6 +84,21 @@ def has_reward(environment: type) -> bool:
     return callable(getattr(environment, "get_reward", None))
 
 
+def with_own_reward(environment: str | None, rewards: tuple[str, ...]) -> tuple[str, ...]:
+    """The rewards and, as in TRL, the one that an environment gives itself. Raises ConfigError for
+    an environment that cannot be loaded, or is named as a reward and gives none."""
+    if not environment:
+        return rewards
+    named = any(one.partition("=")[0] == OWN_REWARD for one in rewards)
+    own = has_reward(load_environment(environment, {}))
+    if named and not own:
+        raise ConfigError(
+            f"reward `{OWN_REWARD}`: `{environment}` has no method `get_reward`",
+            "give it one, or choose another reward",
+        )
+    return (*rewards, OWN_REWARD) if own and not named else rewards
+
+
 def load_tool(name: str, modules: dict[Path, ModuleType]) -> Function:
     """The function `FILE.py:FUNCTION`."""
     found = _load(name, "tool", modules)
@@ -107,7 +125,8 @@ def _load(name: str, what: str, modules: dict[Path, ModuleType]) -> Any:
     file, colon, item = name.rpartition(":")
     if not colon or not file.endswith(".py") or not item:
         raise ConfigError(
-            f"{what} `{name}` is not FILE.py:NAME", "for example `mine.py:Calculator`"
+            f"{what} `{name}` is not FILE.py:NAME",
+            "for example `mine.py:Calculator`",
         )
     module = _module(file, what, modules)
     found = getattr(module, item, None)

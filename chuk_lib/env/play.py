@@ -7,7 +7,7 @@ there is no loss."""
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +22,13 @@ from chuk_lib.errors import ConfigError, ModelError, TrainingError
 from chuk_lib.inference.decoder.decoder import Decoder
 from chuk_lib.inference.decoder.rows import Request, Row
 from chuk_lib.runtime import users_own
-from chuk_lib.training.online.episode import Episode, GroupPrompt, Turn
+from chuk_lib.training.online.episode import PLAYED, Episode, GroupPrompt, Turn
 
 if TYPE_CHECKING:
     import mlx.nn as nn
 
     from chuk_lib.data.tokenizers.calls import Call
     from chuk_lib.inference.config import SamplingConfig
-
-ENVIRONMENTS = "environments"
-"""The column in which rewards find each episode's environment, as TRL's do."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,8 @@ class ToolPlayer:
     An environment's `reset(**row)` is called at the start of each play with the columns of the row;
     text that it returns is added to the last message, as in TRL. Objects are used again in later
     calls. What a play draws depends on the sampling seed, the group and the member alone.
-    `token_budget` is the decoder's."""
+    `token_budget` is the decoder's. `tell_asked` is given each play's prompt, `tell` each turn when
+    it is over; `schemas` are what the model is shown of the tools."""
 
     def __init__(
         self,
@@ -86,7 +84,10 @@ class ToolPlayer:
                 "a tool is a public method with types and a docstring, beside `reset`",
             )
         self._renderer = PlayRenderer(tokenizer, sample.schemas)
-        self.columns = (ENVIRONMENTS,) if environment is not None else ()
+        self.schemas = sample.schemas
+        self.columns = (PLAYED,) if environment is not None else ()
+        self.tell: Callable[[Turn], None] = lambda turn: None
+        self.tell_asked: Callable[[PromptRow], None] = lambda row: None
         self.identity = type(self).__qualname__
 
     def play(
@@ -101,7 +102,8 @@ class ToolPlayer:
             ]
             for one, row in zip(plays, decoder.submit(requests), strict=True):
                 one.row = row
-            _Table(decoder, self._renderer, self._limits, sampling.max_tokens).run(plays)
+            budget = sampling.max_tokens
+            _Table(decoder, self._renderer, self._limits, budget, self.tell).run(plays)
         return [_episode(one) for one in plays]
 
     def asked(self, row: PromptRow) -> PromptRow:
@@ -121,9 +123,10 @@ class ToolPlayer:
                 known[key] = self._renderer.prompt(messages)
             columns = dict(prompt.asked.columns)
             if environment is not None:
-                columns[ENVIRONMENTS] = environment
+                columns[PLAYED] = environment
             # The same list of ids for those that begin alike: they share one prefill.
             asked = replace(prompt.asked, prompt=messages, ids=known[key], columns=columns)
+            self.tell_asked(asked)
             plays.append(_Play(prompt._replace(asked=asked), member, self._toolbox(environment)))
         return plays
 
@@ -175,9 +178,14 @@ class _Table:
     """The decoder's rows and the tools' threads, until all plays are over."""
 
     def __init__(
-        self, decoder: Decoder, renderer: PlayRenderer, limits: Limits, budget: int
+        self,
+        decoder: Decoder,
+        renderer: PlayRenderer,
+        limits: Limits,
+        budget: int,
+        tell: Callable[[Turn], None],
     ) -> None:
-        self._decoder, self._renderer = decoder, renderer
+        self._decoder, self._renderer, self._tell = decoder, renderer, tell
         self._limits, self._budget = limits, budget
         self._answers: queue.SimpleQueue[tuple[_Play, list[Result]]] = queue.SimpleQueue()
         self._waiting = 0
@@ -196,10 +204,9 @@ class _Table:
         row = play.row
         assert row is not None
         row.raise_failed()
-        said, calls = self._renderer.form.calls(
-            self._renderer.shown(_last(row)), play.tools.schemas
-        )
-        play.turns.append(Turn("assistant", said if calls else row.text))
+        shown = self._renderer.shown(_last(row))
+        said, calls = self._renderer.form.calls(shown, play.tools.schemas)
+        self._say(play, _turn(row.text, shown, said, calls))
         turns = sum(turn.role == "assistant" for turn in play.turns)
         if not calls or row.reason == "length" or turns >= self._limits.turns:
             return
@@ -239,15 +246,39 @@ class _Table:
         if suffix[:1] == row.ids[-1:].tolist():  # GLM's calls end with the header of the answer
             suffix = suffix[1:]
         room = self._budget - len(row.ids) - len(suffix)
-        if room < 1:  # as TRL: an answer that does not fit is left out, and the play is over
+        if room < 0:  # as TRL: an answer that does not fit is left out, and the play is over
             row.reason = "length"
             return
         try:
-            self._decoder.append([row], [suffix], limit=room)
+            if room:
+                self._decoder.append([row], [suffix], limit=room)
+            else:  # it fits, and nothing can be said to it: TRL keeps it
+                row.take(
+                    np.asarray(suffix, np.int32), np.zeros(len(suffix), np.float32), written=False
+                )
+                row.reason = "length"
         except ModelError:  # the context is full
             row.reason = "length"
             return
-        play.turns += [Turn("tool", one.text) for one in results]
+        for one in results:
+            self._say(play, Turn("tool", one.text, name=one.name))
+
+    def _say(self, play: _Play, turn: Turn) -> None:
+        play.turns.append(turn)
+        self._tell(turn)
+
+
+def _turn(text: str, shown: str, said: str, calls: Sequence[Call]) -> Turn:
+    """A turn of the model: its words and calls; as it was written where a call is none."""
+    if not calls:
+        return Turn("assistant", text)
+    if any(call.problem for call in calls):
+        return Turn("assistant", shown)
+    held = [
+        {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+        for call in calls
+    ]
+    return Turn("assistant", said, held)
 
 
 def _last(row: Row) -> list[int]:

@@ -41,8 +41,10 @@ class PlayRenderer:
         self._turns = self._encoder
         training = Encoder(tokenizer, marked=True)
         form = training.form(tools=True)
+        self.template = "as the model has it"
         if form is not None and form.keeps_reasoning:
             self._turns = training
+            self.template = f"the training form of {form.family}, which keeps earlier reasoning"
         self._ends = [
             str(tokenizer.decode([end], skip_special_tokens=False))
             for end in sorted(self._encoder.stop_ids)

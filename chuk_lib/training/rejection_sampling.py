@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from chuk_lib.data.prompt_dataset import Prompt, PromptDataset, PromptRow, columns_of
+from chuk_lib.data.prompt_dataset import Prompt, PromptDataset, PromptRow
 from chuk_lib.data.types import Record
 from chuk_lib.errors import ConfigError
+from chuk_lib.runtime import users_own
+from chuk_lib.training.online.collect import completions_of
+from chuk_lib.training.online.episode import GroupPrompt, OneTurn, Player, Turn
 
 if TYPE_CHECKING:
     from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
     from chuk_lib.inference.config import SamplingConfig
-    from chuk_lib.inference.rollouts import Rollout
     from chuk_lib.rewards import RewardSet
 
 KEEPS = ("best", "all")
@@ -66,8 +66,14 @@ class SampleCounts:
 
 @dataclass(frozen=True)
 class _Answer:
-    text: str
+    turns: tuple[Turn, ...]
     reward: float
+
+    def side(self, prompt: Prompt) -> Prompt:
+        """In the form of its prompt."""
+        if isinstance(prompt, str):
+            return self.turns[0].text
+        return [turn.message for turn in self.turns]
 
 
 def sampled(
@@ -80,76 +86,53 @@ def sampled(
     counts: SampleCounts,
     *,
     prompts_at_once: int = 32,
+    player: Player | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of training data with the column `reward`, prompt by prompt; other columns go along.
-    Raises ConfigError for greedy sampling of several answers, DataError when a reward needs a
-    column that the data does not have."""
+    With a `player` whole plays are kept, as messages beside the schemas of its `tools`. Raises
+    ConfigError for greedy sampling of several answers, DataError when a reward needs a column that
+    the data does not have."""
     if config.greedy and rules.answers > 1:
         raise ConfigError("all answers to a prompt would be the same", "set a temperature above 0")
+    player = player or OneTurn(model, tokenizer)
+    given, tools = getattr(player, "columns", ()), getattr(player, "schemas", None)
+    beside = {} if tools is None else {"tools": tools}
     remaining = iter(records)
     while chunk := list(islice(remaining, prompts_at_once)):
         data = PromptDataset(chunk, tokenizer)
-        rewards.check_columns(data.columns, f"`{data.source}`")
-        for row, answers in _answered(model, tokenizer, data, rewards, config, rules, counts):
+        rewards.check_columns((*data.columns, *given), f"`{data.source}`")
+        for row, answers in _answered(player, data, rewards, config, rules, counts):
             for made in _rows(row, answers, rules):
                 counts.rows += 1
-                yield made
+                yield {name: made[name] for name in made if name not in given} | beside
 
 
 def _answered(
-    model: Any,
-    tokenizer: LoadedTokenizer,
+    player: Player,
     data: PromptDataset,
     rewards: RewardSet,
     config: SamplingConfig,
     rules: SampleRules,
     counts: SampleCounts,
 ) -> Iterator[tuple[PromptRow, list[_Answer]]]:
-    """Each prompt with its answers that can be judged."""
-    from chuk_lib.inference.rollouts import rollouts
-
-    numbers = range(counts.prompts, counts.prompts + len(data))
-    made = rollouts(
-        model,
-        tokenizer,
-        [row.ids for row in data],
-        config,
-        group_size=rules.answers,
-        numbers=list(numbers),
-    )
-    totals = _totals(data, made, rewards)
+    """Each prompt, as it was asked, with its answers that can be judged."""
+    prompts = [GroupPrompt(at, counts.prompts + at, row) for at, row in enumerate(data)]
+    made = player.play(prompts, rules.answers, config)
+    with users_own():
+        totals = rewards.total(rewards.score(completions_of(made)))
     counts.prompts += len(data)
     counts.answers += len(made)
-    counts.cut += sum(one.reason == "length" for one in made)
-    for number, row in enumerate(data):
+    counts.cut += sum(not one.terminated for one in made)
+    for number in range(len(data)):
         mine = range(number * rules.answers, (number + 1) * rules.answers)
         usable = [
-            at
-            for at in mine
-            if made[at].reason != "length" and made[at].text.strip() and totals[at] == totals[at]
+            at for at in mine if made[at].terminated and made[at].said and totals[at] == totals[at]
         ]
-        answers = [_Answer(made[at].text, float(totals[at])) for at in usable]
+        answers = [_Answer(made[at].turns, float(totals[at])) for at in usable]
         good = sum(answer.reward >= rules.threshold for answer in answers)
         counts.accepted += good
         counts.solved += good > 0
-        yield row, answers
-
-
-def _totals(data: PromptDataset, made: Sequence[Rollout], rewards: RewardSet) -> np.ndarray:
-    """The weighted reward of every answer, float32 (N,), NaN where none could judge it."""
-    from chuk_lib.rewards import Completions
-    from chuk_lib.runtime import users_own
-
-    columns = columns_of(data.rows)
-    batch = Completions(
-        prompts=[data[one.prompt].prompt for one in made],
-        texts=[_as_side(one.text, data[one.prompt].prompt) for one in made],
-        ids=[one.ids.tolist() for one in made],
-        columns={name: [values[one.prompt] for one in made] for name, values in columns.items()},
-        truncated=[one.reason == "length" for one in made],
-    )
-    with users_own():
-        return rewards.total(rewards.score(batch))
+        yield made[mine[0]].prompt.asked, answers
 
 
 def _rows(
@@ -172,18 +155,18 @@ def _rows(
         )
         if worst is not None:
             sides = {
-                "chosen": _as_side(best.text, row.prompt),
-                "rejected": _as_side(worst.text, row.prompt),
+                "chosen": best.side(row.prompt),
+                "rejected": worst.side(row.prompt),
             }
             scores = {"chosen_reward": best.reward, "rejected_reward": worst.reward}
             yield _with_others({"prompt": row.prompt, **sides, **scores}, row)
         return
     kept: dict[str, _Answer] = {}
     for answer in good[: 1 if rules.keep == "best" else None]:
-        kept.setdefault(answer.text, answer)
+        kept.setdefault(repr(answer.turns), answer)
     for answer in kept.values():
         yield _with_others(
-            {**_supervised(row.prompt, answer.text, rules.format), "reward": answer.reward}, row
+            {**_supervised(row.prompt, answer, rules.format), "reward": answer.reward}, row
         )
 
 
@@ -197,13 +180,8 @@ def _with_others(made: dict[str, Any], row: PromptRow) -> dict[str, Any]:
     }
 
 
-def _supervised(prompt: Prompt, text: str, format: str) -> dict[str, Any]:
+def _supervised(prompt: Prompt, answer: _Answer, format: str) -> dict[str, Any]:
     if format == "prompt_completion":
-        return {"prompt": prompt, "completion": _as_side(text, prompt)}
+        return {"prompt": prompt, "completion": answer.side(prompt)}
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return {"messages": [*asked, {"role": "assistant", "content": text}]}
-
-
-def _as_side(text: str, prompt: Prompt) -> Prompt:
-    """An answer in the form of its prompt."""
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+    return {"messages": [*asked, *(turn.message for turn in answer.turns)]}

@@ -30,100 +30,10 @@ from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.models import load_model
 from chuk_lib.models.heads import output_head
-from chuk_lib.training import SFTConfig, train_sft
 from chuk_lib.training.online.episode import Episode, GroupPrompt
 from chuk_lib.training.utils.completion_log_probs import Shapes, row_stats
 from tests.conftest import ROOT, RunChuk
-
-TOOLS = '''
-import time
-
-
-def add(a: int, b: int) -> str:
-    """Add two numbers.
-
-    Args:
-        a: The first.
-        b: The second.
-    """
-    return str(a + b)
-
-
-class Counter:
-    """As in TRL's documentation: no base class, `reset`, methods as tools, `get_reward`."""
-
-    def reset(self, **row) -> str | None:
-        self.count = 0
-        return None
-
-    def add(self, a: int, b: int) -> str:
-        """Add two numbers.
-
-        Args:
-            a: The first.
-            b: The second.
-        """
-        self.count += 1
-        return str(a + b)
-
-    def get_reward(self) -> float:
-        return float(self.count)
-
-
-def rewarded(completions, environments, **kwargs):
-    return [float(one.count) for one in environments]
-
-
-def untyped(a, b):
-    return a
-
-
-class Bare:
-    def reset(self, **row):
-        return None
-'''
-
-
-def add(a: int, b: int) -> str:
-    """Add two numbers.
-
-    Args:
-        a: The first.
-        b: The second.
-    """
-    return str(a + b)
-
-
-CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
-
-
-@pytest.fixture(scope="module")
-def caller(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """A model that has learned to call `add` with 1 and 2, and to answer what came back."""
-    folder = tmp_path_factory.mktemp("caller")
-    schema = toolbox([add], 1.0).schemas
-    messages = [
-        {"role": "user", "content": "1+2="},
-        {"role": "assistant", "content": "", "tool_calls": [CALL]},
-        {"role": "tool", "name": "add", "content": "3"},
-        {"role": "assistant", "content": "3"},
-    ]
-    row = json.dumps({"messages": messages, "tools": schema})
-    (folder / "rows.jsonl").write_text((row + "\n") * 8)
-    result = train_sft(
-        SFTConfig(
-            model=str(tiny_model_dir),
-            data=str(folder / "rows.jsonl"),
-            output=str(folder / "run"),
-            max_steps=60,
-            batch_size=2,
-            learning_rate=1e-2,
-            assistant_only_loss=True,
-        )
-    )
-    assert result.metrics["loss"] < 0.1
-    assert result.checkpoint is not None
-    return result.run_dir
+from tests.env.conftest import TOOLS, add, write
 
 
 @pytest.fixture(scope="module")
@@ -441,12 +351,6 @@ def test_a_call_that_is_none_fails_in_words() -> None:
         result = box.call(call)
         assert result.failed
         assert word in result.text
-
-
-def write(folder: Path) -> Path:
-    (folder / "mine.py").write_text(TOOLS)
-    (folder / "prompts.jsonl").write_text('{"prompt": "1+2=", "answer": "3"}\n' * 8)
-    return folder
 
 
 SHARED = [

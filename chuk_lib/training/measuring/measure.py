@@ -37,6 +37,7 @@ from chuk_lib.training.measuring.exact_match import (
     prompt_and_target,
 )
 from chuk_lib.training.measuring.rewards import RewardMeasurement, measure_rewards
+from chuk_lib.training.online.episode import PLAYED, MakePlayer
 from chuk_lib.training.sft_trainer import SFTAlgorithm, pad_token_id
 
 _SPLITS = ("test", "valid", "train")
@@ -53,7 +54,9 @@ class Question:
     none), and pass@k for each of `ks` (1 and `samples`). `temperature` None is greedy for one
     sample and 1 for more. `max_tokens` None is four more than the longest target, or 256 for
     rewards. Prompts of more than `max_prompt_length` tokens are left out and counted.
-    `implementation`: whose code runs the model, as in `load_model`."""
+    `implementation`: whose code runs the model, as in `load_model`. `make_player` makes who answers
+    the prompts in the model's name, with tools; rewards find each play's environment in the column
+    `environments`."""
 
     data: str
     split: str | None = None
@@ -69,13 +72,15 @@ class Question:
     sampling: SamplingConfig = _GREEDY
     max_prompt_length: int | None = None
     implementation: Implementation = "auto"
+    make_player: MakePlayer | None = None
 
     @property
     def scores(self) -> bool:
         """Whether completions are scored by rewards: when anything of rewards or sampling was asked
         for."""
         usual = self.sampling == _GREEDY and not self.chosen_temperature
-        return bool(self.rewards or self.ks) or self.samples > 1 or not usual
+        asked = self.rewards or self.ks or self.make_player
+        return bool(asked) or self.samples > 1 or not usual
 
     @property
     def chosen_temperature(self) -> float:
@@ -206,9 +211,9 @@ def read_question(question: Question) -> Prepared:
     split = question.split or next((name for name in _SPLITS if has_split(data, name)), "train")
     records = list(islice(read_records(data, split), question.max_rows))
     if rewards is not None:
-        rewards.check_columns(
-            {**split_prompt(records[0])[1], **records[0].columns}, str(records[0].source)
-        )
+        given = () if question.make_player is None else (PLAYED,)
+        known = (*split_prompt(records[0])[1], *records[0].columns, *given)
+        rewards.check_columns(known, str(records[0].source))
     return Prepared(question, records, rewards, ks)
 
 
@@ -251,6 +256,7 @@ def answer(prepared: Prepared, model_source: str, adapter: str | None = None) ->
         sampling,
         samples=question.samples,
         pass_score=question.pass_score,
+        player=question.make_player and question.make_player(model, tokenizer),
     )
     metrics = _loss(question, model, tokenizer, examples)
     notes = (*provenance_of(model).notes, *prompts.report.notes)
@@ -302,6 +308,8 @@ def _examples(
     """The rows with their targets, and what is said of them; none when rewards are measured on
     prompts that have no targets."""
     first = prepared.records[0]
+    if prepared.question.make_player is not None:  # what is played is no target written at once
+        return [], ()
     if prepared.rewards is not None and not _has_target(first, tokenizer):
         return [], ()
     chats = "messages" in first.columns or "conversations" in first.columns

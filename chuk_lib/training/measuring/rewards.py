@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.rewards import RewardSet
 from chuk_lib.training.measuring.pass_at_k import pass_at_k
 from chuk_lib.training.online.collect import Collector, check_prompts
-from chuk_lib.training.online.episode import OneTurn
+from chuk_lib.training.online.episode import Episode, OneTurn, Player
 from chuk_lib.training.online.played import Played
 
 
@@ -75,6 +76,24 @@ class RewardMeasurement:
             "pass_score": self.pass_score,
             "completion_tokens": float(lengths.mean()),
             "truncated": float(1 - self.played.terminated.mean()),
+        } | self._plays()
+
+    def _plays(self) -> dict[str, Any]:
+        """Where tools were called: turns, calls, what share of these failed, and why plays
+        ended."""
+        episodes = self.played.episodes
+        if episodes[0].calls is None:
+            return {}
+        calls, count = sum(one.calls or 0 for one in episodes), len(episodes)
+        reasons = Counter(str(one.reason) for one in episodes)
+        return {
+            "plays": {
+                "success": float(np.mean(np.nan_to_num(self.pass_at(1)))),
+                "turns": sum(map(_turns, episodes)) / count,
+                "calls": calls / count,
+                "failed_calls": sum(one.failures for one in episodes) / max(calls, 1),
+                "reasons": dict(sorted(reasons.items())),
+            }
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -93,7 +112,7 @@ class RewardMeasurement:
                 "tokens": one.written,
                 "finish_reason": one.reason,
                 "source": str(row.source),
-            }
+            } | ({} if one.calls is None else {"messages": [turn.message for turn in one.turns]})
 
 
 def measure_rewards(
@@ -105,8 +124,10 @@ def measure_rewards(
     *,
     samples: int = 1,
     pass_score: float = 1.0,
+    player: Player | None = None,
 ) -> RewardMeasurement:
-    """Have `samples` completions written to each prompt, and score them.
+    """Have `samples` completions written to each prompt, by `player` where there is one, and score
+    them.
 
     Raises ConfigError when all samples would be the same, DataError for prompts that do not fit the
     context or a column that a reward misses, and TrainingError when a reward fails."""
@@ -115,11 +136,15 @@ def measure_rewards(
             f"{samples} samples at temperature 0 are all the same",
             "set --temperature, or --samples 1",
         )
-    check_prompts(dataset, model, tokenizer, rewards)
-    collect = Collector(dataset, rewards, OneTurn(model, tokenizer))
+    check_prompts(dataset, model, tokenizer, rewards, getattr(player, "columns", ()))
+    collect = Collector(dataset, rewards, player or OneTurn(model, tokenizer))
     played = collect(0, range(len(dataset)), sampling, samples)
     totals = rewards.total(played.scores)
     return RewardMeasurement(played, rewards.names, rewards.weights, totals, samples, pass_score)
+
+
+def _turns(episode: Episode) -> int:
+    return sum(turn.role == "assistant" for turn in episode.turns)
 
 
 def _mean(values: np.ndarray, axis: int | None = None) -> Any:

@@ -200,7 +200,7 @@ def completions_of(episodes: Sequence[Episode], step: int = 0) -> Completions:
         (
             one.text
             if isinstance(one.prompt.asked.prompt, str)
-            else [{"role": turn.role, "content": turn.text} for turn in one.turns]
+            else [turn.message for turn in one.turns]
         )
         for one in episodes
     ]

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from chuk_lib.training.utils.completion_log_probs import Shapes
 
 
+PLAYED = "environments"
+"""The column in which rewards find each episode's environment, as TRL's do."""
+
+
 class GroupPrompt(NamedTuple):
     """What a group answers: `asked`, row `row` of the data (0-based). `group` names the group for
     random keys: it is the row, but another number when a row is asked twice in one call."""
@@ -42,10 +46,20 @@ class GroupPrompt(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """Who said what after the prompt: the model is the `assistant`; a tool or a user may answer."""
+    """Who said what after the prompt: the model is the `assistant`; a tool or a user may answer.
+    `calls` are those of tools in it, as messages hold them, and `name` is the tool that answers."""
 
     role: str
     text: str
+    calls: Sequence[Mapping[str, Any]] = ()
+    name: str = ""
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The turn as conversations hold it."""
+        message: dict[str, Any] = {"role": self.role, "content": self.text}
+        message |= {"tool_calls": list(self.calls)} if self.calls else {}
+        return message | ({"name": self.name} if self.name else {})
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,12 @@ class Episode:
     def text(self) -> str:
         """What the model said, turn after turn."""
         return "\n".join(turn.text for turn in self.turns if turn.role == "assistant")
+
+    @property
+    def said(self) -> bool:
+        """Whether the model's last word is more than white space."""
+        last = self.turns[-1]
+        return bool(last.text.strip() or last.calls)
 
     @property
     def written(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from chuk_lib.rewards.columns import TO_FIND, TO_WRITE
 from chuk_lib.training.online.collect import Collector
 from chuk_lib.training.online.config import OnlineConfig
-from chuk_lib.training.online.episode import Episode
+from chuk_lib.training.online.episode import Episode, Turn
 from chuk_lib.training.online.played import Played
 from chuk_lib.training.utils.advantages import combine
 
@@ -99,11 +99,18 @@ def completion_rows(
         line["advantage"] = number(one.advantage)
         extra = {name: one.extra.get(name) for name in extras}
         line |= {"extra": extra} if extra else {}
-        line |= {"turns": [turn._asdict() for turn in one.turns]} if len(one.turns) > 1 else {}
+        line |= {"turns": list(map(_told, one.turns))} if len(one.turns) > 1 else {}
         lines.append(
             line | {"tokens": one.written, "finish_reason": one.reason, "row": asked.source.line}
         )
     return lines
+
+
+def _told(turn: Turn) -> dict[str, Any]:
+    """Who said what, with the calls and the tool's name where there are such."""
+    told: dict[str, Any] = {"role": turn.role, "text": turn.text}
+    told |= {"calls": list(turn.calls)} if turn.calls else {}
+    return told | ({"name": turn.name} if turn.name else {})
 
 
 def number(value: Any) -> float | None:
