@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,8 +160,7 @@ def infer(
 
     if job is not None:
         alone = {"--cache": cache, "--kv-bits": kv_bits, "--draft": draft}
-        if name := next((name for name, given in alone.items() if given is not None), None):
-            raise ConfigError(f"`{name}` is for one prompt, not for rows", "leave it out")
+        _refuse(alone, "is for one prompt, not for rows", "leave it out")
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
         if chat_template_kwargs is not None:
             made_with["chat_template_kwargs"] = chat_template_kwargs
@@ -171,14 +170,19 @@ def infer(
     text = _given_prompt(prompt)
     ahead = speculates(speculate)
     if text is None:
-        for name, given in (("--cache", cache), ("--draft", draft)):
-            if given is not None:
-                raise ConfigError(f"`{name}` is for one prompt", "add `--prompt TEXT`")
+        _refuse({"--cache": cache, "--draft": draft}, "is for one prompt", "add `--prompt TEXT`")
         _talk(load, adapter, sampling, chat, system, out, rule, ahead, kv_bits)
         return
     kept = None if cache is None else (Path(cache).expanduser(), (model, adapter, implementation))
     guessing = (draft, implementation)
     _answer(load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept, guessing)
+
+
+def _refuse(given: Mapping[str, object], why: str, hint: str) -> None:
+    """Raise ConfigError for the first option that is given."""
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"`{name}` {why}", hint)
 
 
 def _talk(
