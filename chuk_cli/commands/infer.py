@@ -128,7 +128,6 @@ def infer(
       chuk infer --model runs/first --prompt "What is 2 + 3?"
       chuk infer -m ./base --adapter ./adapter -p "Hello" --temperature 0.7 --top-p 0.9 --seed 1
       cat question.txt | chuk infer --model runs/first --quiet > answer.txt
-      chuk infer --model runs/first
       chuk infer --model runs/first -p "Describe a cat as JSON." --schema cat.json
       chuk infer -m runs/grpo --env games.py:Guess --row '{"prompt": "Guess!", "answer": "7"}'
       chuk infer --model runs/first --input prompts.jsonl --output answers.jsonl --resume
@@ -144,7 +143,7 @@ def infer(
     sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
     table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
     if table.has_tools:
-        rules = (schema, regex, grammar)
+        rules = (schema, regex, grammar, chat_template_kwargs)
         refuse_beside_tools(input, system, chat, cache, kv_bits, draft, *rules, speculate)
         out.warn_of_idle(sampling.idle)
         asked = _given_row(row, prompt)
@@ -159,11 +158,10 @@ def infer(
         )
 
     if job is not None:
-        alone = {"--cache": cache, "--kv-bits": kv_bits, "--draft": draft}
+        alone = {"--cache": cache, "--draft": draft, "--kv-bits": kv_bits}
         _refuse(alone, "is for one prompt, not for rows", "leave it out")
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
-        if chat_template_kwargs is not None:
-            made_with["chat_template_kwargs"] = chat_template_kwargs
+        made_with |= {"chat_template_kwargs": chat_template_kwargs} if chat_template_kwargs else {}
         answer_all(job, sampling, chat, system, out, load, made_with, rule)
         return
     out.warn_of_idle(sampling.idle)

@@ -56,6 +56,7 @@ _BESIDE = (
     "--schema",
     "--regex",
     "--grammar",
+    "--chat-template-kwargs",
     "--speculate",
 )
 
