@@ -48,6 +48,14 @@ ImplementationOption = Annotated[
         "--implementation", help="Whose code runs the model: auto, chuk or mlx-lm.", metavar="NAME"
     ),
 ]
+TemplateOptionsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template-kwargs",
+        help='What the chat template is told: {"enable_thinking": false}.',
+        metavar="JSON",
+    ),
+]
 SeedOption = Annotated[
     int, typer.Option("--seed", help="Seed of everything random.", min=0, max=2**32 - 1)
 ]

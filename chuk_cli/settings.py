@@ -148,7 +148,7 @@ def read_config(path: Path, cls: type, warn: Warn = lambda text: None) -> list[L
                 f"`{key}` ({origin}) is no name of a setting",
                 "write settings as `name: value` lines",
             )
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not (key in names and known[names[key]].kind == "json"):
             raise ConfigError(
                 f"`{key}` ({origin}) is a section", "write settings as flat `name: value` lines"
             )
@@ -259,8 +259,10 @@ def dressed(
 
 
 def _trains(cls: type) -> bool:
-    """Whether settings are those of one training; what all share is a pipeline's."""
-    return issubclass(cls, TrainerConfig) and cls is not TrainerConfig
+    """Whether settings are those of one training that several processes may share; what all share
+    is a pipeline's."""
+    trains = issubclass(cls, TrainerConfig) and cls is not TrainerConfig
+    return trains and not getattr(cls, "is_one_process", False)
 
 
 def _rank_parameters() -> list[inspect.Parameter]:

@@ -101,16 +101,16 @@ def pretend_mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dic
 
 
 @pytest.fixture
-def cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def cpu() -> Iterator[None]:
     """For tests of what chuk does on a CPU, and of what it does in float32: this process and its
     `chuk` processes compute there, whatever the suite runs on."""
     from chuk_lib.runtime import prepare
 
-    monkeypatch.setenv("CHUK_DEVICE", "cpu")
-    monkeypatch.delenv("CHUK_PRETEND_METAL", raising=False)
-    prepare(compile=False)
-    yield
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as own:  # a test may undo what it patched itself
+        own.setenv("CHUK_DEVICE", "cpu")
+        own.delenv("CHUK_PRETEND_METAL", raising=False)
+        prepare(compile=False)
+        yield
     prepare(compile=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,7 +94,8 @@ def suggest(
     if out.human and model is not None:
         edges = ",".join(map(str, best.edges))
         out.say(
-            f"next: `chuk batch build --data {source} --model {model} --max-length {limit} --edges"
+            f"next: `chuk batch build --data {shlex.quote(str(source))} --model"
+            f" {shlex.quote(str(model))} --max-length {limit} --edges"
             f" {edges} -o DIR`"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -130,8 +131,9 @@ def build(
     for note in result.notes:
         out.warn(note)
     out.say(
-        f"next: `chuk train {'dpo' if kind == 'preference' else 'sft'} --model {model} --data"
-        f" {output}`"
+        f"next: `chuk train {'dpo' if kind == 'preference' else 'sft'} --model"
+        f" {shlex.quote(str(model))} --data"
+        f" {shlex.quote(str(output))}`"
     )
 
 

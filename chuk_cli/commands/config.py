@@ -3,6 +3,7 @@ file is right."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -170,7 +171,8 @@ def cp(
     out = Out.of(json, quiet)
     out.result({"path": str(written), "from": str(source)}, human=str(written), quiet=str(written))
     out.say(
-        f"next: `chuk train {files.algorithm_of(source)} --config {written} --model MODEL --data"
+        f"next: `chuk train {files.algorithm_of(source)} --config {shlex.quote(str(written))}"
+        " --model MODEL --data"
         " DATA`"
     )
 

@@ -57,6 +57,7 @@ from chuk_cli.options import (
     ModelOption,
     OverwriteOption,
     QuietOption,
+    TemplateOptionsOption,
 )
 from chuk_cli.out import Out, to_json
 from chuk_lib.errors import ConfigError, DataError
@@ -78,6 +79,7 @@ def infer(
     prompt: PromptOption = None,
     system: SystemOption = None,
     chat: ChatOption = None,
+    chat_template_kwargs: TemplateOptionsOption = None,
     cache: CacheOption = None,
     temperature: TemperatureOption = _DEFAULT.temperature,
     top_p: TopPOption = _DEFAULT.top_p,
@@ -119,8 +121,9 @@ def infer(
     The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an
     answer and Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a
     row's own temperature, top_p, top_k, min_p, penalties, max_tokens, stop and seed count for it.
-    With --schema, --regex or --grammar no token is written that breaks the rule; exit 1 says that
-    an answer is not whole. With --env, --tool or --mcp the model plays once.
+    With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
+    says that an answer is not whole. With --env, --tool or --mcp the model plays once, and each
+    turn is printed when it is over.
 
     Examples:
       chuk infer --model runs/first --prompt "What is 2 + 3?"
@@ -142,23 +145,39 @@ def infer(
     sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
     table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
     if table.has_tools:
-        rules = (schema, regex, grammar)
-        refuse_beside_tools(input, system, chat, cache, kv_bits, *rules, speculate)
+        refuse_beside_tools(
+            {
+                "--input": input,
+                "--system": system,
+                "--chat": chat,
+                "--cache": cache,
+                "--kv-bits": kv_bits,
+                "--draft": draft,
+                "--schema": schema,
+                "--regex": regex,
+                "--grammar": grammar,
+                "--speculate": None if speculate == "auto" else speculate,
+            }
+        )
         out.warn_of_idle(sampling.idle)
-        asked = _given_row(row, prompt)
-        watch(out, table.player(out, model, adapter, implementation), asked, drawn(sampling))
+        player = table.player(out, model, adapter, implementation)
+        watch(out, player, _given_row(row, prompt), drawn(sampling))
         return
     table.refuse_idle(row)
     rule = rule_of(schema, regex, grammar)
 
     def load(folder: str | None = adapter) -> tuple[Any, Any]:
-        return load_model(out, model, folder, implementation, prepares=rule is not None)
+        return load_model(
+            out, model, folder, implementation, rule is not None, chat_template_kwargs
+        )
 
     if job is not None:
         alone = {"--cache": cache, "--kv-bits": kv_bits, "--draft": draft}
         if name := next((name for name, given in alone.items() if given is not None), None):
             raise ConfigError(f"`{name}` is for one prompt, not for rows", "leave it out")
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
+        if chat_template_kwargs is not None:
+            made_with["chat_template_kwargs"] = chat_template_kwargs
         answer_all(job, sampling, chat, system, out, load, made_with, rule)
         return
     out.warn_of_idle(sampling.idle)

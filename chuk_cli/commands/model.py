@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -176,7 +177,11 @@ def create(
         return
     with out.status("making the model"):
         folder = create_model(preset, output, **settings)
-    _show_made(out, describe_model(folder), preset, config, seed)
+    made = describe_model(folder)
+    _show_made(out, made, preset, config, seed)
+    pieces = made.tokenizer_vocabulary
+    if tokenizer_data is not None and pieces is not None and pieces < (vocab_size or 0):
+        out.say(f"the data holds no more pieces worth a token: {pieces:,} of {vocab_size:,}")
 
 
 def _show_made(
@@ -205,7 +210,7 @@ def _show_made(
         human="\n".join(f"{name:<10}  {value}" for name, value in lines.items()),
         quiet=folder,
     )
-    out.say(f"next: `chuk train sft --model {folder} --data DATA`")
+    out.say(f"next: `chuk train sft --model {shlex.quote(str(folder))} --data DATA`")
 
 
 def _show_new(out: Out, made: NewModel) -> None:

@@ -3,6 +3,7 @@ be checked."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,7 +122,7 @@ def generate_math(
     say = (
         "dry run: nothing was written"
         if dry_run
-        else f"next: `chuk train {train} --model MODEL --data {folder}`"
+        else f"next: `chuk train {train} --model MODEL --data {shlex.quote(str(folder))}`"
     )
     out.say(say)
 
@@ -181,7 +182,7 @@ def generate(
     out.say(
         "dry run: nothing was written"
         if dry_run
-        else f"next: `chuk train grpo --model MODEL --data {folder}`"
+        else f"next: `chuk train grpo --model MODEL --data {shlex.quote(str(folder))}`"
     )
 
 

@@ -20,7 +20,14 @@ from chuk_cli.data.options import (
     load_tokenizer,
     optional_tokenizer,
 )
-from chuk_cli.options import JsonOption, MapOption, ModelOption, QuietOption, SourcesOption
+from chuk_cli.options import (
+    JsonOption,
+    MapOption,
+    ModelOption,
+    QuietOption,
+    SourcesOption,
+    TemplateOptionsOption,
+)
 from chuk_cli.out import Out, glyph
 
 if TYPE_CHECKING:
@@ -65,6 +72,7 @@ def check(
     ] = None,
     format: FormatOption = None,
     text_field: TextFieldOption = "text",
+    chat_template_kwargs: TemplateOptionsOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -91,7 +99,7 @@ def check(
         by=by or (),
         format=format,
         text_field=text_field,
-        tokenizer=optional_tokenizer(model),
+        tokenizer=optional_tokenizer(model, chat_template_kwargs),
         max_length=max_length or None,
     )
     most = limit if limit is not None else 0 if json or quiet else FEW
@@ -278,6 +286,7 @@ def preview(
     text_field: Annotated[
         str, typer.Option("--text-field", help="Column of plain text.", metavar="NAME")
     ] = "text",
+    chat_template_kwargs: TemplateOptionsOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -301,7 +310,7 @@ def preview(
     out = Out.of(json, quiet)
     named = ",".join(data)
     records = list(read_records(sources(named, column_map or ()), split))
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, chat_template_kwargs)
     rules: dict[str, Any] = {
         "max_length": max_length or None,
         "completion_only_loss": completion_only_loss,

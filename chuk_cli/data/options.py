@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from chuk_cli.completion import formats
+from chuk_lib.errors import ConfigError
 
 SourceArgument = Annotated[
     str,
@@ -73,17 +74,25 @@ RemovedOption = Annotated[
 ]
 
 
-def load_tokenizer(model: str) -> Any:
-    """A folder with tokenizer files, or the tokenizer of whatever else names a model."""
+def load_tokenizer(model: str, template_options: str | None = None) -> Any:
+    """A folder with tokenizer files, or the tokenizer of whatever else names a model; its chat
+    template is told `template_options` (JSON)."""
     from chuk_lib.data.tokenizers.loader import load_tokenizer as load
+    from chuk_lib.data.tokenizers.template_options import set_template_options
 
     if (Path(model) / "tokenizer.json").is_file():
-        return load(model)
-    from chuk_lib.models.sources import locate
+        tokenizer = load(model)
+    else:
+        from chuk_lib.models.sources import locate
 
-    return load(locate(model).folder)
+        tokenizer = load(locate(model).folder)
+    set_template_options(tokenizer, template_options)
+    return tokenizer
 
 
-def optional_tokenizer(model: str | None) -> Any:
-    """The tokenizer of a model, or None when none is named."""
-    return load_tokenizer(model) if model else None
+def optional_tokenizer(model: str | None, template_options: str | None = None) -> Any:
+    """The tokenizer of a model, or None when none is named. Raises ConfigError for options of its
+    template without a model."""
+    if template_options is not None and not model:
+        raise ConfigError("`--chat-template-kwargs` does nothing without `--model`", "add it")
+    return load_tokenizer(model, template_options) if model else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,24 +44,11 @@ def watch(out: Out, player: ToolPlayer, row: dict[str, Any], sampling: SamplingC
     report(out, told(episode), reward(episode.prompt.asked.columns.get(PLAYED)), episode)
 
 
-_BESIDE = (
-    "--input",
-    "--system",
-    "--chat",
-    "--cache",
-    "--kv-bits",
-    "--schema",
-    "--regex",
-    "--grammar",
-    "--speculate",
-)
-
-
-def refuse_beside_tools(*values: object) -> None:
-    """Raise ConfigError for the first of these options of `chuk infer` (in the order of `_BESIDE`)
-    that is given: plays do not know it."""
-    for name, value in zip(_BESIDE, values, strict=True):
-        if value not in (None, "auto"):
+def refuse_beside_tools(given: Mapping[str, object]) -> None:
+    """Raise ConfigError for the first of these options of `chuk infer`, by name, that is given:
+    plays do not know it."""
+    for name, value in given.items():
+        if value is not None:
             hint = "`chuk eval --env` plays rows" if name == "--input" else "leave one of them out"
             raise ConfigError(f"`{name}` means nothing to a play with tools", hint)
 

@@ -72,10 +72,17 @@ def tell(answer: ShownAnswer, ruled: bool, out: Out, reused: int = 0) -> None:
 
 
 def load(
-    out: Out, model: str, adapter: str | None, implementation: str, prepares: bool = False
+    out: Out,
+    model: str,
+    adapter: str | None,
+    implementation: str,
+    prepares: bool = False,
+    template_options: str | None = None,
 ) -> tuple[Any, Any]:
-    """Model and tokenizer; `prepares` the latter for rules meanwhile."""
+    """Model and tokenizer; `prepares` the latter for rules meanwhile. `template_options`: what its
+    chat template is told, as JSON."""
     with out.status(f"Loading `{model}` …"):
+        from chuk_lib.data.tokenizers.template_options import set_template_options
         from chuk_lib.inference.constraints import prepare_tokens
         from chuk_lib.inference.decoder.unpacked import unpacking_notes
         from chuk_lib.models import load_model, provenance_of
@@ -88,6 +95,7 @@ def load(
         )
     for note in (*provenance_of(loaded).notes, *unpacking_notes(loaded)):
         out.say(f"note: {note}")
+    set_template_options(tokenizer, template_options)
     return loaded, tokenizer
 
 

@@ -16,7 +16,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder, run, checkpoint, adapter, cached hub id or GGUF file.", metavar="SRC"
+            help="A folder, run, checkpoint, adapter, cached hub id, GGUF or NPZ file.",
+            metavar="SRC",
         ),
     ],
     output: Annotated[
@@ -39,7 +40,12 @@ def convert(
     base: Annotated[
         str | None,
         typer.Option(
-            "--base", help="Base of an adapter. Unset: the one that it names.", metavar="MODEL"
+            "--base",
+            help=(
+                "Base of an adapter (unset: the one that it names), or the model whose config and"
+                " tokenizer an NPZ file's weights get (unset: the folder that it is in)."
+            ),
+            metavar="MODEL",
         ),
     ] = None,
     dry_run: DryRunOption = False,
@@ -50,12 +56,13 @@ def convert(
     """Write a model or an adapter in the form that another tool reads.
 
     GGUF files, for llama.cpp, hold the tokenizer and the chat template too. What a form cannot hold
-    is refused.
+    is refused. NPZ checkpoints of chuk's predecessor become folders.
 
     Examples:
       chuk model convert ./my-model -o my-model.gguf --to gguf --type q8_0
       chuk model convert model-Q4_K_M.gguf -o ./model --to hf
       chuk model convert runs/lora -o ./for-peft --to peft
+      chuk model convert final_model_checkpoint.npz -o ./model --to hf --base ./its-base
     """
     from chuk_lib.models.conversion import plan_conversion
 

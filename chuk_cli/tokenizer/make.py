@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -118,7 +119,9 @@ def train(
             f" {vocab_size:,}"
         )
     out.say(
-        "dry run: nothing was written" if dry_run else f"next: `chuk tokenizer doctor {output}`"
+        "dry run: nothing was written"
+        if dry_run
+        else f"next: `chuk tokenizer doctor {shlex.quote(str(output))}`"
     )
 
 

@@ -62,6 +62,7 @@ def grpo(
       chuk train grpo -m my-model -d sums.jsonl --reward numeric --tool calculator.py:calculate
       chuk train grpo -m my-model -d games.jsonl --env games.py:Wordle --max-turns 6
       chuk train grpo -m my-model -d dates.jsonl --reward exact_match --mcp mcp-server-time
+      chuk train grpo -m my-model -d sums.jsonl --reward numeric --rollout-workers 2
     """
     tools, chosen = ToolOptions(tool, mcp, mcp_tool), with_preset(settings, preset)
     run_or_plan(Out.of(json, quiet), "grpo", chosen, reward, tools, dry_run, overwrite)

@@ -30,6 +30,7 @@ def sft(
       chuk train sft --config sft.yaml --learning-rate 1e-4 --output runs/first
       cat train.jsonl | chuk train sft --model runs/first --data - --num-epochs 1
       chuk train sft --model ./my-model --data train.jsonl --fit 8GiB --dry-run
+      chuk train sft --model my-model --data train.jsonl --parameter-server params
     """
     out = Out.of(json, quiet)
     require(settings.value)

@@ -26,9 +26,6 @@ _INSTEAD = {
     ),
     "base_model": "`model`",
     "bf16": "`dtype: bfloat16` (unset: what the machine computes well)",
-    "chat_template_kwargs": (
-        'write it in the rows: a column of that name, such as {"enable_thinking": false}'
-    ),
     "dataloader_num_workers": _READING,
     "dataset_num_proc": _READING,
     "datasets": "`data`, with commas between several",
@@ -50,7 +47,7 @@ _INSTEAD = {
         " its own"
     ),
     "lora_target_linear": "`lora_target_modules: all-linear`",
-    "mask_prompt": "`completion_only_loss: true`, or `assistant_only_loss: true` for conversations",
+    "mask_prompt": "`completion_only_loss: true`: of a conversation the last answer is learned",
     "metric_for_best_model": _BEST,
     "micro_batch_size": "`batch_size`",
     "neftune_noise_alpha": "`chuk train sft` alone has it; leave it out",

@@ -49,7 +49,7 @@ def with_paths(config: Config, move: Move, *kinds: str) -> Config:
 
 def moved(item: Setting, value: Any, move: Move) -> Any:
     """A setting's value (as given, or converted) with `move` done to every path in it."""
-    if item.kind == "value":
+    if item.kind in ("value", "json"):
         return value
     if isinstance(value, list | tuple):
         return type(value)(moved(item, part, move) for part in value)

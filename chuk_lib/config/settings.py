@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import operator
 import types
@@ -44,7 +45,7 @@ class Setting:
     whole_from: float | None = None  # from here on whole numbers only
     # Other tools' values, and ours.
     synonyms: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    kind: str = "value"  # path, data, model or rewards: see `paths`
+    kind: str = "value"  # path, data, model, rewards: see `paths`; json: an object
 
     @property
     def base_type(self) -> Any:
@@ -77,7 +78,7 @@ def setting(
     value <= maximum, value > above, and whole numbers from `whole_from` on. `synonyms`: other
     tools' values (in lower case) for ours. `kind` is path, data, model or rewards for one that
     names files."""
-    if kind not in ("value", "path", "data", "model", "rewards"):
+    if kind not in ("value", "path", "data", "model", "rewards", "json"):
         raise AssertionError(f"a setting of kind {kind}")
     meta = {
         "help": help,
@@ -178,6 +179,8 @@ def convert(item: Setting, raw: Any, origin: str) -> Any:
     bounds."""
     if item.kind == "data" and isinstance(raw, list | tuple):
         raw = ",".join(map(str, raw))
+    if item.kind == "json" and isinstance(raw, Mapping):
+        raw = json.dumps(dict(raw))
     word = str(raw).strip().lower()
     raw = item.synonyms.get(word, raw) if isinstance(raw, str | int | float) else raw
     if raw is None or (item.optional and isinstance(raw, str) and raw.lower() in ("none", "null")):

@@ -7,6 +7,7 @@ from typing import Any
 
 from chuk_lib.data.types import Record
 from chuk_lib.errors import DataError
+from chuk_lib.utils.paths import shell_word
 
 _ASKS = ("prompt", "question", "problem", "query", "instruction", "input", "ask", "user")
 _ANSWERS = (
@@ -49,7 +50,10 @@ def misfit_hint(record: Record) -> str:
         if old != new
     ]
     source = record.source.name if record.source.name not in ("rows", "stdin") else "FILE"
-    return f"name them: chuk data convert {source} {' '.join(renamed)} --output renamed.jsonl"
+    return (
+        f"name them: chuk data convert {shell_word(source)} {' '.join(renamed)} --output"
+        " renamed.jsonl"
+    )
 
 
 def refuse_bad_answer(format: str, columns: Mapping[str, Any], source: object) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,7 +97,7 @@ class Renderer:
         """The loss rules against the first row."""
         self._started = True
         bounded = isinstance(row, PromptCompletion) or (
-            isinstance(row, Chat) and row.prompt_count is not None
+            isinstance(row, Chat) and (row.prompt_count is not None or bool(self._completion_only))
         )
         masked = isinstance(row, Tokens) and row.completion_mask is not None
         if isinstance(row, Chat) and not self._encoder.has_template:
@@ -181,7 +182,10 @@ class Renderer:
             yield _example(row.input_ids, mask, (), source)
 
     def _chats(self, rows: Sequence[Any], sources: Sequence[Source]) -> Iterator[Example]:
-        rows = [self._prepare(row, source) for row, source in zip(rows, sources, strict=True)]
+        rows = [
+            self._prepare(self._bounded(row, source), source)
+            for row, source in zip(rows, sources, strict=True)
+        ]
         # The template writes the whole conversation once. Masks are found as ranges of its
         # characters, then as tokens by their offsets: rendering parts and comparing lengths goes
         # wrong where a template treats the last turn differently.
@@ -201,6 +205,18 @@ class Renderer:
                 mask[:start] = False
             spans = self._role_spans(row, shown[index].text) if self._spans else ()
             yield _example(encoding.ids, mask, spans, source)
+
+    def _bounded(self, row: Chat, source: Source) -> Chat:
+        """The row with its last message as the completion, where completions alone are learned and
+        it names none: mlx-lm's `mask_prompt`."""
+        if not self.completion_only or row.prompt_count is not None:
+            return row
+        if row.messages[-1]["role"] != "assistant":
+            raise DataError(
+                f"completion_only_loss is on, but {source} does not end with the assistant",
+                "remove the row, or use assistant_only_loss",
+            )
+        return replace(row, prompt_count=len(row.messages) - 1)
 
     def _shown(self, row: Chat, source: Source, *, prompt: bool = False) -> Rendered:
         part = row.messages[: row.prompt_count] if prompt else row.messages

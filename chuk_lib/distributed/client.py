@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 
 from chuk_lib import __version__
 from chuk_lib.distributed import weights as travelling
-from chuk_lib.distributed.cluster import TOKEN_FILE, connect
+from chuk_lib.distributed.cluster import TOKEN_FILE, connect, in_words
 from chuk_lib.distributed.parameter_server import NAME, NAMESPACE
 from chuk_lib.errors import ConfigError, TrainingError
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Report, Update
@@ -60,9 +60,7 @@ class ParameterServerClient:
         try:
             return self._ray.get(getattr(self._server, method).remote(*values))
         except errors.RayTaskError as error:
-            if isinstance(error.cause, TrainingError):
-                raise TrainingError(error.cause.message, error.cause.hint) from None
-            raise TrainingError(f"the parameter server failed: {error.cause}") from None
+            raise in_words(error, "the parameter server failed") from None
         except (errors.RayActorError, errors.RaySystemError) as error:
             raise TrainingError(
                 f"the parameter server is gone: {str(error).splitlines()[0]}",
@@ -82,6 +80,8 @@ class _Batches(Algorithm):
         self.model, self._inner = inner.model, inner
         self._client, self._worker = client, worker
         self.batch: int | None = None
+        self.behind = 0
+        """Updates that were lost with a server that died, and are to be made again."""
         self.move_on()
 
     def move_on(self) -> bool:
@@ -90,8 +90,12 @@ class _Batches(Algorithm):
         return self.batch is not None
 
     def updates(self, step: int) -> Iterable[Update]:
-        """Those of the batch."""
-        return self._inner.updates(self._at(step))
+        """Those of the batch, and of further ones while the server is behind what it was."""
+        while True:
+            yield from self._inner.updates(self._at(step))
+            if not self.behind or not self.move_on():
+                return
+            self.behind -= 1
 
     def loss(self, model: nn.Module, micro_batch: Arrays) -> Loss:
         """See `Algorithm`."""
@@ -131,7 +135,9 @@ class _Pushing(Learner):
 
     def pull(self) -> None:
         """Take the server's weights."""
+        before = self._version
         self._version, weights = self._client.ask("pull")
+        self._batches.behind += max(0, before - self._version)
         travelling.into_model(self._model, weights)
 
     @property
@@ -152,6 +158,7 @@ class _Pushing(Learner):
             packed = None if found is None else travelling.from_arrays(dict(tree_flatten(found)))
             loss = sums["total"] / max(sums["weight"], 1e-9)
             answer = self._client.ask("push", self._batches.batch, self._version, packed, loss)
+            self._version += answer == "applied"
             if answer != "stale":
                 return sums
 

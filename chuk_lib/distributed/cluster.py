@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import secrets
+import signal
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from chuk_lib.errors import ConfigError
+from chuk_lib.errors import ChukError, ConfigError, TrainingError
 
 TOKEN_FILE = "ray_token"
 STORE_BYTES = 256 << 20
+LOGS = "what it printed is under /tmp/ray/session_latest/logs"
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
-    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }
 """What Ray reads when it is imported."""
 
@@ -54,6 +57,7 @@ def connect(
         "log_to_driver": False,
         "configure_logging": False,
     }
+    signals = _handlers()
     try:
         if address is None:
             ray.init("local", num_cpus=cpus, object_store_memory=store_bytes, **common)
@@ -66,7 +70,17 @@ def connect(
             f" {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             "look at the address, and that RAY_AUTH_TOKEN is the cluster's token",
         ) from None
+    for number, handler in signals.items():
+        signal.signal(number, handler)
     return ray, True
+
+
+def _handlers() -> dict[int, Any]:
+    """Who gets this process's signals: Ray takes them, and prints a stack at each SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    return {number: handler for number, handler in found.items() if handler is not None}
 
 
 def _take_token(address: str | None, folder: Path) -> None:
@@ -98,3 +112,16 @@ def _read(path: str | None) -> str:
         return Path(path).expanduser().read_text(encoding="utf-8").strip() if path else ""
     except OSError:
         return ""
+
+
+def in_words(error: Any, what: str) -> ChukError:
+    """What an actor raised, as it was raised; or the last line of what Ray says of it, after
+    `what`. Of an actor that did not start Ray has the traceback as a text."""
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, ChukError):
+        return type(cause)(cause.message, cause.hint)
+    text = str(cause)
+    if found := re.search(r"^chuk_lib\.errors\.\w+: (.+)$(?:\s^hint: (.+)$)?", text, re.MULTILINE):
+        return TrainingError(f"{what}: {found[1]}", found[2] or LOGS)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return TrainingError(f"{what}: {lines[-1] if lines else type(cause).__name__}", LOGS)

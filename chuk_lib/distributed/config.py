@@ -34,6 +34,15 @@ class ParameterServerConfig(TrainerConfig):
     """Settings of `chuk params serve`: the model, how updates are applied, how many there are
     (`max_steps`), and where checkpoints go. Data, batches and evaluation are the workers'."""
 
+    is_one_process: ClassVar[bool] = True
+
+    checkpoint_interval: int = setting(
+        50,
+        "Updates between checkpoints, which a server that dies goes on from.",
+        panel="Output",
+        minimum=1,
+        aliases=("save_steps", "save_every"),
+    )
     max_staleness: int = setting(
         8,
         "Gradients of weights that are more than so many updates old are refused; their worker"

@@ -24,7 +24,7 @@ from chuk_lib.config.settings import as_dict
 from chuk_lib.distributed import weights as travelling
 from chuk_lib.distributed.config import ParameterServerConfig
 from chuk_lib.distributed.weights import Weights
-from chuk_lib.errors import ChukError, TrainingError
+from chuk_lib.errors import TrainingError
 from chuk_lib.models import load_trained_weights, save_pretrained
 from chuk_lib.training.checkpoints import (
     list_checkpoints,
@@ -196,13 +196,3 @@ def start(ray: Any, config: ParameterServerConfig) -> Any:
     )
     ray.get(actor.status.remote())
     return actor
-
-
-def start_failure(error: Any) -> ChukError:
-    """Why the actor did not start, as it said."""
-    cause = getattr(error, "cause", None) or error
-    found = cause if isinstance(cause, ChukError) else None
-    if found is not None:
-        return type(found)(found.message, found.hint)
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return TrainingError(f"the parameter server did not start: {lines[-1] if lines else cause}")

@@ -18,8 +18,8 @@ import mlx.nn as nn
 
 from chuk_lib import __version__, runtime
 from chuk_lib.distributed import weights as travelling
-from chuk_lib.distributed.cluster import STORE_BYTES, connect, require_ray
-from chuk_lib.errors import ChukError, TrainingError
+from chuk_lib.distributed.cluster import STORE_BYTES, connect, in_words, require_ray
+from chuk_lib.errors import TrainingError
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.models.heads import embedding_rows
 from chuk_lib.training.identity import fingerprint_settings
@@ -136,7 +136,8 @@ class RayPlayer:
         if self._config is not None:
             return
         self._config = config
-        room = max(STORE_BYTES, 3 * travelling.size_of(model))
+        versions = config.chosen_lag + 3  # with more of them Ray would write to disk
+        room = max(STORE_BYTES, versions * travelling.size_of(model))
         folder = Path(config.output or ".")
         self._ray, self._is_ours = connect(self.address, folder, self.workers, room)
         self._actors = [self._new_worker() for _ in range(self.workers)]
@@ -209,13 +210,10 @@ class RayPlayer:
             try:
                 return list(self._ray.get(answers))
             except errors.RayTaskError as error:
-                raise _in_words(error) from None
+                raise in_words(error, "a rollout worker failed") from None
             except errors.RayActorError as error:
                 if task is None:
-                    raise TrainingError(
-                        f"a rollout worker did not start: {_first_line(error)}",
-                        "its log is under Ray's session folder, /tmp/ray/session_latest/logs",
-                    ) from None
+                    raise in_words(error, "a rollout worker did not start") from None
                 self._replace(task)
                 answers = [task.answer]
 
@@ -232,18 +230,6 @@ class RayPlayer:
         for one in self._tasks:  # all that it had taken, in their order
             if one.worker == task.worker:
                 self._start(one)
-
-
-def _in_words(error: Any) -> ChukError:
-    cause = error.cause
-    if isinstance(cause, ChukError):
-        return type(cause)(cause.message, cause.hint)
-    return TrainingError(f"a rollout worker failed: {_first_line(cause)}")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def rollout_player(config: Any) -> MakePlayer | None:

@@ -14,9 +14,9 @@ from chuk_lib.config.paths import absolute
 from chuk_lib.config.settings import as_dict
 from chuk_lib.distributed import weights as travelling
 from chuk_lib.distributed.client import ADDRESS_FILE, ParameterServerClient
-from chuk_lib.distributed.cluster import STORE_BYTES, TOKEN_FILE, connect, require_ray
+from chuk_lib.distributed.cluster import STORE_BYTES, TOKEN_FILE, connect, in_words, require_ray
 from chuk_lib.distributed.config import ParameterServerConfig
-from chuk_lib.distributed.parameter_server import start, start_failure
+from chuk_lib.distributed.parameter_server import start
 from chuk_lib.errors import ConfigError
 from chuk_lib.models import load_model, save_pretrained
 from chuk_lib.training.config import checked
@@ -67,6 +67,7 @@ def serving(config: ParameterServerConfig, overwrite: bool = False) -> Iterator[
         RunDir(folder).write_json(ADDRESS_FILE, {"address": address})
         yield Served(address, folder, ray, actor)
         ray.get(actor.save.remote())
+        ray.kill(actor)
     finally:
         if ours:
             ray.shutdown()
@@ -99,7 +100,7 @@ def _started(ray: Any, config: ParameterServerConfig, fresh: RunDir | None) -> A
     except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
         if fresh is not None:
             fresh.discard()
-        raise start_failure(error) from None
+        raise in_words(error, "the parameter server did not start") from None
 
 
 def pull_into(server: str, output: Path, overwrite: bool = False) -> int:

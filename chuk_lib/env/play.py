@@ -246,11 +246,17 @@ class _Table:
         if suffix[:1] == row.ids[-1:].tolist():  # GLM's calls end with the header of the answer
             suffix = suffix[1:]
         room = self._budget - len(row.ids) - len(suffix)
-        if room < 1:  # as TRL: an answer that does not fit is left out, and the play is over
+        if room < 0:  # as TRL: an answer that does not fit is left out, and the play is over
             row.reason = "length"
             return
         try:
-            self._decoder.append([row], [suffix], limit=room)
+            if room:
+                self._decoder.append([row], [suffix], limit=room)
+            else:  # it fits, and nothing can be said to it: TRL keeps it
+                row.take(
+                    np.asarray(suffix, np.int32), np.zeros(len(suffix), np.float32), written=False
+                )
+                row.reason = "length"
         except ModelError:  # the context is full
             row.reason = "length"
             return

@@ -150,8 +150,10 @@ def _from_messages(
     import jinja2
 
     from chuk_lib.data.tokenizers.encoder import Encoder
+    from chuk_lib.data.tokenizers.template_options import template_options
     from chuk_lib.data.tokenizers.templates import ERRORS
 
+    options = template_options(tokenizer, options)
     try:
         # Within limits: a template may loop for ever.
         Encoder(tokenizer).render(messages, tools, options, prompt=not goes_on)
@@ -160,7 +162,7 @@ def _from_messages(
             add_generation_prompt=not goes_on,
             **({"continue_final_message": True} if goes_on else {}),
             **({} if tools is None else {"tools": tools}),
-            **(options or {}),
+            **options,
         )
     except jinja2.TemplateSyntaxError as error:
         reason = f"the chat template is broken in line {error.lineno}: {error.message}"

@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten
 
 from chuk_lib.errors import ModelError
 from chuk_lib.models.architectures import own_classes
+from chuk_lib.models.architectures.borrowed import borrowed
 from chuk_lib.models.architectures.mended import MENDED
 from chuk_lib.models.components import mlx_quantization
 from chuk_lib.models.config import Implementation
@@ -174,6 +175,12 @@ def classes_for(folder: Path, config: Config, implementation: Implementation) ->
         return own
     if implementation == "auto":
         check_activation(folder, config)
+    try:
+        found = borrowed(config)
+    except ModelError as error:
+        raise ModelError(f"`{folder}`: {error.message}", error.hint) from None
+    if found is not None:
+        return found
     try:
         with redirect_stdout(io.StringIO()):  # OLMo's file prints and exits
             model_class, args_class = _get_classes(config)

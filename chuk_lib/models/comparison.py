@@ -13,6 +13,7 @@ from chuk_lib.models.headers import read_json
 from chuk_lib.models.reading import Weight, by_block, stored_tensors, tensor_files, weights_of
 from chuk_lib.models.sources import fingerprint, locate, locate_folder
 
+_NO_WEIGHTS = ("optimizer.safetensors", "memory.safetensors")
 _NOT_COMPARED = ("_name_or_path", "transformers_version", "chuk")
 
 
@@ -97,7 +98,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _weights(folder: Path, config: dict[str, Any]) -> dict[str, Weight]:
-    stored = [one for file in tensor_files(folder) for one in stored_tensors(file)]
+    files = [file for file in tensor_files(folder) if file.name not in _NO_WEIGHTS]
+    stored = [one for file in files for one in stored_tensors(file)]
     return {weight.name: weight for weight in weights_of(stored, config)}
 
 

@@ -11,6 +11,7 @@ from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.gguf import conversion as gguf
 from chuk_lib.models.headers import ADAPTER_FILES, weight_files
 from chuk_lib.models.hf_config import HF_NAMED, read_config
+from chuk_lib.models.npz import read_npz
 from chuk_lib.models.reading import Weight, stored_tensors, weights_of
 from chuk_lib.models.sources import ADAPTER_CONFIG, locate, locate_adapter
 from chuk_lib.models.writing import (
@@ -51,7 +52,8 @@ def plan_conversion(
     overwrite: bool = False,
 ) -> PlannedConversion:
     """Plan a conversion of `source` to `form`, numbers stored as `kind` (a word of `gguf.TYPES`).
-    `base` is the base model of an adapter. Nothing is written yet.
+    `base` is the base model of an adapter, or the model whose config and tokenizer an .npz file's
+    weights are to have. Nothing is written yet.
 
     Raises ConfigError for settings that do not go together or an output that is there, ModelError
     for the rest."""
@@ -61,9 +63,12 @@ def plan_conversion(
         raise ConfigError(f"there is no type `{kind}`", f"--type is one of {', '.join(gguf.TYPES)}")
     if form in ("peft", "mlx-adapter"):
         return _adapter(source, output, form, kind, base, overwrite)
-    if base is not None:
+    path = Path(source).expanduser()
+    is_npz = path.is_file() and path.suffix == ".npz"
+    if base is not None and not (is_npz and form != "gguf"):
         raise ConfigError(
-            "--base is for adapters", "leave it out, or use --to peft or --to mlx-adapter"
+            "--base is for adapters and .npz files",
+            "leave it out, or use --to peft or --to mlx-adapter",
         )
     if form == "gguf":
         return _to_gguf(source, output, kind or "f16", overwrite)
@@ -73,9 +78,11 @@ def plan_conversion(
             f"--type is one of {', '.join(gguf.FLOAT_WORDS)} here",
         )
     check_output(output, overwrite)
-    if Path(source).expanduser().is_file():
-        refuse_source(output, Path(source).expanduser())
-        plan = gguf.plan_folder(Path(source).expanduser(), kind)
+    if is_npz:
+        return _from_npz(path, output, form, kind, base, overwrite)
+    if path.is_file():
+        refuse_source(output, path)
+        plan = gguf.plan_folder(path, kind)
         check_room(output, plan.n_bytes)
         return PlannedConversion(
             output,
@@ -157,31 +164,65 @@ def _to_folder(
             copy_companions(folder, staged)
             write_provenance(staged, "convert", [folder], {"to": form, "type": kind})
 
+    return _planned_folder(output, form, tensors, n_bytes, write)
+
+
+def _from_npz(
+    path: Path, output: Path, form: str, kind: str | None, base: str | None, overwrite: bool
+) -> PlannedConversion:
+    """The weights of a checkpoint of chuk's predecessor, with the config and the tokenizer of
+    `base`."""
+    found = read_npz(path, base)
+    word = None if kind is None else gguf.FLOAT_WORDS[kind]
+    tensors = [
+        Planned(name, word, one.shape, _packer(one.floats, one.shape, word))
+        if word
+        else Planned(name, one.word, one.shape, one.raw)
+        for name, one in found.entries.items()
+    ]
+    stored = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+    config = {**found.config, "torch_dtype": stored[tensors[0].dtype]}
+    config.pop("dtype", None)
+    n_bytes = planned_bytes(tensors)
+    refuse_source(output, found.folder)
+
+    def write() -> None:
+        with new_folder(output, overwrite, n_bytes) as staged:
+            write_tensors(staged, tensors, "pt" if form == "hf" else "mlx")
+            write_json(staged / "config.json", config)
+            copy_companions(found.folder, staged)
+            write_provenance(staged, "convert", [path, found.folder], {"to": form, "type": kind})
+
+    return _planned_folder(output, form, tensors, n_bytes, write)
+
+
+def _planned_folder(
+    output: Path, form: str, tensors: list[Planned], n_bytes: int, write: Callable[[], None]
+) -> PlannedConversion:
     words = [tensor.dtype.lower() for tensor in tensors]
     kinds = {one: words.count(one) for one in dict.fromkeys(words)}
     return PlannedConversion(output, form, len(tensors), n_bytes, write, kinds)
 
 
 def _retyped(weight: Weight, word: str | None) -> Planned:
+    if not weight.is_number or word is None:
+        return Planned(weight.name, weight.dtype, weight.shape, weight.read)
+    return Planned(weight.name, word, weight.shape, _packer(weight.read, weight.shape, word))
+
+
+def _packer(read: Callable[[], Any], shape: tuple[int, ...], word: str) -> Callable[[], Any]:
+    """Makes what `read` gives in the type of a safetensors word: F32, F16 or BF16."""
     import numpy as np
 
     from chuk_lib.models.gguf.quants import pack
 
-    if not weight.is_number or word is None:
-        word, kind = (
-            (weight.dtype, weight.dtype.lower()) if weight.is_number else (weight.dtype, "")
-        )
-    else:
-        kind = word.lower()
+    kind = word.lower()
 
     def make() -> Any:
-        values = weight.read()
-        if kind not in gguf.FLOAT_WORDS:
-            return values
-        raw = pack(values.astype(np.float32).reshape(-1), kind)
-        return raw.view({"f32": "<f4", "f16": "<f2", "bf16": "<u2"}[kind]).reshape(weight.shape)
+        raw = pack(read().astype(np.float32).reshape(-1), kind)
+        return raw.view({"f32": "<f4", "f16": "<f2", "bf16": "<u2"}[kind]).reshape(shape)
 
-    return Planned(weight.name, word, weight.shape, make)
+    return make
 
 
 def _adapter(

@@ -137,16 +137,71 @@ _MADE: dict[str, Callable[[Config], Any]] = {
 another name, or where they follow from others."""
 
 
+def _yarn_of_one(config: Config) -> Config:
+    """YaRN that changes nothing, for a family whose positions MLX-LM always scales."""
+    context = config.get("max_position_embeddings", 2048)
+    return {"type": "yarn", "factor": 1.0, "original_max_position_embeddings": context}
+
+
+def _su_of_one(config: Config) -> Config:
+    """LongRoPE that changes nothing."""
+    context = config["max_position_embeddings"]
+    return {"original_max_position_embeddings": context, "short_factor": 1.0, "long_factor": 1.0}
+
+
+_OF_FAMILY: dict[str, Callable[[Config], Config]] = {
+    "apertus": lambda config: {"mlp_bias": False, "post_norm": False, "qk_norm": True},
+    "deepseek_v2": lambda config: {"rope_scaling": _yarn_of_one(config)},
+    "exaone_moe": lambda config: {
+        "is_moe_layer": [kind == "sparse" for kind in config["mlp_layer_types"]]
+    },
+    "falcon_h1": lambda config: {
+        "head_dim": config["hidden_size"] // config["num_attention_heads"]
+    },
+    "glm_moe_dsa": lambda config: {
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+        "moe_layer_freq": 1,
+    },
+    "gpt_bigcode": lambda config: {"n_inner": 4 * config["n_embd"]},
+    "llama4_text": lambda config: {"rope_scaling": None},
+    "mamba2": lambda config: {"intermediate_size": config["expand"] * config["hidden_size"]},
+    "minicpm3": lambda config: {"rope_scaling": _su_of_one(config)},
+    "solar_open": lambda config: {
+        "intermediate_size": config["moe_intermediate_size"],
+        "first_k_dense_replace": 0,
+        "partial_rotary_factor": 1.0,
+    },
+}
+"""What a family's file of mlx-lm needs and transformers 5 leaves out, because it is always so or
+follows from the rest."""
+
+
 def completed(config: Config, needed: Collection[str]) -> Config:
-    """`config` with those keys of `needed` that it lacks and that follow from others."""
-    made = dict(config)
+    """`config` with those keys of `needed` that it lacks and that follow from others, and infinity
+    where transformers 5 writes it as an object."""
+    made = {key: _plain(value) for key, value in config.items()}
     for key in needed:
         if key in _MADE and key not in config:
             with suppress(KeyError):
                 made[key] = _MADE[key](config)
+    with suppress(KeyError):
+        of_family = _OF_FAMILY.get(config["model_type"], lambda config: {})(config)
+        made |= {key: value for key, value in of_family.items() if made.get(key) is None}
     if config["model_type"] == "exaone4" and isinstance(made.get("sliding_window_pattern"), int):
         made["sliding_window_pattern"] = _letters(config)
+    if config["model_type"] == "granitemoehybrid" and isinstance(made.get("layer_types"), list):
+        names = {"linear_attention": "mamba", "full_attention": "attention"}
+        made["layer_types"] = [names.get(kind, kind) for kind in made["layer_types"]]
+        if "position_embedding_type" in config:
+            made["position_embedding_type"] = config["position_embedding_type"] or "nope"
     return made
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict) and set(value) == {"__float__"}:
+        return float(value["__float__"])
+    return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
 def _letters(config: Config) -> str | None:

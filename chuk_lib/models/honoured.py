@@ -149,7 +149,9 @@ _ALL = IgnoredWindow("sliding_window", _every)
 _QWEN = IgnoredWindow("sliding_window", _if_used(_upper(28)))
 _QWEN_VL = IgnoredWindow("sliding_window", _if_used(_upper(80)))
 IGNORED_WINDOWS: dict[str, IgnoredWindow] = {
-    **dict.fromkeys(("mistral", "mixtral", "phi3", "phimoe", "starcoder2", "minimax"), _ALL),
+    **dict.fromkeys(
+        ("mistral", "ministral3", "mixtral", "phi3", "phimoe", "starcoder2", "minimax"), _ALL
+    ),
     **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "mimo"), _QWEN),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN_VL),
     "smollm3": IgnoredWindow("sliding_window", _if_used(_every)),
@@ -160,7 +162,10 @@ IGNORED_WINDOWS: dict[str, IgnoredWindow] = {
 """By the config's model_type, as transformers computes them. Every other family that has windows
 (Gemma 3, Cohere 2, OLMo 3, EXAONE 4, gpt-oss …) has them in MLX-LM too."""
 
-_READS_LAYER_TYPES = ("mistral",)  # MLX-LM's llama file: windows where `layer_types` says so
+_READS_LAYER_TYPES = (
+    "mistral",
+    "ministral3",
+)  # MLX-LM's llama file: windows where `layer_types` says so
 
 
 def check_activation(folder: Path, config: Config) -> None:

@@ -85,6 +85,11 @@ class InitialWeights:
         self.parameters = sum(value.size for value in self._begun.values())
         self.layout = "pt" if config["model_type"] in HF_NAMED else "mlx"
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor by name."""
+        return {name: tuple(value.shape) for name, value in self._begun.items()}
+
     def draw(self) -> Iterator[tuple[str, np.ndarray]]:
         """Tensors by name, float32. Drawn in the model's order from one stream."""
         import numpy as np

@@ -31,6 +31,7 @@ from chuk_lib.models.provenance import Provenance, remember, update_provenance
 from chuk_lib.models.randomness import untouched_random_state
 from chuk_lib.models.sources import ADAPTER_CONFIG, Located, base_record, locate
 from chuk_lib.runtime import has_values, uncompiled
+from chuk_lib.utils.paths import shell_word
 from chuk_lib.utils.seals import check_weights
 
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -228,7 +229,8 @@ def _check_numbers(folder: Path, model: nn.Module) -> None:
             raise ModelError(
                 f"`{folder}`: the weight `{name}` holds NaN or infinity: every answer would be"
                 " meaningless",
-                f"fetch or train it again; `chuk model verify {folder}` looks at every tensor",
+                f"fetch or train it again; `chuk model verify {shell_word(folder)}` looks at"
+                " every tensor",
             )
 
 

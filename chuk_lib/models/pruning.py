@@ -34,6 +34,7 @@ from chuk_lib.models.writing import (
     write_provenance,
     write_tensors,
 )
+from chuk_lib.utils.paths import shell_word
 
 _CUT_HEADS = ("llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3")
 """Families whose heads may be narrower together than the hidden state, in transformers and in
@@ -154,7 +155,8 @@ def _open(source: str) -> _Opened:
     found = locate(source, local_only=True)
     if found.adapter_folder is not None:
         raise ModelError(
-            f"`{source}` has an adapter", f"merge it first: `chuk model fuse {source} -o DIR`"
+            f"`{source}` has an adapter",
+            f"merge it first: `chuk model fuse {shell_word(source)} -o DIR`",
         )
     config = read_config(found.folder)
     if config["model_type"] not in HF_NAMED:
@@ -167,7 +169,7 @@ def _open(source: str) -> _Opened:
     if any(weight.packing for weight in weights.values()):
         raise ModelError(
             f"`{source}` is quantized",
-            f"make it float first: `chuk model dequantize {source} -o DIR`",
+            f"make it float first: `chuk model dequantize {shell_word(source)} -o DIR`",
         )
     if config.get("tie_word_embeddings") is True:
         weights.pop("lm_head.weight", None)

@@ -13,6 +13,7 @@ from chuk_lib.errors import ModelError
 from chuk_lib.models import hub
 from chuk_lib.models.headers import read_json, weight_files
 from chuk_lib.utils import identity
+from chuk_lib.utils.paths import shell_word
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -142,7 +143,8 @@ def _run_checkpoint(run: Path) -> tuple[Path, str]:
     )
     if not found:
         raise ModelError(
-            f"run `{run}` has no checkpoint yet", f"train it further: `chuk train resume {run}`"
+            f"run `{run}` has no checkpoint yet",
+            f"train it further: `chuk train resume {shell_word(run)}`",
         )
     return found[-1], f"model: the newest checkpoint of `{run}`, {found[-1].name}"
 

@@ -1,6 +1,7 @@
-"""What computes, in one thread: the decoder is stepped (one for the model, one for the model under
-each adapter). Requests come as errands from the event loop, which has another thread, and news of
-each row go back there, once a step. Nothing else in the process touches the models."""
+"""What computes, in one thread: the decoder is stepped (one for the model under all adapters where
+their rows may decode together, else one for each). Requests come as errands from the event loop,
+which has another thread, and news of each row go back there, once a step. Nothing else in the
+process touches the models."""
 
 from __future__ import annotations
 
@@ -10,11 +11,13 @@ import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from chuk_lib.data.tokenizers.identity import fingerprint
 from chuk_lib.errors import ChukError
 from chuk_lib.inference.decoder.decoder import Decoder
+from chuk_lib.inference.decoder.engines import holds_adapters
 from chuk_lib.inference.decoder.prefixes import PrefixCache
 from chuk_lib.inference.decoder.rows import Request, Row
 from chuk_lib.runtime import computing, prefill_tokens
@@ -66,11 +69,26 @@ class Counters:
 
 @dataclass(eq=False)
 class _Lane:
-    """A model with its decoder and the rows that it writes."""
+    """Models whose rows decode together, one and the same under adapters, with their decoder and
+    the rows that it writes."""
 
-    served: Served
+    served: Sequence[Served]
     decoder: Decoder
     errands: dict[Row, tuple[Errand, int]] = field(default_factory=dict)
+
+
+def lanes_of(served: Sequence[Served]) -> list[list[Served]]:
+    """Models whose rows may decode together: all of them where each is the first one under an
+    adapter with the same tokens; else each is alone."""
+    first, *adapted = served
+    same = all(
+        fingerprint(one.tokenizer) == fingerprint(first.tokenizer)
+        and set(one.tokenizer.eos_token_ids) == set(first.tokenizer.eos_token_ids)
+        for one in adapted
+    )
+    if adapted and same and holds_adapters(first.model, [one.model for one in adapted]):
+        return [list(served)]
+    return [[one] for one in served]
 
 
 class EngineLoop:
@@ -86,7 +104,8 @@ class EngineLoop:
         self._served, self._token_budget = served, token_budget
         self._prefixes = PrefixCache(cache_bytes) if cache_bytes else None
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: list[_Lane] = []
+        self._places: dict[str, tuple[_Lane, int]] = {}  # by name, and which of a lane's models
         self._embedders: dict[str, Embedder] = {}
         self._embeddings: list[tuple[Embedding, Future[Any]]] = []
         self._mail: list[tuple[Errand, News]] = []
@@ -134,11 +153,13 @@ class EngineLoop:
     def run(self) -> None:
         """Compute in this thread, which must be the one that has loaded the models."""
         with ExitStack() as stack:
-            for one in self._served:
-                self._lanes[one.name] = _Lane(one, self._decoder_of(one, stack))
+            for together in lanes_of(self._served):
+                lane = _Lane(together, self._decoder_of(together, stack))
+                self._lanes.append(lane)
+                self._places |= {one.name: (lane, at) for at, one in enumerate(together)}
             while not (self._stopping and not self._busy):
                 self._take_orders()
-                for lane in self._lanes.values():
+                for lane in self._lanes:
                     if lane.decoder.busy:
                         self._step(lane, stack)
                 self._embed_on()
@@ -146,16 +167,18 @@ class EngineLoop:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._embeddings) or any(lane.decoder.busy for lane in self._lanes.values())
+        return bool(self._embeddings) or any(lane.decoder.busy for lane in self._lanes)
 
-    def _decoder_of(self, served: Served, stack: ExitStack) -> Decoder:
+    def _decoder_of(self, together: Sequence[Served], stack: ExitStack) -> Decoder:
+        first, *adapted = together
         decoder = Decoder(
-            served.model,
-            served.tokenizer,
+            first.model,
+            first.tokenizer,
+            adapted=[one.model for one in adapted],
             token_budget=self._token_budget,
             gradual=True,
             prefixes=self._prefixes,
-            name=served.name,
+            name=first.name,
         )
         return stack.enter_context(decoder)
 
@@ -174,19 +197,20 @@ class EngineLoop:
         self._stopping = True
 
     def _forget_all(self) -> None:
-        for lane in self._lanes.values():
+        for lane in self._lanes:
             for errand in {errand for errand, _ in lane.errands.values()}:
                 self._forget(errand)
         self._stopping = True
 
     def _begin(self, errand: Errand) -> None:
-        lane = self._lanes[errand.name]
+        lane, adapter = self._places[errand.name]
+        requests = [replace(one, adapter=adapter) for one in errand.requests]
         try:
-            errand.rows = lane.decoder.submit(errand.requests)
+            errand.rows = lane.decoder.submit(requests)
         except ChukError as error:
             self._mail.append((errand, News(0, error=Refused(error.message))))
             return
-        places = {id(request): index for index, request in enumerate(errand.requests)}
+        places = {id(request): index for index, request in enumerate(requests)}
         for row in errand.rows:
             lane.errands[row] = errand, places[id(row.request)]
         self.numbers.prompt_tokens += sum(
@@ -194,7 +218,7 @@ class EngineLoop:
         )
 
     def _forget(self, errand: Errand) -> None:
-        lane = self._lanes[errand.name]
+        lane, _ = self._places[errand.name]
         for row in errand.rows:
             if lane.errands.pop(row, None) is not None:
                 lane.decoder.cancel(row)
@@ -245,7 +269,7 @@ class EngineLoop:
     def _send(self) -> None:
         """All news at once: one wake-up of the event loop a step."""
         self.numbers.cache_bytes = 0 if self._prefixes is None else self._prefixes.size
-        self.numbers.running = sum(one.decoder.running for one in self._lanes.values())
+        self.numbers.running = sum(one.decoder.running for one in self._lanes)
         mail, self._mail = self._mail, []
         for loop in {errand.loop for errand, _ in mail}:
             own = [(errand, news) for errand, news in mail if errand.loop is loop]
@@ -254,7 +278,8 @@ class EngineLoop:
     def _begin_embedding(self, name: str, ids: Sequence[int], future: Future[Any]) -> None:
         if name not in self._embedders:
             with computing():
-                self._embedders[name] = Embedder(self._lanes[name].served.model)
+                lane, at = self._places[name]
+                self._embedders[name] = Embedder(lane.served[at].model)
         if self._embedders[name].works:
             self._embeddings.append((self._embedders[name].start(ids), future))
         else:

@@ -27,7 +27,7 @@ from chuk_lib.errors import ModelError, TrainingError
 from chuk_lib.runtime.gpu_errors import gpu_error
 from chuk_lib.training.algorithm import Memory
 from chuk_lib.training.run_dir import RunDir
-from chuk_lib.utils.paths import sync
+from chuk_lib.utils.paths import shell_word, sync
 from chuk_lib.utils.seals import STATE, is_as_sealed, seal, seal_of
 
 _NAME = re.compile(r"step_(\d{6,})")
@@ -85,7 +85,7 @@ def save_checkpoint(
             raise
         raise TrainingError(
             f"cannot write checkpoint `{folder}`: {getattr(error, 'strerror', None) or error}",
-            f"make room or mend the disk, then `chuk train resume {run.path}`",
+            f"make room or mend the disk, then `chuk train resume {shell_word(run.path)}`",
         ) from None
     return folder
 

@@ -12,9 +12,10 @@ from typing import ClassVar, TypeVar
 from chuk_lib.config.settings import setting, settings_of, validate
 from chuk_lib.errors import ConfigError
 from chuk_lib.models.config import IMPLEMENTATIONS, LoRAConfig
+from chuk_lib.training.idle import SHARED
 from chuk_lib.training.optimizer_kinds import APPLYING, OPTIMIZERS
 from chuk_lib.training.schedulers import SCHEDULES
-from chuk_lib.training.tables import IdleRule, idle_rules
+from chuk_lib.training.tables import IdleRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +217,12 @@ class LanguageModelConfig:
         "Add the tokens that chat_template writes and the tokenizer lacks, with embeddings.",
         panel="Model",
     )
+    chat_template_kwargs: str | None = setting(
+        None,
+        'What every conversation tells the chat template: {"enable_thinking": false}.',
+        panel="Model",
+        kind="json",
+    )
     val_size: float = setting(
         0.0,
         "Rows of the data to set aside for validation; below 1 a share of them.",
@@ -364,7 +371,8 @@ class SFTConfig(TrainerConfig):
     )
     completion_only_loss: bool | None = setting(
         None,
-        "Learn completions only. Unset: yes when rows have a prompt and a completion.",
+        "Learn completions only, of a conversation the last answer. Unset: yes when rows have a"
+        " prompt and a completion.",
         panel="Data",
     )
     assistant_only_loss: bool = setting(
@@ -453,43 +461,6 @@ class SFTConfig(TrainerConfig):
 Config = TypeVar("Config", bound=TrainerConfig)
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
-_WARMUP = ("warmup_steps", "warmup_ratio")
-_IDLE: tuple[IdleRule, ...] = (
-    (
-        ("run_name", "project"),
-        lambda c: not {"wandb", "trackio"} & {*c.report_to},
-        "without report_to: wandb or trackio",
-    ),
-    (("tags",), lambda c: "wandb" not in c.report_to, "without report_to: wandb"),
-    (("add_tokens",), lambda c: c.chat_template is None, "without chat_template"),
-    (
-        ("load_in_4bit",),
-        lambda c: c.lora is None,
-        "without use_lora: packed weights cannot be trained",
-    ),
-    (
-        ("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"),
-        lambda c: c.lora is None,
-        "without use_lora",
-    ),
-    *idle_rules(
-        SCHEDULES, "lr_scheduler_type", instead=dict.fromkeys(_WARMUP, "; use constant_with_warmup")
-    ),
-    (("warmup_ratio",), lambda c: c.warmup_steps > 0, "when warmup_steps is given"),
-    *idle_rules(OPTIMIZERS, "optimizer", instead={"weight_decay": "; use adamw"}),
-    (
-        ("early_stopping_threshold",),
-        lambda c: c.early_stopping_patience is None,
-        "without early_stopping_patience",
-    ),
-    (
-        ("checkpointing_blocks",),
-        lambda c: not c.gradient_checkpointing,
-        "without gradient_checkpointing",
-    ),
-    (("packing_strategy",), lambda c: not getattr(c, "packing", False), "without packing"),
-)
-
 
 def checked(config: AnyConfig) -> AnyConfig:
     """The settings, sound in themselves and together. Raises ConfigError."""
@@ -502,7 +473,7 @@ def checked(config: AnyConfig) -> AnyConfig:
 def refuse_idle_settings(config: RunConfig) -> None:
     """Raise ConfigError for a setting that was changed and would do nothing next to the others."""
     known = settings_of(type(config))
-    for names, idle, why in (*_IDLE, *type(config).idle_rules):
+    for names, idle, why in (*SHARED, *type(config).idle_rules):
         for name in names:
             if name in known and getattr(config, name) != known[name].default and idle(config):
                 raise ConfigError(

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from chuk_lib.data.reader import DataSource, as_sources, has_split, read_stdin
 from chuk_lib.data.sources import sources
+from chuk_lib.data.tokenizers.template_options import set_template_options
 from chuk_lib.errors import ConfigError
 from chuk_lib.models import load_model
 from chuk_lib.models.config import Dtype, Implementation, LoadConfig, LoRAConfig
@@ -76,7 +77,9 @@ def load_policy(config: TrainerConfig) -> tuple[nn.Module, Any]:
         seed=config.seed,
     )
     model, tokenizer = load_model(asked)
-    return model, with_template(model, tokenizer, config)
+    tokenizer = with_template(model, tokenizer, config)
+    set_template_options(tokenizer, config.chat_template_kwargs)
+    return model, tokenizer
 
 
 def valid_split(source: DataSource) -> str:

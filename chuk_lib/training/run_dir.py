@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from chuk_lib.errors import ConfigError, ModelError, TrainingError
-from chuk_lib.utils.paths import check_folder, make_folder, write_whole
+from chuk_lib.utils.paths import check_folder, make_folder, shell_word, write_whole
 from chuk_lib.utils.text import first_line
 
 _OWN = (
@@ -227,7 +227,7 @@ def check_output(path: Path, overwrite: bool) -> None:
     is_begun = (path / _SETTINGS).exists()
     is_run = is_begun or all(entry.name in _OWN for entry in held)
     if not overwrite:
-        resume = f"`chuk train resume {path}` to go on, " if is_begun else ""
+        resume = f"`chuk train resume {shell_word(path)}` to go on, " if is_begun else ""
         raise ConfigError(
             f"--output `{path}` is not empty",
             f"{resume}--overwrite to replace it, or another folder",

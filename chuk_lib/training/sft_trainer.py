@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
@@ -220,6 +221,11 @@ class SFTTrainer:
                 "the settings name a parameter server, and nothing joins it",
                 "give `join=chuk_lib.distributed.join`",
             )
+        if self.config.parameter_server is not None and runtime.this_world().size > 1:
+            raise ConfigError(
+                "a worker of a parameter server is one process",
+                "start another instead of `--nproc`",
+            )
         job = self.job(dataset, eval_dataset)
         if join is not None and self.config.parameter_server is not None:
             job, should_stop = join(job, self.config, should_stop)
@@ -286,7 +292,12 @@ class SFTTrainer:
     def complete(self, adapted: bool, dataset: SFTDataset | BatchFolder) -> SFTConfig:
         """Fill in what was left open, so that `config.yaml` alone repeats the run."""
         done = complete(self.config, self.model, adapted, dataset.source)
-        return done if done.parameter_server is None else replace(done, learning_rate=None)
+        server = done.parameter_server
+        if server is None:
+            return done
+        # Found again from another folder; the rate is the server's.
+        server = str(Path(server).resolve()) if Path(server).is_dir() else server
+        return replace(done, parameter_server=server, learning_rate=None)
 
     def notes(self, dataset: SFTDataset | BatchFolder) -> tuple[str, ...]:
         """What the user should know about this model and data together."""
@@ -337,6 +348,11 @@ def load(
     eval_dataset: SFTDataset | BatchFolder | None = None
     if is_batch_folder(source):
         folder = BatchFolder(cast(str, source), tokenizer)
+        if config.chat_template_kwargs is not None:
+            raise ConfigError(
+                f"`chat_template_kwargs` does nothing: `{source}` holds tokens",
+                "leave it out, or train on the rows",
+            )
         if config.eval_data is not None:
             eval_dataset = _eval_data(config, config.eval_data, tokenizer)
         return SFTTrainer(model, tokenizer, folder.settle(config)), folder, eval_dataset

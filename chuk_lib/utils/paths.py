@@ -4,6 +4,7 @@ is spent on it, and what is there is replaced whole or not at all."""
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,3 +93,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
     return "its links run in a circle" if isinstance(error, RuntimeError) else str(error)
+
+
+def shell_word(path: str | Path) -> str:
+    """A path as it is typed in a command that a message suggests."""
+    return shlex.quote(str(path))

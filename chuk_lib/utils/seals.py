@@ -10,6 +10,7 @@ from typing import Any
 
 from chuk_lib.errors import ModelError
 from chuk_lib.utils.identity import digest
+from chuk_lib.utils.paths import shell_word
 
 STATE = "state.json"
 CHECKSUMS = "checksums.json"
@@ -70,6 +71,7 @@ def _damaged(path: Path, by: str) -> ModelError:
         )
     return ModelError(
         f"`{path}` is damaged: it is not as {CHECKSUMS} says",
-        f"make or fetch it again; if it was changed on purpose: `chuk model verify {path.parent}"
+        "make or fetch it again; if it was changed on purpose: `chuk model verify"
+        f" {shell_word(path.parent)}"
         " --write`",
     )

@@ -250,6 +250,19 @@ def test_what_sft_alone_has_is_taken_there_and_refused_elsewhere(tmp_path: Path,
         resolve_settings(config_class("dpo"), [path])
 
 
+def test_generation_kwargs_are_the_settings_of_sampling(tmp_path: Path) -> None:
+    from chuk_cli.settings import resolve_settings
+
+    path = tmp_path / "x.yaml"
+    head = "bf16: false\noutput_dir: m\nlogging_steps: 5\ngeneration_kwargs: "
+    path.write_text(f"{head}{{top_p: 0.9, max_new_tokens: 7}}\n", "utf-8")
+    value = resolve_settings(config_class("grpo"), [path]).value
+    assert (value.top_p, value.max_completion_length) == (0.9, 7)
+    path.write_text(f"{head}{{typical_p: 0.9}}\n", "utf-8")
+    with pytest.raises(ConfigError, match=r"generation_kwargs\.typical_p"):
+        resolve_settings(config_class("grpo"), [path])
+
+
 def test_the_order_of_rows_is_trl_s(tmp_path: Path) -> None:
     head = "bf16: false\nmodel_name_or_path: m\nlogging_steps: 5\n"
     for value, meant in (

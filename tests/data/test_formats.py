@@ -340,9 +340,9 @@ BROKEN: list[tuple[list[dict[str, Any]], dict[str, Any], str, str]] = [
         "prompt",
     ),
     (
-        [CHAT],
+        [{"messages": [{"role": "user", "content": "a"}]}],
         {"completion_only_loss": True},
-        "completion_only_loss is on, but `rows` row 1",
+        "completion_only_loss is on, but `rows` row 1 does not end with the assistant",
         "assistant_only_loss",
     ),
     (

@@ -1,4 +1,5 @@
-"""An MCP server with tools that behave and tools that do not; `http` serves it on a free port."""
+"""An MCP server with tools that behave and tools that do not; `http` serves it on a free port, and
+with `hold FOLDER` the third sum after the first checkpoint there waits to be killed."""
 
 from __future__ import annotations
 
@@ -30,6 +31,20 @@ def count(arguments: dict[str, Any]) -> str:
     return str(calls)
 
 
+def add(arguments: dict[str, Any]) -> str:
+    if "hold" in sys.argv:
+        hold(Path(sys.argv[-1]))
+    return str(arguments["a"] + arguments["b"])
+
+
+def hold(folder: Path) -> None:
+    global calls
+    calls += (folder / "run/latest").exists()
+    if calls == 3 and not (folder / "held").exists():
+        (folder / "held").touch()
+        time.sleep(60)
+
+
 def flood(arguments: dict[str, Any]) -> str:
     for _ in range(20_000):
         os.write(STDOUT, b"this is no message\n")
@@ -46,7 +61,7 @@ def die(arguments: dict[str, Any]) -> str:
 
 
 TOOLS = {
-    "add": lambda arguments: str(arguments["a"] + arguments["b"]),
+    "add": add,
     "count": count,
     "die": die,
     "fail": fail,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
+from chuk_lib.models import load_model
 from chuk_lib.training import SFTConfig, train_sft
-from tests.conftest import RunChuk
+from tests.conftest import RunChuk, chuk_environment
 
 SCRIPT = str(Path(__file__).with_name("mcp_server.py"))
 SERVER = shlex.join([sys.executable, SCRIPT])
@@ -106,6 +111,46 @@ def test_a_run_with_tools_of_a_server_is_repeated_and_resumed_without_it(
     losses = [[step["loss"] for step in metrics(tmp_path / run)] for run in ("again", "whole")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert (tmp_path / "calls.jsonl").read_text() == recorded
+
+
+def weights(run: Path) -> dict[str, Any]:
+    return {key: np.array(leaf) for key, leaf in tree_flatten(load_model(run)[0].parameters())}
+
+
+def test_a_run_that_is_killed_in_the_middle_of_a_play_ends_as_if_it_had_not_been(
+    run_chuk: RunChuk, caller: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+2=", "answer": "3"}\n' * 8)
+    server = shlex.join([sys.executable, SCRIPT, "hold", str(tmp_path)])
+    words = ["train", "grpo", "--model", caller, "--data", "prompts.jsonl", "--reward", "numeric"]
+    words += ["--batch-size", 8, "--num-generations", 4, "--max-completion-length", 120]
+    words += ["--learning-rate", "1e-3", "--mcp-tool", "add", "--max-steps", 2, "--quiet"]
+    words += ["--max-tool-seconds", 100, "--set", "checkpoint_interval=1"]
+    # Its own log-probs differ in the last bit by which rows it decoded together.
+    words += ["--set", "importance_sampling_correction=false"]
+    whole = run_chuk(*words, "--mcp", SERVER, "--output", "whole")
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "-m", "chuk_cli", *map(str, words), "--mcp", server]
+    command += ["--mcp-record", "calls.jsonl", "--output", "run"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=chuk_environment(), stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not (tmp_path / "held").exists():
+        time.sleep(0.05)
+    assert process.poll() is None, "no play was held"
+    process.kill()
+    process.wait()
+    known = (tmp_path / "calls.jsonl").read_text()
+    resumed = run_chuk("train", "resume", "run", "--quiet")
+    assert resumed.returncode == 0, resumed.stderr
+    assert played(tmp_path / "run") == played(tmp_path / "whole")
+    one, other = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert all(np.array_equal(one[key], other[key]) for key in other)
+    # What was answered before the kill was not asked again.
+    calls = (tmp_path / "calls.jsonl").read_text()
+    assert calls.startswith(known)
+    places = [json.loads(line)["call"]["place"] for line in calls.splitlines() if '"call"' in line]
+    assert len(set(places)) == len(places) > known.count('"call"') > 2
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,36 @@ def test_every_text_is_what_it_must_be_or_said_to_be_cut(
     assert len({row.text for row in rows}) > 1
     for row in rows:
         assert largest_error(loaded()[0], row) < 1e-4  # a rule filters: log-probs are the model's
+
+
+def test_two_hundred_objects_of_thirty_fields_are_whole() -> None:
+    """With room for all of them none is cut, and each is what the schema wants."""
+    import jsonschema
+
+    kinds: list[Any] = [
+        {"type": "boolean"},
+        {"type": "integer", "minimum": 0, "maximum": 99},
+        {"enum": ["red", "blue", None]},
+    ]
+    names = [chr(ord("A") + at) for at in range(30)]
+    schema = {
+        "type": "object",
+        "properties": {name: kinds[at % 3] for at, name in enumerate(names)},
+        "required": names,
+        "additionalProperties": False,
+    }
+    model, tokenizer = loaded()
+    rule, prompt = constraints.json_schema(schema).bound(tokenizer), tokenizer.encode("Hi")
+    config = SamplingConfig(temperature=1.0, max_tokens=490)
+    with Decoder(model, tokenizer) as decoder:
+        rows = decoder.submit(
+            [Request(prompt, replace(config, seed=seed), constraint=rule) for seed in range(200)]
+        )
+        decoder.run()
+    assert {(row.reason, row.problem) for row in rows} == {("eos", None)}
+    for row in rows:
+        jsonschema.validate(json.loads(row.text), schema)
+    assert len({row.text for row in rows}) == 200
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])

@@ -28,7 +28,7 @@ def test_a_prompt_goes_on_from_the_file(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kind == "MLX":
-        for module in ("engine", "forwards"):
+        for module in ("engine", "engines", "forwards"):
             monkeypatch.setattr(f"chuk_lib.inference.decoder.{module}.on_cpu", lambda: False)
     model, tokenizer = loaded()
 

@@ -18,7 +18,8 @@ from chuk_lib.inference.decoder import budget as rollout_budget
 from chuk_lib.inference.decoder.budget import Budget, default_token_budget, token_bytes
 from chuk_lib.inference.decoder.decoder import Decoder
 from chuk_lib.inference.decoder.draws import Arrival
-from chuk_lib.inference.decoder.engine import ModelEngine, NumpyEngine, new_engine
+from chuk_lib.inference.decoder.engine import ModelEngine, NumpyEngine
+from chuk_lib.inference.decoder.engines import new_engine
 from chuk_lib.inference.decoder.llama import read_llama
 from chuk_lib.inference.decoder.plain_store import PlainStore
 from chuk_lib.inference.decoder.products import may_join
@@ -144,7 +145,7 @@ def test_a_step_sent_off_ahead_gives_the_same(
         seed=3,
     )
     want = rollouts(model, tokenizer, MIXED, config, group_size=3)
-    for module in ("engine", "forwards"):
+    for module in ("engine", "engines", "forwards"):
         monkeypatch.setattr(f"chuk_lib.inference.decoder.{module}.on_cpu", lambda: False)
     for decode, most_runs in (("auto", 8), ("auto", 1), ("plain", 8)):
         monkeypatch.setattr("chuk_lib.inference.decoder.forwards.MOST_RUNS", most_runs)

@@ -287,3 +287,15 @@ def test_command_makes_a_model_and_says_what_it_is(run_chuk: RunChuk, tmp_path: 
     assert again.returncode == 2
     assert "--overwrite" in again.stderr
     assert again.stdout == ""
+
+
+def test_what_it_says_can_be_typed_and_a_smaller_vocabulary_is_told(
+    tmp_path: Path, run_chuk: RunChuk
+) -> None:
+    data, made = tmp_path / "words.txt", tmp_path / "a model"
+    data.write_text("few words, few words\n" * 3)
+    asked = ("-p", "nano", "--tokenizer-data", str(data), "--vocab-size", "900", "-o", str(made))
+    done = run_chuk("model", "create", *asked)
+    assert f"--model '{made}' --data" in done.stderr
+    assert "no more pieces worth a token" in done.stderr
+    assert "of 900" in done.stderr

@@ -127,6 +127,24 @@ def test_files_are_those_that_llama_cpp_answers_rightly_and_come_back(
         assert len({made.decode(ids[0]) for made in tokenizers}) == 1
 
 
+def test_a_tokenizer_without_a_first_token_comes_back_without_one(
+    tmp_path: Path, run_chuk: RunChuk
+) -> None:
+    (tmp_path / "words.txt").write_text("words of a text, and words of another\n" * 9)
+    made, file, back = (str(tmp_path / name) for name in ("made", "model.gguf", "back"))
+    data = ("--tokenizer-data", str(tmp_path / "words.txt"), "--vocab-size", "280")
+    run_chuk("model", "create", "-p", "nano", "-o", made, *data)
+    run_chuk("model", "convert", made, "-o", file, "--to", "gguf")
+    assert read_gguf(Path(file)).metadata["tokenizer.ggml.add_bos_token"] is False
+    done = run_chuk("model", "convert", file, "-o", back, "--to", "hf")
+    assert done.returncode == 0, done.stderr
+    ids = [
+        Tokenizer.from_file(f"{folder}/tokenizer.json").encode("a text").ids
+        for folder in (made, back)
+    ]
+    assert ids[0] == ids[1]
+
+
 @pytest.mark.parametrize("name", ["llama", "llama3_rope", "granite", "starcoder2", "phi3"])
 def test_a_file_runs_as_its_folder_does(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

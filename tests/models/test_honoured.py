@@ -67,8 +67,8 @@ def test_files_of_the_other_table_read_no_window(name: str) -> None:
 
     file = MODELS / f"{MODEL_REMAPPING.get(name, name)}.py"
     reads = "window_size=" in file.read_text(encoding="utf-8")
-    # Which reads it where `layer_types` says so, and Mistral's configs do not.
-    assert reads == (name == "mistral")
+    # These read it where `layer_types` says so, and Mistral's configs do not.
+    assert reads == (name in ("mistral", "ministral3"))
 
 
 def test_mlx_lm_does_compute_a_window_as_if_there_were_none(windowed: Path) -> None:

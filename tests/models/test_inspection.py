@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,14 @@ def test_distance_and_cosine_are_those_of_the_arrays(tmp_path: Path) -> None:
     cosine = (old * new).sum() / np.linalg.norm(old) / np.linalg.norm(new)
     assert changes[Q].cosine == pytest.approx(cosine, rel=1e-5)
     assert all(change.distance == 0 for name, change in changes.items() if name != Q)
+
+
+def test_an_optimizer_beside_the_weights_is_no_difference(tmp_path: Path) -> None:
+    trained = shutil.copytree(LLAMA, tmp_path / "trained")
+    mx.save_safetensors(str(trained / "optimizer.safetensors"), {"learning_rate": mx.zeros(1)})
+    found = diff(LLAMA, trained)
+    assert found.same_bytes
+    assert not found.only_second
 
 
 def test_a_packed_model_is_compared_by_what_it_stands_for(tmp_path: Path) -> None:

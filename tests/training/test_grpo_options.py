@@ -325,6 +325,11 @@ ELSEWHERE = {
     "mcp_tools",
     "mcp_connect_seconds",
     "mcp_record",
+    # in tests/distributed
+    "rollout_workers",
+    "rollout_parts",
+    "max_staleness",
+    "ray",
 }
 
 

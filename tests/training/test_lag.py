@@ -130,3 +130,23 @@ def test_the_preset_leaves_the_correction_on():
     assert not with_preset(
         resolve_settings(GRPOConfig, []), "trl"
     ).value.importance_sampling_correction
+
+
+def test_a_lag_has_defaults_of_its_own_that_can_be_changed():
+    fresh, lagged = GRPOConfig(), GRPOConfig(lag=1)
+    assert (fresh.chosen_mode, fresh.chosen_threshold) == ("sequence_mask", None)
+    assert (lagged.chosen_mode, lagged.chosen_threshold) == ("token_truncate", 0.1)
+    own = replace(lagged, importance_sampling_mode="token_mask", off_policy_mask_threshold=1.0)
+    assert (own.chosen_mode, own.chosen_threshold) == ("token_mask", 1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"importance_sampling_mode": "sequence_mask"}, {"off_policy_mask_threshold": 1e9}],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_defaults_of_a_lag_change_what_is_learned(tiny_model_dir, tmp_path, change):
+    config = make_config(tmp_path, tiny_model_dir, lag=2, max_steps=3, learning_rate=0.1)
+    usual, _ = learn(config, steps=3)
+    other, _ = learn(replace(config, **change), steps=3)
+    assert any(not np.array_equal(usual[name], other[name]) for name in usual)

@@ -253,6 +253,7 @@ ELSEWHERE = {
     "data",
     "add_tokens",
     "chat_template",
+    "chat_template_kwargs",  # tests/data/test_template_options.py
     "column_map",
     "val_size",
     "eval_data",
@@ -279,6 +280,7 @@ ELSEWHERE = {
     "tags",
     "router_aux_loss_coef",  # mixtures of experts: tests/config/test_curves.py
     "report_to",  # event files, databases: tests/runs/test_sinks.py
+    "parameter_server",  # tests/distributed/test_on_ray.py
     "revision",  # a hub branch: tests/models/test_loader.py, with a cache made by hand
 }
 

@@ -74,6 +74,41 @@ def test_the_form_of_olmo_eval_is_read(tmp_path):
     assert len(read_task(str(path), rows=2)) == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"choices": [" yes", ""]}, "none that is empty"),
+        ({"choices": [" yes"]}, "two choices"),
+        ({"choices": " yes"}, "a list of texts"),
+        ({"choices": [1, 2]}, "a list of texts"),
+        ({"context": 5}, "`context` must be text"),
+        ({"gold": 3}, "from 0 to 2"),
+        ({"gold": 0.9}, "from 0 to 2"),
+    ],
+)
+def test_what_is_no_question_says_why(change, why, tmp_path, run_chuk):
+    path = tmp_path / "task.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (ASKED[0], ASKED[1] | change)))
+    done = run_chuk("eval", "-m", str(LLAMA), "--tasks", str(path))
+    assert done.returncode == 1
+    assert "line 2 is no question" in done.stderr
+    assert why in done.stderr
+
+
+def test_a_question_that_breaks_off_is_not_left_out(tmp_path):
+    line = {
+        "request_type": "loglikelihood",
+        "doc": {"choices": ["yes", "no"]},
+        "request": {"context": "1:", "continuation": " yes"},
+        "doc_id": 1,
+        "label": 0,
+    }
+    path = tmp_path / "task.jsonl"
+    path.write_text(json.dumps(line))
+    with pytest.raises(DataError, match="ends after 1 of 2 choices"):
+        read_task(str(path))
+
+
 def test_what_does_not_fit_is_left_out_and_counted():
     model, tokenizer = loaded()
     asked = [TaskQuestion("word " * 400, (" a", " b"), 0), TaskQuestion("a", (" a", " b"), 0)]

@@ -11,6 +11,7 @@ from typing import Any
 from chuk_lib.config.settings import spellings
 from chuk_lib.config.yaml_lines import Entry, read_entries
 from chuk_lib.errors import ConfigError
+from chuk_lib.utils.paths import shell_word
 
 Values = Mapping[str, Any]
 """The values of a whole file by the dotted names of its keys."""
@@ -163,7 +164,8 @@ def _refuse_unknown(form: Form, path: Path, entry: Entry, own: Mapping[str, str]
     ):
         raise ConfigError(
             f"`{entry.name}` ({where}) stands outside the sections of {form.about}",
-            f"use one form in a file: `chuk config migrate {path}` writes the new one without it",
+            f"use one form in a file: `chuk config migrate {shell_word(path)}` writes the new"
+            " one without it",
         )
     near = difflib.get_close_matches(entry.name, [*form.table, *own], n=1, cutoff=0.6)
     beside = [name for name in form.table if name.startswith(f"{entry.keys[0]}.")]
@@ -218,7 +220,8 @@ def told(translation: Translation) -> str:
     taken = ", ".join(f"{name}={_short(value)}" for name, value in translation.defaults.items())
     kept = f"; {translation.form.name}'s own defaults: {taken}" if taken else ""
     return (
-        f"`{path.name}` has {translation.form.about}: `chuk config migrate {path}` writes the new"
+        f"`{path.name}` has {translation.form.about}: `chuk config migrate"
+        f" {shell_word(path)}` writes the new"
         f" one (flat `name: value` lines){without}{kept}"
     )
 

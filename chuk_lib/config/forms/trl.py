@@ -19,6 +19,7 @@ from chuk_lib.config.forms.form import (
     one_of,
     switches,
     unless_off,
+    when_on,
     yes,
 )
 
@@ -246,10 +247,15 @@ TABLE: dict[str, tuple[Key, ...]] = {
     ),
     **unless_off("lora_target_parameters", "adapters on bare parameters", "leave it out"),
     **unless_off("lora_modules_to_save", "whole modules beside adapters", "leave it out"),
-    **unless_off("generation_kwargs", "how completions are sampled", _SAMPLING),
-    **unless_off(
-        "chat_template_kwargs", "the template's switches", "write a column of that name in the rows"
-    ),
+    **{
+        f"generation_kwargs.{theirs}": (Key(ours),)
+        for theirs, ours in {
+            **{name: name for name in ("temperature", "top_p", "top_k", "min_p")},
+            "repetition_penalty": "repetition_penalty",
+            "max_new_tokens": "max_completion_length",
+        }.items()
+    },
+    "generation_kwargs": (Key(reason="how completions are sampled", refused=when_on(_SAMPLING)),),
     **unless_off(
         "max_tool_calling_iterations", "tools", "a player of your own calls them: docs/rewards.md"
     ),
@@ -326,5 +332,5 @@ FORM = Form(
     own_too=True,
     others=OTHERS,
     defaults=_defaults,
-    sections=("lr_scheduler_kwargs",),
+    sections=("lr_scheduler_kwargs", "generation_kwargs"),
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from chuk_lib.data.tokenizers.protocol import Tokenizer, is_wrapped, unwrap
+from chuk_lib.data.tokenizers.template_options import template_options
 from chuk_lib.data.tokenizers.training_forms import TrainingForm, has_markers, training_form
 from chuk_lib.errors import ModelError
 
@@ -244,17 +245,18 @@ class Encoder:
         """As `render`, with the characters that the template's `{% generation %}` blocks wrote."""
         from chuk_lib.data.tokenizers.templates import Rendered, render
 
+        options = template_options(self.tokenizer, options)
         if self._function is not None:
             text = self._function(
                 messages,
                 tools=tools,
                 tokenize=False,
                 add_generation_prompt=prompt,
-                **(options or {}),
+                **options,
             )
             return Rendered(str(text), [])
         template = self.template(tools is not None)
-        values = {**self._hf.special_tokens_map, **(options or {})}
+        values = {**self._hf.special_tokens_map, **options}
         shown = render(template, messages, tools=tools, prompt=prompt, values=values)
         unasked = "" if prompt else self._unasked_by(template)
         if not unasked or not shown.text.endswith(unasked):

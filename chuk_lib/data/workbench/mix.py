@@ -13,6 +13,7 @@ from chuk_lib.data.reader import read_records
 from chuk_lib.data.types import Record
 from chuk_lib.data.workbench.shapes import Shaper
 from chuk_lib.errors import ConfigError, DataError
+from chuk_lib.utils.paths import shell_word
 
 STOPS = ("all", "first")
 
@@ -94,7 +95,8 @@ def _opened(parts: Sequence[MixPart], split: str) -> list[Iterator[Record]]:
         if formats[-1] != formats[0]:
             raise DataError(
                 f"`{part.source}` holds {formats[-1]} rows, `{parts[0].source}` {formats[0]} rows",
-                f"make them alike first: chuk data convert {part.source} --to {formats[0]}",
+                f"make them alike first: chuk data convert {shell_word(part.source)} --to"
+                f" {formats[0]}",
             )
         streams.append(chain([first], stream))
     return streams

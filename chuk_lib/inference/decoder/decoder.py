@@ -28,7 +28,8 @@ from chuk_lib.inference.decoder.budget import (
     limited,
     token_bytes,
 )
-from chuk_lib.inference.decoder.engine import Engine, Held, new_engine
+from chuk_lib.inference.decoder.engine import Engine, Held
+from chuk_lib.inference.decoder.engines import new_engine
 from chuk_lib.inference.decoder.forwards import Decode
 from chuk_lib.inference.decoder.plain_store import COLUMNS
 from chuk_lib.inference.decoder.prefill import Memory
@@ -67,10 +68,11 @@ class Decoder:
     `most_rows` the rows; 1 spares a look at whether the model takes rows of several lengths.
     `kv_bits` quantizes the cache, `decode` is one of `forwards.py`, and with `ahead` a row that
     runs alone is guessed at (`lookahead.py`), with `draft` by a smaller model (`draft.py`), which
-    changes its last bits at most. `gradual`: a step runs one stretch of the prompts that wait, so
-    that no row waits for a long prompt of another; then `prefixes` may know what they begin with,
-    of the model called `name`, and learn what is written. `peak_rows` is the largest number of rows
-    that decoded together."""
+    changes its last bits at most. `adapted`: the same model under adapters (see
+    `engines.holds_adapters`), which requests call 1, 2, … `gradual`: a step runs one stretch of the
+    prompts that wait, so that no row waits for a long prompt of another; then `prefixes` may know
+    what they begin with, of the model called `name`, and learn what is written. `peak_rows` is the
+    largest number of rows that decoded together."""
 
     def __init__(
         self,
@@ -84,6 +86,7 @@ class Decoder:
         ahead: bool = False,
         gradual: bool = False,
         draft: nn.Module | None = None,
+        adapted: Sequence[nn.Module] = (),
         prefixes: PrefixCache | None = None,
         name: Hashable = "",
     ) -> None:
@@ -95,7 +98,7 @@ class Decoder:
         self._token_budget, self._most_rows = token_budget, most_rows
         self._kv_bits, self._decode, self._ahead = kv_bits, decode, ahead
         self._ends = np.array(sorted(tokenizer.eos_token_ids), np.int32)
-        self._draft = draft
+        self._draft, self._adapted = draft, adapted
         self._ledger = Ledger()
         self._bytes: int | None = None  # of cache that a token takes
         self._queue: Queue | None = None
@@ -109,7 +112,8 @@ class Decoder:
 
     def __enter__(self) -> Decoder:
         prepare()
-        self._stack.enter_context(evaluating(self._model))
+        for model in (self._model, *self._adapted):
+            self._stack.enter_context(evaluating(model))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -254,6 +258,7 @@ class Decoder:
                 decode=self._decode,
                 ahead=self._ahead,
                 draft=self._draft,
+                adapted=self._adapted,
             )
         alive = [row for row, lives in zip(self._active, self._live, strict=True) if lives]
         arriving = self._queue.next([*alive, *self._arriving], self._engine.mix)
@@ -331,7 +336,9 @@ class Decoder:
         held = None if self._engine is None else self._engine.hold(at, length)
         if held is not None and self._engine is not None:
             tokens = [*row.request.ids, *row.ids.tolist()][: held.tokens]
-            prefixes.keep(self._name, tokens, self._engine.plain(held.memory))
+            prefixes.keep(
+                (self._name, row.request.adapter), tokens, self._engine.plain(held.memory)
+            )
 
     def _drop(self) -> None:
         """Take finished rows out of the batch once there are enough of them: the rest is copied."""

@@ -40,7 +40,7 @@ Draw = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Tokens (B,) of logits (B, V) by random numbers (B,)."""
 
 
-class Draft(NamedTuple):
+class DraftModel(NamedTuple):
     """A small model in its parts, beside that of the one that writes, and what a step of so many
     tokens of the latter costs."""
 
@@ -69,7 +69,7 @@ def step_seconds(parts: LlamaParts) -> float:
 class Drafting:
     """Guesses for one row, which goes on after `ids` by up to `limit` tokens."""
 
-    def __init__(self, draft: Draft, ids: Sequence[int], limit: int) -> None:
+    def __init__(self, draft: DraftModel, ids: Sequence[int], limit: int) -> None:
         self._draft, self._share, self._cost = draft, draft.share, draft.cost
         self._known = min(one.head.weight.shape[0] for one in (draft.parts, draft.writer))
         self._prompt, self._limit = ids, limit

@@ -45,7 +45,7 @@ class Arrival:
     """A row that joins a batch after `ids`, of which all but the last are in its memory. Its random
     numbers are those of (`config.seed`, `number`, `member`) from the `drawn`-th on; it may get
     `limit` tokens, of which `guide` says what they may be. `bias` is added to its logits, `tops` of
-    the likeliest tokens are to be told."""
+    the likeliest tokens are to be told; it is written under `adapter`, 0 for none."""
 
     ids: Sequence[int]
     config: SamplingConfig
@@ -56,6 +56,7 @@ class Arrival:
     guide: Guide | None = None
     bias: Bias | None = None
     tops: int = 0
+    adapter: int = 0
 
 
 def uniforms(seed: int, number: int, member: int, count: int) -> np.ndarray:

@@ -6,6 +6,7 @@ left of them is arithmetic: the last bits of a product may depend on how many ro
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from chuk_lib.errors import ConfigError
-from chuk_lib.inference.decoder.draft import Draft, Drafting
+from chuk_lib.inference.decoder.draft import Drafting, DraftModel
 from chuk_lib.inference.decoder.draws import (
     Arrival,
     Draws,
@@ -25,16 +26,13 @@ from chuk_lib.inference.decoder.draws import (
 )
 from chuk_lib.inference.decoder.forwards import Decode, Forward, new_forward
 from chuk_lib.inference.decoder.likeliest import Likeliest, joined
-from chuk_lib.inference.decoder.llama import LlamaParts, read_llama
 from chuk_lib.inference.decoder.lookahead import Lookahead
 from chuk_lib.inference.decoder.numpy_llama import NumpyLlama, Prefix, Remembered
 from chuk_lib.inference.decoder.prefill import Memory, extend_plain, prefill_plain
-from chuk_lib.inference.decoder.stores import Mix, Store, keeps_all, new_store
-from chuk_lib.inference.decoder.unpacked import unpacked, unpacks
+from chuk_lib.inference.decoder.stores import Mix, Store
 from chuk_lib.runtime import has_values, on_cpu
 from chuk_lib.runtime.cpu_math import view
 
-_PROBE = (1, 2)
 _TIDY_STEPS = 256
 """Steps after which MLX gives back the buffers that it keeps for reuse."""
 
@@ -54,6 +52,10 @@ class Engine(Protocol):
     drop_share: float
     likeliest: Likeliest | None
     """Of the tokens that `step` has returned, when a row asked for it."""
+
+    def under(self, adapter: int) -> Engine:
+        """The same engine for prompts under an adapter: what `prefill`, `extend` and `grow` run
+        them through. 0 is the model itself."""
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
         """The memory of each prompt, for `admit`."""
@@ -87,68 +89,6 @@ class Engine(Protocol):
         """The memory of the first tokens of a prompt, which is used up, with more of them."""
 
 
-def new_engine(
-    model: nn.Module,
-    max_tokens: int,
-    *,
-    together: bool = True,
-    kv_bits: int | None = None,
-    decode: Decode = "auto",
-    ahead: bool = False,
-    draft: nn.Module | None = None,
-) -> Engine:
-    """The fastest engine that is right for `model` here. `max_tokens`: what most rows may write at
-    most; longer ones cost a copy. `together`: there may be more than one row at a time. `decode`
-    other than `auto` names one of `ModelEngine`'s ways. `ahead`: a row alone may be guessed at,
-    where that is faster, and by `draft`. Raises ConfigError where a draft model is of no use."""
-    if decode == "auto" and unpacks(model):
-        model = unpacked(model)
-    if decode == "auto" and kv_bits is None and on_cpu() and keeps_all(model):
-        parts = read_llama(model)
-        rows = _numpy_llama(model, parts)
-        if parts is not None and rows is not None:
-            return NumpyEngine(model, rows, ahead, _draft_of(draft, parts))
-    if draft is not None:
-        raise ConfigError(
-            "a draft model helps float32 weights of a Llama-like model on a CPU, without `kv_bits`",
-            "leave out `--draft`",
-        )
-    return ModelEngine(model, new_store(model, max_tokens, kv_bits, together), decode)
-
-
-def _draft_of(model: nn.Module | None, writer: LlamaParts) -> Draft | None:
-    """The small model, when there is one. Raises ConfigError for one of another kind."""
-    if model is None:
-        return None
-    parts = read_llama(model)
-    if parts is None or _numpy_llama(model, parts) is None:
-        raise ConfigError(
-            "the draft model is not a Llama-like one with float32 weights",
-            "take another, or leave out `--draft`",
-        )
-    return Draft(model, parts, writer, _run_cost)
-
-
-def _all_float32(model: nn.Module) -> bool:
-    from mlx.utils import tree_flatten
-
-    return all(leaf.dtype == mx.float32 for _, leaf in tree_flatten(model.parameters()))
-
-
-def _numpy_llama(model: nn.Module, parts: LlamaParts | None) -> NumpyLlama | None:
-    """An empty batch, when the parts computed one after the other give the model's own logits."""
-    if parts is None or parts.blocks[0].head_dim % 2 or not _all_float32(model):
-        return None
-    rows = NumpyLlama(parts)
-    empty = np.zeros((parts.blocks[0].kv_heads, 0, parts.blocks[0].head_dim), np.float32)
-    rows.admit([Remembered([(empty, empty)] * len(parts.blocks))], [len(_PROBE)])
-    got = np.concatenate([rows.step(np.array([token])) for token in _PROBE])
-    rows.keep(np.zeros(0, np.int64))
-    want = np.array(model(mx.array([_PROBE])))[0]
-    loose = 1e-3 * max(1.0, float(np.abs(want).max()))
-    return rows if got.shape == want.shape and np.allclose(got, want, atol=loose) else None
-
-
 class NumpyEngine:
     """Decoding without MLX: no step waits for a graph, and a group reads its prompt's keys once."""
 
@@ -156,9 +96,15 @@ class NumpyEngine:
     drop_share = 0.1
 
     def __init__(
-        self, model: nn.Module, rows: NumpyLlama, ahead: bool = False, draft: Draft | None = None
+        self,
+        model: nn.Module,
+        rows: NumpyLlama,
+        ahead: bool = False,
+        draft: DraftModel | None = None,
+        adapted: Sequence[nn.Module] = (),
     ) -> None:
         self._model, self._rows = model, rows
+        self._models = [model, *adapted]
         self._looks = ahead  # whether one row alone may look ahead
         self._draft = draft
         self._drafting: Drafting | None = None
@@ -168,6 +114,12 @@ class NumpyEngine:
         self._tokens = np.zeros(0, np.int32)
         self.likeliest: Likeliest | None = None
         self._seen: np.ndarray | None = None  # (B, V) bool, when a row has a repetition penalty
+
+    def under(self, adapter: int) -> NumpyEngine:
+        """One that runs prompts through the model under that adapter."""
+        other = copy.copy(self)
+        other._model = self._models[adapter]
+        return other
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Remembered]:
         """Through the model itself; the keys and values stay where MLX put them."""
@@ -184,12 +136,14 @@ class NumpyEngine:
             self._seen = _with_rows(
                 self._seen, len(self._tokens), seen_tokens(arrivals, self._rows.vocabulary)
             )
-        self._rows.admit(memories, [arrival.limit for arrival in arrivals])
+        self._rows.admit(
+            memories, [one.limit for one in arrivals], [one.adapter for one in arrivals]
+        )
         self._tokens = np.append(self._tokens, _last_tokens(arrivals))
         self._draws.admit(arrivals)
         if len(self._tokens) == 1 and self._draws.plain:
             (only,) = arrivals
-            self._look = Lookahead(only.ids, _run_cost) if self._looks else None
+            self._look = Lookahead(only.ids, run_cost) if self._looks else None
             if self._draft is not None:
                 self._drafting = Drafting(self._draft, only.ids, only.limit)
 
@@ -307,10 +261,13 @@ def _as_mlx(part: np.ndarray) -> mx.array:
     return mx.array(part[None])
 
 
-def _run_cost(tokens: int) -> float:
-    """A step of several tokens of one row in steps of one: a product with 2 to 8 columns costs the
-    same (SmolLM2-135M, OpenBLAS: 2.9 at 2, 3.1 at 8, 4.1 at 16, 6.1 at 32)."""
-    return 1.0 if tokens == 1 else 2.4 + 0.11 * tokens
+def run_cost(tokens: int) -> float:
+    """A step of several tokens of one row in steps of one: products with 2 to 4 and with 5 to 8
+    columns cost the same (SmolLM2-135M, OpenBLAS: 2.1 at 4, 2.8 at 8, 3.1 at 12, 3.7 at 16, 5.6 at
+    32)."""
+    if tokens <= 8:
+        return 1.0 if tokens == 1 else 2.1 if tokens <= 4 else 2.8
+    return 2.0 + 0.11 * tokens
 
 
 def _joined(before: np.ndarray, after: np.ndarray) -> mx.array:
@@ -357,6 +314,12 @@ class ModelEngine:
         self._steps = 0
         self.mix: Mix = self._store.mix
         self.drop_share = 0.25
+
+    def under(self, adapter: int) -> ModelEngine:
+        """There is one model only."""
+        if adapter:
+            raise ConfigError("rows of several adapters do not decode together with this model")
+        return self
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
         """Through the model, each prompt once."""

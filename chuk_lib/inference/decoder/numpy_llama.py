@@ -3,8 +3,8 @@ dispatch.
 
 For a few rows a step's products are so small that most of MLX's time goes into building and
 dispatching them, and OpenBLAS packs each weight before it multiplies. Here a weight is multiplied
-in pieces that OpenBLAS's kernels for small matrices take as they are (1.3 to 2 times faster from 4
-to 32 rows), and all rows of a group attend to one copy of their prompt's keys and values.
+in pieces that OpenBLAS's kernels for small matrices take as they are (1.3 to 2 times faster from 2
+to 16 rows), and all rows of a group attend to one copy of their prompt's keys and values.
 Activations lie as (features, rows).
 
 Shapes: B rows, H hidden width, N heads, K heads of keys, R = N/K, D width of a head, P columns of a
@@ -12,7 +12,7 @@ prompt, S tokens written so far."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -22,12 +22,21 @@ import numpy as np
 from chuk_lib.inference.decoder.llama import Block, Linear, LlamaParts, Norm, dense
 from chuk_lib.runtime.cpu_math import view
 
-_PIECES = (32, 16, 8)
+_PIECES = (64, 32, 16, 8)
 _SMALL = 1_000_000
 """Multiplications up to which OpenBLAS has kernels that need no packing."""
+_FEW = 16
+"""Rows up to which pieces are faster than the whole."""
+_TINY = 1 << 16
+"""Weights below which nothing is gained."""
 
 Prefix = list[tuple[np.ndarray, np.ndarray]]
 """Keys and values (K, P, D) of a prompt, layer by layer."""
+
+
+Under = list[tuple[int, Any]]
+"""Adapters that rows of a batch are under, 0 for none of the added ones, each with the index of its
+rows."""
 
 
 class Remembered(NamedTuple):
@@ -41,16 +50,21 @@ class Remembered(NamedTuple):
 class NumpyLlama:
     """A batch of rows that decode together. A row has its prompt's `Prefix`, shared with the others
     of its group, and what it has written, in buffers (rows, K, columns, D) that grow as rows need
-    it."""
+    it. `adapted`: the same arrays with other adapters, 1 the first of them; each row is under one
+    of all."""
 
-    def __init__(self, parts: LlamaParts) -> None:
+    def __init__(self, parts: LlamaParts, adapted: Sequence[LlamaParts] = ()) -> None:
         self._embedding = _flat(dense(parts.embedding))
-        self._blocks = [_Block(block) for block in parts.blocks]
+        self._blocks = [
+            _Block(block, others)
+            for block, *others in zip(parts.blocks, *(one.blocks for one in adapted), strict=True)
+        ]
         self._norm = _RMSNorm(parts.norm)
-        self._head = _Product([parts.head])
+        self._head = _Product([parts.head], [[one.head] for one in adapted])
         self.vocabulary = parts.head.weight.shape[0]
         self._groups: list[Prefix] = []
         self._group = np.zeros(0, np.int64)  # (B,) which of `_groups` a row belongs to
+        self._adapters = np.zeros(0, np.int64)  # (B,) which one a row is under
         self._written = np.zeros(0, np.int64)  # (B,)
         self._begins = np.zeros(0, np.int64)  # (B,) P of each row
         self._columns = 0
@@ -58,9 +72,14 @@ class NumpyLlama:
     def __len__(self) -> int:
         return len(self._group)
 
-    def admit(self, memories: Sequence[Remembered], limits: Sequence[int]) -> None:
+    def admit(
+        self,
+        memories: Sequence[Remembered],
+        limits: Sequence[int],
+        adapters: Sequence[int] | None = None,
+    ) -> None:
         """Add rows at the end, each after what it remembers, to be continued by up to `limits`
-        tokens."""
+        tokens under its adapter (default: 0)."""
         # A row's position is P + S: the columns of its prompt, held once for the group, and those
         # it wrote itself.
         begins = [memory.prefix[0][0].shape[1] for memory in memories]
@@ -76,6 +95,8 @@ class NumpyLlama:
                 if memory.tail is not None:
                     block.place(row, *memory.tail[index])
         self._group = np.append(self._group, [self._group_of(memory.prefix) for memory in memories])
+        own = np.zeros(len(memories), np.int64) if adapters is None else np.array(adapters)
+        self._adapters = np.append(self._adapters, own)
         self._written = np.append(self._written, np.array(written, np.int64))
         self._begins = np.append(self._begins, np.array(begins, np.int64))
 
@@ -104,11 +125,13 @@ class NumpyLlama:
         used, self._group = np.unique(self._group[rows], return_inverse=True)
         self._groups = [self._groups[group] for group in used]
         self._written, self._begins = self._written[rows], self._begins[rows]
+        self._adapters = self._adapters[rows]
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """Logits (B, V) after one more token (B,) for each row."""
         hidden = np.ascontiguousarray(self._embedding[tokens].T)
-        layout = _layout(self._group, self._written, self._begins)
+        under = _under(self._adapters)
+        layout = _layout(self._group, self._written, self._begins, under)
         # 1/(1 + inf) in silu is right; unused keys are anything.
         with np.errstate(over="ignore", invalid="ignore"):
             for index, block in enumerate(self._blocks):
@@ -117,7 +140,7 @@ class NumpyLlama:
         # When its columns are full it writes over its own last one again and again: that is in no
         # other row's sight, and what is wanted of an ended row (`memory`) is taken when it ends.
         self._written = np.minimum(self._written + 1, self._columns - 1)
-        return np.ascontiguousarray(self._head(self._norm(hidden)).T)
+        return np.ascontiguousarray(self._head(self._norm(hidden), under).T)
 
     def run(self, tokens: np.ndarray) -> np.ndarray:
         """Logits (T, V) after each of several tokens (T,) of the only row, which has room for
@@ -132,12 +155,13 @@ class NumpyLlama:
             written + count,
             int(self._begins[0]) + written + steps,
             after[:, None, None],
+            [(int(self._adapters[0]), slice(None))],
         )
         with np.errstate(over="ignore", invalid="ignore"):
             for index, block in enumerate(self._blocks):
                 block(hidden, layout, [group[index] for group in self._groups])
         self._written += count
-        return np.ascontiguousarray(self._head(self._norm(hidden)).T)
+        return np.ascontiguousarray(self._head(self._norm(hidden), layout.under).T)
 
     def forget(self, count: int) -> None:
         """Take back the last tokens of the only row."""
@@ -148,40 +172,50 @@ class _Layout(NamedTuple):
     """Where the rows are in a step. `segments`: (first row, last row + 1, group) of neighbours that
     share a prompt. `column`: where all rows write, or each its own (B,). `hidden` (B, 1, 1, S):
     True where a row has no token, None when all have as many. A slice as `column`: all rows are one
-    row's tokens, one after the other."""
+    row's tokens, one after the other. `under`: adapters, each with its rows."""
 
     segments: list[tuple[int, int, int]]
     column: int | np.ndarray | slice
     columns: int
     positions: np.ndarray
     hidden: np.ndarray | None
+    under: Under
 
 
-def _layout(group: np.ndarray, written: np.ndarray, begins: np.ndarray) -> _Layout:
+def _under(adapters: np.ndarray) -> Under:
+    used = np.unique(adapters).tolist()
+    if len(used) == 1:
+        return [(used[0], slice(None))]
+    return [(one, np.flatnonzero(adapters == one)) for one in used]
+
+
+def _layout(group: np.ndarray, written: np.ndarray, begins: np.ndarray, under: Under) -> _Layout:
     edges = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(group)]
     segments = [(a, b, int(group[a])) for a, b in pairwise(edges)]
     columns = int(written.max()) + 1
     # All rows as long as each other, the usual case within a group: one slice instead of an index a
     # row, and no mask.
     if int(written.min()) + 1 == columns:
-        return _Layout(segments, columns - 1, columns, begins + written, None)
+        return _Layout(segments, columns - 1, columns, begins + written, None, under)
     # Column `written` of a row is the one this step fills, so it is in sight; what is above is not.
     hidden = np.arange(columns) > written[:, None]
-    return _Layout(segments, written, columns, begins + written, hidden[:, None, None])
+    return _Layout(segments, written, columns, begins + written, hidden[:, None, None], under)
 
 
 class _Block:
     """One layer: its weights, and the keys and values (B, K, columns, D) its rows have written."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, adapted: Sequence[Block] = ()) -> None:
         self._block = block
+        every = (block, *adapted)
         self._heads, self._kv_heads, self._width = block.heads, block.kv_heads, block.head_dim
         self._scale = np.float32(block.scale)
         self._cos = self._sin = np.zeros((0, block.head_dim // 2), np.float32)
         self._norms = _RMSNorm(block.before_attention), _RMSNorm(block.before_mlp)
-        self._qkv = _Product([block.q, block.k, block.v])
-        self._o, self._down = _Product([block.o]), _Product([block.down])
-        self._gate_up = _Product([block.gate, block.up])
+        self._qkv = _products([one.q, one.k, one.v] for one in every)
+        self._o = _products([one.o] for one in every)
+        self._gate_up = _products([one.gate, one.up] for one in every)
+        self._down = _products([one.down] for one in every)
         self._head_norms = [
             _flat_norm(norm) for norm in (block.q_norm, block.k_norm) if norm is not None
         ]
@@ -225,7 +259,7 @@ class _Block:
         self, hidden: np.ndarray, layout: _Layout, prefixes: list[tuple[np.ndarray, np.ndarray]]
     ) -> None:
         """Add this layer's two parts to `hidden` (H, B)."""
-        q, k, v = self._queries_keys_values(self._norms[0](hidden), layout.positions)
+        q, k, v = self._queries_keys_values(self._norms[0](hidden), layout)
         rows = len(q)
         at: Any = (slice(rows), slice(None), layout.column)
         if isinstance(layout.column, slice):
@@ -234,17 +268,19 @@ class _Block:
             at = (np.arange(rows), slice(None), layout.column)
         self._keys[at], self._values[at] = k, v
         attended = self._attend(q, layout, prefixes)
-        hidden += self._o(np.ascontiguousarray(attended.reshape(rows, -1).T))
-        gate_up = self._gate_up(self._norms[1](hidden))
+        hidden += self._o(np.ascontiguousarray(attended.reshape(rows, -1).T), layout.under)
+        gate_up = self._gate_up(self._norms[1](hidden), layout.under)
         gate, up = gate_up[: len(gate_up) // 2], gate_up[len(gate_up) // 2 :]
-        hidden += self._down(_silu_times(gate, up))
+        hidden += self._down(_silu_times(gate, up), layout.under)
 
     def _queries_keys_values(
-        self, x: np.ndarray, positions: np.ndarray
+        self, x: np.ndarray, layout: _Layout
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(B, N, D) rotated and scaled, (B, K, D) rotated, (B, K, D)."""
         both = self._heads + self._kv_heads
-        together = self._qkv(x).T.reshape(x.shape[1], both + self._kv_heads, self._width)
+        together = self._qkv(x, layout.under).T.reshape(
+            x.shape[1], both + self._kv_heads, self._width
+        )
         # Queries and keys are rotated together, values not.
         turned = np.ascontiguousarray(together[:, :both])
         if self._head_norms:
@@ -252,7 +288,7 @@ class _Block:
         half = self._width // 2
         # The halves convention of Hugging Face's Llama: dimension i turns with i + D/2.
         first, second = turned[..., :half], turned[..., half:]
-        cos, sin = self._cos[positions, None], self._sin[positions, None]
+        cos, sin = self._cos[layout.positions, None], self._sin[layout.positions, None]
         rotated = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
         q, k = rotated[:, : self._heads], rotated[:, self._heads :]
         # 1/√D once on the queries, instead of on every score.
@@ -333,46 +369,59 @@ def _join_prefix(
 
 class _Product:
     """W·x + bias + scale·B·(A·x) of several linear layers at once, one below the other: (out, B) of
-    x (in, B)."""
+    x (in, B). `adapted`: the same layers with other adapters."""
 
-    def __init__(self, layers: Sequence[Linear]) -> None:
+    def __init__(self, layers: Sequence[Linear], adapted: Sequence[Sequence[Linear]] = ()) -> None:
         self._weights = [_flat(layer.dense) for layer in layers]
         self._biases = [
             None if layer.bias is None else _flat(layer.bias)[:, None] for layer in layers
         ]
-        self._adapters = [_transposed(layer) for layer in layers]
+        self._adapters = [[_transposed(layer) for layer in some] for some in (layers, *adapted)]
         self._ends = np.cumsum([len(weight) for weight in self._weights]).tolist()
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def __call__(self, x: np.ndarray, under: Under) -> np.ndarray:
         output = np.empty((self._ends[-1], x.shape[1]), np.float32)
         begin = 0
-        for weight, bias, adapter, end in zip(
-            self._weights, self._biases, self._adapters, self._ends, strict=True
+        for at, (weight, bias, end) in enumerate(
+            zip(self._weights, self._biases, self._ends, strict=True)
         ):
             part = output[begin:end]
             _multiply(weight, x, part)
             if bias is not None:
                 part += bias
-            if adapter is not None:
-                part += adapter[1] @ (adapter[0] @ x)
+            for number, rows in under:
+                adapter = self._adapters[number][at]
+                if adapter is not None:
+                    part[:, rows] += adapter[1] @ (adapter[0] @ x[:, rows])
             begin = end
         return output
 
 
+def _products(every: Iterable[Sequence[Linear]]) -> _Product:
+    """Of layers, and of the same with other adapters."""
+    layers, *adapted = every
+    return _Product(layers, adapted)
+
+
 def _multiply(weight: np.ndarray, x: np.ndarray, output: np.ndarray) -> None:
-    """output (out, B) = weight (out, in) · x (in, B), in pieces of the weight that need no
-    packing."""
-    width, rows = x.shape
-    height = len(weight)
-    for piece in _PIECES:
-        # The weight is seen as a stack of (piece, in) matrices, a view: np.matmul runs OpenBLAS
-        # once a piece, each below the size where it would first copy its operands into packed
-        # panels.
-        if height % piece == 0 and piece * width * rows <= _SMALL:
-            pieces = weight.reshape(-1, piece, width)
-            np.matmul(pieces, x, out=output.reshape(-1, piece, rows))
+    """output (out, B) = weight (out, in) · x (in, B), by rows of both: OpenBLAS is up to 1.6 times
+    faster at xᵀ·weightᵀ for these few columns, with what it costs to turn the result."""
+    (width, rows), height = x.shape, len(weight)
+    if rows == 1 or weight.size < _TINY:
+        np.matmul(weight, x, out=output)
+        return
+    # 4 and 8 rows have kernels of their own: 3 or 5 cost more.
+    padded = 4 if rows <= 4 else 8 if rows <= 8 else rows
+    columns = np.zeros((padded, width), np.float32)
+    columns[:rows] = x.T
+    for piece in _PIECES if padded <= _FEW else ():
+        if height % piece == 0 and piece * width * padded <= _SMALL:
+            # The weight is seen as a stack of (piece, in) matrices, a view: each is below the size
+            # where OpenBLAS would first copy its operands into packed panels.
+            found = np.matmul(columns, weight.reshape(-1, piece, width).swapaxes(1, 2))
+            output.reshape(-1, piece, rows)[:] = found[:, :rows].swapaxes(1, 2)
             return
-    np.matmul(weight, x, out=output)
+    output[:] = (columns @ weight.T)[:rows].T
 
 
 class _RMSNorm:

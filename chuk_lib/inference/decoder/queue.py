@@ -79,8 +79,11 @@ class Queue:
             for row in rows
             if row.held is None and id(row.source) not in self._memories
         }
-        for prompt, memory in zip(new.values(), engine.prefill(list(new.values())), strict=True):
-            self._memories[id(prompt)] = (prompt, memory)
+        under = {id(row.source): row.request.adapter for row in rows}
+        for adapter in dict.fromkeys(under[key] for key in new):
+            own = [prompt for key, prompt in new.items() if under[key] == adapter]
+            for prompt, memory in zip(own, engine.under(adapter).prefill(own), strict=True):
+                self._memories[id(prompt)] = (prompt, memory)
         found = [self._memory(row, engine) for row in rows]
         waited_for = {id(row.source) for row in self._rows}
         self._memories = {key: kept for key, kept in self._memories.items() if key in waited_for}
@@ -92,23 +95,30 @@ class Queue:
         of which least is left, so short ones soon join and long ones get on."""
         new = {id(row.source): row.source for row in rows if row.held is None}
         prompts = {key: ids for key, ids in new.items() if key not in self._memories}
+        under = {id(row.source): row.request.adapter for row in rows}
         self._parts = {key: part for key, part in self._parts.items() if key in prompts}
-        self._recall(rows, prompts, engine)
+        self._recall(rows, prompts, under, engine)
         if prompts:
             left = {key: len(ids) - 1 - self._done(key) for key, ids in prompts.items()}
             oldest, least = next(iter(left)), min(left, key=lambda key: left[key])
             chosen = oldest if self._oldest_next else least
             self._oldest_next = not self._oldest_next
+            adapter = under[chosen]
             if chosen in self._parts or left[chosen] > STRETCH:
-                self._go_on(chosen, prompts[chosen], engine)
+                self._go_on(chosen, prompts[chosen], engine.under(adapter), adapter)
             else:
-                self._run_short(chosen, prompts, left, engine)
+                alike = {key: ids for key, ids in prompts.items() if under[key] == adapter}
+                self._run_short(chosen, alike, left, engine.under(adapter), adapter)
         order = {key: place for place, key in enumerate(new)}
         ready = [row for row in rows if row.held is not None or id(row.source) in self._memories]
         return sorted(ready, key=lambda row: order.get(id(row.source), -1))
 
     def _recall(
-        self, rows: Sequence[Row], prompts: dict[int, Sequence[int]], engine: Engine
+        self,
+        rows: Sequence[Row],
+        prompts: dict[int, Sequence[int]],
+        under: dict[int, int],
+        engine: Engine,
     ) -> None:
         """Let prompts that have not begun go on from what is known, and take those out of `prompts`
         that are known whole."""
@@ -120,7 +130,7 @@ class Queue:
             if key in self._parts or self._asked.get(key) == known.version:
                 continue
             self._asked[key] = known.version
-            memory = known.find(self._name, ids)
+            memory = known.find((self._name, under[key]), ids)
             if memory is None:
                 continue
             done = memory[0][0].shape[2]
@@ -129,18 +139,20 @@ class Queue:
                 if row.source is ids:
                     row.cached = done
             if done == len(ids) - 1:
-                self._ready(key, prompts.pop(key), self._parts.pop(key)[0], engine)
+                self._ready(key, prompts.pop(key), self._parts.pop(key)[0], engine, under[key])
 
-    def _ready(self, key: int, ids: Sequence[int], memory: Any, engine: Engine) -> None:
+    def _ready(
+        self, key: int, ids: Sequence[int], memory: Any, engine: Engine, adapter: int
+    ) -> None:
         """A prompt is whole."""
         self._memories[key] = (ids, memory)
         if self._prefixes is not None:
-            self._prefixes.keep(self._name, ids[:-1], engine.plain(memory))
+            self._prefixes.keep((self._name, adapter), ids[:-1], engine.plain(memory))
 
     def _done(self, key: int) -> int:
         return self._parts[key][1] if key in self._parts else 0
 
-    def _go_on(self, key: int, ids: Sequence[int], engine: Engine) -> None:
+    def _go_on(self, key: int, ids: Sequence[int], engine: Engine, adapter: int) -> None:
         """A stretch of one long prompt."""
         if key in self._parts:
             memory, done = self._parts[key]
@@ -152,10 +164,15 @@ class Queue:
         memory, done = self._parts[key]
         if done == len(ids) - 1:
             del self._parts[key]
-            self._ready(key, ids, memory, engine)
+            self._ready(key, ids, memory, engine, adapter)
 
     def _run_short(
-        self, chosen: int, prompts: dict[int, Sequence[int]], left: dict[int, int], engine: Engine
+        self,
+        chosen: int,
+        prompts: dict[int, Sequence[int]],
+        left: dict[int, int],
+        engine: Engine,
+        adapter: int,
     ) -> None:
         """A prompt, and others of about its length as long as all fit into a stretch."""
         others = [key for key in prompts if key not in self._parts and key != chosen]
@@ -167,13 +184,13 @@ class Queue:
             together.append(key)
         found = engine.prefill([prompts[key] for key in together])
         for key, memory in zip(together, found, strict=True):
-            self._ready(key, prompts[key], memory, engine)
+            self._ready(key, prompts[key], memory, engine, adapter)
 
     def _memory(self, row: Row, engine: Engine) -> Any:
         if row.held is None:
             return self._memories[id(row.source)][1]
         held, row.held = row.held, None
-        return engine.extend(held.memory, row.source[held.tokens : -1])
+        return engine.under(row.request.adapter).extend(held.memory, row.source[held.tokens : -1])
 
     def _fitting(self, alive: Sequence[Row], mix: Mix) -> list[Row]:
         fitting: list[Row] = []

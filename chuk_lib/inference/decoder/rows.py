@@ -46,7 +46,8 @@ class Request:
     the model writes for itself. `held`: what a row that ended remembers of tokens that `ids` begin
     with, fewer than all of them; it serves once. `bias`: what is added to the logits of some
     tokens, which changes what is drawn and not its log-prob. `tops`: how many of the likeliest
-    tokens are told at each place."""
+    tokens are told at each place. `adapter`: which of the decoder's it is written under, 0 for
+    none; rows that share a prompt share it."""
 
     ids: Sequence[int]
     config: SamplingConfig
@@ -59,6 +60,7 @@ class Request:
     tops: int = 0
     constraint: Constraint | None = None
     held: Held | None = None
+    adapter: int = 0
 
 
 class Row:
@@ -108,6 +110,7 @@ class Row:
             guide,
             bias,
             request.tops,
+            request.adapter,
         )
 
     def raise_failed(self) -> None:

@@ -4,6 +4,10 @@
   approximate GELU
 - ERNIE 4.5 with experts: what is added to their scores when some are chosen is left out there
 - gpt-oss: the bounds of YaRN's ramp are rounded there, which `truncate: false` forbids
+- GLM-4 (`glm`): all of a head is rotated there, whatever `partial_rotary_factor` says
+- Jamba: the scores of the chosen experts are made to add up to 1 there
+- MiniCPM3: a tied head leaves out the scale of the logits there
+- Phi-3.5 MoE: it has biases there, whatever the config says
 """
 
 from __future__ import annotations
@@ -113,9 +117,90 @@ def _ernie_moe() -> Classes:
     return ErnieMoe, ernie4_5_moe.ModelArgs
 
 
+@cache
+def _glm() -> Classes:
+    from mlx_lm.models import glm
+
+    @dataclass
+    class GLMArguments(glm.ModelArgs):
+        partial_rotary_factor: float = 0.5
+
+    class GLM(glm.Model):
+        def __init__(self, args: GLMArguments) -> None:
+            super().__init__(args)
+            width = int(args.head_dim * args.partial_rotary_factor)
+            for block in self.layers:
+                block.self_attn.rope = nn.RoPE(width, traditional=True, base=args.rope_theta)
+
+    return GLM, GLMArguments
+
+
+@cache
+def _jamba() -> Classes:
+    from mlx_lm.models import jamba
+
+    class JambaExperts(jamba.JambaSparseMoeBlock):
+        def __call__(self, x: mx.array) -> mx.array:
+            gates = mx.softmax(self.router(x), axis=-1, precise=True)
+            k = self.num_experts_per_tok
+            chosen = mx.stop_gradient(mx.argpartition(-gates, kth=k - 1, axis=-1)[..., :k])
+            scores = mx.take_along_axis(gates, chosen, axis=-1)
+            return cast(mx.array, (self.switch_mlp(x, chosen) * scores[..., None]).sum(axis=-2))
+
+    class Jamba(jamba.Model):
+        def __init__(self, args: jamba.ModelArgs) -> None:
+            super().__init__(args)
+            for at, block in enumerate(self.layers):
+                of_experts = at % args.expert_layer_period == args.expert_layer_offset
+                has_experts = args.num_experts > 1 and of_experts
+                kind = JambaExperts if has_experts else jamba.JambaMLP
+                block.feed_forward = kind(args)
+
+    return Jamba, jamba.ModelArgs
+
+
+@cache
+def _minicpm3() -> Classes:
+    from mlx_lm.models import minicpm3
+
+    class MiniCPM3(minicpm3.Model):
+        def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
+            scale = self.args.dim_model_base / self.args.hidden_size
+            hidden = self.model(inputs, cache=cache) * scale
+            tied = self.args.tie_word_embeddings
+            head = self.model.embed_tokens.as_linear if tied else self.lm_head
+            return cast(mx.array, head(hidden))
+
+    return MiniCPM3, minicpm3.ModelArgs
+
+
+@cache
+def _phimoe() -> Classes:
+    from mlx_lm.models import phimoe
+
+    @dataclass
+    class PhiArguments(phimoe.ModelArgs):
+        attention_bias: bool = False
+        lm_head_bias: bool = False
+
+    class PhiMoE(phimoe.Model):
+        def __init__(self, args: PhiArguments) -> None:
+            super().__init__(args)
+            names = () if args.attention_bias else ("q_proj", "k_proj", "v_proj", "o_proj")
+            unbiased = [block.self_attn[name] for block in self.layers for name in names]
+            for module in unbiased + ([] if args.lm_head_bias else [self.lm_head]):
+                module.pop("bias", None)
+
+    return PhiMoE, PhiArguments
+
+
 MENDED: dict[str, Callable[[], Classes]] = {
     "mlx_lm.models.ernie4_5_moe": _ernie_moe,
     "mlx_lm.models.gpt_neox": _gpt_neox,
     "mlx_lm.models.gpt_oss": _gpt_oss,
+    "mlx_lm.models.glm": _glm,
+    "mlx_lm.models.jamba": _jamba,
+    "mlx_lm.models.minicpm3": _minicpm3,
+    "mlx_lm.models.phimoe": _phimoe,
 }
 """By MLX-LM's module: the model's class and that of its arguments."""

@@ -184,8 +184,11 @@ def _steps(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def _adds(whole: dict[str, Any], token: Any, end: str) -> bool:
-    """Whether the tokenizer puts its `bos` before, or its `eos` behind, every text."""
+    """Whether the tokenizer puts its `bos` before, or its `eos` behind, every text. Without such a
+    token it does not: llama.cpp would put one of its own."""
     text = token.get("content") if isinstance(token, dict) else token
+    if text is None:
+        return False
     place = 0 if end == "bos" else -1
     templates = [
         step["single"]
@@ -244,7 +247,8 @@ def _template(
 ) -> dict[str, Any] | None:
     kind = metadata["tokenizer.ggml.model"]
     ends = [
-        metadata.get(f"tokenizer.ggml.add_{end}_token", kind == "llama" and end == "bos")
+        f"{end}_token" in special
+        and metadata.get(f"tokenizer.ggml.add_{end}_token", kind == "llama" and end == "bos")
         for end in ("bos", "eos")
     ]
     one: list[dict[str, Any]] = [{"Sequence": {"id": "A", "type_id": 0}}]

@@ -18,6 +18,7 @@ from chuk_lib.models.layers import count_layers, place_of
 from chuk_lib.models.merging.formulas import Numbers
 from chuk_lib.models.reading import Weight, pieces, stored_tensors, weights_of
 from chuk_lib.models.sources import locate, locate_adapter
+from chuk_lib.utils.paths import shell_word
 from chuk_lib.utils.seals import check_weights
 
 
@@ -124,7 +125,7 @@ def _adapted(adapter: Adapter, config: Config, weights: dict[str, Weight]) -> di
         raise ModelError(
             f"adapter `{adapter.folder}` brings more than low-rank layers of weights that chuk"
             " knows by name",
-            f"merge it first: `chuk model fuse {adapter.folder} -o DIR`",
+            f"merge it first: `chuk model fuse {shell_word(adapter.folder)} -o DIR`",
         )
     made: dict[str, Numbers] = {}
     for path, spec in adapter.specs.items():

@@ -163,26 +163,50 @@ def _questions(path: Path) -> Iterator[TaskQuestion]:
     """Questions of a file, in either form."""
     texts: list[str] = []
     document: Any = None
+    wanted = number = 0
     for number, row in _rows(path):
         try:
             if "choices" in row:
-                yield _checked(str(row["context"]), tuple(map(str, row["choices"])), row["gold"])
+                yield _checked(row["context"], row["choices"], row["gold"])
                 continue
             if row.get("request_type") != "loglikelihood":
                 raise DataError(f"`{path}` asks for something else than choices", "take another")
             if row["doc_id"] != document:
+                _all_there(texts, wanted)
                 document, texts = row["doc_id"], []
             texts.append(row["request"]["continuation"])
-            if len(texts) == len(row["doc"]["choices"]):
-                yield _checked(row["request"]["context"], tuple(texts), row["label"])
-        except (KeyError, TypeError, ValueError, IndexError):
-            raise DataError(f"`{path}` line {number} is no question", _FORM) from None
+            wanted = len(row["doc"]["choices"])
+            if len(texts) == wanted:
+                yield _checked(row["request"]["context"], texts, int(row["label"]))
+        except KeyError as error:
+            raise _no_question(path, number, f"it has no {error}") from None
+        except (TypeError, ValueError) as error:
+            raise _no_question(path, number, str(error)) from None
+    try:
+        _all_there(texts, wanted)
+    except ValueError as error:
+        raise _no_question(path, number, str(error)) from None
 
 
-def _checked(context: str, choices: tuple[str, ...], gold: Any) -> TaskQuestion:
-    if len(choices) < 2 or isinstance(gold, bool) or not 0 <= int(gold) < len(choices):
-        raise ValueError("no choice")
-    return TaskQuestion(context, choices, int(gold))
+def _no_question(path: Path, number: int, why: str) -> DataError:
+    return DataError(f"`{path}` line {number} is no question: {why}", _FORM)
+
+
+def _all_there(texts: Sequence[str], wanted: int) -> None:
+    if len(texts) < wanted:
+        raise ValueError(f"the one before ends after {len(texts)} of {wanted} choices")
+
+
+def _checked(context: Any, choices: Any, gold: Any) -> TaskQuestion:
+    if not isinstance(context, str):
+        raise ValueError("`context` must be text")
+    if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
+        raise ValueError("`choices` must be a list of texts")
+    if len(choices) < 2 or "" in choices:
+        raise ValueError("it takes two choices at least, and none that is empty")
+    if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(choices):
+        raise ValueError(f"the number of the right choice must be from 0 to {len(choices) - 1}")
+    return TaskQuestion(context, tuple(choices), gold)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -191,11 +215,18 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with opened(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError("no object")
-                    yield number, row
+                    yield number, _object(path, number, line)
     except (OSError, EOFError):
         raise DataError(f"`{path}` cannot be read", "check the path") from None
-    except ValueError:
+    except UnicodeDecodeError:
         raise DataError(f"`{path}` is no file of questions", _FORM) from None
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        raise _no_question(path, number, "it is not JSON") from None
+    if not isinstance(row, dict):
+        raise _no_question(path, number, "it is no object")
+    return row

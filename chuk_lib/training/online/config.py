@@ -241,6 +241,11 @@ class OnlineConfig(TrainerConfig):
         return prompts
 
     @property
+    def chosen_lag(self) -> int:
+        """Steps between the weights that play and those that learn."""
+        return 0
+
+    @property
     def has_workers(self) -> bool:
         """Whether other processes play."""
         return False

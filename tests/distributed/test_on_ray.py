@@ -1,25 +1,24 @@
-"""Rollout workers on Ray: the numbers of one process, whoever dies; and bounded staleness."""
+"""On Ray: the numbers of one process, whoever dies; and bounded staleness."""
 
 import os
 import signal
 import stat
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
-from chuk_lib.distributed import cluster, rollout_player
-from chuk_lib.errors import ConfigError, TrainingError
+from chuk_lib.distributed import ParameterServerClient, cluster, join, rollout_player
+from chuk_lib.distributed.config import ParameterServerConfig
+from chuk_lib.distributed.serving import pull_into, serving
+from chuk_lib.errors import ChukError, TrainingError
 from chuk_lib.events import read_events
 from chuk_lib.training import resume
 from chuk_lib.training import train as train_job
 from chuk_lib.training.completions_log import read_completions
-from chuk_lib.training.online.ahead import FirstCome
+from chuk_lib.training.config import SFTConfig
 from chuk_lib.training.online.collect import PromptPlan
-from chuk_lib.training.online.grpo_config import GRPOConfig
-from chuk_lib.training.online.played import Played
 from tests.conftest import RunChuk
-from tests.training.conftest import assert_same_bits, weights_of
+from tests.training.conftest import assert_same_bits, toy_rows, weights_of, write_rows
 from tests.training.grpo_runs import make_config
 from tests.training.test_grpo_resume import logged
 from tests.training.test_resume import stop_after
@@ -95,63 +94,6 @@ def test_what_a_reward_complains_of_is_said(ray, tiny_model_dir, tmp_path):
         train_job("grpo", config, make_player=rollout_player(config))
 
 
-class Slow:
-    """A far player whose first task is done last."""
-
-    def __init__(self):
-        self.begun = []
-
-    def first(self, tickets):
-        return max(range(len(tickets)), key=lambda at: tickets[at] != (0, 0, 0))
-
-    def fetch(self, ticket):
-        return Played([ticket], [0], {})
-
-    def begin(self, step, number, version):
-        self.begun.append((step, number, version))
-        return self.begun[-1]
-
-
-def test_what_is_too_old_is_dropped_and_asked_again():
-    far = Slow()
-    pool = FirstCome(1, 1, 2, 4, far, far.begin)
-    taken = []
-    for step in range(4):
-        played = pool.take(step)
-        taken.append((*played.episodes[0], played.metrics["staleness/dropped"]))
-        pool.learned(step)
-    assert taken == [(1, 0, 0, 0), (2, 0, 0, 0), (3, 0, 1, 0), (0, 0, 3, 1)]
-    assert far.begun[-1] == (0, 0, 3)
-
-
-def test_settings_of_workers_go_together(tiny_model_dir, tmp_path, monkeypatch):
-    for changes, words in (
-        ({"lag": 1, "max_staleness": 4, "rollout_workers": 1}, "give one of them"),
-        ({"max_staleness": 4}, "`max_staleness` does nothing without rollout_workers"),
-        ({"ray": "host:1"}, "`ray` does nothing without rollout_workers"),
-        ({"rollout_workers": 1, "dynamic_sampling": 2}, "dynamic_sampling looks at all prompts"),
-        ({"rollout_workers": 1}, "nothing starts them"),
-        ({"rollout_parts": 2, "batch_size": 12}, "does not divide the 3 prompts"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            train_job("grpo", make_config(tmp_path, tiny_model_dir, **changes))
-    config = GRPOConfig(rollout_workers=5, batch_size=96, num_generations=8)
-    assert (config.chosen_lag, config.chosen_parts) == (1, 3)
-    assert replace(config, lag=4).chosen_parts == 1
-    assert replace(config, max_staleness=1, rollout_workers=9).chosen_parts == 6
-
-
-def test_no_cluster_without_ray_or_a_token(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ConfigError, match="no token for the Ray cluster at host:1"):
-        cluster._take_token("host:1", tmp_path)
-    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="Ray is not installed"):
-        rollout_player(GRPOConfig(rollout_workers=1))
-
-
 def test_one_command_plays_on_a_cluster(ray, tiny_model_dir, tmp_path, run_chuk: RunChuk):
     config = make_config(tmp_path, tiny_model_dir)
     options = ["--batch-size", "8", "--num-generations", "4", "--max-completion-length", "8"]
@@ -177,3 +119,42 @@ def test_one_command_plays_on_a_cluster(ray, tiny_model_dir, tmp_path, run_chuk:
     assert done.returncode == 0, done.stderr
     assert "lag: 1" in (tmp_path / "far" / "config.yaml").read_text()
     assert not (tmp_path / "far" / cluster.TOKEN_FILE).exists()
+
+
+def test_a_server_and_its_worker_train_as_one_process_does_also_when_the_server_dies(
+    ray, tiny_model_dir, tmp_path
+):
+    shared = {"model": str(tiny_model_dir), "max_steps": 9, "learning_rate": 1e-2}
+    data = write_rows(tmp_path / "rows.jsonl", toy_rows(37))
+    worker = {"data": str(data), "batch_size": 4, "log_interval": 1}
+    plain = train_job("sft", SFTConfig(**shared, **worker, output=str(tmp_path / "plain")))
+    config = ParameterServerConfig(**shared, output=str(tmp_path / "server"), checkpoint_interval=3)
+    killed = []
+
+    def kill(event):
+        if event.kind == "step" and event.step == 5:
+            killed.append(ray.get(served.actor.status.remote())["pid"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    with serving(config) as served:
+        settings = SFTConfig(
+            model=str(tiny_model_dir),
+            **worker,
+            output=str(tmp_path / "worker"),
+            parameter_server=str(served.folder),
+        )
+        train_job("sft", settings, sinks=[kill], join=join)
+        status = ParameterServerClient(str(served.folder)).ask("status")
+        assert (status["updates"], status["refused"]) == (9, 0)
+        assert [status["pid"]] != killed
+        assert pull_into(str(served.folder), tmp_path / "pulled") == 9
+    for name in ("worker", "server", "pulled"):
+        assert_same_bits(weights_of(plain.checkpoint), weights_of(tmp_path / name))
+
+
+def test_a_server_that_cannot_start_says_why_and_leaves_nothing(ray, tmp_path):
+    nowhere, output = str(tmp_path / "nowhere"), tmp_path / "server"
+    config = ParameterServerConfig(model=nowhere, output=str(output), max_steps=1)
+    with pytest.raises(ChukError, match="nowhere"), serving(config):
+        pass
+    assert not output.exists()
