@@ -121,9 +121,8 @@ def infer(
     The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an
     answer and Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a
     row's own temperature, top_p, top_k, min_p, penalties, max_tokens, stop and seed count for it.
-    With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
-    says that an answer is not whole. With --env, --tool or --mcp the model plays once, and each
-    turn is printed when it is over.
+    With --schema, --regex or --grammar no token is written that breaks the rule; exit 1 says that
+    an answer is not whole. With --env, --tool or --mcp the model plays once.
 
     Examples:
       chuk infer --model runs/first --prompt "What is 2 + 3?"
@@ -145,23 +144,11 @@ def infer(
     sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
     table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
     if table.has_tools:
-        refuse_beside_tools(
-            {
-                "--input": input,
-                "--system": system,
-                "--chat": chat,
-                "--cache": cache,
-                "--kv-bits": kv_bits,
-                "--draft": draft,
-                "--schema": schema,
-                "--regex": regex,
-                "--grammar": grammar,
-                "--speculate": None if speculate == "auto" else speculate,
-            }
-        )
+        rules = (schema, regex, grammar)
+        refuse_beside_tools(input, system, chat, cache, kv_bits, draft, *rules, speculate)
         out.warn_of_idle(sampling.idle)
-        player = table.player(out, model, adapter, implementation)
-        watch(out, player, _given_row(row, prompt), drawn(sampling))
+        asked = _given_row(row, prompt)
+        watch(out, table.player(out, model, adapter, implementation), asked, drawn(sampling))
         return
     table.refuse_idle(row)
     rule = rule_of(schema, regex, grammar)
