@@ -168,9 +168,7 @@ def infer(
     out.warn_of_idle(sampling.idle)
     text, ahead = _given_prompt(prompt), speculates(speculate)
     if text is None:
-        _refuse_given(
-            {"--cache": cache, "--draft": draft}, "is for one prompt", "add --prompt TEXT"
-        )
+        _refuse_given({"--cache": cache, "--draft": draft}, "is for one prompt", "add --prompt")
         _talk(load, adapter, sampling, chat, system, out, rule, ahead, kv_bits)
         return
     kept = None if cache is None else (Path(cache).expanduser(), (model, adapter, implementation))
