@@ -195,5 +195,6 @@ class _ForHarness:
             wanted, own = mx.array(after), logits[row, places]
             logps = mx.take_along_axis(own, wanted[:, None], axis=-1)[:, 0] - sums[row, places]
             greedy = (mx.argmax(own, axis=-1) == wanted).all()
-            scores.append((float(logps.sum().item()), bool(greedy.item())))
+            total: Any = logps.sum().item()
+            scores.append((float(total), bool(greedy.item())))
         return scores
