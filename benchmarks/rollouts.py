@@ -313,7 +313,7 @@ def chuk_loop(model: Any, rows: int, prompt: int, steps: int, decode: Any) -> fl
     prompt."""
     from chuk_lib.inference.config import SamplingConfig
     from chuk_lib.inference.decoder.draws import Arrival
-    from chuk_lib.inference.decoder.engine import new_engine
+    from chuk_lib.inference.decoder.engines import new_engine
 
     config = SamplingConfig(temperature=1.0, max_tokens=STEPS, seed=0)
     engine = new_engine(model, STEPS, decode=decode)

@@ -15,7 +15,8 @@ from mlx.utils import tree_flatten
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.inference.decoder import forwards, unpacked
 from chuk_lib.inference.decoder.budget import default_token_budget, token_bytes
-from chuk_lib.inference.decoder.engine import ModelEngine, NumpyEngine, new_engine
+from chuk_lib.inference.decoder.engine import ModelEngine, NumpyEngine
+from chuk_lib.inference.decoder.engines import new_engine
 from chuk_lib.inference.decoder.llama import read_llama
 from chuk_lib.inference.rollouts import rollouts
 from chuk_lib.models.lora import AdapterSpec, adapters_of, add_adapters
