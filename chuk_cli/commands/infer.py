@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,15 +121,13 @@ def infer(
     The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an
     answer and Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a
     row's own temperature, top_p, top_k, min_p, penalties, max_tokens, stop and seed count for it.
-    With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
-    says that an answer is not whole. With --env, --tool or --mcp the model plays once, and each
-    turn is printed when it is over.
+    With --schema, --regex or --grammar no token is written that breaks the rule; exit 1 says that
+    an answer is not whole. With --env, --tool or --mcp the model plays once.
 
     Examples:
       chuk infer --model runs/first --prompt "What is 2 + 3?"
       chuk infer -m ./base --adapter ./adapter -p "Hello" --temperature 0.7 --top-p 0.9 --seed 1
       cat question.txt | chuk infer --model runs/first --quiet > answer.txt
-      chuk infer --model runs/first
       chuk infer --model runs/first -p "Describe a cat as JSON." --schema cat.json
       chuk infer -m runs/grpo --env games.py:Guess --row '{"prompt": "Guess!", "answer": "7"}'
       chuk infer --model runs/first --input prompts.jsonl --output answers.jsonl --resume
@@ -145,23 +143,11 @@ def infer(
     sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
     table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
     if table.has_tools:
-        refuse_beside_tools(
-            {
-                "--input": input,
-                "--system": system,
-                "--chat": chat,
-                "--cache": cache,
-                "--kv-bits": kv_bits,
-                "--draft": draft,
-                "--schema": schema,
-                "--regex": regex,
-                "--grammar": grammar,
-                "--speculate": None if speculate == "auto" else speculate,
-            }
-        )
+        rules = (schema, regex, grammar, chat_template_kwargs)
+        refuse_beside_tools(input, system, chat, cache, kv_bits, draft, *rules, speculate)
         out.warn_of_idle(sampling.idle)
-        player = table.player(out, model, adapter, implementation)
-        watch(out, player, _given_row(row, prompt), drawn(sampling))
+        asked = _given_row(row, prompt)
+        watch(out, table.player(out, model, adapter, implementation), asked, drawn(sampling))
         return
     table.refuse_idle(row)
     rule = rule_of(schema, regex, grammar)
@@ -172,26 +158,29 @@ def infer(
         )
 
     if job is not None:
-        alone = {"--cache": cache, "--kv-bits": kv_bits, "--draft": draft}
-        if name := next((name for name, given in alone.items() if given is not None), None):
-            raise ConfigError(f"`{name}` is for one prompt, not for rows", "leave it out")
+        alone = {"--cache": cache, "--draft": draft, "--kv-bits": kv_bits}
+        _refuse(alone, "is for one prompt, not for rows", "leave it out")
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
-        if chat_template_kwargs is not None:
-            made_with["chat_template_kwargs"] = chat_template_kwargs
+        made_with |= {"chat_template_kwargs": chat_template_kwargs} if chat_template_kwargs else {}
         answer_all(job, sampling, chat, system, out, load, made_with, rule)
         return
     out.warn_of_idle(sampling.idle)
     text = _given_prompt(prompt)
     ahead = speculates(speculate)
     if text is None:
-        for name, given in (("--cache", cache), ("--draft", draft)):
-            if given is not None:
-                raise ConfigError(f"`{name}` is for one prompt", "add `--prompt TEXT`")
+        _refuse({"--cache": cache, "--draft": draft}, "is for one prompt", "add `--prompt TEXT`")
         _talk(load, adapter, sampling, chat, system, out, rule, ahead, kv_bits)
         return
     kept = None if cache is None else (Path(cache).expanduser(), (model, adapter, implementation))
     guessing = (draft, implementation)
     _answer(load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept, guessing)
+
+
+def _refuse(given: Mapping[str, object], why: str, hint: str) -> None:
+    """Raise ConfigError for the first option that is given."""
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"`{name}` {why}", hint)
 
 
 def _talk(
