@@ -144,8 +144,8 @@ def infer(
     sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
     table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
     if table.has_tools:
-        rules = (schema, regex, grammar)
-        refuse_beside_tools(input, system, chat, cache, kv_bits, draft, *rules, speculate)
+        asking = (input, system, chat, chat_template_kwargs, cache, kv_bits, draft)
+        refuse_beside_tools(*asking, schema, regex, grammar, speculate)
         out.warn_of_idle(sampling.idle)
         asked = _given_row(row, prompt)
         watch(out, table.player(out, model, adapter, implementation), asked, drawn(sampling))
@@ -154,35 +154,26 @@ def infer(
     rule = rule_of(schema, regex, grammar)
 
     def load(folder: str | None = adapter) -> tuple[Any, Any]:
-        return load_model(
-            out, model, folder, implementation, rule is not None, chat_template_kwargs
-        )
+        ruled = rule is not None
+        return load_model(out, model, folder, implementation, ruled, chat_template_kwargs)
 
     if job is not None:
         alone = {"--cache": cache, "--kv-bits": kv_bits, "--draft": draft}
-        _refuse(alone, "is for one prompt, not for rows", "leave it out")
+        _refuse_given(alone, "is for one prompt, not for rows", "leave it out")
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
         if chat_template_kwargs is not None:
             made_with["chat_template_kwargs"] = chat_template_kwargs
         answer_all(job, sampling, chat, system, out, load, made_with, rule)
         return
     out.warn_of_idle(sampling.idle)
-    text = _given_prompt(prompt)
-    ahead = speculates(speculate)
+    text, ahead = _given_prompt(prompt), speculates(speculate)
     if text is None:
-        _refuse({"--cache": cache, "--draft": draft}, "is for one prompt", "add `--prompt TEXT`")
+        _refuse_given({"--cache": cache, "--draft": draft}, "is for one prompt", "add --prompt")
         _talk(load, adapter, sampling, chat, system, out, rule, ahead, kv_bits)
         return
     kept = None if cache is None else (Path(cache).expanduser(), (model, adapter, implementation))
-    guessing = (draft, implementation)
-    _answer(load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept, guessing)
-
-
-def _refuse(given: Mapping[str, object], why: str, hint: str) -> None:
-    """Raise ConfigError for the first option that is given."""
-    for name, value in given.items():
-        if value is not None:
-            raise ConfigError(f"`{name}` {why}", hint)
+    drafts = (draft, implementation)
+    _answer(load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept, drafts)
 
 
 def _talk(
@@ -277,6 +268,13 @@ def _cache(path: Path, made_with: tuple[str, str | None, str], model: Any) -> Pr
         "dtype": provenance_of(model).dtype,
     }
     return PromptCache(path, model, to_json(parts))
+
+
+def _refuse_given(options: Mapping[str, object], what: str, hint: str) -> None:
+    """Raise ConfigError for the first of these options that is given."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"`{name}` {what}", hint)
 
 
 def _given_row(row: str | None, prompt: str | None) -> dict[str, Any]:

@@ -50,6 +50,7 @@ _BESIDE = (
     "--input",
     "--system",
     "--chat",
+    "--chat-template-kwargs",
     "--cache",
     "--kv-bits",
     "--draft",
