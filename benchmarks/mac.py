@@ -1,5 +1,5 @@
 """What the training commands choose on Macs of four sizes, from the shapes of models alone: `python
-benchmarks/mac.py`.
+benchmarks/mac.py`; `python benchmarks/mac.py --head` measures the output head on 8 GB, in minutes.
 
 No weights are needed and nothing is computed: Llama 3's shapes are built of zeros, adapters put on,
 and the same function that a run asks before its first step says what it would do, on pretended
@@ -8,6 +8,7 @@ Macs. docs/mac.md has the table."""
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -131,5 +132,29 @@ def _cell(room: Room) -> str:
     )
 
 
+def head_peak(width: int, targets: int = 2048) -> float:
+    """GiB that loss and gradient of a frozen bfloat16 head of Llama 3's vocabulary take beside
+    their inputs on a Mac of 8 GB, by MLX's peak. Uncompiled: compiled kernels hold less."""
+    from chuk_lib.runtime import prepare
+    from chuk_lib.training.utils.fused_head import FusedHead
+    from chuk_lib.training.utils.head_products import WeightProduct
+
+    with pretending("8"):
+        prepare()
+        weight = mx.random.normal((128_256, width)).astype(mx.bfloat16)
+        hidden = mx.random.normal((targets, width)).astype(mx.bfloat16)
+        tokens = mx.random.randint(0, 128_256, (targets,))
+        mx.eval(weight, hidden, tokens)
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        head = FusedHead(WeightProduct(weight, False))
+        mx.eval(mx.grad(lambda rows: head.stats(rows, tokens)[0].sum())(hidden))
+        return float(mx.get_peak_memory() - before) / 2**30
+
+
 if __name__ == "__main__":
-    print("\n".join(lines()))
+    if "--head" in sys.argv:
+        print(f"{head_peak(2048):.2f} GiB for 2,048 targets and a width of 2,048")
+    else:
+        print("\n".join(lines()))

@@ -12,18 +12,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-
-def timed(do: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds, and what came of it."""
-    began = time.process_time()
-    made = do()
-    return time.process_time() - began, made
 
 
 def main() -> None:
@@ -42,11 +34,14 @@ def main() -> None:
     ids = tokenizer.encode(text)[: options.tokens]
     config = SamplingConfig(max_tokens=2)
 
-    def first(cache: Any = None) -> int:
+    def first(cache: Any = None) -> tuple[float, int]:
+        """CPU seconds to the first token, and the token."""
+        began = time.process_time()
         chunks = stream(model, tokenizer, ids, config, cache=cache)
         token = next(chunks).token
+        seconds = time.process_time() - began
         chunks.close()
-        return token
+        return seconds, token
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -54,9 +49,11 @@ def main() -> None:
         made_with = (options.model, None, "auto")
         first(_cache(file, made_with, model))
         for _ in range(options.times):
-            whole, token = timed(first)
-            opening, cache = timed(lambda: _cache(file, made_with, model))
-            answering, same = timed(lambda cache=cache: first(cache))
+            whole, token = first()
+            began = time.process_time()
+            cache = _cache(file, made_with, model)
+            opening = time.process_time() - began
+            answering, same = first(cache)
             assert (token, cache.reused) == (same, len(ids) - 1)
             rows.append((whole, opening, answering, (opening + answering) / whole))
         size = file.stat().st_size

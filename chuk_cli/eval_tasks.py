@@ -30,6 +30,8 @@ _BESIDE = (
     "--env",
     "--tool",
     "--mcp",
+    "--map",
+    "--chat-template-kwargs",
 )
 
 

@@ -6,11 +6,13 @@ Needs a network."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
+from typing import Any
 
 from tests.conftest import ROOT
 
@@ -19,10 +21,22 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 
 def requirements() -> list[str]:
-    """What a Mac is asked to install, without markers."""
+    """What a Mac is asked to install, for chuk and for its tests, without markers."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    split = [line.partition(";") for line in project["dependencies"]]
-    return [name.strip() for name, _, marker in split if "linux" not in marker]
+    wanted = [*project["dependencies"], *_extra(project, "dev")]
+    split = [line.partition(";") for line in wanted]
+    return sorted({name.strip() for name, _, marker in split if "linux" not in marker})
+
+
+def _extra(project: dict[str, Any], name: str) -> Iterator[str]:
+    """The requirements of an extra, and those of the extras that it names."""
+    for line in project["optional-dependencies"][name]:
+        own = re.fullmatch(rf"{project['name']}\[(.+)\]", line)
+        if own is None:
+            yield line
+        else:
+            for other in own[1].split(","):
+                yield from _extra(project, other)
 
 
 def missing(mac: str, python: str, wanted: list[str]) -> Iterator[str]:

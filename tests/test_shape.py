@@ -150,7 +150,7 @@ WALLS = {
     "training": ("distributed", "env", "experts", "parity", "serving"),
     "serving": ("data", "distributed", "rewards", "runs", "training"),
     "env": ("distributed",),
-    "distributed": ("env", "runs", "serving"),
+    "distributed": ("env", "serving"),
 }
 """Rooms that a room does not know, not even through others. No room knows the command line."""
 

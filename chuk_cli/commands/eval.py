@@ -23,9 +23,11 @@ from chuk_cli.eval_tasks import eval_tasks, refuse_beside_tasks
 from chuk_cli.options import (
     ImplementationOption,
     JsonOption,
+    MapOption,
     ModelOption,
     OverwriteOption,
     QuietOption,
+    TemplateOptionsOption,
 )
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
@@ -181,8 +183,10 @@ DrawOption = Annotated[
 def evaluate(
     model: ModelOption,
     data: EvalDataOption = None,
+    column_map: MapOption = None,
     tasks: TasksOption = None,
     adapter: AdapterOption = None,
+    chat_template_kwargs: TemplateOptionsOption = None,
     against: AgainstOption = None,
     against_adapter: AgainstAdapterOption = None,
     split: SplitOption = None,
@@ -241,7 +245,8 @@ def evaluate(
     if tasks is not None:
         unlike = None if samples == 1 else samples
         drawn = (temperature, k, stop or None, max_tokens, unlike, env, tool or None, mcp or None)
-        refuse_beside_tasks(data, split, max_prompt_length, output, reward or None, *drawn)
+        shown = (column_map or None, chat_template_kwargs)
+        refuse_beside_tasks(data, split, max_prompt_length, output, reward or None, *drawn, *shown)
         eval_tasks(out, tasks, models, max_rows, batch_size, implementation)
         return
     if data is None:
@@ -267,6 +272,8 @@ def evaluate(
         max_prompt_length,
         cast(Implementation, implementation),
         make_player,
+        tuple(column_map or ()),
+        chat_template_kwargs,
     )
     _report(out, _answers(out, read_question(question), models), output)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,9 +121,8 @@ def infer(
     The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an
     answer and Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a
     row's own temperature, top_p, top_k, min_p, penalties, max_tokens, stop and seed count for it.
-    With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
-    says that an answer is not whole. With --env, --tool or --mcp the model plays once, and each
-    turn is printed when it is over.
+    With --schema, --regex or --grammar no token is written that breaks the rule; exit 1 says that
+    an answer is not whole. With --env, --tool or --mcp the model plays once.
 
     Examples:
       chuk infer --model runs/first --prompt "What is 2 + 3?"
@@ -145,53 +144,36 @@ def infer(
     sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
     table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
     if table.has_tools:
-        refuse_beside_tools(
-            {
-                "--input": input,
-                "--system": system,
-                "--chat": chat,
-                "--cache": cache,
-                "--kv-bits": kv_bits,
-                "--draft": draft,
-                "--schema": schema,
-                "--regex": regex,
-                "--grammar": grammar,
-                "--speculate": None if speculate == "auto" else speculate,
-            }
-        )
+        asking = (input, system, chat, chat_template_kwargs, cache, kv_bits, draft)
+        refuse_beside_tools(*asking, schema, regex, grammar, speculate)
         out.warn_of_idle(sampling.idle)
-        player = table.player(out, model, adapter, implementation)
-        watch(out, player, _given_row(row, prompt), drawn(sampling))
+        asked = _given_row(row, prompt)
+        watch(out, table.player(out, model, adapter, implementation), asked, drawn(sampling))
         return
     table.refuse_idle(row)
     rule = rule_of(schema, regex, grammar)
 
     def load(folder: str | None = adapter) -> tuple[Any, Any]:
-        return load_model(
-            out, model, folder, implementation, rule is not None, chat_template_kwargs
-        )
+        ruled = rule is not None
+        return load_model(out, model, folder, implementation, ruled, chat_template_kwargs)
 
     if job is not None:
         alone = {"--cache": cache, "--kv-bits": kv_bits, "--draft": draft}
-        if name := next((name for name, given in alone.items() if given is not None), None):
-            raise ConfigError(f"`{name}` is for one prompt, not for rows", "leave it out")
+        _refuse_given(alone, "is for one prompt, not for rows", "leave it out")
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
         if chat_template_kwargs is not None:
             made_with["chat_template_kwargs"] = chat_template_kwargs
         answer_all(job, sampling, chat, system, out, load, made_with, rule)
         return
     out.warn_of_idle(sampling.idle)
-    text = _given_prompt(prompt)
-    ahead = speculates(speculate)
+    text, ahead = _given_prompt(prompt), speculates(speculate)
     if text is None:
-        for name, given in (("--cache", cache), ("--draft", draft)):
-            if given is not None:
-                raise ConfigError(f"`{name}` is for one prompt", "add `--prompt TEXT`")
+        _refuse_given({"--cache": cache, "--draft": draft}, "is for one prompt", "add --prompt")
         _talk(load, adapter, sampling, chat, system, out, rule, ahead, kv_bits)
         return
     kept = None if cache is None else (Path(cache).expanduser(), (model, adapter, implementation))
-    guessing = (draft, implementation)
-    _answer(load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept, guessing)
+    drafts = (draft, implementation)
+    _answer(load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept, drafts)
 
 
 def _talk(
@@ -286,6 +268,13 @@ def _cache(path: Path, made_with: tuple[str, str | None, str], model: Any) -> Pr
         "dtype": provenance_of(model).dtype,
     }
     return PromptCache(path, model, to_json(parts))
+
+
+def _refuse_given(options: Mapping[str, object], what: str, hint: str) -> None:
+    """Raise ConfigError for the first of these options that is given."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"`{name}` {what}", hint)
 
 
 def _given_row(row: str | None, prompt: str | None) -> dict[str, Any]:

@@ -38,6 +38,11 @@ def last_part(path: Any) -> str:
     return text.rstrip("/").rsplit("/", 1)[-1] or text
 
 
+def data_name(data: Any) -> str:
+    """The last names of all sources of data, for display."""
+    return ", ".join(filter(None, map(last_part, str(data or "").split(","))))
+
+
 @dataclass
 class Board:
     """The state of a run. `see` is the only thing that changes it; `time` is that of the newest

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chuk_cli import humanize
-from chuk_cli.dashboard.board import Board, last_part, printable
+from chuk_cli.dashboard.board import Board, data_name, last_part, printable
 from chuk_cli.dashboard.facts import Fact, facts, figure
 from chuk_cli.dashboard.plot import LINE, MARK, Plot, plot
 from chuk_lib.events import as_number
@@ -71,7 +71,7 @@ def _header(board: Board, width: int) -> Text:
         return Text("getting ready: libraries, model, data")
     left = Text.assemble((last_part(about.get("model")) or "a model", "bold"))
     if about.get("data"):
-        left.append(" on ", style="dim").append(last_part(about["data"]))
+        left.append(" on ", style="dim").append(data_name(about["data"]))
     machine = [device_name(about.get("device")), str(about.get("dtype") or "")]
     choices = [[parameters(board), *machine], machine]
     return _justified(left, [", ".join(filter(None, parts)) for parts in choices], width)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TextIO
 
 from chuk_cli import humanize
-from chuk_cli.dashboard.board import Board, last_part
+from chuk_cli.dashboard.board import Board, data_name, last_part
 from chuk_cli.dashboard.draw import device_name, parameters
 from chuk_lib.events import Event, as_number
 
@@ -45,7 +45,7 @@ class Lines:
         self._told = None
         what = (
             f"{about.get('algorithm', 'training')} {last_part(about.get('model'))} on"
-            f" {last_part(about.get('data'))}"
+            f" {data_name(about.get('data'))}"
         )
         plan = [humanize.counted(board.steps, "step")] if board.steps else []
         plan += [humanize.counted(board.epochs, "epoch")] if board.epochs else []

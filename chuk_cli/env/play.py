@@ -11,7 +11,7 @@ import typer
 
 from chuk_cli.env.mcp import arguments_of
 from chuk_cli.env.options import HeatOption, PlayerOption, PlayOptions, SecondsOption
-from chuk_cli.env.watch import report, reward, row_of, watch
+from chuk_cli.env.watch import report, reward, row_of, theirs, watch
 from chuk_cli.options import JsonOption, QuietOption, SeedOption
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
@@ -133,11 +133,13 @@ def _by_hand(
 
     modules = dict[Path, Any]()
     functions = [load_tool(one, modules) for one in tools]
-    one = None if environment is None else load_environment(environment, modules)()
+    made = None if environment is None else load_environment(environment, modules)
+    one = None if made is None else theirs(f"`{made.__name__}()`", made)
     box = toolbox([*functions, *(tools_of(one) if one is not None else ())], seconds)
     told: Told = []
     if one is not None:
-        _tell(out, told, "user", f"{row['prompt']}{one.reset(**row) or ''}")
+        begun = theirs("reset", lambda: one.reset(**row))
+        _tell(out, told, "user", f"{row['prompt']}{begun or ''}")
     out.say(f"tools: {', '.join(box.tools)}")
     for line in sys.stdin:
         if line.strip():

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from chuk_cli.out import Out
-from chuk_lib.errors import ConfigError
+from chuk_lib.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from chuk_lib.env.play import ToolPlayer
     from chuk_lib.inference.config import SamplingConfig
     from chuk_lib.training.online.episode import Episode, Turn
+
+Found = TypeVar("Found")
 
 
 def row_of(text: str) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def row_of(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"--row is no JSON: {error}", "an object: {'prompt': …}") from None
+        raise ConfigError(f"--row is no JSON: {error}", 'an object: {"prompt": "…"}') from None
     if not isinstance(found, dict) or "prompt" not in found:
         raise ConfigError("--row is no object with a `prompt`", "a row as the data has it")
     return found
@@ -44,11 +46,27 @@ def watch(out: Out, player: ToolPlayer, row: dict[str, Any], sampling: SamplingC
     report(out, told(episode), reward(episode.prompt.asked.columns.get(PLAYED)), episode)
 
 
-def refuse_beside_tools(given: Mapping[str, object]) -> None:
-    """Raise ConfigError for the first of these options of `chuk infer`, by name, that is given:
-    plays do not know it."""
-    for name, value in given.items():
-        if value is not None:
+_BESIDE = (
+    "--input",
+    "--system",
+    "--chat",
+    "--chat-template-kwargs",
+    "--cache",
+    "--kv-bits",
+    "--draft",
+    "--schema",
+    "--regex",
+    "--grammar",
+    "--chat-template-kwargs",
+    "--speculate",
+)
+
+
+def refuse_beside_tools(*values: object) -> None:
+    """Raise ConfigError for the first of these options of `chuk infer` (in the order of `_BESIDE`)
+    that is given: plays do not know it."""
+    for name, value in zip(_BESIDE, values, strict=True):
+        if value not in (None, "auto"):
             hint = "`chuk eval --env` plays rows" if name == "--input" else "leave one of them out"
             raise ConfigError(f"`{name}` means nothing to a play with tools", hint)
 
@@ -100,4 +118,15 @@ def reward(environment: Any) -> float | None:
         return None
     from chuk_lib.rewards.of_environment import reward_of
 
-    return reward_of(environment)
+    return theirs("get_reward", lambda: reward_of(environment))
+
+
+def theirs(what: str, run: Callable[[], Found]) -> Found:
+    """What code of the user's returns. Raises TrainingError with what it raised."""
+    try:
+        return run()
+    except Exception as error:
+        raise TrainingError(
+            f"{what} failed: {type(error).__name__}: {error}",
+            "`reset` gets the columns of --row by name",
+        ) from error

@@ -113,6 +113,8 @@ class Talk:
         if rest:
             try:
                 self._sampling = replace(self._sampling, temperature=float(rest))
+            except ConfigError as error:
+                raise ConfigError(error.message, "/temp 0.7") from None
             except ValueError:
                 raise ConfigError(f"`{rest}` is no number", "/temp 0.7") from None
         self._out.say(f"temperature: {self._sampling.temperature:g}")
@@ -151,12 +153,15 @@ class Talk:
         self.load_file(rest)
 
     def _retry(self, rest: str) -> None:
+        before = self._talk.messages
         question = self._talk.take_back()
         if question is None:
             raise ConfigError("nothing was asked yet", "ask something")
         if self._sampling.greedy:
             self._out.say("without chance an answer stays the same; /temp 0.7 lets it change")
         self._ask(question)
+        if len(self._talk.messages) < len(before):  # no other answer came: the old one stays
+            self._talk.messages = before
 
     def _clear(self, rest: str) -> None:
         self._talk.messages = []

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chuk_cli import __version__, humanize
-from chuk_cli.dashboard.board import last_part, printable
+from chuk_cli.dashboard.board import data_name, last_part, printable
 from chuk_cli.runs.report_charts import charts_of
 from chuk_cli.runs.show import chosen, environment, value_text
 from chuk_lib.events import as_number
@@ -79,7 +79,7 @@ def _head(run: RunRecord) -> str:
                 else ""
             ),
             (
-                f"on <span title='{text(summary.data)}'>{text(last_part(summary.data))}</span>"
+                f"on <span title='{text(summary.data)}'>{text(data_name(summary.data))}</span>"
                 if summary.data
                 else ""
             ),

@@ -16,8 +16,13 @@ _QUANTIZED = (
     "`chuk model quantize --bits 8` makes a model of 8 bits: name that, with `use_lora`; or"
     " `load_in_4bit: true`"
 )
-_UPLOAD = "chuk uploads nothing: `hf upload` takes the run's folder"
+_UPLOAD = "`chuk model upload` sends a run to the hub"
 _READING = "leave it out: rows are read while training goes on"
+
+_PROCESSES = (
+    "pipelines, and what is no training, run in one process; `chuk train sft` (dpo, grpo …) and"
+    " `chuk train resume` take it"
+)
 
 _INSTEAD = {
     "adapter": "`use_lora: true`",
@@ -38,6 +43,8 @@ _INSTEAD = {
     "generation_kwargs": (
         "`temperature`, `top_p`, `top_k`, `min_p`, `repetition_penalty` and `stop`, each on its own"
     ),
+    "hostfile": _PROCESSES,
+    "hosts": _PROCESSES,
     "hub_model_id": _UPLOAD,
     "label_smoothing_factor": "`chuk train sft` alone has it; leave it out",
     "load_best_model_at_end": _BEST,
@@ -50,6 +57,7 @@ _INSTEAD = {
     "mask_prompt": "`completion_only_loss: true`: of a conversation the last answer is learned",
     "metric_for_best_model": _BEST,
     "micro_batch_size": "`batch_size`",
+    "nproc": _PROCESSES,
     "neftune_noise_alpha": "`chuk train sft` alone has it; leave it out",
     "push_to_hub": _UPLOAD,
     "resume_adapter_file": (

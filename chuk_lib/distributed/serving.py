@@ -27,7 +27,7 @@ _LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Served:
+class RunningServer:
     """A server that answers: where it is, and the folder that it keeps."""
 
     address: str
@@ -52,7 +52,7 @@ class Served:
 
 
 @contextmanager
-def serving(config: ParameterServerConfig, overwrite: bool = False) -> Iterator[Served]:
+def serving(config: ParameterServerConfig, overwrite: bool = False) -> Iterator[RunningServer]:
     """A server for as long as the block lasts, then its weights are saved. Raises ConfigError for
     settings and a folder that cannot be, and what `ParameterServer` raises."""
     require_ray()
@@ -65,7 +65,7 @@ def serving(config: ParameterServerConfig, overwrite: bool = False) -> Iterator[
         actor = _started(ray, config, fresh)
         address = str(ray.get_runtime_context().gcs_address)
         RunDir(folder).write_json(ADDRESS_FILE, {"address": address})
-        yield Served(address, folder, ray, actor)
+        yield RunningServer(address, folder, ray, actor)
         ray.get(actor.save.remote())
         ray.kill(actor)
     finally:

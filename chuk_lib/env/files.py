@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
+from chuk_lib.env.adapters import ADAPTERS, adapted
 from chuk_lib.env.tools import Function
 from chuk_lib.errors import ConfigError
 from chuk_lib.rewards.user_file import import_file
@@ -72,7 +73,10 @@ def _mcp_client(config: OnlineConfig, tell: Callable[[str], None]) -> McpClient:
 
 
 def load_environment(name: str, modules: dict[Path, ModuleType]) -> type:
-    """The class `FILE.py:CLASS`."""
+    """The class `FILE.py:CLASS`, or one that an adapter makes of `KIND:NAME`."""
+    made = adapted(name)
+    if made is not None:
+        return made
     found = _load(name, "environment", modules)
     if not inspect.isclass(found):
         raise ConfigError(f"environment `{name}` is no class", "name a class: FILE.py:CLASS")
@@ -126,7 +130,8 @@ def _load(name: str, what: str, modules: dict[Path, ModuleType]) -> Any:
     if not colon or not file.endswith(".py") or not item:
         raise ConfigError(
             f"{what} `{name}` is not FILE.py:NAME",
-            "for example `mine.py:Calculator`",
+            "for example `mine.py:Calculator`"
+            + (f", or one of {', '.join(ADAPTERS)} and a name" if what == "environment" else ""),
         )
     module = _module(file, what, modules)
     found = getattr(module, item, None)

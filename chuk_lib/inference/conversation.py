@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import mlx.nn as nn
@@ -69,6 +69,7 @@ class Conversation:
         self.model = model
         self._held: Held | None = None
         self._seen: list[int] = []
+        self._answered: Sequence[object] = ()
         self._decoder = Decoder(
             model, self.tokenizer, most_rows=1, kv_bits=self._kv_bits, ahead=self._speculate
         ).__enter__()
@@ -85,13 +86,15 @@ class Conversation:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the last prompt and its answer."""
-        return len(self._seen)
+        """Tokens of what was said: the last prompt and its answer, or what was loaded."""
+        if not self.messages or self.messages is self._answered or not self.chats:
+            return len(self._seen) if self.messages else 0
+        return len(self._encoded(self.messages))
 
     @property
     def kept(self) -> int:
         """How many of them the next turn need not run again."""
-        return 0 if self._held is None else self._held.tokens
+        return 0 if self._held is None or not self.messages else self._held.tokens
 
     def tool_calls(self) -> list[str]:
         """Calls of tools in the last answer, as `name(arguments)`; a call that is none as it
@@ -147,6 +150,7 @@ class Conversation:
             self._held, row.held = row.held, None
             self._seen = [*ids, *row.ids.tolist()]
             self.messages = [*asked, {"role": "assistant", "content": row.text}]
+            self._answered = self.messages
             self._tries = 0
 
     def take_back(self) -> str | None:

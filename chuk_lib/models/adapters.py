@@ -6,6 +6,7 @@ tensor names, so any target rule works."""
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.changes import ENDS, Changes, apply_changes, changed_tensors
@@ -86,6 +88,8 @@ def _from_mlx(folder: Path, config: dict[str, Any]) -> Adapter:
     # mlx-lm stores the factor on A·B itself; alpha is made of it, so that rank and alpha give that
     # factor back.
     scale, dropout = float(settings["scale"]), float(settings.get("dropout") or 0.0)
+    if not (math.isfinite(scale) and 0 <= dropout < 1):
+        raise _damaged(f"`{folder / ADAPTER_CONFIG}` has scale {scale} and dropout {dropout}")
     ours = config.get("chuk") or {}
     # Weights that the adapter replaces stand in the same file, named in chuk's part of the config;
     # mlx-lm ignores names that it does not know.
@@ -127,14 +131,22 @@ def _load(path: Path) -> dict[str, mx.array]:
     tensors: Any = mx.load(str(path))
     if not tensors:
         raise _damaged(f"`{path}` is empty")
-    return {name: value.astype(mx.float32) for name, value in tensors.items()}
+    wide = {name: value.astype(mx.float32) for name, value in tensors.items()}
+    sums = np.array(mx.stack([value.sum() for value in wide.values()]))
+    for name, total in zip(wide, sums, strict=True):
+        if not np.isfinite(total) and not mx.isfinite(wide[name]).all().item():
+            raise _damaged(
+                f"`{path}`: `{name}` holds NaN or infinity: every answer would be meaningless"
+            )
+    return wide
 
 
 def _paths(folder: Path, tensors: dict[str, mx.array]) -> list[str]:
     paths = {name.rpartition(".")[0] for name in tensors}
     for path in paths:
         if f"{path}.lora_a" not in tensors or f"{path}.lora_b" not in tensors:
-            raise _damaged(f"adapter `{folder}` is incomplete: `{path}` needs lora_a and lora_b")
+            whose = path or next(name for name in tensors if "." not in name)
+            raise _damaged(f"adapter `{folder}` is incomplete: `{whose}` needs lora_a and lora_b")
     odd = [name for name in tensors if name.rpartition(".")[2] not in ADAPTER_LEAVES]
     if odd:
         raise _damaged(f"adapter `{folder}` holds `{odd[0]}`, which is no adapter weight")

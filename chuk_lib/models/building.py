@@ -171,6 +171,8 @@ def classes_for(folder: Path, config: Config, implementation: Implementation) ->
         own = own_classes(flatten_rope(config), implementation)
     except ModelError as error:
         raise ModelError(f"`{folder}`: {error.message}", error.hint) from None
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise _cannot_build(folder, error) from error
     if own is not None:
         return own
     if implementation == "auto":

@@ -39,6 +39,10 @@ _SIZES = (
 )
 
 
+_LAYERS, _MOST_LAYERS = ("num_hidden_layers", "n_layer"), 10_000
+"""A damaged number of layers would build them until memory ends."""
+
+
 HF_NAMED = frozenset(
     {
         "llama",
@@ -105,6 +109,14 @@ def check_config(path: Path, config: Mapping[str, Any]) -> None:
             "chuk loads data only, never code",
         )
     check_sizes(path, config)
+    rope = config.get("rope_parameters")
+    for part in (config, rope if isinstance(rope, Mapping) else {}):
+        theta = part.get("rope_theta")
+        if theta is not None and not (isinstance(theta, int | float) and theta > 0):
+            raise ModelError(
+                f"`{path}`: `rope_theta` should be a number above 0, not `{theta}`",
+                "take the config.json that belongs to the weights",
+            )
 
 
 def check_sizes(path: Path, config: Mapping[str, Any]) -> None:
@@ -120,6 +132,11 @@ def check_sizes(path: Path, config: Mapping[str, Any]) -> None:
             ):
                 raise ModelError(
                     f"`{path}`: `{name}` should be a whole number above 0, not `{value}`",
+                    "take the config.json that belongs to the weights",
+                )
+            if name in _LAYERS and isinstance(value, int) and value > _MOST_LAYERS:
+                raise ModelError(
+                    f"`{path}`: `{name}` is {value:,}: no model has that many",
                     "take the config.json that belongs to the weights",
                 )
 

@@ -89,6 +89,13 @@ def reasoning_gym(
     return Scorer(score, needs)
 
 
+def guarded_scorer(dataset: str) -> Score:
+    """The score of (answer, entry) that a data set gives; see above for what its scorer does not
+    get. Raises ConfigError for a data set that there is not."""
+    gym = need("environment `reasoning-gym`", "reasoning_gym", "reasoning-gym", "gym")
+    return _Scorers(gym)(dataset)
+
+
 class _Scorers:
     """The scorer of each data set, made once."""
 

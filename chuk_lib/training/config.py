@@ -87,7 +87,10 @@ class RunConfig:
         choices=tuple(OPTIMIZERS),
         aliases=("optim",),
         flag=True,
-        synonyms={"adamw_torch": "adamw", "adamw_torch_fused": "adamw"},
+        synonyms=dict.fromkeys(
+            ("adamw_torch", "adamw_torch_fused", "adamw_hf", "paged_adamw", "paged_adamw_32bit"),
+            "adamw",
+        ),
     )
     weight_decay: float = setting(
         0.0, "Decoupled weight decay; never on norms and biases.", minimum=0, panel="Training"

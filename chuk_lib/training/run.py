@@ -264,10 +264,12 @@ def _new_run(job: Job, config: RunConfig) -> Run:
 def _compared(run: Run, job: Job, config: RunConfig) -> Run:
     """The run with warnings about what changed since its checkpoint. Raises what `compare`
     raises."""
+    settings = as_dict(config)
+    asked = {name: settings[name] for name in run.changes}
     if run.checkpoint is None:
+        run.directory.change_config(asked, job.chosen)
         return run
     step = run.checkpoint.step
-    settings = as_dict(config)
     now = {"inputs": job.inputs.all(), "settings": settings, "rows": rows_around(job.rows, step)}
     told = compare(
         run.checkpoint.state,
@@ -284,6 +286,7 @@ def _compared(run: Run, job: Job, config: RunConfig) -> Run:
     run.directory.change_origins(
         {name: f"{where[name]}, changed after step {step:,}" for name in names}
     )
+    run.directory.change_config(asked, job.chosen)
     return replace(run, warnings=(*run.warnings, *told))
 
 

@@ -155,6 +155,12 @@ class RunDir:
         if changes and path.is_file():
             self.write_json(path.name, json.loads(path.read_text(encoding="utf-8")) | changes)
 
+    def change_config(self, changes: dict[str, Any], remarks: Mapping[str, str]) -> None:
+        """Keep settings that were changed on the way: the run goes on with them however often it
+        stops. Nothing is done without any."""
+        if changes and (self.path / _SETTINGS).is_file():
+            self.write_yaml(_SETTINGS, self.read_config() | changes, remarks)
+
     def read_config(self) -> dict[str, Any]:
         """The settings in `config.yaml`, by name. Raises ModelError when they cannot be read."""
         path = self.path / _SETTINGS

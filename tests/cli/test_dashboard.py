@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from chuk_cli.dashboard.board import MOST_POINTS, Board
+from chuk_cli.dashboard.board import MOST_POINTS, Board, data_name
 from chuk_cli.dashboard.draw import draw
 from chuk_cli.dashboard.lines import Lines
 from chuk_cli.dashboard.live import LiveView
@@ -284,6 +284,11 @@ def test_lines_are_few_on_a_fast_run_and_steady_on_a_slow_one() -> None:
     assert 15 <= len(fast) <= 22
     slow = [line for line in lines_of(100, 2.0) if line.startswith("step")]
     assert len(slow) == 34  # the first, then every third: five seconds are three steps of two
+
+
+def test_the_title_names_all_data() -> None:
+    assert data_name("there/a.jsonl,b.jsonl=0.3") == "a.jsonl, b.jsonl=0.3"
+    assert data_name(None) == ""
 
 
 def test_lines_tell_everything_else_at_once() -> None:

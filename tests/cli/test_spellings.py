@@ -43,7 +43,7 @@ REFUSED = {
     "--train": "`chuk train` trains",
     "--val-batches 3": "all of the validation data is measured",
     "--eval-strategy steps": "`eval_steps`",
-    "--push-to-hub": "chuk uploads nothing",
+    "--push-to-hub": "`chuk model upload`",
     "--deepspeed zero3.json": "leave it out",
     "--lr 1 --learning_rate 2": "give it once",
     "--micro-batch-size 2 --per-device-train-batch-size 3": "give it once",
@@ -126,3 +126,23 @@ def test_reward_weights_are_those_behind_the_rewards(
     ):
         done = run_chuk(*words, *more)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+def test_eval_takes_columns_under_other_names(
+    run_chuk: RunChuk, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    rows = [("red ", "blue"), ("green ", "black")]
+    for name, ask, tell in (("own", "prompt", "completion"), ("other", "q", "a")):
+        lines = (json.dumps({ask: prompt, tell: completion}) for prompt, completion in rows)
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
+    common = ("eval", "-m", tiny_model_dir, "--max-tokens", 2, "--json", "-d")
+    own = run_chuk(*common, "own.jsonl")
+    other = run_chuk(*common, "other.jsonl", "--map", "prompt=q", "--map", "completion=a")
+    assert (own.returncode, other.returncode) == (0, 0), other.stderr
+    losses = [json.loads(done.stdout)["metrics"]["eval_loss"] for done in (own, other)]
+    assert losses[0] == losses[1]
+
+
+def test_a_pipeline_over_processes_is_refused_by_name(run_chuk: RunChuk) -> None:
+    done = run_chuk("train", "pipeline", "--nproc", 2)
+    assert (done.returncode, "`chuk train sft`" in done.stderr) == (2, True), done.stderr

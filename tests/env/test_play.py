@@ -413,6 +413,26 @@ def test_a_tool_through_the_command_under_ppo(
     assert "player" in changed.stderr
 
 
+def test_an_environment_that_raises_is_no_fault_of_the_command(
+    run_chuk: RunChuk, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Game:\n"
+        "    def reset(self, answer, **row):\n"
+        "        self.answer = int(answer)\n"
+        "    def go(self, x: int) -> str:\n"
+        '        """Go.\n\n        Args:\n            x: Where.\n        """\n'
+        "        return str(x)\n"
+        "    def get_reward(self):\n"
+        "        return 1 / self.answer\n"
+    )
+    for row, why in (({}, "reset failed: TypeError"), ({"answer": 0}, "get_reward failed: Zero")):
+        asked = ("--row", json.dumps({"prompt": "?"} | row))
+        done = run_chuk("env", "play", "mine.py:Game", *asked, input="")
+        assert done.returncode == 1
+        assert why in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -40,6 +40,13 @@ TEXTS = {
     METAL + "Invalid Resource (00000009:kIOGPUCommandBufferCallbackErrorInvalidResource)": (
         "the GPU is gone"
     ),
+    METAL
+    + "Innocent Victim of GPU error/recovery (00000005:kIOGPUCommandBufferCallbackErrorInnocentVictim)": (
+        "no longer lets this process use the GPU"
+    ),
+    METAL + "Caused GPU Address Fault Error (0000000b:kIOGPUCommandBufferCallbackErrorPageFault)": (
+        "where it may not"
+    ),
     METAL + "something new": "the GPU's driver failed",
     "[malloc] Unable to allocate 9663676416 bytes.": "the memory that MLX computes in is full",
     "[metal::malloc] Attempting to allocate 19327352832 bytes which is greater than the maximum allowed buffer size of 9663676416 bytes.": (
@@ -57,6 +64,8 @@ TEXTS = {
     ),
     "cudaGetDeviceCount(&count) failed: no CUDA-capable device is detected": "the GPU is gone",
 }
+KINDS = {words: text for text, words in reversed(TEXTS.items())}
+"""One text of each kind."""
 FAILING = """
 import sys
 from chuk_lib.training.updater import Updater
@@ -97,10 +106,10 @@ def test_each_error_has_words_and_a_way_on(text: str, words: str) -> None:
 def test_what_is_no_error_of_a_gpu_stays_what_it_is() -> None:
     assert gpu_error(RuntimeError("dictionary changed size during iteration")) is None
     assert gpu_error(ValueError("out of memory")) is None
-    assert len({kind.message for kind in GPU_ERRORS}) == len(GPU_ERRORS)
+    assert len({kind.message for kind in GPU_ERRORS}) == len(GPU_ERRORS) == len(KINDS)
 
 
-@pytest.mark.parametrize("text", list(TEXTS)[:4] + list(TEXTS)[7:12], ids=lambda text: TEXTS[text])
+@pytest.mark.parametrize("text", KINDS.values(), ids=KINDS)
 def test_a_step_that_fails_is_told_and_the_run_goes_on_exactly(
     command: Any, tmp_path: Path, whole: Path, text: str
 ) -> None:

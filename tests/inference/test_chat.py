@@ -148,6 +148,7 @@ def test_a_conversation_with_everything_that_can_be_typed(tmp_path: Path) -> Non
         assert "no folder and no name" in said(terminal, "/adapter two")
         assert "adapter: none" in said(terminal, "/adapter off")
         assert "nothing was said" in said(terminal, "/clear")
+        assert "0 of 512 tokens of context, 0 of them" in said(terminal, "/tokens")
         plain = said(terminal, "Hello")
         assert generate(model, tokenizer, "Hello", CONFIG).text.split("\n")[0] in plain
         assert "adapter: " in said(terminal, "/adapter one")
@@ -155,6 +156,7 @@ def test_a_conversation_with_everything_that_can_be_typed(tmp_path: Path) -> Non
         assert said(terminal, "Hello").split("\n")[0] == adapted.split("\n")[0]
         assert "system: Be kind." in said(terminal, "/system Be kind.")
         assert "`warm` is no number" in said(terminal, "/temp warm")
+        assert "it must be 0 or more" in said(terminal, "/temp -1")
         assert "temperature: 0.5" in said(terminal, "/temp 0.5")
         assert "tokens" in said(terminal, "/retry")
         assert "of 512 tokens of context" in said(terminal, "/tokens")

@@ -144,6 +144,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda f: edit_json(f / "config.json", intermediate_size=96),
         "of another shape",
     ),
+    "a billion layers": (
+        lambda f: edit_json(f / "config.json", num_hidden_layers=10**9),
+        "no model has that many",
+    ),
+    "positions without a base": (
+        lambda f: edit_json(f / "config.json", rope_theta=0, rope_parameters=None),
+        "`rope_theta` should be a number above 0",
+    ),
     "config with a size of 0": (lambda f: edit_json(f / "config.json", hidden_size=0), "above 0"),
 }
 SHARDS: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -290,6 +298,56 @@ def test_an_adapter_of_another_model_is_named(tmp_path: Path) -> None:
         json.dumps(config | {"model": str(tmp_path / "gone")})
     )
     assert "which is gone" in verify(tmp_path / "adapter").notes[0]
+
+
+def _numbers(folder: Path, name: str, value: float) -> None:
+    edit_tensors(folder / "adapters.safetensors", lambda t: t[name].__setitem__((0, 0), value))
+
+
+def _scale(folder: Path) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(re.sub(r'"scale": [^,\n]+', '"scale": NaN', path.read_text()))
+
+
+A = "model.layers.0.self_attn.q_proj.lora_a"
+ADAPTER_DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "NaN": (lambda f: _numbers(f, A, float("nan")), f"`{A}` holds NaN"),
+    "scale": (_scale, "has scale nan"),
+    "surplus": (
+        lambda f: edit_tensors(f / "adapters.safetensors", lambda t: t.update(odd=mx.zeros(2))),
+        "`odd` needs lora_a",
+    ),
+    "one side": (
+        lambda f: edit_tensors(f / "adapters.safetensors", lambda t: t.__delitem__(A)),
+        "is incomplete",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTER_DAMAGE)
+def test_damaged_adapters_are_never_loaded(name: str, tmp_path: Path) -> None:
+    model, tokenizer = load_model(LLAMA, LoRAConfig(rank=2))
+    save_pretrained(model, tokenizer, tmp_path / "adapter")
+    change, message = ADAPTER_DAMAGE[name]
+    change(tmp_path / "adapter")
+    with pytest.raises(ChukError, match=message):
+        load_model(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: edit_json(f / "config.json", rms_norm_eps="x"), "cannot be built"),
+        (lambda f: (f / "generation_config.json").write_text('{"eos'), "cannot be read for its"),
+    ],
+)
+def test_files_beside_the_weights_are_not_passed_over(
+    change: Callable[[Path], object], message: str, whole: Path
+) -> None:
+    (whole / "checksums.json").unlink()
+    change(whole)
+    with pytest.raises(ChukError, match=message):
+        load_model(whole)
 
 
 def test_command_says_it_in_one_line_and_exits_1(whole: Path, run_chuk: RunChuk) -> None:

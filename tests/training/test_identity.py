@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.events import read_events
@@ -128,6 +129,17 @@ def test_a_changed_rate_is_told_and_one_that_was_asked_for_is_not(part: Path) ->
     assert told == "settings changed since step 4: learning_rate was 0.001, now 0.01"
     origins = json.loads((part / "origins.json").read_text())
     assert origins["learning_rate"] == "config.yaml, changed after step 4"
+
+
+def test_what_was_changed_on_the_way_stays_changed(part: Path) -> None:
+    resume(part, changes={"max_steps": 6, "learning_rate": 0.005})
+    assert resume(part).steps == 6
+    assert not [text for text in warnings_of(part) if "settings changed" in text]
+    assert resume(part, changes={"max_steps": 7}).steps == 7
+    last = [event for event in read_events(part / "events.jsonl") if event.kind == "step"][-1]
+    held = yaml.safe_load((part / "config.yaml").read_text())
+    assert (held["max_steps"], held["learning_rate"]) == (7, 0.005)
+    assert 0 < last.data["learning_rate"] <= 0.005
 
 
 def test_a_run_of_an_older_chuk_goes_on_and_it_is_said(part: Path, base: Path) -> None:

@@ -28,6 +28,7 @@ _TYPES = {
     "input_output": "",
     "chatml.intel": "",
     "llama3.intel": "",
+    "bradley_terry.chat_template": "",
 }
 """Axolotl's kinds of rows, and chuk's formats; an empty one is recognised by its columns."""
 _OPTIMIZERS = {
@@ -36,6 +37,8 @@ _OPTIMIZERS = {
     "adamw_hf": "adamw",
     "adamw_apex_fused": "adamw",
     "lion_pytorch": "lion",
+    "paged_adamw_32bit": "adamw",
+    "paged_lion_32bit": "lion",
 }
 _CHATS = ("chat_template", "sharegpt")
 _LEARNED = {
@@ -72,6 +75,7 @@ def _one_hint(one: Mapping[str, Any]) -> str:
         "ds_type",
         "data_files",
         "split",
+        "field",
         "field_messages",
         "chat_template",
         *_LEARNED,
@@ -122,6 +126,7 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "datasets": (
         Key("data", _data, "the data", _data_hint),
         Key("format", _format, "kind of rows", _format_hint),
+        Key("text_field", lambda v, _: v[0].get("field")),
     ),
     "test_datasets": (Key("eval_data", _data, "the validation data", _data_hint),),
     "val_set_size": (Key("val_size", number),),
@@ -130,6 +135,8 @@ TABLE: dict[str, tuple[Key, ...]] = {
         Key("loss_type", lambda v, _: {"ipo": "ipo", "simpo": "simpo"}.get(v)),
     ),
     "rl_beta": (Key("beta", number),),
+    "kto_desirable_weight": (Key("desirable_weight", number),),
+    "kto_undesirable_weight": (Key("undesirable_weight", number),),
     "sequence_len": (Key("max_length"),),
     "micro_batch_size": (Key("batch_size"),),
     "eval_batch_size": (Key("eval_batch_size"),),
@@ -172,12 +179,12 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "tokens": (
         Key(reason="new tokens", refused=when_on("add them to the model's tokenizer first")),
     ),
-    "noisy_embedding_alpha": (Key(reason="noise on embeddings", refused=when_on("leave it out")),),
+    "noisy_embedding_alpha": (Key("neftune_noise_alpha", number),),
     "unfrozen_parameters": (
         Key(reason="some weights only", refused=when_on("`num_layers` trains the last blocks")),
     ),
     **switches(
-        "model_type tokenizer_type is_llama_derived_model is_mistral_derived_model"
+        "num_labels model_type tokenizer_type is_llama_derived_model is_mistral_derived_model"
         " lora_fan_in_fan_out strict trust_remote_code_ok dataset_prepared_path dataset_processes"
         " dataset_keep_in_memory debug shuffle_merged_datasets loss_watchdog_threshold"
         " loss_watchdog_patience xformers_attention sdp_attention s2_attention flex_attention"
@@ -200,16 +207,14 @@ TABLE: dict[str, tuple[Key, ...]] = {
         "process_reward_model",
         "chuk has no such training",
     ),
-    "reward_model": (
-        Key(reason="the command says it", refused=when_on("`chuk train reward` trains one")),
-    ),
+    "reward_model": (off("the command says it"),),
 }
 
 
 def _bits(name: Any) -> str:
     return (
         "write adamw: chuk keeps the moments in full"
-        if "8bit" in str(name) or "paged" in str(name)
+        if any(bits in str(name) for bits in ("8bit", "4bit"))
         else ""
     )
 

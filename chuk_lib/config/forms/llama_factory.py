@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chuk_lib.config.forms.form import Form, Key, Values, always, number, off, when_on, yes
+from chuk_lib.config.forms.form import (
+    Form,
+    Key,
+    Values,
+    always,
+    number,
+    off,
+    switches,
+    when_on,
+    yes,
+)
 from chuk_lib.config.forms.trl import SFT_ONLY, TRANSFORMERS
 
 _STAGES = {"sft": "sft", "pt": "sft", "dpo": "dpo", "kto": "kto", "ppo": "ppo", "rm": "reward"}
@@ -80,9 +90,7 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "use_dora": (Key("use_dora", yes),),
     "adapter_name_or_path": (Key("model"),),
     "train_on_prompt": (Key("completion_only_loss", lambda v, _: not yes(v, _)),),
-    "mask_history": (
-        Key(reason="the last turn only", refused=when_on("leave it out: every turn is learned")),
-    ),
+    "mask_history": (Key("completion_only_loss", lambda v, _: yes(v, _) or None),),
     "packing": (Key("packing", yes),),
     "neat_packing": (Key("packing", lambda v, _: yes(v, _) or None),),
     "pref_beta": (Key("beta", number),),
@@ -92,11 +100,20 @@ TABLE: dict[str, tuple[Key, ...]] = {
     ),
     "ref_model": (Key("ref_model"),),
     "quantization_bit": (
-        Key(reason="quantizing on the way in", refused=when_on("name a model that is quantized")),
+        Key(
+            "load_in_4bit",
+            lambda v, _: True,
+            "quantizing on the way in",
+            lambda v, _: "" if int(v) == 4 else "4, or name a model that is quantized",
+        ),
     ),
+    **switches("quantization_method double_quantization quantization_type", "MLX has its own"),
     "plot_loss": (off("`chuk runs report` draws it"),),
     "enable_thinking": (
-        Key(reason="the template's switch", refused=lambda v, _: 'a column {"enable_thinking": …}'),
+        Key(
+            "chat_template_kwargs",
+            lambda v, _: None if yes(v, _) else '{"enable_thinking": false}',
+        ),
     ),
     "enable_liger_kernel": (off("chuk's own kernels stand in its place"),),
     "use_unsloth": (off("chuk's own kernels stand in its place"),),

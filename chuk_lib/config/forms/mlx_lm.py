@@ -175,6 +175,7 @@ TABLE: dict[str, tuple[Key, ...]] = {
     ),
     "mask_prompt": (Key("completion_only_loss", yes),),
     "report_to": (Key("report_to", lambda v, _: [part.strip() for part in str(v).split(",")]),),
+    "project_name": (Key("project"),),
     "trust_remote_code": (
         Key(reason="chuk runs no code of a model", refused=when_on("leave it out")),
     ),

@@ -23,7 +23,7 @@ from chuk_lib.config.forms.form import (
     yes,
 )
 
-_UPLOAD = "chuk uploads nothing: `hf upload` takes the run's folder"
+_UPLOAD = "`chuk model upload` sends a run to the hub"
 _MACHINE = "chuk decides by the machine"
 _SPEED = "chuk's own kernels stand in its place"
 _LOADER = "rows are read while training goes on"
@@ -31,7 +31,7 @@ _CHECKPOINTS = "a checkpoint is written each `checkpoint_interval` steps, and af
 _EVALUATION = "the validation data is measured each `eval_steps` steps; without it nothing is"
 _BEST = "the best step is marked `best` by itself"
 _LOGGED = "each `log_interval` steps"
-_WORLD = "one process trains"
+_WORLD = "`--hosts` says who takes part"
 _QUANTIZED = (
     "`chuk model quantize --bits 8` makes a model of 8 bits: name that; it is trained with"
     " `use_lora`"
@@ -164,7 +164,9 @@ TRANSFORMERS: dict[str, tuple[Key, ...]] = {
     ),
     **unless_off("push_to_hub", "uploading", f"leave it out: {_UPLOAD}"),
     **unless_off(
-        "deepspeed fsdp fsdp_config", "several devices", "leave it out: one process trains"
+        "deepspeed fsdp fsdp_config",
+        "several devices",
+        "leave it out: `--hosts` shares a run among machines",
     ),
     **unless_off("trust_remote_code", "chuk runs no code of a model", "leave it out"),
     **unless_off(

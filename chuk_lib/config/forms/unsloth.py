@@ -42,9 +42,19 @@ TABLE: dict[str, tuple[Key, ...]] = {
     "train_on_responses_only": (Key("assistant_only_loss", yes),),
     **{
         name: (off(_SAVING),)
-        for name in ("save_model", "save_method", "save_path", "save_gguf", "quantization")
+        for name in (
+            "save_model",
+            "save_method",
+            "save_path",
+            "save_gguf",
+            "quantization",
+            "quantization_method",
+            "hub_path",
+        )
     },
-    "push_model": (Key(reason="uploading", refused=when_on("`hf upload` takes the run's folder")),),
+    "push_model": (
+        Key(reason="uploading", refused=when_on("`chuk model upload` sends a run to the hub")),
+    ),
     **{
         name: (off("chuk decides by the machine"),)
         for name in (

@@ -118,12 +118,16 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 def _named_ends(folder: Path) -> set[int]:
     ends: set[int] = set()
     for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
         try:
-            ends |= _as_ids(
-                json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
-            )
-        except (OSError, ValueError, AttributeError):
-            continue  # absent or broken: whoever needs that file says so
+            ends |= _as_ids(json.loads(path.read_text(encoding="utf-8")).get("eos_token_id"))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"`{path}` cannot be read for its eos_token_id: {first_line(error)}",
+                "copy the file again",
+            ) from None
     return ends
 
 

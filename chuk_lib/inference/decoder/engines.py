@@ -15,11 +15,13 @@ from chuk_lib.inference.decoder.engine import Engine, ModelEngine, NumpyEngine, 
 from chuk_lib.inference.decoder.forwards import Decode
 from chuk_lib.inference.decoder.llama import Block, Linear, LlamaParts, Norm, read_llama
 from chuk_lib.inference.decoder.numpy_llama import NumpyLlama, Remembered
+from chuk_lib.inference.decoder.prefill import layer_caches
 from chuk_lib.inference.decoder.stores import keeps_all, new_store
 from chuk_lib.inference.decoder.unpacked import unpacked, unpacks
 from chuk_lib.runtime import on_cpu
 
-_PROBE = (1, 2)
+_PROBE = 2
+_BEFORE = 3
 
 
 def new_engine(
@@ -98,11 +100,22 @@ def _numpy_llama(
 
 
 def _right(rows: NumpyLlama, parts: LlamaParts, adapter: int, model: nn.Module) -> bool:
-    empty = np.zeros((parts.blocks[0].kv_heads, 0, parts.blocks[0].head_dim), np.float32)
-    rows.admit([Remembered([(empty, empty)] * len(parts.blocks))], [len(_PROBE)], [adapter])
-    got = np.concatenate([rows.step(np.array([token])) for token in _PROBE])
+    """Whether both give the same logits for one token after some keys and values: any serve, so
+    that one step of each is enough to see rotations, softmax and scale of every layer."""
+    chance = np.random.default_rng(0)
+    shapes = [(block.kv_heads, _BEFORE, block.head_dim) for block in parts.blocks]
+    known = [
+        (chance.standard_normal(shape, np.float32), chance.standard_normal(shape, np.float32))
+        for shape in shapes
+    ]
+    rows.admit([Remembered(known)], [1], [adapter])
+    got = rows.step(np.array([_PROBE]))
     rows.keep(np.zeros(0, np.int64))
-    want = np.array(model(mx.array([_PROBE])))[0]
+    caches = layer_caches(model)
+    for cache, (keys, values) in zip(caches, known, strict=True):
+        cache.keys, cache.values = mx.array(keys[None]), mx.array(values[None])
+        cache.offset = _BEFORE
+    want = np.array(model(mx.array([[_PROBE]]), cache=caches))[0]
     loose = 1e-3 * max(1.0, float(np.abs(want).max()))
     return got.shape == want.shape and np.allclose(got, want, atol=loose)
 

@@ -199,8 +199,15 @@ def _check_shapes(found: GgufFile, config: dict[str, Any], tensors: list[Planned
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
     hidden, tokens = config["hidden_size"], len(found.metadata.get("tokenizer.ggml.tokens") or ())
+    rows = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    misfit = [
+        name
+        for name, shape in shapes.items()
+        if (heads := rows.get(name.split(".")[-2])) and shape[0] != heads * config["head_dim"]
+    ]
     if (
-        len(layers) != config["num_hidden_layers"]
+        misfit
+        or len(layers) != config["num_hidden_layers"]
         or shapes["model.embed_tokens.weight"][1] != hidden
     ):
         raise ModelError(

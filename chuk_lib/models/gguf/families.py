@@ -274,6 +274,13 @@ def config_of(found: GgufFile) -> tuple[Config, GgufFamily]:
     heads, hidden = found.needed("attention.head_count"), found.needed("embedding_length")
     if isinstance(heads, list) or isinstance(found.needed("feed_forward_length"), list):
         raise ModelError(f"`{found.path}` has layers of different sizes, which chuk does not read")
+    kv_heads = found.own("attention.head_count_kv", heads)
+    if not 0 < kv_heads <= heads <= hidden:
+        raise ModelError(
+            f"`{found.path}` is damaged: {heads} heads, {kv_heads} of them for keys, at a width of"
+            f" {hidden}",
+            "fetch it again",
+        )
     embedding = found.tensors.get("token_embd.weight")
     if embedding is None:
         raise ModelError(f"`{found.path}` has no embeddings", "is it a part of a split file?")
@@ -285,7 +292,7 @@ def config_of(found: GgufFile) -> tuple[Config, GgufFamily]:
         "intermediate_size": found.needed("feed_forward_length"),
         "num_hidden_layers": found.needed("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": found.own("attention.head_count_kv", heads),
+        "num_key_value_heads": kv_heads,
         "head_dim": found.own("attention.key_length") or hidden // heads,
         "max_position_embeddings": found.needed("context_length"),
         "rope_theta": _short(found.own("rope.freq_base", 10000.0)),

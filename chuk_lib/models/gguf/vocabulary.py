@@ -302,6 +302,13 @@ def _byte_level(
         if kind != UNUSED
     }
     merges = [merge.split(" ") for merge in found.metadata.get("tokenizer.ggml.merges", [])]
+    pieces = zip(tokens, types, strict=True)
+    if not merges and any(kind == NORMAL and len(text) > 1 for text, kind in pieces):
+        raise ModelError(
+            f"`{found.path}` is damaged: its tokenizer has no merges, so no text would be split"
+            " as it was",
+            "fetch it again",
+        )
     return {
         "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": _SPLITS[pre]},

@@ -18,8 +18,10 @@ from chuk_lib.data.formats import Chat, Recogniser
 from chuk_lib.data.prompt_dataset import PromptDataset, split_prompt
 from chuk_lib.data.reader import has_split, read_records
 from chuk_lib.data.sft_dataset import SFTDataset
+from chuk_lib.data.sources import sources
 from chuk_lib.data.tokenizers.encoder import Encoder
 from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
+from chuk_lib.data.tokenizers.template_options import set_template_options
 from chuk_lib.data.types import Example, Record
 from chuk_lib.errors import ConfigError, DataError
 from chuk_lib.inference.config import SamplingConfig
@@ -54,9 +56,10 @@ class Question:
     none), and pass@k for each of `ks` (1 and `samples`). `temperature` None is greedy for one
     sample and 1 for more. `max_tokens` None is four more than the longest target, or 256 for
     rewards. Prompts of more than `max_prompt_length` tokens are left out and counted.
-    `implementation`: whose code runs the model, as in `load_model`. `make_player` makes who answers
-    the prompts in the model's name, with tools; rewards find each play's environment in the column
-    `environments`."""
+    `column_map`: columns under other names (prompt=question). `template_options`: what the chat
+    template is told, as JSON. `implementation`: whose code runs the model, as in `load_model`.
+    `make_player` makes who answers the prompts in the model's name, with tools; rewards find each
+    play's environment in the column `environments`."""
 
     data: str
     split: str | None = None
@@ -73,6 +76,8 @@ class Question:
     max_prompt_length: int | None = None
     implementation: Implementation = "auto"
     make_player: MakePlayer | None = None
+    column_map: tuple[str, ...] = ()
+    template_options: str | None = None
 
     @property
     def scores(self) -> bool:
@@ -209,7 +214,8 @@ def read_question(question: Question) -> Prepared:
         specs = question.rewards or ("exact_match",)
         rewards = load_rewards(specs, on_error=question.reward_errors, max_completion_length=limit)
     split = question.split or next((name for name in _SPLITS if has_split(data, name)), "train")
-    records = list(islice(read_records(data, split), question.max_rows))
+    source = sources(data, question.column_map)
+    records = list(islice(read_records(source, split), question.max_rows))
     if rewards is not None:
         given = () if question.make_player is None else (PLAYED,)
         known = (*split_prompt(records[0])[1], *records[0].columns, *given)
@@ -226,6 +232,7 @@ def answer(prepared: Prepared, model_source: str, adapter: str | None = None) ->
     model, tokenizer = load_model(
         model_source, adapter=adapter, implementation=question.implementation
     )
+    set_template_options(tokenizer, question.template_options)
     rows, said = _examples(prepared, tokenizer)
     examples = _fitting(rows, model, tokenizer, question.max_prompt_length)
     notes = (*provenance_of(model).notes, *said)

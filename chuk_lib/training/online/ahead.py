@@ -123,8 +123,8 @@ class Ahead:
                 self._flights[int(step)] = Flight(version, landed(played))
 
 
-class Part(NamedTuple):
-    """Part `number` of the prompts of `step` in the plan, in flight since `version` steps were
+class PartInFlight(NamedTuple):
+    """Part `number` of the prompts of `step` in the plan, being played since `version` steps were
     learned."""
 
     step: int
@@ -156,7 +156,7 @@ class FirstCome:
         self._far = far
         self._begin = begin
         self._next = 0
-        self._flying: list[Part] = []
+        self._flying: list[PartInFlight] = []
         self._again: list[tuple[int, int]] = []
         self._taken: list[tuple[int, int]] = []
 
@@ -209,7 +209,7 @@ class FirstCome:
             else:
                 (step, number), self._next = divmod(self._next, self._parts), self._next + 1
             ticket = self._begin(step, number, version)
-            self._flying.append(Part(step, number, version, ticket))
+            self._flying.append(PartInFlight(step, number, version, ticket))
 
 
 def others(arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
