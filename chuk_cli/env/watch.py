@@ -57,7 +57,6 @@ _BESIDE = (
     "--schema",
     "--regex",
     "--grammar",
-    "--chat-template-kwargs",
     "--speculate",
 )
 
