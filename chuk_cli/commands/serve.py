@@ -115,8 +115,10 @@ def serve(
     )
     _check_installed()
     from chuk_lib.serving.models import adapters_named, load_all
+    from chuk_lib.serving.server import check_address
     from chuk_lib.serving.server import serve as run
 
+    check_address(settings)
     adapters = adapters_named(adapter or ())
     kind = cast(Implementation, implementation)
     with out.status(f"Loading `{model}` …"):

@@ -76,5 +76,7 @@ def _check(name: str, value: float, right: bool, expected: str) -> None:
     if not right or not math.isfinite(value):
         raise ConfigError(
             f"{name} is {value}, it must be {expected}",
-            f"unset it is {getattr(SamplingConfig, name)}",
+            "leave it out for another one each time"
+            if name == "seed"
+            else f"unset it is {getattr(SamplingConfig, name)}",
         )

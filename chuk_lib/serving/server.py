@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import signal
+import socket
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -132,10 +133,25 @@ def serve(
         thread.start()
         engine.run()
     if not server.started:
-        raise ConfigError(
-            f"{settings.host}:{settings.port} cannot be listened on",
-            "another server may run there: give another --port",
-        )
+        raise _taken(settings)
+
+
+def check_address(settings: ServeSettings) -> None:
+    """Raise ConfigError for an address that cannot be had, before a model is loaded for it."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        with socket.socket(family) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((settings.host, settings.port))
+    except OSError:
+        raise _taken(settings) from None
+
+
+def _taken(settings: ServeSettings) -> ConfigError:
+    return ConfigError(
+        f"{settings.host}:{settings.port} cannot be listened on",
+        "another server may run there: give another --port",
+    )
 
 
 def _config(settings: ServeSettings, app: Any) -> uvicorn.Config:

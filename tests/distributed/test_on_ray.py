@@ -70,7 +70,7 @@ def test_a_run_with_workers_goes_on_exactly_and_without_them(ray, tiny_model_dir
 
 def test_bounded_staleness_asks_every_prompt_of_the_plan_once(ray, tiny_model_dir, tmp_path):
     config = make_config(
-        tmp_path, tiny_model_dir, max_steps=6, rollout_workers=2, max_staleness=2, batch_size=16
+        tmp_path, tiny_model_dir, max_steps=6, rollout_workers=1, max_staleness=2, batch_size=16
     )
     train_job("grpo", config, make_player=rollout_player(config), should_stop=stop_after(3))
     run = resume(tmp_path / "run", player_of=rollout_player)

@@ -232,7 +232,8 @@ def test_options_that_cannot_be_are_refused(run_chuk: RunChuk, words: list[str],
 
 def test_a_port_that_is_taken_is_named(server: Server, run_chuk: RunChuk) -> None:
     port = server.url.rpartition(":")[2]
-    done = run_chuk("serve", "--model", LLAMA, "--port", port)
+    # No such model: the port is asked for before one is loaded.
+    done = run_chuk("serve", "--model", "nowhere", "--port", port)
     assert done.returncode == 2
     assert port in done.stderr
 
