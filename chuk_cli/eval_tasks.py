@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 from chuk_cli.humanize import number
@@ -47,8 +48,13 @@ def eval_tasks(
     out: Out, names: str, models: Models, rows: int | None, batch: int, implementation: str
 ) -> None:
     """Read all tasks, then ask one model after the other, and tell what came of it."""
+    from chuk_lib.training.measuring.harness import MARK
     from chuk_lib.training.measuring.tasks import read_task
 
+    given = [name for part in names.split(",") if (name := part.strip())]
+    if any(name.startswith(MARK) for name in given):
+        _eval_harness(out, given, models, rows, batch, implementation)
+        return
     tasks = {name: read_task(name, rows) for part in names.split(",") if (name := part.strip())}
     if not tasks:
         raise ConfigError("`--tasks` names none", "such as --tasks arc_easy,sciq")
@@ -63,6 +69,42 @@ def eval_tasks(
     for record in records:
         if record["left_out"]:
             out.warn(f"{record['task']}: {record['left_out']:,} questions do not fit the context")
+
+
+def _eval_harness(
+    out: Out, given: Sequence[str], models: Models, rows: int | None, batch: int, how: str
+) -> None:
+    """Tasks of lm-evaluation-harness, by its own metrics."""
+    from chuk_lib.models import load_model
+    from chuk_lib.runtime import computing
+    from chuk_lib.training.measuring.harness import MARK, measure_harness
+
+    if other := next((name for name in given if not name.startswith(MARK)), None):
+        raise ConfigError(f"`{other}` is none of lm-evaluation-harness", "measure it by itself")
+    if len(models) > 1:
+        raise ConfigError("tasks of lm-evaluation-harness take one model", "leave out --against")
+    (source, adapter), names = models[0], [name.removeprefix(MARK) for name in given]
+    with out.status(f"Loading `{source}` …"):
+        loaded, tokenizer = load_model(
+            source, adapter=adapter, implementation=cast(Implementation, how)
+        )
+    with out.status(f"{len(names)} tasks"), computing():
+        found = measure_harness(loaded, tokenizer, names, rows, batch)
+    lines = [
+        [one.task, one.questions, name, number(value), _error_of(one.metrics, name)]
+        for one in found
+        for name, value in one.metrics.items()
+        if not name.endswith("_stderr")
+    ]
+    records = [asdict(one) for one in found]
+    table = make_table("", ["task", "questions", "metric", "value", "±"], lines)
+    quiet = [f"{line[3]}" for line in lines]
+    out.result({"model": source, "tasks": records}, human=table, quiet=quiet)
+
+
+def _error_of(metrics: Mapping[str, float], name: str) -> str:
+    error = metrics.get(f"{name}_stderr")
+    return "-" if error is None else number(error)
 
 
 def _asked(

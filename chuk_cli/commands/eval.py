@@ -74,7 +74,8 @@ TasksOption = Annotated[
     str | None,
     typer.Option(
         "--tasks",
-        help="Multiple-choice tasks instead: files, or names such as arc_easy, sciq:mc_5shot.",
+        help="Multiple-choice tasks instead: files, or names such as arc_easy, sciq:mc_5shot; or of"
+        " lm-evaluation-harness: lm_eval:NAME, lm_eval:FILE.yaml.",
         metavar="NAME,…",
     ),
 ]

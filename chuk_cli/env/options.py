@@ -32,7 +32,11 @@ HeatOption = Annotated[
 ]
 EnvOption = Annotated[
     str | None,
-    _tools("--env", metavar="FILE.py:CLASS", help="Play in this environment, as in training."),
+    _tools(
+        "--env",
+        metavar="FILE.py:CLASS",
+        help="Play in it: a class of yours, or textarena:NAME, gym:ID …",
+    ),
 ]
 ToolOption = Annotated[
     list[str] | None,

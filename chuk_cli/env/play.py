@@ -38,13 +38,11 @@ def ls(
       chuk env ls games.py --json
     """
     from chuk_lib.env.files import has_reward, offered
-    from chuk_lib.env.tools import tools_of
 
     out = Out.of(json, quiet)
     environments, functions = offered(file)
     found = [
-        {"name": one.__name__, "reward": has_reward(one)} | _tools_in(tools_of(one()))
-        for one in environments
+        {"name": one.__name__, "reward": has_reward(one)} | _tools_of(one) for one in environments
     ]
     alone = _tools_in(functions)
     lines = []
@@ -54,6 +52,16 @@ def ls(
     lines += [f"--tool {file}:{line}" for line in _lines(alone)]
     names = [f"{file}:{one['name']}" for one in [*found, *alone["tools"]]]
     out.result({"environments": found} | alone, human="\n".join(lines) or "nothing", quiet=names)
+
+
+def _tools_of(environment: type) -> dict[str, Any]:
+    """Those of an environment, or why there is none of it."""
+    from chuk_lib.env.tools import new_environment, tools_of
+
+    try:
+        return _tools_in(tools_of(new_environment(environment)))
+    except ConfigError as error:
+        return {"tools": [], "problems": {environment.__name__: error.message}}
 
 
 def _tools_in(functions: list[Function]) -> dict[str, Any]:
@@ -129,13 +137,14 @@ def _by_hand(
     out: Out,
 ) -> None:
     from chuk_lib.env.files import load_environment, load_tool
-    from chuk_lib.env.tools import toolbox, tools_of
+    from chuk_lib.env.tools import new_environment, toolbox, tools_of
 
     modules = dict[Path, Any]()
     functions = [load_tool(one, modules) for one in tools]
     made = None if environment is None else load_environment(environment, modules)
-    one = None if made is None else theirs(f"`{made.__name__}()`", made)
+    one = None if made is None else new_environment(made)
     box = toolbox([*functions, *(tools_of(one) if one is not None else ())], seconds)
+    box.check_any(environment or "")
     told: Told = []
     if one is not None:
         begun = theirs("reset", lambda: one.reset(**row))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from chuk_cli.env.options import PlayOptions
-from chuk_cli.env.watch import row_of
+from chuk_cli.env.watch import row_of, theirs
 from chuk_cli.options import JsonOption, QuietOption
 from chuk_cli.out import Out
 from chuk_lib.errors import ConfigError
@@ -43,21 +43,17 @@ def show(
       chuk env show games.py:Guess --model my-model --row '{"prompt": "Guess!", "answer": "7"}'
     """
     from chuk_lib.env.files import has_reward, load_environment, load_tool
-    from chuk_lib.env.tools import toolbox, tools_of
+    from chuk_lib.env.tools import new_environment, toolbox, tools_of
 
     out, given = Out.of(json, quiet), row_of(row)
     if not PlayOptions(environment, tool).has_tools:
         raise ConfigError("there is nothing to show", "name FILE.py:CLASS, or a --tool")
     modules = dict[Path, Any]()
     made = None if environment is None else load_environment(environment, modules)
-    one = None if made is None else made()
+    one = None if made is None else new_environment(made)
     functions = [load_tool(name, modules) for name in tool or ()]
     box = toolbox([*functions, *(tools_of(one) if one is not None else ())], 1.0)
-    if not box.tools:
-        raise ConfigError(
-            f"environment `{environment}` has no tools",
-            "a tool is a public method with types and a docstring, beside `reset`",
-        )
+    box.check_any(environment or "")
     found: dict[str, Any] = {"tools": box.schemas, "reward": made is not None and has_reward(made)}
     if model is not None:
         found |= _shown(model, box.schemas, one, given)
@@ -74,7 +70,9 @@ def _shown(
 
     tokenizer = load(model)
     renderer = PlayRenderer(tokenizer, schemas)
-    observed = "" if environment is None else environment.reset(**row) or ""
+    observed = (
+        "" if environment is None else theirs("reset", lambda: environment.reset(**row)) or ""
+    )
     asked = row["prompt"]
     messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
     messages[-1] = {**messages[-1], "content": messages[-1]["content"] + observed}

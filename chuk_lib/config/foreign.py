@@ -19,6 +19,7 @@ _QUANTIZED = (
 _UPLOAD = "`chuk model upload` sends a run to the hub"
 _READING = "leave it out: rows are read while training goes on"
 
+_WHOLE = "adapters are trained alone; `--full` trains every weight, the head and embedding too"
 _PROCESSES = (
     "pipelines, and what is no training, run in one process; `chuk train sft` (dpo, grpo …) and"
     " `chuk train resume` take it"
@@ -57,6 +58,8 @@ _INSTEAD = {
     "mask_prompt": "`completion_only_loss: true`: of a conversation the last answer is learned",
     "metric_for_best_model": _BEST,
     "micro_batch_size": "`batch_size`",
+    "lora_modules_to_save": _WHOLE,
+    "modules_to_save": _WHOLE,
     "nproc": _PROCESSES,
     "neftune_noise_alpha": "`chuk train sft` alone has it; leave it out",
     "push_to_hub": _UPLOAD,

@@ -17,8 +17,8 @@ from chuk_lib.data.prompt_dataset import PromptRow
 from chuk_lib.data.tokenizers.protocol import LoadedTokenizer
 from chuk_lib.env.place import PLACE, tool_thread
 from chuk_lib.env.rendering import Message, PlayRenderer
-from chuk_lib.env.tools import Function, Result, Toolbox, toolbox, tools_of
-from chuk_lib.errors import ConfigError, ModelError, TrainingError
+from chuk_lib.env.tools import Function, Result, Toolbox, new_environment, toolbox, tools_of
+from chuk_lib.errors import ModelError, TrainingError
 from chuk_lib.inference.decoder.decoder import Decoder
 from chuk_lib.inference.decoder.rows import Request, Row
 from chuk_lib.runtime import users_own
@@ -78,11 +78,7 @@ class ToolPlayer:
         self._functions, self._environment, self._limits = functions, environment, limits
         self._pool: list[Any] = []
         sample = self._toolbox(self._environments(1)[0])
-        if not sample.tools:
-            raise ConfigError(
-                f"environment `{getattr(environment, '__name__', '')}` has no tools",
-                "a tool is a public method with types and a docstring, beside `reset`",
-            )
+        sample.check_any(getattr(environment, "__name__", ""))
         self._renderer = PlayRenderer(tokenizer, sample.schemas)
         self.schemas = sample.schemas
         self.columns = (PLAYED,) if environment is not None else ()
@@ -134,20 +130,8 @@ class ToolPlayer:
         """So many objects, each of one play; None where there is no environment."""
         if self._environment is None:
             return [None] * count
-        with users_own():
-            while len(self._pool) < count:
-                try:
-                    self._pool.append(self._environment())
-                except Exception as error:  # the user's own constructor
-                    raise ConfigError(
-                        f"environment `{self._environment.__name__}` cannot be made: {error}",
-                        "its class is called without arguments",
-                    ) from error
-        if not callable(getattr(self._pool[0], "reset", None)):
-            raise ConfigError(
-                f"environment `{self._environment.__name__}` has no method `reset`",
-                "a play begins with `reset(**row)`",
-            )
+        while len(self._pool) < count:
+            self._pool.append(new_environment(self._environment))
         return self._pool[:count]
 
     def _observed(self, environment: Any, row: PromptRow) -> str:

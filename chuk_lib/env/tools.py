@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from chuk_lib.data.tokenizers.calls import Call
 from chuk_lib.env.place import tool_thread
 from chuk_lib.errors import ConfigError
+from chuk_lib.runtime import users_own
 from chuk_lib.utils.text import first_line
 
 Function = Callable[..., Any]
@@ -75,6 +76,14 @@ class Toolbox:
         """Those of all tools, in order."""
         return [tool.schema for tool in self.tools.values()]
 
+    def check_any(self, environment: str) -> None:
+        """Raise ConfigError where there is none; `environment` is what should have had some."""
+        if not self.tools:
+            raise ConfigError(
+                f"environment `{environment}` has no tools",
+                "a tool is a public method with types and a docstring, beside `reset`",
+            )
+
     def call(self, call: Call) -> Result:
         """Call a tool and wait for it. Raises nothing: what goes wrong is the result."""
         name = call.name or "unknown"
@@ -122,6 +131,24 @@ def _text(value: Any) -> str:
 
 def _error(text: str) -> str:
     return json.dumps({"error": text}, ensure_ascii=False)
+
+
+def new_environment(made: type) -> Any:
+    """An object of a user's class. Raises ConfigError when it cannot be made, or has no `reset`."""
+    with users_own():
+        try:
+            one = made()
+        except Exception as error:  # the user's own constructor
+            raise ConfigError(
+                f"environment `{made.__name__}` cannot be made: {error}",
+                "its class is called without arguments",
+            ) from error
+    if not callable(getattr(one, "reset", None)):
+        raise ConfigError(
+            f"environment `{made.__name__}` has no method `reset`",
+            "a play begins with `reset(**row)`",
+        )
+    return one
 
 
 def tools_of(environment: object) -> list[Function]:

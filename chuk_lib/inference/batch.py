@@ -172,6 +172,7 @@ class _Work:
             except ChukError as error:
                 if not there:
                     self._waiting.append(_Answer(row, 0, _failed(row, error.message)))
+                    self._give()  # maybe nothing runs that would give it when it ends
                 continue
             requests += found
             answers = [_Answer(row, request.member) for request in found]

@@ -50,10 +50,11 @@ def check_ids(rows: int, tokenizer: LoadedTokenizer, texts: Texts) -> None:
     if first is None:
         return
     name, token = first
+    text = tokenizer.convert_ids_to_tokens(token)
+    what = f"id {token} (no token)" if text is None else f"token `{text}` (id {token})"
     others = f"; {bad:,} of {count:,} rows have such tokens" if count > 1 else ""
     raise DataError(
-        f"{name}: token `{tokenizer.convert_ids_to_tokens(token)}` (id {token}) has no row in the"
-        f" model's embedding of {rows:,} rows{others}",
+        f"{name}: {what} has no row in the model's embedding of {rows:,} rows{others}",
         "resize the embedding to the tokenizer, or take the tokenizer that belongs to the model",
     )
 

@@ -13,6 +13,32 @@ from tests.conftest import RunChuk
 from tests.env.conftest import CALL, write
 
 ROW = '{"prompt": "1+2=", "answer": "3"}'
+WRONG = '''
+class Raises:
+    def __init__(self):
+        raise RuntimeError("no licence")
+
+    def reset(self, **row):
+        return None
+
+
+class NoReset:
+    def go(self, a: int) -> str:
+        """Go.
+
+        Args:
+            a: It.
+        """
+        return "x"
+
+
+class Untyped:
+    def reset(self, **row):
+        return None
+
+    def go(self, a):
+        return a
+'''
 COUNTER = ["--env", "mine.py:Counter"]
 
 
@@ -112,6 +138,13 @@ def test_what_a_model_is_shown(run_chuk: RunChuk, caller: Path, tmp_path: Path) 
     assert "reward: get_reward" in plain.stdout
 
 
+def test_what_cannot_be_made_is_listed_with_its_reason(run_chuk: RunChuk, tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text(WRONG)
+    (one, other) = answered(run_chuk, "env", "ls", "wrong.py")["environments"]
+    assert one["problems"] == {"Raises": "environment `Raises` cannot be made: no licence"}
+    assert "has no docstring" in other["problems"]["go"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -125,12 +158,17 @@ def test_what_a_model_is_shown(run_chuk: RunChuk, caller: Path, tmp_path: Path) 
         (["data", "sample", "prompts.jsonl", "--tool", "mine.py:add"], "no reward says"),
         (["env", "show", "mine.py:Bare"], "has no tools"),
         (["env", "show", "--row", ROW], "nothing to show"),
+        (["env", "show", "wrong.py:Raises"], "cannot be made: no licence"),
+        (["env", "show", "wrong.py:NoReset"], "has no method `reset`"),
+        (["env", "show", "wrong.py:Untyped"], "tool `go` has no schema"),
+        (["env", "play", "wrong.py:Raises"], "cannot be made: no licence"),
+        (["env", "play", "mine.py:Bare"], "has no tools"),
     ],
 )
 def test_what_makes_no_play_is_refused(
     words: list[str], said: str, run_chuk: RunChuk, caller: Path, tmp_path: Path
 ) -> None:
-    write(tmp_path)
+    (write(tmp_path) / "wrong.py").write_text(WRONG)
     done = run_chuk(*words, *(() if words[0] == "env" else ("--model", caller)))
     assert done.returncode == 2
     assert said in done.stderr

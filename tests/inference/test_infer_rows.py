@@ -141,6 +141,17 @@ SAID = {
 }
 
 
+@pytest.mark.parametrize("good", [0, 1])
+def test_rows_of_which_none_can_be_answered_are_told(run_chuk: RunChuk, good: int) -> None:
+    rows = '{"prompt": "Hi"}\n' * good + '{"prompt": [1, 999999]}\n' * 1100
+    done = run_chuk("infer", "-m", LLAMA, "-i", "-", "-n", "2", "--quiet", input=rows)
+    assert done.returncode == 1
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["line"] for one in found] == list(range(1, good + 1101))
+    assert ["error" in one for one in found] == [False] * good + [True] * 1100
+    assert "id 999999 (no token) has no row" in found[-1]["error"]
+
+
 @pytest.mark.parametrize("mode", ["--quiet", "--json"])
 def test_bad_rows_are_named_and_the_others_answered(
     run_chuk: RunChuk, tmp_path: Path, mode: str

@@ -41,7 +41,7 @@ _TOKENS = "set it in the model's own tokenizer_config.json"
 _SAMPLING = (
     "`temperature`, `top_p`, `top_k`, `min_p`, `repetition_penalty` and `stop`, each on its own"
 )
-_PARAMETERS = "chuk_lib's own names: `min_lr_rate`, `num_cycles`, `lr_power`, `num_decay_steps`"
+_PARAMETERS = "each on its own: `min_lr_rate`, `num_cycles`, `lr_power`, `num_decay_steps`"
 
 
 def _dtype(name: str) -> Key:
