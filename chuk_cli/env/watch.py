@@ -124,7 +124,7 @@ def theirs(what: str, run: Callable[[], Found]) -> Found:
     """What code of the user's returns. Raises TrainingError with what it raised."""
     try:
         return run()
-    except Exception as error:
+    except Exception as error:  # the user's own code
         raise TrainingError(
             f"{what} failed: {type(error).__name__}: {error}",
             "`reset` gets the columns of --row by name",
