@@ -70,6 +70,10 @@ if TYPE_CHECKING:
 
 app = App(add_completion=False)
 _DEFAULT = SamplingConfig()
+_BESIDE_TOOLS = (
+    *("--input", "--system", "--chat", "--cache", "--schema", "--regex", "--grammar"),
+    *("--kv-bits", "--draft", "--speculate"),
+)
 
 
 @app.command()
@@ -145,20 +149,9 @@ def infer(
     sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
     table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
     if table.has_tools:
-        refuse_beside_tools(
-            {
-                "--input": input,
-                "--system": system,
-                "--chat": chat,
-                "--cache": cache,
-                "--kv-bits": kv_bits,
-                "--draft": draft,
-                "--schema": schema,
-                "--regex": regex,
-                "--grammar": grammar,
-                "--speculate": None if speculate == "auto" else speculate,
-            }
-        )
+        ways = (kv_bits, draft, None if speculate == "auto" else speculate)
+        beside = (input, system, chat, cache, schema, regex, grammar, *ways)
+        refuse_beside_tools(dict(zip(_BESIDE_TOOLS, beside, strict=True)))
         out.warn_of_idle(sampling.idle)
         player = table.player(out, model, adapter, implementation)
         watch(out, player, _given_row(row, prompt), drawn(sampling))
@@ -172,9 +165,7 @@ def infer(
         )
 
     if job is not None:
-        alone = {"--cache": cache, "--kv-bits": kv_bits, "--draft": draft}
-        if name := next((name for name, given in alone.items() if given is not None), None):
-            raise ConfigError(f"`{name}` is for one prompt, not for rows", "leave it out")
+        _refuse_alone("leave it out", cache, draft, kv_bits)
         made_with = {"model": model, "adapter": adapter, "implementation": implementation}
         if chat_template_kwargs is not None:
             made_with["chat_template_kwargs"] = chat_template_kwargs
@@ -184,14 +175,20 @@ def infer(
     text = _given_prompt(prompt)
     ahead = speculates(speculate)
     if text is None:
-        for name, given in (("--cache", cache), ("--draft", draft)):
-            if given is not None:
-                raise ConfigError(f"`{name}` is for one prompt", "add `--prompt TEXT`")
+        _refuse_alone("add `--prompt TEXT`", cache, draft)
         _talk(load, adapter, sampling, chat, system, out, rule, ahead, kv_bits)
         return
     kept = None if cache is None else (Path(cache).expanduser(), (model, adapter, implementation))
-    guessing = (draft, implementation)
-    _answer(load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept, guessing)
+    _answer(
+        load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept, (draft, implementation)
+    )
+
+
+def _refuse_alone(hint: str, *given: object) -> None:
+    """Raise ConfigError for `--cache`, `--draft` or `--kv-bits` where there is not one prompt."""
+    for name, value in zip(("--cache", "--draft", "--kv-bits"), given, strict=False):
+        if value is not None:
+            raise ConfigError(f"`{name}` is for one prompt", hint)
 
 
 def _talk(

@@ -41,7 +41,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     a GPU."""
     words = request.param.split()
     if words[0] == "lazy":
-        for module in ("engine", "forwards"):
+        for module in ("engine", "engines", "forwards"):
             monkeypatch.setattr(f"chuk_lib.inference.decoder.{module}.on_cpu", lambda: False)
     return words[-1]
 
