@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,10 +124,8 @@ def infer(
 
     The answer streams to stdout, everything else goes to stderr. In a conversation Ctrl-C stops an
     answer and Ctrl-D or `exit` ends it. With --input rows are answered together, in their order; a
-    row's own temperature, top_p, top_k, min_p, penalties, max_tokens, stop and seed count for it.
-    With --schema, --regex or --grammar no token is written that breaks the rule; exit 1
-    says that an answer is not whole. With --env, --tool or --mcp the model plays once, and each
-    turn is printed when it is over.
+    row's own sampling settings count for it. With --schema, --regex or --grammar no token breaks
+    the rule; exit 1: an answer is not whole. With --env, --tool or --mcp the model plays once.
 
     Examples:
       chuk infer --model runs/first --prompt "What is 2 + 3?"
@@ -149,9 +147,8 @@ def infer(
     sampling = SamplingConfig(*told, seed, frequency_penalty, presence_penalty)
     table = PlayOptions(env, tool, mcp, max_turns, max_tool_seconds, max_tool_tokens)
     if table.has_tools:
-        ways = (kv_bits, draft, None if speculate == "auto" else speculate)
-        beside = (input, system, chat, cache, schema, regex, grammar, *ways)
-        refuse_beside_tools(dict(zip(_BESIDE_TOOLS, beside, strict=True)))
+        beside = (input, system, chat, cache, schema, regex, grammar, kv_bits, draft, speculate)
+        refuse_beside_tools(_beside_tools(beside))
         out.warn_of_idle(sampling.idle)
         player = table.player(out, model, adapter, implementation)
         watch(out, player, _given_row(row, prompt), drawn(sampling))
@@ -182,6 +179,12 @@ def infer(
     _answer(
         load, text, sampling, chat, system, out, rule, ahead, kv_bits, kept, (draft, implementation)
     )
+
+
+def _beside_tools(given: Sequence[object]) -> dict[str, object]:
+    """Options that mean nothing beside tools, by name; None where they are not given."""
+    named = dict(zip(_BESIDE_TOOLS, given, strict=True))
+    return named | ({"--speculate": None} if named["--speculate"] == "auto" else {})
 
 
 def _refuse_alone(hint: str, *given: object) -> None:
