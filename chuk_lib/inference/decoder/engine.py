@@ -117,6 +117,8 @@ class NumpyEngine:
 
     def under(self, adapter: int) -> NumpyEngine:
         """One that runs prompts through the model under that adapter."""
+        if self._models[adapter] is self._model:
+            return self
         other = copy.copy(self)
         other._model = self._models[adapter]
         return other
