@@ -19,7 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from chuk_lib.errors import ModelError
+from chuk_lib.errors import ConfigError, ModelError
 from chuk_lib.models.architectures import own_classes
 from chuk_lib.models.architectures.borrowed import borrowed
 from chuk_lib.models.architectures.mended import MENDED
@@ -171,6 +171,8 @@ def classes_for(folder: Path, config: Config, implementation: Implementation) ->
         own = own_classes(flatten_rope(config), implementation)
     except ModelError as error:
         raise ModelError(f"`{folder}`: {error.message}", error.hint) from None
+    except ConfigError:
+        raise
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise _cannot_build(folder, error) from error
     if own is not None:

@@ -27,6 +27,8 @@ OWN = (
     "report.html",
     "tensorboard",
     "wandb",
+    "ray_token",
+    "server.json",
     LOCK,
 )
 """Everything that chuk itself writes into a run directory."""

@@ -25,27 +25,11 @@ from typing import Any
 import yaml
 
 from chuk_lib.errors import ConfigError, ModelError, TrainingError
+from chuk_lib.runs.files import LOCK, OWN
 from chuk_lib.utils.paths import check_folder, make_folder, shell_word, write_whole
 from chuk_lib.utils.text import first_line
 
-_OWN = (
-    "run.json",
-    "config.yaml",
-    "origins.json",
-    "environment.json",
-    "events.jsonl",
-    "completions.jsonl",
-    "checkpoints",
-    "latest",
-    "best",
-    "data.jsonl",
-    "report.html",
-    "tensorboard",
-    "wandb",
-    "ray_token",
-    "server.json",
-)
-_LOCK, _SETTINGS, _ABOUT = ".lock", "config.yaml", "run.json"
+_SETTINGS, _ABOUT = "config.yaml", "run.json"
 
 
 class RunDir:
@@ -187,13 +171,13 @@ class RunDir:
         """Remove what this run wrote, and the folder when nothing else is in it. For a run that
         could not start."""
         self._clear()
-        (self.path / _LOCK).unlink(missing_ok=True)
+        (self.path / LOCK).unlink(missing_ok=True)
         with suppress(OSError):  # something of the user's is in it
             self.path.rmdir()
         self.close()
 
     def _take_lock(self) -> None:
-        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         # `chuk runs` holds it for microseconds to see whether a run is alive.
         for patience in (
             0.05,
@@ -216,7 +200,9 @@ class RunDir:
         )
 
     def _clear(self) -> None:
-        for name in _OWN:
+        for name in OWN:
+            if name == LOCK:  # it is held
+                continue
             target = self.path / name
             if target.is_dir():
                 shutil.rmtree(target)
@@ -231,7 +217,7 @@ def check_output(path: Path, overwrite: bool) -> None:
     if not held:
         return
     is_begun = (path / _SETTINGS).exists()
-    is_run = is_begun or all(entry.name in _OWN for entry in held)
+    is_run = is_begun or all(entry.name in OWN for entry in held)
     if not overwrite:
         resume = f"`chuk train resume {shell_word(path)}` to go on, " if is_begun else ""
         raise ConfigError(
@@ -251,7 +237,7 @@ def _is_leftover(entry: Path) -> bool:
     is_partial = entry.name.startswith(".") and entry.name.endswith(".partial")
     return (
         is_partial
-        or entry.name == _LOCK
+        or entry.name == LOCK
         or (entry.name == "checkpoints" and not any(entry.iterdir()))
     )
 

@@ -156,7 +156,7 @@ COMMANDS = [
         "unset it is 1.0",
     ),
     ("infer -m good -p x -n 0", "max_tokens is 0, it must be 1 or more", "unset it is 512"),
-    ("infer -m good -p x --seed -3", "seed is -3, it must be from 0 to 4294967295", "unset"),
+    ("infer -m good -p x --seed -3", "seed is -3, it must be from 0 to 4294967295", "leave it out"),
     (
         "eval -m good -d good.jsonl --rows 0",
         "'--rows' / '-n': 0 is not in the range",

@@ -221,7 +221,7 @@ def test_rollout_tokens_change_the_batches_and_nothing_else(tiny_model_dir, tmp_
         row["completion"] for row in second[0][0].completions
     ]
     for name in wide:
-        np.testing.assert_allclose(wide[name], narrow[name], atol=1e-4)
+        np.testing.assert_allclose(wide[name], narrow[name], atol=3e-4)
 
 
 def test_eval_num_generations_samples(tiny_model_dir, tmp_path):
