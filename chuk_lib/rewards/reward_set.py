@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from chuk_lib.errors import DataError, TrainingError
+from chuk_lib.rewards.columns import TO_FIND, TO_WRITE
 from chuk_lib.rewards.types import Completions, Logged, Reward
 from chuk_lib.rewards.user_file import describe
 from chuk_lib.utils.torch_apart import torch_shown
@@ -56,6 +57,14 @@ class RewardSet:
         return frozenset(
             name for reward in self.rewards for group in reward.scorer.needs for name in group
         )
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The columns in which the first reward that compares with a text looks for it, first one
+        first: what is shown beside a completion is what it was compared with."""
+        groups = [group for reward in self.rewards for group in reward.scorer.needs]
+        usual = {*TO_WRITE, *TO_FIND}
+        return next((group for group in groups if usual >= {*group}), TO_FIND)
 
     def check_columns(self, available: Iterable[str], where: str) -> None:
         """Raise DataError when a reward needs a column that the data at `where` does not have."""

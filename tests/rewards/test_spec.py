@@ -120,3 +120,10 @@ def test_a_package_that_is_not_there_is_named_with_its_extra() -> None:
         "referencing",
         "reasoning-gym",
     ]
+
+
+def test_what_is_shown_as_wanted_is_what_the_reward_compares_with() -> None:
+    """`exact_match` compares with a completion before an answer, `numeric` the other way round."""
+    shown = {name: load_rewards([name]).wanted[0] for name in ("exact_match", "numeric")}
+    assert shown == {"exact_match": "completion", "numeric": "answer"}
+    assert load_rewards(["length:max=5"]).wanted[0] == "answer"

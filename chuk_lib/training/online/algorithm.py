@@ -17,6 +17,8 @@ import numpy as np
 
 from chuk_lib.inference.config import SamplingConfig
 from chuk_lib.models.heads import output_head
+from chuk_lib.rewards.columns import TO_FIND
+from chuk_lib.rewards.reward_set import RewardSet
 from chuk_lib.training.algorithm import Algorithm, Report, Update
 from chuk_lib.training.online.collect import Collector, PromptPlan, sampling_seed
 from chuk_lib.training.online.config import OnlineConfig
@@ -87,8 +89,10 @@ class OnlineAlgorithm(Algorithm, Generic[Config]):
         if self._played is None:
             return Report()
         played, self._played = self._played, None
-        pace, names = pace_metrics(played), self._collect.rewards.names
-        lines = completion_rows(played.episodes, names, self._rewards(played.episodes))
+        pace, rewards = pace_metrics(played), self._collect.rewards
+        totals = self._rewards(played.episodes)
+        wanted = rewards.wanted if isinstance(rewards, RewardSet) else TO_FIND
+        lines = completion_rows(played.episodes, rewards.names, totals, wanted)
         return Report(played.metrics | pace | self._told(played, pace), lines)
 
     def _told(self, played: Played, pace: dict[str, float]) -> dict[str, float]:

@@ -77,12 +77,15 @@ def pace_metrics(played: Played) -> dict[str, float]:
 
 
 def completion_rows(
-    episodes: Sequence[Episode], names: Sequence[str], rewards: np.ndarray
+    episodes: Sequence[Episode],
+    names: Sequence[str],
+    rewards: np.ndarray,
+    wanted: Sequence[str] = TO_FIND,
 ) -> list[dict[str, Any]]:
-    """A line for each episode: prompt, completion, what was `wanted` where a usual column says so,
-    `rewards` by name, their weighted sum `reward`, `advantage`, what functions gave to `log_extra`,
-    the `turns` where others than the model had a word, tokens that the model wrote, finish reason,
-    and the prompt's row in its file."""
+    """A line for each episode: prompt, completion, what was `wanted` by the first of these columns
+    that the row has, `rewards` by name, their weighted sum `reward`, `advantage`, what functions
+    gave to `log_extra`, the `turns` where others than the model had a word, tokens that the model
+    wrote, finish reason, and the prompt's row in its file."""
     lines = []
     extras = dict.fromkeys(name for one in episodes for name in one.extra)
     for one, reward in zip(episodes, rewards, strict=True):
@@ -94,7 +97,7 @@ def completion_rows(
             "reward": number(reward),
             "rewards": parts,
         }
-        known = [asked.columns[name] for name in TO_FIND if asked.columns.get(name) is not None]
+        known = [asked.columns[name] for name in wanted if asked.columns.get(name) is not None]
         line |= {"wanted": str(known[0])} if known else {}
         line["advantage"] = number(one.advantage)
         extra = {name: one.extra.get(name) for name in extras}
