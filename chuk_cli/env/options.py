@@ -20,6 +20,13 @@ def _tools(*names: str, help: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel="Tools", **more)
 
 
+EnvironmentArgument = Annotated[
+    str | None, typer.Argument(metavar="FILE.py:CLASS", help="The environment.")
+]
+MoreToolsOption = Annotated[
+    list[str] | None,
+    typer.Option("--tool", metavar="FILE.py:FUNCTION", help="One more tool; repeat it."),
+]
 SecondsOption = Annotated[
     float, typer.Option("--max-tool-seconds", metavar="S", min=0.1, help="Deadline of a call.")
 ]

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chuk_cli.env.mcp import arguments_of
-from chuk_cli.env.options import HeatOption, PlayerOption, PlayOptions, SecondsOption
+from chuk_cli.env.options import (
+    EnvironmentArgument,
+    HeatOption,
+    MoreToolsOption,
+    PlayerOption,
+    PlayOptions,
+    SecondsOption,
+)
 from chuk_cli.env.watch import report, reward, row_of, theirs, watch
 from chuk_cli.options import JsonOption, QuietOption, SeedOption
 from chuk_cli.out import Out
@@ -86,13 +93,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
 
 
 def play(
-    environment: Annotated[
-        str | None, typer.Argument(metavar="FILE.py:CLASS", help="The environment.")
-    ] = None,
-    tool: Annotated[
-        list[str] | None,
-        typer.Option("--tool", metavar="FILE.py:FUNCTION", help="One more tool; repeat it."),
-    ] = None,
+    environment: EnvironmentArgument = None,
+    tool: MoreToolsOption = None,
     row: Annotated[
         str,
         typer.Option("--row", metavar="JSON", help="The row of data: `prompt` and other columns."),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from chuk_cli.env.options import PlayOptions
+from chuk_cli.env.options import EnvironmentArgument, MoreToolsOption, PlayOptions
 from chuk_cli.env.watch import row_of, theirs
 from chuk_cli.options import JsonOption, QuietOption
 from chuk_cli.out import Out
@@ -16,13 +16,8 @@ from chuk_lib.errors import ConfigError
 
 
 def show(
-    environment: Annotated[
-        str | None, typer.Argument(metavar="FILE.py:CLASS", help="The environment.")
-    ] = None,
-    tool: Annotated[
-        list[str] | None,
-        typer.Option("--tool", metavar="FILE.py:FUNCTION", help="One more tool; repeat it."),
-    ] = None,
+    environment: EnvironmentArgument = None,
+    tool: MoreToolsOption = None,
     row: Annotated[
         str, typer.Option("--row", metavar="JSON", help="The row that the prompt is made of.")
     ] = '{"prompt": "PROMPT"}',

@@ -14,14 +14,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from chuk_lib import __version__
 from chuk_lib.distributed import weights as travelling
 from chuk_lib.distributed.cluster import TOKEN_FILE, connect, in_words
 from chuk_lib.distributed.parameter_server import NAME, NAMESPACE
 from chuk_lib.errors import ConfigError, TrainingError
 from chuk_lib.training.algorithm import Algorithm, Arrays, Loss, Report, Update
 from chuk_lib.training.config import SFTConfig
-from chuk_lib.training.identity import fingerprint_model
 from chuk_lib.training.optimizers import build_optimizer
 from chuk_lib.training.run import Job
 from chuk_lib.training.updater import Learner, Updater
@@ -170,12 +168,7 @@ def join(
     when all batches are applied. Raises ConfigError without a server, TrainingError when it trains
     something else, or nothing is left to do."""
     client = ParameterServerClient(str(config.parameter_server))
-    own = {"chuk": __version__, "model": fingerprint_model(str(config.model))} | {
-        "weights": ", ".join(
-            f"{name} {bits.shape} {kind}"
-            for name, (kind, bits) in travelling.from_model(job.algorithm.model).items()
-        )
-    }
+    own = travelling.about(job.algorithm.model, str(config.model))
     theirs = client.ask("about")
     if other := [name for name in own if theirs.get(name) != own[name]]:
         raise TrainingError(

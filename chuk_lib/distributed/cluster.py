@@ -22,7 +22,7 @@ from chuk_lib.errors import ChukError, ConfigError, TrainingError
 
 TOKEN_FILE = "ray_token"
 STORE_BYTES = 256 << 20
-LOGS = "what it printed is under /tmp/ray/session_latest/logs"
+LOGS = "what it printed is in `session_latest/logs` of Ray's temporary folder"
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",

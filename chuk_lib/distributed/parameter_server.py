@@ -33,7 +33,6 @@ from chuk_lib.training.checkpoints import (
     prune,
     save_checkpoint,
 )
-from chuk_lib.training.identity import fingerprint_model
 from chuk_lib.training.language_job import complete, prepare_model
 from chuk_lib.training.loading import load_policy
 from chuk_lib.training.optimizers import build_optimizer
@@ -67,12 +66,7 @@ class ParameterServer:
 
     def about(self) -> dict[str, str]:
         """What a worker's must be too."""
-        return {"chuk": __version__, "model": fingerprint_model(str(self._config.model))} | {
-            "weights": ", ".join(
-                f"{name} {bits.shape} {kind}"
-                for name, (kind, bits) in travelling.from_model(self._model).items()
-            )
-        }
+        return travelling.about(self._model, str(self._config.model))
 
     def next_batch(self, worker: str) -> int | None:
         """The batch that a worker computes next: the one it has, a fresh one, or one that another

@@ -13,9 +13,22 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from chuk_lib import __version__
+from chuk_lib.training.identity import fingerprint_model
+
 Weights = dict[str, tuple[str, np.ndarray]]
 """By name: MLX's type, and the bits."""
 _BITS = {"bfloat16": mx.uint16}
+
+
+def about(model: nn.Module, source: str) -> dict[str, str]:
+    """What of a model that was loaded from `source` must be the same on both sides."""
+    arrays = tree_flatten(model.trainable_parameters())
+    return {
+        "chuk": __version__,
+        "model": fingerprint_model(source),
+        "weights": ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in arrays),
+    }
 
 
 def from_model(model: nn.Module) -> Weights:

@@ -45,7 +45,8 @@ class SamplingConfig:
             value = getattr(self, name)
             _check(name, value, -2 <= value <= 2, "from -2 to 2")
         _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
-        _check("seed", self.seed or 0, 0 <= (self.seed or 0) < 2**32, f"from 0 to {2**32 - 1}")
+        seed = self.seed or 0
+        _check("seed", seed, 0 <= seed < 2**32, f"from 0 to {2**32 - 1}", _NO_SEED)
         if isinstance(self.stop, str) or not all(
             isinstance(text, str) and text for text in self.stop
         ):
@@ -72,11 +73,12 @@ class SamplingConfig:
         )
 
 
-def _check(name: str, value: float, right: bool, expected: str) -> None:
+_NO_SEED = "leave it out for another one each time"
+
+
+def _check(name: str, value: float, right: bool, expected: str, hint: str = "") -> None:
     if not right or not math.isfinite(value):
         raise ConfigError(
             f"{name} is {value}, it must be {expected}",
-            "leave it out for another one each time"
-            if name == "seed"
-            else f"unset it is {getattr(SamplingConfig, name)}",
+            hint or f"unset it is {getattr(SamplingConfig, name)}",
         )

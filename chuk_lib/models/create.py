@@ -145,30 +145,13 @@ def plan_model(
     files = parts.files | _template_files(parts.files, chat_template)
     if isinstance(shape, Preset):
         files |= _config_files(shape, parts, rows, context)
-        return NewModel(
-            folder,
-            shape.name,
-            files,
-            parts.size,
-            rows,
-            context,
-            shape.parameters(rows),
-            lambda: _weights(shape, rows, seed),
-        )
-    whole = shape.with_sizes(rows, context) | _token_ids(parts)
-    drawn = InitialWeights(whole, seed)
-    files |= {"config.json": _json(whole), "generation_config.json": _json(_token_ids(parts))}
-    return NewModel(
-        folder,
-        shape.name,
-        files,
-        parts.size,
-        rows,
-        context,
-        drawn.parameters,
-        drawn.draw,
-        drawn.layout,
-    )
+        weights: tuple[Any, ...] = (shape.parameters(rows), lambda: _weights(shape, rows, seed))
+    else:
+        whole = shape.with_sizes(rows, context) | _token_ids(parts)
+        drawn = InitialWeights(whole, seed)
+        files |= {"config.json": _json(whole), "generation_config.json": _json(_token_ids(parts))}
+        weights = (drawn.parameters, drawn.draw, drawn.layout)
+    return NewModel(folder, shape.name, files, parts.size, rows, context, *weights)
 
 
 def _shape(

@@ -85,9 +85,8 @@ def _start(
         found = connection.facts()
         check(places[rank], found, size)
         ports.append(found["port"])
-    shared, own, ring = {}, {FOLDER: str(folder)}, []
-    card = [cards()[:size] if rank < size else range(size) for rank in range(len(places))]
-    if cards():
+    shared, own, ring, here = {}, {FOLDER: str(folder)}, [], cards()
+    if here:
         shared = {
             "MLX_WORLD_SIZE": str(len(places)),
             "NCCL_HOST_IP": places[0].address,
@@ -100,8 +99,8 @@ def _start(
         own["MLX_HOSTFILE"] = str(file)
     for rank in range(len(places)):
         environment = shared | {"MLX_RANK": str(rank)}
-        if cards():  # each of a machine's ranks has one of its cards
-            environment[VARIABLE] = str(card[rank][rank % size])
+        if here:  # each of a machine's ranks has one of its cards
+            environment[VARIABLE] = here[rank] if rank < size else str(rank % size)
         if rank in connections:
             ranks.listen(rank)
             connections[rank].start(arguments, _settings() | environment, ring)

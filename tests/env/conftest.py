@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,8 +82,12 @@ def write(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def caller(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
     """A model that has learned to call `add` with 1 and 2, and to answer what came back."""
-    folder = tmp_path_factory.mktemp("caller")
-    schema = toolbox([add], 1.0).schemas
+    return taught(tiny_model_dir, tmp_path_factory.mktemp("caller"), toolbox([add], 1.0).schemas)
+
+
+def taught(model: Path, folder: Path, schema: list[dict[str, Any]]) -> Path:
+    """The run of a model that has learned, with these tools, to call `add` with 1 and 2, and to
+    answer what came back."""
     messages = [
         {"role": "user", "content": "1+2="},
         {"role": "assistant", "content": "", "tool_calls": [CALL]},
@@ -93,7 +98,7 @@ def caller(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Pa
     (folder / "rows.jsonl").write_text((row + "\n") * 8)
     result = train_sft(
         SFTConfig(
-            model=str(tiny_model_dir),
+            model=str(model),
             data=str(folder / "rows.jsonl"),
             output=str(folder / "run"),
             max_steps=60,

@@ -15,12 +15,11 @@ import pytest
 from mlx.utils import tree_flatten
 
 from chuk_lib.models import load_model
-from chuk_lib.training import SFTConfig, train_sft
 from tests.conftest import RunChuk, chuk_environment
+from tests.env.conftest import taught
 
 SCRIPT = str(Path(__file__).with_name("mcp_server.py"))
 SERVER = shlex.join([sys.executable, SCRIPT])
-CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
 
 
 @pytest.fixture(scope="module")
@@ -34,26 +33,8 @@ def caller(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Pa
         "required": ["a", "b"],
     }
     about = {"name": "add", "description": "The tool add.", "parameters": parameters}
-    messages = [
-        {"role": "user", "content": "1+2="},
-        {"role": "assistant", "content": "", "tool_calls": [CALL]},
-        {"role": "tool", "name": "add", "content": "3"},
-        {"role": "assistant", "content": "3"},
-    ]
-    row = json.dumps({"messages": messages, "tools": [{"type": "function", "function": about}]})
-    (folder / "rows.jsonl").write_text((row + "\n") * 8)
-    result = train_sft(
-        SFTConfig(
-            model=str(tiny_model_dir),
-            data=str(folder / "rows.jsonl"),
-            output=str(folder / "run"),
-            max_steps=60,
-            batch_size=2,
-            learning_rate=1e-2,
-            assistant_only_loss=True,
-        )
-    )
-    return result.run_dir
+    tool = {"type": "function", "function": about}
+    return taught(tiny_model_dir, folder, [tool])
 
 
 def played(run: Path) -> list[tuple[str, float]]:
