@@ -59,6 +59,8 @@ def doctor(
       chuk doctor --hosts first,second
     """
     out = Out.of(json, quiet)
+    if parity is not None and (hosts is not None or hostfile is not None):
+        raise ConfigError("`--parity` checks this machine, not others", "leave one of them out")
     if parity is not None:
         _check_parity(out, parity, _names(only))
         return

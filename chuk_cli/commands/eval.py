@@ -245,6 +245,7 @@ def evaluate(
     )
     if tasks is not None:
         unlike = None if samples == 1 else samples
+        table.refuse_idle()
         drawn = (temperature, k, stop or None, max_tokens, unlike, env, tool or None, mcp or None)
         shown = (column_map or None, chat_template_kwargs)
         refuse_beside_tasks(data, split, max_prompt_length, output, reward or None, *drawn, *shown)

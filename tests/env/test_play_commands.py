@@ -149,6 +149,7 @@ def test_what_cannot_be_made_is_listed_with_its_reason(run_chuk: RunChuk, tmp_pa
     ("words", "said"),
     [
         (["eval", "--data", "prompts.jsonl", "--max-turns", "2"], "`--max-turns` is of plays"),
+        (["eval", "--tasks", "arc_easy", "--max-turns", "2"], "`--max-turns` is of plays"),
         (["infer", "--prompt", "1", "--row", ROW], "`--row` is of plays"),
         (["infer", *COUNTER, "--prompt", "1", "--row", ROW], "both say what is asked"),
         (["infer", *COUNTER, "--input", "prompts.jsonl"], "`--input` means nothing"),

@@ -81,6 +81,8 @@ def test_a_machine_that_cannot_be_reached_is_named(words: list[str], tmp_path: P
     assert checked.returncode == 1
     assert "there: the same versions and paths" in checked.stdout
     assert "gone: `gone` cannot take part" in checked.stdout
+    both = chuk(tmp_path, "doctor", "--parity", "fixtures", "--hostfile", there)
+    assert (both.returncode, "leave one of them out" in both.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
